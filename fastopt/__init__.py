@@ -1,0 +1,12 @@
+"""fastopt: the optimizer step, fused into one pass over memory.
+
+`SGD` and `Adagrad` are optimizers over NumPy arrays; `fused` has the same updates as single calls.
+"""
+
+from . import fused
+from .kernels.pool import get_num_threads, set_num_threads
+from .optimizers import SGD, Adagrad, Optimizer
+
+__version__ = "0.1.0"
+
+__all__ = ["SGD", "Adagrad", "Optimizer", "fused", "get_num_threads", "set_num_threads"]

@@ -1,0 +1,144 @@
+"""What an array must be before its address is taken, and how it lies in memory."""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def address(array: Array) -> int:
+    """Return where an array's first element lies."""
+    return int(array.__array_interface__["data"][0])
+
+
+def extent(array: Array) -> tuple[int, int]:
+    """Return the first address that an array's elements touch, and the first after them."""
+    start = end = address(array)
+    if array.size == 0:
+        return start, end
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        reach = (length - 1) * stride
+        start, end = start + min(reach, 0), end + max(reach, 0)
+    return start, end + array.itemsize
+
+
+def pin(array: Array) -> list[weakref.ref[Array]]:
+    """Keep an array's memory where it is for as long as the result lives.
+
+    NumPy resizes in place what nobody references, or anything with ``refcheck=False``, though never an array with a
+    weak reference to it. An exported buffer or a view do not hinder it, so all owners down the chain need one.
+    """
+    references = []
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        references.append(weakref.ref(owner))
+        owner = owner.base
+    return references
+
+
+class Layout:
+    """The storage order of an array: which axes run backwards, and the order of the axes from slow to fast."""
+
+    def __init__(self, array: Array) -> None:
+        self.backwards = (..., *(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides))
+        # Axes of length 1 have strides without a meaning: they go first.
+        self.axes = sorted(
+            range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -abs(array.strides[axis]))
+        )
+        self.plain = bool(array.flags.c_contiguous)
+
+    def in_storage_order(self, array: Array) -> Array:
+        """View an array with this one's axes turned so that this one would be C-contiguous."""
+        return array if self.plain else array[self.backwards].transpose(self.axes)
+
+    def allocate(self, array: Array, value: float) -> Array:
+        """Return a new array, filled with a value, that lies in memory as this one's does."""
+        like = self.in_storage_order(array)
+        new = np.zeros(like.shape, like.dtype) if value == 0 else np.full(like.shape, value, like.dtype)
+        return new if self.plain else new.transpose(np.argsort(self.axes))[self.backwards]
+
+
+def check_type(what: str, array: Any) -> Array:
+    """Return a plain view of what must be an ordinary NumPy array."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{what} is {_article(array)}, not a NumPy array: pass np.asarray(...) of it, and keep that")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{what} is a masked array, whose mask an update would ignore: pass its .data or .filled()")
+    return array if type(array) is np.ndarray else array.view(np.ndarray)
+
+
+def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
+    """Check an array that a kernel will write: a parameter or a state."""
+    array = check_type(what, array)
+    if array.dtype not in DTYPES:
+        raise TypeError(
+            f"{what} has dtype {_name(array.dtype)}; float32 and float64 can be updated: "
+            f"make it once with .astype(np.float32) and train that"
+        )
+    if not array.flags.writeable:
+        raise ValueError(f"{what} is read-only, and would be updated in place: pass a writable .copy() and use that")
+    layout = Layout(array)
+    if not (array.flags.aligned and layout.in_storage_order(array).flags.c_contiguous):
+        raise ValueError(
+            f"{what} is not dense in memory (shape {array.shape}, strides {array.strides}): "
+            f"pass a .copy() of it, and use that from now on"
+        )
+    return array, layout
+
+
+def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Check that an array has its parameter's dtype and shape."""
+    array = check_type(what, array)
+    if array.dtype != dtype:
+        raise TypeError(f"{what} has dtype {_name(array.dtype)}, {other} {dtype.name}: pass it .astype(np.{dtype.name})")
+    if array.shape != shape:
+        raise ValueError(f"{what} has shape {array.shape}, {other} {shape}: they are paired by index and must agree")
+    return array
+
+
+class Extents:
+    """Arrays in memory that must not overlap, found by address."""
+
+    def __init__(self, named: Iterable[tuple[Hashable, Array]]) -> None:
+        rows = sorted(((*extent(array), name, array) for name, array in named if array.size), key=lambda row: row[:2])
+        self.starts = [row[0] for row in rows]
+        self.ends = [row[1] for row in rows]
+        self.names = [row[2] for row in rows]
+        self.arrays = [row[3] for row in rows]
+
+    def first_overlap(self) -> tuple[Hashable, Hashable] | None:
+        """Return two of the names whose arrays overlap each other."""
+        for i in range(1, len(self.starts)):
+            if self.starts[i] < self.ends[i - 1]:
+                return self.names[i - 1], self.names[i]
+        return None
+
+    def overlapping(self, array: Array) -> Hashable | None:
+        """Return the name of an array that shares an element with this one; the named ones are dense."""
+        start, end = extent(array)
+        i = max(bisect_right(self.starts, start) - 1, 0)
+        while i < len(self.starts) and self.starts[i] < end:
+            # Bounds may overlap where elements do not: a gradient with gaps around a parameter.
+            if self.ends[i] > start and np.shares_memory(self.arrays[i], array):
+                return self.names[i]
+            i += 1
+        return None
+
+
+def _article(value: Any) -> str:
+    module = type(value).__module__.split(".")[0]
+    name = type(value).__name__ if module == "builtins" else f"{module}.{type(value).__name__}"
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"

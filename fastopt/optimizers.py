@@ -1,0 +1,458 @@
+"""The optimizers: SGD and Adagrad, as objects that own the state of the parameters they train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, TypeAlias
+
+import numpy as np
+
+from .arrays import Array, check_like
+from .groups import ParamGroup, check_count
+from .plan import Gradients, Plan, Tensor
+from . import rules
+from .rules import HYPERPARAMETERS, Options, Rule, check
+
+Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]]
+Grads: TypeAlias = Any  # mirrors Params, with None where a parameter has no gradient
+LearningRate: TypeAlias = float | Callable[[int], float]
+
+
+class _Bound:
+    """Stands for the gradients given to `Optimizer.bind`, where None has a meaning of its own."""
+
+    def __repr__(self) -> str:
+        return "<the bound gradients>"
+
+
+BOUND: Final = _Bound()
+
+
+class Optimizer:
+    """What all optimizers share: parameter groups, steps and state dicts. Not to be used by itself.
+
+    An optimizer updates arrays in place and keeps its own state for each. A step is all or nothing: whatever is wrong
+    raises before the first element changes. Steps of one optimizer from several threads wait for each other.
+    """
+
+    _rules: ClassVar[tuple[Rule, ...]]  # those that the options choose between
+    _choose: ClassVar[Callable[[Options], Rule]]
+
+    def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
+        self._defaults = dict(defaults)
+        if not isinstance(params, (np.ndarray, Mapping)) and isinstance(params, Iterable):
+            params = list(params)
+        self._grouped = isinstance(params, list) and len(params) > 0 and isinstance(params[0], Mapping)
+        self._groups: list[ParamGroup] = []
+        self._tensors: list[Tensor] = []
+        for group in params if self._grouped else [{"params": params}]:
+            self._append(group)
+        self._plan = Plan(self._groups, self._tensors, type(self)._choose)
+        self._bound: Gradients | None = None
+
+    def _append(self, given: Any) -> None:
+        if not isinstance(given, Mapping) or "params" not in given:
+            raise TypeError(f"a parameter group is a dict with an entry 'params', not {given!r:.80}")
+        options = {name: value for name, value in given.items() if name != "params"}
+        if unknown := [name for name in options if name not in self._defaults]:
+            raise ValueError(f"unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(self._defaults)}")
+        group = ParamGroup(len(self._groups), given["params"], {**self._defaults, **options})
+        first = len(self._tensors)
+        keys: Sequence[Hashable] = group.members.names or range(first, first + len(group.members))
+        taken = {tensor.key for tensor in self._tensors}
+        for key, array in zip(keys, group.members.arrays, strict=True):
+            if key in taken:
+                raise ValueError(f"two groups have a parameter named {key!r}: give each its own name")
+            self._tensors.append(Tensor(key, array, group))
+        self._groups.append(group)
+
+    @property
+    def _state_names(self) -> list[str]:
+        return list(dict.fromkeys(name for rule in self._rules for name in rule.states))
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """The parameter groups; what is assigned in them takes effect at the next step."""
+        return list(self._groups)
+
+    @property
+    def state(self) -> Mapping[Hashable, Mapping[str, Any]]:
+        """The state of every parameter that has taken a step, by its name or index.
+
+        Each entry has ``step``, an int, and the arrays by name. The arrays are the ones in use: writing into them
+        changes the state. To exchange them or the count, use `load_state_dict`.
+        """
+        with self._plan.lock:
+            self._plan.settle()
+            return MappingProxyType(
+                {
+                    tensor.key: MappingProxyType({"step": tensor.step, **tensor.states})
+                    for tensor in self._tensors
+                    if tensor.step or tensor.states
+                }
+            )
+
+    def step(self, grads: Grads = BOUND) -> None:
+        """Update all parameters in place, by one step.
+
+        Parameters
+        ----------
+        grads : optional
+            Gradients that mirror the parameters as they were given: an array, a list, or a dict with the same keys;
+            with groups, a list with one such entry per group. Each has its parameter's dtype and shape, in any layout;
+            None where a parameter has no gradient, which then neither changes nor counts the step. They are only
+            read, and may be new arrays at each step. Without it, the bound gradients are used.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If gradients do not fit, or an option or a schedule's rate is out of range; nothing has changed then.
+        RuntimeError
+            If no gradients are given and none are bound.
+        """
+        plan = self._plan
+        with plan.lock:
+            if grads is BOUND:
+                if self._bound is None:
+                    raise RuntimeError("step() without gradients needs bound ones: call bind(grads) first")
+                plan.step(self._bound)
+            else:
+                plan.step(plan.check(self._mirrored(grads)))
+
+    def bind(self, grads: Grads) -> None:
+        """Keep gradient arrays that stay where they are, so that ``step()`` need not look at them again.
+
+        That is the fast path: compute each gradient into its array, ``np.matmul(x.T, d, out=grad)`` for instance, and
+        call ``step()``. Bound arrays cannot be resized. ``step(grads)`` with others leaves the binding as it is.
+
+        Parameters
+        ----------
+        grads
+            As for `step`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If gradients do not fit; the previous binding stays then.
+        """
+        mirrored = self._mirrored(grads)
+        if any(isinstance(gradient, np.generic) for gradient in mirrored):
+            raise TypeError("a NumPy scalar never changes, so binding one is useless: bind a 0-d array")
+        with self._plan.lock:
+            self._bound = self._plan.check(mirrored)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add a group of parameters, as in torch.optim; bound gradients have to be bound anew.
+
+        Parameters
+        ----------
+        group : dict
+            ``{"params": ..., "lr": ..., ...}``; options that are not given have the optimizer's defaults.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the group does not fit, or the optimizer was not made with a list of groups; nothing has changed then.
+        """
+        if not self._grouped:
+            raise ValueError("gradients mirror params: to add groups, make the optimizer with a list of groups")
+        with self._plan.lock:
+            tensors, groups = len(self._tensors), len(self._groups)
+            self._plan.settle()
+            self._plan.reset()
+            try:
+                self._append(group)
+                self._plan.validate()
+            except Exception:
+                del self._tensors[tensors:], self._groups[groups:]
+                self._plan.reset()
+                raise
+            self._bound = None
+
+    def _mirrored(self, grads: Grads) -> Sequence[Any]:
+        if not self._grouped:
+            return self._groups[0].members.mirrored(grads)
+        if not isinstance(grads, (list, tuple)) or len(grads) != len(self._groups):
+            raise ValueError(f"with groups, grads must be a list with one entry for each of {len(self._groups)} groups")
+        return [
+            gradient
+            for group, mirror in zip(self._groups, grads, strict=True)
+            for gradient in group.members.mirrored(mirror)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain Python and copies of arrays.
+
+        Returns
+        -------
+        dict
+            ``{"state": {key: {"step": int, name: array, ...}}, "param_groups": [{option: value, ..., "params":
+            [key, ...]}]}``, where keys are the names of the parameters, else their indices. A schedule is not in it,
+            the count of steps that it goes by is.
+        """
+        state = {key: {name: _copy(value) for name, value in entry.items()} for key, entry in self.state.items()}
+        groups = [
+            {**group.options(), "params": [tensor.key for tensor in self._tensors if tensor.group is group]}
+            for group in self._groups
+        ]
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over the state and the options of a `state_dict`; a schedule goes on from its count of steps.
+
+        Parameters
+        ----------
+        state_dict : dict
+            From an optimizer of the same class, over parameters of the same names, shapes and dtypes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is from elsewhere or does not fit; nothing has changed then.
+        """
+        options = self._checked_groups(state_dict)
+        states = self._checked_states(state_dict["state"])
+        with self._plan.lock:
+            for tensor, (step, arrays) in zip(self._tensors, states, strict=True):
+                tensor.restore(step, arrays)
+            for group, values in zip(self._groups, options, strict=True):
+                group.restore(values)
+            self._plan.reset()
+
+    def _checked_groups(self, state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+            raise ValueError("a state dict has the entries 'state' and 'param_groups', as state_dict() returns them")
+        given = state_dict["param_groups"]
+        if not isinstance(given, (list, tuple)) or len(given) != len(self._groups):
+            raise ValueError(f"the state dict must have a list of {len(self._groups)} param_groups, as this optimizer")
+        checked = []
+        for group, entry in zip(self._groups, given, strict=True):
+            keys = [tensor.key for tensor in self._tensors if tensor.group is group]
+            what = f"group {group.index} of the state dict"
+            if not isinstance(entry, Mapping) or set(entry) != set(group):
+                raise ValueError(f"{what} must have the entries {sorted(group)}, those of {type(self).__name__}")
+            if not isinstance(entry["params"], (list, tuple)) or list(entry["params"]) != keys:
+                raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
+            values = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
+            type(self)._choose(values)
+            checked.append({**values, "step": check_count(f"the step of {what}", entry["step"])})
+        return checked
+
+    def _checked_states(self, given: Any) -> list[tuple[int, dict[str, Array]]]:
+        keys = {tensor.key for tensor in self._tensors}
+        if not isinstance(given, Mapping) or not given.keys() <= keys:
+            raise ValueError(f"the state dict has state for {list(given)!r:.200}; the parameters are {list(keys)!r:.200}")
+        return [self._checked_state(tensor, given.get(tensor.key, {"step": 0})) for tensor in self._tensors]
+
+    def _checked_state(self, tensor: Tensor, given: Any) -> tuple[int, dict[str, Array]]:
+        if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {"step", *self._state_names}:
+            names = ", ".join(self._state_names)
+            raise ValueError(f"the state of {tensor} must be a dict of step and {names}, not {given!r:.200}")
+        arrays = {}
+        for name in self._state_names:
+            if name in given:
+                what = f"the {name} of {tensor} in the state dict"
+                source = check_like(what, given[name], "its parameter", tensor.dtype, tensor.shape)
+                arrays[name] = tensor.layout.allocate(tensor.array, 0.0)
+                arrays[name][...] = source
+        return check_count(f"the step of {tensor} in the state dict", given["step"]), arrays
+
+    def __repr__(self) -> str:
+        """Show the class, and for each group its parameters and options."""
+        lines = []
+        for group in self._groups:
+            tensors = [tensor for tensor in self._tensors if tensor.group is group]
+            elements = sum(tensor.array.size for tensor in tensors)
+            dtypes = "/".join(sorted({tensor.dtype.name for tensor in tensors}))
+            options = {**group.options(), **({"lr": group.schedule} if group.schedule else {})}
+            shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            lines.append(f"  group {group.index}: {len(tensors)} arrays, {elements:,} elements, {dtypes}: {shown}\n")
+        return f"{type(self).__name__}(\n{''.join(lines)})"
+
+    def __reduce__(self) -> Any:
+        """Refuse: a copy would train arrays that nobody holds."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied, since it updates arrays of yours in place: "
+            "save state_dict(), and load it into an optimizer over the new arrays"
+        )
+
+
+class SGD(Optimizer):
+    r"""Stochastic gradient descent, plain, with momentum, or with Nesterov momentum.
+
+    For each parameter p with gradient g::
+
+        g <- -g                                       if maximize
+        g <- g + weight_decay * p
+        v <- momentum * v + (1 - dampening) * g       v <- g at the parameter's first gradient
+        p <- p - lr * v                               momentum
+        p <- p - lr * (g + momentum * v)              Nesterov
+        p <- p - lr * g                               momentum = 0, which keeps no v
+
+    Parameters
+    ----------
+    params : array, sequence of arrays, dict of arrays, or list of group dicts
+        What to train, in place: float32 or float64, any shape, writable, dense in memory. A group is
+        ``{"params": ..., "lr": ..., ...}``, with options of its own.
+    lr : float or callable, default 0.001
+        Learning rate, 0 or more; or a schedule ``step -> lr`` of the number of completed steps, from 0.
+    momentum : float, default 0.0
+        Factor of the momentum buffer, 0 or more.
+    dampening : float, default 0.0
+        Takes this share off every gradient but a parameter's first; with momentum only.
+    weight_decay : float, default 0.0
+        L2 penalty, 0 or more.
+    nesterov : bool, default False
+        Look ahead by one step of momentum; requires a momentum, and no dampening.
+    maximize : bool, default False
+        Ascend instead.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+
+    See Also
+    --------
+    fastopt.fused.momentum : the same as one call, on a velocity of your own.
+
+    Notes
+    -----
+    The semantics are those of torch.optim.SGD. Different here: every parameter counts its own steps (``state[...]
+    ["step"]``), and one whose gradient comes late starts late; gradients are never written; each pairs with its
+    parameter by index, whatever its strides.
+
+    In [1]_ and in Keras the rate is inside the velocity, ``v <- momentum * v - lr * g; p <- p + v``: the same while
+    the rate is constant, but not when it changes.
+
+    References
+    ----------
+    .. [1] I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization and momentum in deep
+       learning", ICML 2013.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.ones(3, np.float32)
+    >>> opt = fastopt.SGD(w, lr=0.1, momentum=0.9)
+    >>> opt.step(np.full(3, 2.0, np.float32))
+    >>> w
+    array([0.8, 0.8, 0.8], dtype=float32)
+    """
+
+    _rules = (rules.SGD, rules.MOMENTUM, rules.NESTEROV)
+    _choose = staticmethod(rules.choose_sgd)
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        lr: LearningRate = 0.001,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
+            },
+        )
+
+
+class Adagrad(Optimizer):
+    r"""AdaGrad: a learning rate for each element, divided by the root of its summed squared gradients.
+
+    For each parameter p with gradient g, at this parameter's t-th step, from 1::
+
+        g <- -g                                       if maximize
+        g <- g + weight_decay * p
+        s <- s + g * g                                s starts at initial_accumulator_value
+        p <- p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s) + eps)
+
+    Parameters
+    ----------
+    params : array, sequence of arrays, dict of arrays, or list of group dicts
+        As for `SGD`.
+    lr : float or callable, default 0.01
+        Learning rate, 0 or more; or a schedule ``step -> lr`` of the number of completed steps, from 0.
+    lr_decay : float, default 0.0
+        How fast the rate falls with a parameter's own steps, 0 or more.
+    weight_decay : float, default 0.0
+        L2 penalty, 0 or more.
+    initial_accumulator_value : float, default 0.0
+        Where a parameter's accumulator starts, at its first gradient; 0 or more.
+    eps : float, default 1e-10
+        Keeps the divisor from zero; added to the root, not under it; 0 or more.
+    maximize : bool, default False
+        Ascend instead.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+
+    See Also
+    --------
+    fastopt.fused.adagrad : the same as one call, on an accumulator of your own.
+
+    Notes
+    -----
+    The semantics are those of torch.optim.Adagrad, whose state dict has the same names, ``step`` and ``sum``. Different
+    here: a group's own ``initial_accumulator_value`` counts; state begins with a parameter's first gradient, not with
+    the optimizer; gradients are never written, and pair with their parameters by index.
+
+    Keras and optax put eps under the root, as 1e-7, and start at 0.1.
+
+    References
+    ----------
+    .. [1] J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+       Optimization", JMLR 12, 2011.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.ones(3, np.float32)
+    >>> opt = fastopt.Adagrad(w, lr=0.5)
+    >>> opt.step(np.array([2.0, 0.2, 0.0], np.float32))
+    >>> w
+    array([0.5, 0.5, 1. ], dtype=float32)
+    """
+
+    _rules = (rules.ADAGRAD,)
+    _choose = staticmethod(rules.choose_adagrad)
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        lr: LearningRate = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "lr_decay": lr_decay,
+                "weight_decay": weight_decay,
+                "initial_accumulator_value": initial_accumulator_value,
+                "eps": eps,
+                "maximize": maximize,
+            },
+        )
+
+
+def _copy(value: Any) -> Any:
+    return value.copy(order="K") if isinstance(value, np.ndarray) else value

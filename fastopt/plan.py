@@ -1,0 +1,383 @@
+"""From checked arrays to launches: the tensor table, the chunk table, the hyper rows, and who counts what.
+
+A `Plan` belongs to an optimizer. It splits the tensors into one `Launch` per rule and dtype, and those that take part
+in a step into `Cohort`s, one per hyper row: tensors of one group that have taken the same number of steps. As a rule
+there is one launch and a cohort per group, and a step rewrites nothing but the addresses of new gradients.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Array, Extents, Layout, address, check_dense, check_like, extent, pin
+from .chunks import CHUNK_ELEMENTS, Strides, Table, chunk_table
+from .groups import ParamGroup
+from .kernels import pool
+from .kernels.tables import ABI, HYPERS, JOB, TENSOR
+from .rules import RULES, Row, Rule
+
+# Below this one thread is faster than waking others, measured after a millisecond of other work (`fastopt bench`).
+ELEMENTS_PER_THREAD = 75_000
+
+
+class Tensor:
+    """One parameter: its array, its states, and the count of its own steps."""
+
+    def __init__(self, key: Hashable, param: Any, group: ParamGroup) -> None:
+        self.key = key
+        self.array, self.layout = check_dense(f"parameter {key!r}", param)
+        self.group = group
+        self.dtype = self.array.dtype
+        self.shape = self.array.shape
+        self.strides = self.array.strides
+        self.address = extent(self.array)[0]
+        self.pins = pin(self.array)
+        self.step = 0
+        self.states: dict[str, Array] = {}
+        self.launch: Launch  # the plan's choice, and its row there
+        self.row: int
+
+    def __str__(self) -> str:
+        """Name the parameter, for messages."""
+        return f"parameter {self.key!r}"
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        """Iterate over all that an update writes, with names for messages."""
+        yield str(self), self.array
+        for name, array in self.states.items():
+            yield f"the {name} of {self}", array
+
+    def restore(self, step: int, states: Mapping[str, Array]) -> None:
+        """Take over a count and states, and drop the present ones."""
+        self.step, self.states, self.pins = step, {}, pin(self.array)
+        self.keep(states)
+
+    def keep(self, states: Mapping[str, Array]) -> None:
+        """Take new states, and keep them in place."""
+        self.states.update(states)
+        for array in states.values():
+            self.pins += pin(array)
+
+    def new_states(self, rule: Rule) -> dict[str, Array]:
+        """Allocate what a rule needs and the tensor does not have."""
+        value = self.group[rule.initial] if rule.initial else 0.0
+        return {name: self.layout.allocate(self.array, value) for name in rule.states if name not in self.states}
+
+
+class Gradients:
+    """Gradients that have been checked against their tensors, kept in place for as long as this lives.
+
+    Attributes
+    ----------
+    addresses : array of int64
+        One for each tensor, of the first element in the parameter's storage order; 0 where there is no gradient.
+    taking_part : bytes
+        One byte for each tensor, 1 where there is a gradient.
+    strided : dict
+        Index of a tensor -> how its gradient lies, where that is not as the parameter lies.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], gradients: Sequence[Any], extents: Extents) -> None:
+        self.arrays: list[Array | None] = []
+        self.addresses = np.zeros(len(tensors), np.int64)
+        self.strided: dict[int, Strides] = {}
+        self.pins: list[weakref.ref[Array]] = []
+        for i, (tensor, given) in enumerate(zip(tensors, gradients, strict=True)):
+            if given is None:
+                self.arrays.append(None)
+                continue
+            what = f"the gradient of {tensor}"
+            if isinstance(given, np.generic):  # what a reduction over all axes returns: the gradient of a 0-d parameter
+                given = np.asarray(given)
+            gradient = check_like(what, given, "its parameter", tensor.dtype, tensor.shape)
+            if (other := extents.overlapping(gradient)) is not None:
+                raise ValueError(f"{what} overlaps {other} in memory: pass a .copy() of it")
+            self.arrays.append(gradient)
+            self.pins += pin(gradient)
+            ordered = tensor.layout.in_storage_order(gradient)
+            self.addresses[i] = address(ordered)
+            if not (ordered.flags.c_contiguous and ordered.flags.aligned):
+                self.strided[i] = Strides.of(ordered)
+        self.taking_part = bytes(gradient is not None for gradient in self.arrays)
+
+
+@dataclass(eq=False)
+class Cohort:
+    """The tensors of a step that share a hyper row: one group, one count of steps."""
+
+    group: ParamGroup
+    rule: Rule
+    step: int
+    first: bool  # whether their states begin with this step
+    tensors: list[Tensor] = field(default_factory=list)
+    new_states: list[dict[str, Array]] = field(default_factory=list)
+
+
+class Launch:
+    """One kernel over tensors of one rule, one dtype and these sizes: the tables in memory, and the call."""
+
+    def __init__(self, rule: Rule, dtype: np.dtype[Any], sizes: Sequence[int]) -> None:
+        from .kernels import cpu  # numba, on first use
+
+        self.rule = rule
+        self.itemsize = dtype.itemsize
+        self.sizes = sizes
+        self.elements = sum(sizes)
+        self.table = np.zeros(len(sizes), TENSOR)
+        self.job = np.zeros((), JOB)
+        self.job["abi"] = ABI
+        self.job["tensors"] = address(self.table)
+        self.run = pool.runner(cpu.kernel(rule.name, dtype), address(self.job))
+        self.write_hypers(np.zeros((1, HYPERS)))
+        self.cut({})
+
+    def cut(self, strided: dict[int, Strides]) -> None:
+        """Write the chunk table, for gradients that lie so."""
+        self.strided = strided
+        self.chunks, self.layouts = chunk_table(self.sizes, strided)
+        self.table["layout"] = 0
+        for row in strided:
+            self.table["layout"][row] = address(self.layouts[row : row + 1])
+        self.job["chunks"] = address(self.chunks)
+        # Small tensors are claimed many at once, for about a chunk's worth of work.
+        self.grain = max(1, len(self.chunks) * CHUNK_ELEMENTS // max(self.elements, 1))
+        self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
+        if strided:
+            self.workers = min(self.workers, pool.get_num_threads())
+            self.scratch = np.empty((self.workers, CHUNK_ELEMENTS * self.itemsize), np.uint8)
+            self.job["scratch"] = address(self.scratch)
+            self.job["scratch_bytes"] = self.scratch.shape[1]
+
+    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
+        """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
+        self.table["grad"] = addresses
+        if strided != self.strided:
+            self.cut(strided)
+
+    def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Take the hyper rows, which may change in place, and keep them."""
+        self.hypers = hypers
+        self.job["hypers"] = address(hypers)
+
+    def __call__(self) -> None:
+        """Run the kernel over all chunks."""
+        threads = 1 if self.workers == 1 else min(self.workers, pool.get_num_threads())
+        self.run(len(self.chunks), self.grain, threads)
+
+
+class Plan:
+    """All launches of an optimizer, and what changes between two of its steps.
+
+    Not for several threads at once: whoever calls holds `lock`.
+
+    Parameters
+    ----------
+    groups : sequence of ParamGroup
+    tensors : sequence of Tensor
+        Those of all groups, in order.
+    choose : callable
+        ``choose(options)``, the rule that a group's options ask for; raises ValueError where they contradict.
+    """
+
+    def __init__(
+        self, groups: Sequence[ParamGroup], tensors: Sequence[Tensor], choose: Callable[[ParamGroup], Rule]
+    ) -> None:
+        self.groups = groups
+        self.tensors = tensors
+        self.choose = choose
+        self.rules: list[Rule] = []
+        self.launches: list[Launch] = []
+        self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's tensors
+        self.cohorts: list[Cohort] = []
+        self.hypers = np.zeros((0, HYPERS))
+        self.loaded: Gradients | None = None
+        self.steady = False  # whether the hyper rows can stay as they are
+        self._extents: Extents | None = None
+        self.validate()
+        self.lock = threading.Lock()
+        _plans.add(self)
+
+    def validate(self) -> None:
+        """Check what concerns groups as a whole and all tensors together."""
+        for group in self.groups:
+            self.choose(group)
+        if (pair := self.extents.first_overlap()) is not None:
+            raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass each array once, and copies of its parts")
+
+    @property
+    def extents(self) -> Extents:
+        """Where parameters and states lie, so that gradients can be kept off them."""
+        if self._extents is None:
+            self._extents = Extents(
+named for tensor in self.tensors for named in tensor.arrays())
+        return self._extents
+
+    def check(self, gradients: Sequence[Any]) -> Gradients:
+        """Check gradients, one for each tensor or None."""
+        return Gradients(self.tensors, gradients, self.extents)
+
+    def step(self, gradients: Gradients) -> None:
+        """Update every tensor that has a gradient; whatever can fail comes before the first launch."""
+        for group in self.groups:
+            if group.changed:
+                self._choose_rules()
+        if gradients is not self.loaded:
+            self._load(gradients)
+        if not self.steady:
+            self._write_rows()
+        for launch in self.launches:
+            launch()
+        for cohort in self.cohorts:
+            cohort.step += 1
+            if cohort.first:
+                self._keep_states(cohort)
+        for group in self.groups:
+            group.count()
+
+    def settle(self) -> None:
+        """Write the cohorts' counts back to the tensors."""
+        for cohort in self.cohorts:
+            for tensor in cohort.tensors:
+                tensor.step = cohort.step
+
+    def reset(self) -> None:
+        """Forget the tables, after somebody else has written the tensors' counts and states."""
+        self.rules = []
+        self.cohorts = []
+        self._extents = None
+        for group in self.groups:
+            group.changed = True
+
+    def _choose_rules(self) -> None:
+        rules = [self.choose(group) for group in self.groups]
+        if rules != self.rules:
+            self.loaded = None
+            self.launches = self._split(rules)
+            self.rules = rules
+        self.steady = False
+        for group in self.groups:
+            group.changed = False
+
+    def _split(self, rules: Sequence[Rule]) -> list[Launch]:
+        kinds: dict[tuple[str, np.dtype[Any]], list[int]] = {}
+        for i, tensor in enumerate(self.tensors):
+            kinds.setdefault((rules[tensor.group.index].name, tensor.dtype), []).append(i)
+        launches = []
+        for (name, dtype), indices in kinds.items():
+            members = [self.tensors[i] for i in indices]
+            launch = Launch(RULES[name], dtype, [tensor.array.size for tensor in members])
+            launch.table["param"] = [tensor.address for tensor in members]
+            launches.append(launch)
+            for row, tensor in enumerate(members):
+                tensor.launch, tensor.row = launch, row
+        self.indices = [np.array(indices) for indices in kinds.values()]
+        return launches
+
+    def _load(self, gradients: Gradients) -> None:
+        if self.loaded is None or gradients.taking_part != self.loaded.taking_part:
+            self.loaded = None
+            self._form_cohorts(gradients.taking_part)
+        for launch, indices in zip(self.launches, self.indices, strict=True):
+            strided = {}
+            if gradients.strided:
+                found = ((row, gradients.strided.get(index)) for row, index in enumerate(indices.tolist()))
+                strided = {row: strides for row, strides in found if strides is not None}
+            launch.write_gradients(gradients.addresses[indices], strided)
+        self.loaded = gradients
+
+    def _form_cohorts(self, taking_part: bytes) -> None:
+        self.settle()
+        cohorts: dict[tuple[int, int, bool], Cohort] = {}
+        for tensor, part in zip(self.tensors, taking_part, strict=True):
+            if not part:
+                continue
+            group, rule = tensor.group, self.rules[tensor.group.index]
+            new_states = tensor.new_states(rule)
+            key = group.index, tensor.step, bool(new_states)
+            if key not in cohorts:
+                cohorts[key] = Cohort(group, rule, tensor.step, bool(new_states))
+            cohorts[key].tensors.append(tensor)
+            cohorts[key].new_states.append(new_states)
+        self.cohorts = list(cohorts.values())
+        self.steady = False
+        self.hypers = np.zeros((len(self.cohorts), HYPERS))
+        for launch in self.launches:
+            launch.write_hypers(self.hypers)
+        for number, cohort in enumerate(self.cohorts):
+            for tensor, new_states in zip(cohort.tensors, cohort.new_states, strict=True):
+                row = tensor.launch.table[tensor.row]
+                row["hyper"] = number
+                states = {**tensor.states, **new_states}
+                row["states"][: len(cohort.rule.states)] = [extent(states[name])[0] for name in cohort.rule.states]
+
+    def _write_rows(self) -> None:
+        rates = [group.next_lr() for group in self.groups]
+        for group, rate in zip(self.groups, rates, strict=True):
+            group.take_lr(rate)
+        for row, cohort in zip(self.hypers, self.cohorts, strict=True):
+            numbers = cohort.rule.row(cohort.group, cohort.step + 1, cohort.first)
+            row[: len(numbers)] = numbers
+        self.steady = not (
+            any(group.schedule for group in self.groups)
+            or any(cohort.first or cohort.rule.moves(cohort.group) for cohort in self.cohorts)
+        )
+
+    def _keep_states(self, cohort: Cohort) -> None:
+        for tensor, new_states in zip(cohort.tensors, cohort.new_states, strict=True):
+            tensor.keep(new_states)
+        cohort.first = False
+        cohort.new_states = []
+        self._extents = None
+
+
+_idle: dict[tuple[str, str, int], Launch] = {}  # launches of single updates, kept for the next of their kind
+IDLE_LIMIT = 256
+
+
+def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
+    """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
+    param, layout = check_dense("p", p)
+    gradient = layout.in_storage_order(check_like("g", g, "p", param.dtype, param.shape))
+    arrays = {"p": param}
+    for name, given in states.items():
+        arrays[name], _ = check_dense(name, check_like(name, given, "p", param.dtype, param.shape))
+        if not layout.in_storage_order(arrays[name]).flags.c_contiguous:
+            raise ValueError(f"{name} lies in memory otherwise than p does: make it by np.zeros_like(p)")
+    extents = Extents(arrays.items())
+    pair = extents.first_overlap() or (extents.overlapping(gradient), "g")
+    if pair[0] is not None:
+        raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
+
+    pins = [pin(array) for array in (gradient, *arrays.values())]
+    key = rule.name, param.dtype.name, param.size
+    launch = _idle.pop(key, None) or Launch(rule, param.dtype, [param.size])
+    dense = gradient.flags.c_contiguous and gradient.flags.aligned
+    launch.write_gradients(address(gradient), {} if dense else {0: Strides.of(gradient)})
+    launch.table["param"] = extent(param)[0]
+    launch.table["states"][0, : len(states)] = [extent(arrays[name])[0] for name in states]
+    launch.hypers[0, : len(numbers)] = numbers
+    launch()
+    del pins
+    if len(_idle) < IDLE_LIMIT:
+        _idle[key] = launch
+
+
+_plans: weakref.WeakSet[Plan] = weakref.WeakSet()
+
+
+def _unlock_in_child() -> None:
+    """Free the locks that threads held which a forked child does not have."""
+    for plan in _plans:
+        plan.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_in_child)

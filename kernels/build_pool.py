@@ -1,0 +1,32 @@
+"""Builds ``fastopt.kernels._pool``, the pool's extension, through cffi; called by ``setup.py``."""
+
+import re
+import sys
+from pathlib import Path
+
+import cffi
+
+HERE = Path(__file__).parent
+
+
+def declarations(header: str) -> str:
+    """The part of the header that cffi reads: plain C between its two marks."""
+    match = re.search(r"/\* begin \*/(.*)/\* end \*/", header, re.DOTALL)
+    if match is None:
+        raise ValueError("fastopt.h has lost its begin and end marks")
+    return match.group(1)
+
+
+ffi = cffi.FFI()
+ffi.cdef(declarations((HERE / "fastopt.h").read_text(encoding="utf-8")))
+ffi.set_source(
+    "fastopt.kernels._pool",
+    '#include "fastopt.h"',
+    sources=["kernels/pool.cpp"],
+    depends=["kernels/fastopt.h"],
+    include_dirs=["kernels"],
+    source_extension=".cpp",
+    extra_compile_args=["/std:c++17", "/EHsc"] if sys.platform == "win32" else ["-std=c++17", "-O2", "-pthread"],
+    extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
+    optional=True,  # without a compiler the same kernels run on one thread; `fastopt info` says so
+)

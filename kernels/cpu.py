@@ -1,0 +1,248 @@
+"""Every update rule as a scalar function, and the loop that runs any of them over the chunks of a job.
+
+A rule takes a parameter, its gradient, its states and its hyperparameters, and returns the new parameter and states.
+It computes in the parameter's own type, whatever types its hyperparameters arrive in: a Python float beside a float32
+array would make Numba go on in float64, at half the speed. Rules stand from the simplest to the hardest.
+
+Rules and the loop stay in this one file: Numba's disk cache notices changes only in the file of the cached function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import inspect
+import threading
+from pathlib import Path
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.core.caching import FunctionCache
+from numba.extending import intrinsic, overload
+
+from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, TENSOR
+
+# With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
+compiled = njit(error_model="numpy")
+
+STATES = {}  # name of a rule -> how many states it has
+RULES = []  # their functions, in the same order
+
+
+def rule(states):
+    """Register a scalar function as a rule with so many states."""
+
+    def register(function):
+        STATES[function.__name__] = states
+        RULES.append(compiled(function))
+        return RULES[-1]
+
+    return register
+
+
+@rule(states=0)
+def sgd(p, g, lr):
+    real = type(p)
+    return p - real(lr) * g
+
+
+@rule(states=1)
+def momentum(p, g, v, lr, momentum):
+    real = type(p)
+    v = real(momentum) * v + g
+    return p - real(lr) * v, v
+
+
+@rule(states=1)
+def nesterov(p, g, v, lr, momentum):
+    real = type(p)
+    v = real(momentum) * v + g
+    return p - real(lr) * (g + real(momentum) * v), v
+
+
+@rule(states=1)
+def adagrad(p, g, s, lr, eps):
+    real = type(p)
+    s = s + g * g
+    return p - real(lr) * g / (np.sqrt(s) + real(eps)), s
+
+
+def apply(rule, i, p, g, states, hypers):
+    """Element i of p and of its states, updated by the rule of that number; the compiler chooses, in ``_apply``."""
+    raise TypeError("apply() exists in compiled code only")
+
+
+@overload(apply, prefer_literal=True, inline="always")
+def _apply(rule, i, p, g, states, hypers):
+    function = RULES[rule.literal_value]
+    states_used = STATES[function.__name__]
+    used = len(inspect.signature(function.py_func).parameters) - 2 - states_used
+
+    def stateless(rule, i, p, g, states, hypers):
+        p[i] = function(p[i], g, *hypers[:used])
+
+    def one_state(rule, i, p, g, states, hypers):
+        p[i], states[0][i] = function(p[i], g, states[0][i], *hypers[:used])
+
+    return (stateless, one_state)[states_used]
+
+
+@compiled
+def update(rule, p, g, states, scale, decay, hypers):
+    """One run of elements. Weight decay is a test here, outside the loop, where it costs nothing."""
+    if decay == 0:
+        for i in range(p.size):
+            apply(rule, i, p, scale * g[i], states, hypers)
+    else:
+        for i in range(p.size):
+            apply(rule, i, p, scale * g[i] + decay * p[i], states, hypers)
+
+
+@intrinsic
+def pointer(typing_context, address):
+    """An address from a table as the pointer that it is."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(address), generate
+
+
+@compiled
+def gather(out, grad, rows, length, row_stride, item_stride, real):
+    """Copy a tile of a gradient into the parameter's order, along whichever axis is denser in the gradient."""
+    if abs(row_stride) < abs(item_stride):
+        for i in range(length):
+            for r in range(rows):
+                out[r * length + i] = carray(pointer(grad + r * row_stride + i * item_stride), 1, real)[0]
+    else:
+        for r in range(rows):
+            for i in range(length):
+                out[r * length + i] = carray(pointer(grad + r * row_stride + i * item_stride), 1, real)[0]
+
+
+SIGNATURE = types.void(types.intp, types.int64, types.int64, types.int64)  # fastopt_kernel
+
+
+def make_kernel(name, dtype):
+    """Define the kernel of a rule for a dtype: a plain function, for ``cfunc``.
+
+    It closes over plain constants only, since a closure over a compiled function never hits Numba's cache; and it has
+    a name of its own, since functions that share a name share a cache index, in which two processes can mistake one
+    variant for another.
+    """
+    number = list(STATES).index(name)
+    real = np.dtype(dtype).type
+    size = np.dtype(dtype).itemsize
+
+    def kernel(job_address, begin, end, worker):
+        job = carray(pointer(job_address), 1, JOB)[0]
+        chunks = carray(pointer(job.chunks), end, CHUNK)
+        for c in range(begin, end):
+            chunk = chunks[c]
+            tensor = carray(pointer(job.tensors), chunk.tensor + 1, TENSOR)[chunk.tensor]
+            if tensor.grad == 0:
+                continue
+            row = carray(pointer(job.hypers), (tensor.hyper + 1, HYPERS), np.float64)[tensor.hyper]
+            scale, decay = real(row[0]), real(row[1])
+            hypers = (real(row[2]), real(row[3]), real(row[4]), real(row[5]), real(row[6]), real(row[7]))
+            runs, length, step = 1, chunk.length, 0
+            grad = tensor.grad + chunk.grad_offset * size
+            if tensor.layout != 0:
+                layout = carray(pointer(tensor.layout), 1, LAYOUT)[0]
+                runs, step = chunk.rows, layout.param_row
+                grad = job.scratch + worker * job.scratch_bytes
+                gather(
+                    carray(pointer(grad), runs * length, real),
+                    tensor.grad + chunk.grad_offset,
+                    runs,
+                    length,
+                    layout.grad_row,
+                    layout.grad_item,
+                    real,
+                )
+                if step == length:  # whole rows: the tile is one run
+                    runs, length = 1, runs * length
+            for r in range(runs):
+                at = (chunk.offset + r * step) * size
+                update(
+                    number,
+                    carray(pointer(tensor.param + at), length, real),
+                    carray(pointer(grad + r * length * size), length, real),
+                    (
+                        carray(pointer(tensor.states[0] + at), length, real),
+                        carray(pointer(tensor.states[1] + at), length, real),
+                        carray(pointer(tensor.states[2] + at), length, real),
+                    ),
+                    scale,
+                    decay,
+                    hypers,
+                )
+
+    kernel.__name__ = kernel.__qualname__ = f"{name}_{np.dtype(dtype).name}_abi{ABI}"
+    return kernel
+
+
+_kernels = {}
+_lock = threading.RLock()
+
+
+def kernel(name, dtype):
+    """The compiled kernel of a rule for a dtype, as a Numba ``CFunc``; it lives as long as the process."""
+    key = name, np.dtype(dtype).name
+    if key not in _kernels:
+        with _lock, _one_process_at_a_time():
+            if key not in _kernels:
+                _kernels[key] = _compile(make_kernel(name, dtype))
+    return _kernels[key]
+
+
+def _compile(function):
+    wrap = functools.partial(cfunc, SIGNATURE, error_model="numpy")
+    try:
+        compiled_kernel = wrap(cache=cache_directory() is not None)(function)
+    except OSError:  # the disk is full, or was taken away: compile in every process
+        compiled_kernel = wrap()(function)
+    # One reference too many, on purpose: a daemon thread may still run this code while the interpreter shuts down.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(compiled_kernel))
+    return compiled_kernel
+
+
+def cache_directory():
+    """Where Numba keeps the compiled kernels, or None where no directory is writable."""
+    try:
+        return Path(FunctionCache(make_kernel("sgd", np.float32)).cache_path)
+    except RuntimeError:  # "cannot cache function: no locator available"
+        return None
+
+
+def cached(name, dtype):
+    """Whether this version of a rule's kernel for a dtype lies in the cache, whichever processor it was compiled for."""
+    directory = cache_directory()
+    qualname = make_kernel(name, dtype).__qualname__
+    return directory is not None and any(directory.glob(f"*.{qualname}-*.nbi"))
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time():
+    """Hold a lock between processes while compiling, where the system and the directory allow it.
+
+    Numba reads, changes and writes an index file without a lock. Each kernel has an index of its own, so that without
+    this lock two processes do the same work twice; with machines of two kinds on one shared directory, it is needed.
+    """
+    directory = cache_directory()
+    try:
+        import fcntl
+
+        if directory is None:
+            raise OSError("no cache directory")
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / "fastopt.lock", "a")  # noqa: SIM115 (closed below, which also unlocks)
+    except (ImportError, OSError):
+        yield
+        return
+    with file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

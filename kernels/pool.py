@@ -1,0 +1,91 @@
+"""Who runs a kernel: the threads of the pool, or, where the extension was not built, the calling thread alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from .tables import ABI
+
+try:
+    from ._pool import ffi, lib
+except ImportError:
+    ffi = lib = None
+
+available: bool = lib is not None
+
+if available and lib.fastopt_abi() != ABI:
+    raise ImportError(
+        f"fastopt's thread pool was built for ABI {lib.fastopt_abi()}, its tables have ABI {ABI}: install fastopt again"
+    )
+
+_num_threads: int | None = None
+
+
+def cores() -> int:
+    """Count the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def get_num_threads() -> int:
+    """Return how many threads, the caller's included, a large update may use.
+
+    Without a call of `set_num_threads` that is ``FASTOPT_NUM_THREADS`` from the environment, else the number of
+    processors that this process may use. Small updates run on the calling thread whatever the number.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If ``FASTOPT_NUM_THREADS`` is not a whole number of 1 or more.
+    """
+    global _num_threads
+    if _num_threads is None:
+        text = os.environ.get("FASTOPT_NUM_THREADS", "").strip()
+        if text and not (text.isdecimal() and int(text) >= 1):
+            raise ValueError(f"FASTOPT_NUM_THREADS is {text!r}; set it to a whole number of 1 or more, or unset it")
+        _num_threads = int(text) if text else cores()
+    return _num_threads
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads, the caller's included, a large update may use from now on.
+
+    It concerns fastopt's own pool alone; the threads of Numba, PyTorch and OpenMP are left as they are.
+
+    Parameters
+    ----------
+    n : int
+        1 or more.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If n is not a whole number, or below 1.
+    """
+    global _num_threads
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"the number of threads must be an int, not {type(n).__name__}")
+    if n < 1:
+        raise ValueError(f"the number of threads must be 1 or more, not {n}")
+    _num_threads = n.__index__()
+
+
+def runner(kernel: Any, job_address: int) -> Callable[[int, int, int], None]:
+    """Bind a compiled kernel to a job: a function of (chunks, chunks a claim, threads).
+
+    The caller keeps the job, and all that it points to, alive and in place while the function can be called. The
+    function releases the GIL.
+    """
+    if available:
+        return functools.partial(
+            lib.fastopt_run, ffi.cast("fastopt_kernel", kernel.address), ffi.cast("fastopt_job *", job_address)
+        )
+    return lambda chunks, grain, threads: kernel.ctypes(job_address, 0, chunks, 0)

@@ -1,0 +1,44 @@
+"""The tables a kernel reads, as NumPy dtypes: the host's side of ``fastopt.h``.
+
+The header says what every field means; a test holds names, sizes and offsets of the two equal.
+"""
+
+import numpy as np
+
+ABI = 1
+STATES = 3
+HYPERS = 8
+
+TENSOR = np.dtype(
+    [
+        ("param", np.int64),
+        ("grad", np.int64),
+        ("states", np.int64, (STATES,)),
+        ("auxiliary", np.int64),
+        ("layout", np.int64),
+        ("hyper", np.int32),
+        ("flags", np.int32),
+    ]
+)
+LAYOUT = np.dtype([("param_row", np.int64), ("grad_row", np.int64), ("grad_item", np.int64)])
+CHUNK = np.dtype(
+    [
+        ("tensor", np.int32),
+        ("rows", np.int32),
+        ("offset", np.int64),
+        ("grad_offset", np.int64),
+        ("length", np.int64),
+    ]
+)
+JOB = np.dtype(
+    [
+        ("abi", np.int64),
+        ("tensors", np.int64),
+        ("chunks", np.int64),
+        ("hypers", np.int64),
+        ("partials", np.int64),
+        ("scratch", np.int64),
+        ("scratch_bytes", np.int64),
+        ("skip", np.int64),
+    ]
+)
