@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_right
 from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from .kernels.reader import Array, address
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-def address(array: Array) -> int:
-    """Return where an array's first element lies."""
-    return int(array.__array_interface__["data"][0])
 
 
 def extent(array: Array) -> tuple[int, int]:
@@ -55,6 +48,7 @@ class Layout:
             range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -abs(array.strides[axis]))
         )
         self.plain = bool(array.flags.c_contiguous)
+        self.forwards = all(stride >= 0 for stride in array.strides)  # so that address and strides say all
 
     def in_storage_order(self, array: Array) -> Array:
         """View an array with this one's axes turned so that this one would be C-contiguous."""
@@ -110,8 +104,8 @@ class Extents:
 
     def __init__(self, named: Iterable[tuple[Hashable, Array]]) -> None:
         rows = sorted(((*extent(array), name, array) for name, array in named if array.size), key=lambda row: row[:2])
-        self.starts = [row[0] for row in rows]
-        self.ends = [row[1] for row in rows]
+        self.starts = np.array([row[0] for row in rows], np.int64)
+        self.ends = np.array([row[1] for row in rows], np.int64)
         self.names = [row[2] for row in rows]
         self.arrays = [row[3] for row in rows]
 
@@ -125,12 +119,11 @@ class Extents:
     def overlapping(self, array: Array) -> Hashable | None:
         """Return the name of an array that shares an element with this one; the named ones are dense."""
         start, end = extent(array)
-        i = max(bisect_right(self.starts, start) - 1, 0)
-        while i < len(self.starts) and self.starts[i] < end:
+        first = int(np.searchsorted(self.ends, start, "right"))
+        for i in range(first, int(np.searchsorted(self.starts, end, "left"))):
             # Bounds may overlap where elements do not: a gradient with gaps around a parameter.
-            if self.ends[i] > start and np.shares_memory(self.arrays[i], array):
+            if np.shares_memory(self.arrays[i], array):
                 return self.names[i]
-            i += 1
         return None
 
 

@@ -118,7 +118,7 @@ class Optimizer:
                     raise RuntimeError("step() without gradients needs bound ones: call bind(grads) first")
                 plan.step(self._bound)
             else:
-                plan.step(plan.check(self._mirrored(grads)))
+                plan.step(Gradients(plan, self._mirrored(grads)))
 
     def bind(self, grads: Grads) -> None:
         """Keep gradient arrays that stay where they are, so that ``step()`` need not look at them again.
@@ -140,7 +140,9 @@ class Optimizer:
         if any(isinstance(gradient, np.generic) for gradient in mirrored):
             raise TypeError("a NumPy scalar never changes, so binding one is useless: bind a 0-d array")
         with self._plan.lock:
-            self._bound = self._plan.check(mirrored)
+            gradients = Gradients(self._plan, mirrored)
+            gradients.keep_in_place()
+            self._bound = gradients
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add a group of parameters, as in torch.optim; bound gradients have to be bound anew.

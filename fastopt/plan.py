@@ -21,6 +21,7 @@ from .arrays import Array, Extents, Layout, address, check_dense, check_like, ex
 from .chunks import CHUNK_ELEMENTS, Strides, Table, chunk_table
 from .groups import ParamGroup
 from .kernels import pool
+from .kernels.reader import UNREAD, Reader, read_alike
 from .kernels.tables import ABI, HYPERS, JOB, TENSOR
 from .rules import RULES, Row, Rule
 
@@ -73,7 +74,7 @@ class Tensor:
 
 
 class Gradients:
-    """Gradients that have been checked against their tensors, kept in place for as long as this lives.
+    """Gradients that have been checked against their tensors, and held.
 
     Attributes
     ----------
@@ -85,28 +86,31 @@ class Gradients:
         Index of a tensor -> how its gradient lies, where that is not as the parameter lies.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], gradients: Sequence[Any], extents: Extents) -> None:
-        self.arrays: list[Array | None] = []
-        self.addresses = np.zeros(len(tensors), np.int64)
+    def __init__(self, plan: Plan, given: Sequence[Any]) -> None:
+        self.arrays = list(given)
         self.strided: dict[int, Strides] = {}
-        self.pins: list[weakref.ref[Array]] = []
-        for i, (tensor, given) in enumerate(zip(tensors, gradients, strict=True)):
-            if given is None:
-                self.arrays.append(None)
-                continue
-            what = f"the gradient of {tensor}"
-            if isinstance(given, np.generic):  # what a reduction over all axes returns: the gradient of a 0-d parameter
-                given = np.asarray(given)
-            gradient = check_like(what, given, "its parameter", tensor.dtype, tensor.shape)
-            if (other := extents.overlapping(gradient)) is not None:
-                raise ValueError(f"{what} overlaps {other} in memory: pass a .copy() of it")
-            self.arrays.append(gradient)
-            self.pins += pin(gradient)
-            ordered = tensor.layout.in_storage_order(gradient)
-            self.addresses[i] = address(ordered)
-            if not (ordered.flags.c_contiguous and ordered.flags.aligned):
-                self.strided[i] = Strides.of(ordered)
-        self.taking_part = bytes(gradient is not None for gradient in self.arrays)
+        self.addresses, unread, none = plan.reader.read(self.arrays)
+        if unread:
+            for i in np.flatnonzero(self.addresses == UNREAD).tolist():
+                self._check(i, plan.tensors[i], plan.extents)
+        self.taking_part = (self.addresses != 0).tobytes() if none else plan.everyone
+
+    def _check(self, i: int, tensor: Tensor, extents: Extents) -> None:
+        what = f"the gradient of {tensor}"
+        given = self.arrays[i]
+        if isinstance(given, np.generic):  # what a reduction over all axes returns: the gradient of a 0-d parameter
+            given = np.asarray(given)
+        gradient = self.arrays[i] = check_like(what, given, "its parameter", tensor.dtype, tensor.shape)
+        if (other := extents.overlapping(gradient)) is not None:
+            raise ValueError(f"{what} overlaps {other} in memory: pass a .copy() of it")
+        ordered = tensor.layout.in_storage_order(gradient)
+        self.addresses[i] = address(ordered)
+        if not (ordered.flags.c_contiguous and ordered.flags.aligned):
+            self.strided[i] = Strides.of(ordered)
+
+    def keep_in_place(self) -> None:
+        """Hinder all resizing, also that without a check of references, for as long as this lives."""
+        self.pins = [reference for array in self.arrays if array is not None for reference in pin(array)]
 
 
 @dataclass(eq=False)
@@ -132,6 +136,8 @@ class Launch:
         self.sizes = sizes
         self.elements = sum(sizes)
         self.table = np.zeros(len(sizes), TENSOR)
+        self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
+        self.gradients = self.addresses[:, 1]
         self.job = np.zeros((), JOB)
         self.job["abi"] = ABI
         self.job["tensors"] = address(self.table)
@@ -158,7 +164,7 @@ class Launch:
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
-        self.table["grad"] = addresses
+        self.gradients[:] = addresses
         if strided != self.strided:
             self.cut(strided)
 
@@ -201,6 +207,7 @@ class Plan:
         self.loaded: Gradients | None = None
         self.steady = False  # whether the hyper rows can stay as they are
         self._extents: Extents | None = None
+        self._reader: Reader | None = None
         self.validate()
         self.lock = threading.Lock()
         _plans.add(self)
@@ -220,9 +227,18 @@ class Plan:
 named for tensor in self.tensors for named in tensor.arrays())
         return self._extents
 
-    def check(self, gradients: Sequence[Any]) -> Gradients:
-        """Check gradients, one for each tensor or None."""
-        return Gradients(self.tensors, gradients, self.extents)
+    @property
+    def everyone(self) -> bytes:
+        """What `Gradients.taking_part` is where there is a gradient for every tensor."""
+        return b"\1" * len(self.tensors)
+
+    @property
+    def reader(self) -> Reader:
+        """What reads the addresses of gradients that lie as their parameters do, and off all that an update writes."""
+        if self._reader is None:
+            expected = [tensor.array if tensor.layout.forwards else None for tensor in self.tensors]
+            self._reader = Reader(expected, self.extents.starts, self.extents.ends)
+        return self._reader
 
     def step(self, gradients: Gradients) -> None:
         """Update every tensor that has a gradient; whatever can fail comes before the first launch."""
@@ -252,7 +268,7 @@ named for tensor in self.tensors for named in tensor.arrays())
         """Forget the tables, after somebody else has written the tensors' counts and states."""
         self.rules = []
         self.cohorts = []
-        self._extents = None
+        self._forget_extents()
         for group in self.groups:
             group.changed = True
 
@@ -335,17 +351,37 @@ named for tensor in self.tensors for named in tensor.arrays())
             tensor.keep(new_states)
         cohort.first = False
         cohort.new_states = []
-        self._extents = None
+        self._forget_extents()
+
+    def _forget_extents(self) -> None:
+        self._extents = self._reader = None
 
 
-_idle: dict[tuple[str, str, int], Launch] = {}  # launches of single updates, kept for the next of their kind
+_idle: dict[tuple[str, np.dtype[Any], int], Launch] = {}  # launches of single updates, kept for the next of their kind
 IDLE_LIMIT = 256
 
 
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
     """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
+    read = read_alike([p, g, *states.values()])
+    addresses, dtype, size, strided = (*read, {}) if read else _read_single(p, g, states)
+    key = rule.name, dtype, size
+    launch = _idle.pop(key, None) or Launch(rule, dtype, [size])
+    if strided != launch.strided:
+        launch.cut(strided)
+    launch.addresses[0, : len(addresses)] = addresses
+    launch.hypers[0, : len(numbers)] = numbers
+    launch()
+    if len(_idle) < IDLE_LIMIT:
+        _idle[key] = launch
+
+
+def _read_single(
+    p: Any, g: Any, states: Mapping[str, Any]
+) -> tuple[list[int], np.dtype[Any], int, dict[int, Strides]]:
+    """Check the arrays of a single update, whatever they are, and say where and how they lie."""
     param, layout = check_dense("p", p)
-    gradient = layout.in_storage_order(check_like("g", g, "p", param.dtype, param.shape))
+    gradient = check_like("g", np.asarray(g) if isinstance(g, np.generic) else g, "p", param.dtype, param.shape)
     arrays = {"p": param}
     for name, given in states.items():
         arrays[name], _ = check_dense(name, check_like(name, given, "p", param.dtype, param.shape))
@@ -355,19 +391,10 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
     pair = extents.first_overlap() or (extents.overlapping(gradient), "g")
     if pair[0] is not None:
         raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
-
-    pins = [pin(array) for array in (gradient, *arrays.values())]
-    key = rule.name, param.dtype.name, param.size
-    launch = _idle.pop(key, None) or Launch(rule, param.dtype, [param.size])
-    dense = gradient.flags.c_contiguous and gradient.flags.aligned
-    launch.write_gradients(address(gradient), {} if dense else {0: Strides.of(gradient)})
-    launch.table["param"] = extent(param)[0]
-    launch.table["states"][0, : len(states)] = [extent(arrays[name])[0] for name in states]
-    launch.hypers[0, : len(numbers)] = numbers
-    launch()
-    del pins
-    if len(_idle) < IDLE_LIMIT:
-        _idle[key] = launch
+    ordered = layout.in_storage_order(gradient)
+    dense = ordered.flags.c_contiguous and ordered.flags.aligned
+    start, *rest = (extent(array)[0] for array in arrays.values())
+    return [start, address(ordered), *rest], param.dtype, param.size, {} if dense else {0: Strides.of(ordered)}
 
 
 _plans: weakref.WeakSet[Plan] = weakref.WeakSet()

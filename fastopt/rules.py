@@ -29,6 +29,8 @@ class Number:
 
     def check(self, name: str, value: Any) -> float:
         """Return the value as a float, or raise an error that names it."""
+        if type(value) is float and self.minimum <= value < math.inf:
+            return value  # the usual case, ten times as fast as asking an abstract class
         if isinstance(value, np.ndarray) and value.ndim == 0:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -46,6 +48,8 @@ class Flag:
 
     def check(self, name: str, value: Any) -> bool:
         """Return the value as a bool, or raise an error that names it."""
+        if value is True or value is False:
+            return value
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"Invalid {name}: {value!r}; it must be True or False")
         return bool(value)

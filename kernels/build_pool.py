@@ -1,4 +1,4 @@
-"""Builds ``fastopt.kernels._pool``, the pool's extension, through cffi; called by ``setup.py``."""
+"""Builds ``fastopt.kernels._pool``, the extension with the pool and the reader, through cffi for ``setup.py``."""
 
 import re
 import sys
@@ -22,10 +22,11 @@ ffi.cdef(declarations((HERE / "fastopt.h").read_text(encoding="utf-8")))
 ffi.set_source(
     "fastopt.kernels._pool",
     '#include "fastopt.h"',
-    sources=["kernels/pool.cpp"],
+    sources=["kernels/pool.cpp", "kernels/reader.cpp"],
     depends=["kernels/fastopt.h"],
     include_dirs=["kernels"],
     source_extension=".cpp",
+    py_limited_api=False,  # the reader uses the buffer protocol, which the limited API of Python 3.10 lacks
     extra_compile_args=["/std:c++17", "/EHsc"] if sys.platform == "win32" else ["-std=c++17", "-O2", "-pthread"],
     extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
     optional=True,  # without a compiler the same kernels run on one thread; `fastopt info` says so

@@ -10,6 +10,8 @@
 #define FASTOPT_STATES 3 /* state arrays that a tensor has room for */
 #define FASTOPT_HYPERS 8 /* doubles in a hyper row */
 
+#define FASTOPT_NDIM 64  /* axes of an array, at most */
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -63,6 +65,32 @@ typedef void (*fastopt_kernel)(const fastopt_job *job, int64_t begin, int64_t en
 /* Runs a kernel over all chunks of a job, `grain` of them at a time, on the calling thread and up to threads - 1
  * others, and returns when all is done. From any thread, any number at once. */
 void fastopt_run(fastopt_kernel kernel, const fastopt_job *job, int64_t chunks, int64_t grain, int32_t threads);
+
+/* What an array is expected to be. */
+typedef struct fastopt_shape {
+    const int64_t *lengths; /* of the axes */
+    const int64_t *strides; /* in bytes */
+    int64_t ndim;           /* -1: as nothing is */
+    int64_t itemsize;
+    int64_t format; /* 'f' or 'd' */
+} fastopt_shape;
+
+/* Ranges of addresses, in order and apart. */
+typedef struct fastopt_extents {
+    int64_t count;
+    const int64_t *starts;
+    const int64_t *ends;
+} fastopt_extents;
+
+/* Reads the addresses of the n items of a Python list, each expected to be exactly of a type, of its shape, and off all
+ * that is occupied: 0 for None, -1 for whatever is not as expected. Returns how many are -1, and writes how many are
+ * None to addresses[n]. */
+int64_t fastopt_read(void *list, const void *type, int64_t n, const fastopt_shape *shapes,
+                     const fastopt_extents *occupied, int64_t *addresses);
+
+/* The same for n contiguous arrays of one shape, of float or double, all writable but the second, none overlapping
+ * another. Returns the size of an element in bytes and writes the number of elements; 0 if anything is not so. */
+int64_t fastopt_read_alike(void *list, const void *type, int64_t n, int64_t *addresses, int64_t *elements);
 
 /* FASTOPT_ABI as compiled. */
 int64_t fastopt_abi(void);

@@ -7,19 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .tables import ABI
-
-try:
-    from ._pool import ffi, lib
-except ImportError:
-    ffi = lib = None
+from .extension import ffi, lib
 
 available: bool = lib is not None
-
-if available and lib.fastopt_abi() != ABI:
-    raise ImportError(
-        f"fastopt's thread pool was built for ABI {lib.fastopt_abi()}, its tables have ABI {ABI}: install fastopt again"
-    )
 
 _num_threads: int | None = None
 

@@ -30,6 +30,10 @@ CHUNK = np.dtype(
         ("length", np.int64),
     ]
 )
+SHAPE = np.dtype(
+    [("lengths", np.int64), ("strides", np.int64), ("ndim", np.int64), ("itemsize", np.int64), ("format", np.int64)]
+)
+EXTENTS = np.dtype([("count", np.int64), ("starts", np.int64), ("ends", np.int64)])
 JOB = np.dtype(
     [
         ("abi", np.int64),

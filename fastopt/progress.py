@@ -1,0 +1,47 @@
+"""A progress bar on stderr: rich's where rich is installed, else a count."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield items, and show how many are done.
+
+    On a terminal the line is drawn anew after each item, by this thread: a second one would disturb what a benchmark
+    measures. Elsewhere, in a log for instance, one line is written at the end.
+
+    Parameters
+    ----------
+    items : iterable
+    description : str
+        What stands before the bar.
+    total : int, optional
+        How many items there will be; by default their length, if they have one.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    try:
+        from rich.console import Console
+        from rich.progress import track as rich_track
+    except ImportError:
+        return _count(items, description, total)
+    return iter(rich_track(items, description, total, auto_refresh=False, console=Console(stderr=True)))
+
+
+def _count(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    of_total = "" if total is None else f"/{total}"
+    start = "\r" if sys.stderr.isatty() else ""
+    done = 0
+    try:
+        for item in items:
+            if start:
+                print(f"{start}{description} {done}{of_total}", end="", file=sys.stderr, flush=True)
+            yield item
+            done += 1
+    finally:
+        print(f"{start}{description} {done}{of_total}", file=sys.stderr)
