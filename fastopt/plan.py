@@ -363,8 +363,13 @@ IDLE_LIMIT = 256
 
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
     """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
-    read = read_alike([p, g, *states.values()])
-    addresses, dtype, size, strided = (*read, {}) if read else _read_single(p, g, states)
+    strided: dict[int, Strides] = {}
+    if (read := read_alike([p, g, *states.values()])) is not None:
+        addresses, dtype, size = read
+    else:
+        if isinstance(g, np.generic):
+            g = np.asarray(g)
+        addresses, dtype, size, strided = _read_single(p, g, states)
     key = rule.name, dtype, size
     launch = _idle.pop(key, None) or Launch(rule, dtype, [size])
     if strided != launch.strided:
@@ -379,9 +384,9 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
 def _read_single(
     p: Any, g: Any, states: Mapping[str, Any]
 ) -> tuple[list[int], np.dtype[Any], int, dict[int, Strides]]:
-    """Check the arrays of a single update, whatever they are, and say where and how they lie."""
+    """Check the arrays of a single update, whatever they are, and say where and how they lie; the caller holds them."""
     param, layout = check_dense("p", p)
-    gradient = check_like("g", np.asarray(g) if isinstance(g, np.generic) else g, "p", param.dtype, param.shape)
+    gradient = check_like("g", g, "p", param.dtype, param.shape)
     arrays = {"p": param}
     for name, given in states.items():
         arrays[name], _ = check_dense(name, check_like(name, given, "p", param.dtype, param.shape))
