@@ -44,9 +44,7 @@ class Layout:
     def __init__(self, array: Array) -> None:
         self.backwards = (..., *(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides))
         # Axes of length 1 have strides without a meaning: they go first.
-        self.axes = sorted(
-            range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -abs(array.strides[axis]))
-        )
+        self.axes = sorted(range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -abs(array.strides[axis])))
         self.plain = bool(array.flags.c_contiguous)
         self.forwards = all(stride >= 0 for stride in array.strides)  # so that address and strides say all
 
@@ -93,7 +91,9 @@ def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: t
     """Check that an array has its parameter's dtype and shape."""
     array = check_type(what, array)
     if array.dtype != dtype:
-        raise TypeError(f"{what} has dtype {_name(array.dtype)}, {other} {dtype.name}: pass it .astype(np.{dtype.name})")
+        raise TypeError(
+            f"{what} has dtype {_name(array.dtype)}, {other} {dtype.name}: pass .astype(np.{dtype.name}) of it"
+        )
     if array.shape != shape:
         raise ValueError(f"{what} has shape {array.shape}, {other} {shape}: they are paired by index and must agree")
     return array

@@ -86,7 +86,7 @@ def momentum(
         "weight_decay": weight_decay,
         "maximize": maximize,
     }
-    rule = rules.choose_sgd(checked(options)) if nesterov else rules.MOMENTUM
+    rule = rules.choose_sgd(_checked(options)) if nesterov else rules.MOMENTUM
     _update(rule, p, g, {"velocity": velocity}, options)
 
 
@@ -123,7 +123,7 @@ def nesterov(
         If an argument does not fit; nothing has changed then.
     """
     options = {"lr": lr, "momentum": momentum, "dampening": 0.0, "weight_decay": weight_decay, "maximize": maximize}
-    _update(rules.choose_sgd(checked({**options, "nesterov": True})), p, g, {"velocity": velocity}, options)
+    _update(rules.choose_sgd(_checked({**options, "nesterov": True})), p, g, {"velocity": velocity}, options)
 
 
 def adagrad(
@@ -164,9 +164,9 @@ def adagrad(
     _update(rules.ADAGRAD, p, g, {"accumulator": accumulator}, options)
 
 
-def checked(options: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: check(name, value) for name, value in options.items()}
 
 
 def _update(rule: Rule, p: Array, g: Array, states: Mapping[str, Array], options: Mapping[str, Any]) -> None:
-    update_once(rule, p, g, states, rule.row(checked(options), 2, False))  # a step like any other, not the first
+    update_once(rule, p, g, states, rule.row(_checked(options), 2, False))  # a step like any other, not the first

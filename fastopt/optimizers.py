@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 
+from . import rules
 from .arrays import Array, check_like
 from .groups import ParamGroup, check_count
 from .plan import Gradients, Plan, Tensor
-from . import rules
 from .rules import HYPERPARAMETERS, Options, Rule, check
 
 Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]]
@@ -244,7 +244,7 @@ class Optimizer:
     def _checked_states(self, given: Any) -> list[tuple[int, dict[str, Array]]]:
         keys = {tensor.key for tensor in self._tensors}
         if not isinstance(given, Mapping) or not given.keys() <= keys:
-            raise ValueError(f"the state dict has state for {list(given)!r:.200}; the parameters are {list(keys)!r:.200}")
+            raise ValueError(f"the state dict has state for {list(given)!r:.200}; parameters are {list(keys)!r:.200}")
         return [self._checked_state(tensor, given.get(tensor.key, {"step": 0})) for tensor in self._tensors]
 
     def _checked_state(self, tensor: Tensor, given: Any) -> tuple[int, dict[str, Array]]:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, Extents, Layout, address, check_dense, check_like, extent, pin
-from .chunks import CHUNK_ELEMENTS, Strides, Table, chunk_table
+from .arrays import Array, Extents, address, check_dense, check_like, extent, pin
+from .chunks import CHUNK_ELEMENTS, Strides, chunk_table
 from .groups import ParamGroup
 from .kernels import pool
 from .kernels.reader import UNREAD, Reader, read_alike
@@ -217,14 +217,15 @@ class Plan:
         for group in self.groups:
             self.choose(group)
         if (pair := self.extents.first_overlap()) is not None:
-            raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass each array once, and copies of its parts")
+            raise ValueError(
+                f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a .copy() of what they share"
+            )
 
     @property
     def extents(self) -> Extents:
         """Where parameters and states lie, so that gradients can be kept off them."""
         if self._extents is None:
-            self._extents = Extents(
-named for tensor in self.tensors for named in tensor.arrays())
+            self._extents = Extents(named for tensor in self.tensors for named in tensor.arrays())
         return self._extents
 
     @property
@@ -377,13 +378,12 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
     launch.addresses[0, : len(addresses)] = addresses
     launch.hypers[0, : len(numbers)] = numbers
     launch()
-    if len(_idle) < IDLE_LIMIT:
-        _idle[key] = launch
+    _idle[key] = launch
+    if len(_idle) > IDLE_LIMIT:
+        _idle.pop(next(iter(list(_idle))), None)  # the one that has been idle longest; another thread may be first
 
 
-def _read_single(
-    p: Any, g: Any, states: Mapping[str, Any]
-) -> tuple[list[int], np.dtype[Any], int, dict[int, Strides]]:
+def _read_single(p: Any, g: Any, states: Mapping[str, Any]) -> tuple[list[int], np.dtype[Any], int, dict[int, Strides]]:
     """Check the arrays of a single update, whatever they are, and say where and how they lie; the caller holds them."""
     param, layout = check_dense("p", p)
     gradient = check_like("g", g, "p", param.dtype, param.shape)

@@ -78,7 +78,7 @@ def never(options: Options) -> bool:
     return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """One update rule.
 

@@ -218,7 +218,7 @@ def cache_directory():
 
 
 def cached(name, dtype):
-    """Whether this version of a rule's kernel for a dtype lies in the cache, whichever processor it was compiled for."""
+    """Whether this version of a rule's kernel for a dtype lies in the cache, for whichever processor."""
     directory = cache_directory()
     qualname = make_kernel(name, dtype).__qualname__
     return directory is not None and any(directory.glob(f"*.{qualname}-*.nbi"))

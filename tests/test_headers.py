@@ -10,10 +10,10 @@ import cffi
 import numpy as np
 import oracle
 import pytest
+from fastopt.kernels import cpu, extension, tables
 from tolerances import TRAJECTORY, assert_close
 
 from fastopt import rules
-from fastopt.kernels import cpu, extension, tables
 
 KERNELS = Path(cpu.__file__).parent
 STRUCTS = {
@@ -135,11 +135,14 @@ def test_constants_of_the_header_are_the_tables():
     assert extension.lib.fastopt_abi() == tables.ABI
 
 
-@pytest.mark.parametrize(("compiler", "language", "header"), [
-    ("gcc", "c", "fastopt.h"),
-    ("g++", "c++", "fastopt.h"),
-    ("g++", "c++", "rules.h"),
-])
+@pytest.mark.parametrize(
+    ("compiler", "language", "header"),
+    [
+        ("gcc", "c", "fastopt.h"),
+        ("g++", "c++", "fastopt.h"),
+        ("g++", "c++", "rules.h"),
+    ],
+)
 def test_headers_stand_alone(compiler, language, header):
     """A file that includes a header alone compiles without a warning."""
     command = [shutil.which(compiler), f"-std={'c11' if language == 'c' else 'c++17'}", "-Wall", "-Wextra", "-Werror"]

@@ -190,23 +190,26 @@ def test_zero_dimensional_parameters_take_scalars():
     assert p == -1.5
 
 
-@pytest.mark.parametrize("make", [
-    lambda p: fastopt.SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
-    lambda p: fastopt.Adagrad(p, lr=0.1, lr_decay=0.1, initial_accumulator_value=0.1),
-    lambda p: fastopt.SGD(p, lr=lambda step: 0.1 / (step + 1)),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: fastopt.SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
+        lambda p: fastopt.Adagrad(p, lr=0.1, lr_decay=0.1, initial_accumulator_value=0.1),
+        lambda p: fastopt.SGD(p, lr=lambda step: 0.1 / (step + 1)),
+    ],
+)
 def test_state_dict_resumes_to_the_bit(make):
-    """Saved in the middle, pickled, loaded into a new optimizer over copies: the same trajectory, late ones included."""
+    """Saved in the middle, pickled, loaded into a new optimizer over copies: the same trajectory, to the bit."""
     rng = np.random.default_rng(5)
     p = dict(zip("abc", arrays(rng, (4, 3), (), (5,)), strict=True))
     opt = make(p)
-    for step in range(7):
+    for _ in range(7):
         opt.step({k: rng.standard_normal(x.shape).astype(x.dtype) if k != "c" else None for k, x in p.items()})
     q = {k: x.copy() for k, x in p.items()}
     saved = pickle.loads(pickle.dumps(opt.state_dict()))
     resumed = make(q)
     resumed.load_state_dict(saved)
-    for step in range(5):
+    for _ in range(5):
         g = {k: rng.standard_normal(x.shape).astype(x.dtype) for k, x in p.items()}
         opt.step(g)
         resumed.step(g)
@@ -308,17 +311,21 @@ options = st.fixed_dictionaries(
         "maximize": st.booleans(),
     }
 )
-momenta = st.sampled_from([
-    {},
-    {"momentum": 0.9},
-    {"momentum": 0.5, "dampening": 0.3},
-    {"momentum": 0.9, "nesterov": True},
-])
+momenta = st.sampled_from(
+    [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.5, "dampening": 0.3},
+        {"momentum": 0.9, "nesterov": True},
+    ]
+)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    groups=st.lists(st.tuples(options, momenta, st.lists(st.integers(0, 9), min_size=1, max_size=3)), min_size=1, max_size=4),
+    groups=st.lists(
+        st.tuples(options, momenta, st.lists(st.integers(0, 9), min_size=1, max_size=3)), min_size=1, max_size=4
+    ),
     steps=st.lists(st.integers(0, 2**12 - 1), min_size=1, max_size=6),
     seed=st.integers(0, 1000),
 )
@@ -326,7 +333,8 @@ def test_any_groups_and_any_missing_gradients(groups, steps, seed):
     """Groups of any rules, and any gradients missing at any step, equal the oracle; counts too."""
     rng = np.random.default_rng(seed)
     given_groups = [
-        {"params": [rng.standard_normal(size) for size in sizes], **chosen, **momentum} for chosen, momentum, sizes in groups
+        {"params": [rng.standard_normal(size) for size in sizes], **chosen, **momentum}
+        for chosen, momentum, sizes in groups
     ]
     owners = [group for group in given_groups for _ in group["params"]]
     params = [p for group in given_groups for p in group["params"]]

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import oracle
 import pytest
+from fastopt.kernels import cpu, tables
 from numba import njit
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
 
 import fastopt
 from fastopt import rules
 from fastopt.chunks import CHUNK_ELEMENTS
-from fastopt.kernels import cpu, tables
 from fastopt.plan import ELEMENTS_PER_THREAD
 
 DTYPES = [np.float32, np.float64]

@@ -1,0 +1,26 @@
+"""Assert what a wheel holds: the pool's extension, kernels and bench inside the package, and nothing at top level."""
+
+import sys
+import zipfile
+
+
+def problems(names: list[str]) -> list[str]:
+    """List what is wrong with a wheel's files."""
+    found = []
+    for wanted in ("fastopt/py.typed", "fastopt/kernels/cpu.py", "fastopt/kernels/rules.h", "fastopt/kernels/fastopt.h"):
+        if wanted not in names:
+            found.append(f"{wanted} is missing")
+    if not any(name.startswith("fastopt/kernels/_pool.") for name in names):
+        found.append("the extension was not built: fastopt/kernels/_pool.* is missing")
+    tops = {name.split("/")[0] for name in names}
+    if strays := {top for top in tops if top != "fastopt" and not top.endswith(".dist-info")}:
+        found.append(f"installs at top level: {', '.join(sorted(strays))}")
+    return found
+
+
+if __name__ == "__main__":
+    for path in sys.argv[1:]:
+        wrong = problems(zipfile.ZipFile(path).namelist())
+        print(path, *(wrong or ["holds what it must"]), sep="\n  ")
+        if wrong:
+            sys.exit(1)
