@@ -42,7 +42,7 @@ class Layout:
     """The storage order of an array: which axes run backwards, and the order of the axes from slow to fast."""
 
     def __init__(self, array: Array) -> None:
-        self.backwards = (..., *(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides))
+        self.backwards: Any = (..., *(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides))
         # Axes of length 1 have strides without a meaning: they go first.
         self.axes = sorted(range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -abs(array.strides[axis])))
         self.plain = bool(array.flags.c_contiguous)
@@ -65,7 +65,8 @@ def check_type(what: str, array: Any) -> Array:
         raise TypeError(f"{what} is {_article(array)}, not a NumPy array: pass np.asarray(...) of it, and keep that")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{what} is a masked array, whose mask an update would ignore: pass its .data or .filled()")
-    return array if type(array) is np.ndarray else array.view(np.ndarray)
+    plain: Array = array if type(array) is np.ndarray else array.view(np.ndarray)
+    return plain
 
 
 def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
@@ -89,14 +90,14 @@ def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
 
 def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """Check that an array has its parameter's dtype and shape."""
-    array = check_type(what, array)
-    if array.dtype != dtype:
+    checked = check_type(what, array)
+    if checked.dtype != dtype:
         raise TypeError(
-            f"{what} has dtype {_name(array.dtype)}, {other} {dtype.name}: pass .astype(np.{dtype.name}) of it"
+            f"{what} has dtype {_name(checked.dtype)}, {other} {dtype.name}: pass .astype(np.{dtype.name}) of it"
         )
-    if array.shape != shape:
-        raise ValueError(f"{what} has shape {array.shape}, {other} {shape}: they are paired by index and must agree")
-    return array
+    if checked.shape != shape:
+        raise ValueError(f"{what} has shape {checked.shape}, {other} {shape}: they are paired by index and must agree")
+    return checked
 
 
 class Extents:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array
+from .kernels.reader import Array
 from .kernels.tables import CHUNK, LAYOUT
 
 CHUNK_ELEMENTS = 4096  # with its states well inside an L2 cache; 8192 was no faster, and splits less evenly

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import rules
-from .arrays import Array
+from .kernels.reader import Array
 from .plan import update_once
 from .rules import Rule, check
 

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 
-from . import rules
-from .arrays import Array, check_like
+from .arrays import check_like
 from .groups import ParamGroup, check_count
+from .kernels.reader import Array
 from .plan import Gradients, Plan, Tensor
-from .rules import HYPERPARAMETERS, Options, Rule, check
+from .rules import FAMILIES, HYPERPARAMETERS, Family, check
 
 Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]]
 Grads: TypeAlias = Any  # mirrors Params, with None where a parameter has no gradient
@@ -36,19 +36,19 @@ class Optimizer:
     raises before the first element changes. Steps of one optimizer from several threads wait for each other.
     """
 
-    _rules: ClassVar[tuple[Rule, ...]]  # those that the options choose between
-    _choose: ClassVar[Callable[[Options], Rule]]
+    _family: ClassVar[Family]
 
     def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
         self._defaults = dict(defaults)
-        if not isinstance(params, (np.ndarray, Mapping)) and isinstance(params, Iterable):
-            params = list(params)
-        self._grouped = isinstance(params, list) and len(params) > 0 and isinstance(params[0], Mapping)
+        given: Any = params
+        if isinstance(params, Iterable) and not isinstance(params, (np.ndarray, Mapping)):
+            given = list(params)
+        self._grouped = isinstance(given, list) and len(given) > 0 and isinstance(given[0], Mapping)
         self._groups: list[ParamGroup] = []
         self._tensors: list[Tensor] = []
-        for group in params if self._grouped else [{"params": params}]:
+        for group in given if self._grouped else [{"params": given}]:
             self._append(group)
-        self._plan = Plan(self._groups, self._tensors, type(self)._choose)
+        self._plan = Plan(self._groups, self._tensors, self._family.choose)
         self._bound: Gradients | None = None
 
     def _append(self, given: Any) -> None:
@@ -69,7 +69,7 @@ class Optimizer:
 
     @property
     def _state_names(self) -> list[str]:
-        return list(dict.fromkeys(name for rule in self._rules for name in rule.states))
+        return list(dict.fromkeys(name for rule in self._family.rules for name in rule.states))
 
     @property
     def param_groups(self) -> list[ParamGroup]:
@@ -237,7 +237,7 @@ class Optimizer:
             if not isinstance(entry["params"], (list, tuple)) or list(entry["params"]) != keys:
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
             values = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
-            type(self)._choose(values)
+            self._family.choose(values)
             checked.append({**values, "step": check_count(f"the step of {what}", entry["step"])})
         return checked
 
@@ -343,8 +343,7 @@ class SGD(Optimizer):
     array([0.8, 0.8, 0.8], dtype=float32)
     """
 
-    _rules = (rules.SGD, rules.MOMENTUM, rules.NESTEROV)
-    _choose = staticmethod(rules.choose_sgd)
+    _family = FAMILIES["SGD"]
 
     def __init__(
         self,
@@ -429,8 +428,7 @@ class Adagrad(Optimizer):
     array([0.5, 0.5, 1. ], dtype=float32)
     """
 
-    _rules = (rules.ADAGRAD,)
-    _choose = staticmethod(rules.choose_adagrad)
+    _family = FAMILIES["Adagrad"]
 
     def __init__(
         self,

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, Extents, address, check_dense, check_like, extent, pin
+from .arrays import Extents, check_dense, check_like, extent, pin
 from .chunks import CHUNK_ELEMENTS, Strides, chunk_table
 from .groups import ParamGroup
 from .kernels import pool
-from .kernels.reader import UNREAD, Reader, read_alike
+from .kernels.reader import UNREAD, Array, Reader, address, read_alike
 from .kernels.tables import ABI, HYPERS, JOB, TENSOR
-from .rules import RULES, Row, Rule
+from .rules import RULES, Options, Row, Rule
 
 # Below this one thread is faster than waking others, measured after a millisecond of other work (`fastopt bench`).
 ELEMENTS_PER_THREAD = 75_000
@@ -194,7 +194,7 @@ class Plan:
     """
 
     def __init__(
-        self, groups: Sequence[ParamGroup], tensors: Sequence[Tensor], choose: Callable[[ParamGroup], Rule]
+        self, groups: Sequence[ParamGroup], tensors: Sequence[Tensor], choose: Callable[[Options], Rule]
     ) -> None:
         self.groups = groups
         self.tensors = tensors

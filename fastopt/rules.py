@@ -167,3 +167,25 @@ def choose_sgd(options: Options) -> Rule:
 def choose_adagrad(options: Options) -> Rule:
     """AdaGrad has one rule."""
     return ADAGRAD
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """The rules of one optimizer.
+
+    Attributes
+    ----------
+    rules : tuple of Rule
+        All that its options can ask for.
+    choose : callable
+        ``choose(options)``, the one that they do; raises ValueError where they contradict each other.
+    """
+
+    rules: tuple[Rule, ...]
+    choose: Callable[[Options], Rule]
+
+
+FAMILIES = {
+    "SGD": Family((SGD, MOMENTUM, NESTEROV), choose_sgd),
+    "Adagrad": Family((ADAGRAD,), choose_adagrad),
+}

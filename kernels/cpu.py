@@ -15,9 +15,10 @@ import functools
 import inspect
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray by other means
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
 
@@ -26,8 +27,8 @@ from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, TENSOR
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
 
-STATES = {}  # name of a rule -> how many states it has
-RULES = []  # their functions, in the same order
+STATES: dict = {}  # name of a rule -> how many states it has
+RULES: list = []  # their functions, in the same order
 
 
 def rule(states):
@@ -184,11 +185,11 @@ def make_kernel(name, dtype):
     return kernel
 
 
-_kernels = {}
+_kernels: dict = {}
 _lock = threading.RLock()
 
 
-def kernel(name, dtype):
+def kernel(name: str, dtype: Any) -> Any:
     """The compiled kernel of a rule for a dtype, as a Numba ``CFunc``; it lives as long as the process."""
     key = name, np.dtype(dtype).name
     if key not in _kernels:
@@ -209,7 +210,7 @@ def _compile(function):
     return compiled_kernel
 
 
-def cache_directory():
+def cache_directory() -> Path | None:
     """Where Numba keeps the compiled kernels, or None where no directory is writable."""
     try:
         return Path(FunctionCache(make_kernel("sgd", np.float32)).cache_path)
@@ -217,7 +218,7 @@ def cache_directory():
         return None
 
 
-def cached(name, dtype):
+def cached(name: str, dtype: Any) -> bool:
     """Whether this version of a rule's kernel for a dtype lies in the cache, for whichever processor."""
     directory = cache_directory()
     qualname = make_kernel(name, dtype).__qualname__

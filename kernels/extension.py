@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from .tables import ABI
 
-ffi: Any
-lib: Any
 try:
-    from ._pool import ffi, lib
+    _pool: Any = importlib.import_module("._pool", __package__)
 except ImportError:
-    ffi = lib = None
+    _pool = None
+
+ffi = _pool.ffi if _pool else None
+lib = _pool.lib if _pool else None
 
 if lib is not None and lib.fastopt_abi() != ABI:
     raise ImportError(f"fastopt's extension has ABI {lib.fastopt_abi()}, its tables have {ABI}: install fastopt again")

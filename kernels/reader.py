@@ -17,7 +17,7 @@ from .tables import EXTENTS, SHAPE
 Array = npt.NDArray[Any]
 UNREAD = -1
 FORMATS = {np.dtype(np.float32): ord("f"), np.dtype(np.float64): ord("d")}
-DTYPES = {4: np.dtype(np.float32), 8: np.dtype(np.float64)}
+DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype(np.float32), 8: np.dtype(np.float64)}
 
 if lib is not None:
     NDARRAY = ffi.cast("void *", id(np.ndarray))
@@ -51,7 +51,7 @@ class Reader:
         self.pointed_to: list[Array] = [starts, ends]
         for shape, array in zip(self.shapes, arrays, strict=True):
             if array is not None:
-                view = memoryview(array)  # NumPy exports other strides than an array's own along axes of length 1
+                view = array.data  # NumPy exports other strides than an array's own along axes of length 1
                 lengths, strides = np.array([view.shape, view.strides], np.int64).reshape(2, -1)
                 self.pointed_to += lengths, strides
                 shape["lengths"], shape["strides"], shape["ndim"] = address(lengths), address(strides), array.ndim
@@ -90,5 +90,6 @@ def read_alike(items: list[Any]) -> tuple[list[int], np.dtype[Any], int] | None:
     itemsize = lib.fastopt_read_alike(ffi.cast("void *", id(items)), NDARRAY, len(items), out, out + len(items))
     if itemsize == 0:
         return None
-    *addresses, elements = out
+    addresses: list[int] = list(out)
+    elements = addresses.pop()
     return addresses, DTYPES[itemsize], elements
