@@ -118,7 +118,11 @@ class Optimizer:
                     raise RuntimeError("step() without gradients needs bound ones: call bind(grads) first")
                 plan.step(self._bound)
             else:
-                plan.step(Gradients(plan, self._mirrored(grads)))
+                gradients = Gradients(plan, self._mirrored(grads))
+                try:
+                    plan.step(gradients)
+                finally:
+                    gradients.release()
 
     def bind(self, grads: Grads) -> None:
         """Keep gradient arrays that stay where they are, so that ``step()`` need not look at them again.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Extents, check_dense, check_like, extent, pin
-from .chunks import CHUNK_ELEMENTS, Strides, chunk_table
+from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 from .groups import ParamGroup
 from .kernels import pool
 from .kernels.reader import UNREAD, Array, Reader, address, read_alike
@@ -112,6 +112,10 @@ class Gradients:
         """Hinder all resizing, also that without a check of references, for as long as this lives."""
         self.pins = [reference for array in self.arrays if array is not None for reference in pin(array)]
 
+    def release(self) -> None:
+        """Hold the arrays no longer, so that the next ones can have their memory; there is no step with these again."""
+        self.arrays = []
+
 
 @dataclass(eq=False)
 class Cohort:
@@ -134,6 +138,7 @@ class Launch:
         self.rule = rule
         self.itemsize = dtype.itemsize
         self.sizes = sizes
+        self.strided: dict[int, Strides] | None
         self.elements = sum(sizes)
         self.table = np.zeros(len(sizes), TENSOR)
         self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
@@ -147,7 +152,7 @@ class Launch:
 
     def cut(self, strided: dict[int, Strides]) -> None:
         """Write the chunk table, for gradients that lie so."""
-        self.strided = strided
+        self.strided = None  # until all is written: an interrupt must not leave an old address behind
         self.chunks, self.layouts = chunk_table(self.sizes, strided)
         self.table["layout"] = 0
         for row in strided:
@@ -158,9 +163,10 @@ class Launch:
         self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
         if strided:
             self.workers = min(self.workers, pool.get_num_threads())
-            self.scratch = np.empty((self.workers, CHUNK_ELEMENTS * self.itemsize), np.uint8)
+            self.scratch = np.empty((self.workers, TILE_ELEMENTS * self.itemsize), np.uint8)
             self.job["scratch"] = address(self.scratch)
             self.job["scratch_bytes"] = self.scratch.shape[1]
+        self.strided = strided
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
@@ -299,8 +305,9 @@ class Plan:
         return launches
 
     def _load(self, gradients: Gradients) -> None:
-        if self.loaded is None or gradients.taking_part != self.loaded.taking_part:
-            self.loaded = None
+        same = self.loaded is not None and gradients.taking_part == self.loaded.taking_part
+        self.loaded = None  # until all is written
+        if not same:
             self._form_cohorts(gradients.taking_part)
         for launch, indices in zip(self.launches, self.indices, strict=True):
             strided = {}

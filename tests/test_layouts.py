@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
-from fastopt.chunks import CHUNK_ELEMENTS, TILE, WHOLE_ROW, Strides, chunk_table
+from fastopt.chunks import CHUNK_ELEMENTS, TILE, TILE_ELEMENTS, WHOLE_ROW, Strides, chunk_table
 
 
 @st.composite
@@ -137,7 +137,7 @@ def test_tiles_cover_every_element_once_and_find_its_gradient(shape, order):
     found = np.full(gradient.size, -1)
     layout = layouts[0]
     for chunk in chunks:
-        assert 0 < chunk["rows"] * chunk["length"] <= CHUNK_ELEMENTS
+        assert 0 < chunk["rows"] * chunk["length"] <= TILE_ELEMENTS
         for row in range(chunk["rows"]):
             start = chunk["offset"] + row * layout["param_row"]
             source = chunk["grad_offset"] + row * layout["grad_row"] + np.arange(chunk["length"]) * layout["grad_item"]
