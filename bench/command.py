@@ -1,0 +1,127 @@
+"""The command ``fastopt bench``: measure, print, write."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fastopt.extras import require
+from fastopt.progress import track
+from fastopt.rules import RULES as REGISTRY
+
+from . import plot as chart
+from . import report
+from .contenders import CONTENDERS, HAS_TORCH, RULES, make
+from .iteration import Iterations, iterations
+from .limit import limits
+from .measure import MODES, Pace, Timing, measure
+from .workloads import WORKLOADS, Arrays, Workload
+
+ITEMSIZE = 4
+SHARE_OF_MEMORY = 0.8  # what a workload may take of the machine's memory
+BUSY = 0.25  # a load per core that disturbs
+
+QUICK = Pace(seconds=0.5, fewest=3, most=1000)
+FULL = Pace(seconds=8.0, fewest=7, most=1000)
+
+
+def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy") -> None:
+    """Measure all contenders on all workloads, print the tables, and write files where asked to.
+
+    Parameters
+    ----------
+    quick : bool
+        Whether fewer rounds will do.
+    json, plot : str or None
+        Files to write, of the data and of the chart.
+    baseline : str, default "numpy"
+        The contender that speed-ups are over.
+
+    Raises
+    ------
+    ValueError
+        If there is no such baseline here, or a file cannot be written; before anything is measured.
+    ImportError
+        If something is not installed that this needs.
+    """
+    if baseline not in CONTENDERS:
+        raise ValueError(f"baseline {baseline!r} is not among {', '.join(CONTENDERS)}")
+    for path in (json, plot):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{path} cannot be written: its folder does not exist")
+    require("rich", "bench")
+    if plot is not None:
+        require("matplotlib", "bench")
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
+        say(f"other programs are running (load {load:.1f}): threads that wait for each other suffer, torch's most")
+    if not HAS_TORCH:
+        say("torch is not installed: its optimizers are left out (pip install 'fastopt[bench]')")
+
+    pace = QUICK if quick else FULL
+    workloads = [workload for workload in WORKLOADS.values() if fits(workload)]
+    timings = list(track(timed(workloads, pace), "Measuring", total=len(workloads) * len(RULES) * len(MODES)))
+    found: report.Report = {
+        "machine": report.machine(baseline, quick),
+        "rows": report.rows(timings, baseline),
+        "ratios": report.ratios(timings),
+        "iteration": training(pace),
+    }
+    report.show(found)
+    if json is not None:
+        Path(json).write_text(jsonlib.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        chart.draw(found, plot)
+
+
+def say(message: str) -> None:
+    """Say what the reader of the tables should know, beside the progress bar."""
+    print(message, file=sys.stderr)
+
+
+def fits(workload: Workload) -> bool:
+    """Say whether the memory is large enough for a workload, and say so where it is not."""
+    if not hasattr(os, "sysconf"):
+        return True
+    # Parameters, gradients, the fresh ones, zeros, NumPy's scratch, torch's two temporaries, the limit's three streams,
+    # and a state for each contender.
+    copies = 10 + len(CONTENDERS)
+    needed = workload.elements * ITEMSIZE * copies / 1e9
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if needed <= SHARE_OF_MEMORY * there:
+        return True
+    say(f"{workload.name} is left out: it needs {needed:.1f} GB of memory, too much of this machine's {there:.1f} GB")
+    return False
+
+
+def timed(workloads: Sequence[Workload], pace: Pace) -> Iterator[Timing]:
+    """Time every contender on every workload, by every rule, in every mode."""
+    for workload in workloads:
+        arrays = Arrays.draw(workload)
+        for rule in RULES:
+            yield from timed_rule(workload, rule, arrays, pace)
+
+
+def timed_rule(workload: Workload, rule: str, arrays: Arrays, pace: Pace) -> Iterator[Timing]:
+    """Time every contender on one workload by one rule; their states are gone afterwards."""
+    contestants = {name: make(name, rule, arrays) for name in CONTENDERS}
+    loops = limits(workload.elements)
+    contestants |= loops
+    for step in contestants.values():
+        step()  # compiles, and allocates states
+    bytes_moved = REGISTRY[rule].bytes_moved(ITEMSIZE) * workload.elements
+    for suffix, mode in MODES.items():
+        seconds = measure(contestants, mode, pace)
+        limit = [min(round_) for round_ in zip(*(seconds.pop(name) for name in loops), strict=True)]
+        yield Timing(workload.name + suffix, rule, bytes_moved, seconds, limit)
+
+
+def training(pace: Pace) -> Iterations | None:
+    """Measure whole training iterations, where the lab's data are installed."""
+    try:
+        return iterations(pace)
+    except ImportError as error:
+        say(f"a whole training iteration is not measured: {error}")
+        return None

@@ -1,0 +1,272 @@
+"""What came out: plain data, which goes into the JSON file, and its tables, for the terminal and for the README."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import fastopt
+from fastopt.extras import require
+
+from .iteration import Iterations
+from .measure import MODES, Timing
+
+SUBJECT = "fastopt"
+LIBRARIES = ("fastopt", "numpy", "numba", "torch")
+AFTER = list(MODES)[1]
+
+
+class Machine(TypedDict):
+    """Where, when and against what it was measured."""
+
+    cpu: str
+    cores: int
+    threads: int
+    platform: str
+    versions: dict[str, str]
+    date: str
+    baseline: str
+    quick: bool
+
+
+class Row(TypedDict):
+    """One contender: median seconds of a step, speed-up over the baseline, 10^9 bytes a second, share of the limit."""
+
+    workload: str
+    rule: str
+    implementation: str
+    seconds: float
+    speedup: float
+    gbps: float
+    of_limit: float
+
+
+class Ratio(TypedDict):
+    """How many times as long as fastopt another implementation takes, as the median over so many rounds."""
+
+    workload: str
+    rule: str
+    implementation: str
+    ratio: float
+    rounds: int
+
+
+class Report(TypedDict):
+    """All that was measured; `iteration` is None where the lab's data are not installed."""
+
+    machine: Machine
+    rows: list[Row]
+    ratios: list[Ratio]
+    iteration: Iterations | None
+
+
+def cpu_model() -> str:
+    """Name the processor, as the system knows it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Name the libraries that are installed, and Python."""
+    installed = [name for name in LIBRARIES if importlib.util.find_spec(name) is not None]
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in installed}
+
+
+def machine(baseline: str, quick: bool) -> Machine:
+    """Describe this machine and run."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count() or 1,
+        "threads": fastopt.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+        "baseline": baseline,
+        "quick": quick,
+    }
+
+
+def rows(timings: Sequence[Timing], baseline: str) -> list[Row]:
+    """Make a row for each contestant of each timing."""
+    return [
+        {
+            "workload": timing.workload,
+            "rule": timing.rule,
+            "implementation": name,
+            "seconds": timing.typical(name),
+            "speedup": timing.ratio(baseline, name),
+            "gbps": timing.gbps(name),
+            "of_limit": timing.of_limit(name),
+        }
+        for timing in timings
+        for name in timing.seconds
+    ]
+
+
+def ratios(timings: Sequence[Timing]) -> list[Ratio]:
+    """Compare fastopt with each other contestant of each timing."""
+    return [
+        {
+            "workload": timing.workload,
+            "rule": timing.rule,
+            "implementation": name,
+            "ratio": timing.ratio(name, SUBJECT),
+            "rounds": len(timing.seconds[name]),
+        }
+        for timing in timings
+        for name in timing.seconds
+        if name != SUBJECT
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Write a time to three digits, in the unit that fits."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale or unit == "µs":
+            break
+    value = seconds / scale
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} {unit}"
+
+
+def times(ratio: float) -> str:
+    """Write a ratio to two or three digits."""
+    if ratio < 0.1:
+        return f"{ratio:.1g}x"
+    digits = 0 if ratio >= 10 else 1 if ratio >= 2 else 2
+    return f"{ratio:.{digits}f}x"
+
+
+def compared(report: Report) -> dict[tuple[str, str], dict[str, float]]:
+    """Arrange fastopt's ratios: (workload, rule) -> implementation -> ratio."""
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    for entry in report["ratios"]:
+        table.setdefault((entry["workload"], entry["rule"]), {})[entry["implementation"]] = entry["ratio"]
+    return table
+
+
+def comparison(report: Report) -> list[list[str]]:
+    """Make the compact table, its headings first: a workload and rule per line, both modes in each cell."""
+    found = compared(report)
+    own = {(row["workload"], row["rule"]): row["seconds"] for row in report["rows"] if row["implementation"] == SUBJECT}
+    names = list(dict.fromkeys(entry["implementation"] for entry in report["ratios"]))
+    lines = [["workload", "rule", SUBJECT, *names]]
+    for workload, rule in found:
+        if not workload.endswith(AFTER):
+            modes = [key for key in ((workload, rule), (workload + AFTER, rule)) if key in found]
+            cells = [" / ".join(times(found[mode][name]) for mode in modes) for name in names]
+            lines.append([workload, rule, " / ".join(duration(own[mode]) for mode in modes), *cells])
+    return lines
+
+
+def iteration_lines(report: Report) -> Iterator[str]:
+    """Say what a whole training iteration gains, rule by rule."""
+    measured = report["iteration"]
+    if measured is None:
+        return
+    yield (
+        f"A whole training iteration (the lab's network on the digits, {measured['parameters']:,} parameters, "
+        f"batches of {measured['batch']}), with NumPy's update and with fastopt's:"
+    )
+    for entry in measured["rules"]:
+        yield (
+            f"  {entry['rule']:8}  {duration(entry['seconds_before'])} -> {duration(entry['seconds_after'])}: "
+            f"{times(entry['gain'])}; the update's share {entry['share_before']:.0%} -> {entry['share_after']:.0%}"
+        )
+
+
+def show(report: Report) -> None:
+    """Print the tables, and what a training iteration gains."""
+    console_type = require("rich.console", "bench").Console
+    table_type = require("rich.table", "bench").Table
+    console = console_type(highlight=False)
+    if not console.is_terminal:
+        console = console_type(highlight=False, width=128)
+
+    baseline = report["machine"]["baseline"]
+    full = table_type("workload", "rule", "implementation", title=f"Optimizer steps on {report['machine']['cpu']}")
+    for heading in ("time", f"against {baseline}", "GB/s", "of the limit"):
+        full.add_column(heading, justify="right")
+    last = None
+    for row in report["rows"]:
+        group = row["workload"], row["rule"]
+        if group != last:
+            full.add_section()
+        full.add_row(
+            *(group if group != last else ("", "")),
+            row["implementation"],
+            duration(row["seconds"]),
+            times(row["speedup"]),
+            f"{row['gbps']:.3g}",
+            f"{row['of_limit']:.0%}",
+        )
+        last = group
+    console.print(full)
+    console.print(
+        "time: median of a step. against ...: median of the ratios within each round. GB/s: 10^9 bytes that the rule\n"
+        "reads and writes. limit: a plain compiled loop with the same traffic, in the same rounds.\n"
+    )
+
+    headings, *lines = comparison(report)
+    compact = table_type(
+        *headings[:2], title=f"{SUBJECT}, and how many times as long others take: back to back / after other work"
+    )
+    for heading in headings[2:]:
+        compact.add_column(heading, justify="right")
+    for cells in lines:
+        compact.add_row(*cells)
+    console.print(compact)
+    for line in iteration_lines(report):
+        console.print(line)
+
+
+def markdown(report: Report) -> str:
+    """Write the README's tables from a report, or from what `json.load` makes of its file.
+
+    Parameters
+    ----------
+    report : dict
+        As ``fastopt bench --json`` writes it.
+
+    Returns
+    -------
+    str
+    """
+    where = report["machine"]
+    libraries = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    headings, *cells = comparison(report)
+    lines = [
+        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; {libraries}; {where['date']}. "
+        f"The time of a step of {SUBJECT}, and how many times as long the others take: "
+        "back to back / after a millisecond of other work.",
+        "",
+        "| " + " | ".join(headings) + " |",
+        "|---|---|" + "--:|" * (len(headings) - 2),
+    ]
+    lines += ["| " + " | ".join(line) + " |" for line in cells]
+    if report["iteration"] is not None:
+        measured = report["iteration"]
+        lines += [
+            "",
+            f"A whole training iteration, gradients included, of a network of {measured['parameters']:,} parameters "
+            f"on batches of {measured['batch']} digits, with NumPy's update and with fastopt's:",
+            "",
+            "| rule | with NumPy | update's share | with fastopt | update's share | the iteration gains |",
+            "|---|--:|--:|--:|--:|--:|",
+        ]
+        for entry in measured["rules"]:
+            lines.append(
+                f"| {entry['rule']} | {duration(entry['seconds_before'])} | {entry['share_before']:.0%} "
+                f"| {duration(entry['seconds_after'])} | {entry['share_after']:.0%} | {times(entry['gain'])} |"
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,320 @@
+"""The suite: the same workloads and contenders under pytest-benchmark, each checked against NumPy before it is timed.
+
+``pytest bench`` checks; ``pytest bench --benchmark-enable`` times as well, the large workloads too.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+from fastopt.bench import command, contenders, iteration, limit, measure, plot, report
+from fastopt.bench.contenders import CONTENDERS, RULES
+from fastopt.bench.measure import MODES, Pace, Timing
+from fastopt.bench.workloads import WORKLOADS, Arrays, Workload
+from fastopt.kernels import pool
+
+import fastopt
+from fastopt.rules import RULES as REGISTRY
+
+LARGE = ("resnet50", "gpt2")
+STEPS = 3
+TOLERANCE = 1e-6  # a few roundings of numbers around 1; a step moves them by 1e-3
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a step of everything on everything, with the large workloads only where time is taken."""
+    if "workload" in metafunc.fixturenames:
+        timing = metafunc.config.getoption("benchmark_enable") or not metafunc.config.getoption("benchmark_disable")
+        workloads = [name for name in WORKLOADS if timing or name not in LARGE]
+        cases = list(itertools.product(workloads, RULES, CONTENDERS))
+        metafunc.parametrize(("workload", "rule", "contender"), cases)
+
+
+def trained(contender: str, rule: str, arrays: Arrays) -> Arrays:
+    """Take some steps, with gradients written anew for each as in training, since torch may overwrite them."""
+    copy = arrays.copy()
+    step = CONTENDERS[contender](copy, rule)
+    for _ in range(STEPS):
+        for grad, source in zip(copy.grads, arrays.grads, strict=True):
+            grad[...] = source
+        step()
+    return copy
+
+
+@pytest.mark.benchmark(min_time=measure.RUN_SECONDS, disable_gc=True)  # several short steps are one round
+def test_step(benchmark: Any, workload: str, rule: str, contender: str) -> None:
+    arrays = Arrays.draw(WORKLOADS[workload])
+    expected = trained("numpy", rule, arrays)
+    found = trained(contender, rule, arrays)
+    for got, wanted, start in zip(found.params, expected.params, arrays.params, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=TOLERANCE, atol=TOLERANCE)
+        assert not np.array_equal(got, start)
+    del expected, found
+
+    benchmark.extra_info["bytes"] = REGISTRY[rule].bytes_moved(4) * WORKLOADS[workload].elements
+    benchmark.extra_info["threads"] = fastopt.get_num_threads()
+    benchmark.group = f"{workload}, {rule}"
+    step = contenders.make(contender, rule, arrays)
+    step()  # allocates states, which would pass for the length of a step
+    benchmark(step)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_numpy_follows_the_rule(rule: str) -> None:
+    """The reference of the others, once more in float64 by the formula."""
+    arrays = Arrays.draw(Workload("small", "small", ((5, 3), (7,))))
+    found = trained("numpy", rule, arrays)
+    for param, grad, got in zip(arrays.params, arrays.grads, found.params, strict=True):
+        p, g, s = param.astype(np.float64), grad.astype(np.float64), np.zeros(param.shape)
+        for _ in range(STEPS):
+            s = s + g * g if rule == "adagrad" else 0.9 * s + g
+            directions = {"momentum": s, "nesterov": g + 0.9 * s, "adagrad": g / (np.sqrt(abs(s)) + 1e-10)}
+            p = p - 1e-3 * directions[rule]
+        np.testing.assert_allclose(got, p, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "elements"),
+    [
+        ("mlp", 6, 4_801),
+        ("tensors_2000", 2_000, 128_000),
+        ("tensor_300k", 1, 300_000),
+        ("resnet50", 161, 25_557_032),
+        ("gpt2", 148, 124_439_808),
+    ],
+)
+def test_shapes_are_those_of_the_models(name: str, tensors: int, elements: int) -> None:
+    assert len(WORKLOADS[name].shapes) == tensors
+    assert WORKLOADS[name].elements == elements
+
+
+def test_arrays_are_aligned_and_do_not_overlap() -> None:
+    arrays = Arrays.draw(WORKLOADS["mlp"])
+    every = arrays.params + arrays.grads
+    assert all(array.ctypes.data % 64 == 0 and array.flags.c_contiguous for array in every)
+    assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(every, 2))
+
+
+def test_fresh_gradients_have_other_addresses_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[Any]] = []
+    monkeypatch.setattr(fastopt.SGD, "step", lambda self, grads: given.append(grads))
+    step = contenders.make("fastopt-fresh", "momentum", Arrays.draw(WORKLOADS["mlp"]))
+    step()
+    step()
+    assert all(not np.shares_memory(a, b) and np.array_equal(a, b) for a, b in zip(*given, strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_numbers_stay_finite_however_long_it_takes(contender: str, rule: str) -> None:
+    arrays = Arrays.draw(Workload("small", "small", ((64,),)))
+    step = contenders.make(contender, rule, arrays)
+    for _ in range(300):
+        step()
+    assert all(np.isfinite(array).all() for array in arrays.params + arrays.grads)
+
+
+@pytest.mark.parametrize("available", sorted({False, pool.available}))
+def test_the_limit_reads_and_writes_every_element_with_the_pool_and_without(
+    monkeypatch: pytest.MonkeyPatch, available: bool
+) -> None:
+    monkeypatch.setattr(pool, "available", available)
+    p, g, s = streams = [np.empty(3 * limit.BLOCK + 5, np.float32) for _ in range(3)]
+    given = iter(streams)
+    monkeypatch.setattr(limit, "aligned", lambda shape: next(given))
+    steps = limit.limits(p.size)
+    for count, step in enumerate(steps.values(), start=1):
+        step()
+        assert (p == 1 - count % 2).all()
+        assert (s == 1 - count % 2).all()
+    assert (g == 1).all()
+
+
+def test_every_contestant_runs_once_per_round_in_changing_order() -> None:
+    calls: list[str] = []
+    contestants = {name: lambda name=name: calls.append(name) for name in "abc"}
+    before = random.getstate()
+    seconds = measure.measure(contestants, measure.one_by_one, Pace(seconds=0, fewest=8, most=20))
+    assert random.getstate() == before
+    rounds = [calls[start : start + 3] for start in range(0, len(calls), 3)]
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 1
+    assert [len(of_one) for of_one in seconds.values()] == [8, 8, 8]
+
+
+def test_rounds_end_with_the_budget_or_at_most_at_a_number() -> None:
+    seconds = measure.measure({"a": lambda: None}, measure.one_by_one, Pace(seconds=60, fewest=1, most=5))
+    assert len(seconds["a"]) == 5
+
+
+@pytest.mark.parametrize("mode", MODES.values())
+def test_modes_give_seconds_per_step(mode: Any) -> None:
+    seconds = measure.measure({"a": lambda: None}, mode, Pace(seconds=0, fewest=2, most=2))
+    assert all(0 < once < 1 for once in seconds["a"])
+
+
+def test_short_steps_are_timed_by_the_run_and_long_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "timed", lambda step, count=1: 1e-6)
+    assert measure.steps_per_run(lambda: None) == 200
+    monkeypatch.setattr(measure, "timed", lambda step, count=1: 1.0)
+    assert measure.steps_per_run(lambda: None) == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled: bool) -> None:
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    seen = []
+    try:
+        measure.measure({"a": lambda: seen.append(gc.isenabled())}, measure.one_by_one, Pace(0, 1, 1))
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert seen == [False]
+
+
+def fake(workload: str, rule: str) -> Timing:
+    """Three rounds on a machine that slows down: the ratio of medians is 2.5, the median of the ratios 4."""
+    seconds = {"numpy": [4.0, 10.0, 32.0], "fastopt": [1.0, 4.0, 8.0], "torch-fused": [2.0, 8.0, 16.0]}
+    return Timing(workload, rule, 20_000_000_000, seconds, limit=[0.5, 2.0, 4.0])
+
+
+def fake_report() -> report.Report:
+    timings = [fake(name + suffix, rule) for name in WORKLOADS for rule in RULES for suffix in MODES]
+    gains: list[iteration.Gain] = [
+        {
+            "rule": rule,
+            "seconds_before": 2e-4,
+            "seconds_after": 1e-4,
+            "share_before": 0.55,
+            "share_after": 0.1,
+            "gain": 2.0,
+        }
+        for rule in RULES
+    ]
+    return {
+        "machine": report.machine("numpy", quick=True),
+        "rows": report.rows(timings, "numpy"),
+        "ratios": report.ratios(timings),
+        "iteration": {"parameters": 2410, "batch": 64, "rules": gains},
+    }
+
+
+def test_ratios_are_medians_of_the_ratios_within_each_round() -> None:
+    timing = fake("mlp", "momentum")
+    assert timing.ratio("numpy", "fastopt") == 4
+    assert timing.typical("fastopt") == 4
+    assert timing.gbps("fastopt") == 5
+    assert timing.of_limit("fastopt") == 0.5
+
+
+def test_rows_and_ratios_are_what_the_json_file_promises() -> None:
+    found = fake_report()
+    assert found["rows"][1] == {
+        "workload": "mlp",
+        "rule": "momentum",
+        "implementation": "fastopt",
+        "seconds": 4.0,
+        "speedup": 4.0,
+        "gbps": 5.0,
+        "of_limit": 0.5,
+    }
+    assert found["ratios"][1] == {
+        "workload": "mlp",
+        "rule": "momentum",
+        "implementation": "torch-fused",
+        "ratio": 2.0,
+        "rounds": 3,
+    }
+    assert found["rows"][3]["workload"] == "mlp, after other work"
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_numbers_are_written_in_the_unit_that_fits() -> None:
+    durations = [report.duration(seconds) for seconds in (3e-7, 3.456e-6, 34.56e-6, 345.6e-6, 0.03456, 3.456)]
+    assert durations == ["0.30 µs", "3.46 µs", "34.6 µs", "346 µs", "34.6 ms", "3.46 s"]
+    assert [report.times(ratio) for ratio in (0.003, 0.996, 1.05, 3.14, 41.4)] == [
+        "0.003x",
+        "1.00x",
+        "1.05x",
+        "3.1x",
+        "41x",
+    ]
+
+
+def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    report.show(fake_report())
+    printed = capsys.readouterr().out
+    for text in ("mlp, after other work", "against numpy", "4.0x / 4.0x", "200 µs -> 100 µs: 2.0x", "55% -> 10%"):
+        assert text in printed
+
+
+def test_markdown_names_the_machine_and_the_share_of_an_iteration() -> None:
+    found = fake_report()
+    text = report.markdown(json.loads(json.dumps(found)))
+    assert found["machine"]["cpu"] in text
+    assert "| gpt2 | adagrad | 4.00 s / 4.00 s | 4.0x / 4.0x | 2.0x / 2.0x |" in text
+    assert "| momentum | 200 µs | 55% | 100 µs | 10% | 2.0x |" in text
+
+
+def test_the_chart_has_the_readmes_width(tmp_path: Path) -> None:
+    plot.draw(fake_report(), str(tmp_path / "bench.png"))
+    height, width, _ = matplotlib.image.imread(tmp_path / "bench.png").shape
+    assert width == 1800  # twice 900, for sharp screens
+    assert 800 < height < 1400
+
+
+def test_an_iteration_is_measured_with_either_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iteration, "RULES", ("momentum",))
+    found = iteration.iterations(Pace(seconds=0, fewest=2, most=2))
+    assert found["parameters"] == 64 * 32 + 32 + 32 * 10 + 10
+    (gain,) = found["rules"]
+    assert gain["gain"] > 0
+    assert 0 < gain["share_before"] < 1
+    assert 0 < gain["share_after"] < 1
+
+
+@pytest.fixture
+def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "WORKLOADS", {"mlp": WORKLOADS["mlp"]})
+    monkeypatch.setattr(command, "RULES", ("adagrad",))
+    monkeypatch.setattr(command, "QUICK", Pace(seconds=0, fewest=2, most=2))
+    monkeypatch.setattr(iteration, "RULES", ("adagrad",))
+
+
+@pytest.mark.usefixtures("one_small_workload")
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, chart = tmp_path / "bench.json", tmp_path / "bench.png"
+    command.run(True, str(data), str(chart), baseline="fastopt")
+    assert "against fastopt" in capsys.readouterr().out
+    found = json.loads(data.read_text(encoding="utf-8"))
+    assert list(found) == ["machine", "rows", "ratios", "iteration"]
+    assert {row["workload"] for row in found["rows"]} == {"mlp", "mlp, after other work"}
+    assert [row["implementation"] for row in found["rows"]] == [*CONTENDERS, *CONTENDERS]
+    assert all(row["speedup"] == 1 for row in found["rows"] if row["implementation"] == "fastopt")
+    assert chart.stat().st_size > 0
+
+
+@pytest.mark.usefixtures("one_small_workload")
+def test_what_cannot_work_is_said_before_measuring(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="baseline 'jax' is not among numpy, fastopt"):
+        command.run(True, None, None, baseline="jax")
+    with pytest.raises(ValueError, match="cannot be written: its folder does not exist"):
+        command.run(True, str(tmp_path / "nowhere" / "bench.json"), None)
+
+
+def test_a_workload_too_large_for_the_memory_is_left_out_visibly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1_000_000}.get, raising=False)
+    assert command.fits(WORKLOADS["resnet50"])
+    assert not command.fits(WORKLOADS["gpt2"])
+    assert "gpt2 is left out: it needs 8.0 GB of memory" in capsys.readouterr().err

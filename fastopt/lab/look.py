@@ -1,0 +1,64 @@
+"""The look that all pictures of the lab share, and what they draw: curves by epoch, one for each rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..extras import require
+from ..rules import RULES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curves: TypeAlias = dict[str, dict[str, list[float]]]  # rule -> quantity -> its values, one after each epoch
+
+# The colours of Okabe and Ito, which colour-blind people tell apart; without yellow, which is too pale for a line.
+PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = dict(zip(RULES, cycle(PALETTE)))  # a rule has one colour in all pictures
+
+DPI = 200  # twice what a page shows, for sharp screens
+FONT_SIZE = 11
+
+
+def new_figure(panels: int = 1, width: float = 9.0, height: float = 4.0) -> tuple[Figure, Sequence[Axes]]:
+    """Make a figure with panels side by side, without pyplot and its global state.
+
+    Parameters
+    ----------
+    panels : int
+    width, height : float
+        In inches; 9 inches fill the width of a page of 900 pixels.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+    axes : sequence of matplotlib.axes.Axes
+        One for each panel.
+    """
+    figure: Figure = require("matplotlib.figure", "lab").Figure((width, height), dpi=DPI, layout="constrained")
+    axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.tick_params(labelsize=FONT_SIZE - 1)
+        each.xaxis.label.set_size(FONT_SIZE)
+        each.yaxis.label.set_size(FONT_SIZE)
+        each.grid(color="0.9", linewidth=0.8)
+        each.set_axisbelow(True)
+    return figure, axes
+
+
+def draw(axes: Axes, curves: Curves, quantity: str) -> None:
+    """Draw one quantity of every rule by epoch, from 1."""
+    for rule, curve in curves.items():
+        values = curve[quantity]
+        axes.plot(range(1, len(values) + 1), values, color=COLOURS[rule], linewidth=1.8, label=rule)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def first_below(values: Sequence[float], bound: float) -> int | None:
+    """Return the first epoch, from 1, after which a value is below a bound."""
+    return next((epoch for epoch, value in enumerate(values, start=1) if value < bound), None)
