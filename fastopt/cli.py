@@ -1,0 +1,138 @@
+"""The command ``fastopt``: info, compile, bench and lab. Each imports what it needs when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 after an error that is named on stderr. Wrong usage exits with 2.
+    """
+    parser = argparse.ArgumentParser(prog="fastopt", description="The optimizer step, fused into one pass over memory.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (add_info, add_compile, add_bench, add_lab):
+        add(commands)
+    arguments, rest = parser.parse_known_args(argv)
+    run: Callable[[argparse.Namespace, list[str]], int] = arguments.run
+    if rest and run is not lab:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return run(arguments, rest)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"fastopt: error: {error}", file=sys.stderr)
+        return 1
+
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def add_info(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Define ``fastopt info``."""
+    parser = commands.add_parser("info", help="versions, processor, threads, cache, and what follows from them")
+    parser.set_defaults(run=info)
+
+
+def info(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Print what is installed and what this machine can do."""
+    from .info import lines
+
+    print(*lines(), sep="\n")
+    return 0
+
+
+def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Define ``fastopt compile``."""
+    parser = commands.add_parser("compile", help="compile all kernels ahead, into the cache on disk")
+    parser.set_defaults(run=compile_kernels)
+
+
+def compile_kernels(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Compile every kernel, and say where they are kept."""
+    from .kernels import cpu
+    from .kernels.reader import FORMATS
+    from .progress import track
+    from .rules import RULES
+
+    directory = cpu.cache_directory()
+    if directory is None:
+        raise OSError("no cache directory is writable, so that nothing can be kept: set NUMBA_CACHE_DIR to one that is")
+    kernels = [(name, dtype) for name in RULES for dtype in FORMATS]
+    hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
+    print(f"{len(kernels)} kernels, {len(kernels) - hits} of them new, in {directory}")
+    return 0
+
+
+def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Define ``fastopt bench``."""
+    parser = commands.add_parser("bench", help="measure against NumPy, PyTorch and this machine's memory limit")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, about a minute")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw fastopt's ratios")
+    parser.add_argument("--baseline", default="numpy", help="what speed-ups are over (default: %(default)s)")
+    parser.set_defaults(run=bench)
+
+
+def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Measure and print the tables."""
+    from .bench import command
+
+    command.run(arguments.quick, arguments.json, arguments.plot, arguments.baseline)
+    return 0
+
+
+def add_lab(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Define ``fastopt lab``, whose further options are those of the experiment."""
+    parser = commands.add_parser("lab", help="experiments with pictures", add_help=False)
+    parser.add_argument("name", nargs="?", help="of the experiment")
+    parser.add_argument("--list", action="store_true", help="name all experiments")
+    parser.set_defaults(run=lab)
+
+
+def lab(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Run an experiment, write its picture and its numbers, and say what to see."""
+    from .lab import EXPERIMENTS
+
+    if arguments.list:
+        width = max(map(len, EXPERIMENTS))
+        print(*(f"{name:<{width}}  {experiment.description}" for name, experiment in EXPERIMENTS.items()), sep="\n")
+        return 0
+    if arguments.name not in EXPERIMENTS:
+        usage = argparse.ArgumentParser(prog="fastopt lab", usage="fastopt lab [--list] [NAME [--help] [options]]")
+        usage.parse_args(rest)  # answers --help
+        usage.error(f"there is no experiment {arguments.name!r}; there is {', '.join(EXPERIMENTS)}")
+
+    experiment = EXPERIMENTS[arguments.name]
+    parser = argparse.ArgumentParser(prog=f"fastopt lab {arguments.name}", description=experiment.description)
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
+    for option, parameter in inspect.signature(experiment.run).parameters.items():
+        default = parameter.default
+        parser.add_argument(f"--{option}", type=type(default), default=default, help="(default: %(default)s)")
+    options = vars(parser.parse_args(rest))
+    out: Path = options.pop("out")
+    out.mkdir(parents=True, exist_ok=True)
+
+    figure, numbers = experiment.run(**options)
+    figure.savefig(out / f"{arguments.name}.png")
+    (out / f"{arguments.name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    print(experiment.report(numbers))
+    print(f"\nSee {out / arguments.name}.png; the numbers are in {arguments.name}.json beside it.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

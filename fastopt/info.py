@@ -1,0 +1,79 @@
+"""What ``fastopt info`` prints: what is installed, what this machine can do, and what follows from it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+
+from . import __version__
+from .kernels import pool
+from .kernels.reader import FORMATS
+from .rules import RULES
+
+LIBRARIES = ("numpy", "numba", "cffi", "torch", "cupy")
+FEATURES = ("sse2", "avx", "avx2", "fma", "avx512f", "neon", "sve")
+
+
+def lines() -> list[str]:
+    """Describe installation and machine, a fact a line."""
+    facts = {
+        "fastopt": __version__,
+        "python": f"{platform.python_version()}, {platform.platform()}",
+        **{name: library(name) for name in LIBRARIES},
+        "processor": processor(),
+        "threads": f"{pool.get_num_threads()} of {pool.cores()} processors",
+        "pool": threads_of_the_pool(),
+        **compiled(),
+        "GPU": gpu(),
+    }
+    width = max(map(len, facts))
+    return [f"{name:<{width}}  {fact}" for name, fact in facts.items()]
+
+
+def library(name: str) -> str:
+    """Name a library's version, without importing it."""
+    if importlib.util.find_spec(name) is None:
+        return "not installed"
+    packages = importlib.metadata.packages_distributions().get(name, [name])  # cupy comes as cupy-cuda13x, for one
+    return importlib.metadata.version(packages[0])
+
+
+def processor() -> str:
+    """Name the processor as the compiler knows it, and the vector instructions that it will use."""
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    return f"{binding.get_host_cpu_name()} ({', '.join(name for name in FEATURES if features.get(name)) or 'scalar'})"
+
+
+def threads_of_the_pool() -> str:
+    """Say whether the extension is there, and what follows where it is not."""
+    if pool.available:
+        return "built"
+    return "not built: all updates run on the calling thread; install again where there is a C++ compiler"
+
+
+def compiled() -> dict[str, str]:
+    """Say where kernels are kept, and which are."""
+    from .kernels import cpu
+
+    directory = cpu.cache_directory()
+    if directory is None:
+        return {"cache": "no directory is writable: kernels compile anew in every process (set NUMBA_CACHE_DIR)"}
+    kernels = [(name, dtype.name) for name in RULES for dtype in FORMATS]
+    there = [f"{name} {dtype}" for name, dtype in kernels if cpu.cached(name, dtype)]
+    return {"cache": str(directory), "compiled": f"{len(there)} of {len(kernels)}: {', '.join(there) or 'none yet'}"}
+
+
+def gpu() -> str:
+    """Say why there is no GPU backend, and whether CuPy would find a device."""
+    here = "not usable: this version of fastopt updates NumPy arrays only"
+    if importlib.util.find_spec("cupy") is None:
+        return f"{here} (CuPy is not installed)"
+    try:
+        import cupy
+
+        return f"{here} (CuPy sees {cupy.cuda.runtime.getDeviceCount()} devices)"
+    except Exception as error:  # a broken CuPy raises what it will, and is only reported here
+        return f"{here} (CuPy sees no device: {error})"
