@@ -7,7 +7,12 @@ import zipfile
 def problems(names: list[str]) -> list[str]:
     """List what is wrong with a wheel's files."""
     found = []
-    for wanted in ("fastopt/py.typed", "fastopt/kernels/cpu.py", "fastopt/kernels/rules.h", "fastopt/kernels/fastopt.h"):
+    for wanted in (
+        "fastopt/py.typed",
+        "fastopt/kernels/cpu.py",
+        "fastopt/kernels/rules.h",
+        "fastopt/kernels/fastopt.h",
+    ):
         if wanted not in names:
             found.append(f"{wanted} is missing")
     if not any(name.startswith("fastopt/kernels/_pool.") for name in names):

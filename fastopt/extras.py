@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 
 
-class MissingExtra(ImportError):
+class MissingExtraError(ImportError):
     """A module of an optional extra is not installed."""
 
 
@@ -22,7 +22,7 @@ def require(module_name: str, extra: str) -> ModuleType:
 
     Raises
     ------
-    MissingExtra
+    MissingExtraError
         An ImportError that says what to install.
     """
     try:
@@ -31,4 +31,4 @@ def require(module_name: str, extra: str) -> ModuleType:
         package = module_name.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
             raise  # it is installed, and broken: its own error says more
-        raise MissingExtra(f"{package} is not installed: pip install 'fastopt[{extra}]'") from error
+        raise MissingExtraError(f"{package} is not installed: pip install 'fastopt[{extra}]'") from error

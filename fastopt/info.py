@@ -61,7 +61,7 @@ def compiled() -> dict[str, str]:
     directory = cpu.cache_directory()
     if directory is None:
         return {"cache": "no directory is writable: kernels compile anew in every process (set NUMBA_CACHE_DIR)"}
-    kernels = [(name, dtype.name) for name in RULES for dtype in FORMATS]
+    kernels = [(name, str(dtype)) for name in RULES for dtype in FORMATS]
     there = [f"{name} {dtype}" for name, dtype in kernels if cpu.cached(name, dtype)]
     return {"cache": str(directory), "compiled": f"{len(there)} of {len(kernels)}: {', '.join(there) or 'none yet'}"}
 

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import functools
 import inspect
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,9 @@ def make_kernel(name, dtype):
 
 _kernels: dict = {}
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A fork waits until nothing compiles: the child would inherit locks, numba's among them, that nobody there frees.
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def kernel(name: str, dtype: Any) -> Any:

@@ -12,8 +12,8 @@ try:
 except ImportError:
     _pool = None
 
-ffi = _pool.ffi if _pool else None
-lib = _pool.lib if _pool else None
+ffi: Any = _pool.ffi if _pool else None
+lib: Any = _pool.lib if _pool else None
 
 if lib is not None and lib.fastopt_abi() != ABI:
     raise ImportError(f"fastopt's extension has ABI {lib.fastopt_abi()}, its tables have {ABI}: install fastopt again")

@@ -73,7 +73,7 @@ def train(rule: str, x: Array, y: Array, *, lr: float, epochs: int, seed: int) -
 
 
 def digits(epochs: int = 30, seed: int = 0) -> tuple[Figure, look.Curves]:
-    """Train a network of 64, 32 and 10 units on handwritten digits, by gradient descent, momentum, Nesterov and AdaGrad.
+    """Train a network of 64, 32 and 10 units on handwritten digits, by four rules: sgd, momentum, nesterov, adagrad.
 
     All four begin with the same parameters and see the same batches of 32 images. Each has the learning rate that
     `tune` found best for it, on the training images alone; momentum is 0.9.
@@ -102,6 +102,8 @@ def digits(epochs: int = 30, seed: int = 0) -> tuple[Figure, look.Curves]:
     """
     if epochs < 1:
         raise ValueError(f"epochs must be 1 or more, not {epochs}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, not {seed}")
     figure, (loss_axes, accuracy_axes) = look.new_figure(panels=2)
     x_train, y_train, x_test, y_test = load()
 
@@ -127,9 +129,7 @@ def report(curves: look.Curves) -> str:
     """Say in a table and three lines what there is to see."""
     lines = [f"{'rule':10} {'lr':>5} {'training loss':>15} {'test accuracy':>15}"]
     for rule, curve in curves.items():
-        lines.append(
-            f"{rule:10} {LEARNING_RATES[rule]:>5g} {curve['loss'][-1]:>15.4f} {curve['accuracy'][-1]:>15.3f}"
-        )
+        lines.append(f"{rule:10} {LEARNING_RATES[rule]:>5g} {curve['loss'][-1]:>15.4f} {curve['accuracy'][-1]:>15.3f}")
     epochs = len(curves["sgd"]["loss"])
     reached = {rule: look.first_below(curve["loss"], 0.1) for rule, curve in curves.items()}
     counts = ", ".join(f"{rule} {count or f'more than {epochs}'}" for rule, count in reached.items())
@@ -166,7 +166,9 @@ def tune(
     held_out, rest = np.split(order, [len(y) // 5])
 
     def mean_loss(rule: str, lr: float) -> float:
-        trained = (params for seed in seeds for params in train(rule, x[rest], y[rest], lr=lr, epochs=epochs, seed=seed))
+        trained = (
+            params for seed in seeds for params in train(rule, x[rest], y[rest], lr=lr, epochs=epochs, seed=seed)
+        )
         return float(np.mean([network.loss(params, x[held_out], y[held_out]) for params in trained]))
 
     return {rule: min(rates, key=lambda lr: mean_loss(rule, lr)) for rule in OPTIMIZERS}

@@ -43,8 +43,8 @@ def new_figure(panels: int = 1, width: float = 9.0, height: float = 4.0) -> tupl
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
         each.tick_params(labelsize=FONT_SIZE - 1)
-        each.xaxis.label.set_size(FONT_SIZE)
-        each.yaxis.label.set_size(FONT_SIZE)
+        each.xaxis.label.set_fontsize(FONT_SIZE)
+        each.yaxis.label.set_fontsize(FONT_SIZE)
         each.grid(color="0.9", linewidth=0.8)
         each.set_axisbelow(True)
     return figure, axes
@@ -56,7 +56,7 @@ def draw(axes: Axes, curves: Curves, quantity: str) -> None:
         values = curve[quantity]
         axes.plot(range(1, len(values) + 1), values, color=COLOURS[rule], linewidth=1.8, label=rule)
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(require("matplotlib.ticker", "lab").MaxNLocator(integer=True))
 
 
 def first_below(values: Sequence[float], bound: float) -> int | None:

@@ -1,11 +1,12 @@
 """A small classifier in plain NumPy: fully connected layers, ReLU between them, softmax cross-entropy on top.
 
-Parameters and gradients are dicts of arrays: ``w1``, ``b1`` of the first layer, ``w2``, ``b2`` of the second, and so on.
+Parameters and gradients are dicts of arrays: ``w1``, ``b1`` of the first layer, ``w2``, ``b2`` of the next, ...
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def new_parameters(
         ``w1``, shape (sizes[0], sizes[1]); ``b1``, shape (sizes[1],); ...
     """
     params = {}
-    for k, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+    for k, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         params[f"w{k}"] = (rng.standard_normal((inputs, outputs)) * np.sqrt(2 / inputs)).astype(dtype)
         params[f"b{k}"] = np.zeros(outputs, dtype)
     return params
@@ -46,8 +47,9 @@ def forward(params: Mapping[str, Array], x: Array) -> list[Array]:
 
 def log_softmax(scores: Array) -> Array:
     """Return the logarithms of the classes' probabilities, row by row."""
-    shifted = scores - scores.max(axis=1, keepdims=True)  # so that exp() cannot overflow
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    shifted: Array = scores - scores.max(axis=1, keepdims=True)  # so that exp() cannot overflow
+    log_p: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_p
 
 
 def loss(params: Mapping[str, Array], x: Array, y: Array) -> float:

@@ -1,0 +1,154 @@
+"""The command, as a user types it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fastopt.kernels import cpu, extension
+
+import fastopt
+from fastopt import cli, extras, info
+
+COMPILE = [sys.executable, "-m", "fastopt.cli", "compile"]
+LOAD = """
+import numpy as np
+import fastopt
+from fastopt.kernels import cpu
+from fastopt.kernels.reader import FORMATS
+assert all(cpu.kernel(name, dtype).cache_hits == 1 for name in fastopt.rules.RULES for dtype in FORMATS)
+p = np.ones(5)
+fastopt.fused.sgd(p, np.ones(5), lr=0.5)
+assert (p == 0.5).all()
+print("loaded")
+"""
+
+
+def environment(folder):
+    """The process's environment, with an empty cache of its own."""
+    return {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+
+
+def test_info_names_everything(capsys):
+    """Versions, processor, threads, pool, cache, and why there is no GPU."""
+    assert cli.main(["info"]) == 0
+    facts = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert facts["fastopt"] == fastopt.__version__
+    assert facts["numpy"] == np.__version__
+    assert facts["threads"].startswith(str(fastopt.get_num_threads()))
+    assert facts["pool"] == "built"
+    assert facts["cache"] == str(cpu.cache_directory())
+    assert facts["GPU"].startswith("not usable")
+    assert {"python", "numba", "cffi", "torch", "cupy", "processor", "compiled"} <= set(facts)
+
+
+def test_info_without_pool_and_cache(monkeypatch):
+    """It says what follows."""
+    monkeypatch.setattr(info.pool, "available", False)
+    monkeypatch.setattr(cpu, "cache_directory", lambda: None)
+    text = "\n".join(info.lines())
+    assert "not built: all updates run on the calling thread" in text
+    assert "NUMBA_CACHE_DIR" in text
+    assert extension.lib is not None
+
+
+def test_compile_twice_at_once(tmp_path):
+    """Both succeed, and a new process finds every kernel in the cache, and right."""
+    started = [
+        subprocess.Popen(COMPILE, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in started:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert str(tmp_path) in out
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert loaded.stdout == "loaded\n", loaded.stderr
+
+
+def test_compile_where_nothing_can_be_kept(monkeypatch, capsys):
+    """One line that says what to set."""
+    monkeypatch.setattr(cpu, "cache_directory", lambda: None)
+    assert cli.main(["compile"]) == 1
+    assert "NUMBA_CACHE_DIR" in capsys.readouterr().err
+
+
+def test_lab_lists_its_experiments(capsys):
+    """A name and a line for each."""
+    assert cli.main(["lab", "--list"]) == 0
+    assert capsys.readouterr().out.startswith("digits  ")
+
+
+def test_lab_runs_an_experiment(tmp_path, capsys):
+    """Into a folder that it makes; with the experiment's own options."""
+    out = tmp_path / "new" / "folder"
+    assert cli.main(["lab", "digits", "--out", str(out), "--epochs", "2", "--seed", "3"]) == 0
+    numbers = json.loads((out / "digits.json").read_text())
+    assert set(numbers) == {"sgd", "momentum", "nesterov", "adagrad"}
+    assert all(len(curve["accuracy"]) == 2 for curve in numbers.values())
+    assert (out / "digits.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert f"{numbers['nesterov']['accuracy'][-1]:.3f}" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lab", "nothing"], "there is digits"),
+        (["lab"], "there is digits"),
+        (["lab", "digits", "--speed", "3"], "unrecognized arguments: --speed 3"),
+        (["info", "--verbose"], "unrecognized arguments: --verbose"),
+        (["train"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, message, capsys):
+    """And says what there is."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lab", "digits", "--epochs", "0"], "epochs must be 1 or more, not 0"),
+        (["lab", "digits", "--seed", "-1"], "seed"),
+        (["bench", "--baseline", "nobody"], "'nobody' is not among numpy, fastopt"),
+        (["bench", "--json", "no/such/folder/x.json"], "its folder does not exist"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    """With exit status 1, and no traceback."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("fastopt: error: ")
+    assert message in err
+    assert "\n" not in err
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
+    """The error says what to install."""
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert cli.main(["lab", "digits", "--out", str(tmp_path)]) == 1
+    assert "pip install 'fastopt[lab]'" in capsys.readouterr().err
+    with pytest.raises(ImportError, match=r"no_such_module is not installed: pip install 'fastopt\[x\]'"):
+        extras.require("no_such_module", "x")
+
+
+def test_a_command_imports_what_it_needs_and_no_more():
+    """Nothing but argparse for the help."""
+    code = "import sys, fastopt.cli; print({'numba', 'matplotlib', 'rich', 'sklearn', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "set()\n"

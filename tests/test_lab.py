@@ -1,0 +1,85 @@
+"""The lab: the network's gradients, and what the experiments say of themselves."""
+
+import importlib
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from fastopt.lab import network
+from fastopt.progress import _count, track
+
+module = importlib.import_module("fastopt.lab.digits")  # fastopt.lab.digits is the experiment itself
+
+
+def test_gradients_are_the_finite_differences_of_the_loss():
+    """In float64, for every parameter of a network of three layers."""
+    rng = np.random.default_rng(0)
+    params = network.new_parameters(rng, sizes=(5, 7, 6, 4), dtype=np.float64)
+    x, y = rng.standard_normal((9, 5)), rng.integers(0, 4, 9)
+    grads = {name: np.full_like(p, np.nan) for name, p in params.items()}
+    assert network.loss_and_gradients(params, x, y, grads) == pytest.approx(network.loss(params, x, y), rel=1e-12)
+    for name, p in params.items():
+        for index in np.ndindex(p.shape):
+            kept, step = p[index], 1e-6
+            p[index] = kept + step
+            above = network.loss(params, x, y)
+            p[index] = kept - step
+            below = network.loss(params, x, y)
+            p[index] = kept
+            assert grads[name][index] == pytest.approx((above - below) / (2 * step), abs=1e-8)
+
+
+def test_scores_of_any_size_do_not_overflow():
+    """The softmax of large scores is as good as that of small ones."""
+    params = {"w1": np.full((2, 3), 1e4, np.float32), "b1": np.zeros(3, np.float32)}
+    assert network.loss(params, np.ones((1, 2), np.float32), np.array([1])) == pytest.approx(np.log(3), rel=1e-6)
+
+
+def test_digits_are_split_once_and_for_all():
+    """1,797 images in two parts that share none, each digit in both."""
+    x_train, y_train, x_test, y_test = module.load()
+    assert x_train.shape == (1437, 64)
+    assert x_test.shape == (360, 64)
+    assert x_train.dtype == np.float32
+    assert (x_train.min(), x_train.max()) == (0, 1)
+    assert set(y_train) == set(y_test) == set(range(10))
+    np.testing.assert_array_equal(module.load()[0], x_train)
+
+
+def test_digits_shows_what_it_claims(tmp_path):
+    """Losses fall, the network learns, the numbers are the network's own, and the picture has the size it should."""
+    figure, curves = module.digits(epochs=4)
+    assert list(curves) == ["sgd", "momentum", "nesterov", "adagrad"]
+    x_train, y_train, x_test, y_test = module.load()
+    for rule, curve in curves.items():
+        assert curve["loss"][-1] < curve["loss"][0]
+        assert curve["accuracy"][-1] > 0.9
+        *_, params = module.train(rule, x_train, y_train, lr=module.LEARNING_RATES[rule], epochs=4, seed=0)
+        assert network.accuracy(params, x_test, y_test) == curve["accuracy"][-1]
+    figure.savefig(tmp_path / "digits.png")
+    assert matplotlib.image.imread(tmp_path / "digits.png").shape[:2] == (800, 1800)
+
+
+def test_the_report_computes_its_words():
+    """Other numbers, other words."""
+    curves = {rule: {"loss": [0.5, 0.2], "accuracy": [0.8, 0.9]} for rule in module.OPTIMIZERS}
+    curves["momentum"] = {"loss": [0.6, 0.05], "accuracy": [0.8, 1.0]}
+    text = module.report(curves)
+    assert "sgd more than 2, momentum 2" in text
+    assert "after the last, 2: momentum, 0.0500" in text
+    assert "36 images of 360 apart, from 0.900 (sgd) to 1.000 (momentum)" in text
+
+
+def test_rates_are_tuned_on_what_is_given():
+    """The best of two rates, one of which cannot learn."""
+    assert module.tune(rates=(1e-9, 0.1), epochs=1, seeds=[0]) == dict.fromkeys(module.OPTIMIZERS, 0.1)
+
+
+def test_progress_yields_what_it_is_given(capsys):
+    """With rich and without, and says how far it came."""
+    assert list(track(iter("abc"), "doing", total=3)) == ["a", "b", "c"]
+    assert list(_count(iter("abc"), "doing", 3)) == ["a", "b", "c"]
+    captured = capsys.readouterr()
+    assert "doing 3/3" in captured.err
+    assert captured.out == ""
