@@ -6,15 +6,8 @@ import zipfile
 
 def problems(names: list[str]) -> list[str]:
     """List what is wrong with a wheel's files."""
-    found = []
-    for wanted in (
-        "fastopt/py.typed",
-        "fastopt/kernels/cpu.py",
-        "fastopt/kernels/rules.h",
-        "fastopt/kernels/fastopt.h",
-    ):
-        if wanted not in names:
-            found.append(f"{wanted} is missing")
+    wanted = ["py.typed", "kernels/cpu.py", "kernels/rules.h", "kernels/fastopt.h", "bench/command.py", "lab/digits.py"]
+    found = [f"fastopt/{name} is missing" for name in wanted if f"fastopt/{name}" not in names]
     if not any(name.startswith("fastopt/kernels/_pool.") for name in names):
         found.append("the extension was not built: fastopt/kernels/_pool.* is missing")
     tops = {name.split("/")[0] for name in names}
