@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from .rules import check
+
+COUNT_LIMIT = 2**63
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -28,8 +31,7 @@ class ParamGroup(MutableMapping[str, Any]):
         self.schedule: Callable[[int], Any] | None = None
         self.changed = True  # since the plan looked last
         self._entries: dict[str, Any] = {"params": self.members.given, "step": 0, **options}
-        for name, value in options.items():
-            self[name] = value
+        self.update(options)
 
     def __getitem__(self, name: str) -> Any:
         """Return an entry."""
@@ -37,20 +39,28 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Assign an option, a schedule or the count of steps, if it is in range."""
+        self.update({name: value})
+
+    def update(self, *given: Any, **more: Any) -> None:
+        """Assign several entries, all or none."""
+        entries = dict(*given, **more)
+        checked = {name: self._checked(name, value) for name, value in entries.items()}
+        self._entries.update(checked)
+        if "lr" in entries:
+            self.schedule = entries["lr"] if callable(entries["lr"]) else None
+        self.changed = True
+
+    def _checked(self, name: str, value: Any) -> Any:
         if name == "params":
             raise ValueError("the parameters of a group cannot be exchanged: use add_param_group or a new optimizer")
         if name not in self._entries:
             known = ", ".join(option for option in self._entries if option != "params")
             raise ValueError(f"unknown option {name!r}; the options of this optimizer's groups are {known}")
         if name == "step":
-            self._entries["step"] = check_count("the step of a group", value)
-        elif name == "lr":
-            schedule = value if callable(value) else None
-            self._entries["lr"] = check("lr", schedule(self["step"]) if schedule else value)
-            self.schedule = schedule
-        else:
-            self._entries[name] = check(name, value)
-        self.changed = True
+            return check_count("the step of a group", value)
+        if name == "lr" and callable(value):
+            value = value(self["step"])
+        return check(name, value)
 
     def __delitem__(self, name: str) -> None:
         """Refuse: an optimizer needs all of its options."""
@@ -146,11 +156,15 @@ class Members:
 
 def check_count(what: str, value: Any) -> int:
     """Return a count of steps as a plain int."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
         raise TypeError(f"{what} must be an int, not {_kind(value)}")
-    if value < 0:
-        raise ValueError(f"{what} must be 0 or more, not {value}")
-    return int(value)
+    if not 0 <= count < COUNT_LIMIT:
+        raise ValueError(f"{what} must be 0 or more, and below 2**63, not {value!r:.40}")
+    return count
 
 
 def _kind(value: Any) -> str:

@@ -72,9 +72,9 @@ class Optimizer:
         return list(dict.fromkeys(name for rule in self._family.rules for name in rule.states))
 
     @property
-    def param_groups(self) -> list[ParamGroup]:
+    def param_groups(self) -> tuple[ParamGroup, ...]:
         """The parameter groups; what is assigned in them takes effect at the next step."""
-        return list(self._groups)
+        return tuple(self._groups)
 
     @property
     def state(self) -> Mapping[Hashable, Mapping[str, Any]]:
@@ -141,8 +141,9 @@ class Optimizer:
             If gradients do not fit; the previous binding stays then.
         """
         mirrored = self._mirrored(grads)
-        if any(isinstance(gradient, np.generic) for gradient in mirrored):
-            raise TypeError("a NumPy scalar never changes, so binding one is useless: bind a 0-d array")
+        for tensor, gradient in zip(self._tensors, mirrored, strict=False):  # their number is checked below
+            if isinstance(gradient, np.generic):
+                raise TypeError(f"the gradient of {tensor} is a NumPy scalar, which never changes: bind a 0-d array")
         with self._plan.lock:
             gradients = Gradients(self._plan, mirrored)
             gradients.keep_in_place()
@@ -238,7 +239,8 @@ class Optimizer:
             what = f"group {group.index} of the state dict"
             if not isinstance(entry, Mapping) or set(entry) != set(group):
                 raise ValueError(f"{what} must have the entries {sorted(group)}, those of {type(self).__name__}")
-            if not isinstance(entry["params"], (list, tuple)) or list(entry["params"]) != keys:
+            # As text, since arrays among them would not compare to one truth.
+            if not isinstance(entry["params"], (list, tuple)) or repr(list(entry["params"])) != repr(keys):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
             values = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
             self._family.choose(values)
@@ -255,14 +257,17 @@ class Optimizer:
         if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {"step", *self._state_names}:
             names = ", ".join(self._state_names)
             raise ValueError(f"the state of {tensor} must be a dict of step and {names}, not {given!r:.200}")
+        step = check_count(f"the step of {tensor} in the state dict", given["step"])
         arrays = {}
         for name in self._state_names:
+            if step and name not in given and all(name in rule.states for rule in self._family.rules):
+                raise ValueError(f"the state of {tensor} has {step} steps but no {name}, without which it cannot go on")
             if name in given:
                 what = f"the {name} of {tensor} in the state dict"
                 source = check_like(what, given[name], "its parameter", tensor.dtype, tensor.shape)
                 arrays[name] = tensor.layout.allocate(tensor.array, 0.0)
                 arrays[name][...] = source
-        return check_count(f"the step of {tensor} in the state dict", given["step"]), arrays
+        return step, arrays
 
     def __repr__(self) -> str:
         """Show the class, and for each group its parameters and options."""

@@ -88,6 +88,8 @@ class Gradients:
 
     def __init__(self, plan: Plan, given: Sequence[Any]) -> None:
         self.arrays = list(given)
+        if len(self.arrays) != len(plan.tensors):
+            raise ValueError(f"there are {len(plan.tensors)} parameters and {len(self.arrays)} gradients")
         self.strided: dict[int, Strides] = {}
         self.addresses, unread, none = plan.reader.read(self.arrays)
         if unread:
@@ -179,10 +181,9 @@ class Launch:
         self.hypers = hypers
         self.job["hypers"] = address(hypers)
 
-    def __call__(self) -> None:
-        """Run the kernel over all chunks."""
-        threads = 1 if self.workers == 1 else min(self.workers, pool.get_num_threads())
-        self.run(len(self.chunks), self.grain, threads)
+    def __call__(self, threads: int) -> None:
+        """Run the kernel over all chunks, on so many threads at most."""
+        self.run(len(self.chunks), self.grain, min(threads, self.workers))
 
 
 class Plan:
@@ -205,6 +206,7 @@ class Plan:
         self.groups = groups
         self.tensors = tensors
         self.choose = choose
+        self.rates: list[float | bool] = []  # of the groups' next step
         self.rules: list[Rule] = []
         self.launches: list[Launch] = []
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's tensors
@@ -215,7 +217,7 @@ class Plan:
         self._extents: Extents | None = None
         self._reader: Reader | None = None
         self.validate()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a schedule may ask for the state
         _plans.add(self)
 
     def validate(self) -> None:
@@ -249,15 +251,17 @@ class Plan:
 
     def step(self, gradients: Gradients) -> None:
         """Update every tensor that has a gradient; whatever can fail comes before the first launch."""
+        threads = pool.get_num_threads()
         for group in self.groups:
-            if group.changed:
-                self._choose_rules()
+            if group.changed or group.schedule is not None:
+                self._look_at_groups()
+                break
         if gradients is not self.loaded:
             self._load(gradients)
         if not self.steady:
             self._write_rows()
         for launch in self.launches:
-            launch()
+            launch(threads)
         for cohort in self.cohorts:
             cohort.step += 1
             if cohort.first:
@@ -279,7 +283,8 @@ class Plan:
         for group in self.groups:
             group.changed = True
 
-    def _choose_rules(self) -> None:
+    def _look_at_groups(self) -> None:
+        self.rates = [group.next_lr() for group in self.groups]  # first: a schedule is code of the user's
         rules = [self.choose(group) for group in self.groups]
         if rules != self.rules:
             self.loaded = None
@@ -343,16 +348,12 @@ class Plan:
                 row["states"][: len(cohort.rule.states)] = [extent(states[name])[0] for name in cohort.rule.states]
 
     def _write_rows(self) -> None:
-        rates = [group.next_lr() for group in self.groups]
-        for group, rate in zip(self.groups, rates, strict=True):
+        for group, rate in zip(self.groups, self.rates, strict=True):
             group.take_lr(rate)
         for row, cohort in zip(self.hypers, self.cohorts, strict=True):
             numbers = cohort.rule.row(cohort.group, cohort.step + 1, cohort.first)
             row[: len(numbers)] = numbers
-        self.steady = not (
-            any(group.schedule for group in self.groups)
-            or any(cohort.first or cohort.rule.moves(cohort.group) for cohort in self.cohorts)
-        )
+        self.steady = not any(cohort.first or cohort.rule.moves(cohort.group) for cohort in self.cohorts)
 
     def _keep_states(self, cohort: Cohort) -> None:
         for tensor, new_states in zip(cohort.tensors, cohort.new_states, strict=True):
@@ -371,42 +372,65 @@ IDLE_LIMIT = 256
 
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
     """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
-    strided: dict[int, Strides] = {}
-    if (read := read_alike([p, g, *states.values()])) is not None:
-        addresses, dtype, size = read
-    else:
-        if isinstance(g, np.generic):
-            g = np.asarray(g)
-        addresses, dtype, size, strided = _read_single(p, g, states)
-    key = rule.name, dtype, size
-    launch = _idle.pop(key, None) or Launch(rule, dtype, [size])
-    if strided != launch.strided:
-        launch.cut(strided)
-    launch.addresses[0, : len(addresses)] = addresses
+    threads = pool.get_num_threads()
+    single = Single(p, g, states)
+    key = rule.name, single.dtype, single.size
+    launch = _idle.pop(key, None) or Launch(rule, single.dtype, [single.size])
+    if single.strided != launch.strided:
+        launch.cut(single.strided)
+    launch.addresses[0, : len(single.addresses)] = single.addresses
     launch.hypers[0, : len(numbers)] = numbers
-    launch()
+    launch(threads)
+    for array, copy in single.copies:
+        array[...] = copy
     _idle[key] = launch
     if len(_idle) > IDLE_LIMIT:
         _idle.pop(next(iter(list(_idle))), None)  # the one that has been idle longest; another thread may be first
 
 
-def _read_single(p: Any, g: Any, states: Mapping[str, Any]) -> tuple[list[int], np.dtype[Any], int, dict[int, Strides]]:
-    """Check the arrays of a single update, whatever they are, and say where and how they lie; the caller holds them."""
-    param, layout = check_dense("p", p)
-    gradient = check_like("g", g, "p", param.dtype, param.shape)
-    arrays = {"p": param}
-    for name, given in states.items():
-        arrays[name], _ = check_dense(name, check_like(name, given, "p", param.dtype, param.shape))
-        if not layout.in_storage_order(arrays[name]).flags.c_contiguous:
-            raise ValueError(f"{name} lies in memory otherwise than p does: make it by np.zeros_like(p)")
-    extents = Extents(arrays.items())
-    pair = extents.first_overlap() or (extents.overlapping(gradient), "g")
-    if pair[0] is not None:
-        raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
-    ordered = layout.in_storage_order(gradient)
-    dense = ordered.flags.c_contiguous and ordered.flags.aligned
-    start, *rest = (extent(array)[0] for array in arrays.values())
-    return [start, address(ordered), *rest], param.dtype, param.size, {} if dense else {0: Strides.of(ordered)}
+class Single:
+    """The arrays of a single update, checked and held.
+
+    Attributes
+    ----------
+    addresses : list of int
+        Of parameter, gradient and states.
+    copies : list of (array, array)
+        States that lie in another order than the parameter, and the copies that are updated in their place.
+    """
+
+    def __init__(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:
+        self.strided: dict[int, Strides] = {}
+        self.copies: list[tuple[Array, Array]] = []
+        self.held = [p, g, *states.values()]
+        if (read := read_alike(self.held)) is not None:
+            self.addresses, self.dtype, self.size = read
+        else:
+            self._check(p, g, states)
+
+    def _check(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:
+        param, layout = check_dense("p", p)
+        gradient = check_like("g", np.asarray(g) if isinstance(g, np.generic) else g, "p", param.dtype, param.shape)
+        arrays = {"p": param}
+        for name, given in states.items():
+            arrays[name], _ = check_dense(name, check_like(name, given, "p", param.dtype, param.shape))
+        extents = Extents(arrays.items())
+        pair = extents.first_overlap() or (extents.overlapping(gradient), "g")
+        if pair[0] is not None:
+            raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
+
+        ordered = layout.in_storage_order(gradient)
+        if not (ordered.flags.c_contiguous and ordered.flags.aligned):
+            self.strided[0] = Strides.of(ordered)
+        for name in states:
+            if not layout.in_storage_order(arrays[name]).flags.c_contiguous:
+                copy = layout.allocate(param, 0.0)
+                copy[...] = arrays[name]
+                self.copies.append((arrays[name], copy))
+                arrays[name] = copy
+        start, *rest = (extent(array)[0] for array in arrays.values())
+        self.addresses, self.dtype, self.size = [start, address(ordered), *rest], param.dtype, param.size
+        self.held = [gradient, *arrays.values()]
 
 
 _plans: weakref.WeakSet[Plan] = weakref.WeakSet()
@@ -415,7 +439,7 @@ _plans: weakref.WeakSet[Plan] = weakref.WeakSet()
 def _unlock_in_child() -> None:
     """Free the locks that threads held which a forked child does not have."""
     for plan in _plans:
-        plan.lock = threading.Lock()
+        plan.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

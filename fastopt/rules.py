@@ -29,16 +29,19 @@ class Number:
 
     def check(self, name: str, value: Any) -> float:
         """Return the value as a float, or raise an error that names it."""
-        if type(value) is float and self.minimum <= value < math.inf:
+        if type(value) is float and self.minimum <= value and abs(value) < math.inf:
             return value  # the usual case, ten times as fast as asking an abstract class
         if isinstance(value, np.ndarray) and value.ndim == 0:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"Invalid {self.label}: {value!r}; {name} must be a number, not {type(value).__name__}")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an int beyond all floats
+            number = math.inf
         if not math.isfinite(number) or number < self.minimum:
             bound = "" if self.minimum == -math.inf else f" of {self.minimum:g} or more"
-            raise ValueError(f"Invalid {self.label}: {value!r}; {name} must be a finite number{bound}")
+            raise ValueError(f"Invalid {self.label}: {value!r:.40}; {name} must be a finite number{bound}")
         return number
 
 

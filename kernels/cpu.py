@@ -218,8 +218,12 @@ def _compile(function):
     wrap = functools.partial(cfunc, SIGNATURE, error_model="numpy")
     try:
         compiled_kernel = wrap(cache=cache_directory() is not None)(function)
-    except OSError:  # the disk is full, or was taken away: compile in every process
+    except (
+        Exception
+    ):  # a full disk, a file cut short: whatever a cache may suffer, it must not keep anyone from training
         compiled_kernel = wrap()(function)
+        with contextlib.suppress(Exception):
+            FunctionCache(function).flush()  # so that the next process writes it anew
     # One reference too many, on purpose: a daemon thread may still run this code while the interpreter shuts down.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(compiled_kernel))
     return compiled_kernel

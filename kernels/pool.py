@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 from collections.abc import Callable
 from typing import Any
@@ -61,11 +62,15 @@ def set_num_threads(n: int) -> None:
         If n is not a whole number, or below 1.
     """
     global _num_threads
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"the number of threads must be an int, not {type(n).__name__}")
-    if n < 1:
+    try:
+        count = operator.index(n)
+    except TypeError:
+        count = None
+    if count is None or isinstance(n, bool):
+        raise TypeError(f"the number of threads must be an int, not {n!r}")
+    if count < 1:
         raise ValueError(f"the number of threads must be 1 or more, not {n}")
-    _num_threads = n.__index__()
+    _num_threads = count
 
 
 def runner(kernel: Any, job_address: int) -> Callable[[int, int, int], None]:

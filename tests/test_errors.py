@@ -51,22 +51,24 @@ class Subject:
         make, defaults = KINDS[kind]
         self.opt = make(self.shaped(self.params), **{**defaults, **options})
         for seed in range(steps):
-            self.opt.step(self.grads(1 + seed))
+            self.opt.step(self.mirrored(values(1 + seed)))
         if bound:
-            self.opt.bind(self.grads(7))
+            self.opt.bind(self.mirrored(values(7)))
 
     def shaped(self, named):
-        """Arrays in the form in which the optimizer was given its parameters."""
-        return {dict: dict, list: lambda named: list(named.values()), "groups": self.in_groups}[self.form](named)
+        """Parameters in the form under test: by name, in a list, or in two groups, a dict and an array alone."""
+        if self.form == "groups":
+            return [{"params": {"w1": named["w1"], "w2": named["w2"]}}, {"params": named["w3"]}]
+        return named if self.form is dict else list(named.values())
 
-    @staticmethod
-    def in_groups(named):
-        """Two groups: a dict and an array alone."""
-        return [{"params": {"w1": named["w1"], "w2": named["w2"]}}, {"params": named["w3"]}]
+    def mirrored(self, named):
+        """Gradients in that form."""
+        shaped = self.shaped(named)
+        return [group["params"] for group in shaped] if self.form == "groups" else shaped
 
-    def grads(self, seed=5, **changed):
-        """Good gradients, but for those that are changed."""
-        return {**values(seed), **changed}
+    def grads(self, **changed):
+        """Good gradients by name, but for those that are changed."""
+        return {**values(5), **changed}
 
     @property
     def group(self):
@@ -75,40 +77,39 @@ class Subject:
 
     def snapshot(self):
         """All that an error must not change."""
-        groups = [{**group, "params": [id(p) for p in self.params.values()]} for group in self.opt.param_groups]
+        groups = [{**group, "params": None} for group in self.opt.param_groups]
         return frozen([self.params, self.opt.state, self.opt.state_dict(), groups, repr(self.opt)])
 
     def steps(self):
         """Take two correct steps, and return all that they lead to."""
         for seed in (8, 9):
-            named = self.grads(seed)
-            if self.form == "groups":
-                self.opt.step([{"w1": named["w1"], "w2": named["w2"]}, named["w3"]])
-            else:
-                self.opt.step(self.shaped(named))
+            self.opt.step(self.mirrored(values(seed)))
         return self.snapshot()
 
 
-def refused(error, words, act, **situation):
-    """Assert that an act on an optimizer raises, says these words, and has changed nothing, then or later."""
+def assert_refused(error, words, act, context=None):
+    """Assert that an act raises exactly this type of error, and says these words."""
+    caught = None
+    try:
+        act()
+    except Exception as raised:
+        caught = raised
+    assert type(caught) is error, (caught, context)
+    for word in words:
+        assert word in str(caught), context
+
+
+def refused(error, words, act, context=None, **situation):
+    """Assert that an act on an optimizer is refused, and has changed nothing, then or later."""
     victim, twin = Subject(**situation), Subject(**situation)
     before = victim.snapshot()
-    with pytest.raises(error) as caught:
-        act(victim)
-    assert_says(caught, error, words)
-    assert victim.snapshot() == before
-    assert victim.steps() == twin.steps()
-
-
-def assert_says(caught, error, words):
-    """Assert the very type of an error, and the words in its message."""
-    assert caught.type is error
-    for word in words:
-        assert word in str(caught.value)
+    assert_refused(error, words, lambda: act(victim), context or situation)
+    assert victim.snapshot() == before, context or situation
+    assert victim.steps() == twin.steps(), context or situation
 
 
 SITUATIONS = [
-    pytest.param({"kind": kind, "steps": steps, "bound": bound}, id=f"{kind}-{steps}{'-bound' * bound}")
+    {"kind": kind, "steps": steps, "bound": bound}
     for kind in KINDS
     for steps, bound in ((0, False), (2, False), (2, True))
 ]
@@ -154,81 +155,75 @@ BAD_NUMBERS = [
 BAD_FLAGS = [(value, TypeError) for value in (1, 0, 1.0, "yes", None, [], np.array([True]))]
 
 
-def bad_options():
-    """Every option with every value that it cannot have."""
-    for kind, names in OPTIONS.items():
-        for name in names:
-            for value, error in BAD_NUMBERS if name in NUMBERS else BAD_FLAGS:
-                if name == "dampening" and error is ValueError and -math.inf < value < 0:
-                    continue  # as in torch, dampening may be negative
-                shown = "10**400" if value == 10**400 else f"{type(value).__name__} {value}"
-                yield pytest.param(kind, name, value, error, id=f"{kind}-{name}-{shown}")
+def bad_values(name):
+    """Every value that an option cannot have, and the error."""
+    for value, error in BAD_NUMBERS if name in NUMBERS else BAD_FLAGS:
+        if name == "dampening" and error is ValueError and -math.inf < value < 0:
+            continue  # as in torch, dampening may be negative
+        yield value, error
 
 
-bad_option = pytest.mark.parametrize(("kind", "name", "value", "error"), bad_options())
+every_option = pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, names in OPTIONS.items() for name in names]
+)
 
 
-@bad_option
-def test_options_of_constructors(kind, name, value, error):
+@every_option
+def test_options_of_constructors(kind, name):
     """A constructor refuses them, for all parameters and in a group; the parameters are as before and can be used."""
     make, defaults = KINDS[kind]
     params = values()
-    for call in (
-        lambda: make(params, **{**defaults, name: value}),
-        lambda: make([{"params": params, name: value}], **defaults),
-        lambda: make([{"params": params}, {"params": np.ones(2), name: value}], **defaults),
-    ):
-        with pytest.raises(error) as caught:
-            call()
-        assert_says(caught, error, [name, "must be"])
+    for value, error in bad_values(name):
+        for call in (
+            lambda value=value: make(params, **{**defaults, name: value}),
+            lambda value=value: make([{"params": params, name: value}], **defaults),
+            lambda value=value: make([{"params": params}, {"params": np.ones(2), name: value}], **defaults),
+        ):
+            assert_refused(error, [name, "must be"], call, value)
     assert frozen(params) == frozen(values())
     make(params, **defaults).step(values(5))
 
 
-@bad_option
-def test_options_assigned(kind, name, value, error):
+@every_option
+def test_options_assigned(kind, name):
     """Assigning them to a group raises at once; the former value stays."""
-    refused(error, [name, "must be"], lambda s: s.group.__setitem__(name, value), kind=kind, steps=1)
+    for value, error in bad_values(name):
+        act = lambda s, value=value: s.group.__setitem__(name, value)  # noqa: E731
+        refused(error, [name, "must be"], act, value, kind=kind, steps=1)
 
 
-@bad_option
-def test_options_of_state_dicts(kind, name, value, error):
+@every_option
+def test_options_of_state_dicts(kind, name):
     """A state dict with one of them is refused whole."""
-
-    def load(s):
-        state_dict = s.opt.state_dict()
-        state_dict["state"]["w1"]["step"] = 77
-        state_dict["param_groups"][0]["lr"] = 0.5
-        state_dict["param_groups"][0][name] = value
-        s.opt.load_state_dict(state_dict)
-
-    refused(error, [name, "must be"], load, kind=kind, steps=1)
+    for value, error in bad_values(name):
+        refused(error, [name, "must be"], loaded(entry(*GROUP, name)(value)), value, kind=kind, steps=1)
 
 
-@pytest.mark.parametrize(("value", "error"), [pytest.param(*case, id=repr(case[0])[:30]) for case in BAD_NUMBERS])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("when", [0, 1, 3])
-def test_values_of_schedules(kind, value, error, when):
-    """A schedule's value is checked at construction and at every step; the next step asks the schedule again."""
+@pytest.mark.parametrize("when", [1, 3])
+def test_values_of_schedules(kind, when):
+    """A schedule's value is checked at every step; the next step asks the schedule again."""
+    for value, error in BAD_NUMBERS:
+        wrong = []
+        schedule = lambda step, wrong=wrong: wrong[0] if wrong and step == when else 0.1 / (1 + step)  # noqa: E731
+        victim, twin = (Subject(kind, steps=when, lr=schedule) for _ in range(2))
+        before = victim.snapshot()
+        wrong.append(value)
+        for _ in range(2):
+            assert_refused(error, ["lr", "must be"], lambda victim=victim: victim.opt.step(victim.grads()), value)
+            assert victim.snapshot() == before
+        wrong.clear()
+        assert victim.steps() == twin.steps()
 
-    def schedule(step):
-        return value if bad and step == when else 0.1 / (1 + step)
 
-    bad = when == 0
-    if bad:
-        with pytest.raises(error, match="lr must be"):
-            Subject(kind, lr=schedule)
-        return
-    victim, twin = (Subject(kind, steps=when, lr=schedule) for _ in range(2))
-    before = victim.snapshot()
-    bad = True
-    for _ in range(2):
-        with pytest.raises(error) as caught:
-            victim.opt.step(victim.grads())
-        assert_says(caught, error, ["lr", "must be"])
-        assert victim.snapshot() == before
-    bad = False
-    assert victim.steps() == twin.steps()
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_values_of_schedules(kind):
+    """The value for step 0 is checked at construction, and the present one where a schedule is assigned."""
+    for value, error in BAD_NUMBERS:
+        schedule = lambda step, value=value: value if step in (0, 2) else 0.1  # noqa: E731
+        assert_refused(error, ["lr", "must be"], lambda schedule=schedule: Subject(kind, lr=schedule), value)
+        act = lambda s, schedule=schedule: s.group.__setitem__("lr", schedule)  # noqa: E731
+        refused(error, ["lr", "must be"], act, value, kind=kind, steps=2)
 
 
 def test_schedules_that_raise():
@@ -378,7 +373,7 @@ def test_unknown_options(kind, name):
         (TypeError, ["step", "int"], lambda s: s.group.__setitem__("step", torch.tensor(1.0))),
         (ValueError, ["step"], lambda s: s.group.__setitem__("step", 10**400)),
         (ValueError, ["unknown option 'beta'"], lambda s: s.group.update(beta=0.1)),
-        (ValueError, ["eps" if False else "weight_decay"], lambda s: s.group.update(maximize=True, weight_decay=-1)),
+        (ValueError, ["weight_decay"], lambda s: s.group.update(maximize=True, weight_decay=-1)),
     ],
 )
 def test_groups_keep_their_entries(kind, error, words, act):
@@ -432,9 +427,7 @@ def test_groups_cannot_be_exchanged():
 )
 def test_params_that_are_none(make, params, error, word):
     """Empty parameters, things that are not arrays, and groups that are not groups."""
-    with pytest.raises(error) as caught:
-        make(params)
-    assert_says(caught, error, [word])
+    assert_refused(error, [word], lambda: make(params))
 
 
 def strided_over(array, shape, strides):
@@ -454,10 +447,14 @@ UNUSABLE = {
     "record": (lambda: np.zeros(6, [("a", F32)]), TypeError, ["astype(np.float"]),
     "date": (lambda: np.zeros(6, "M8[s]"), TypeError, ["datetime64", "astype(np.float"]),
     "foreign float32": (
-        lambda: np.zeros(6, np.dtype(F32).newbyteorder()), TypeError, ["byte order", "astype(np.float32)"]
+        lambda: np.zeros(6, np.dtype(F32).newbyteorder()),
+        TypeError,
+        ["byte order", "astype(np.float32)"],
     ),
     "foreign float64": (
-        lambda: np.zeros(6, np.dtype(F64).newbyteorder()), TypeError, ["byte order", "astype(np.float"]
+        lambda: np.zeros(6, np.dtype(F64).newbyteorder()),
+        TypeError,
+        ["byte order", "astype(np.float"],
     ),
     "masked": (lambda: np.ma.masked_equal(np.arange(6.0), 3), TypeError, ["masked", ".filled()"]),
     "read-only": (lambda: read_only(np.zeros(6, F32)), ValueError, ["read-only", ".copy()"]),
@@ -493,9 +490,7 @@ def test_parameters_that_cannot_be_updated(make, make_array, error, words):
         (lambda: make([{"params": good}, {"params": {"bad": bad}}]), "parameter 'bad'"),
         (lambda: opt.add_param_group({"params": bad}), "parameter 1"),
     ):
-        with pytest.raises(error) as caught:
-            call()
-        assert_says(caught, error, [name, *words])
+        assert_refused(error, [name, *words], call)
     assert frozen([np.ma.getdata(bad), good, opt.state_dict()]) == before
     opt.step([np.ones(4, F32)])
     assert good[0] < 1
@@ -509,14 +504,12 @@ def test_single_calls_with_arrays_that_cannot_be_updated(place, make_array, erro
     dtype = bad.dtype if bad.dtype in (F32, F64) else F32
     p, g, state = (np.full(bad.shape, value, dtype) for value in (1, 2, 3))
     before = frozen([np.ma.getdata(bad), p, g, state])
-    with pytest.raises((TypeError, ValueError)) as caught:
-        if place == "p":
-            fastopt.fused.momentum(bad, g, state, lr=0.1, momentum=0.9)
-        elif place == "velocity":
-            fastopt.fused.momentum(p, g, bad, lr=0.1, momentum=0.9)
-        else:
-            fastopt.fused.adagrad(p, g, bad, lr=0.1)
-    assert_says(caught, error, [place, words[-1] if place == "p" else ""])
+    calls = {
+        "p": lambda: fastopt.fused.momentum(bad, g, state, lr=0.1, momentum=0.9),
+        "velocity": lambda: fastopt.fused.momentum(p, g, bad, lr=0.1, momentum=0.9),
+        "accumulator": lambda: fastopt.fused.adagrad(p, g, bad, lr=0.1),
+    }
+    assert_refused(error, [place, *words[-1:]], calls[place])
     assert frozen([np.ma.getdata(bad), p, g, state]) == before
     if error is TypeError and not isinstance(bad, np.ma.MaskedArray):
         with pytest.raises(TypeError, match=r"g has dtype .*astype\(np\.float"):
@@ -553,9 +546,7 @@ def test_parameters_that_overlap(make, pair):
         (lambda: make([{"params": {"b": b}}, {"params": {"x": apart, "a": a}}]), ("parameter 'a'", "parameter 'b'")),
         (lambda: opt.add_param_group({"params": b}), ("parameter 0", "parameter 1")),
     ):
-        with pytest.raises(ValueError, match="overlap") as caught:
-            call()
-        assert_says(caught, ValueError, [*names, "cop"])
+        assert_refused(ValueError, [*names, "overlap", "cop"], call)
     assert frozen(buffer) == frozen(BUFFER)
     assert len(opt.param_groups) == 1
     opt.step([np.ones_like(a)])
@@ -600,6 +591,7 @@ def test_groups_that_do_not_fit_are_not_added():
 
 # Gradients
 
+SCALAR = lambda s: F32(1)  # noqa: E731
 IN_W1 = "the gradient of parameter 'w1'"
 BAD_GRADIENTS = {
     "float64": (lambda s: np.zeros((3, 4), F64), TypeError, ["float64", "float32", "astype(np.float32)"]),
@@ -614,7 +606,7 @@ BAD_GRADIENTS = {
     "one axis more": (lambda s: np.zeros((1, 3, 4), F32), ValueError, ["(1, 3, 4)", "(3, 4)"]),
     "to be broadcast": (lambda s: np.zeros((1, 4), F32), ValueError, ["(1, 4)", "(3, 4)"]),
     "0-d": (lambda s: np.zeros((), F32), ValueError, ["()", "(3, 4)"]),
-    "scalar": (lambda s: F32(1), ValueError, ["()", "(3, 4)"]),
+    "scalar": (SCALAR, ValueError, ["()", "(3, 4)"]),
     "empty": (lambda s: np.zeros((0, 4), F32), ValueError, ["(0, 4)", "(3, 4)"]),
     "float": (lambda s: 0.0, TypeError, ["float", "np.asarray"]),
     "list": (lambda s: [[0.0] * 4] * 3, TypeError, ["list", "np.asarray"]),
@@ -626,14 +618,12 @@ BAD_GRADIENTS = {
     ),
     "its parameter, reversed": (lambda s: s.params["w1"][::-1], ValueError, ["overlaps parameter 'w1'", ".copy()"]),
     "element of its parameter": (
-        lambda s: np.broadcast_to(s.params["w1"][2, 3], (3, 4)) if False else np.broadcast_to(
-            s.params["w1"][2:, 3:], (3, 4)
-        ),
+        lambda s: np.broadcast_to(s.params["w1"][2:, 3:], (3, 4)),
         ValueError,
         ["overlaps parameter 'w1'", ".copy()"],
     ),
     "another parameter": (
-        lambda s: s.params["w3"].reshape(-1).view(F32)[6:18].reshape(3, 4), ValueError, ["overlaps parameter", ".copy()"]
+        lambda s: s.params["w3"].reshape(-1).view(F32)[6:18].reshape(3, 4), ValueError, ["overlaps parameter 'w3'"]
     ),
     "over another parameter's edge": (
         lambda s: np.broadcast_to(s.params["w2"][-1:], (3, 4)), ValueError, ["overlaps parameter 'w2'", ".copy()"]
@@ -643,18 +633,27 @@ ways = pytest.mark.parametrize("way", ["step", "bind"])
 
 
 @ways
-@pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.parametrize(("make_array", "error", "words"), BAD_GRADIENTS.values(), ids=BAD_GRADIENTS.keys())
-def test_gradients_that_do_not_fit(situation, way, make_array, error, words):
+def test_gradients_that_do_not_fit(way, make_array, error, words):
     """Of another kind, dtype or shape, or where a parameter lies; bound ones stay bound."""
-    refused(error, [IN_W1, *words], lambda s: getattr(s.opt, way)(s.grads(w1=make_array(s))), **situation)
+    if way == "bind" and make_array is SCALAR:
+        error, words = TypeError, ["0-d array"]  # which is no use, whatever the shape
+    act = lambda s: getattr(s.opt, way)(s.grads(w1=make_array(s)))  # noqa: E731
+    for situation in SITUATIONS:
+        refused(error, [IN_W1, *words], act, **situation)
 
 
 @ways
 @pytest.mark.parametrize("kind", ["momentum", "nesterov", "adagrad"])
 @pytest.mark.parametrize(
     "view",
-    [lambda b: b, lambda b: b[::-1], lambda b: b[:], lambda b: read_only(b[:]), lambda b: np.broadcast_to(b[:1], (3, 4))],
+    [
+        lambda b: b,
+        lambda b: b[::-1],
+        lambda b: b[:],
+        lambda b: read_only(b[:]),
+        lambda b: np.broadcast_to(b[:1], (3, 4)),
+    ],
 )
 def test_gradients_over_a_state(kind, way, view):
     """A gradient may not be a state, whichever parameter's, seen in any way."""
@@ -681,7 +680,6 @@ def test_bound_gradients_survive_a_failed_bind():
 
 
 @ways
-@pytest.mark.parametrize("situation", SITUATIONS[::3])
 @pytest.mark.parametrize(
     ("form", "mirror", "error", "words"),
     [
@@ -711,16 +709,17 @@ def test_bound_gradients_survive_a_failed_bind():
         ("groups", lambda g: [None, g["w3"]], TypeError, ["dict", "None"]),
     ],
 )
-def test_gradients_that_do_not_mirror(situation, way, form, mirror, error, words):
+def test_gradients_that_do_not_mirror(way, form, mirror, error, words):
     """Wrong count, wrong keys, the wrong container, groups that are not there."""
-    situation = {**situation, "form": form, "steps": 0}
-    refused(error, words, lambda s: getattr(s.opt, way)(mirror(s.grads())), **situation)
+    for situation in SITUATIONS:
+        refused(error, words, lambda s: getattr(s.opt, way)(mirror(s.grads())), form=form, **situation)
 
 
-@pytest.mark.parametrize("situation", [p for p in SITUATIONS if not p.values[0]["bound"]])
-def test_nothing_bound(situation):
-    """A step without gradients needs bound ones; None is not the same as nothing."""
-    refused(RuntimeError, ["bind(grads)"], lambda s: s.opt.step(), **situation)
+def test_nothing_bound():
+    """A step without gradients needs bound ones, before and after steps with others."""
+    for situation in SITUATIONS:
+        if not situation["bound"]:
+            refused(RuntimeError, ["bind(grads)"], lambda s: s.opt.step(), **situation)
 
 
 def test_scalars_cannot_be_bound():
@@ -747,58 +746,52 @@ def test_gradients_of_single_calls(name, make_array, error, words):
         if gradient.shape == (3, 4):
             return  # over another parameter, of which a single call knows nothing
     before = frozen([p, state])
-    with pytest.raises(error) as caught:
-        getattr(fastopt.fused, name)(p, gradient, *states, **options)
-    assert_says(caught, error, ["g", *(word.replace("parameter 'w1'", "p") for word in words if "'w1'" not in word)])
+    assert_refused(
+        error,
+        ["g", *(word.replace("parameter 'w1'", "p") for word in words if "'w1'" not in word)],
+        lambda: getattr(fastopt.fused, name)(p, gradient, *states, **options),
+    )
     assert frozen([p, state]) == before
     getattr(fastopt.fused, name)(p, np.ones_like(p), *states, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "state_name"), [("momentum", "velocity"), ("nesterov", "velocity"), ("adagrad", "accumulator")]
+)
 @pytest.mark.parametrize(
     ("make_state", "error", "words"),
     [
         (lambda p, g: np.zeros((3, 4), F64), TypeError, ["float64", "astype(np.float32)"]),
         (lambda p, g: np.zeros((4, 3), F32), ValueError, ["(4, 3)", "(3, 4)"]),
         (lambda p, g: np.zeros((2, 6), F32), ValueError, ["(2, 6)", "(3, 4)"]),
-        (lambda p, g: np.zeros((3, 4), F32, order="F"), ValueError, ["np.zeros_like(p)"]),
         (lambda p, g: None, TypeError, ["None"]),
         (lambda p, g: [[0.0] * 4] * 3, TypeError, ["list"]),
         (lambda p, g: p, ValueError, ["p and", "overlap", ".copy()"]),
-        (lambda p, g: p[::-1], ValueError, ["overlap" if False else "velocity"]),
-        (lambda p, g: g, ValueError, ["g overlap" if False else "overlap", ".copy()"]),
+        (lambda p, g: p[::-1], ValueError, []),
+        (lambda p, g: g, ValueError, ["overlap", ".copy()"]),
         (lambda p, g: g[:], ValueError, ["overlap", ".copy()"]),
     ],
 )
-def test_states_of_single_calls(make_state, error, words):
+def test_states_of_single_calls(name, state_name, make_state, error, words):
     """A velocity or accumulator must be like the parameter, lie like it, and be apart from all else."""
-    for name, state_name in (("momentum", "velocity"), ("nesterov", "velocity"), ("adagrad", "accumulator")):
-        p, g = np.ones((3, 4), F32), np.ones((3, 4), F32)
-        options = {"lr": 0.1, **({} if name == "adagrad" else {"momentum": 0.9})}
-        with pytest.raises(error) as caught:
-            getattr(fastopt.fused, name)(p, g, make_state(p, g), **options)
-        assert_says(caught, error, [state_name, *(word for word in words if word != "velocity")])
-        assert (p == 1).all()
-        assert (g == 1).all()
+    p, g = np.ones((3, 4), F32), np.ones((3, 4), F32)
+    options = {"lr": 0.1, **({} if name == "adagrad" else {"momentum": 0.9})}
+    call = lambda: getattr(fastopt.fused, name)(p, g, make_state(p, g), **options)  # noqa: E731
+    assert_refused(error, [state_name, *words], call)
+    assert frozen([p, g]) == frozen([np.ones((3, 4), F32)] * 2)
 
 
-@bad_option
-def test_options_of_single_calls(kind, name, value, error):
+@pytest.mark.parametrize("call", ["sgd", "momentum", "nesterov", "adagrad"])
+def test_options_of_single_calls(call):
     """Hyperparameters are checked before the arrays change."""
-    calls = {
-        "sgd": ({"lr": 0.1}, 0),
-        "momentum": ({"lr": 0.1, "momentum": 0.9}, 1),
-        "nesterov": ({"lr": 0.1, "momentum": 0.9}, 1),
-        "adagrad": ({"lr": 0.1}, 1),
-    }
-    for call, (options, states) in calls.items():
-        function = getattr(fastopt.fused, call)
-        if name not in (function.__kwdefaults__ or {}) and name not in options:
-            continue
-        arrays = [np.ones(3, F32) for _ in range(2 + states)]
-        with pytest.raises(error) as caught:
-            function(*arrays, **{**options, name: value})
-        assert_says(caught, error, [name, "must be"])
-        assert frozen(arrays) == frozen([np.ones(3, F32)] * len(arrays))
+    function = getattr(fastopt.fused, call)
+    options = {"lr": 0.1, **({"momentum": 0.9} if call in ("momentum", "nesterov") else {})}
+    arrays = [np.ones(3, F32) for _ in range(2 if call == "sgd" else 3)]
+    for name in {*options, *function.__kwdefaults__}:
+        for value, error in bad_values(name):
+            act = lambda name=name, value=value: function(*arrays, **{**options, name: value})  # noqa: E731
+            assert_refused(error, [name, "must be"], act, value)
+    assert frozen(arrays) == frozen([np.ones(3, F32)] * len(arrays))
 
 
 def test_single_calls_have_no_other_options():
@@ -874,7 +867,9 @@ BAD_STATE_DICTS = {
     "params in another order": (entry(*GROUP, "params")(["w2", "w1", "w3"]), ValueError, ["group 0", "'w2', 'w1'"]),
     "params by index": (entry(*GROUP, "params")([0, 1, 2]), ValueError, ["group 0", "[0, 1, 2]", "'w1'"]),
     "params as arrays": (
-        entry(*GROUP, "params")(lambda p: [np.ones(3), np.ones(3), np.ones(3)]), ValueError, ["group 0", "'w1'"]
+        entry(*GROUP, "params")(lambda p: [np.ones(3), np.ones(3), np.ones(3)]),
+        ValueError,
+        ["group 0", "'w1'"],
     ),
     "params as text": (entry(*GROUP, "params")("w1"), ValueError, ["group 0"]),
     "other names": (renamed, ValueError, ["'v1'", "'w1'"]),

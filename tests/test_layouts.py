@@ -144,3 +144,12 @@ def test_tiles_cover_every_element_once_and_find_its_gradient(shape, order):
             assert (found[start : start + chunk["length"]] == -1).all()
             found[start : start + chunk["length"]] = source // gradient.itemsize
     np.testing.assert_array_equal(found, gradient.ravel())
+
+
+def test_states_of_single_calls_may_lie_otherwise_than_the_parameter():
+    """They are paired by index as well, by way of a copy."""
+    p, s = np.ones((3, 4), np.float32), np.zeros((3, 4), np.float32, order="F")
+    g = np.arange(12, dtype=np.float32).reshape(3, 4)
+    fastopt.fused.momentum(p, g, s, lr=1.0, momentum=0.5)
+    np.testing.assert_array_equal(p, 1 - g)
+    np.testing.assert_array_equal(s, g)
