@@ -1,0 +1,439 @@
+"""Compiling and what is kept of it: cold starts at once, no cache, lazy imports, second steps, and the code itself."""
+
+import inspect
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastopt.kernels import cpu
+from fastopt.kernels.tables import ABI
+from numba import cfunc
+from numba.core import event
+
+import fastopt
+
+VARIANTS = [(name, dtype) for name in cpu.STATES for dtype in ("float32", "float64")]
+variants = pytest.mark.parametrize(("name", "dtype"), VARIANTS)
+TIMEOUT = 120
+
+# Values that are exact in both dtypes and different for every rule, so that a wrong kernel shows.
+CHECK = """
+    import json, os, sys, numpy as np
+
+    EXPECTED = {"sgd": 0.5, "momentum": 0.375, "nesterov": 0.1875, "adagrad": 0.75}
+
+    def check(name, dtype):
+        import fastopt
+        options = {"momentum": {"momentum": 0.5}, "nesterov": {"momentum": 0.5}, "adagrad": {"eps": 0.0}}.get(name, {})
+        lr = 0.25 if name == "adagrad" else 0.5
+        for size in (3, 1000):
+            p, g, v = np.ones(size, dtype), np.full(size, 0.5, dtype), np.zeros(size, dtype)
+            for _ in range(2):
+                getattr(fastopt.fused, name)(p, g, *([] if name == "sgd" else [v]), lr=lr, **options)
+                g = g * 0 if name == "adagrad" else g
+            assert p.dtype == dtype and (p == EXPECTED[name]).all(), (name, dtype, p)
+
+    def check_all(shift=0):
+        from fastopt.kernels import cpu
+        variants = [(name, dtype) for name in EXPECTED for dtype in ("float32", "float64")]
+        for name, dtype in variants[shift:] + variants[:shift]:
+            check(name, dtype)
+        return cpu
+"""
+
+
+def start(script, *arguments, cwd, **environment):
+    """Start a script after the checks above in a Python process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CHECK) + textwrap.dedent(script), *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process):
+    """What a process wrote, once it has ended without an error or a word on stderr."""
+    try:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (0, "")
+    return output.split()
+
+
+def run(script, *arguments, cwd, **environment):
+    """Run a script and return the words it wrote."""
+    return ended(start(script, *arguments, cwd=cwd, **environment))
+
+
+# The disk cache
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """Make a cache directory that several processes, started at once, have filled: each with another order of all.
+
+    Each leaves the assembly of what it compiled itself, since what comes from the cache cannot be looked at.
+    """
+    cache = tmp_path_factory.mktemp("cache") / "numba"
+    script = """
+        import fastopt.kernels.cpu
+        print("ready", flush=True)
+        sys.stdin.readline()
+        cpu = check_all(int(sys.argv[1]))
+        new = {"-".join(key): kernel for key, kernel in cpu._kernels.items() if kernel.cache_hits == 0}
+        with open(f"assembly{sys.argv[1]}.json", "w") as file:
+            json.dump({key: kernel._library.get_asm_str() for key, kernel in new.items()}, file)
+        print("passed")
+    """
+    processes = [start(script, str(3 * i), cwd=cache.parent, NUMBA_CACHE_DIR=str(cache)) for i in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [ended(process) for process in processes] == [["passed"]] * len(processes)
+    return cache
+
+
+def test_concurrent_cold_starts_compile_each_kernel_once(filled):
+    """One index and one kernel for each variant, whose names say which, and one process that compiled it."""
+    compiled = [key for path in filled.parent.glob("assembly*.json") for key in json.loads(path.read_text())]
+    assert sorted(compiled) == sorted(map("-".join, VARIANTS))
+    for suffix in ("nbi", "nbc"):
+        names = sorted(path.name for path in filled.rglob(f"*.{suffix}"))
+        assert len(names) == len(VARIANTS), names
+        for name, dtype in VARIANTS:
+            assert sum(f".{name}_{dtype}_abi{ABI}-" in found for found in names) == 1
+
+
+def test_a_fresh_process_gets_every_kernel_from_the_cache(filled, tmp_path):
+    """All are hits, all are right, and nothing is written."""
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in filled.rglob("*.nb?"))
+    script = """
+        cpu = check_all()
+        print(sum(kernel.cache_hits for kernel in cpu._kernels.values()), len(cpu._kernels))
+        print(all(cpu.cached(*key) for key in cpu._kernels))
+    """
+    assert run(script, cwd=tmp_path, NUMBA_CACHE_DIR=str(filled)) == [str(len(VARIANTS))] * 2 + ["True"]
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in filled.rglob("*.nb?")) == before
+
+
+DAMAGES = {
+    "empty": ("nbi", lambda path, data: path.write_bytes(b"")),
+    "garbage": ("nbi", lambda path, data: path.write_bytes(bytes(reversed(data)))),
+    "a directory": ("nbi", lambda path, data: path.mkdir()),
+    "kernel empty": ("nbc", lambda path, data: path.write_bytes(b"")),
+}
+
+
+def test_a_damaged_cache_is_not_believed(filled, tmp_path):
+    """What a full disk or a lost one leaves behind costs time, and nothing else; each kernel is damaged otherwise."""
+    cache = tmp_path / "cache"
+    shutil.copytree(filled, cache)
+    for (name, dtype), (suffix, damage) in zip(VARIANTS, DAMAGES.values(), strict=False):
+        (path,) = cache.rglob(f"*.{name}_{dtype}_abi{ABI}-*.{suffix}")
+        data = path.read_bytes()
+        path.unlink()
+        damage(path, data)
+    assert run("check_all(); print('passed')", cwd=tmp_path, NUMBA_CACHE_DIR=str(cache)) == ["passed"]
+
+
+def copied_package(folder):
+    """Copy the package, as if installed, to where nobody can put a cache beside it."""
+    package = folder / "fastopt"
+    without = shutil.ignore_patterns("__pycache__", "kernels")
+    shutil.copytree(Path(fastopt.__file__).parent, package, ignore=without)
+    shutil.copytree(Path(cpu.__file__).parent, package / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "kernels" / "__pycache__").write_text("a file, so not even root can make a directory of it")
+
+
+@pytest.mark.parametrize("directory", [None, "file/below"])
+def test_without_a_writable_cache(directory, tmp_path):
+    """Kernels are compiled in each process, and say so; nothing is left behind, nothing complains."""
+    copied_package(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    nowhere = {name: str(blocked / "home") for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "USERPROFILE")}
+    given = {"NUMBA_CACHE_DIR": str(tmp_path / directory) if directory else ""}
+    files = sorted(tmp_path.rglob("*"))
+    script = """
+        import fastopt
+        check("momentum", "float32")
+        from fastopt.kernels import cpu
+        print(os.path.dirname(os.path.dirname(fastopt.__file__)) == os.getcwd())
+        print(cpu.cache_directory(), cpu.cached("momentum", "float32"), cpu.kernel("momentum", "float32").cache_hits)
+    """
+    assert run(script, cwd=tmp_path, **nowhere, **given) == ["True", "None", "False", "0"]
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_kernels_have_names_of_their_own():
+    """No two variants share a cache index; the names say rule, dtype and ABI; closures hold plain constants."""
+    kernels = [cpu.make_kernel(*variant) for variant in VARIANTS]
+    for (name, dtype), kernel in zip(VARIANTS, kernels, strict=True):
+        assert kernel.__qualname__ == kernel.__name__
+        assert {name, dtype, f"abi{ABI}"} <= set(kernel.__qualname__.split("_"))
+        for value in inspect.getclosurevars(kernel).nonlocals.values():
+            assert isinstance(value, int | float | str) or value in (np.float32, np.float64)
+    assert len({kernel.__qualname__ for kernel in kernels}) == len(VARIANTS)
+
+
+def test_threads_that_ask_at_once_get_one_kernel(monkeypatch):
+    """A kernel is compiled once, by whoever comes first."""
+    monkeypatch.setattr(cpu, "_kernels", {})
+    with ThreadPoolExecutor(8) as executor:
+        found = list(executor.map(lambda variant: cpu.kernel(*variant), VARIANTS * 8))
+    assert len(set(map(id, found))) == len(VARIANTS)
+    assert len(cpu._kernels) == len(VARIANTS)
+
+
+# Imports
+
+
+def test_import_brings_numpy_and_little_else(tmp_path):
+    """Numba comes with the first kernel; what commands need, and torch, do not come at all."""
+    script = """
+        heavy = {"numba", "llvmlite", "torch", "matplotlib", "rich", "sklearn", "cupy", "pytest"}
+        import fastopt
+        fastopt.set_num_threads(fastopt.get_num_threads())
+        print(*(heavy & set(sys.modules)), "|")
+        check("sgd", "float32")
+        print(*(heavy & set(sys.modules)))
+    """
+    words = run(script, cwd=tmp_path)
+    assert words[0] == "|"
+    assert set(words[1:]) == {"numba", "llvmlite"}
+
+
+# The second step
+
+KINDS = {
+    "sgd": (fastopt.SGD, {"lr": 0.1}),
+    "momentum": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9}),
+    "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "adagrad": (fastopt.Adagrad, {"lr": 0.1}),
+    "decaying": (fastopt.Adagrad, {"lr": 0.1, "lr_decay": 0.1}),
+    "scheduled": (fastopt.SGD, {"lr": lambda step: 0.1 / (1 + step), "momentum": 0.9}),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+class Recorder(event.Listener):
+    """Counts what Numba compiles or loads."""
+
+    def __init__(self):
+        self.events = []
+
+    def on_start(self, event):
+        """Note an event."""
+        self.events.append(event.kind)
+
+    def on_end(self, event):
+        """Note an event."""
+        self.events.append(event.kind)
+
+
+def compiles(act):
+    """What Numba compiles while something is done."""
+    recorder = Recorder()
+    with (
+        event.install_listener("numba:compiler_lock", recorder),
+        event.install_listener("numba:compile", recorder),
+        event.install_listener("numba:run_pass", recorder),
+        event.install_listener("numba:llvm_lock", recorder),
+    ):
+        act()
+    return recorder.events
+
+
+@kinds
+def test_the_second_step_compiles_nothing(kind, monkeypatch):
+    """Nothing is compiled or loaded after the first step, whatever the values, sizes and layouts then."""
+    make, options = KINDS[kind]
+    params = [np.ones((30, 20), np.float32), np.ones(70_000), np.ones((), np.float32)]
+    grads = [np.ones((30, 20), np.float32), np.ones(70_000), np.ones((), np.float32)]
+    opt = make(params, **options)
+    monkeypatch.setattr(cpu, "_kernels", {})
+    assert compiles(lambda: opt.step(grads))  # so that this test sees what it looks for
+    before = dict(cpu._kernels)
+
+    def go_on():
+        opt.step(grads)
+        opt.step([None, grads[1], None])
+        opt.step([grads[0].T.copy().T, np.ones(140_000)[::2], np.float32(1)])
+        opt.bind(grads)
+        opt.param_groups[0]["lr"] = 0.01
+        opt.step()
+        opt.load_state_dict(opt.state_dict())
+        opt.step()
+        make([np.ones(9), np.ones((4, 5), np.float32)], **options).step([np.ones(9), np.ones((4, 5), np.float32)])
+
+    assert compiles(go_on) == []
+    assert cpu._kernels == before
+
+
+def peak_bytes(act):
+    """How much more memory Python and NumPy hold at the worst moment of something than before it."""
+    tracemalloc.start()
+    try:
+        act()  # what is allocated once is there now
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        act()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def test_peak_bytes_sees_arrays():
+    """NumPy's own memory counts, and so does what is freed at once."""
+    assert peak_bytes(lambda: np.ones(1000).sum()) >= 8000
+    assert peak_bytes(lambda: None) < 300
+
+
+@kinds
+@pytest.mark.parametrize(("count", "size"), [(1, 500_000), (6, 1000), (1000, 8)])
+def test_a_bound_step_allocates_no_array(kind, count, size):
+    """Whatever the number of tensors and elements, a few small Python objects at the most."""
+    make, options = KINDS[kind]
+    params = [np.ones(size, np.float32) for _ in range(count)]
+    opt = make(params, **options)
+    opt.bind([np.ones(size, np.float32) for _ in range(count)])
+    opt.step()
+    assert peak_bytes(opt.step) < 1000
+
+
+@kinds
+def test_a_bound_step_in_another_order_allocates_no_array(kind):
+    """Neither do gradients that are gathered: the scratch is kept."""
+    make, options = KINDS[kind]
+    opt = make(np.ones((700, 500)), **options)
+    opt.bind(np.ones((700, 500), order="F"))
+    opt.step()
+    assert peak_bytes(opt.step) < 1000
+
+
+@kinds
+@pytest.mark.parametrize(("count", "size"), [(1, 500_000), (6, 50_000)])
+def test_a_step_with_fresh_gradients_allocates_no_array(kind, count, size):
+    """Some bytes of addresses for each tensor."""
+    make, options = KINDS[kind]
+    opt = make([np.ones(size, np.float32) for _ in range(count)], **options)
+    several = [[np.ones(size, np.float32) for _ in range(count)] for _ in range(2)]
+    opt.step(several[0])
+    assert peak_bytes(lambda: [opt.step(grads) for grads in several]) < 2500
+
+
+@pytest.mark.parametrize("name", cpu.STATES)
+def test_a_single_call_allocates_no_array(name):
+    """A second call of the same size keeps its tables."""
+    p, g, state = (np.ones(500_000, np.float32) for _ in range(3))
+    options = {"lr": 0.1, **({"momentum": 0.9} if name in ("momentum", "nesterov") else {})}
+    states = [] if name == "sgd" else [state]
+    assert peak_bytes(lambda: getattr(fastopt.fused, name)(p, g, *states, **options)) < 2500
+
+
+# The code
+
+# What an instruction looks like: packed and scalar arithmetic in a precision, fused multiply-adds, any precision.
+if platform.machine().lower() in ("x86_64", "amd64"):
+    SUFFIX = {"float32": "s", "float64": "d"}
+
+    def packed(operation, dtype):
+        """Match a packed operation."""
+        return rf"\bv?{operation}p{SUFFIX[dtype]}\b"
+
+    def any_arithmetic(dtype):
+        """Match arithmetic in a precision, or a conversion into it."""
+        letter, other = SUFFIX[dtype], SUFFIX["float64" if dtype == "float32" else "float32"]
+        return rf"\bv?(add|sub|mul|div|sqrt|max|min)[ps]{letter}\b|\bv?cvt[ps]{other}2[ps]{letter}\b"
+
+    FUSED = r"\bvfn?m(add|sub)"
+else:
+    LANES = {"float32": "4s", "float64": "2d"}
+    SCALAR = {"float32": "s", "float64": "d"}
+
+    def packed(operation, dtype):
+        """Match a packed operation."""
+        return rf"\bf{operation}(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]})"
+
+    def any_arithmetic(dtype):
+        """Match arithmetic in a precision, or a conversion into it."""
+        operation = r"\bf(add|sub|mul|nmul|div|sqrt|neg)"
+        scalar = SCALAR[dtype]
+        return (
+            rf"{operation}(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]}|\s+{scalar}\d)"
+            rf"|\bfcvt\s+{scalar}\d+, [sd]|\bfcvt[ln]2?(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]})"
+        )
+
+    FUSED = r"\bf(n?madd|n?msub|mla|mls)\b"
+
+
+@pytest.fixture(scope="module")
+def assembly(filled):
+    """Read the code of every kernel, as some process compiled it."""
+    found = [json.loads(path.read_text()) for path in filled.parent.glob("assembly*.json")]
+    return {tuple(key.split("-")): code for codes in found for key, code in codes.items()}
+
+
+@variants
+def test_loops_are_vectorised(assembly, name, dtype):
+    """Multiplications and subtractions are packed; with AdaGrad, roots and divisions too."""
+    for operation in ("mul", "sub", *(["div", "sqrt", "add"] if name == "adagrad" else [])):
+        assert re.search(packed(operation, dtype), assembly[name, dtype]), operation
+
+
+@variants
+def test_loops_stay_in_their_precision(assembly, name, dtype):
+    """No arithmetic in the other precision; a hyper row's doubles are converted to float, never floats to double."""
+    other = any_arithmetic("float64" if dtype == "float32" else "float32")
+    assert [line.strip() for line in assembly[name, dtype].splitlines() if re.search(other, line)] == []
+
+
+@variants
+def test_nothing_is_contracted(assembly, name, dtype):
+    """No fused multiply-add: the same bits on every processor."""
+    assert re.findall(FUSED, assembly[name, dtype]) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_patterns_find_what_they_look_for(dtype):
+    """Loops that do all that the kernels must not are seen to do it."""
+    other = "float64" if dtype == "float32" else "float32"
+    real = np.dtype(other).type
+
+    def mixed(job, begin, end, worker):
+        x = cpu.carray(cpu.pointer(job), end, real)
+        for i in range(end):
+            x[i] = np.sqrt(x[i] * x[i] - x[i]) / (x[i] + real(3))
+
+    def contracted(job, begin, end, worker):
+        x = cpu.carray(cpu.pointer(job), end, real)
+        for i in range(end):
+            x[i] = x[i] * x[i] + x[i]
+
+    code = cfunc(cpu.SIGNATURE, error_model="numpy")(mixed)._library.get_asm_str()
+    for operation in ("mul", "sub", "div", "sqrt", "add"):
+        assert re.search(packed(operation, other), code)
+        assert not re.search(packed(operation, dtype), code)
+    assert re.search(any_arithmetic(other), code)
+    assert not re.search(FUSED, code)
+    code = cfunc(cpu.SIGNATURE, error_model="numpy", fastmath={"contract"})(contracted)._library.get_asm_str()
+    features = cfunc(cpu.SIGNATURE)(contracted)._library.codegen._get_host_cpu_features()
+    if "+fma" in features or platform.machine() in ("aarch64", "arm64"):
+        assert re.search(FUSED, code)
