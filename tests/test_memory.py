@@ -405,6 +405,53 @@ def test_bound_gradients_after_loading(kind):
     assert saved["param_groups"][0]["step"] == 1
 
 
+INSIDE = """
+    import gc, numpy as np, fastopt
+
+    def act_inside_a_step(act):
+        # As a signal's handler would, in the thread that steps, after the tables are written and before they are used.
+        p = np.ones(1000)
+        opt = fastopt.SGD([{"params": [p]}], lr=1.0, momentum=0.5)
+        opt.step([[np.ones(1000)]])
+        launch = opt._plan.launches[0]
+        run, saved, others = launch.run, opt.state_dict(), []
+
+        def interrupted(*arguments):
+            launch.run = run
+            try:
+                act(opt, saved)
+            except RuntimeError as error:
+                assert "step" in str(error), error
+            gc.collect()
+            others.extend(np.full(1000, 7.0) for _ in range(100))
+            run(*arguments)
+
+        launch.run = interrupted
+        opt.step([[np.full(1000, 2.0)]])
+        opt.state_dict()
+        opt.step([[np.zeros(1000)]] + [[np.zeros(10)]] * (len(opt.param_groups) - 1))
+        assert others and all((other == 7).all() for other in others), "foreign memory was written"
+        assert len(set(p)) == 1 and np.isfinite(p).all()
+        assert opt.param_groups[0]["step"] == opt.state[0]["step"]
+
+    act_inside_a_step(lambda opt, saved: opt.state_dict())
+    act_inside_a_step(lambda opt, saved: opt.load_state_dict(saved))
+    act_inside_a_step(lambda opt, saved: opt.step([[np.full(1000, 3.0)]]))
+    act_inside_a_step(lambda opt, saved: opt.add_param_group({"params": [np.ones(10)]}))
+    act_inside_a_step(lambda opt, saved: opt.bind([[np.ones(1000)]]))
+    print("passed")
+"""
+
+
+def test_acts_from_inside_a_step(tmp_path):
+    """Whatever a signal's handler does to the optimizer that is stepping: it works or raises, and no memory is lost."""
+    script = textwrap.dedent(INSIDE)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLOCK, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "passed\n", "")
+
+
 # Gradient lists that change
 
 

@@ -1,9 +1,14 @@
 """What the README and the docs show runs as printed."""
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fastopt import fused
+from fastopt.bench import report
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md"]
@@ -30,10 +35,6 @@ def test_first_code_trains(capsys):
 
 def test_the_page_for_numpy_users_says_what_is_so():
     """Its table's two columns do the same to the bit, or nearly."""
-    import numpy as np
-
-    from fastopt import fused
-
     page = (ROOT / "docs/coming-from-numpy.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(w .*|v .*|s .*)` \| `(fused.*)` \|$", page, re.MULTILINE)
     assert len(rows) == 4
@@ -47,3 +48,9 @@ def test_the_page_for_numpy_users_says_what_is_so():
             results.append(names)
         for name in "wgvs":
             np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-12)
+
+
+def test_the_tables_are_those_of_the_committed_run():
+    """As the benchmark writes them from its own output."""
+    run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
+    assert report.markdown(run) in (ROOT / "README.md").read_text(encoding="utf-8")
