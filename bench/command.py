@@ -24,6 +24,8 @@ ITEMSIZE = 4
 SHARE_OF_MEMORY = 0.8  # what a workload may take of the machine's memory
 BUSY = 0.25  # a load per core that disturbs
 
+PICTURES = (".png", ".svg", ".pdf")
+
 QUICK = Pace(seconds=0.5, fewest=3, most=1000)
 FULL = Pace(seconds=8.0, fewest=7, most=1000)
 
@@ -42,16 +44,18 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy"
 
     Raises
     ------
-    ValueError
+    ValueError, OSError
         If there is no such baseline here, or a file cannot be written; before anything is measured.
     ImportError
         If something is not installed that this needs.
     """
     if baseline not in CONTENDERS:
         raise ValueError(f"baseline {baseline!r} is not among {', '.join(CONTENDERS)}")
+    if plot is not None and Path(plot).suffix not in PICTURES:
+        raise ValueError(f"{plot} is no picture: its name must end in {', '.join(PICTURES)}")
     for path in (json, plot):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{path} cannot be written: its folder does not exist")
+        if path is not None:
+            Path(path).open("a").close()  # raises OSError where it cannot be written
     require("rich", "bench")
     if plot is not None:
         require("matplotlib", "bench")

@@ -10,6 +10,8 @@ import numpy as np
 
 from .kernels.reader import Array, address
 
+OVERLAP_WORK = 1_000_000  # how long to look for a shared element before it counts as found
+
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -65,7 +67,7 @@ def check_type(what: str, array: Any) -> Array:
         raise TypeError(f"{what} is {_article(array)}, not a NumPy array: pass np.asarray(...) of it, and keep that")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{what} is a masked array, whose mask an update would ignore: pass its .data or .filled()")
-    plain: Array = array if type(array) is np.ndarray else array.view(np.ndarray)
+    plain: Array = array.view(np.ndarray)  # a view of our own: its shape and dtype stay, whatever is done to the other
     return plain
 
 
@@ -123,7 +125,11 @@ class Extents:
         first = int(np.searchsorted(self.ends, start, "right"))
         for i in range(first, int(np.searchsorted(self.starts, end, "left"))):
             # Bounds may overlap where elements do not: a gradient with gaps around a parameter.
-            if np.shares_memory(self.arrays[i], array):
+            try:
+                shared = np.shares_memory(self.arrays[i], array, max_work=OVERLAP_WORK)
+            except np.exceptions.TooHardError:
+                shared = True
+            if shared:
                 return self.names[i]
         return None
 

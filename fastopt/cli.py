@@ -27,12 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (add_info, add_compile, add_bench, add_lab):
         add(commands)
-    arguments, rest = parser.parse_known_args(argv)
-    run: Callable[[argparse.Namespace, list[str]], int] = arguments.run
-    if rest and run is not lab:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments = parser.parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments, rest)
+        return run(arguments)
     except (ValueError, ImportError, OSError) as error:
         print(f"fastopt: error: {error}", file=sys.stderr)
         return 1
@@ -47,7 +45,7 @@ def add_info(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=info)
 
 
-def info(arguments: argparse.Namespace, rest: list[str]) -> int:
+def info(arguments: argparse.Namespace) -> int:
     """Print what is installed and what this machine can do."""
     from .info import lines
 
@@ -61,7 +59,7 @@ def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=compile_kernels)
 
 
-def compile_kernels(arguments: argparse.Namespace, rest: list[str]) -> int:
+def compile_kernels(arguments: argparse.Namespace) -> int:
     """Compile every kernel, and say where they are kept."""
     from .kernels import cpu
     from .kernels.reader import FORMATS
@@ -87,7 +85,7 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=bench)
 
 
-def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
+def bench(arguments: argparse.Namespace) -> int:
     """Measure and print the tables."""
     from .bench import command
 
@@ -96,41 +94,44 @@ def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def add_lab(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Define ``fastopt lab``, whose further options are those of the experiment."""
-    parser = commands.add_parser("lab", help="experiments with pictures", add_help=False)
-    parser.add_argument("name", nargs="?", help="of the experiment")
-    parser.add_argument("--list", action="store_true", help="name all experiments")
-    parser.set_defaults(run=lab)
+    """Define ``fastopt lab``, with the options of each experiment: the keywords of its function."""
+    from .lab import EXPERIMENTS
+
+    parser = commands.add_parser("lab", help="experiments with pictures")
+    parser.add_argument("--list", action="store_true", help="name all experiments, as without a name")
+    parser.set_defaults(run=list_experiments)
+    names = parser.add_subparsers(metavar="NAME")
+    for name, experiment in EXPERIMENTS.items():
+        options = names.add_parser(name, help=experiment.description, description=experiment.description)
+        options.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
+        for option, parameter in inspect.signature(experiment.run).parameters.items():
+            default = parameter.default
+            options.add_argument(f"--{option}", type=type(default), default=default, help="(default: %(default)s)")
+        options.set_defaults(run=lab, name=name)
 
 
-def lab(arguments: argparse.Namespace, rest: list[str]) -> int:
+def list_experiments(arguments: argparse.Namespace) -> int:
+    """Print every experiment's name and what it is."""
+    from .lab import EXPERIMENTS
+
+    width = max(map(len, EXPERIMENTS))
+    print(*(f"{name:<{width}}  {experiment.description}" for name, experiment in EXPERIMENTS.items()), sep="\n")
+    return 0
+
+
+def lab(arguments: argparse.Namespace) -> int:
     """Run an experiment, write its picture and its numbers, and say what to see."""
     from .lab import EXPERIMENTS
 
-    if arguments.list:
-        width = max(map(len, EXPERIMENTS))
-        print(*(f"{name:<{width}}  {experiment.description}" for name, experiment in EXPERIMENTS.items()), sep="\n")
-        return 0
-    if arguments.name not in EXPERIMENTS:
-        usage = argparse.ArgumentParser(prog="fastopt lab", usage="fastopt lab [--list] [NAME [--help] [options]]")
-        usage.parse_args(rest)  # answers --help
-        usage.error(f"there is no experiment {arguments.name!r}; there is {', '.join(EXPERIMENTS)}")
-
-    experiment = EXPERIMENTS[arguments.name]
-    parser = argparse.ArgumentParser(prog=f"fastopt lab {arguments.name}", description=experiment.description)
-    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
-    for option, parameter in inspect.signature(experiment.run).parameters.items():
-        default = parameter.default
-        parser.add_argument(f"--{option}", type=type(default), default=default, help="(default: %(default)s)")
-    options = vars(parser.parse_args(rest))
-    out: Path = options.pop("out")
+    name, out = arguments.name, arguments.out
+    experiment = EXPERIMENTS[name]
+    options = {option: getattr(arguments, option) for option in inspect.signature(experiment.run).parameters}
     out.mkdir(parents=True, exist_ok=True)
-
     figure, numbers = experiment.run(**options)
-    figure.savefig(out / f"{arguments.name}.png")
-    (out / f"{arguments.name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    figure.savefig(out / f"{name}.png")
+    (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     print(experiment.report(numbers))
-    print(f"\nSee {out / arguments.name}.png; the numbers are in {arguments.name}.json beside it.")
+    print(f"\nSee {out / name}.png; the numbers are in {name}.json beside it.")
     return 0
 
 

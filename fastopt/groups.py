@@ -18,10 +18,12 @@ class ParamGroup(MutableMapping[str, Any]):
     """One group's parameters, hyperparameters and count of steps, as a mapping.
 
     Every entry but ``params`` can be assigned between steps and takes effect at the next one. A value that is out of
-    range raises at once, and changes nothing.
+    range raises at once, and changes nothing; values that contradict each other, such as Nesterov's with a dampening,
+    raise at the next step.
 
     ``group["lr"]`` is always a number: where a schedule drives it, that of the latest step (before the first one, that
-    of step 0). Assigning a number ends the schedule, assigning a callable ``step -> lr`` begins one.
+    of step 0). Assigning a number ends the schedule, assigning a callable ``step -> lr`` begins one: a pure function,
+    which may be asked for the same step more than once.
     ``group["step"]`` counts the completed steps; it is the argument of the schedule.
     """
 
@@ -88,8 +90,9 @@ class ParamGroup(MutableMapping[str, Any]):
         return check("lr", self.schedule(self["step"])) if self.schedule else self._entries["lr"]
 
     def take_lr(self, lr: float | bool) -> None:
-        """Make a rate that `next_lr` returned the current number; the schedule goes on."""
-        self._entries["lr"] = lr
+        """Make a rate that `next_lr` returned the current number, unless the schedule has been ended meanwhile."""
+        if self.schedule is not None:
+            self._entries["lr"] = lr
 
     def restore(self, options: Mapping[str, Any]) -> None:
         """Take over checked options; a schedule goes on from the restored count of steps."""

@@ -7,7 +7,7 @@ import importlib.util
 import platform
 
 from . import __version__
-from .kernels import pool
+from .kernels import extension, pool
 from .kernels.reader import FORMATS
 from .rules import RULES
 
@@ -35,8 +35,10 @@ def library(name: str) -> str:
     """Name a library's version, without importing it."""
     if importlib.util.find_spec(name) is None:
         return "not installed"
-    packages = importlib.metadata.packages_distributions().get(name, [name])  # cupy comes as cupy-cuda13x, for one
-    return importlib.metadata.version(packages[0])
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # cupy comes as cupy-cuda13x, for one
+        return importlib.metadata.version(importlib.metadata.packages_distributions()[name][0])
 
 
 def processor() -> str:
@@ -51,7 +53,9 @@ def threads_of_the_pool() -> str:
     """Say whether the extension is there, and what follows where it is not."""
     if pool.available:
         return "built"
-    return "not built: all updates run on the calling thread; install again where there is a C++ compiler"
+    return (
+        f"not there ({extension.error}): all updates run on the calling thread; install where there is a C++ compiler"
+    )
 
 
 def compiled() -> dict[str, str]:

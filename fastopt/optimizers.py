@@ -40,6 +40,8 @@ class Optimizer:
 
     def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
         self._defaults = dict(defaults)
+        if not hasattr(self, "_family"):
+            raise TypeError("Optimizer is what all optimizers share: use SGD or Adagrad")
         given: Any = params
         if isinstance(params, Iterable) and not isinstance(params, (np.ndarray, Mapping)):
             given = list(params)
@@ -101,15 +103,15 @@ class Optimizer:
         grads : optional
             Gradients that mirror the parameters as they were given: an array, a list, or a dict with the same keys;
             with groups, a list with one such entry per group. Each has its parameter's dtype and shape, in any layout;
-            None where a parameter has no gradient, which then neither changes nor counts the step. They are only
-            read, and may be new arrays at each step. Without it, the bound gradients are used.
+            None where a parameter has no gradient, which then neither changes nor counts the step (its group does).
+            They are only read, and may be new arrays at each step. Without it, the bound gradients are used.
 
         Raises
         ------
         TypeError, ValueError
             If gradients do not fit, or an option or a schedule's rate is out of range; nothing has changed then.
         RuntimeError
-            If no gradients are given and none are bound.
+            If no gradients are given and none are bound; from inside another step, as in a schedule.
         """
         plan = self._plan
         with plan.lock:
@@ -128,7 +130,8 @@ class Optimizer:
         """Keep gradient arrays that stay where they are, so that ``step()`` need not look at them again.
 
         That is the fast path: compute each gradient into its array, ``np.matmul(x.T, d, out=grad)`` for instance, and
-        call ``step()``. Bound arrays cannot be resized. ``step(grads)`` with others leaves the binding as it is.
+        call ``step()``. A new array in the place of a bound one, in the list or dict given here, is not seen until it
+        is bound as well. Bound arrays cannot be resized. ``step(grads)`` with others leaves the binding as it is.
 
         Parameters
         ----------
@@ -165,6 +168,7 @@ class Optimizer:
         if not self._grouped:
             raise ValueError("gradients mirror params: to add groups, make the optimizer with a list of groups")
         with self._plan.lock:
+            self._plan.refuse_inside_step()
             tensors, groups = len(self._tensors), len(self._groups)
             self._plan.settle()
             self._plan.reset()
@@ -176,6 +180,9 @@ class Optimizer:
                 self._plan.reset()
                 raise
             self._bound = None
+
+    def _of(self, group: ParamGroup) -> list[Tensor]:
+        return [tensor for tensor in self._tensors if tensor.group is group]
 
     def _mirrored(self, grads: Grads) -> Sequence[Any]:
         if not self._grouped:
@@ -198,11 +205,11 @@ class Optimizer:
             [key, ...]}]}``, where keys are the names of the parameters, else their indices. A schedule is not in it,
             the count of steps that it goes by is.
         """
-        state = {key: {name: _copy(value) for name, value in entry.items()} for key, entry in self.state.items()}
-        groups = [
-            {**group.options(), "params": [tensor.key for tensor in self._tensors if tensor.group is group]}
-            for group in self._groups
-        ]
+        with self._plan.lock:
+            state = {key: {name: _copy(value) for name, value in entry.items()} for key, entry in self.state.items()}
+            groups = [
+                {**group.options(), "params": [tensor.key for tensor in self._of(group)]} for group in self._groups
+            ]
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -218,9 +225,10 @@ class Optimizer:
         TypeError, ValueError
             If it is from elsewhere or does not fit; nothing has changed then.
         """
-        options = self._checked_groups(state_dict)
-        states = self._checked_states(state_dict["state"])
         with self._plan.lock:
+            self._plan.refuse_inside_step()
+            options = self._checked_groups(state_dict)
+            states = self._checked_states(state_dict["state"])
             for tensor, (step, arrays) in zip(self._tensors, states, strict=True):
                 tensor.restore(step, arrays)
             for group, values in zip(self._groups, options, strict=True):
@@ -235,7 +243,7 @@ class Optimizer:
             raise ValueError(f"the state dict must have a list of {len(self._groups)} param_groups, as this optimizer")
         checked = []
         for group, entry in zip(self._groups, given, strict=True):
-            keys = [tensor.key for tensor in self._tensors if tensor.group is group]
+            keys = [tensor.key for tensor in self._of(group)]
             what = f"group {group.index} of the state dict"
             if not isinstance(entry, Mapping) or set(entry) != set(group):
                 raise ValueError(f"{what} must have the entries {sorted(group)}, those of {type(self).__name__}")
@@ -273,7 +281,7 @@ class Optimizer:
         """Show the class, and for each group its parameters and options."""
         lines = []
         for group in self._groups:
-            tensors = [tensor for tensor in self._tensors if tensor.group is group]
+            tensors = self._of(group)
             elements = sum(tensor.array.size for tensor in tensors)
             dtypes = "/".join(sorted({tensor.dtype.name for tensor in tensors}))
             options = {**group.options(), **({"lr": group.schedule} if group.schedule else {})}
@@ -304,7 +312,8 @@ class SGD(Optimizer):
     Parameters
     ----------
     params : array, sequence of arrays, dict of arrays, or list of group dicts
-        What to train, in place: float32 or float64, any shape, writable, dense in memory. A group is
+        What to train, in place: float32 or float64, any shape, dense in memory, and writable when the optimizer is
+        made. A group is
         ``{"params": ..., "lr": ..., ...}``, with options of its own.
     lr : float or callable, default 0.001
         Learning rate, 0 or more; or a schedule ``step -> lr`` of the number of completed steps, from 0.

@@ -21,11 +21,12 @@ from .arrays import Extents, check_dense, check_like, extent, pin
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 from .groups import ParamGroup
 from .kernels import pool
+from .kernels.cold import kernel
 from .kernels.reader import UNREAD, Array, Reader, address, read_alike
 from .kernels.tables import ABI, HYPERS, JOB, TENSOR
 from .rules import RULES, Options, Row, Rule
 
-# Below this one thread is faster than waking others, measured after a millisecond of other work (`fastopt bench`).
+# So many for each thread: below twice that one is faster than two, after a millisecond of other work (`fastopt bench`).
 ELEMENTS_PER_THREAD = 75_000
 
 
@@ -73,6 +74,12 @@ class Tensor:
         return {name: self.layout.allocate(self.array, value) for name in rule.states if name not in self.states}
 
 
+def located(gradient: Array) -> tuple[int, Strides | None]:
+    """Return where a gradient in its parameter's storage order lies, and how, unless just as the parameter does."""
+    dense = gradient.flags.c_contiguous and gradient.flags.aligned
+    return address(gradient), None if dense else Strides.of(gradient)
+
+
 class Gradients:
     """Gradients that have been checked against their tensors, and held.
 
@@ -105,10 +112,9 @@ class Gradients:
         gradient = self.arrays[i] = check_like(what, given, "its parameter", tensor.dtype, tensor.shape)
         if (other := extents.overlapping(gradient)) is not None:
             raise ValueError(f"{what} overlaps {other} in memory: pass a .copy() of it")
-        ordered = tensor.layout.in_storage_order(gradient)
-        self.addresses[i] = address(ordered)
-        if not (ordered.flags.c_contiguous and ordered.flags.aligned):
-            self.strided[i] = Strides.of(ordered)
+        self.addresses[i], strides = located(tensor.layout.in_storage_order(gradient))
+        if strides is not None:
+            self.strided[i] = strides
 
     def keep_in_place(self) -> None:
         """Hinder all resizing, also that without a check of references, for as long as this lives."""
@@ -135,8 +141,6 @@ class Launch:
     """One kernel over tensors of one rule, one dtype and these sizes: the tables in memory, and the call."""
 
     def __init__(self, rule: Rule, dtype: np.dtype[Any], sizes: Sequence[int]) -> None:
-        from .kernels import cpu  # numba, on first use
-
         self.rule = rule
         self.itemsize = dtype.itemsize
         self.sizes = sizes
@@ -148,7 +152,7 @@ class Launch:
         self.job = np.zeros((), JOB)
         self.job["abi"] = ABI
         self.job["tensors"] = address(self.table)
-        self.run = pool.runner(cpu.kernel(rule.name, dtype), address(self.job))
+        self.run = pool.runner(kernel(rule.name, dtype), address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))
         self.cut({})
 
@@ -164,7 +168,7 @@ class Launch:
         self.grain = max(1, len(self.chunks) * CHUNK_ELEMENTS // max(self.elements, 1))
         self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
         if strided:
-            self.workers = min(self.workers, pool.get_num_threads())
+            self.workers = min(self.workers, max(pool.cores(), pool.get_num_threads()))
             self.scratch = np.empty((self.workers, TILE_ELEMENTS * self.itemsize), np.uint8)
             self.job["scratch"] = address(self.scratch)
             self.job["scratch_bytes"] = self.scratch.shape[1]
@@ -206,7 +210,7 @@ class Plan:
         self.groups = groups
         self.tensors = tensors
         self.choose = choose
-        self.rates: list[float | bool] = []  # of the groups' next step
+        self.rates: list[tuple[ParamGroup, float | bool]] = []  # what schedules say of the next step
         self.rules: list[Rule] = []
         self.launches: list[Launch] = []
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's tensors
@@ -214,6 +218,7 @@ class Plan:
         self.hypers = np.zeros((0, HYPERS))
         self.loaded: Gradients | None = None
         self.steady = False  # whether the hyper rows can stay as they are
+        self.stepping = False
         self._extents: Extents | None = None
         self._reader: Reader | None = None
         self.validate()
@@ -251,7 +256,21 @@ class Plan:
 
     def step(self, gradients: Gradients) -> None:
         """Update every tensor that has a gradient; whatever can fail comes before the first launch."""
-        threads = pool.get_num_threads()
+        self.refuse_inside_step()
+        self.stepping = True
+        try:
+            self._step(gradients, pool.get_num_threads())
+        finally:
+            self.stepping = False
+
+    def refuse_inside_step(self) -> None:
+        """Raise where a schedule, or a signal's handler, would change tables that a step is about to use."""
+        if self.stepping:
+            raise RuntimeError(
+                "this optimizer is inside a step: neither step nor load or add parameters before it ends"
+            )
+
+    def _step(self, gradients: Gradients, threads: int) -> None:
         for group in self.groups:
             if group.changed or group.schedule is not None:
                 self._look_at_groups()
@@ -260,14 +279,15 @@ class Plan:
             self._load(gradients)
         if not self.steady:
             self._write_rows()
-        for launch in self.launches:
-            launch(threads)
+        # Counted first: an interrupt is delivered when a launch returns, and must find the books in order.
         for cohort in self.cohorts:
             cohort.step += 1
             if cohort.first:
                 self._keep_states(cohort)
         for group in self.groups:
             group.count()
+        for launch in self.launches:
+            launch(threads)
 
     def settle(self) -> None:
         """Write the cohorts' counts back to the tensors."""
@@ -284,15 +304,23 @@ class Plan:
             group.changed = True
 
     def _look_at_groups(self) -> None:
-        self.rates = [group.next_lr() for group in self.groups]  # first: a schedule is code of the user's
+        for group in self.groups:
+            group.changed = False  # what is assigned from here on counts for the next step
+        try:
+            self._choose_rules()
+        except BaseException:
+            for group in self.groups:
+                group.changed = True
+            raise
+        self.steady = False
+
+    def _choose_rules(self) -> None:
+        self.rates = [(group, group.next_lr()) for group in self.groups if group.schedule is not None]
         rules = [self.choose(group) for group in self.groups]
         if rules != self.rules:
             self.loaded = None
             self.launches = self._split(rules)
             self.rules = rules
-        self.steady = False
-        for group in self.groups:
-            group.changed = False
 
     def _split(self, rules: Sequence[Rule]) -> list[Launch]:
         kinds: dict[tuple[str, np.dtype[Any]], list[int]] = {}
@@ -348,7 +376,7 @@ class Plan:
                 row["states"][: len(cohort.rule.states)] = [extent(states[name])[0] for name in cohort.rule.states]
 
     def _write_rows(self) -> None:
-        for group, rate in zip(self.groups, self.rates, strict=True):
+        for group, rate in self.rates:
             group.take_lr(rate)
         for row, cohort in zip(self.hypers, self.cohorts, strict=True):
             numbers = cohort.rule.row(cohort.group, cohort.step + 1, cohort.first)
@@ -419,9 +447,9 @@ class Single:
         if pair[0] is not None:
             raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
 
-        ordered = layout.in_storage_order(gradient)
-        if not (ordered.flags.c_contiguous and ordered.flags.aligned):
-            self.strided[0] = Strides.of(ordered)
+        gradient_address, strides = located(layout.in_storage_order(gradient))
+        if strides is not None:
+            self.strided[0] = strides
         for name in states:
             if not layout.in_storage_order(arrays[name]).flags.c_contiguous:
                 copy = layout.allocate(param, 0.0)
@@ -429,7 +457,7 @@ class Single:
                 self.copies.append((arrays[name], copy))
                 arrays[name] = copy
         start, *rest = (extent(array)[0] for array in arrays.values())
-        self.addresses, self.dtype, self.size = [start, address(ordered), *rest], param.dtype, param.size
+        self.addresses, self.dtype, self.size = [start, gradient_address, *rest], param.dtype, param.size
         self.held = [gradient, *arrays.values()]
 
 
@@ -440,6 +468,7 @@ def _unlock_in_child() -> None:
     """Free the locks that threads held which a forked child does not have."""
     for plan in _plans:
         plan.lock = threading.RLock()
+        plan.stepping = False
 
 
 if hasattr(os, "register_at_fork"):

@@ -13,23 +13,23 @@ import contextlib
 import ctypes
 import functools
 import inspect
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray by other means
 from numba.core.caching import FunctionCache
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
+from .cold import lock
 from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, TENSOR
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
 
 STATES: dict = {}  # name of a rule -> how many states it has
-RULES: list = []  # their functions, in the same order
+FUNCTIONS: list = []  # their functions, in the same order
 
 
 def rule(states):
@@ -37,8 +37,8 @@ def rule(states):
 
     def register(function):
         STATES[function.__name__] = states
-        RULES.append(compiled(function))
-        return RULES[-1]
+        FUNCTIONS.append(compiled(function))
+        return FUNCTIONS[-1]
 
     return register
 
@@ -77,7 +77,7 @@ def apply(rule, i, p, g, states, hypers):
 
 @overload(apply, prefer_literal=True, inline="always")
 def _apply(rule, i, p, g, states, hypers):
-    function = RULES[rule.literal_value]
+    function = FUNCTIONS[rule.literal_value]
     states_used = STATES[function.__name__]
     used = len(inspect.signature(function.py_func).parameters) - 2 - states_used
 
@@ -87,7 +87,15 @@ def _apply(rule, i, p, g, states, hypers):
     def one_state(rule, i, p, g, states, hypers):
         p[i], states[0][i] = function(p[i], g, states[0][i], *hypers[:used])
 
-    return (stateless, one_state)[states_used]
+    def two_states(rule, i, p, g, states, hypers):
+        p[i], states[0][i], states[1][i] = function(p[i], g, states[0][i], states[1][i], *hypers[:used])
+
+    def three_states(rule, i, p, g, states, hypers):
+        p[i], states[0][i], states[1][i], states[2][i] = function(
+            p[i], g, states[0][i], states[1][i], states[2][i], *hypers[:used]
+        )
+
+    return (stateless, one_state, two_states, three_states)[states_used]
 
 
 @compiled
@@ -198,17 +206,13 @@ def make_kernel(name, dtype):
 
 
 _kernels: dict = {}
-_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    # A fork waits until nothing compiles: the child would inherit locks, numba's among them, that nobody there frees.
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def kernel(name: str, dtype: Any) -> Any:
     """The compiled kernel of a rule for a dtype, as a Numba ``CFunc``; it lives as long as the process."""
     key = name, np.dtype(dtype).name
     if key not in _kernels:
-        with _lock, _one_process_at_a_time():
+        with lock, _one_process_at_a_time():
             if key not in _kernels:
                 _kernels[key] = _compile(make_kernel(name, dtype))
     return _kernels[key]
@@ -238,10 +242,10 @@ def cache_directory() -> Path | None:
 
 
 def cached(name: str, dtype: Any) -> bool:
-    """Whether this version of a rule's kernel for a dtype lies in the cache, for whichever processor."""
-    directory = cache_directory()
-    qualname = make_kernel(name, dtype).__qualname__
-    return directory is not None and any(directory.glob(f"*.{qualname}-*.nbi"))
+    """Whether a rule's kernel for a dtype would be taken from the cache, as it is now and on this processor."""
+    with contextlib.suppress(Exception):  # nowhere to look, or a damaged file
+        return FunctionCache(make_kernel(name, dtype)).load_overload(SIGNATURE, cpu_target.target_context) is not None
+    return False
 
 
 @contextlib.contextmanager

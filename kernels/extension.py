@@ -1,4 +1,4 @@
-"""The extension with the pool and the reader, or None twice where it was not built."""
+"""The extension with the pool and the reader, or None twice where it was not built, or does not load: see `error`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from .tables import ABI
 
 try:
     _pool: Any = importlib.import_module("._pool", __package__)
-except ImportError:
-    _pool = None
+    error: str | None = None
+except ImportError as reason:
+    _pool, error = None, str(reason)
 
 ffi: Any = _pool.ffi if _pool else None
 lib: Any = _pool.lib if _pool else None

@@ -49,12 +49,12 @@ typedef struct fastopt_chunk {
 /* All that a kernel gets. A hyper row holds FASTOPT_HYPERS doubles: the gradient's factor (-1 to maximize), the weight
  * decay, then the rule's own hyperparameters in its order. */
 typedef struct fastopt_job {
-    int64_t abi;
+    int64_t abi; /* FASTOPT_ABI of whoever wrote it, for kernels that were compiled elsewhere */
     const fastopt_tensor *tensors;
     const fastopt_chunk *chunks;
     const double *hypers;
     void *partials; /* reserved: a partial sum for each chunk */
-    void *scratch;  /* scratch_bytes for each worker; null where no tensor has a layout */
+    void *scratch;  /* scratch_bytes for each worker, if any tensor has a layout */
     int64_t scratch_bytes;
     const int32_t *skip; /* reserved: a flag on which the step changes nothing */
 } fastopt_job;

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <thread>
 
 #if !defined(_WIN32)
@@ -203,8 +204,12 @@ extern "C" void fastopt_run(fastopt_kernel kernel, const fastopt_job *job, int64
         kernel(job, 0, chunks, 0);
         return;
     }
-    if (pool == nullptr) pool = new Pool;
-    pool->run(Job{kernel, job, chunks, grain}, threads);
+    if (pool == nullptr) pool = new (std::nothrow) Pool;
+    if (pool != nullptr) {
+        pool->run(Job{kernel, job, chunks, grain}, threads);
+    } else {
+        kernel(job, 0, chunks, 0);
+    }
     busy.store(false, std::memory_order_release);
 }
 

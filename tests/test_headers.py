@@ -1,5 +1,6 @@
 """rules.h and fastopt.h, compiled by g++ through cffi: the rules against the oracle, the structs against the tables."""
 
+import hashlib
 import importlib.util
 import re
 import shutil
@@ -133,6 +134,12 @@ def test_constants_of_the_header_are_the_tables():
         "FASTOPT_NDIM": 64,
     }
     assert extension.lib.fastopt_abi() == tables.ABI
+
+
+def test_another_layout_has_another_abi():
+    """The kernels in the cache are told apart by the ABI's number alone: who changes a table changes the number too."""
+    digest = hashlib.sha256(repr([dtype.descr for dtype in STRUCTS.values()]).encode()).hexdigest()[:12]
+    assert {1: "9347dae9143a"}[tables.ABI] == digest
 
 
 @pytest.mark.parametrize(

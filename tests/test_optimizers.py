@@ -350,3 +350,59 @@ def test_any_groups_and_any_missing_gradients(groups, steps, seed):
     for i, (p, want) in enumerate(zip(params, trainer.params, strict=True)):
         assert_close(p, want, TRAJECTORY)
         assert opt.state.get(i, {"step": 0})["step"] == trainer.steps[i]
+
+
+def test_an_interrupt_during_a_launch_finds_the_books_in_order():
+    """Ctrl-C is delivered when the kernel returns: its step counts, and its state is there to be saved."""
+    p = np.ones(2)
+    opt = fastopt.SGD(p, lr=1.0, momentum=0.5, dampening=0.5)
+    opt.bind(np.ones(2))
+    opt.step()
+    launch = opt._plan.launches[0]
+    run = launch.run
+
+    def interrupted(*arguments):
+        run(*arguments)
+        raise KeyboardInterrupt
+
+    launch.run = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        opt.step()
+    launch.run = run
+    assert opt.state[0]["step"] == 2
+    assert (opt.state[0]["momentum_buffer"] == 0.5 * 1 + 0.5).all()
+    opt.step()
+    assert opt.state[0]["step"] == 3
+    assert (opt.state[0]["momentum_buffer"] == 1).all()
+
+
+def test_what_a_schedule_assigns_to_another_group_stays():
+    """It counts for the next step, and is not overwritten by this one."""
+    p, q = np.zeros(1), np.zeros(1)
+
+    def schedule(step):
+        if step == 1:
+            opt.param_groups[0]["lr"] = 0.5
+        return 0.0
+
+    opt = fastopt.SGD([{"params": p, "lr": 1.0}, {"params": q, "lr": schedule}])
+    for _ in range(3):
+        opt.step([np.ones(1), np.ones(1)])
+    assert opt.param_groups[0]["lr"] == 0.5
+    assert p[0] in (-2.0, -2.5)
+
+
+def test_a_step_inside_a_step_is_refused():
+    """A schedule may look at its optimizer, and not step it."""
+    p = np.zeros(1)
+    opt = fastopt.SGD(p, lr=lambda step: opt.step(np.ones(1)) or 0.1 if step else 0.1)
+    opt.step(np.ones(1))
+    with pytest.raises(RuntimeError, match="inside a step"):
+        opt.step(np.ones(1))
+    assert p[0] == pytest.approx(-0.1)
+
+
+def test_the_base_class_is_not_an_optimizer():
+    """It says which are."""
+    with pytest.raises(TypeError, match="use SGD or Adagrad"):
+        fastopt.Optimizer(np.ones(2), {})

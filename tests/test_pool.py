@@ -553,6 +553,35 @@ def test_fork(script, tmp_path):
     assert done[:2] == (0, "passed\n"), done[2]  # newer Pythons warn of forks beside threads
 
 
+FORK_DURING_IMPORT = """
+    import os, sys, threading, numpy as np, fastopt
+
+    def trains():
+        p = np.ones(3)
+        fastopt.SGD(p, lr=1.0).step(p / 2)
+        return (p == 0.5).all()
+
+    thread = threading.Thread(target=trains)
+    thread.start()
+    while "numba" not in sys.modules:
+        pass
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if trains() else 1)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+    assert trains()
+    print("passed")
+"""
+
+
+@pytest.mark.parametrize("script", [FORK_DURING_IMPORT] if hasattr(os, "fork") else [])
+def test_fork_while_another_thread_imports_numba(script, tmp_path):
+    """The first step imports Numba; a child that is forked meanwhile imports it as well."""
+    done = run_script(textwrap.dedent(script), tmp_path)
+    assert done[:2] == (0, "passed\n"), done[2]
+
+
 # Exit
 
 EXIT = """

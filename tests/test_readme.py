@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastopt.bench import report
 
 from fastopt import fused
-from fastopt.bench import report
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md"]

@@ -7,13 +7,13 @@ import numpy as np
 import oracle
 import pytest
 from fastopt.kernels import cpu, tables
-from numba import njit
+from numba import cfunc, njit
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
 
 import fastopt
 from fastopt import rules
 from fastopt.chunks import CHUNK_ELEMENTS
-from fastopt.plan import ELEMENTS_PER_THREAD
+from fastopt.plan import ELEMENTS_PER_THREAD, Launch
 
 DTYPES = [np.float32, np.float64]
 # around every vector width and unrolled loop, around the chunk, and around the size at which threads come in
@@ -176,3 +176,28 @@ def test_hyper_rows_are_computed_once_in_float64():
     options = {"lr": 0.1, "lr_decay": 0.3, "weight_decay": 0.0, "eps": 1e-10, "maximize": False}
     row = rules.ADAGRAD.row(options, 2**24 + 2, False)
     assert row[2] == 0.1 / (1.0 + (2**24 + 1) * 0.3)
+
+
+def test_rules_with_two_and_three_states(monkeypatch):
+    """What the descendants will need: the loop hands over as many states as a rule says it has."""
+    monkeypatch.setattr(cpu, "STATES", dict(cpu.STATES))
+    monkeypatch.setattr(cpu, "FUNCTIONS", list(cpu.FUNCTIONS))
+
+    def two(p, g, a, b, lr):
+        return p - lr * g, a + g, b + a
+
+    def three(p, g, a, b, c, lr, eps):
+        return p - lr * g, a + g, b + a, c + eps
+
+    for states, function in ((2, two), (3, three)):
+        cpu.rule(states=states)(function)
+        rule = rules.Rule(function.__name__, tuple("abc"[:states]), ("lr", "eps")[: states - 1], rules.sgd_row)
+        kernel = cfunc(cpu.SIGNATURE, error_model="numpy")(cpu.make_kernel(rule.name, np.float64))
+        monkeypatch.setitem(cpu._kernels, (rule.name, "float64"), kernel)
+        launch = Launch(rule, np.dtype(np.float64), [10])
+        p, g, *rest = (np.full(10, value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)[: 2 + states])
+        launch.addresses[0, : 2 + states] = [array.ctypes.data for array in (p, g, *rest)]
+        launch.hypers[0, :4] = 1.0, 0.0, 0.5, 0.25
+        launch(1)
+        assert (p == 0).all()
+        assert [array[0] for array in rest] == [5.0, 7.0, 5.25][:states]

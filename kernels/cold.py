@@ -1,0 +1,21 @@
+"""The first use of a kernel: Numba is imported and compiles, one thread at a time and never across a fork.
+
+A child that is forked meanwhile would inherit locks, of the import system and of Numba, that nobody there frees. So a
+fork waits until nothing is under way.
+"""
+
+import os
+import threading
+from typing import Any
+
+lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+
+
+def kernel(name: str, dtype: Any) -> Any:
+    """Return the compiled kernel of a rule for a dtype; see `cpu.kernel`."""
+    with lock:
+        from . import cpu
+
+        return cpu.kernel(name, dtype)
