@@ -307,7 +307,9 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
 def test_what_cannot_work_is_said_before_measuring(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="baseline 'jax' is not among numpy, fastopt"):
         command.run(True, None, None, baseline="jax")
-    with pytest.raises(ValueError, match="cannot be written: its folder does not exist"):
+    with pytest.raises(ValueError, match=r"x.docx is no picture"):
+        command.run(True, None, str(tmp_path / "x.docx"))
+    with pytest.raises(OSError, match="nowhere"):
         command.run(True, str(tmp_path / "nowhere" / "bench.json"), None)
 
 

@@ -126,7 +126,7 @@ class Extents:
         for i in range(first, int(np.searchsorted(self.starts, end, "left"))):
             # Bounds may overlap where elements do not: a gradient with gaps around a parameter.
             try:
-                shared = np.shares_memory(self.arrays[i], array, max_work=OVERLAP_WORK)
+                shared = np.shares_memory(self.arrays[i], array, max_work=OVERLAP_WORK)  # type: ignore[arg-type]  # NumPy's stub knows two values
             except np.exceptions.TooHardError:
                 shared = True
             if shared:

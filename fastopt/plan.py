@@ -27,7 +27,7 @@ from .kernels.tables import ABI, HYPERS, JOB, TENSOR
 from .rules import RULES, Options, Row, Rule
 
 # So many for each thread: below twice that one is faster than two, after a millisecond of other work (`fastopt bench`).
-ELEMENTS_PER_THREAD = 75_000
+ELEMENTS_PER_THREAD = 100_000
 
 
 class Tensor:
