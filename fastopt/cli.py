@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 1 after an error that is named on stderr. Wrong usage exits with 2.
+        Exit status: 0, or 1 after an error that is named on stderr, 130 when interrupted. Wrong usage exits with 2.
     """
     parser = argparse.ArgumentParser(prog="fastopt", description="The optimizer step, fused into one pass over memory.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         print(f"fastopt: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # as shells report it
 
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -71,6 +73,8 @@ def compile_kernels(arguments: argparse.Namespace) -> int:
         raise OSError("no cache directory is writable, so that nothing can be kept: set NUMBA_CACHE_DIR to one that is")
     kernels = [(name, dtype) for name in RULES for dtype in FORMATS]
     hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
+    if lost := [f"{name} {dtype}" for name, dtype in kernels if not cpu.cached(name, dtype)]:  # a full disk
+        raise OSError(f"could not be kept in {directory}: {', '.join(lost)}")
     print(f"{len(kernels)} kernels, {len(kernels) - hits} of them new, in {directory}")
     return 0
 

@@ -33,19 +33,24 @@ def lines() -> list[str]:
 
 def library(name: str) -> str:
     """Name a library's version, without importing it."""
-    if importlib.util.find_spec(name) is None:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # without an origin it is a mere folder of that name
         return "not installed"
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # cupy comes as cupy-cuda13x, for one
-        return importlib.metadata.version(importlib.metadata.packages_distributions()[name][0])
+        distributions = importlib.metadata.packages_distributions().get(name)
+        return importlib.metadata.version(distributions[0]) if distributions else f"unknown, from {spec.origin}"
 
 
 def processor() -> str:
     """Name the processor as the compiler knows it, and the vector instructions that it will use."""
     from llvmlite import binding
 
-    features = binding.get_host_cpu_features()
+    try:
+        features = binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know them on every system
+        return f"{binding.get_host_cpu_name()} (vector instructions unknown)"
     return f"{binding.get_host_cpu_name()} ({', '.join(name for name in FEATURES if features.get(name)) or 'scalar'})"
 
 
@@ -73,7 +78,7 @@ def compiled() -> dict[str, str]:
 def gpu() -> str:
     """Say why there is no GPU backend, and whether CuPy would find a device."""
     here = "not usable: this version of fastopt updates NumPy arrays only"
-    if importlib.util.find_spec("cupy") is None:
+    if library("cupy") == "not installed":
         return f"{here} (CuPy is not installed)"
     try:
         import cupy

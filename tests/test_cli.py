@@ -1,5 +1,6 @@
 """The command, as a user types it."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -80,6 +81,37 @@ def test_compile_where_nothing_can_be_kept(monkeypatch, capsys):
     monkeypatch.setattr(cpu, "cache_directory", lambda: None)
     assert cli.main(["compile"]) == 1
     assert "NUMBA_CACHE_DIR" in capsys.readouterr().err
+
+
+def test_compile_where_the_disk_is_full(monkeypatch, capsys):
+    """What could not be kept is named, and is an error."""
+    monkeypatch.setattr(cpu, "cached", lambda name, dtype: name != "adagrad")
+    assert cli.main(["compile"]) == 1
+    err = capsys.readouterr().err
+    assert "adagrad float32, adagrad float64" in err
+    assert "sgd" not in err
+
+
+def test_an_interrupt_shows_no_traceback(monkeypatch):
+    """The exit status says what happened."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "lines", interrupted)
+    assert cli.main(["info"]) == 130
+
+
+def test_info_sees_what_is_installed_and_no_mere_folder(monkeypatch, tmp_path):
+    """A folder named as a library is none; a library without metadata, or one that fails, is no reason to fail."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "cupy").mkdir()
+    assert info.library("cupy") == "not installed"
+    assert "CuPy is not installed" in info.gpu()
+    (tmp_path / "cupy" / "__init__.py").write_text("raise RuntimeError('no driver')")
+    importlib.invalidate_caches()
+    assert info.library("cupy").startswith("unknown, from ")
+    assert info.gpu().endswith("(CuPy sees no device: no driver)")
 
 
 def test_lab_lists_its_experiments(capsys):

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from fastopt.lab import network
+from fastopt.lab import look, network
 from fastopt.progress import _count, track
 
 module = importlib.import_module("fastopt.lab.digits")  # fastopt.lab.digits is the experiment itself
@@ -59,6 +59,22 @@ def test_digits_shows_what_it_claims(tmp_path):
         assert network.accuracy(params, x_test, y_test) == curve["accuracy"][-1]
     figure.savefig(tmp_path / "digits.png")
     assert matplotlib.image.imread(tmp_path / "digits.png").shape[:2] == (800, 1800)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_curves_of_any_length_are_in_the_picture(epochs):
+    """None is cut off, a single point is seen, and both axes have numbers."""
+    figure, axes = look.new_figure(panels=2)
+    curves = {rule: {"loss": list(np.geomspace(0.7, 0.3, epochs))} for rule in module.OPTIMIZERS}
+    look.draw(axes[0], curves, "loss")
+    look.use_log_scale(axes[0])
+    look.add_legend(figure, axes[0])
+    figure.canvas.draw()
+    low, high = axes[0].get_ylim()
+    assert low < curves["sgd"]["loss"][-1] <= curves["sgd"]["loss"][0] < high
+    assert any(low < tick < high for tick in axes[0].get_yticks())
+    assert len({line.get_color() for line in axes[0].lines}) == len(curves)
+    assert all((line.get_marker() == "o") == (epochs == 1) for line in axes[0].lines)
 
 
 def test_the_report_computes_its_words():

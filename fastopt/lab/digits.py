@@ -118,10 +118,13 @@ def digits(epochs: int = 30, seed: int = 0) -> tuple[Figure, look.Curves]:
         curves[rule]["accuracy"].append(network.accuracy(params, x_test, y_test))
 
     look.draw(loss_axes, curves, "loss")
-    loss_axes.set(yscale="log", ylabel="training loss (cross-entropy, nats)")
+    look.use_log_scale(loss_axes)
+    loss_axes.set_ylabel("training loss (cross-entropy, nats)")
     look.draw(accuracy_axes, curves, "accuracy")
-    accuracy_axes.set(ylim=(0.85, 1.0), ylabel=f"test accuracy (share of {TEST_IMAGES} images)")
-    accuracy_axes.legend()
+    accuracy_axes.set(ylim=(None, 1.0), ylabel=f"test accuracy (share of {TEST_IMAGES} images)")
+    accuracy_axes.yaxis.set_major_formatter("{x:.2f}")
+    accuracy_axes.locator_params(axis="y", steps=[1, 2, 5, 10], nbins=6)
+    look.add_legend(figure, loss_axes)
     return figure, curves
 
 

@@ -38,7 +38,8 @@ def new_figure(panels: int = 1, width: float = 9.0, height: float = 4.0) -> tupl
     axes : sequence of matplotlib.axes.Axes
         One for each panel.
     """
-    figure: Figure = require("matplotlib.figure", "lab").Figure((width, height), dpi=DPI, layout="constrained")
+    layout = require("matplotlib.layout_engine", "lab").ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
+    figure: Figure = require("matplotlib.figure", "lab").Figure((width, height), dpi=DPI, layout=layout)
     axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
@@ -47,6 +48,7 @@ def new_figure(panels: int = 1, width: float = 9.0, height: float = 4.0) -> tupl
         each.yaxis.label.set_fontsize(FONT_SIZE)
         each.grid(color="0.9", linewidth=0.8)
         each.set_axisbelow(True)
+        each.margins(x=0.02)
     return figure, axes
 
 
@@ -54,9 +56,26 @@ def draw(axes: Axes, curves: Curves, quantity: str) -> None:
     """Draw one quantity of every rule by epoch, from 1."""
     for rule, curve in curves.items():
         values = curve[quantity]
-        axes.plot(range(1, len(values) + 1), values, color=COLOURS[rule], linewidth=1.8, label=rule)
+        marker = "o" if len(values) == 1 else None  # one point has no line
+        axes.plot(range(1, len(values) + 1), values, color=COLOURS[rule], linewidth=1.6, marker=marker, label=rule)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(require("matplotlib.ticker", "lab").MaxNLocator(integer=True))
+    ticker = require("matplotlib.ticker", "lab")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def use_log_scale(axes: Axes) -> None:
+    """Make the values' axis logarithmic, with plain numbers at 1, 2 and 5 of every power of ten."""
+    ticker = require("matplotlib.ticker", "lab")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend of one panel above all of them, where it covers no curve."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=FONT_SIZE)
 
 
 def first_below(values: Sequence[float], bound: float) -> int | None:
