@@ -26,6 +26,8 @@ BUSY = 0.25  # a load per core that disturbs
 
 PICTURES = (".png", ".svg", ".pdf")
 
+WARM_UP = 3  # the first step compiles and allocates states, the second finds them for the first time
+
 QUICK = Pace(seconds=0.5, fewest=3, most=1000)
 FULL = Pace(seconds=8.0, fewest=7, most=1000)
 
@@ -114,7 +116,8 @@ def timed_rule(workload: Workload, rule: str, arrays: Arrays, pace: Pace) -> Ite
     loops = limits(workload.elements)
     contestants |= loops
     for step in contestants.values():
-        step()  # compiles, and allocates states
+        for _ in range(WARM_UP):
+            step()
     bytes_moved = REGISTRY[rule].bytes_moved(ITEMSIZE) * workload.elements
     for suffix, mode in MODES.items():
         seconds = measure(contestants, mode, pace)
