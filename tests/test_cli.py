@@ -58,7 +58,9 @@ def test_info_without_pool_and_cache(monkeypatch):
 def test_compile_twice_at_once(tmp_path):
     """Both succeed, and a new process finds every kernel in the cache, and right."""
     started = [
-        subprocess.Popen(COMPILE, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            COMPILE, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     for process in started:
@@ -181,8 +183,9 @@ def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
         extras.require("no_such_module", "x")
 
 
-def test_a_command_imports_what_it_needs_and_no_more():
+def test_a_command_imports_what_it_needs_and_no_more(tmp_path):
     """Nothing but argparse for the help."""
     code = "import sys, fastopt.cli; print({'numba', 'matplotlib', 'rich', 'sklearn', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"
