@@ -69,6 +69,7 @@ def test_compile_twice_at_once(tmp_path):
         assert str(tmp_path) in out
     loaded = subprocess.run(
         [sys.executable, "-c", LOAD],
+        cwd=tmp_path,
         env=environment(tmp_path),
         capture_output=True,
         text=True,
