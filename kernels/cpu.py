@@ -222,9 +222,8 @@ def _compile(function):
     wrap = functools.partial(cfunc, SIGNATURE, error_model="numpy")
     try:
         compiled_kernel = wrap(cache=cache_directory() is not None)(function)
-    except (
-        Exception
-    ):  # a full disk, a file cut short: whatever a cache may suffer, it must not keep anyone from training
+    except Exception:
+        # A full disk, a file cut short: whatever a cache may suffer, it must not keep anyone from training.
         compiled_kernel = wrap()(function)
         with contextlib.suppress(Exception):
             FunctionCache(function).flush()  # so that the next process writes it anew
