@@ -37,7 +37,7 @@ def sgd(p: Array, g: Array, *, lr: float, weight_decay: float = 0.0, maximize: b
     TypeError, ValueError
         If an argument does not fit; nothing has changed then.
     """
-    _update(rules.SGD, p, g, {}, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
+    _update(rules.SGD, p, g, {}, _checked(lr=lr, weight_decay=weight_decay, maximize=maximize))
 
 
 def momentum(
@@ -78,15 +78,15 @@ def momentum(
     TypeError, ValueError
         If an argument does not fit; nothing has changed then.
     """
-    options = {
-        "lr": lr,
-        "momentum": momentum,
-        "dampening": dampening,
-        "nesterov": nesterov,
-        "weight_decay": weight_decay,
-        "maximize": maximize,
-    }
-    rule = rules.choose_sgd(_checked(options)) if nesterov else rules.MOMENTUM
+    options = _checked(
+        lr=lr,
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        maximize=maximize,
+    )
+    rule = rules.choose_sgd(options) if options["nesterov"] else rules.MOMENTUM
     _update(rule, p, g, {"velocity": velocity}, options)
 
 
@@ -122,8 +122,10 @@ def nesterov(
     TypeError, ValueError
         If an argument does not fit; nothing has changed then.
     """
-    options = {"lr": lr, "momentum": momentum, "dampening": 0.0, "weight_decay": weight_decay, "maximize": maximize}
-    _update(rules.choose_sgd(_checked({**options, "nesterov": True})), p, g, {"velocity": velocity}, options)
+    options = _checked(
+        lr=lr, momentum=momentum, dampening=0.0, nesterov=True, weight_decay=weight_decay, maximize=maximize
+    )
+    _update(rules.choose_sgd(options), p, g, {"velocity": velocity}, options)
 
 
 def adagrad(
@@ -160,13 +162,13 @@ def adagrad(
     TypeError, ValueError
         If an argument does not fit; nothing has changed then.
     """
-    options = {"lr": lr, "lr_decay": 0.0, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+    options = _checked(lr=lr, lr_decay=0.0, eps=eps, weight_decay=weight_decay, maximize=maximize)
     _update(rules.ADAGRAD, p, g, {"accumulator": accumulator}, options)
 
 
-def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(**options: Any) -> dict[str, Any]:
     return {name: check(name, value) for name, value in options.items()}
 
 
 def _update(rule: Rule, p: Array, g: Array, states: Mapping[str, Array], options: Mapping[str, Any]) -> None:
-    update_once(rule, p, g, states, rule.row(_checked(options), 2, False))  # a step like any other, not the first
+    update_once(rule, p, g, states, rule.row(options, 2, False))  # a step like any other, not the first

@@ -39,7 +39,6 @@ class Tensor:
         self.group = group
         self.dtype = self.array.dtype
         self.shape = self.array.shape
-        self.strides = self.array.strides
         self.address = extent(self.array)[0]
         self.pins = pin(self.array)
         self.step = 0
