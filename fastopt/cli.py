@@ -63,19 +63,22 @@ def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def compile_kernels(arguments: argparse.Namespace) -> int:
     """Compile every kernel, and say where they are kept."""
-    from .kernels import cpu
+    from .kernels import cache, cpu, schedules
     from .kernels.reader import FORMATS
     from .progress import track
     from .rules import RULES
 
-    directory = cpu.cache_directory()
+    directory = cache.directory()
     if directory is None:
         raise OSError("no cache directory is writable, so that nothing can be kept: set NUMBA_CACHE_DIR to one that is")
     kernels = [(name, dtype) for name in RULES for dtype in FORMATS]
     hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
-    if lost := [f"{name} {dtype}" for name, dtype in kernels if not cpu.cached(name, dtype)]:  # a full disk
+    schedules.evaluators()
+    lost = [f"{name} {dtype}" for name, dtype in kernels if not cpu.cached(name, dtype)]
+    lost += [] if schedules.cached() else ["schedules"]
+    if lost:  # a full disk
         raise OSError(f"could not be kept in {directory}: {', '.join(lost)}")
-    print(f"{len(kernels)} kernels, {len(kernels) - hits} of them new, in {directory}")
+    print(f"{len(kernels)} kernels, {len(kernels) - hits} of them new, and the schedules, in {directory}")
     return 0
 
 

@@ -65,14 +65,16 @@ def threads_of_the_pool() -> str:
 
 def compiled() -> dict[str, str]:
     """Say where kernels are kept, and which are."""
-    from .kernels import cpu
+    from .kernels import cache, cpu, schedules
 
-    directory = cpu.cache_directory()
+    directory = cache.directory()
     if directory is None:
         return {"cache": "no directory is writable: kernels compile anew in every process (set NUMBA_CACHE_DIR)"}
     kernels = [(name, str(dtype)) for name in RULES for dtype in FORMATS]
     there = [f"{name} {dtype}" for name, dtype in kernels if cpu.cached(name, dtype)]
-    return {"cache": str(directory), "compiled": f"{len(there)} of {len(kernels)}: {', '.join(there) or 'none yet'}"}
+    there += ["schedules"] if schedules.cached() else []
+    compiled = f"{len(there)} of {len(kernels) + 1}: {', '.join(there) or 'none yet'}"
+    return {"cache": str(directory), "compiled": compiled}
 
 
 def gpu() -> str:

@@ -4,6 +4,7 @@ A child that is forked meanwhile would inherit locks, of the import system and o
 fork waits until nothing is under way.
 """
 
+import functools
 import os
 import threading
 from typing import Any
@@ -19,3 +20,12 @@ def kernel(name: str, dtype: Any) -> Any:
         from . import cpu
 
         return cpu.kernel(name, dtype)
+
+
+@functools.cache
+def evaluators() -> Any:
+    """Return the compiled evaluators of schedules; see `schedules.evaluators`."""
+    with lock:
+        from . import schedules
+
+        return schedules.evaluators()

@@ -5,24 +5,22 @@ It computes in the parameter's own type, whatever types its hyperparameters arri
 array would make Numba go on in float64, at half the speed. Rules stand from the simplest to the hardest.
 
 Rules and the loop stay in this one file: Numba's disk cache notices changes only in the file of the cached function.
+For loops of your own, `schedule` stands here as well; its formulas are in ``schedules.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import inspect
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray by other means
-from numba.core.caching import FunctionCache
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
+from . import cache
 from .cold import lock
+from .schedules import schedule as schedule
 from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, TENSOR
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
@@ -144,6 +142,7 @@ def gather(out, grad, rows, length, row_stride, item_stride, real):
 
 
 SIGNATURE = types.void(types.intp, types.int64, types.int64, types.int64)  # fastopt_kernel
+make_cfunc = functools.partial(cfunc, SIGNATURE, error_model="numpy")
 
 
 def make_kernel(name, dtype):
@@ -212,60 +211,12 @@ def kernel(name: str, dtype: Any) -> Any:
     """The compiled kernel of a rule for a dtype, as a Numba ``CFunc``; it lives as long as the process."""
     key = name, np.dtype(dtype).name
     if key not in _kernels:
-        with lock, _one_process_at_a_time():
+        with lock, cache.one_process_at_a_time():
             if key not in _kernels:
-                _kernels[key] = _compile(make_kernel(name, dtype))
+                _kernels[key] = cache.compile_kept(make_kernel(name, dtype), make_cfunc)
     return _kernels[key]
-
-
-def _compile(function):
-    wrap = functools.partial(cfunc, SIGNATURE, error_model="numpy")
-    try:
-        compiled_kernel = wrap(cache=cache_directory() is not None)(function)
-    except Exception:
-        # A full disk, a file cut short: whatever a cache may suffer, it must not keep anyone from training.
-        compiled_kernel = wrap()(function)
-        with contextlib.suppress(Exception):
-            FunctionCache(function).flush()  # so that the next process writes it anew
-    # One reference too many, on purpose: a daemon thread may still run this code while the interpreter shuts down.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(compiled_kernel))
-    return compiled_kernel
-
-
-def cache_directory() -> Path | None:
-    """Where Numba keeps the compiled kernels, or None where no directory is writable."""
-    try:
-        return Path(FunctionCache(make_kernel("sgd", np.float32)).cache_path)
-    except RuntimeError:  # "cannot cache function: no locator available"
-        return None
 
 
 def cached(name: str, dtype: Any) -> bool:
     """Whether a rule's kernel for a dtype would be taken from the cache, as it is now and on this processor."""
-    with contextlib.suppress(Exception):  # nowhere to look, or a damaged file
-        return FunctionCache(make_kernel(name, dtype)).load_overload(SIGNATURE, cpu_target.target_context) is not None
-    return False
-
-
-@contextlib.contextmanager
-def _one_process_at_a_time():
-    """Hold a lock between processes while compiling, where the system and the directory allow it.
-
-    Numba reads, changes and writes an index file without a lock. Each kernel has an index of its own, so that without
-    this lock two processes do the same work twice; with machines of two kinds on one shared directory, it is needed.
-    """
-    directory = cache_directory()
-    try:
-        import fcntl
-
-        if directory is None:
-            raise OSError("no cache directory")
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / "fastopt.lock", "a")  # noqa: SIM115 (closed below, which also unlocks)
-    except (ImportError, OSError):
-        yield
-        return
-    with file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return cache.kept(make_kernel(name, dtype), SIGNATURE)

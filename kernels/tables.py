@@ -1,6 +1,6 @@
-"""The tables a kernel reads, as NumPy dtypes: the host's side of ``fastopt.h``.
+"""The tables a kernel reads: structs as NumPy dtypes, the host's side of ``fastopt.h``, and the kinds of schedules.
 
-The header says what every field means; a test holds names, sizes and offsets of the two equal.
+The header says what every field of a struct means; a test holds names, sizes and offsets of the two equal.
 """
 
 import numpy as np
@@ -46,3 +46,25 @@ JOB = np.dtype(
         ("skip", np.int64),
     ]
 )
+
+# Numbers stand for these words in the record of a schedule: their places here.
+SCHEDULES = (
+    "constant",
+    "linear",
+    "polynomial",
+    "exponential",
+    "step_decay",
+    "multi_step",
+    "piecewise",
+    "inverse_sqrt",
+    "cosine",
+    "warm_restarts",
+    "one_cycle",
+    "cyclic",
+    "warmup_stable_decay",
+    "warmup",
+    "sequence",
+    "per_epoch",
+)
+SHAPES = ("linear", "cosine", "1-sqrt")
+MODES = ("triangular", "triangular2", "exp_range")

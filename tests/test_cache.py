@@ -174,9 +174,9 @@ def test_without_a_writable_cache(directory, tmp_path):
     script = """
         import fastopt
         check("momentum", "float32")
-        from fastopt.kernels import cpu
+        from fastopt.kernels import cache, cpu
         print(os.path.dirname(os.path.dirname(fastopt.__file__)) == os.getcwd())
-        print(cpu.cache_directory(), cpu.cached("momentum", "float32"), cpu.kernel("momentum", "float32").cache_hits)
+        print(cache.directory(), cpu.cached("momentum", "float32"), cpu.kernel("momentum", "float32").cache_hits)
     """
     assert run(script, cwd=tmp_path, **nowhere, **given) == ["True", "None", "False", "0"]
     assert sorted(tmp_path.rglob("*")) == files

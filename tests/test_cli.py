@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from fastopt.kernels import cpu, extension
+from fastopt.kernels import cache, cpu, extension, schedules
 
 import fastopt
 from fastopt import cli, extras, info
@@ -17,8 +17,9 @@ COMPILE = [sys.executable, "-m", "fastopt.cli", "compile"]
 LOAD = """
 import numpy as np
 import fastopt
-from fastopt.kernels import cpu
+from fastopt.kernels import cpu, schedules
 from fastopt.kernels.reader import FORMATS
+assert all(evaluator.stats.cache_hits for evaluator in schedules.evaluators())
 assert all(cpu.kernel(name, dtype).cache_hits == 1 for name in fastopt.rules.RULES for dtype in FORMATS)
 p = np.ones(5)
 fastopt.fused.sgd(p, np.ones(5), lr=0.5)
@@ -40,7 +41,7 @@ def test_info_names_everything(capsys):
     assert facts["numpy"] == np.__version__
     assert facts["threads"].startswith(str(fastopt.get_num_threads()))
     assert facts["pool"] == "built"
-    assert facts["cache"] == str(cpu.cache_directory())
+    assert facts["cache"] == str(cache.directory())
     assert facts["GPU"].startswith("not usable")
     assert {"python", "numba", "cffi", "torch", "cupy", "processor", "compiled"} <= set(facts)
 
@@ -48,7 +49,7 @@ def test_info_names_everything(capsys):
 def test_info_without_pool_and_cache(monkeypatch):
     """It says what follows."""
     monkeypatch.setattr(info.pool, "available", False)
-    monkeypatch.setattr(cpu, "cache_directory", lambda: None)
+    monkeypatch.setattr(cache, "directory", lambda: None)
     text = "\n".join(info.lines())
     assert "updates run on the calling thread" in text
     assert "NUMBA_CACHE_DIR" in text
@@ -81,7 +82,7 @@ def test_compile_twice_at_once(tmp_path):
 
 def test_compile_where_nothing_can_be_kept(monkeypatch, capsys):
     """One line that says what to set."""
-    monkeypatch.setattr(cpu, "cache_directory", lambda: None)
+    monkeypatch.setattr(cache, "directory", lambda: None)
     assert cli.main(["compile"]) == 1
     assert "NUMBA_CACHE_DIR" in capsys.readouterr().err
 
@@ -89,9 +90,10 @@ def test_compile_where_nothing_can_be_kept(monkeypatch, capsys):
 def test_compile_where_the_disk_is_full(monkeypatch, capsys):
     """What could not be kept is named, and is an error."""
     monkeypatch.setattr(cpu, "cached", lambda name, dtype: name != "adagrad")
+    monkeypatch.setattr(schedules, "cached", lambda: False)
     assert cli.main(["compile"]) == 1
     err = capsys.readouterr().err
-    assert "adagrad float32, adagrad float64" in err
+    assert "adagrad float32, adagrad float64, schedules" in err
     assert "sgd" not in err
 
 

@@ -522,13 +522,13 @@ FORKS = {
             assert not thread.is_alive()
         """,
     "while another thread compiles": """
-        compiling, compile_kernel = threading.Event(), cpu._compile
+        compiling, compile_kernel = threading.Event(), cpu.cache.compile_kept
 
-        def announced(function):
+        def announced(function, wrap):
             compiling.set()
-            return compile_kernel(function)
+            return compile_kernel(function, wrap)
 
-        cpu._compile = announced
+        cpu.cache.compile_kept = announced
         thread = threading.Thread(target=trains)
         thread.start()
         assert compiling.wait(50)
@@ -631,8 +631,7 @@ def test_exit_inside_a_kernel(tmp_path):
             while fetch_add(job + 56, 1) >= 0:  # a reserved field
                 pass
 
-        cpu.cache_directory = lambda: None
-        cpu._kernels["sgd", "float32"] = cpu._compile(stay)
+        cpu._kernels["sgd", "float32"] = cpu.make_cfunc(stay)
         fastopt.set_num_threads(2)
         opt = fastopt.SGD(np.ones(1_000_000, np.float32))
         threading.Thread(target=opt.step, args=[np.ones(1_000_000, np.float32)], daemon=True).start()
