@@ -9,53 +9,14 @@ and the weight decay, which every rule knows, ``g <- factor * g + weight_decay *
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from .checks import Flag, Number
 
 Options = Mapping[str, Any]
 Row = tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Number:
-    """A hyperparameter that is a finite number, not below a minimum."""
-
-    label: str
-    minimum: float = 0.0
-
-    def check(self, name: str, value: Any) -> float:
-        """Return the value as a float, or raise an error that names it."""
-        if type(value) is float and self.minimum <= value and abs(value) < math.inf:
-            return value  # the usual case, ten times as fast as asking an abstract class
-        if isinstance(value, np.ndarray) and value.ndim == 0:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"Invalid {self.label}: {value!r}; {name} must be a number, not {type(value).__name__}")
-        try:
-            number = float(value)
-        except OverflowError:  # an int beyond all floats
-            number = math.inf
-        if not math.isfinite(number) or number < self.minimum:
-            bound = "" if self.minimum == -math.inf else f" of {self.minimum:g} or more"
-            raise ValueError(f"Invalid {self.label}: {value!r:.40}; {name} must be a finite number{bound}")
-        return number
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A hyperparameter that is True or False."""
-
-    def check(self, name: str, value: Any) -> bool:
-        """Return the value as a bool, or raise an error that names it."""
-        if value is True or value is False:
-            return value
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"Invalid {name}: {value!r}; it must be True or False")
-        return bool(value)
 
 
 HYPERPARAMETERS: dict[str, Number | Flag] = {
@@ -69,6 +30,8 @@ HYPERPARAMETERS: dict[str, Number | Flag] = {
     "weight_decay": Number("weight_decay value"),
     "maximize": Flag(),
 }
+
+SCHEDULABLE = ("lr", "momentum", "weight_decay")  # those that may be functions of the step
 
 
 def check(name: str, value: Any) -> float | bool:

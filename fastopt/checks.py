@@ -1,0 +1,114 @@
+"""What a hyperparameter or the argument of a schedule may be: plain values come out, or an error that names it."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+COUNT_LIMIT = 2**63
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number within bounds."""
+
+    label: str
+    minimum: float = 0.0
+    maximum: float = math.inf
+    positive: bool = False
+
+    def check(self, name: str, value: Any) -> float:
+        """Return the value as a float, or raise an error that names it."""
+        if type(value) is float and self._holds(value):
+            return value  # the usual case, ten times as fast as asking an abstract class
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"Invalid {self.label}: {value!r}; {name} must be a number, not {type(value).__name__}")
+        try:
+            number = float(value)
+        except OverflowError:  # an int beyond all floats
+            number = math.inf
+        if not self._holds(number):
+            raise ValueError(f"Invalid {self.label}: {value!r:.40}; {name} must be {self}")
+        return number
+
+    def _holds(self, number: float) -> bool:
+        return abs(number) < math.inf and self.minimum <= number <= self.maximum and (number > 0 or not self.positive)
+
+    def __str__(self) -> str:
+        """Say what is allowed."""
+        if self.positive:
+            return "a finite number above 0"
+        if self.maximum < math.inf:
+            return f"a number from {self.minimum:g} to {self.maximum:g}"
+        return "a finite number" if self.minimum == -math.inf else f"a finite number of {self.minimum:g} or more"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or False."""
+
+    def check(self, name: str, value: Any) -> bool:
+        """Return the value as a bool, or raise an error that names it."""
+        if value is True or value is False:
+            return value
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"Invalid {name}: {value!r}; it must be True or False")
+        return bool(value)
+
+
+@dataclass(frozen=True)
+class Count:
+    """A whole number from a minimum up to a limit, which it stays below."""
+
+    minimum: int = 0
+    limit: int = COUNT_LIMIT
+
+    def check(self, name: str, value: Any) -> int:
+        """Return the value as a plain int, or raise an error that names it."""
+        try:
+            count = operator.index(value)
+        except TypeError:
+            count = None
+        if count is None or isinstance(value, bool):
+            kind = "None" if value is None else f"a {type(value).__name__}"
+            raise TypeError(f"{name} must be an int, not {kind}")
+        if not self.minimum <= count < self.limit:
+            limit = f"2**{self.limit.bit_length() - 1}"
+            raise ValueError(f"{name} must be {self.minimum} or more, and below {limit}, not {value!r:.40}")
+        return count
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def check(self, name: str, value: Any) -> str:
+        """Return the value, or raise an error that names it."""
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a word, one of {', '.join(self.words)}, not {value!r:.40}")
+        if value not in self.words:
+            raise ValueError(f"unknown {name} {value!r:.40}; it must be one of {', '.join(self.words)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Several:
+    """Any number of values, of which the same holds; comes out as a tuple."""
+
+    item: Any
+
+    def check(self, name: str, value: Any) -> tuple[Any, ...]:
+        """Return the values as a tuple, or raise an error that names the one that is wrong."""
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            raise TypeError(f"{name} must be a list or a tuple, not {value!r:.40}")
+        return tuple(self.item.check(f"{name}[{i}]", item) for i, item in enumerate(value))

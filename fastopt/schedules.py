@@ -1,0 +1,1050 @@
+r"""Learning-rate schedules as values: functions of the step that can be asked, compared, printed, saved and combined.
+
+>>> from fastopt.schedules import Cosine, Warmup
+>>> schedule = Warmup(Cosine(0.1, steps=9_000), steps=1_000)
+>>> schedule(500), schedule(10_000)
+(0.05, 0.0)
+>>> (0.5 * schedule)([0, 500, 1_000])
+array([0.   , 0.025, 0.05 ])
+
+A schedule is given to an optimizer as ``lr``, and as ``momentum`` or ``weight_decay`` too. It counts *steps*, from 0:
+the completed steps of the group. ``schedule.per_epoch(steps_per_epoch)`` is the one that counts epochs instead. Each is
+a closed form, without memory and without drift: step 10**12 costs what step 0 does. `Plateau` alone remembers; it goes
+by a metric. Any other function of the step will do as well, without what schedules offer here.
+
+What each class computes stands in its docstring; the arithmetic itself in ``kernels/schedules.py``, where Numba
+compiles it, and in ``kernels/schedules.h``. `Schedule.record` gives the numbers that both take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeAlias, TypeVar, get_type_hints, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .checks import Choice, Count, Flag, Number, Several
+from .extras import require
+from .kernels import cold, tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch.optim import Optimizer as TorchOptimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+STEP_LIMIT: Final = 2**51  # below it a double counts exactly, and so do quotients of steps
+POINTS = 2000  # of a plotted curve
+
+Array: TypeAlias = npt.NDArray[np.float64]
+AnySchedule = TypeVar("AnySchedule", bound="Schedule")
+
+
+class Part:
+    """A schedule that another one is made of; a number stands for a constant."""
+
+    def check(self, name: str, value: Any) -> Schedule:
+        """Return the schedule, or raise an error that says why it cannot be a part."""
+        if isinstance(value, Schedule):
+            return value
+        if isinstance(value, Plateau):
+            raise TypeError(f"{name} is a Plateau, which has a memory and no closed form: it cannot be combined")
+        if callable(value):
+            raise TypeError(f"{name} is a bare callable, {value!r:.80}, which has no record: it cannot be combined")
+        return Constant(value)
+
+
+Rate = Annotated[float, Number("rate")]
+Factor = Annotated[float, Number("factor")]
+Positive = Annotated[float, Number("value", positive=True)]
+Steps = Annotated[int, Count(1, STEP_LIMIT)]
+Stretch = Annotated[int, Count(0, STEP_LIMIT)]
+Milestones = Annotated[Items[int], Several(Count(1, STEP_LIMIT))]
+
+
+class Schedule:
+    """What all closed-form schedules share. Not to be used by itself."""
+
+    kind: ClassVar[str] = ""  # the name of its formula in the kernels
+
+    @classmethod
+    @functools.cache
+    def _checks(cls) -> dict[str, Any]:
+        """Return what the types of the fields are annotated with, in the order of the fields."""
+        hints = get_type_hints(cls, include_extras=True)
+        return {field.name: hints[field.name].__metadata__[0] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        """Check every field by what its type is annotated with."""
+        for name, check in self._checks().items():
+            object.__setattr__(self, name, check.check(name, getattr(self, name)))
+
+    @overload
+    def __call__(self, t: int) -> float: ...
+
+    @overload
+    def __call__(self, t: npt.NDArray[Any] | Items[int]) -> Array: ...
+
+    def __call__(self, t: Any) -> Any:
+        """Return the value at a step, or at each of an array of steps; the two agree to the bit.
+
+        Parameters
+        ----------
+        t : int, or array of ints of any shape
+            Steps, from 0 and below 2**51.
+
+        Returns
+        -------
+        float, or ndarray of float64 in the shape of t
+
+        Raises
+        ------
+        TypeError
+            If a step is not a whole number by its type.
+        ValueError
+            If a step is negative, or 2**51 or more.
+        """
+        if type(t) is int and 0 <= t < STEP_LIMIT:
+            value: float = cold.evaluators()[0](self._record, float(t))
+            return value
+        if not isinstance(t, np.ndarray) and np.ndim(t) == 0:
+            return self(Count(0, STEP_LIMIT).check("the step", t))
+        return self._values(np.asarray(t))
+
+    def _values(self, steps: npt.NDArray[Any]) -> Array:
+        if steps.dtype.kind not in "iu":
+            raise TypeError(f"steps must be ints, not {steps.dtype}")
+        if steps.size and not 0 <= steps.min() <= steps.max() < STEP_LIMIT:
+            raise ValueError(f"steps must be 0 or more, and below 2**51, not {steps.min()} to {steps.max()}")
+        values = np.empty(steps.shape)
+        cold.evaluators()[1](self._record, steps.astype(np.float64, order="C").reshape(-1), values.reshape(-1))
+        return values
+
+    def record(self) -> Array:
+        """Return the schedule as a flat array of numbers, for ``fastopt.kernels.cpu.schedule(record, t)``.
+
+        That function can be called in a loop of your own that Numba compiles; its twin in ``rules.h`` in C++ and CUDA.
+
+        Returns
+        -------
+        ndarray of float64, shape (n,)
+            A new one at each call. Its meaning is the kernels' own: keep it in memory only, and save `to_dict` instead.
+        """
+        return self._record.copy()
+
+    @functools.cached_property
+    def _record(self) -> Array:
+        terms = [*itertools.chain(*self._terms())]
+        return np.array([1 + len(terms), *terms], np.float64)
+
+    def _terms(self) -> list[list[float]]:
+        """Return terms whose product is the value; see ``kernels/schedules.py``."""
+        return [self._term(self._numbers())]
+
+    def _term(self, numbers: Items[float], part: Items[float] = ()) -> list[float]:
+        return [tables.SCHEDULES.index(self.kind), 2 + len(numbers) + len(part), *numbers, *part]
+
+    def _numbers(self) -> list[float]:
+        numbers: list[float] = []
+        for name, check in self._checks().items():
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                numbers += [len(value), *value]
+            else:
+                numbers.append(check.words.index(value) if isinstance(value, str) else value)
+        return numbers
+
+    def _span(self) -> int:
+        """Return how many steps it takes to see what the schedule does."""
+        raise NotImplementedError
+
+    def per_epoch(self, steps_per_epoch: int) -> PerEpoch:
+        """Return this schedule with epochs for an argument: constant within each, ``self(t // steps_per_epoch)``."""
+        return PerEpoch(self, steps_per_epoch)
+
+    def __mul__(self, other: Any) -> Product:
+        """Multiply by a number or another schedule."""
+        if isinstance(other, Schedule):
+            return Product((self, other))
+        return Product((self, Constant(other))) if _is_number(other) else NotImplemented
+
+    def __rmul__(self, other: Any) -> Product:
+        """Multiply by a number."""
+        return Product((Constant(other), self)) if _is_number(other) else NotImplemented
+
+    __array_ufunc__ = None  # NumPy's numbers leave the multiplication to the schedule
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schedule as plain Python, fit for JSON: ``{"name": "Linear", "lr": 0.1, ...}``."""
+        fields = {name: _plain(getattr(self, name)) for name in self._checks()}
+        return {"name": type(self).__name__, **fields}
+
+    @classmethod
+    def from_dict(cls: type[AnySchedule], plain: Mapping[str, Any]) -> AnySchedule:
+        """Return the schedule that `to_dict` has described; ``Schedule.from_dict`` takes those of every class.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it describes no schedule, or one of another class.
+        """
+        schedule = from_dict(plain)
+        if not isinstance(schedule, cls):
+            raise ValueError(f"this describes a {type(schedule).__name__}, not a {cls.__name__}")
+        return schedule
+
+    def plot(self, steps: int | None = None, axes: Axes | None = None) -> Figure:
+        """Draw the schedule with matplotlib.
+
+        Parameters
+        ----------
+        steps : int, optional
+            How far; by default as far as it takes to see what the schedule does.
+        axes : matplotlib.axes.Axes, optional
+            Where to; by default into a new figure, which pyplot does not know.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Of the axes: notebooks show it, and ``.savefig("schedule.png")`` writes it.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed; the extra ``fastopt[lab]`` has it.
+        """
+        last = Count(1, STEP_LIMIT).check("steps", math.ceil(1.08 * self._span()) if steps is None else steps)
+        if axes is None:
+            axes = require("matplotlib.figure", "lab").Figure((6.4, 3.6), layout="constrained").add_subplot()
+        t = np.unique(np.linspace(0, last, POINTS).astype(np.int64))
+        axes.plot(t, self(t), drawstyle="steps-post" if last < POINTS / 4 else "default", label=repr(self))
+        axes.set(xlabel="step", ylabel="value")
+        axes.set_ylim(bottom=0)
+        return axes.figure  # type: ignore[return-value]  # a SubFigure where somebody made one
+
+    def torch_scheduler(self, optimizer: TorchOptimizer, last_epoch: int = -1) -> LRScheduler:
+        """Return a learning-rate scheduler of PyTorch that follows this schedule, for any optimizer of torch.
+
+        It sets the schedule's own value in every parameter group, whatever rate these were made with.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+        last_epoch : int, default -1
+            The step that the last ``step()`` took, to resume without a state dict; -1 begins.
+
+        Returns
+        -------
+        fastopt.torch.Scheduler
+            Call its ``step()`` after each step of the optimizer.
+
+        Raises
+        ------
+        ImportError
+            If PyTorch is not installed; the extra ``fastopt[torch]`` has it.
+        """
+        require("torch", "torch")
+        from .torch import Scheduler
+
+        return Scheduler(optimizer, self, last_epoch)
+
+    def __reduce__(self) -> Any:
+        """Pickle by the fields, and check them again."""
+        return type(self), tuple(getattr(self, name) for name in self._checks())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (float, int, np.number))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value.to_dict() if isinstance(value, Schedule) else value
+
+
+def _check_ascending(name: str, values: Items[int], strictly: bool = True) -> None:
+    for before, after in itertools.pairwise(values):
+        if after < before or (strictly and after == before):
+            raise ValueError(f"{name} must be sorted{', each once' if strictly else ''}: {after} follows {before}")
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same at every step: ``lr``.
+
+    Parameters
+    ----------
+    lr : float
+    """
+
+    lr: Rate
+    kind: ClassVar[str] = "constant"
+
+    def _span(self) -> int:
+        return 100
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """A straight line from lr to end: ``lr + (end - lr) * min(t, steps) / steps``.
+
+    To zero, the shortest way to a good end of a run of known length [1]_; up, a range test of rates. As
+    torch.optim.lr_scheduler.LinearLR, with rates for factors.
+
+    Parameters
+    ----------
+    lr, end : float
+        First and last value, 0 or more.
+    steps : int
+        The step from which it stays at end.
+
+    References
+    ----------
+    .. [1] A. Defazio, A. Cutkosky, H. Mehta, K. Mishchenko, "Optimal Linear Decay Learning Rate Schedules and Further
+       Refinements", 2023.
+    """
+
+    lr: Rate
+    end: Rate
+    steps: Steps
+    kind: ClassVar[str] = "linear"
+
+    def _span(self) -> int:
+        return self.steps
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """A power of what is left: ``end + (lr - end) * (1 - min(t, steps) / steps) ** power``.
+
+    Power 1 is a straight line; 0.9 is what semantic segmentation uses [1]_; 2 leaves more time to low rates. As
+    torch.optim.lr_scheduler.PolynomialLR, whose end is 0.
+
+    Parameters
+    ----------
+    lr : float
+        First value, 0 or more.
+    steps : int
+        The step from which it stays at end.
+    power : float
+        Above 0.
+    end : float, default 0.0
+
+    References
+    ----------
+    .. [1] L.-C. Chen, G. Papandreou, I. Kokkinos, K. Murphy, A. Yuille, "DeepLab", 2016.
+    """
+
+    lr: Rate
+    steps: Steps
+    power: Positive
+    end: Rate = 0.0
+    kind: ClassVar[str] = "polynomial"
+
+    def _span(self) -> int:
+        return self.steps
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """The same share at every step: ``lr * gamma ** (t / every)``.
+
+    For runs without a known end, and for tests of rates over several orders of magnitude (gamma above 1). With every=1
+    as torch.optim.lr_scheduler.ExponentialLR; with every as in TensorFlow.
+
+    Parameters
+    ----------
+    lr : float
+        First value, 0 or more.
+    gamma : float
+        Factor, 0 or more.
+    every : int, default 1
+        So many steps multiply by gamma once.
+    """
+
+    lr: Rate
+    gamma: Factor
+    every: Steps = 1
+    kind: ClassVar[str] = "exponential"
+
+    @classmethod
+    def between(cls, lr: float, end: float, steps: int) -> Exponential:
+        """Return the one that leads from lr to end, both above 0, in so many steps, and goes on decaying after.
+
+        A step multiplies by the steps-th root of end / lr. It is kept as ``gamma=end / lr, every=steps``: the root
+        itself, rounded to a float, would be off by 1e-7 after 10**9 steps.
+        """
+        above = Number("endpoint", positive=True)
+        lr, end = above.check("lr", lr), above.check("end", end)
+        return cls(lr, end / lr, steps)
+
+    def _span(self) -> int:
+        folds = math.log(100) / abs(math.log(self.gamma)) if self.gamma not in (0.0, 1.0) else 1.0
+        return max(2, min(math.ceil(folds * self.every), STEP_LIMIT // 2))
+
+
+@dataclass(frozen=True)
+class StepDecay(Schedule):
+    """A staircase: ``lr * gamma ** floor(t / every)``.
+
+    The classic of image classification: a tenth every 30 epochs [1]_. As torch.optim.lr_scheduler.StepLR.
+
+    Parameters
+    ----------
+    lr : float
+        First value, 0 or more.
+    every : int
+        Length of a stair, in steps.
+    gamma : float, default 0.1
+        Factor of a stair, 0 or more.
+
+    References
+    ----------
+    .. [1] K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", 2015.
+    """
+
+    lr: Rate
+    every: Steps
+    gamma: Factor = 0.1
+    kind: ClassVar[str] = "step_decay"
+
+    def _span(self) -> int:
+        return 4 * self.every
+
+
+@dataclass(frozen=True)
+class MultiStep(Schedule):
+    """A staircase with stairs of any length: ``lr * gamma ** (number of milestones <= t)``.
+
+    When the steps at which to drop are known, as those at which the loss has stalled before. As
+    torch.optim.lr_scheduler.MultiStepLR, a milestone that is named twice counted twice.
+
+    Parameters
+    ----------
+    lr : float
+        First value, 0 or more.
+    milestones : sequence of int
+        Steps, 1 or more, in order.
+    gamma : float, default 0.1
+        Factor of a milestone, 0 or more.
+    """
+
+    lr: Rate
+    milestones: Milestones
+    gamma: Factor = 0.1
+    kind: ClassVar[str] = "multi_step"
+
+    def __post_init__(self) -> None:
+        """Check the order as well."""
+        super().__post_init__()
+        _check_ascending("milestones", self.milestones, strictly=False)
+
+    def _span(self) -> int:
+        return math.ceil(1.25 * self.milestones[-1]) if self.milestones else 100
+
+
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    """A value for each stretch: ``values[number of boundaries <= t]``.
+
+    What no formula says: a short phase of another rate, a constant factor for the first steps (as
+    torch.optim.lr_scheduler.ConstantLR).
+
+    Parameters
+    ----------
+    values : sequence of float
+        0 or more each, one more than there are boundaries.
+    boundaries : sequence of int
+        The steps at which the second and later values begin, 1 or more, in order.
+    """
+
+    values: Annotated[Items[float], Several(Number("rate"))]
+    boundaries: Milestones
+    kind: ClassVar[str] = "piecewise"
+
+    def __post_init__(self) -> None:
+        """Check lengths and order as well."""
+        super().__post_init__()
+        _check_ascending("boundaries", self.boundaries)
+        if len(self.values) != len(self.boundaries) + 1:
+            raise ValueError(
+                f"there must be one value more than boundaries, not {len(self.values)} for {len(self.boundaries)}"
+            )
+
+    def _span(self) -> int:
+        return math.ceil(1.25 * self.boundaries[-1]) if self.boundaries else 100
+
+
+@dataclass(frozen=True)
+class InverseSqrt(Schedule):
+    """Up in a line, down by the square root: ``lr * min(t / warmup, sqrt(warmup / t))``.
+
+    The transformer's first schedule [1]_, there called Noam's: for runs whose length is not known, since it never ends.
+
+    Parameters
+    ----------
+    lr : float
+        The highest value, at t = warmup; 0 or more.
+    warmup : int
+        Steps of the rise from 0, 1 or more.
+
+    References
+    ----------
+    .. [1] A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
+    """
+
+    lr: Rate
+    warmup: Steps
+    kind: ClassVar[str] = "inverse_sqrt"
+
+    def _span(self) -> int:
+        return 8 * self.warmup
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a wave from lr down to end: ``end + (lr - end) * (1 + cos(pi * t / steps)) / 2``, and end after that.
+
+    The usual choice for a run of known length: high for long, and gentle at the end [1]_. With several dips, t is
+    multiplied by 2 * dips - 1: the rate comes down to end so many times, the last time at t = steps, and is reheated to
+    lr in between. One dip is torch.optim.lr_scheduler.CosineAnnealingLR up to its T_max, after which that one rises
+    again, as periodic=True does here.
+
+    Parameters
+    ----------
+    lr : float
+        First value, 0 or more.
+    steps : int
+        The step of the last minimum.
+    end : float, default 0.0
+        The minimum.
+    dips : int, default 1
+        Minima within steps.
+    periodic : bool, default False
+        Go on swinging after steps.
+
+    References
+    ----------
+    .. [1] I. Loshchilov, F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
+    """
+
+    lr: Rate
+    steps: Steps
+    end: Rate = 0.0
+    dips: Steps = 1
+    periodic: Annotated[bool, Flag()] = False
+    kind: ClassVar[str] = "cosine"
+
+    def __post_init__(self) -> None:
+        """Check that phases can be counted exactly as well."""
+        super().__post_init__()
+        if (2 * self.dips - 1) * self.steps >= STEP_LIMIT:
+            raise ValueError(
+                f"{self.dips} dips in {self.steps} steps are too many: (2 * dips - 1) * steps is 2**51 or more"
+            )
+
+    def _span(self) -> int:
+        return 3 * self.steps if self.periodic else self.steps
+
+
+@dataclass(frozen=True)
+class WarmRestarts(Schedule):
+    """Half a wave, again and again: ``end + (lr - end) * (1 + cos(pi * x)) / 2`` at the share x of the current period.
+
+    Each restart leaves a valley in search of a better one, and the end of each period is a model to keep or to average
+    [1]_. As torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, at whole steps.
+
+    Parameters
+    ----------
+    lr : float
+        Value at each restart, 0 or more.
+    period : int
+        Steps until the first restart.
+    mult : int, default 1
+        Each period is so many times as long as the one before.
+    end : float, default 0.0
+
+    References
+    ----------
+    .. [1] I. Loshchilov, F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
+    """
+
+    lr: Rate
+    period: Steps
+    mult: Steps = 1
+    end: Rate = 0.0
+    kind: ClassVar[str] = "warm_restarts"
+
+    def _span(self) -> int:
+        return min(self.period * (1 + self.mult + self.mult**2), STEP_LIMIT // 2)
+
+
+@dataclass(frozen=True)
+class OneCycle(Schedule):
+    """One rise and one fall: from peak / div to peak within pct_start, then down to peak / div / final_div.
+
+    With three_phase, down to peak / div first, as long as the rise took, and to the end in what is left. The rise ends
+    at step pct_start * steps - 1 and the fall at steps - 1, as in torch.optim.lr_scheduler.OneCycleLR, which cannot be
+    asked beyond; here it stays at the end. For short runs at high rates, with `momentum` the other way round [1]_.
+
+    Parameters
+    ----------
+    peak : float
+        The highest value, 0 or more.
+    steps : int
+        Length of the cycle.
+    pct_start : float, default 0.3
+        Share of the rise, from 0 to 1.
+    anneal : {"cos", "linear"}
+        Shape of rise and fall.
+    div, final_div : float, default 25.0 and 1e4
+        Above 0.
+    three_phase : bool, default False
+
+    References
+    ----------
+    .. [1] L. Smith, N. Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates",
+       2017.
+    """
+
+    peak: Rate
+    steps: Steps
+    pct_start: Annotated[float, Number("share", maximum=1.0)] = 0.3
+    anneal: Annotated[str, Choice(("linear", "cos"))] = "cos"
+    div: Positive = 25.0
+    final_div: Positive = 1e4
+    three_phase: Annotated[bool, Flag()] = False
+    kind: ClassVar[str] = "one_cycle"
+
+    def momentum(self, base: float = 0.85, peak: float = 0.95) -> OneCycle:
+        """Return the opposite cycle for momentum: from peak down to base while the rate rises, and back.
+
+        Parameters
+        ----------
+        base, peak : float
+            The lowest and the highest momentum, above 0.
+        """
+        above = Number("momentum", positive=True)
+        base, peak = above.check("base", base), above.check("peak", peak)
+        return dataclasses.replace(self, peak=base, div=base / peak, final_div=1.0)
+
+    def _span(self) -> int:
+        return self.steps
+
+
+@dataclass(frozen=True)
+class Cyclic(Schedule):
+    """Up and down in lines, again and again: ``lr + (peak - lr) * height * scale``, height between 0 and 1.
+
+    The scale is 1 for mode "triangular", half as large in each cycle for "triangular2", and ``gamma ** t`` for
+    "exp_range". To leave saddle points, and to search for rates: one slow rise is a range test [1]_. As
+    torch.optim.lr_scheduler.CyclicLR.
+
+    Parameters
+    ----------
+    lr, peak : float
+        The foot of all cycles and the top of the first, 0 or more.
+    up : int
+        Steps of a rise.
+    down : int, default None
+        Steps of a fall; as many as up if None.
+    mode : {"triangular", "triangular2", "exp_range"}
+    gamma : float, default 1.0
+        0 or more; for "exp_range".
+
+    References
+    ----------
+    .. [1] L. Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
+    """
+
+    lr: Rate
+    peak: Rate
+    up: Steps
+    down: Steps = None  # type: ignore[assignment]  # never after __post_init__
+    mode: Annotated[str, Choice(tables.MODES)] = "triangular"
+    gamma: Factor = 1.0
+    kind: ClassVar[str] = "cyclic"
+
+    def __post_init__(self) -> None:
+        """Let a fall take as long as a rise by default."""
+        if self.down is None:
+            object.__setattr__(self, "down", self.up)
+        super().__post_init__()
+
+    def momentum(self, base: float = 0.8, peak: float = 0.9) -> Cyclic:
+        """Return the opposite cycles for momentum: from peak down to base while the rate rises, and back.
+
+        Parameters
+        ----------
+        base, peak : float
+            The lowest and the highest momentum, 0 or more.
+        """
+        return dataclasses.replace(self, lr=peak, peak=base)
+
+    def _span(self) -> int:
+        return 3 * (self.up + self.down)
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay(Schedule):
+    """Up in a line, level, and down: 0 to lr over warmup steps, lr for stable steps, to end over decay steps.
+
+    A trapezoid: the stable part can be cut off anywhere by a decay, so that one run gives models of several lengths,
+    and a checkpoint from it can be trained further [1]_. The shape 1-sqrt does best there [2]_.
+
+    Parameters
+    ----------
+    lr : float
+        The highest value, 0 or more.
+    warmup, stable : int
+        Steps, 0 or more.
+    decay : int
+        Steps, 1 or more.
+    end : float, default 0.0
+    shape : {"linear", "cosine", "1-sqrt"}
+        Of the decay: with x from 0 to 1, the share of lr is ``1 - x``, ``(1 + cos(pi * x)) / 2`` or ``1 - sqrt(x)``.
+
+    References
+    ----------
+    .. [1] S. Hu et al., "MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies",
+       2024.
+    .. [2] A. Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", 2024.
+    """
+
+    lr: Rate
+    warmup: Stretch
+    stable: Stretch
+    decay: Steps
+    end: Rate = 0.0
+    shape: Annotated[str, Choice(tables.SHAPES)] = "linear"
+    kind: ClassVar[str] = "warmup_stable_decay"
+
+    def _span(self) -> int:
+        return self.warmup + self.stable + self.decay
+
+
+@dataclass(frozen=True)
+class Warmup(Schedule):
+    """Another schedule after a rise in a line to its first value: ``schedule(0) * (start + (1 - start) * t / steps)``.
+
+    From t = steps on it is ``schedule(t - steps)``. Large batches and transformers diverge without one [1]_.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    steps : int
+        Length of the rise.
+    start : float, default 0.0
+        Factor of the first step, 0 or more.
+
+    References
+    ----------
+    .. [1] P. Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017.
+    """
+
+    schedule: Annotated[Schedule, Part()]
+    steps: Steps
+    start: Factor = 0.0
+    kind: ClassVar[str] = "warmup"
+
+    def _terms(self) -> list[list[float]]:
+        starts: Iterator[float] = itertools.chain([self.start], itertools.repeat(1.0))  # the rise counts once
+        terms = zip(starts, self.schedule._terms(), strict=False)
+        return [self._term([self.steps, start], term) for start, term in terms]
+
+    def _span(self) -> int:
+        return self.steps + self.schedule._span()
+
+
+@dataclass(frozen=True)
+class Sequence(Schedule):
+    """One schedule after the other, each on its own clock: ``schedules[i](t - milestones[i - 1])``.
+
+    As torch.optim.lr_scheduler.SequentialLR.
+
+    Parameters
+    ----------
+    schedules : sequence of Schedule
+        One more than there are milestones; a number is a constant.
+    milestones : sequence of int
+        The steps at which the second and later schedules begin, 1 or more, in order.
+    """
+
+    schedules: Annotated[Items[Schedule], Several(Part())]
+    milestones: Milestones
+    kind: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        """Check lengths and order as well."""
+        super().__post_init__()
+        _check_ascending("milestones", self.milestones)
+        if len(self.schedules) != len(self.milestones) + 1:
+            raise ValueError(
+                f"there must be one schedule more than milestones, not {len(self.schedules)} for {len(self.milestones)}"
+            )
+
+    def _terms(self) -> list[list[float]]:
+        (one,) = Constant(1.0)._terms()
+        columns = itertools.zip_longest(*(schedule._terms() for schedule in self.schedules), fillvalue=one)
+        numbers = [len(self.milestones), *self.milestones]
+        return [self._term(numbers, [*itertools.chain(*column)]) for column in columns]
+
+    def _span(self) -> int:
+        return (self.milestones[-1] if self.milestones else 0) + self.schedules[-1]._span()
+
+
+@dataclass(frozen=True)
+class PerEpoch(Schedule):
+    """Another schedule whose argument is the epoch: ``schedule(t // steps_per_epoch)``, constant within each.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    steps_per_epoch : int
+    """
+
+    schedule: Annotated[Schedule, Part()]
+    steps_per_epoch: Steps
+    kind: ClassVar[str] = "per_epoch"
+
+    def _terms(self) -> list[list[float]]:
+        return [self._term([self.steps_per_epoch], term) for term in self.schedule._terms()]
+
+    def _span(self) -> int:
+        return min(self.steps_per_epoch * self.schedule._span(), STEP_LIMIT // 2)
+
+
+@dataclass(frozen=True)
+class Product(Schedule):
+    """The product of schedules, all on the same clock; what ``0.5 * schedule`` and ``schedule * other`` make.
+
+    As torch.optim.lr_scheduler.ChainedScheduler.
+
+    Parameters
+    ----------
+    schedules : sequence of Schedule
+        At least one; a number is a constant, and a product among them is taken apart.
+    """
+
+    schedules: Annotated[Items[Schedule], Several(Part())]
+
+    def __post_init__(self) -> None:
+        """Take products among the factors apart."""
+        super().__post_init__()
+        if not self.schedules:
+            raise ValueError("a product needs at least one schedule")
+        nested = (each.schedules if isinstance(each, Product) else (each,) for each in self.schedules)
+        object.__setattr__(self, "schedules", tuple(itertools.chain(*nested)))
+
+    def _terms(self) -> list[list[float]]:
+        return [term for schedule in self.schedules for term in schedule._terms()]
+
+    def _span(self) -> int:
+        return max(schedule._span() for schedule in self.schedules)
+
+
+class Plateau:
+    """The one with a memory: the rate is multiplied by factor when a metric has stopped improving.
+
+    Call `update` with the metric, after each epoch say; an optimizer whose ``lr`` is this schedule follows. The memory
+    is kept in the optimizer's state dict.
+
+    As torch.optim.lr_scheduler.ReduceLROnPlateau, but small rates fall like others (torch leaves them where a drop is
+    below its eps), and a relative threshold means the same for negative metrics (in torch, an equal one counts as
+    better). A metric that is NaN is not an improvement.
+
+    Parameters
+    ----------
+    lr : float
+        First value, 0 or more.
+    factor : float, default 0.1
+        From 0 to 1.
+    patience : int, default 10
+        So many metrics in a row may fail to improve; the next one lowers the rate.
+    threshold : float, default 1e-4
+        An improvement must be larger, 0 or more.
+    threshold_mode : {"rel", "abs"}
+        Whether the threshold is a share of the best metric or a difference.
+    mode : {"min", "max"}
+        Whether lower or higher is better.
+    cooldown : int, default 0
+        For so many metrics after a drop, none counts as a failure.
+    min_lr : float, default 0.0
+        The floor, 0 or more.
+
+    Attributes
+    ----------
+    best : float or None
+        The best metric so far.
+    bad : int
+        How many in a row have not improved.
+    cooling : int
+        How many metrics the cooldown still lasts.
+    """
+
+    _CHECKS: ClassVar[dict[str, Any]] = {
+        "lr": Number("rate"),
+        "factor": Number("factor", maximum=1.0),
+        "patience": Count(),
+        "threshold": Number("threshold"),
+        "threshold_mode": Choice(("rel", "abs")),
+        "mode": Choice(("min", "max")),
+        "cooldown": Count(),
+        "min_lr": Number("rate"),
+    }
+
+    def __init__(
+        self,
+        lr: float,
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        mode: str = "min",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+    ) -> None:
+        given = (lr, factor, patience, threshold, threshold_mode, mode, cooldown, min_lr)
+        self._options = {
+            name: check.check(name, value) for (name, check), value in zip(self._CHECKS.items(), given, strict=True)
+        }
+        self.lr: float = self._options["lr"]
+        self.best: float | None = None
+        self.bad = 0
+        self.cooling = 0
+
+    def __call__(self, t: int) -> float:
+        """Return the present rate, whatever the step."""
+        return self.lr
+
+    def update(self, metric: float) -> float:
+        """Take a metric into account, and return the rate from now on.
+
+        Parameters
+        ----------
+        metric : float
+            Or anything that ``float()`` takes, such as an array or a tensor of one element.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not a number; nothing has changed then.
+        """
+        if isinstance(metric, (str, bytes)):
+            raise TypeError(f"a metric is a number, not {metric!r:.40}")
+        value = float(metric)
+        if self._improves(value):
+            self.best, self.bad = value, 0
+        else:
+            self.bad += 1
+        if self.cooling > 0:
+            self.cooling -= 1
+            self.bad = 0
+        if self.bad > self._options["patience"]:
+            self.lr = min(self.lr, max(self.lr * self._options["factor"], self._options["min_lr"]))
+            self.cooling, self.bad = self._options["cooldown"], 0
+        return self.lr
+
+    def _improves(self, metric: float) -> bool:
+        sign = 1.0 if self._options["mode"] == "min" else -1.0
+        if self.best is None:
+            return sign * metric < math.inf
+        margin: float = self._options["threshold"]
+        if self._options["threshold_mode"] == "rel" and math.isfinite(self.best):
+            margin *= abs(self.best)
+        return sign * metric < sign * self.best - margin
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the memory as plain Python: ``{"lr": ..., "best": ..., "bad": ..., "cooling": ...}``."""
+        return {"lr": self.lr, "best": self.best, "bad": self.bad, "cooling": self.cooling}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over the memory of another one; the options stay.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it does not fit; nothing has changed then.
+        """
+        if not isinstance(state_dict, Mapping) or state_dict.keys() != self.state_dict().keys():
+            raise ValueError(f"the state of a Plateau has {', '.join(self.state_dict())}, not {state_dict!r:.200}")
+        lr = self._CHECKS["lr"].check("lr", state_dict["lr"])
+        best = state_dict["best"]
+        if best is not None and (isinstance(best, (str, bytes)) or math.isnan(best := float(best))):
+            raise ValueError(f"the best metric must be a number or None, not {best!r:.40}")
+        bad, cooling = (Count().check(name, state_dict[name]) for name in ("bad", "cooling"))
+        self.lr, self.best, self.bad, self.cooling = lr, best, bad, cooling
+
+    def become(self, other: Plateau) -> None:
+        """Take over options and memory of another one."""
+        self._options = dict(other._options)
+        self.load_state_dict(other.state_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return options and memory as plain Python, fit for JSON where metrics are finite."""
+        return {"name": "Plateau", **self._options, "state": self.state_dict()}
+
+    def record(self) -> Array:
+        """Refuse: it has none."""
+        raise TypeError("a Plateau has a memory and no closed form, so that it has no record")
+
+    def __repr__(self) -> str:
+        """Show the options as they were given; the memory is not in it."""
+        return f"Plateau({', '.join(f'{name}={value!r}' for name, value in self._options.items())})"
+
+
+SCHEDULES: Final[dict[str, type[Schedule]]] = {
+    cls.__name__: cls
+    for cls in (
+        Constant, Linear, Polynomial, Exponential, StepDecay, MultiStep, Piecewise, InverseSqrt, Cosine, WarmRestarts,
+        OneCycle, Cyclic, WarmupStableDecay, Warmup, Sequence, PerEpoch, Product,
+    )
+}  # fmt: skip
+
+
+def from_dict(plain: Mapping[str, Any]) -> Schedule | Plateau:
+    """Return the schedule, or the Plateau with its memory, that a ``to_dict`` has described.
+
+    Parameters
+    ----------
+    plain : dict
+        ``{"name": name of the class, field: value, ...}``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it describes none.
+    """
+    if not isinstance(plain, Mapping) or "name" not in plain:
+        raise ValueError(f"a schedule is described by a dict with an entry 'name', not by {plain!r:.80}")
+    fields = {name: value for name, value in plain.items() if name != "name"}
+    if plain["name"] == "Plateau":
+        state = fields.pop("state", None)
+        plateau: Plateau = _made(Plateau, fields)
+        plateau.load_state_dict(state)
+        return plateau
+    if plain["name"] not in SCHEDULES:
+        raise ValueError(f"unknown schedule {plain['name']!r:.40}; there are {', '.join(SCHEDULES)} and Plateau")
+    schedule: Schedule = _made(SCHEDULES[plain["name"]], {name: _parsed(value) for name, value in fields.items()})
+    return schedule
+
+
+def _made(cls: Callable[..., Any], fields: Mapping[str, Any]) -> Any:
+    try:
+        return cls(**fields)
+    except TypeError as error:  # fields that are missing or unknown, mostly
+        raise TypeError(f"this describes no {cls.__name__}: {error}") from error
+
+
+def _parsed(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_parsed(item) for item in value]
+    return from_dict(value) if isinstance(value, Mapping) else value

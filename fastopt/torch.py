@@ -1,0 +1,48 @@
+"""fastopt in PyTorch: schedules as learning-rate schedulers of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .schedules import Schedule
+
+
+class Scheduler(LRScheduler):
+    """A scheduler of torch that sets a schedule's value, a closed form of the step, in every parameter group.
+
+    Made by `Schedule.torch_scheduler`. Unlike torch's own it neither starts from the rates of the groups nor goes from
+    one value to the next, so that it does not drift, and any step can be resumed from.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    schedule : Schedule
+    last_epoch : int, default -1
+        The step that the last ``step()`` took; -1 begins.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"{schedule!r:.80} is not one of fastopt.schedules with a closed form")
+        self.schedule = schedule
+        if last_epoch >= 0 and isinstance(optimizer, Optimizer):
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])  # torch asks for what the schedule does not need
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the schedule's value at ``last_epoch``, once for each group."""
+        return [self.schedule(self.last_epoch)] * len(self.optimizer.param_groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, the schedule among it as plain Python, so that the default ``torch.load`` opens it."""
+        return {**super().state_dict(), "schedule": self.schedule.to_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a `state_dict`, the schedule included; as in torch, the optimizer has its rates from its own."""
+        super().load_state_dict({**state_dict, "schedule": Schedule.from_dict(state_dict["schedule"])})
