@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from .rules import check
+from . import schedules
+from .checks import Count
+from .rules import SCHEDULABLE, check
 
-COUNT_LIMIT = 2**63
+Schedule: TypeAlias = Callable[[int], Any]
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -23,20 +24,29 @@ class ParamGroup(MutableMapping[str, Any]):
 
     ``group["lr"]`` is always a number: where a schedule drives it, that of the latest step (before the first one, that
     of step 0). Assigning a number ends the schedule, assigning a callable ``step -> lr`` begins one: a pure function,
-    which may be asked for the same step more than once.
-    ``group["step"]`` counts the completed steps; it is the argument of the schedule.
+    which may be asked for the same step more than once. The same holds for ``momentum`` and ``weight_decay``.
+    ``group["step"]`` counts the completed steps; it is the argument of the schedules.
+    ``group["schedules"]`` describes those in force as plain Python, ``{"lr": {"name": "Cosine", ...}}``, which is what
+    a state dict keeps of them; it cannot be assigned.
+
+    Attributes
+    ----------
+    schedules : dict of str to callable
+        The schedules in force themselves, by option.
     """
 
     def __init__(self, index: int, params: Any, options: Mapping[str, Any]) -> None:
         self.index = index
         self.members = Members(params)
-        self.schedule: Callable[[int], Any] | None = None
+        self.schedules: dict[str, Schedule] = {}
         self.changed = True  # since the plan looked last
-        self._entries: dict[str, Any] = {"params": self.members.given, "step": 0, **options}
+        self._entries: dict[str, Any] = {"params": self.members.given, "step": 0, **options, "schedules": None}
         self.update(options)
 
     def __getitem__(self, name: str) -> Any:
         """Return an entry."""
+        if name == "schedules":
+            return {option: describe(schedule) for option, schedule in self.schedules.items()}
         return self._entries[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -48,19 +58,23 @@ class ParamGroup(MutableMapping[str, Any]):
         entries = dict(*given, **more)
         checked = {name: self._checked(name, value) for name, value in entries.items()}
         self._entries.update(checked)
-        if "lr" in entries:
-            self.schedule = entries["lr"] if callable(entries["lr"]) else None
+        for name, value in entries.items():
+            self.schedules.pop(name, None)
+            if callable(value):
+                self.schedules[name] = value
         self.changed = True
 
     def _checked(self, name: str, value: Any) -> Any:
         if name == "params":
             raise ValueError("the parameters of a group cannot be exchanged: use add_param_group or a new optimizer")
+        if name == "schedules":
+            raise ValueError("'schedules' only describes them: assign a schedule to the option itself, as to 'lr'")
         if name not in self._entries:
-            known = ", ".join(option for option in self._entries if option != "params")
+            known = ", ".join(option for option in self._entries if option not in ("params", "schedules"))
             raise ValueError(f"unknown option {name!r}; the options of this optimizer's groups are {known}")
         if name == "step":
-            return check_count("the step of a group", value)
-        if name == "lr" and callable(value):
+            return Count().check("the step of a group", value)
+        if name in SCHEDULABLE and callable(value):
             value = value(self["step"])
         return check(name, value)
 
@@ -78,30 +92,69 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         """Show the members by name, and every option."""
-        entries = {**self._entries, "params": self.members.names}
-        return f"ParamGroup({entries})"
+        return f"ParamGroup({dict(self) | {'params': self.members.names}})"
 
     def options(self) -> dict[str, Any]:
         """Return all entries but the parameters, as a plain dict."""
-        return {name: value for name, value in self._entries.items() if name != "params"}
+        return {name: self[name] for name in self if name != "params"}
 
-    def next_lr(self) -> float | bool:
-        """Return the learning rate of the next step, checked; changes nothing."""
-        return check("lr", self.schedule(self["step"])) if self.schedule else self._entries["lr"]
+    def next_numbers(self) -> dict[str, float | bool]:
+        """Return what the schedules say of the next step, checked; changes nothing."""
+        return {name: check(name, schedule(self["step"])) for name, schedule in tuple(self.schedules.items())}
 
-    def take_lr(self, lr: float | bool) -> None:
-        """Make a rate that `next_lr` returned the current number, unless the schedule has been ended meanwhile."""
-        if self.schedule is not None:
-            self._entries["lr"] = lr
+    def take_numbers(self, numbers: Mapping[str, float | bool]) -> None:
+        """Make what `next_numbers` returned the current numbers, where the schedule has not been ended meanwhile."""
+        for name, number in numbers.items():
+            if name in self.schedules:
+                self._entries[name] = number
 
-    def restore(self, options: Mapping[str, Any]) -> None:
-        """Take over checked options; a schedule goes on from the restored count of steps."""
+    def with_numbers(self, numbers: Mapping[str, float | bool]) -> Mapping[str, Any]:
+        """Return the entries as they would be with these."""
+        return {**self._entries, **numbers}
+
+    def restored_schedules(self, described: Any) -> dict[str, Schedule]:
+        """Return the schedules that a state dict describes; of the group's own, those that cannot be described."""
+        if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & self.keys():
+            raise ValueError(f"the schedules of group {self.index} must be a dict of options, not {described!r:.200}")
+        restored: dict[str, Schedule] = {}
+        for name, plain in described.items():
+            if plain != CALLABLE:
+                restored[name] = schedules.from_dict(plain)
+            elif name in self.schedules:
+                restored[name] = self.schedules[name]
+            else:
+                raise ValueError(
+                    f"{name} of group {self.index} was a function of yours, which a state dict cannot hold: assign it "
+                    f"to the group before loading, or delete it from 'schedules' to go on with a fixed {name}"
+                )
+        return restored
+
+    def restore(self, options: Mapping[str, Any], restored: Mapping[str, Schedule]) -> None:
+        """Take over checked options, and schedules, which go on from the restored count of steps."""
         self._entries.update(options)
+        for name, schedule in restored.items():
+            own = self.schedules.get(name)
+            if isinstance(own, schedules.Plateau) and isinstance(schedule, schedules.Plateau):
+                own.become(schedule)  # whoever holds it goes on calling its update
+            else:
+                self.schedules[name] = schedule
+        for name in self.schedules.keys() - restored.keys():
+            del self.schedules[name]
         self.changed = True
 
     def count(self) -> None:
         """Count a completed step."""
         self._entries["step"] += 1
+
+
+CALLABLE = {"name": "callable"}
+
+
+def describe(schedule: Schedule) -> dict[str, Any]:
+    """Describe a schedule as plain Python; of a bare callable there is nothing to say."""
+    if isinstance(schedule, (schedules.Schedule, schedules.Plateau)):
+        return schedule.to_dict()
+    return dict(CALLABLE)
 
 
 class Members:
@@ -155,19 +208,6 @@ class Members:
                 "give None where a parameter has no gradient"
             )
         return grads
-
-
-def check_count(what: str, value: Any) -> int:
-    """Return a count of steps as a plain int."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = None
-    if count is None or isinstance(value, bool):
-        raise TypeError(f"{what} must be an int, not {_kind(value)}")
-    if not 0 <= count < COUNT_LIMIT:
-        raise ValueError(f"{what} must be 0 or more, and below 2**63, not {value!r:.40}")
-    return count
 
 
 def _kind(value: Any) -> str:

@@ -9,14 +9,15 @@ from typing import Any, ClassVar, Final, TypeAlias
 import numpy as np
 
 from .arrays import check_like
-from .groups import ParamGroup, check_count
+from .checks import Count
+from .groups import ParamGroup, Schedule
 from .kernels.reader import Array
 from .plan import Gradients, Plan, Tensor
 from .rules import FAMILIES, HYPERPARAMETERS, Family, check
 
 Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]]
 Grads: TypeAlias = Any  # mirrors Params, with None where a parameter has no gradient
-LearningRate: TypeAlias = float | Callable[[int], float]
+Scheduled: TypeAlias = float | Callable[[int], float]
 
 
 class _Bound:
@@ -202,8 +203,8 @@ class Optimizer:
         -------
         dict
             ``{"state": {key: {"step": int, name: array, ...}}, "param_groups": [{option: value, ..., "params":
-            [key, ...]}]}``, where keys are the names of the parameters, else their indices. A schedule is not in it,
-            the count of steps that it goes by is.
+            [key, ...]}]}``, where keys are the names of the parameters, else their indices. Of a schedule it has the
+            description and the count of steps that it goes by, and the memory of a `Plateau`.
         """
         with self._plan.lock:
             state = {key: {name: _copy(value) for name, value in entry.items()} for key, entry in self.state.items()}
@@ -213,7 +214,10 @@ class Optimizer:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the state and the options of a `state_dict`; a schedule goes on from its count of steps.
+        """Take over state and options of a `state_dict`, and its schedules, which go on from its count of steps.
+
+        A schedule that is a function of yours cannot be saved: this optimizer's own goes on in its place. A `Plateau`
+        that drives this optimizer stays the same object, with the memory of the one that was saved.
 
         Parameters
         ----------
@@ -231,11 +235,11 @@ class Optimizer:
             states = self._checked_states(state_dict["state"])
             for tensor, (step, arrays) in zip(self._tensors, states, strict=True):
                 tensor.restore(step, arrays)
-            for group, values in zip(self._groups, options, strict=True):
-                group.restore(values)
+            for group, (values, schedules) in zip(self._groups, options, strict=True):
+                group.restore(values, schedules)
             self._plan.reset()
 
-    def _checked_groups(self, state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _checked_groups(self, state_dict: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Schedule]]]:
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError("a state dict has the entries 'state' and 'param_groups', as state_dict() returns them")
         given = state_dict["param_groups"]
@@ -250,9 +254,10 @@ class Optimizer:
             # As text, since arrays among them would not compare to one truth.
             if not isinstance(entry["params"], (list, tuple)) or repr(list(entry["params"])) != repr(keys):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
-            values = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
+            values: dict[str, Any] = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
             self._family.choose(values)
-            checked.append({**values, "step": check_count(f"the step of {what}", entry["step"])})
+            values["step"] = Count().check(f"the step of {what}", entry["step"])
+            checked.append((values, group.restored_schedules(entry["schedules"])))
         return checked
 
     def _checked_states(self, given: Any) -> list[tuple[int, dict[str, Array]]]:
@@ -265,7 +270,7 @@ class Optimizer:
         if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {"step", *self._state_names}:
             names = ", ".join(self._state_names)
             raise ValueError(f"the state of {tensor} must be a dict of step and {names}, not {given!r:.200}")
-        step = check_count(f"the step of {tensor} in the state dict", given["step"])
+        step = Count().check(f"the step of {tensor} in the state dict", given["step"])
         arrays = {}
         for name in self._state_names:
             if step and name not in given and all(name in rule.states for rule in self._family.rules):
@@ -284,8 +289,8 @@ class Optimizer:
             tensors = self._of(group)
             elements = sum(tensor.array.size for tensor in tensors)
             dtypes = "/".join(sorted({tensor.dtype.name for tensor in tensors}))
-            options = {**group.options(), **({"lr": group.schedule} if group.schedule else {})}
-            shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            options = {**group.options(), **group.schedules}
+            shown = ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "schedules")
             lines.append(f"  group {group.index}: {len(tensors)} arrays, {elements:,} elements, {dtypes}: {shown}\n")
         return f"{type(self).__name__}(\n{''.join(lines)})"
 
@@ -315,13 +320,14 @@ class SGD(Optimizer):
         What to train, in place: float32 or float64, any shape, dense in memory, and writable when the optimizer is
         made. A group is
         ``{"params": ..., "lr": ..., ...}``, with options of its own.
-    lr : float or callable, default 0.001
-        Learning rate, 0 or more; or a schedule ``step -> lr`` of the number of completed steps, from 0.
-    momentum : float, default 0.0
+    lr : float or schedule, default 0.001
+        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
+        completed steps, from 0.
+    momentum : float or schedule, default 0.0
         Factor of the momentum buffer, 0 or more.
     dampening : float, default 0.0
         Takes this share off every gradient but a parameter's first; with momentum only.
-    weight_decay : float, default 0.0
+    weight_decay : float or schedule, default 0.0
         L2 penalty, 0 or more.
     nesterov : bool, default False
         Look ahead by one step of momentum; requires a momentum, and no dampening.
@@ -367,10 +373,10 @@ class SGD(Optimizer):
         self,
         params: Params,
         *,
-        lr: LearningRate = 0.001,
-        momentum: float = 0.0,
+        lr: Scheduled = 0.001,
+        momentum: Scheduled = 0.0,
         dampening: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: Scheduled = 0.0,
         nesterov: bool = False,
         maximize: bool = False,
     ) -> None:
@@ -401,11 +407,12 @@ class Adagrad(Optimizer):
     ----------
     params : array, sequence of arrays, dict of arrays, or list of group dicts
         As for `SGD`.
-    lr : float or callable, default 0.01
-        Learning rate, 0 or more; or a schedule ``step -> lr`` of the number of completed steps, from 0.
+    lr : float or schedule, default 0.01
+        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
+        completed steps, from 0.
     lr_decay : float, default 0.0
         How fast the rate falls with a parameter's own steps, 0 or more.
-    weight_decay : float, default 0.0
+    weight_decay : float or schedule, default 0.0
         L2 penalty, 0 or more.
     initial_accumulator_value : float, default 0.0
         Where a parameter's accumulator starts, at its first gradient; 0 or more.
@@ -452,9 +459,9 @@ class Adagrad(Optimizer):
         self,
         params: Params,
         *,
-        lr: LearningRate = 0.01,
+        lr: Scheduled = 0.01,
         lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: Scheduled = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
         maximize: bool = False,

@@ -209,7 +209,7 @@ class Plan:
         self.groups = groups
         self.tensors = tensors
         self.choose = choose
-        self.rates: list[tuple[ParamGroup, float | bool]] = []  # what schedules say of the next step
+        self.numbers: list[dict[str, float | bool]] = []  # what the schedules of each group say of the next step
         self.rules: list[Rule] = []
         self.launches: list[Launch] = []
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's tensors
@@ -271,7 +271,7 @@ class Plan:
 
     def _step(self, gradients: Gradients, threads: int) -> None:
         for group in self.groups:
-            if group.changed or group.schedule is not None:
+            if group.changed or group.schedules:
                 self._look_at_groups()
                 break
         if gradients is not self.loaded:
@@ -314,8 +314,10 @@ class Plan:
         self.steady = False
 
     def _choose_rules(self) -> None:
-        self.rates = [(group, group.next_lr()) for group in self.groups if group.schedule is not None]
-        rules = [self.choose(group) for group in self.groups]
+        self.numbers = [group.next_numbers() for group in self.groups]
+        rules = [
+            self.choose(group.with_numbers(numbers)) for group, numbers in zip(self.groups, self.numbers, strict=True)
+        ]
         if rules != self.rules:
             self.loaded = None
             self.launches = self._split(rules)
@@ -375,11 +377,11 @@ class Plan:
                 row["states"][: len(cohort.rule.states)] = [extent(states[name])[0] for name in cohort.rule.states]
 
     def _write_rows(self) -> None:
-        for group, rate in self.rates:
-            group.take_lr(rate)
+        for group, numbers in zip(self.groups, self.numbers, strict=True):
+            group.take_numbers(numbers)
         for row, cohort in zip(self.hypers, self.cohorts, strict=True):
-            numbers = cohort.rule.row(cohort.group, cohort.step + 1, cohort.first)
-            row[: len(numbers)] = numbers
+            values = cohort.rule.row(cohort.group, cohort.step + 1, cohort.first)
+            row[: len(values)] = values
         self.steady = not any(cohort.first or cohort.rule.moves(cohort.group) for cohort in self.cohorts)
 
     def _keep_states(self, cohort: Cohort) -> None:

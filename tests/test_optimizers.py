@@ -229,9 +229,9 @@ def test_state_dict_is_plain_and_a_copy():
     group = saved["param_groups"][0]
     assert group == {
         "step": 1, "lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False,
-        "maximize": False, "params": ["w"],
+        "maximize": False, "params": ["w"], "schedules": {},
     }  # fmt: skip
-    assert {type(value) for value in group.values()} == {int, float, bool, list}
+    assert {type(value) for value in group.values()} == {int, float, bool, list, dict}
     assert type(saved["state"]["w"]["step"]) is int
     before = copy.deepcopy(saved)
     opt.step({"w": np.ones((2, 3), np.float32)})
