@@ -1,6 +1,7 @@
 """What an optimizer does for its user: groups, schedules, late gradients, binding, state dicts."""
 
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
+from fastopt import schedules
 
 
 def arrays(rng, *shapes, dtype=np.float32):
@@ -87,6 +89,147 @@ def test_schedule_gets_the_count_of_completed_steps():
     assert seen[1:] == [0, 1, 2, 3]
     assert p[0] == pytest.approx(-(1 + 1 / 2 + 1 / 3 + 1 / 4))
     assert q[0] == -60.0
+
+
+@pytest.mark.parametrize("rule", ["momentum", "nesterov", "adagrad"])
+def test_schedules_drive_rate_momentum_and_weight_decay(rule):
+    """Each step by the numbers of its own, in each group its own, as the oracle has it."""
+    rng = np.random.default_rng(11)
+    options = [
+        {"lr": schedules.OneCycle(0.1, 30), "weight_decay": schedules.Linear(0.1, 0.0, 20)},
+        {"lr": schedules.Warmup(schedules.Cosine(0.2, 20), 5), "weight_decay": 0.01},
+    ]
+    if rule != "adagrad":
+        options[0]["momentum"] = options[0]["lr"].momentum(0.5, 0.9)
+        options[1]["momentum"] = lambda step: 0.3 + 0.01 * step
+    p = arrays(rng, (4, 3), (5,))
+    trainer = oracle.Trainer(p)
+    groups = [{"params": [x], **o} for x, o in zip(p, options, strict=True)]
+    opt = fastopt.Adagrad(groups) if rule == "adagrad" else fastopt.SGD(groups, nesterov=rule == "nesterov")
+    for step in range(40):
+        g = [rng.standard_normal(x.shape).astype(x.dtype) for x in p]
+        opt.step([[x] for x in g])
+        now = [{name: value(step) if callable(value) else value for name, value in o.items()} for o in options]
+        trainer.step(rule, g, now)
+        for group, numbers in zip(opt.param_groups, now, strict=True):
+            assert {name: group[name] for name in numbers} == numbers
+    for x, want in zip(p, trainer.params, strict=True):
+        assert_close(x, want, TRAJECTORY)
+
+
+def test_a_schedule_without_the_momentum_that_nesterov_needs():
+    """The step at which it is 0 raises, and changes nothing."""
+    p = np.zeros(1)
+    opt = fastopt.SGD(p, lr=1.0, momentum=schedules.Linear(0.5, 0.0, 2), nesterov=True)
+    opt.step(np.ones(1))
+    opt.step(np.ones(1))
+    before = p.copy()
+    with pytest.raises(ValueError, match="Nesterov momentum requires a momentum"):
+        opt.step(np.ones(1))
+    assert (p == before).all()
+    assert opt.param_groups[0]["step"] == 2
+    assert opt.param_groups[0]["momentum"] == 0.25
+
+
+def test_a_group_describes_its_schedules():
+    """As plain Python, beside the numbers; a number ends a schedule, and the description with it."""
+    schedule = schedules.Warmup(schedules.Cosine(0.1, 100), 10)
+    opt = fastopt.SGD(np.zeros(1), lr=schedule, momentum=0.9, weight_decay=lambda step: 0.0)
+    group = opt.param_groups[0]
+    assert group["lr"] == 0.0
+    assert group["schedules"] == {"lr": schedule.to_dict(), "weight_decay": {"name": "callable"}}
+    assert json.loads(json.dumps(group["schedules"])) == group["schedules"]
+    assert group.schedules["lr"] is schedule
+    assert repr(schedule) in repr(opt)
+    group["schedules"]["lr"]["lr"] = 5.0  # a copy
+    with pytest.raises(ValueError, match="assign a schedule to the option itself"):
+        group["schedules"] = {}
+    group["weight_decay"] = 0
+    group["lr"] = 0.3
+    group["momentum"] = schedules.Constant(0.5)
+    assert group["schedules"] == {"momentum": {"name": "Constant", "lr": 0.5}}
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.3, 0.5, 0.0)
+    opt.step(np.ones(1))
+    assert group["lr"] == 0.3
+
+
+def test_only_what_may_change_can_be_a_schedule():
+    """Dampening, eps and flags are numbers and flags."""
+    for make, name in [(fastopt.SGD, "dampening"), (fastopt.SGD, "nesterov"), (fastopt.Adagrad, "eps")]:
+        with pytest.raises(TypeError, match=name):
+            make(np.zeros(1), **{name: schedules.Constant(0.1)})
+
+
+def test_a_state_dict_brings_its_schedules():
+    """Into an optimizer that was made with others, or with none; and takes those away that it does not have."""
+    rng = np.random.default_rng(12)
+    schedule = schedules.OneCycle(0.1, 20)
+    p = arrays(rng, (4,))
+    opt = fastopt.SGD(p, lr=schedule, momentum=schedule.momentum())
+    for _ in range(7):
+        opt.step([rng.standard_normal(4).astype(p[0].dtype)])
+    saved = json.loads(json.dumps(opt.state_dict()["param_groups"]))
+    state = opt.state_dict()["state"]
+    others = [{"lr": 0.5}, {"lr": schedules.Cosine(0.3, 5), "weight_decay": schedules.Constant(0.1)}]
+    for options in others:
+        q = [x.copy() for x in p]
+        resumed = fastopt.SGD(q, **options)
+        resumed.load_state_dict({"state": state, "param_groups": saved})
+        assert resumed.param_groups[0].schedules == {"lr": schedule, "momentum": schedule.momentum()}
+        g = [rng.standard_normal(4).astype(p[0].dtype)]
+        opt.load_state_dict({"state": state, "param_groups": saved})
+        kept = [x.copy() for x in p]
+        opt.step(g)
+        resumed.step(g)
+        np.testing.assert_array_equal(p[0], q[0])
+        assert resumed.param_groups[0]["lr"] == schedule(7)
+        p[0][...] = kept[0]
+
+
+def test_a_function_cannot_be_saved():
+    """The optimizer's own goes on in its place; without one, loading says what to do, and changes nothing."""
+    opt = fastopt.SGD(np.zeros(1), lr=lambda step: 1.0 / (1 + step))
+    opt.step(np.ones(1))
+    saved = opt.state_dict()
+    other = fastopt.SGD(np.zeros(1), lr=lambda step: 7.0)
+    other.load_state_dict(saved)
+    other.step(np.ones(1))
+    assert other.param_groups[0]["lr"] == 7.0
+    fixed = fastopt.SGD(np.zeros(1), lr=0.5)
+    with pytest.raises(ValueError, match="assign it to the group before loading"):
+        fixed.load_state_dict(saved)
+    assert fixed.param_groups[0]["lr"] == 0.5
+    assert fixed.param_groups[0]["step"] == 0
+    del saved["param_groups"][0]["schedules"]["lr"]
+    fixed.load_state_dict(saved)
+    assert fixed.param_groups[0]["lr"] == 1.0
+
+
+def test_a_plateau_drives_and_is_kept():
+    """Its memory is in the state dict; the object that drives stays the same when one is loaded."""
+
+    def make():
+        plateau = schedules.Plateau(1.0, factor=0.5, patience=1)
+        return plateau, fastopt.SGD(np.zeros(1), lr=plateau)
+
+    plateau, opt = make()
+    for metric in (3.0, 2.0, 2.0, 2.0):
+        opt.step(np.ones(1))
+        plateau.update(metric)
+    assert opt.param_groups[0]["lr"] == 1.0  # of the latest step
+    opt.step(np.ones(1))
+    assert opt.param_groups[0]["lr"] == plateau.lr == 0.5
+    saved = json.loads(json.dumps(opt.state_dict()["param_groups"]))
+    again, resumed = make()
+    resumed.load_state_dict({"state": opt.state_dict()["state"], "param_groups": saved})
+    assert resumed.param_groups[0].schedules["lr"] is again
+    assert again.state_dict() == plateau.state_dict()
+    for metric in (2.0, 2.0, 1.0, 1.0):
+        assert again.update(metric) == plateau.update(metric)
+    bare = fastopt.SGD(np.zeros(1))
+    bare.load_state_dict({"state": opt.state_dict()["state"], "param_groups": saved})
+    bare.step(np.ones(1))
+    assert bare.param_groups[0]["lr"] == 0.5
 
 
 def test_a_number_ends_a_schedule_and_a_callable_begins_one():

@@ -1,4 +1,6 @@
-"""Trajectories against torch.optim, and the bugs of torch.optim that fastopt must not have."""
+"""Trajectories against torch.optim, schedules as its schedulers, and the bugs that fastopt must not share with it."""
+
+import warnings
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 from tolerances import TORCH, assert_close
 
 import fastopt
+from fastopt import schedules
 
 SGD_OPTIONS = [
     {},
@@ -121,3 +124,101 @@ def test_steps_count_past_the_integers_of_float32():
     for _ in range(3):
         opt.step(np.ones(1))
     assert opt.state[0]["step"] == 2**24 + 3
+
+
+def test_a_momentum_that_reaches_zero_changes_the_rule():
+    """As in torch: without momentum there is no buffer; what there was is taken up again later."""
+    p, q = np.zeros(1), torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    momentum = schedules.Piecewise((0.9, 0.0, 0.5), (2, 4))
+    mine, theirs = fastopt.SGD(p, lr=1.0, momentum=momentum), torch.optim.SGD([q], lr=1.0, momentum=0.9)
+    for step in range(7):
+        mine.step(np.ones(1))
+        theirs.param_groups[0]["momentum"] = momentum(step)
+        q.grad = torch.ones_like(q)
+        theirs.step()
+        assert p[0] == pytest.approx(q.item(), rel=1e-15)
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=5.0),
+    "Adam": lambda p: torch.optim.Adam(p, lr=5.0),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=5.0),
+    "a tensor lr": lambda p: torch.optim.SGD(p, lr=torch.tensor(5.0, dtype=torch.float64)),
+    "two groups": lambda p: torch.optim.AdamW([{"params": p[:1], "lr": 3.0}, {"params": p[1:]}], lr=5.0),
+}
+SCHEDULE = schedules.Warmup(schedules.Cosine(0.1, 20, dips=2), 5)
+
+
+def model(name):
+    """Two parameters with gradients, under an optimizer of torch."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for p in params:
+        p.grad = torch.ones(3)
+    return OPTIMIZERS[name](params)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_schedule_as_torchs_scheduler(name):
+    """A genuine one, for any optimizer; every group has the closed form's value at every step, and past the end."""
+    optimizer = model(name)
+    scheduler = SCHEDULE.torch_scheduler(optimizer)
+    assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
+    for step in range(40):
+        assert [float(group["lr"]) for group in optimizer.param_groups] == [SCHEDULE(step)] * len(scheduler.base_lrs)
+        assert list(map(float, scheduler.get_last_lr())) == [SCHEDULE(step)] * len(scheduler.base_lrs)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_it_resumes_from_its_state_dict(tmp_path):
+    """Saved and opened by torch's defaults, into one that was made for another schedule."""
+    optimizer = model("Adam")
+    scheduler = SCHEDULE.torch_scheduler(optimizer)
+    for _ in range(7):
+        optimizer.step()
+        scheduler.step()
+    torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, tmp_path / "checkpoint.pt")
+    saved = torch.load(tmp_path / "checkpoint.pt")
+    optimizer = model("Adam")
+    scheduler = schedules.Constant(1.0).torch_scheduler(optimizer)
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    assert optimizer.param_groups[0]["lr"] == SCHEDULE(7)
+    assert scheduler.schedule == SCHEDULE
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == SCHEDULE(8)
+
+
+def test_it_resumes_from_last_epoch():
+    """As torch counts: the next value is that of the step after; on a fresh optimizer too, and without a warning."""
+    for optimizer in (model("SGD"), model("two groups")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scheduler = SCHEDULE.torch_scheduler(optimizer, last_epoch=9)
+            assert optimizer.param_groups[0]["lr"] == SCHEDULE(10)
+            optimizer.step()
+            scheduler.step()
+        assert optimizer.param_groups[0]["lr"] == SCHEDULE(11)
+
+
+def test_it_takes_its_place_among_torchs_schedulers():
+    """In a SequentialLR it runs on its own clock."""
+    optimizer = model("SGD")
+    constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    mine = SCHEDULE.torch_scheduler(optimizer)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [constant, mine], milestones=[4])
+    seen = []
+    for _ in range(12):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == [5.0] * 4 + [SCHEDULE(step) for step in range(8)]
+
+
+def test_what_no_scheduler_can_be_made_of():
+    """An optimizer that is none, and a schedule that is none."""
+    with pytest.raises(TypeError, match="Optimizer"):
+        SCHEDULE.torch_scheduler(fastopt.SGD(np.ones(1)))
+    with pytest.raises(TypeError, match="closed form"):
+        fastopt.torch.Scheduler(model("SGD"), schedules.Plateau(0.1))
