@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeAlias, Ty
 import numpy as np
 import numpy.typing as npt
 
-from .checks import Choice, Count, Flag, Number, Several
+from .checks import SMALLEST, Choice, Count, Flag, Number, Several
 from .extras import require
 from .kernels import cold, tables
 
@@ -63,7 +63,7 @@ class Part:
 
 Rate = Annotated[float, Number("rate")]
 Factor = Annotated[float, Number("factor")]
-Positive = Annotated[float, Number("value", positive=True)]
+Positive = Annotated[float, Number("value", minimum=SMALLEST)]
 Steps = Annotated[int, Count(1, STEP_LIMIT)]
 Stretch = Annotated[int, Count(0, STEP_LIMIT)]
 Milestones = Annotated[Items[int], Several(Count(1, STEP_LIMIT))]
@@ -119,9 +119,11 @@ class Schedule:
         return self._values(np.asarray(t))
 
     def _values(self, steps: npt.NDArray[Any]) -> Array:
+        if not steps.size:
+            return np.empty(steps.shape)  # an empty list has no type
         if steps.dtype.kind not in "iu":
             raise TypeError(f"steps must be ints, not {steps.dtype}")
-        if steps.size and not 0 <= steps.min() <= steps.max() < STEP_LIMIT:
+        if not 0 <= steps.min() <= steps.max() < STEP_LIMIT:
             raise ValueError(f"steps must be 0 or more, and below 2**51, not {steps.min()} to {steps.max()}")
         values = np.empty(steps.shape)
         cold.evaluators()[1](self._record, steps.astype(np.float64, order="C").reshape(-1), values.reshape(-1))
@@ -382,7 +384,7 @@ class Exponential(Schedule):
         A step multiplies by the steps-th root of end / lr. It is kept as ``gamma=end / lr, every=steps``: the root
         itself, rounded to a float, would be off by 1e-7 after 10**9 steps.
         """
-        above = Number("endpoint", positive=True)
+        above = Number("endpoint", minimum=SMALLEST)
         lr, end = above.check("lr", lr), above.check("end", end)
         return cls(lr, end / lr, steps)
 
@@ -608,6 +610,7 @@ class OneCycle(Schedule):
     div, final_div : float, default 25.0 and 1e4
         Above 0.
     three_phase : bool, default False
+        For a pct_start below 0.5: the rise and the first fall take that share each.
 
     References
     ----------
@@ -632,7 +635,7 @@ class OneCycle(Schedule):
         base, peak : float
             The lowest and the highest momentum, above 0.
         """
-        above = Number("momentum", positive=True)
+        above = Number("momentum", minimum=SMALLEST)
         base, peak = above.check("base", base), above.check("peak", peak)
         return dataclasses.replace(self, peak=base, div=base / peak, final_div=1.0)
 

@@ -1,26 +1,20 @@
 // rules.h: every update rule once, for CUDA C++ and host C++17. The same rules, by the same names and from the
 // simplest to the hardest, stand in cpu.py for Numba; the tests hold both to one oracle.
 //
-// A rule takes a parameter, its gradient, its states and its hyperparameters, all of one type, returns the new parameter
-// and writes the new states:
+// A rule takes a parameter, its gradient, its states and its hyperparameters, all of one type, returns the new
+// parameter and writes the new states:
 //
 //     float v[] = {velocity[i]};
 //     const float hypers[] = {0.1f, 0.9f};  // lr, momentum
 //     p[i] = fastopt::Momentum::apply(p[i], g[i], v, hypers);
 //     velocity[i] = v[0];
+//
+// Learning rates of a schedule come from fastopt::schedule, in schedules.h, which is included here.
 
 #ifndef FASTOPT_RULES_H
 #define FASTOPT_RULES_H
 
-#ifdef __CUDACC__
-#define FASTOPT_DEVICE __host__ __device__
-#else
-#define FASTOPT_DEVICE
-#endif
-
-#ifndef __CUDACC_RTC__  // which has sqrt without a header
-#include <cmath>
-#endif
+#include "schedules.h"  // with FASTOPT_DEVICE, and sqrt for every compiler
 
 // X(name, functor) for every rule.
 #define FASTOPT_RULES(X)  \
@@ -30,10 +24,6 @@
     X(adagrad, Adagrad)
 
 namespace fastopt {
-
-#ifndef __CUDACC_RTC__
-using std::sqrt;
-#endif
 
 struct Sgd {
     static constexpr int states = 0;

@@ -35,10 +35,16 @@ TRIANGULAR, TRIANGULAR2, EXP_RANGE = range(len(MODES))
 
 
 @compiled
+def wave(x):
+    """Half a wave, from 0 at 0 to 1 at 1."""
+    return math.sin(0.5 * math.pi * x) ** 2  # (1 - cos(pi * x)) / 2
+
+
+@compiled
 def fall(shape, done, left):
     """From 1 to 0, exact to the last bits near 0 as well; done + left = 1."""
     if shape == COSINE_SHAPE:
-        return math.sin(0.5 * math.pi * left) ** 2  # (1 + cos(pi * done)) / 2
+        return wave(left)
     if shape == SQRT_SHAPE:
         return left / (1.0 + math.sqrt(done))  # 1 - sqrt(done)
     return left
@@ -48,7 +54,7 @@ def fall(shape, done, left):
 def rise(shape, done):
     """From 0 to 1: 1 - fall."""
     if shape == COSINE_SHAPE:
-        return math.sin(0.5 * math.pi * done) ** 2
+        return wave(done)
     if shape == SQRT_SHAPE:
         return math.sqrt(done)
     return done
@@ -299,21 +305,21 @@ def evaluate_all(record, steps, out):
 
 
 _array = float64[::1]
-EVALUATORS = {evaluate: float64(_array, float64), evaluate_all: void(_array, _array, _array)}
+EVALUATORS = {
+    evaluate: functools.partial(njit, float64(_array, float64), error_model="numpy"),
+    evaluate_all: functools.partial(njit, void(_array, _array, _array), error_model="numpy", nogil=True),
+}
 for function in EVALUATORS:
     function.__qualname__ = f"{function.__name__}_abi{ABI}"  # the cache does not notice changes of the tables
 
 
 @functools.cache
 def evaluators() -> Any:
-    """The two above, compiled for records, in machine code of this process: one step, and an array of steps."""
+    """The two above, compiled for records: one step, and an array of steps."""
     with lock, cache.one_process_at_a_time():
-        return tuple(
-            cache.compile_kept(function, functools.partial(njit, signature, error_model="numpy", nogil=True))
-            for function, signature in EVALUATORS.items()
-        )
+        return tuple(cache.compile_kept(function, wrap) for function, wrap in EVALUATORS.items())
 
 
 def cached() -> bool:
     """Whether both would be taken from the cache, as it is now and on this processor."""
-    return all(cache.kept(function, signature) for function, signature in EVALUATORS.items())
+    return all(cache.kept(function, wrap.args[0]) for function, wrap in EVALUATORS.items())

@@ -1,4 +1,7 @@
-"""rules.h and fastopt.h, compiled by g++ through cffi: the rules against the oracle, the structs against the tables."""
+"""The headers, compiled by g++ through cffi.
+
+Rules are held against the oracle, schedules against Numba's, structs and lists against the tables.
+"""
 
 import hashlib
 import importlib.util
@@ -15,6 +18,26 @@ from fastopt.kernels import cpu, extension, tables
 from tolerances import TRAJECTORY, assert_close
 
 from fastopt import rules
+from fastopt.schedules import (
+    STEP_LIMIT,
+    Constant,
+    Cosine,
+    Cyclic,
+    Exponential,
+    InverseSqrt,
+    Linear,
+    MultiStep,
+    OneCycle,
+    PerEpoch,
+    Piecewise,
+    Polynomial,
+    Product,
+    Sequence,
+    StepDecay,
+    WarmRestarts,
+    Warmup,
+    WarmupStableDecay,
+)
 
 KERNELS = Path(cpu.__file__).parent
 STRUCTS = {
@@ -46,17 +69,70 @@ static void loop(T *p, const T *g, T *state, int64_t n, const T *hyper) {
     static int name##_hypers(void) { return fastopt::Rule::hypers; }
 FASTOPT_RULES(DEFINE)
 
-#define NAME(name, Rule) #name " "
-static const char *names(void) { return FASTOPT_RULES(NAME); }
+static void evaluate(const double *record, const double *steps, double *out, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) out[i] = fastopt::schedule(record, steps[i]);
+}
+
+#define NAME(name, enumerator) #name " "
+static const char *rules(void) { return FASTOPT_RULES(NAME); }
+static const char *schedules(void) { return FASTOPT_SCHEDULES(NAME); }
+static const char *shapes(void) { return FASTOPT_SHAPES(NAME); }
+static const char *modes(void) { return FASTOPT_MODES(NAME); }
 """
+
+LISTS = {
+    "rules": tuple(rules.RULES),
+    "schedules": tables.SCHEDULES,
+    "shapes": tables.SHAPES,
+    "modes": tables.MODES,
+}
+
+# Every kind, and every branch of its formula.
+SCHEDULES = [
+    Constant(0.3),
+    Linear(0.1, 0.001, 300),
+    Linear(0.0, 0.7, 130),
+    Polynomial(0.1, 300, 0.9),
+    Polynomial(0.1, 300, 2.5, end=0.02),
+    Polynomial(0.001, 250, 1.7, end=0.1),
+    Exponential(0.1, 0.97),
+    Exponential.between(1e-7, 1.0, 350),
+    StepDecay(0.1, 30),
+    MultiStep(0.1, [20, 50, 50, 10**9], gamma=0.3),
+    MultiStep(0.1, []),
+    Piecewise([0.1, 0.02, 0.7, 0.001], [7, 100, 10**6]),
+    InverseSqrt(0.1, 40),
+    Cosine(0.1, 300, end=0.001),
+    Cosine(0.001, 300, end=0.1, dips=3),
+    Cosine(0.1, 97, dips=2, periodic=True),
+    WarmRestarts(0.1, 37, end=0.01),
+    WarmRestarts(0.1, 10, mult=3),
+    OneCycle(1.0, 300),
+    OneCycle(1.0, 301, pct_start=0.25, anneal="linear", three_phase=True),
+    OneCycle(1.0, 300).momentum(),
+    Cyclic(0.001, 0.1, 30),
+    Cyclic(0.001, 0.1, 30, 50, mode="triangular2"),
+    Cyclic(0.001, 0.1, 20, mode="exp_range", gamma=0.99).momentum(),
+    *(WarmupStableDecay(0.1, 50, 100, 150, end=0.001, shape=shape) for shape in tables.SHAPES),
+    *(WarmupStableDecay(0.001, 0, 10, 150, end=0.1, shape=shape) for shape in tables.SHAPES),
+    Warmup(Cosine(0.1, 300), 50, start=0.1),
+    Sequence([0.1, Linear(0.1, 0.01, 100), StepDecay(0.01, 50)], [60, 200]),
+    PerEpoch(Exponential(0.1, 0.9), 7),
+    # Nested, and multiplied where a part begins late and another has more factors
+    Warmup(0.5 * Cosine(0.1, 300) * StepDecay(1.0, 40), 50),
+    Sequence([Warmup(Linear(0.1, 0.05, 90), 20), 3 * InverseSqrt(0.1, 40) * Linear(1.0, 0.5, 300)], [100]),
+    PerEpoch(Sequence([Constant(1.0), Warmup(WarmRestarts(0.1, 9, mult=2), 5)], [10]), 3) * Cyclic(0.5, 1.0, 11),
+    Sequence([Sequence([0.1, 0.2], [5]), Sequence([0.3, PerEpoch(Polynomial(0.4, 50, 2.0), 4)], [20])], [80]),
+]
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """The header's rules as C functions."""
-    folder = tmp_path_factory.mktemp("rules")
+    """Rules, schedules and lists of the headers as C functions."""
+    folder = tmp_path_factory.mktemp("headers")
     ffi = cffi.FFI()
-    declarations = ["const char *names(void);"]
+    declarations = [f"const char *{name}(void);" for name in LISTS]
+    declarations.append("void evaluate(const double *record, const double *steps, double *out, int64_t n);")
     for name in rules.RULES:
         declarations.append(f"int {name}_states(void); int {name}_hypers(void);")
         for dtype, c in (("float32", "float"), ("float64", "double")):
@@ -64,26 +140,31 @@ def compiled(tmp_path_factory):
             declarations.append(f"void {name}_{dtype}({arguments});")
     ffi.cdef("\n".join(declarations))
     ffi.set_source(
-        "_rules_of_the_header",
+        "_headers",
         SOURCE,
         source_extension=".cpp",
         include_dirs=[str(KERNELS)],
-        extra_compile_args=["-std=c++17", "-O2"],
+        extra_compile_args=["-std=c++17", "-O2", "-ffp-contract=off"],
     )
-    spec = importlib.util.spec_from_file_location("_rules_of_the_header", ffi.compile(tmpdir=str(folder)))
+    spec = importlib.util.spec_from_file_location("_headers", ffi.compile(tmpdir=str(folder)))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def array(module, name, values):
+def array(module, values):
     """A NumPy array as the C pointer that a function takes."""
     return module.ffi.from_buffer(f"{'float' if values.dtype == np.float32 else 'double'} *", values)
 
 
-def test_names_and_counts(compiled):
-    """The macro lists the registry's rules, and each functor's counts are the registry's."""
-    assert compiled.ffi.string(compiled.lib.names()).decode().split() == list(rules.RULES)
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_the_headers(compiled, name):
+    """A macro lists what a table or the registry does, in the same order."""
+    assert tuple(compiled.ffi.string(getattr(compiled.lib, name)()).decode().split()) == LISTS[name]
+
+
+def test_counts(compiled):
+    """Each functor's counts are the registry's."""
     for name, rule in rules.RULES.items():
         assert getattr(compiled.lib, f"{name}_states")() == len(rule.states)
         assert getattr(compiled.lib, f"{name}_hypers")() == len(rule.hypers)
@@ -101,11 +182,26 @@ def test_rules_against_the_oracle(compiled, name, dtype):
     for step in range(1, 6):
         g = rng.standard_normal(37).astype(dtype)
         function = getattr(compiled.lib, f"{name}_{np.dtype(dtype).name}")
-        function(*(array(compiled, name, values) for values in (p, g, s)), 37, array(compiled, name, hypers))
+        function(*(array(compiled, values) for values in (p, g, s)), 37, array(compiled, hypers))
         want, states = oracle.RULES[name](want, g, states, step, options)
     assert_close(p, want, TRAJECTORY)
     for expected in states:
         assert_close(s, expected, TRAJECTORY)
+
+
+def test_every_kind_of_schedule_is_compared():
+    assert {schedule.kind for schedule in SCHEDULES} == {*tables.SCHEDULES, Product.kind}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_schedules_against_numba(compiled, schedule):
+    """The same operations in the same order, so that all bits are the same; at small steps, and at large ones."""
+    large = [base + np.arange(-50, 50) for base in (10**6, 10**9, 10**12, STEP_LIMIT - 50)]
+    steps = np.concatenate([np.arange(450), *large])
+    values = np.empty(steps.size)
+    arguments = (schedule.record(), steps.astype(np.float64), values)
+    compiled.lib.evaluate(*(array(compiled, argument) for argument in arguments), steps.size)
+    np.testing.assert_array_equal(values, schedule(steps))
 
 
 def test_structs_of_the_header_are_the_tables_dtypes():
@@ -138,8 +234,10 @@ def test_constants_of_the_header_are_the_tables():
 
 def test_another_layout_has_another_abi():
     """The kernels in the cache are told apart by the ABI's number alone: who changes a table changes the number too."""
-    digest = hashlib.sha256(repr([dtype.descr for dtype in STRUCTS.values()]).encode()).hexdigest()[:12]
-    assert {1: "9347dae9143a"}[tables.ABI] == digest
+    layouts = [dtype.descr for dtype in STRUCTS.values()]
+    kinds = [tables.SCHEDULES, tables.SHAPES, tables.MODES]
+    digest = hashlib.sha256(repr(layouts + kinds).encode()).hexdigest()[:12]
+    assert {1: "574f953f5671"}[tables.ABI] == digest
 
 
 @pytest.mark.parametrize(
@@ -148,6 +246,7 @@ def test_another_layout_has_another_abi():
         ("gcc", "c", "fastopt.h"),
         ("g++", "c++", "fastopt.h"),
         ("g++", "c++", "rules.h"),
+        ("g++", "c++", "schedules.h"),
     ],
 )
 def test_headers_stand_alone(compiler, language, header):
