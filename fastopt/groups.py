@@ -33,6 +33,8 @@ class ParamGroup(MutableMapping[str, Any]):
     ----------
     schedules : dict of str to callable
         The schedules in force themselves, by option.
+    entries : dict
+        The numbers and flags, to be read where time counts.
     """
 
     def __init__(self, index: int, params: Any, options: Mapping[str, Any]) -> None:
@@ -40,14 +42,14 @@ class ParamGroup(MutableMapping[str, Any]):
         self.members = Members(params)
         self.schedules: dict[str, Schedule] = {}
         self.changed = True  # since the plan looked last
-        self._entries: dict[str, Any] = {"params": self.members.given, "step": 0, **options, "schedules": None}
+        self.entries: dict[str, Any] = {"params": self.members.given, "step": 0, **options, "schedules": None}
         self.update(options)
 
     def __getitem__(self, name: str) -> Any:
         """Return an entry."""
         if name == "schedules":
             return {option: describe(schedule) for option, schedule in self.schedules.items()}
-        return self._entries[name]
+        return self.entries[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Assign an option, a schedule or the count of steps, if it is in range."""
@@ -57,7 +59,7 @@ class ParamGroup(MutableMapping[str, Any]):
         """Assign several entries, all or none."""
         entries = dict(*given, **more)
         checked = {name: self._checked(name, value) for name, value in entries.items()}
-        self._entries.update(checked)
+        self.entries.update(checked)
         for name, value in entries.items():
             self.schedules.pop(name, None)
             if callable(value):
@@ -69,8 +71,8 @@ class ParamGroup(MutableMapping[str, Any]):
             raise ValueError("the parameters of a group cannot be exchanged: use add_param_group or a new optimizer")
         if name == "schedules":
             raise ValueError("'schedules' only describes them: assign a schedule to the option itself, as to 'lr'")
-        if name not in self._entries:
-            known = ", ".join(option for option in self._entries if option not in ("params", "schedules"))
+        if name not in self.entries:
+            known = ", ".join(option for option in self.entries if option not in ("params", "schedules"))
             raise ValueError(f"unknown option {name!r}; the options of this optimizer's groups are {known}")
         if name == "step":
             return Count().check("the step of a group", value)
@@ -84,11 +86,11 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the entries."""
-        return iter(self._entries)
+        return iter(self.entries)
 
     def __len__(self) -> int:
         """Count the entries."""
-        return len(self._entries)
+        return len(self.entries)
 
     def __repr__(self) -> str:
         """Show the members by name, and every option."""
@@ -100,17 +102,14 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def next_numbers(self) -> dict[str, float | bool]:
         """Return what the schedules say of the next step, checked; changes nothing."""
-        return {name: check(name, schedule(self["step"])) for name, schedule in tuple(self.schedules.items())}
+        step = self.entries["step"]
+        return {name: check(name, schedule(step)) for name, schedule in tuple(self.schedules.items())}
 
     def take_numbers(self, numbers: Mapping[str, float | bool]) -> None:
         """Make what `next_numbers` returned the current numbers, where the schedule has not been ended meanwhile."""
         for name, number in numbers.items():
             if name in self.schedules:
-                self._entries[name] = number
-
-    def with_numbers(self, numbers: Mapping[str, float | bool]) -> Mapping[str, Any]:
-        """Return the entries as they would be with these."""
-        return {**self._entries, **numbers}
+                self.entries[name] = number
 
     def restored_schedules(self, described: Any) -> dict[str, Schedule]:
         """Return the schedules that a state dict describes; of the group's own, those that cannot be described."""
@@ -131,7 +130,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def restore(self, options: Mapping[str, Any], restored: Mapping[str, Schedule]) -> None:
         """Take over checked options, and schedules, which go on from the restored count of steps."""
-        self._entries.update(options)
+        self.entries.update(options)
         for name, schedule in restored.items():
             own = self.schedules.get(name)
             if isinstance(own, schedules.Plateau) and isinstance(schedule, schedules.Plateau):
@@ -144,7 +143,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def count(self) -> None:
         """Count a completed step."""
-        self._entries["step"] += 1
+        self.entries["step"] += 1
 
 
 CALLABLE = {"name": "callable"}

@@ -315,9 +315,8 @@ class Plan:
 
     def _choose_rules(self) -> None:
         self.numbers = [group.next_numbers() for group in self.groups]
-        rules = [
-            self.choose(group.with_numbers(numbers)) for group, numbers in zip(self.groups, self.numbers, strict=True)
-        ]
+        options = [group.entries | numbers for group, numbers in zip(self.groups, self.numbers, strict=True)]
+        rules = [self.choose(each) for each in options]
         if rules != self.rules:
             self.loaded = None
             self.launches = self._split(rules)
@@ -379,10 +378,12 @@ class Plan:
     def _write_rows(self) -> None:
         for group, numbers in zip(self.groups, self.numbers, strict=True):
             group.take_numbers(numbers)
-        for row, cohort in zip(self.hypers, self.cohorts, strict=True):
-            values = cohort.rule.row(cohort.group, cohort.step + 1, cohort.first)
-            row[: len(values)] = values
-        self.steady = not any(cohort.first or cohort.rule.moves(cohort.group) for cohort in self.cohorts)
+        self.steady = True
+        for number, cohort in enumerate(self.cohorts):
+            options = cohort.group.entries
+            row = cohort.rule.row(options, cohort.step + 1, cohort.first)
+            self.hypers[number, : len(row)] = row
+            self.steady = self.steady and not cohort.first and not cohort.rule.moves(options)
 
     def _keep_states(self, cohort: Cohort) -> None:
         for tensor, new_states in zip(cohort.tensors, cohort.new_states, strict=True):

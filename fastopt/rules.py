@@ -8,21 +8,19 @@ and the weight decay, which every rule knows, ``g <- factor * g + weight_decay *
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .checks import Flag, Number
+from .checks import LARGEST, Flag, Number
 
 Options = Mapping[str, Any]
 Row = tuple[float, ...]
 
-
 HYPERPARAMETERS: dict[str, Number | Flag] = {
     "lr": Number("learning rate"),
     "momentum": Number("momentum value"),
-    "dampening": Number("dampening value", minimum=-math.inf),
+    "dampening": Number("dampening value", minimum=-LARGEST),
     "nesterov": Flag(),
     "lr_decay": Number("lr_decay value"),
     "initial_accumulator_value": Number("initial_accumulator_value value"),
