@@ -153,6 +153,39 @@ def test_a_damaged_cache_is_not_believed(filled, tmp_path):
     assert run("check_all(); print('passed')", cwd=tmp_path, NUMBA_CACHE_DIR=str(cache)) == ["passed"]
 
 
+EVALUATE = """
+    from fastopt.schedules import Cosine, Warmup
+    from fastopt.kernels import schedules
+
+    if sys.argv[1:]:
+        print("ready", flush=True)
+        sys.stdin.readline()
+    schedule = Warmup(Cosine(0.5, 100), 10)
+    assert [schedule(0), schedule(10), schedule([5, 60, 110]).tolist()] == [0.0, 0.5, [0.25, schedule(60), 0.0]]
+    print(*(sum(evaluator.stats.cache_hits.values()) for evaluator in schedules.evaluators()))
+"""
+
+
+def test_schedules_are_compiled_once(tmp_path):
+    """By one of several processes that start at once; later ones find them, unless the files are damaged."""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+    processes = [start(EVALUATE, "wait", cwd=tmp_path, **cache) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert sorted(ended(process) for process in processes) == [["0", "0"], ["1", "1"], ["1", "1"]]
+    for suffix in ("nbi", "nbc"):
+        names = [path.name for path in (tmp_path / "numba").rglob(f"*.{suffix}")]
+        assert len(names) == 2, names
+        assert all(f"_abi{ABI}-" in name for name in names)
+    assert run(EVALUATE, cwd=tmp_path, **cache) == ["1", "1"]
+    for path in (tmp_path / "numba").rglob("*.nbc"):
+        path.write_bytes(b"")
+    assert run(EVALUATE, cwd=tmp_path, **cache) == ["0", "0"]
+
+
 def copied_package(folder):
     """Copy the package, as if installed, to where nobody can put a cache beside it."""
     package = folder / "fastopt"
