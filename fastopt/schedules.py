@@ -397,7 +397,8 @@ class Exponential(Schedule):
 class StepDecay(Schedule):
     """A staircase: ``lr * gamma ** floor(t / every)``.
 
-    The classic of image classification: a tenth every 30 epochs [1]_. As torch.optim.lr_scheduler.StepLR.
+    The classic of image classification: a tenth every 30 epochs, with the network of [1]_, who divided by 10 where the
+    error stalled. As torch.optim.lr_scheduler.StepLR.
 
     Parameters
     ----------
@@ -489,7 +490,8 @@ class Piecewise(Schedule):
 class InverseSqrt(Schedule):
     """Up in a line, down by the square root: ``lr * min(t / warmup, sqrt(warmup / t))``.
 
-    The transformer's first schedule [1]_, there called Noam's: for runs whose length is not known, since it never ends.
+    The schedule of the first transformer [1]_, "noam" in its code: for runs whose length is not known, since it never
+    ends.
 
     Parameters
     ----------

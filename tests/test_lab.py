@@ -6,10 +6,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from fastopt import schedules
 from fastopt.lab import look, network
 from fastopt.progress import _count, track
 
 module = importlib.import_module("fastopt.lab.digits")  # fastopt.lab.digits is the experiment itself
+gallery = importlib.import_module("fastopt.lab.schedules")
 
 
 def test_gradients_are_the_finite_differences_of_the_loss():
@@ -99,3 +101,63 @@ def test_progress_yields_what_it_is_given(capsys):
     captured = capsys.readouterr()
     assert "doing 3/3" in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("steps", [20, 1000, 12_345_678])
+def test_schedules_draws_what_the_schedules_are(steps):
+    """The values are those of the objects that the numbers name, the lines are the values, and none is cut off."""
+    figure, numbers = gallery.schedules(steps)
+    t = np.array(numbers["steps"])
+    assert (t[0], t[-1]) == (0, steps)
+    assert len(t) == min(steps + 1, 1001)
+    for axes, (title, curves) in zip(figure.axes, numbers["panels"].items(), strict=True):
+        assert axes.get_title() == title
+        low, high = axes.get_ylim()
+        for line, (label, curve) in zip(axes.lines, curves.items(), strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), np.transpose([t, curve["values"]]))
+            assert low < min(curve["values"]) <= max(curve["values"]) < high
+            if title != "Plateau":
+                schedule = eval(curve["schedule"], vars(schedules))
+                assert type(schedule).__name__ == title.split()[0].strip(",")
+                np.testing.assert_array_equal(curve["values"], schedule(t), err_msg=f"{title}, {label}")
+
+
+def test_every_schedule_is_in_the_picture(tmp_path):
+    """A panel for each class at least, in a picture of the size that it should have."""
+    figure, numbers = gallery.schedules()
+    assert {title.split()[0].strip(",") for title in numbers["panels"]} == {*schedules.SCHEDULES, "Plateau"}
+    assert numbers["panels"]["OneCycle"].keys() == {"lr", "momentum"}
+    assert numbers["panels"]["WarmupStableDecay"].keys() == {"linear", "cosine", "1-sqrt"}
+    figure.savefig(tmp_path / "schedules.png")
+    assert matplotlib.image.imread(tmp_path / "schedules.png").shape[:2] == (1680, 1800)
+
+
+def test_the_plateau_in_the_picture_follows_its_metric():
+    """A new one that is told the same metrics, after epochs of 25 steps, takes the same rates, several of them."""
+    curves = gallery.schedules(steps=1000)[1]["panels"]["Plateau"]
+    plateau = eval(curves["lr"]["schedule"], vars(schedules))
+    for rate, metric in zip(curves["lr"]["values"][:1000:25], curves["metric"]["values"][:1000:25], strict=True):
+        assert plateau(0) == rate
+        plateau.update(metric)
+    assert len({*curves["lr"]["values"]}) > 3
+
+
+def test_the_report_names_schedules_and_values():
+    """At the quarters, in a row for each that has a schedule."""
+    curve = {"schedule": "Linear(...)", "values": [1.0, 0.75, 0.5, 0.25, 0.125]}
+    numbers = {"steps": [0, 25, 50, 75, 100], "panels": {"Linear": {"lr": curve, "metric": {"values": [1.0] * 5}}}}
+    lines = gallery.report(numbers).splitlines()
+    assert [line.split() for line in lines] == [
+        ["0", "25", "50", "75", "100", "schedule"],
+        ["1.000", "0.750", "0.500", "0.250", "0.125", "Linear(...)"],
+    ]
+    assert len({line.index(word) for line, word in zip(lines, ("schedule", "Linear"), strict=True)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "error"), [(19, ValueError), (-1, ValueError), (2**40, ValueError), (1e3, TypeError)]
+)
+def test_schedules_wants_steps_that_it_can_draw(steps, error):
+    """And says so."""
+    with pytest.raises(error, match="steps must be"):
+        gallery.schedules(steps)

@@ -1,6 +1,9 @@
 """What the README and the docs show runs as printed."""
 
+import importlib
+import inspect
 import json
+import math
 import re
 from pathlib import Path
 
@@ -8,10 +11,10 @@ import numpy as np
 import pytest
 from fastopt.bench import report
 
-from fastopt import fused
+from fastopt import fused, schedules
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md"]
+PAGES = ["README.md", "docs/schedules.md"]
 
 
 def blocks(page):
@@ -22,6 +25,8 @@ def blocks(page):
 @pytest.mark.parametrize("code", [code for page in PAGES for code in blocks(page)])
 def test_code_runs_as_printed(code, capsys):
     """Each block by itself, as pasted."""
+    if "import torch" in code:
+        pytest.importorskip("torch")
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out
 
@@ -48,6 +53,67 @@ def test_the_page_for_numpy_users_says_what_is_so():
             results.append(names)
         for name in "wgvs":
             np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-12)
+
+
+def formulas():
+    """Of the page of schedules: ``{name of a class: (its constructor, its value in Python)}``."""
+    page = (ROOT / "docs/schedules.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### (\w+)\n\n`([^\n]*)`\n\n```\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    return {name: (constructor, code) for name, constructor, code in sections}
+
+
+def test_the_page_of_schedules_has_all_of_them():
+    """Each with its constructor as it is."""
+    classes = [*schedules.SCHEDULES.values(), schedules.Plateau]
+    assert formulas().keys() == {cls.__name__ for cls in classes}
+    for cls in classes:
+        parameters = inspect.signature(cls).parameters.values()
+        plain = inspect.Signature([each.replace(annotation=inspect.Parameter.empty) for each in parameters])
+        assert formulas()[cls.__name__][0] == f"{cls.__name__}{plain}"
+
+
+def test_the_page_of_schedules_says_what_they_compute():
+    """Its formulas give the values of all examples of the lab."""
+    examples = importlib.import_module("fastopt.lab.schedules").examples(unit=50)
+    for schedule in (schedule for lines in examples.values() for schedule in lines.values()):
+        formula = formulas()[type(schedule).__name__][1]
+        fields = {field: getattr(schedule, field) for field in inspect.signature(type(schedule)).parameters}
+        for t in range(0, 1001, 10):
+            names = {"cos": math.cos, "pi": math.pi, "prod": math.prod, "sqrt": math.sqrt, "t": t, **fields}
+            exec(formula, names)
+            assert names["value"] == pytest.approx(schedule(t), rel=1e-12, abs=1e-12), (schedule, t)
+
+
+def test_the_page_of_schedules_says_what_a_plateau_does():
+    """Its formula, metric by metric, until the floor is reached."""
+    first, *metrics = (0.9 ** np.arange(100) + 0.1 * np.random.default_rng(0).standard_normal(100)).tolist()
+    names = {"lr": 0.1, "factor": 0.5, "patience": 3, "threshold": 1e-4, "min_lr": 1e-3, "best": first, "bad": 0}
+    plateau = schedules.Plateau(0.1, factor=0.5, patience=3, min_lr=1e-3)
+    plateau.update(first)
+    for metric in metrics:
+        exec(formulas()["Plateau"][1], names | {"metric": metric}, names)
+        assert names["lr"] == plateau.update(metric)
+    assert plateau.lr == 1e-3
+
+
+def test_the_page_of_schedules_says_what_is_torchs():
+    """Every scheduler of torch is in its table, and the two columns do the same, but for torch's drift."""
+    torch = pytest.importorskip("torch")
+    schedulers = torch.optim.lr_scheduler
+    page = (ROOT / "docs/schedules.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+\([^`]*)` \| `([^`]*)`", page, re.MULTILINE)
+    assert {theirs.partition("(")[0] for theirs, _ in rows} >= {*schedulers.__all__} - {"LRScheduler"}
+    for theirs, ours in rows:
+        opt = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+        scheduler, schedule = eval(theirs, {**vars(schedulers), "opt": opt}), eval(ours, vars(schedules))
+        metric = [1.0] if "Plateau" in ours else []  # which never improves
+        for t in range(100):
+            if t:
+                opt.step()
+                scheduler.step(*metric)
+                for each in metric:
+                    schedule.update(each)
+            assert opt.param_groups[0]["lr"] == pytest.approx(schedule(t), rel=1e-9, abs=1e-12), (theirs, t)
 
 
 def test_the_tables_are_those_of_the_committed_run():

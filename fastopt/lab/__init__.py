@@ -10,6 +10,8 @@ from typing import Any
 
 from .digits import digits
 from .digits import report as digits_report
+from .schedules import report as schedules_report
+from .schedules import schedules
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Experiment:
 
 EXPERIMENTS = {
     "digits": Experiment("four update rules train a small network on handwritten digits", digits, digits_report),
+    "schedules": Experiment("every learning-rate schedule in a panel of its own", schedules, schedules_report),
 }
 
-__all__ = ["EXPERIMENTS", "Experiment", "digits"]
+__all__ = ["EXPERIMENTS", "Experiment", "digits", "schedules"]

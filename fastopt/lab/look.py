@@ -23,7 +23,9 @@ DPI = 200  # twice what a page shows, for sharp screens
 FONT_SIZE = 11
 
 
-def new_figure(panels: int = 1, width: float = 9.0, height: float = 4.0) -> tuple[Figure, Sequence[Axes]]:
+def new_figure(
+    panels: int = 1, width: float = 9.0, height: float = 4.0, columns: int | None = None
+) -> tuple[Figure, Sequence[Axes]]:
     """Make a figure with panels side by side, without pyplot and its global state.
 
     Parameters
@@ -31,6 +33,8 @@ def new_figure(panels: int = 1, width: float = 9.0, height: float = 4.0) -> tupl
     panels : int
     width, height : float
         In inches; 9 inches fill the width of a page of 900 pixels.
+    columns : int, optional
+        So many panels in a row; by default, all of them.
 
     Returns
     -------
@@ -40,7 +44,8 @@ def new_figure(panels: int = 1, width: float = 9.0, height: float = 4.0) -> tupl
     """
     layout = require("matplotlib.layout_engine", "lab").ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
     figure: Figure = require("matplotlib.figure", "lab").Figure((width, height), dpi=DPI, layout=layout)
-    axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+    columns = columns or panels
+    axes = [figure.add_subplot(-(-panels // columns), columns, i + 1) for i in range(panels)]
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
         each.tick_params(labelsize=FONT_SIZE - 1)

@@ -1,0 +1,181 @@
+"""Every schedule: what it looks like, side by side with the others."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..checks import Count
+from ..kernels.tables import SHAPES
+from ..schedules import (
+    Constant,
+    Cosine,
+    Cyclic,
+    Exponential,
+    InverseSqrt,
+    Linear,
+    MultiStep,
+    OneCycle,
+    Piecewise,
+    Plateau,
+    Polynomial,
+    Schedule,
+    Sequence,
+    StepDecay,
+    WarmRestarts,
+    Warmup,
+    WarmupStableDecay,
+)
+from . import look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array: TypeAlias = npt.NDArray[Any]
+Lines: TypeAlias = dict[str, dict[str, Any]]  # label -> the schedule, as text, and its values
+
+POINTS = 1001  # of a curve, at most
+UNITS = 20  # the lengths of all examples are multiples of the steps' 20th
+STEPS_LIMIT = 2**40  # far below the schedules' own, which those with several dips or periods reach sooner
+METRICS = 40  # that the plateau is told, one after each epoch
+THIN = {"momentum": 0.79, "metric": 0.28}  # lines that are no rates, and where their names cover nothing
+
+
+def examples(unit: int) -> dict[str, dict[str, Schedule]]:
+    """Make schedules of every class, most of 16 units, all with 1 for their highest value.
+
+    Parameters
+    ----------
+    unit : int
+        So many steps.
+
+    Returns
+    -------
+    dict
+        ``{title of a panel: {label of a line: schedule}}``, where a title begins with the name of a class.
+    """
+    length = 16 * unit
+    one_cycle = OneCycle(1.0, length)
+    shapes: dict[str, Schedule] = {
+        shape: WarmupStableDecay(1.0, 2 * unit, 9 * unit, 5 * unit, shape=shape) for shape in SHAPES
+    }
+    parts = [Linear(0.2, 1.0, 4 * unit), Cosine(1.0, 6 * unit, end=0.4), Linear(0.4, 0.0, 6 * unit)]
+    return {
+        "Constant": {"lr": Constant(1.0)},
+        "Linear": {"lr": Linear(1.0, 0.0, length)},
+        "Polynomial, power=2": {"lr": Polynomial(1.0, length, power=2.0)},
+        "Exponential": {"lr": Exponential(1.0, 0.6, every=3 * unit)},
+        "StepDecay": {"lr": StepDecay(1.0, every=3 * unit, gamma=0.6)},
+        "MultiStep": {"lr": MultiStep(1.0, [8 * unit, 12 * unit, 14 * unit], gamma=0.4)},
+        "Piecewise": {"lr": Piecewise([0.2, 1.0, 0.5, 0.1], [2 * unit, 8 * unit, 14 * unit])},
+        "InverseSqrt": {"lr": InverseSqrt(1.0, warmup=2 * unit)},
+        "Cosine": {"lr": Cosine(1.0, length)},
+        "Cosine, dips=3": {"lr": Cosine(1.0, length, dips=3)},
+        "WarmRestarts, mult=2": {"lr": WarmRestarts(1.0, period=3 * unit, mult=2)},
+        "OneCycle": {"lr": one_cycle, "momentum": one_cycle.momentum()},
+        "Cyclic": {"lr": Cyclic(0.1, 1.0, up=4 * unit, down=2 * unit)},
+        "Cyclic, triangular2": {"lr": Cyclic(0.1, 1.0, up=2 * unit, mode="triangular2")},
+        "WarmupStableDecay": shapes,
+        "Warmup of Cosine": {"lr": Warmup(Cosine(1.0, 14 * unit), steps=2 * unit)},
+        "Sequence": {"lr": Sequence(parts, [4 * unit, 10 * unit])},
+        "PerEpoch": {"lr": Cosine(1.0, 8).per_epoch(2 * unit)},
+        "Product": {"lr": WarmRestarts(1.0, 4 * unit) * Linear(1.0, 0.0, length)},
+    }
+
+
+def plateau(t: Array) -> Lines:
+    """Simulate a metric that sinks towards a floor, which is the lower the lower the rate, and a Plateau that sees it.
+
+    Returns
+    -------
+    dict
+        The rate and the metric at each of the steps t, the last of which ends the run.
+    """
+    schedule = Plateau(1.0, factor=0.4, patience=2, threshold=0.02)
+    metric, rates, metrics = 0.9, [], []
+    for _ in range(METRICS):
+        rates.append(schedule.lr)
+        metrics.append(metric)
+        schedule.update(metric)
+        metric += 0.4 * (0.1 + 0.5 * schedule.lr - metric)
+    epochs = np.minimum(t * METRICS // t[-1], METRICS - 1)
+    return {
+        "lr": {"schedule": repr(schedule), "values": np.array(rates)[epochs].tolist()},
+        "metric": {"values": np.array(metrics)[epochs].tolist()},
+    }
+
+
+def draw(axes: Axes, title: str, t: Array, lines: Lines) -> None:
+    """Draw one panel, on the scale that all share."""
+    for (label, line), colour in zip(lines.items(), cycle(look.PALETTE[1:])):
+        width = 1.0 if label in THIN else 1.8
+        axes.plot(t, line["values"], drawstyle="steps-post", color=colour, linewidth=width, label=label)
+        if label in THIN:
+            axes.text(t[-1], THIN[label], label, color=colour, ha="right", va="center", fontsize=look.FONT_SIZE - 1)
+    if lines.keys() == {*SHAPES}:
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0.14, -0.04),  # below the stable part
+            frameon=False, fontsize=look.FONT_SIZE - 2, handlelength=1.2, labelspacing=0.2,
+        )  # fmt: skip
+    axes.set_title(title, fontsize=look.FONT_SIZE)
+    axes.set(ylim=(-0.04, 1.08), yticks=[0, 0.5, 1])
+    axes.locator_params(axis="x", steps=[1, 2, 5, 10], nbins=3, integer=True)
+    axes.tick_params(length=0)  # the grid is enough
+    axes.label_outer()
+
+
+def schedules(steps: int = 1000) -> tuple[Figure, dict[str, Any]]:
+    """Draw every class of `fastopt.schedules`, and variants worth seeing.
+
+    Parameters
+    ----------
+    steps : int, default 1000
+        Length of all panels, to which the examples are scaled: 20 or more, and below 2**40.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        A panel for each.
+    numbers : dict
+        ``{"steps": [...], "panels": {title: {label: {"schedule": its repr, "values": [...]}}}}``, where values are
+        those at the steps. The metric that the plateau goes by has no schedule.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed; the extra ``fastopt[lab]`` has it.
+    TypeError, ValueError
+        If steps are no whole number, or out of range.
+    """
+    steps = Count(UNITS, STEPS_LIMIT).check("steps", steps)
+    t = np.unique(np.linspace(0, steps, POINTS).astype(np.int64))
+    panels = {
+        title: {label: {"schedule": repr(each), "values": each(t).tolist()} for label, each in lines.items()}
+        for title, lines in examples(steps // UNITS).items()
+    }
+    panels["Plateau"] = plateau(t)
+    figure, axes = look.new_figure(panels=len(panels), columns=4, height=8.4)
+    for each, (title, lines) in zip(axes, panels.items(), strict=True):
+        draw(each, title, t, lines)
+    figure.supxlabel("step", fontsize=look.FONT_SIZE)
+    figure.supylabel("value", fontsize=look.FONT_SIZE)
+    return figure, {"steps": t.tolist(), "panels": panels}
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """Say in a table what each schedule is, and its values at the quarters."""
+    last = len(numbers["steps"]) - 1
+    quarters = [last * i // 4 for i in range(5)]
+    width = max(7, len(str(numbers["steps"][-1])) + 2)
+    rows = ["".join(f"{numbers['steps'][i]:>{width}}" for i in quarters) + "  schedule"]
+    rows += [
+        "".join(f"{line['values'][i]:>{width}.3f}" for i in quarters) + f"  {line['schedule']}"
+        for lines in numbers["panels"].values()
+        for line in lines.values()
+        if "schedule" in line
+    ]
+    return "\n".join(rows)
