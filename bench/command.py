@@ -18,6 +18,7 @@ from .contenders import CONTENDERS, HAS_TORCH, RULES, make
 from .iteration import Iterations, iterations
 from .limit import limits
 from .measure import MODES, Pace, Timing, measure
+from .schedules import evaluations
 from .workloads import WORKLOADS, Arrays, Workload
 
 ITEMSIZE = 4
@@ -74,6 +75,7 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy"
         "rows": report.rows(timings, baseline),
         "ratios": report.ratios(timings),
         "iteration": training(pace),
+        "schedules": evaluations(pace),
     }
     report.show(found)
     if json is not None:

@@ -16,7 +16,7 @@ import fastopt
 
 from .workloads import Array, Arrays, aligned, like
 
-Step = Callable[[], None]
+Step = Callable[[], object]  # what it returns is not looked at
 Factory = Callable[[Arrays, str], Step]
 
 RULES = ("momentum", "nesterov", "adagrad")

@@ -9,13 +9,14 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import fastopt
 from fastopt.extras import require
 
 from .iteration import Iterations
 from .measure import MODES, Timing
+from .schedules import Evaluations
 
 SUBJECT = "fastopt"
 LIBRARIES = ("fastopt", "numpy", "numba", "torch")
@@ -58,12 +59,16 @@ class Ratio(TypedDict):
 
 
 class Report(TypedDict):
-    """All that was measured; `iteration` is None where the lab's data are not installed."""
+    """All that was measured; `iteration` is None where the lab's data are not installed.
+
+    Files of older versions have no entry `schedules`.
+    """
 
     machine: Machine
     rows: list[Row]
     ratios: list[Ratio]
     iteration: Iterations | None
+    schedules: Evaluations | None
 
 
 def cpu_model() -> str:
@@ -185,6 +190,34 @@ def iteration_lines(report: Report) -> Iterator[str]:
         )
 
 
+def evaluated(measured: Evaluations) -> list[list[str]]:
+    """Make the table of schedules, its headings first."""
+    lines = [["schedule", f"{measured['steps']:,} steps", "against np.cos", "one step"]]
+    for entry in measured["rows"]:
+        numbers = duration(entry["seconds"]), times(entry["ratio"]), duration(entry["call_seconds"])
+        lines.append([entry["schedule"], *numbers])
+    return lines
+
+
+def spread(measured: Evaluations) -> str:
+    """Say how fast schedules are, from the fastest to the slowest."""
+    rows = sorted(measured["rows"], key=lambda row: row["ratio"])
+    ends = " to ".join(f"{times(row['ratio'])} ({row['schedule']})" for row in (rows[0], rows[-1]))
+    slowest = max(row["call_seconds"] for row in rows)
+    return (
+        f"A schedule over {measured['steps']:,} steps takes {ends} the time of np.cos over the same array; "
+        f"one step by itself takes {duration(slowest)} at most."
+    )
+
+
+def added(measured: Evaluations) -> str:
+    """Say what a schedule adds to a step of an optimizer."""
+    text = f"Cosine in the place of a number adds {duration(measured['added_seconds'])} to {SUBJECT}'s momentum step"
+    if measured["torch_seconds"] is not None:
+        text += f"; the step of torch's CosineAnnealingLR takes {duration(measured['torch_seconds'])}"
+    return text + "."
+
+
 def show(report: Report) -> None:
     """Print the tables, and what a training iteration gains."""
     console_type = require("rich.console", "bench").Console
@@ -217,17 +250,25 @@ def show(report: Report) -> None:
         "reads and writes. limit: a plain compiled loop with the same traffic, in the same rounds.\n"
     )
 
-    headings, *lines = comparison(report)
-    compact = table_type(
-        *headings[:2], title=f"{SUBJECT}, and how many times as long others take: back to back / after other work"
-    )
-    for heading in headings[2:]:
-        compact.add_column(heading, justify="right")
-    for cells in lines:
-        compact.add_row(*cells)
-    console.print(compact)
+    title = f"{SUBJECT}, and how many times as long others take: back to back / after other work"
+    console.print(table(comparison(report), 2, title))
     for line in iteration_lines(report):
         console.print(line)
+    if measured := report.get("schedules"):
+        console.print()
+        console.print(table(evaluated(measured), 1, "Schedules: a vector of steps, and one step by itself"))
+        console.print(added(measured))
+
+
+def table(lines: Sequence[Sequence[str]], names: int, title: str) -> Any:
+    """Make a table for the terminal; its first columns are names, the others numbers."""
+    headings, *cells = lines
+    made = require("rich.table", "bench").Table(*headings[:names], title=title)
+    for heading in headings[names:]:
+        made.add_column(heading, justify="right")
+    for line in cells:
+        made.add_row(*line)
+    return made
 
 
 def markdown(report: Report) -> str:
@@ -244,16 +285,13 @@ def markdown(report: Report) -> str:
     """
     where = report["machine"]
     libraries = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    headings, *cells = comparison(report)
     lines = [
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; {libraries}; {where['date']}. "
         f"The time of a step of {SUBJECT}, and how many times as long the others take: "
         "back to back / after a millisecond of other work.",
         "",
-        "| " + " | ".join(headings) + " |",
-        "|---|---|" + "--:|" * (len(headings) - 2),
+        *markdown_table(comparison(report), 2),
     ]
-    lines += ["| " + " | ".join(line) + " |" for line in cells]
     if report["iteration"] is not None:
         measured = report["iteration"]
         lines += [
@@ -269,4 +307,21 @@ def markdown(report: Report) -> str:
                 f"| {entry['rule']} | {duration(entry['seconds_before'])} | {entry['share_before']:.0%} "
                 f"| {duration(entry['seconds_after'])} | {entry['share_after']:.0%} | {times(entry['gain'])} |"
             )
+    if costs := report.get("schedules"):
+        lines += ["", f"{spread(costs)} {added(costs)}"]
     return "\n".join(lines) + "\n"
+
+
+def schedules_markdown(report: Report) -> str:
+    """Write the table of schedules for their page, where the benchmark has measured them."""
+    measured = report.get("schedules")
+    return "\n".join(markdown_table(evaluated(measured), 1)) + "\n" if measured else ""
+
+
+def markdown_table(lines: Sequence[Sequence[str]], names: int) -> Iterator[str]:
+    """Write a table for the README; its first columns are names, the others numbers."""
+    headings, *cells = lines
+    yield "| " + " | ".join(headings) + " |"
+    yield "|" + "---|" * names + "--:|" * (len(headings) - names)
+    for line in cells:
+        yield "| " + " | ".join(line) + " |"

@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-from fastopt.bench import command, contenders, iteration, limit, measure, plot, report
+from fastopt.bench import command, contenders, iteration, limit, measure, plot, report, schedules
 from fastopt.bench.contenders import CONTENDERS, RULES
 from fastopt.bench.measure import MODES, Pace, Timing
 from fastopt.bench.workloads import WORKLOADS, Arrays, Workload
@@ -23,6 +23,7 @@ from fastopt.kernels import pool
 
 import fastopt
 from fastopt.rules import RULES as REGISTRY
+from fastopt.schedules import SCHEDULES
 
 LARGE = ("resnet50", "gpt2")
 STEPS = 3
@@ -65,6 +66,25 @@ def test_step(benchmark: Any, workload: str, rule: str, contender: str) -> None:
     step = contenders.make(contender, rule, arrays)
     step()  # allocates states, which would pass for the length of a step
     benchmark(step)
+
+
+@pytest.mark.benchmark(disable_gc=True)
+@pytest.mark.parametrize("name", schedules.EXAMPLES)
+def test_schedule(benchmark: Any, name: str) -> None:
+    schedule, steps = schedules.EXAMPLES[name], np.arange(schedules.STEPS)
+    values = schedule(steps)
+    for t in (0, 1, schedules.ONE, schedules.STEPS // 2, schedules.STEPS - 1):
+        assert values[t] == schedule(t)
+    assert np.isfinite(values).all()
+    assert (len(np.unique(values)) > 1) == (name != "Constant")
+    del values
+
+    benchmark.group = f"{schedules.STEPS:,} steps of a schedule"
+    benchmark(schedule, steps)
+
+
+def test_there_is_an_example_of_every_schedule() -> None:
+    assert {name: type(schedule) for name, schedule in schedules.EXAMPLES.items()} == SCHEDULES
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -205,6 +225,14 @@ def fake_report() -> report.Report:
         "rows": report.rows(timings, "numpy"),
         "ratios": report.ratios(timings),
         "iteration": {"parameters": 2410, "batch": 64, "rules": gains},
+        "schedules": {
+            "steps": schedules.STEPS,
+            "rows": [
+                {"schedule": name, "seconds": 0.03, "ratio": 2.4, "call_seconds": 1e-6} for name in schedules.EXAMPLES
+            ],
+            "added_seconds": 2e-6,
+            "torch_seconds": 8e-6,
+        },
     }
 
 
@@ -255,6 +283,8 @@ def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr().out
     for text in ("mlp, after other work", "against numpy", "4.0x / 4.0x", "200 µs -> 100 µs: 2.0x", "55% -> 10%"):
         assert text in printed
+    for text in (*SCHEDULES, "1,000,000 steps", "against np.cos", "2.4x", "adds 2.00 µs"):
+        assert text in printed
 
 
 def test_markdown_names_the_machine_and_the_share_of_an_iteration() -> None:
@@ -263,6 +293,29 @@ def test_markdown_names_the_machine_and_the_share_of_an_iteration() -> None:
     assert found["machine"]["cpu"] in text
     assert "| gpt2 | adagrad | 4.00 s / 4.00 s | 4.0x / 4.0x | 2.0x / 2.0x |" in text
     assert "| momentum | 200 µs | 55% | 100 µs | 10% | 2.0x |" in text
+    assert "takes 2.4x (Constant) to 2.4x (Product) the time of np.cos" in text
+    assert "| Cosine | 30.0 ms | 2.4x | 1.00 µs |" in report.schedules_markdown(found)
+    assert "adds 2.00 µs to fastopt's momentum step; the step of torch's CosineAnnealingLR takes 8.00 µs." in text
+
+
+def test_reports_without_schedules_still_have_their_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    """Files of older versions have no entry, or one that is None."""
+    found: Any = fake_report()
+    found["schedules"] = None
+    without = report.markdown(found)
+    del found["schedules"]
+    assert report.markdown(found) == without
+    assert report.schedules_markdown(found) == ""
+    assert "np.cos" not in without
+    report.show(found)
+    assert "np.cos" not in capsys.readouterr().out
+
+
+def test_without_torch_nothing_is_said_of_its_scheduler() -> None:
+    found = fake_report()
+    assert found["schedules"] is not None
+    found["schedules"]["torch_seconds"] = None
+    assert "adds 2.00 µs to fastopt's momentum step." in report.markdown(found)
 
 
 def test_the_chart_has_the_readmes_width(tmp_path: Path) -> None:
@@ -282,12 +335,24 @@ def test_an_iteration_is_measured_with_either_update(monkeypatch: pytest.MonkeyP
     assert 0 < gain["share_after"] < 1
 
 
+def test_schedules_are_measured_as_a_vector_by_the_call_and_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "EXAMPLES", {"Linear": schedules.EXAMPLES["Linear"]})
+    found = schedules.evaluations(Pace(seconds=0, fewest=2, most=2))
+    (row,) = found["rows"]
+    assert row["schedule"] == "Linear"
+    assert row["ratio"] > 0
+    assert 0 < row["call_seconds"] < row["seconds"]
+    assert np.isfinite(found["added_seconds"])
+    assert (found["torch_seconds"] is not None) == contenders.HAS_TORCH
+
+
 @pytest.fixture
 def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "WORKLOADS", {"mlp": WORKLOADS["mlp"]})
     monkeypatch.setattr(command, "RULES", ("adagrad",))
     monkeypatch.setattr(command, "QUICK", Pace(seconds=0, fewest=2, most=2))
     monkeypatch.setattr(iteration, "RULES", ("adagrad",))
+    monkeypatch.setattr(schedules, "EXAMPLES", {"Linear": schedules.EXAMPLES["Linear"]})
 
 
 @pytest.mark.usefixtures("one_small_workload")
@@ -296,7 +361,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     command.run(True, str(data), str(chart), baseline="fastopt")
     assert "against fastopt" in capsys.readouterr().out
     found = json.loads(data.read_text(encoding="utf-8"))
-    assert list(found) == ["machine", "rows", "ratios", "iteration"]
+    assert list(found) == ["machine", "rows", "ratios", "iteration", "schedules"]
+    assert [row["schedule"] for row in found["schedules"]["rows"]] == ["Linear"]
     assert {row["workload"] for row in found["rows"]} == {"mlp", "mlp, after other work"}
     assert [row["implementation"] for row in found["rows"]] == [*CONTENDERS, *CONTENDERS]
     assert all(row["speedup"] == 1 for row in found["rows"] if row["implementation"] == "fastopt")

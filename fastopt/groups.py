@@ -33,8 +33,8 @@ class ParamGroup(MutableMapping[str, Any]):
     ----------
     schedules : dict of str to callable
         The schedules in force themselves, by option.
-    entries : dict
-        The numbers and flags, to be read where time counts.
+    entries, upcoming : dict
+        The numbers and flags as they are, and as they are in the step that is under way.
     """
 
     def __init__(self, index: int, params: Any, options: Mapping[str, Any]) -> None:
@@ -43,6 +43,7 @@ class ParamGroup(MutableMapping[str, Any]):
         self.schedules: dict[str, Schedule] = {}
         self.changed = True  # since the plan looked last
         self.entries: dict[str, Any] = {"params": self.members.given, "step": 0, **options, "schedules": None}
+        self.upcoming = self.entries
         self.update(options)
 
     def __getitem__(self, name: str) -> Any:
@@ -100,16 +101,17 @@ class ParamGroup(MutableMapping[str, Any]):
         """Return all entries but the parameters, as a plain dict."""
         return {name: self[name] for name in self if name != "params"}
 
-    def next_numbers(self) -> dict[str, float | bool]:
-        """Return what the schedules say of the next step, checked; changes nothing."""
-        step = self.entries["step"]
-        return {name: check(name, schedule(step)) for name, schedule in tuple(self.schedules.items())}
+    def ask_schedules(self) -> None:
+        """Set `upcoming` to the entries with which the next step is taken, checked; changes nothing else."""
+        upcoming = dict(self.entries)
+        for name, schedule in tuple(self.schedules.items()):
+            upcoming[name] = check(name, schedule(self.entries["step"]))
+        self.upcoming = upcoming
 
-    def take_numbers(self, numbers: Mapping[str, float | bool]) -> None:
-        """Make what `next_numbers` returned the current numbers, where the schedule has not been ended meanwhile."""
-        for name, number in numbers.items():
-            if name in self.schedules:
-                self.entries[name] = number
+    def take_upcoming(self) -> None:
+        """Make what schedules have said the current numbers, where they have not been ended meanwhile."""
+        for name in self.schedules:
+            self.entries[name] = self.upcoming[name]
 
     def restored_schedules(self, described: Any) -> dict[str, Schedule]:
         """Return the schedules that a state dict describes; of the group's own, those that cannot be described."""

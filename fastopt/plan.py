@@ -209,7 +209,6 @@ class Plan:
         self.groups = groups
         self.tensors = tensors
         self.choose = choose
-        self.numbers: list[dict[str, float | bool]] = []  # what the schedules of each group say of the next step
         self.rules: list[Rule] = []
         self.launches: list[Launch] = []
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's tensors
@@ -314,9 +313,9 @@ class Plan:
         self.steady = False
 
     def _choose_rules(self) -> None:
-        self.numbers = [group.next_numbers() for group in self.groups]
-        options = [group.entries | numbers for group, numbers in zip(self.groups, self.numbers, strict=True)]
-        rules = [self.choose(each) for each in options]
+        for group in self.groups:
+            group.ask_schedules()
+        rules = [self.choose(group.upcoming) for group in self.groups]
         if rules != self.rules:
             self.loaded = None
             self.launches = self._split(rules)
@@ -376,11 +375,11 @@ class Plan:
                 row["states"][: len(cohort.rule.states)] = [extent(states[name])[0] for name in cohort.rule.states]
 
     def _write_rows(self) -> None:
-        for group, numbers in zip(self.groups, self.numbers, strict=True):
-            group.take_numbers(numbers)
+        for group in self.groups:
+            group.take_upcoming()
         self.steady = True
         for number, cohort in enumerate(self.cohorts):
-            options = cohort.group.entries
+            options = cohort.group.upcoming
             row = cohort.rule.row(options, cohort.step + 1, cohort.first)
             self.hypers[number, : len(row)] = row
             self.steady = self.steady and not cohort.first and not cohort.rule.moves(options)

@@ -128,8 +128,15 @@ FASTOPT_DEVICE inline double step_decay(const double *number, double t) {
 
 // How many of a tuple of milestones are at t or before.
 FASTOPT_DEVICE inline long long passed(const double *tuple, double t) {
-    long long count = 0, length = static_cast<long long>(tuple[0]);
-    while (count < length && tuple[1 + count] <= t) ++count;
+    long long count = 0, end = static_cast<long long>(tuple[0]);
+    while (count < end) {  // by halves, since there may be many
+        long long middle = (count + end) / 2;
+        if (tuple[1 + middle] <= t) {
+            count = middle + 1;
+        } else {
+            end = middle;
+        }
+    }
     return count;
 }
 
@@ -160,9 +167,12 @@ FASTOPT_DEVICE inline double inverse_sqrt(const double *number, double t) {
 FASTOPT_DEVICE inline double cosine(const double *number, double t) {
     double lr = number[0], steps = number[1], end = number[2], dips = number[3], periodic = number[4];
     if (periodic == 0 && t >= steps) return end;
-    // In units of 1 / (2 * dips - 1) steps, an edge of the wave takes `steps`, and the wave twice that.
-    double position = remainder(remainder(t, 2.0 * steps) * (2.0 * dips - 1.0), 2.0 * steps);
-    return ramp(lr, end, fmin(position, 2.0 * steps - position), steps, Shape::Cosine);
+    if (t >= steps || dips != 1) {
+        // In units of 1 / (2 * dips - 1) steps, an edge of the wave takes `steps`, and the wave twice that.
+        t = remainder(remainder(t, 2.0 * steps) * (2.0 * dips - 1.0), 2.0 * steps);
+        t = fmin(t, 2.0 * steps - t);
+    }
+    return ramp(lr, end, t, steps, Shape::Cosine);
 }
 
 FASTOPT_DEVICE inline double warm_restarts(const double *number, double t) {

@@ -117,9 +117,13 @@ def step_decay(record, at, t):
 @compiled
 def passed(record, at, t):
     """How many of a tuple of milestones are at t or before."""
-    count = 0
-    while count < record[at] and record[at + 1 + count] <= t:
-        count += 1
+    count, end = 0, int(record[at])
+    while count < end:  # by halves, since there may be many
+        middle = (count + end) // 2
+        if record[at + 1 + middle] <= t:
+            count = middle + 1
+        else:
+            end = middle
     return count
 
 
@@ -149,9 +153,11 @@ def cosine(record, at, t):
     lr, steps, end, dips, periodic = record[at], record[at + 1], record[at + 2], record[at + 3], record[at + 4]
     if periodic == 0 and t >= steps:
         return end
-    # In units of 1 / (2 * dips - 1) steps, an edge of the wave takes `steps`, and the wave twice that.
-    position = remainder(remainder(t, 2.0 * steps) * (2.0 * dips - 1.0), 2.0 * steps)
-    return ramp(lr, end, min(position, 2.0 * steps - position), steps, COSINE_SHAPE)
+    if t >= steps or dips != 1:  # a quarter off the time where it is not
+        # In units of 1 / (2 * dips - 1) steps, an edge of the wave takes `steps`, and the wave twice that.
+        t = remainder(remainder(t, 2.0 * steps) * (2.0 * dips - 1.0), 2.0 * steps)
+        t = min(t, 2.0 * steps - t)
+    return ramp(lr, end, t, steps, COSINE_SHAPE)
 
 
 @compiled

@@ -1,0 +1,161 @@
+"""What schedules cost: a million steps at once, one step, and what a step of the optimizer takes longer with one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from statistics import median
+from typing import Any, TypedDict
+
+import numpy as np
+
+import fastopt
+from fastopt.progress import track
+from fastopt.schedules import (
+    Constant,
+    Cosine,
+    Cyclic,
+    Exponential,
+    InverseSqrt,
+    Linear,
+    MultiStep,
+    OneCycle,
+    Piecewise,
+    Polynomial,
+    Product,
+    Schedule,
+    Sequence,
+    StepDecay,
+    WarmRestarts,
+    Warmup,
+    WarmupStableDecay,
+)
+
+from .contenders import HAS_TORCH, MOMENTUM, Step
+from .measure import Pace, back_to_back, measure, median_ratio
+from .workloads import WORKLOADS, Arrays
+
+STEPS = 1_000_000
+ONE = 123_456  # a step that lies on no border
+SHARE = 0.25  # of the time that an optimizer's workload gets: there are many schedules, and they need fewer rounds
+
+# One of each class, as in trainings of a million steps, and where a class has modes in the one that costs most.
+EXAMPLES: dict[str, Schedule] = {
+    type(schedule).__name__: schedule
+    for schedule in (
+        Constant(0.1),
+        Linear(0.1, 1e-3, STEPS),
+        Polynomial(0.01, STEPS, power=0.9, end=1e-4),
+        Exponential.between(0.1, 1e-4, STEPS),
+        StepDecay(0.1, every=300_000),
+        MultiStep(0.1, (500_000, 750_000, 900_000)),
+        Piecewise((0.01, 0.1, 0.01, 0.001), (10_000, 500_000, 750_000)),
+        InverseSqrt(7e-4, warmup=4_000),
+        Cosine(0.1, STEPS, end=1e-3),
+        WarmRestarts(0.1, period=10_000, mult=2, end=1e-3),
+        OneCycle(0.4, STEPS),
+        Cyclic(1e-3, 6e-3, up=2_000, mode="exp_range", gamma=0.99999),
+        WarmupStableDecay(6e-4, warmup=2_000, stable=798_000, decay=200_000, end=6e-5, shape="cosine"),
+        Warmup(Cosine(6e-4, STEPS - 2_000, end=6e-5), steps=2_000),
+        Sequence((Linear(0.0, 0.1, 5_000), Cosine(0.1, 595_000, end=0.01), Constant(0.01)), (5_000, 600_000)),
+        StepDecay(0.1, every=30).per_epoch(10_000),
+        Product((Cosine(1.0, STEPS), Exponential.between(0.1, 0.01, STEPS))),
+    )
+}
+
+
+class Evaluation(TypedDict):
+    """One schedule: seconds of a vector of steps, as a ratio over `np.cos` of the same, and seconds of one step."""
+
+    schedule: str
+    seconds: float
+    ratio: float
+    call_seconds: float
+
+
+class Evaluations(TypedDict):
+    """What schedules cost.
+
+    Attributes
+    ----------
+    steps : int
+        How many a vector has.
+    rows : list
+    added_seconds : float
+        What a bound step with momentum, of the smallest workload, takes longer by `Cosine` than with a number.
+    torch_seconds : float or None
+        What torch's own cosine takes for a step, beside the optimizer's; None without torch.
+    """
+
+    steps: int
+    rows: list[Evaluation]
+    added_seconds: float
+    torch_seconds: float | None
+
+
+def evaluation(name: str, pace: Pace) -> Evaluation:
+    """Measure one of the examples."""
+    schedule, steps = EXAMPLES[name], np.arange(STEPS)
+    contestants: Mapping[str, Step] = {
+        "cos": lambda: np.cos(steps),
+        "vector": lambda: schedule(steps),
+        "call": lambda: schedule(ONE),
+    }
+    seconds = warm(contestants, pace)
+    return {
+        "schedule": name,
+        "seconds": median(seconds["vector"]),
+        "ratio": median_ratio(seconds["vector"], seconds["cos"]),
+        "call_seconds": median(seconds["call"]),
+    }
+
+
+def warm(contestants: Mapping[str, Step], pace: Pace) -> dict[str, list[float]]:
+    """Measure back to back, after a first step of each, which may compile."""
+    for step in contestants.values():
+        step()
+    return measure(contestants, back_to_back, pace)
+
+
+def momentum_step(arrays: Arrays, lr: Any) -> Step:
+    """Make fastopt's fast path at a rate of one's own."""
+    opt = fastopt.SGD(arrays.params, lr=lr, momentum=MOMENTUM)
+    opt.bind(arrays.grads)
+    return opt.step
+
+
+def torch_step() -> Step:
+    """Make torch's scheduler of the same curve."""
+    import torch
+
+    opt = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    step: Step = torch.optim.lr_scheduler.CosineAnnealingLR(opt, STEPS).step
+    opt.step()  # torch warns where the scheduler steps first
+    return step
+
+
+def evaluations(pace: Pace) -> Evaluations:
+    """Measure all examples, and what a schedule adds to the steps of a small network.
+
+    Parameters
+    ----------
+    pace : Pace
+        Of a workload; a schedule gets a share of its time.
+
+    Returns
+    -------
+    dict
+    """
+    pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
+    rows = [evaluation(name, pace) for name in track(EXAMPLES, "Evaluating")]
+    arrays = Arrays.draw(WORKLOADS["mlp"])
+    contestants = {"number": momentum_step(arrays, 0.1), "schedule": momentum_step(arrays, Cosine(0.1, STEPS))}
+    if HAS_TORCH:
+        contestants["torch"] = torch_step()
+    seconds = warm(contestants, pace)
+    return {
+        "steps": STEPS,
+        "rows": rows,
+        "added_seconds": median(np.subtract(seconds["schedule"], seconds["number"]).tolist()),
+        "torch_seconds": median(seconds["torch"]) if HAS_TORCH else None,
+    }
