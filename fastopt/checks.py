@@ -43,11 +43,10 @@ class Number:
 
     def __str__(self) -> str:
         """Say what is allowed."""
+        above = "above 0" if self.minimum == SMALLEST else f"of {self.minimum:g} or more"
         if self.maximum < LARGEST:
-            return f"a number from {self.minimum:g} to {self.maximum:g}"
-        if self.minimum == SMALLEST:
-            return "a finite number above 0"
-        return "a finite number" if self.minimum == -LARGEST else f"a finite number of {self.minimum:g} or more"
+            return f"a number {above}, and {self.maximum:g} at most"
+        return "a finite number" if self.minimum == -LARGEST else f"a finite number {above}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Choice:
             raise TypeError(f"{name} must be a word, one of {', '.join(self.words)}, not {value!r:.40}")
         if value not in self.words:
             raise ValueError(f"unknown {name} {value!r:.40}; it must be one of {', '.join(self.words)}")
-        return value
+        return str(value)  # NumPy has strings of its own
 
 
 @dataclass(frozen=True)

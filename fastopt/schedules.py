@@ -58,7 +58,7 @@ class Part:
             raise TypeError(f"{name} is a Plateau, which has a memory and no closed form: it cannot be combined")
         if callable(value):
             raise TypeError(f"{name} is a bare callable, {value!r:.80}, which has no record: it cannot be combined")
-        return Constant(value)
+        return Constant(Number("rate").check(name, value))
 
 
 Rate = Annotated[float, Number("rate")]
@@ -116,11 +116,16 @@ class Schedule:
             return value
         if not isinstance(t, np.ndarray) and np.ndim(t) == 0:
             return self(Count(0, STEP_LIMIT).check("the step", t))
-        return self._values(np.asarray(t))
+        steps = np.asarray(t)
+        if steps.dtype.kind not in "iu" and not isinstance(t, np.ndarray):
+            given = np.asarray(t, object)  # no floats for ints that no one type holds
+            checked = [Count(0, STEP_LIMIT).check("a step", step) for step in given.flat]
+            steps = np.array(checked, np.int64).reshape(given.shape)
+        return self._values(steps)
 
     def _values(self, steps: npt.NDArray[Any]) -> Array:
         if not steps.size:
-            return np.empty(steps.shape)  # an empty list has no type
+            return np.empty(steps.shape)  # whose type says nothing
         if steps.dtype.kind not in "iu":
             raise TypeError(f"steps must be ints, not {steps.dtype}")
         if not 0 <= steps.min() <= steps.max() < STEP_LIMIT:
@@ -222,7 +227,9 @@ class Schedule:
         ImportError
             If matplotlib is not installed; the extra ``fastopt[lab]`` has it.
         """
-        last = Count(1, STEP_LIMIT).check("steps", math.ceil(1.08 * self._span()) if steps is None else steps)
+        last = min(math.ceil(1.08 * self._span()), STEP_LIMIT - 1)
+        if steps is not None:
+            last = Count(1, STEP_LIMIT).check("steps", steps)
         if axes is None:
             axes = require("matplotlib.figure", "lab").Figure((6.4, 3.6), layout="constrained").add_subplot()
         t = np.unique(np.linspace(0, last, POINTS).astype(np.int64))
@@ -386,7 +393,7 @@ class Exponential(Schedule):
         """
         above = Number("endpoint", minimum=SMALLEST)
         lr, end = above.check("lr", lr), above.check("end", end)
-        return cls(lr, end / lr, steps)
+        return cls(lr, end / lr, Count(1, STEP_LIMIT).check("steps", steps))
 
     def _span(self) -> int:
         folds = math.log(100) / abs(math.log(self.gamma)) if self.gamma not in (0.0, 1.0) else 1.0
@@ -663,7 +670,7 @@ class Cyclic(Schedule):
         Steps of a fall; as many as up if None.
     mode : {"triangular", "triangular2", "exp_range"}
     gamma : float, default 1.0
-        0 or more; for "exp_range".
+        Above 0, and 1 at most; for "exp_range".
 
     References
     ----------
@@ -675,7 +682,7 @@ class Cyclic(Schedule):
     up: Steps
     down: Steps = None  # type: ignore[assignment]  # never after __post_init__
     mode: Annotated[str, Choice(tables.MODES)] = "triangular"
-    gamma: Factor = 1.0
+    gamma: Annotated[float, Number("factor", minimum=SMALLEST, maximum=1.0)] = 1.0
     kind: ClassVar[str] = "cyclic"
 
     def __post_init__(self) -> None:
@@ -692,7 +699,8 @@ class Cyclic(Schedule):
         base, peak : float
             The lowest and the highest momentum, 0 or more.
         """
-        return dataclasses.replace(self, lr=peak, peak=base)
+        number = Number("momentum")
+        return dataclasses.replace(self, lr=number.check("peak", peak), peak=number.check("base", base))
 
     def _span(self) -> int:
         return 3 * (self.up + self.down)
@@ -1036,7 +1044,7 @@ def from_dict(plain: Mapping[str, Any]) -> Schedule | Plateau:
         plateau: Plateau = _made(Plateau, fields)
         plateau.load_state_dict(state)
         return plateau
-    if plain["name"] not in SCHEDULES:
+    if not isinstance(plain["name"], str) or plain["name"] not in SCHEDULES:
         raise ValueError(f"unknown schedule {plain['name']!r:.40}; there are {', '.join(SCHEDULES)} and Plateau")
     schedule: Schedule = _made(SCHEDULES[plain["name"]], {name: _parsed(value) for name, value in fields.items()})
     return schedule

@@ -53,7 +53,7 @@
 namespace fastopt {
 
 #ifndef __CUDACC_RTC__
-using std::expm1, std::floor, std::fmax, std::fmin, std::log1p, std::nan, std::pow, std::sin, std::sqrt;
+using std::expm1, std::floor, std::fmax, std::fmin, std::log, std::log1p, std::nan, std::pow, std::sin, std::sqrt;
 #endif
 
 #define FASTOPT_ENUMERATOR(name, enumerator) enumerator,
@@ -112,18 +112,24 @@ FASTOPT_DEVICE inline double polynomial(const double *number, double t) {
         double share = pow((steps - t) / steps, power);
         return share * lr + (1.0 - share) * end;
     }
-    double share = -expm1(power * log1p(-t / steps));
+    double log_left = 2.0 * t < steps ? log1p(-t / steps) : log((steps - t) / steps);
+    double share = -expm1(power * log_left);
     return share * end + (1.0 - share) * lr;
+}
+
+// Zero stays zero, even where the power is infinite.
+FASTOPT_DEVICE inline double scaled(double lr, double gamma, double times) {
+    return lr == 0 ? 0.0 : lr * pow(gamma, times);
 }
 
 FASTOPT_DEVICE inline double exponential(const double *number, double t) {
     double lr = number[0], gamma = number[1], every = number[2];
-    return lr * pow(gamma, t / every);
+    return scaled(lr, gamma, t / every);
 }
 
 FASTOPT_DEVICE inline double step_decay(const double *number, double t) {
     double lr = number[0], every = number[1], gamma = number[2];
-    return lr * pow(gamma, floor(t / every));
+    return scaled(lr, gamma, floor(t / every));
 }
 
 // How many of a tuple of milestones are at t or before.
@@ -150,7 +156,7 @@ FASTOPT_DEVICE inline double multi_step(const double *number, double t) {
     double lr = number[0];
     const double *milestones = number + 1;
     double gamma = *after_tuple(milestones);
-    return lr * pow(gamma, static_cast<double>(passed(milestones, t)));
+    return scaled(lr, gamma, static_cast<double>(passed(milestones, t)));
 }
 
 FASTOPT_DEVICE inline double piecewise(const double *number, double t) {
@@ -218,7 +224,8 @@ FASTOPT_DEVICE inline double cyclic(const double *number, double t) {
         scale = pow(gamma, t);
     }
     if (peak >= lr) return high * scale * peak + (1.0 - high * scale) * lr;
-    low += high * (1.0 - scale);
+    double loss = mode == Mode::ExpRange ? -expm1(t * log(gamma)) : 1.0 - scale;
+    low += high * loss;
     return low * lr + (1.0 - low) * peak;
 }
 

@@ -98,20 +98,27 @@ def polynomial(record, at, t):
     if lr >= end:
         share = ((steps - t) / steps) ** power
         return share * lr + (1.0 - share) * end
-    share = -math.expm1(power * math.log1p(-t / steps))
+    log_left = math.log1p(-t / steps) if 2.0 * t < steps else math.log((steps - t) / steps)
+    share = -math.expm1(power * log_left)
     return share * end + (1.0 - share) * lr
+
+
+@compiled
+def scaled(lr, gamma, times):
+    """Zero stays zero, even where the power is infinite."""
+    return 0.0 if lr == 0 else lr * gamma**times
 
 
 @compiled
 def exponential(record, at, t):
     lr, gamma, every = record[at], record[at + 1], record[at + 2]
-    return lr * gamma ** (t / every)
+    return scaled(lr, gamma, t / every)
 
 
 @compiled
 def step_decay(record, at, t):
     lr, every, gamma = record[at], record[at + 1], record[at + 2]
-    return lr * gamma ** np.floor(t / every)
+    return scaled(lr, gamma, np.floor(t / every))
 
 
 @compiled
@@ -131,7 +138,7 @@ def passed(record, at, t):
 def multi_step(record, at, t):
     lr, milestones = record[at], at + 1
     gamma = record[milestones + 1 + int(record[milestones])]
-    return lr * gamma ** float(passed(record, milestones, t))
+    return scaled(lr, gamma, float(passed(record, milestones, t)))
 
 
 @compiled
@@ -207,7 +214,8 @@ def cyclic(record, at, t):
         scale = gamma**t
     if peak >= lr:
         return high * scale * peak + (1.0 - high * scale) * lr
-    low += high * (1.0 - scale)
+    loss = -math.expm1(t * math.log(gamma)) if mode == EXP_RANGE else 1.0 - scale
+    low += high * loss
     return low * lr + (1.0 - low) * peak
 
 

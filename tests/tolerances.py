@@ -17,6 +17,19 @@ TRAJECTORY = 80
 # torch works in the same dtype, with its own order of operations and fused multiply-adds: twice our own distance.
 TORCH = 2 * TRAJECTORY
 
+# Schedules, as relative errors. A closed form of some ten operations on doubles is within 1e-14 of the oracle, and a
+# power within 1e-13, whose exponent is rounded first; what a step, a period or a share cancels shows far above 1e-9.
+SCHEDULE = 1e-9
+
+# Below it, doubles have fewer bits, or none: what is smaller may be anything as small.
+SCHEDULE_TINY = 1e-300
+
+# torch's closed forms are as good as ours, but cancel: the position in a cycle, and 1 + cos(x) near its end.
+SCHEDULE_TORCH = 1e-9
+
+# Its recursive ones multiply hundreds of rounded quotients, the last ones of which are nearly 0 / 0.
+SCHEDULE_TORCH_RECURSIVE = 1e-7
+
 
 def assert_close(got, want, count, scale=None):
     """Assert that a result is within `count` epsilons of float64 values, at their scale or a given one."""
