@@ -231,11 +231,12 @@ class Schedule:
         if steps is not None:
             last = Count(1, STEP_LIMIT).check("steps", steps)
         if axes is None:
-            axes = require("matplotlib.figure", "lab").Figure((6.4, 3.6), layout="constrained").add_subplot()
+            axes = require("matplotlib.figure", "lab").Figure((6.4, 3.6), dpi=150, layout="constrained").add_subplot()
+            axes.spines[["top", "right"]].set_visible(False)
         t = np.unique(np.linspace(0, last, POINTS).astype(np.int64))
         axes.plot(t, self(t), drawstyle="steps-post" if last < POINTS / 4 else "default", label=repr(self))
         axes.set(xlabel="step", ylabel="value")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])  # a value of 0 is seen above the frame
         return axes.figure  # type: ignore[return-value]  # a SubFigure where somebody made one
 
     def torch_scheduler(self, optimizer: TorchOptimizer, last_epoch: int = -1) -> LRScheduler:

@@ -631,7 +631,7 @@ def test_exit_inside_a_kernel(tmp_path):
             while fetch_add(job + 56, 1) >= 0:  # a reserved field
                 pass
 
-        cpu._kernels["sgd", "float32"] = cpu.make_cfunc(stay)
+        cpu._kernels["sgd", "float32"] = cpu.cache.compile_kept(stay, cpu.make_cfunc)
         fastopt.set_num_threads(2)
         opt = fastopt.SGD(np.ones(1_000_000, np.float32))
         threading.Thread(target=opt.step, args=[np.ones(1_000_000, np.float32)], daemon=True).start()
