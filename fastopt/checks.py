@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +107,6 @@ class Several:
 
     def check(self, name: str, value: Any) -> tuple[Any, ...]:
         """Return the values as a tuple, or raise an error that names the one that is wrong."""
-        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        if isinstance(value, (str, bytes, Set, Mapping)) or not isinstance(value, Iterable):  # sets have no order
             raise TypeError(f"{name} must be a list or a tuple, not {value!r:.40}")
         return tuple(self.item.check(f"{name}[{i}]", item) for i, item in enumerate(value))

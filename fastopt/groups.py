@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -10,9 +11,10 @@ import numpy as np
 
 from . import schedules
 from .checks import Count
+from .plateau import Plateau
 from .rules import SCHEDULABLE, check
 
-Schedule: TypeAlias = Callable[[int], Any]
+StepFunction: TypeAlias = Callable[[int], Any]
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -32,7 +34,7 @@ class ParamGroup(MutableMapping[str, Any]):
     Attributes
     ----------
     schedules : dict of str to callable
-        The schedules in force themselves, by option.
+        The schedules in force themselves, by option. Never changed but replaced, since another thread may read it.
     entries, upcoming : dict
         The numbers and flags as they are, and as they are in the step that is under way.
     """
@@ -40,7 +42,7 @@ class ParamGroup(MutableMapping[str, Any]):
     def __init__(self, index: int, params: Any, options: Mapping[str, Any]) -> None:
         self.index = index
         self.members = Members(params)
-        self.schedules: dict[str, Schedule] = {}
+        self.schedules: dict[str, StepFunction] = {}
         self.changed = True  # since the plan looked last
         self.entries: dict[str, Any] = {"params": self.members.given, "step": 0, **options, "schedules": None}
         self.upcoming = self.entries
@@ -59,15 +61,14 @@ class ParamGroup(MutableMapping[str, Any]):
     def update(self, *given: Any, **more: Any) -> None:
         """Assign several entries, all or none."""
         entries = dict(*given, **more)
-        checked = {name: self._checked(name, value) for name, value in entries.items()}
+        step = self._checked("step", entries.get("step", self["step"]), 0)
+        checked = {name: self._checked(name, value, step) for name, value in entries.items()}
         self.entries.update(checked)
-        for name, value in entries.items():
-            self.schedules.pop(name, None)
-            if callable(value):
-                self.schedules[name] = value
+        kept = {name: schedule for name, schedule in self.schedules.items() if name not in entries}
+        self.schedules = kept | {name: value for name, value in entries.items() if callable(value)}
         self.changed = True
 
-    def _checked(self, name: str, value: Any) -> Any:
+    def _checked(self, name: str, value: Any, step: int) -> Any:
         if name == "params":
             raise ValueError("the parameters of a group cannot be exchanged: use add_param_group or a new optimizer")
         if name == "schedules":
@@ -78,7 +79,7 @@ class ParamGroup(MutableMapping[str, Any]):
         if name == "step":
             return Count().check("the step of a group", value)
         if name in SCHEDULABLE and callable(value):
-            value = value(self["step"])
+            value = value(step)
         return check(name, value)
 
     def __delitem__(self, name: str) -> None:
@@ -104,7 +105,7 @@ class ParamGroup(MutableMapping[str, Any]):
     def ask_schedules(self) -> None:
         """Set `upcoming` to the entries with which the next step is taken, checked; changes nothing else."""
         upcoming = dict(self.entries)
-        for name, schedule in tuple(self.schedules.items()):
+        for name, schedule in self.schedules.items():
             upcoming[name] = check(name, schedule(self.entries["step"]))
         self.upcoming = upcoming
 
@@ -113,34 +114,37 @@ class ParamGroup(MutableMapping[str, Any]):
         for name in self.schedules:
             self.entries[name] = self.upcoming[name]
 
-    def restored_schedules(self, described: Any) -> dict[str, Schedule]:
+    def restored_schedules(self, described: Any) -> dict[str, StepFunction]:
         """Return the schedules that a state dict describes; of the group's own, those that cannot be described."""
         if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & self.keys():
             raise ValueError(f"the schedules of group {self.index} must be a dict of options, not {described!r:.200}")
-        restored: dict[str, Schedule] = {}
-        for name, plain in described.items():
-            if plain != CALLABLE:
-                restored[name] = schedules.from_dict(plain)
-            elif name in self.schedules:
-                restored[name] = self.schedules[name]
-            else:
-                raise ValueError(
-                    f"{name} of group {self.index} was a function of yours, which a state dict cannot hold: assign it "
-                    f"to the group before loading, or delete it from 'schedules' to go on with a fixed {name}"
-                )
-        return restored
+        return {name: self._restored_schedule(name, plain) for name, plain in described.items()}
 
-    def restore(self, options: Mapping[str, Any], restored: Mapping[str, Schedule]) -> None:
+    def _restored_schedule(self, name: str, plain: Any) -> StepFunction:
+        if plain != CALLABLE:
+            try:
+                return schedules.from_dict(plain)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"the schedule of {name} of group {self.index}: {error}") from error
+        if name in self.schedules:
+            return self.schedules[name]
+        raise ValueError(
+            f"{name} of group {self.index} was a function of yours, which a state dict cannot hold: assign it to the "
+            f"group before loading, or delete it from 'schedules' to go on with a fixed {name}"
+        )
+
+    def own_plateaus(self, restored: Mapping[str, StepFunction]) -> list[tuple[str, Plateau, Plateau]]:
+        """Return where the group's own plateau is to become another one: option, own, other."""
+        pairs = [(name, self.schedules.get(name), schedule) for name, schedule in restored.items()]
+        return [(n, a, b) for n, a, b in pairs if isinstance(a, Plateau) and isinstance(b, Plateau) and a is not b]
+
+    def restore(self, options: Mapping[str, Any], restored: Mapping[str, StepFunction]) -> None:
         """Take over checked options, and schedules, which go on from the restored count of steps."""
         self.entries.update(options)
-        for name, schedule in restored.items():
-            own = self.schedules.get(name)
-            if isinstance(own, schedules.Plateau) and isinstance(schedule, schedules.Plateau):
-                own.become(schedule)  # whoever holds it goes on calling its update
-            else:
-                self.schedules[name] = schedule
-        for name in self.schedules.keys() - restored.keys():
-            del self.schedules[name]
+        pairs = self.own_plateaus(restored)
+        for _, own, plateau in pairs:
+            own.become(plateau)  # whoever holds it goes on calling its update
+        self.schedules = {**restored, **{name: own for name, own, _ in pairs}}
         self.changed = True
 
     def count(self) -> None:
@@ -151,11 +155,24 @@ class ParamGroup(MutableMapping[str, Any]):
 CALLABLE = {"name": "callable"}
 
 
-def describe(schedule: Schedule) -> dict[str, Any]:
-    """Describe a schedule as plain Python; of a bare callable there is nothing to say."""
-    if isinstance(schedule, (schedules.Schedule, schedules.Plateau)):
-        return schedule.to_dict()
+def describe(schedule: StepFunction) -> dict[str, Any]:
+    """Describe a schedule as plain Python; of a bare callable, or a class of your own, there is nothing to say."""
+    if isinstance(schedule, (schedules.Schedule, Plateau)):
+        with contextlib.suppress(TypeError):
+            return schedule.to_dict()
     return dict(CALLABLE)
+
+
+def check_shared(groups: Sequence[ParamGroup], restored: Sequence[Mapping[str, StepFunction]]) -> None:
+    """Raise where one plateau that drives several groups would have to become several."""
+    becomes: dict[int, dict[str, Any]] = {}
+    for group, schedules_of_group in zip(groups, restored, strict=True):
+        for name, own, plateau in group.own_plateaus(schedules_of_group):
+            if becomes.setdefault(id(own), plateau.to_dict()) != plateau.to_dict():
+                raise ValueError(
+                    f"the Plateau that drives {name} of group {group.index} drives another group as well, for which "
+                    "the state dict has another one: give each group its own before loading"
+                )
 
 
 class Members:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .arrays import check_like
 from .checks import Count
-from .groups import ParamGroup, Schedule
+from .groups import ParamGroup, StepFunction, check_shared
 from .kernels.reader import Array
 from .plan import Gradients, Plan, Tensor
 from .rules import FAMILIES, HYPERPARAMETERS, Family, check
@@ -217,7 +217,9 @@ class Optimizer:
         """Take over state and options of a `state_dict`, and its schedules, which go on from its count of steps.
 
         A schedule that is a function of yours cannot be saved: this optimizer's own goes on in its place. A `Plateau`
-        that drives this optimizer stays the same object, with the memory of the one that was saved.
+        that drives this optimizer stays the same object, with options and memory of the one that was saved; one that
+        is new is ``param_groups[0].schedules["lr"]``. One that drives several groups is saved once for each, so that
+        it stays one only if it drives the optimizer that loads.
 
         Parameters
         ----------
@@ -239,7 +241,7 @@ class Optimizer:
                 group.restore(values, schedules)
             self._plan.reset()
 
-    def _checked_groups(self, state_dict: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Schedule]]]:
+    def _checked_groups(self, state_dict: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, StepFunction]]]:
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError("a state dict has the entries 'state' and 'param_groups', as state_dict() returns them")
         given = state_dict["param_groups"]
@@ -258,6 +260,7 @@ class Optimizer:
             self._family.choose(values)
             values["step"] = Count().check(f"the step of {what}", entry["step"])
             checked.append((values, group.restored_schedules(entry["schedules"])))
+        check_shared(self._groups, [schedules for _, schedules in checked])
         return checked
 
     def _checked_states(self, given: Any) -> list[tuple[int, dict[str, Array]]]:

@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -33,12 +34,19 @@ import numpy.typing as npt
 from .checks import SMALLEST, Choice, Count, Flag, Number, Several
 from .extras import require
 from .kernels import cold, tables
+from .plateau import Plateau
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch.optim import Optimizer as TorchOptimizer
     from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = [
+    "STEP_LIMIT", "Constant", "Cosine", "Cyclic", "Exponential", "InverseSqrt", "Linear", "MultiStep", "OneCycle",
+    "PerEpoch", "Piecewise", "Plateau", "Polynomial", "Product", "Schedule", "Sequence", "StepDecay", "WarmRestarts",
+    "Warmup", "WarmupStableDecay", "from_dict",
+]  # fmt: skip
 
 STEP_LIMIT: Final = 2**51  # below it a double counts exactly, and so do quotients of steps
 POINTS = 2000  # of a plotted curve
@@ -73,6 +81,13 @@ class Schedule:
     """What all closed-form schedules share. Not to be used by itself."""
 
     kind: ClassVar[str] = ""  # the name of its formula in the kernels
+    _record: Array
+
+    def __new__(cls, *fields: Any, **more: Any) -> Schedule:
+        """Refuse where no class is chosen."""
+        if cls is Schedule:
+            raise TypeError("Schedule is what all schedules share: use one of its classes, as Cosine")
+        return super().__new__(cls)
 
     @classmethod
     @functools.cache
@@ -85,6 +100,12 @@ class Schedule:
         """Check every field by what its type is annotated with."""
         for name, check in self._checks().items():
             object.__setattr__(self, name, check.check(name, getattr(self, name)))
+        self._check_together()
+        terms = [*itertools.chain(*self._terms())]
+        object.__setattr__(self, "_record", np.array([1 + len(terms), *terms], np.float64))
+
+    def _check_together(self) -> None:
+        """Check what concerns several fields, where there is such a thing."""
 
     @overload
     def __call__(self, t: int) -> float: ...
@@ -146,17 +167,12 @@ class Schedule:
         """
         return self._record.copy()
 
-    @functools.cached_property
-    def _record(self) -> Array:
-        terms = [*itertools.chain(*self._terms())]
-        return np.array([1 + len(terms), *terms], np.float64)
-
     def _terms(self) -> list[list[float]]:
         """Return terms whose product is the value; see ``kernels/schedules.py``."""
         return [self._term(self._numbers())]
 
     def _term(self, numbers: Items[float], part: Items[float] = ()) -> list[float]:
-        return [tables.SCHEDULES.index(self.kind), 2 + len(numbers) + len(part), *numbers, *part]
+        return [tables.KINDS.index(self.kind), 2 + len(numbers) + len(part), *numbers, *part]
 
     def _numbers(self) -> list[float]:
         numbers: list[float] = []
@@ -189,7 +205,15 @@ class Schedule:
     __array_ufunc__ = None  # NumPy's numbers leave the multiplication to the schedule
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the schedule as plain Python, fit for JSON: ``{"name": "Linear", "lr": 0.1, ...}``."""
+        """Return the schedule as plain Python, fit for JSON: ``{"name": "Linear", "lr": 0.1, ...}``.
+
+        Raises
+        ------
+        TypeError
+            If it is of a class of somebody else's, which `from_dict` could not make.
+        """
+        if SCHEDULES.get(type(self).__name__) is not type(self):
+            raise TypeError(f"{type(self).__name__} is not one of fastopt's schedules, so that it cannot be described")
         fields = {name: _plain(getattr(self, name)) for name in self._checks()}
         return {"name": type(self).__name__, **fields}
 
@@ -236,19 +260,21 @@ class Schedule:
         t = np.unique(np.linspace(0, last, POINTS).astype(np.int64))
         axes.plot(t, self(t), drawstyle="steps-post" if last < POINTS / 4 else "default", label=repr(self))
         axes.set(xlabel="step", ylabel="value")
-        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])  # a value of 0 is seen above the frame
+        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1], auto=None)  # a value of 0 is seen above the frame
         return axes.figure  # type: ignore[return-value]  # a SubFigure where somebody made one
 
     def torch_scheduler(self, optimizer: TorchOptimizer, last_epoch: int = -1) -> LRScheduler:
         """Return a learning-rate scheduler of PyTorch that follows this schedule, for any optimizer of torch.
 
-        It sets the schedule's own value in every parameter group, whatever rate these were made with.
+        It sets the schedule's own value in every parameter group, whatever rate these were made with, and whatever
+        other schedulers have set: multiply schedules instead of chaining schedulers.
 
         Parameters
         ----------
         optimizer : torch.optim.Optimizer
         last_epoch : int, default -1
-            The step that the last ``step()`` took, to resume without a state dict; -1 begins.
+            To resume without a state dict: the step whose rate was the last to be used; the next one's is set. -1
+            begins at step 0.
 
         Returns
         -------
@@ -271,7 +297,7 @@ class Schedule:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (float, int, np.number))
+    return isinstance(value, numbers.Real)
 
 
 def _plain(value: Any) -> Any:
@@ -453,9 +479,8 @@ class MultiStep(Schedule):
     gamma: Factor = 0.1
     kind: ClassVar[str] = "multi_step"
 
-    def __post_init__(self) -> None:
-        """Check the order as well."""
-        super().__post_init__()
+    def _check_together(self) -> None:
+        """Check the order."""
         _check_ascending("milestones", self.milestones, strictly=False)
 
     def _span(self) -> int:
@@ -481,9 +506,8 @@ class Piecewise(Schedule):
     boundaries: Milestones
     kind: ClassVar[str] = "piecewise"
 
-    def __post_init__(self) -> None:
-        """Check lengths and order as well."""
-        super().__post_init__()
+    def _check_together(self) -> None:
+        """Check lengths and order."""
         _check_ascending("boundaries", self.boundaries)
         if len(self.values) != len(self.boundaries) + 1:
             raise ValueError(
@@ -496,7 +520,7 @@ class Piecewise(Schedule):
 
 @dataclass(frozen=True)
 class InverseSqrt(Schedule):
-    """Up in a line, down by the square root: ``lr * min(t / warmup, sqrt(warmup / t))``.
+    """Up in a line, down by the square root: ``lr * min(t / warmup, sqrt(warmup / t))``, 0 at t = 0.
 
     The schedule of the first transformer [1]_, "noam" in its code: for runs whose length is not known, since it never
     ends.
@@ -555,9 +579,8 @@ class Cosine(Schedule):
     periodic: Annotated[bool, Flag()] = False
     kind: ClassVar[str] = "cosine"
 
-    def __post_init__(self) -> None:
-        """Check that phases can be counted exactly as well."""
-        super().__post_init__()
+    def _check_together(self) -> None:
+        """Check that phases can be counted exactly."""
         if (2 * self.dips - 1) * self.steps >= STEP_LIMIT:
             raise ValueError(
                 f"{self.dips} dips in {self.steps} steps are too many: (2 * dips - 1) * steps is 2**51 or more"
@@ -620,7 +643,7 @@ class OneCycle(Schedule):
     div, final_div : float, default 25.0 and 1e4
         Above 0.
     three_phase : bool, default False
-        For a pct_start below 0.5: the rise and the first fall take that share each.
+        The rise and the first fall take a share of pct_start each, which is 0.5 at most.
 
     References
     ----------
@@ -636,6 +659,11 @@ class OneCycle(Schedule):
     final_div: Positive = 1e4
     three_phase: Annotated[bool, Flag()] = False
     kind: ClassVar[str] = "one_cycle"
+
+    def _check_together(self) -> None:
+        """Check that three phases have room."""
+        if self.three_phase and self.pct_start > 0.5:
+            raise ValueError(f"pct_start must be 0.5 at most with three_phase, not {self.pct_start!r}")
 
     def momentum(self, base: float = 0.85, peak: float = 0.95) -> OneCycle:
         """Return the opposite cycle for momentum: from peak down to base while the rate rises, and back.
@@ -796,9 +824,8 @@ class Sequence(Schedule):
     milestones: Milestones
     kind: ClassVar[str] = "sequence"
 
-    def __post_init__(self) -> None:
-        """Check lengths and order as well."""
-        super().__post_init__()
+    def _check_together(self) -> None:
+        """Check lengths and order."""
         _check_ascending("milestones", self.milestones)
         if len(self.schedules) != len(self.milestones) + 1:
             raise ValueError(
@@ -850,9 +877,8 @@ class Product(Schedule):
 
     schedules: Annotated[Items[Schedule], Several(Part())]
 
-    def __post_init__(self) -> None:
+    def _check_together(self) -> None:
         """Take products among the factors apart."""
-        super().__post_init__()
         if not self.schedules:
             raise ValueError("a product needs at least one schedule")
         nested = (each.schedules if isinstance(each, Product) else (each,) for each in self.schedules)
@@ -863,156 +889,6 @@ class Product(Schedule):
 
     def _span(self) -> int:
         return max(schedule._span() for schedule in self.schedules)
-
-
-class Plateau:
-    """The one with a memory: the rate is multiplied by factor when a metric has stopped improving.
-
-    Call `update` with the metric, after each epoch say; an optimizer whose ``lr`` is this schedule follows. The memory
-    is kept in the optimizer's state dict.
-
-    As torch.optim.lr_scheduler.ReduceLROnPlateau, but small rates fall like others (torch leaves them where a drop is
-    below its eps), and a relative threshold means the same for negative metrics (in torch, an equal one counts as
-    better). A metric that is NaN is not an improvement.
-
-    Parameters
-    ----------
-    lr : float
-        First value, 0 or more.
-    factor : float, default 0.1
-        From 0 to 1.
-    patience : int, default 10
-        So many metrics in a row may fail to improve; the next one lowers the rate.
-    threshold : float, default 1e-4
-        An improvement must be larger, 0 or more.
-    threshold_mode : {"rel", "abs"}
-        Whether the threshold is a share of the best metric or a difference.
-    mode : {"min", "max"}
-        Whether lower or higher is better.
-    cooldown : int, default 0
-        For so many metrics after a drop, none counts as a failure.
-    min_lr : float, default 0.0
-        The floor, 0 or more.
-
-    Attributes
-    ----------
-    best : float or None
-        The best metric so far.
-    bad : int
-        How many in a row have not improved.
-    cooling : int
-        How many metrics the cooldown still lasts.
-    """
-
-    _CHECKS: ClassVar[dict[str, Any]] = {
-        "lr": Number("rate"),
-        "factor": Number("factor", maximum=1.0),
-        "patience": Count(),
-        "threshold": Number("threshold"),
-        "threshold_mode": Choice(("rel", "abs")),
-        "mode": Choice(("min", "max")),
-        "cooldown": Count(),
-        "min_lr": Number("rate"),
-    }
-
-    def __init__(
-        self,
-        lr: float,
-        factor: float = 0.1,
-        patience: int = 10,
-        threshold: float = 1e-4,
-        threshold_mode: str = "rel",
-        mode: str = "min",
-        cooldown: int = 0,
-        min_lr: float = 0.0,
-    ) -> None:
-        given = (lr, factor, patience, threshold, threshold_mode, mode, cooldown, min_lr)
-        self._options = {
-            name: check.check(name, value) for (name, check), value in zip(self._CHECKS.items(), given, strict=True)
-        }
-        self.lr: float = self._options["lr"]
-        self.best: float | None = None
-        self.bad = 0
-        self.cooling = 0
-
-    def __call__(self, t: int) -> float:
-        """Return the present rate, whatever the step."""
-        return self.lr
-
-    def update(self, metric: float) -> float:
-        """Take a metric into account, and return the rate from now on.
-
-        Parameters
-        ----------
-        metric : float
-            Or anything that ``float()`` takes, such as an array or a tensor of one element.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is not a number; nothing has changed then.
-        """
-        if isinstance(metric, (str, bytes)):
-            raise TypeError(f"a metric is a number, not {metric!r:.40}")
-        value = float(metric)
-        if self._improves(value):
-            self.best, self.bad = value, 0
-        else:
-            self.bad += 1
-        if self.cooling > 0:
-            self.cooling -= 1
-            self.bad = 0
-        if self.bad > self._options["patience"]:
-            self.lr = min(self.lr, max(self.lr * self._options["factor"], self._options["min_lr"]))
-            self.cooling, self.bad = self._options["cooldown"], 0
-        return self.lr
-
-    def _improves(self, metric: float) -> bool:
-        sign = 1.0 if self._options["mode"] == "min" else -1.0
-        if self.best is None:
-            return sign * metric < math.inf
-        margin: float = self._options["threshold"]
-        if self._options["threshold_mode"] == "rel" and math.isfinite(self.best):
-            margin *= abs(self.best)
-        return sign * metric < sign * self.best - margin
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the memory as plain Python: ``{"lr": ..., "best": ..., "bad": ..., "cooling": ...}``."""
-        return {"lr": self.lr, "best": self.best, "bad": self.bad, "cooling": self.cooling}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the memory of another one; the options stay.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it does not fit; nothing has changed then.
-        """
-        if not isinstance(state_dict, Mapping) or state_dict.keys() != self.state_dict().keys():
-            raise ValueError(f"the state of a Plateau has {', '.join(self.state_dict())}, not {state_dict!r:.200}")
-        lr = self._CHECKS["lr"].check("lr", state_dict["lr"])
-        best = state_dict["best"]
-        if best is not None and (isinstance(best, (str, bytes)) or math.isnan(best := float(best))):
-            raise ValueError(f"the best metric must be a number or None, not {best!r:.40}")
-        bad, cooling = (Count().check(name, state_dict[name]) for name in ("bad", "cooling"))
-        self.lr, self.best, self.bad, self.cooling = lr, best, bad, cooling
-
-    def become(self, other: Plateau) -> None:
-        """Take over options and memory of another one."""
-        self._options = dict(other._options)
-        self.load_state_dict(other.state_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return options and memory as plain Python, fit for JSON where metrics are finite."""
-        return {"name": "Plateau", **self._options, "state": self.state_dict()}
-
-    def record(self) -> Array:
-        """Refuse: it has none."""
-        raise TypeError("a Plateau has a memory and no closed form, so that it has no record")
-
-    def __repr__(self) -> str:
-        """Show the options as they were given; the memory is not in it."""
-        return f"Plateau({', '.join(f'{name}={value!r}' for name, value in self._options.items())})"
 
 
 SCHEDULES: Final[dict[str, type[Schedule]]] = {

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from .checks import Count
+from .extras import require
+from .schedules import STEP_LIMIT, Schedule
 
-from .schedules import Schedule
+require("torch", "torch")
+
+from torch import Tensor  # noqa: E402 (only now: its absence has been named)
+from torch.optim import Optimizer  # noqa: E402
+from torch.optim.lr_scheduler import LRScheduler  # noqa: E402
+
+__all__ = ["Scheduler"]
 
 
 class Scheduler(LRScheduler):
@@ -23,12 +29,18 @@ class Scheduler(LRScheduler):
     optimizer : torch.optim.Optimizer
     schedule : Schedule
     last_epoch : int, default -1
-        The step that the last ``step()`` took; -1 begins.
+        The step whose rate was the last to be used; the next one's is set. -1 begins at step 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one of them is not what it must be; the optimizer has not been changed then.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
         if not isinstance(schedule, Schedule):
             raise TypeError(f"{schedule!r:.80} is not one of fastopt.schedules with a closed form")
+        last_epoch = Count(-1, STEP_LIMIT).check("last_epoch", last_epoch)
         self.schedule = schedule
         if last_epoch >= 0 and isinstance(optimizer, Optimizer):
             for group in optimizer.param_groups:
@@ -45,4 +57,7 @@ class Scheduler(LRScheduler):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a `state_dict`, the schedule included; as in torch, the optimizer has its rates from its own."""
+        if not isinstance(state_dict, Mapping) or not {"schedule", "last_epoch"} <= state_dict.keys():
+            raise ValueError("the state dict is not one of fastopt.torch.Scheduler: it has no schedule or last_epoch")
+        Count(-1, STEP_LIMIT).check("last_epoch", state_dict["last_epoch"])
         super().load_state_dict({**state_dict, "schedule": Schedule.from_dict(state_dict["schedule"])})

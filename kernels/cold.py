@@ -5,6 +5,7 @@ fork waits until nothing is under way.
 """
 
 import functools
+import logging  # noqa: F401 (before the hooks below: its own, which Numba would bring, must be taken after ours)
 import os
 import threading
 from typing import Any

@@ -14,7 +14,7 @@
 #ifndef FASTOPT_RULES_H
 #define FASTOPT_RULES_H
 
-#include "schedules.h"  // with FASTOPT_DEVICE, and sqrt for every compiler
+#include "schedules.h"  // with FASTOPT_DEVICE and <cmath>
 
 // X(name, functor) for every rule.
 #define FASTOPT_RULES(X)  \
@@ -24,6 +24,10 @@
     X(adagrad, Adagrad)
 
 namespace fastopt {
+
+#ifndef __CUDACC_RTC__
+using std::sqrt;
+#endif
 
 struct Sgd {
     static constexpr int states = 0;

@@ -51,6 +51,7 @@
 #define FASTOPT_MODES(X) X(triangular, Triangular) X(triangular2, Triangular2) X(exp_range, ExpRange)
 
 namespace fastopt {
+namespace schedules {
 
 #ifndef __CUDACC_RTC__
 using std::expm1, std::floor, std::fmax, std::fmin, std::log, std::log1p, std::nan, std::pow, std::sin, std::sqrt;
@@ -274,11 +275,13 @@ FASTOPT_DEVICE inline double term(const double *at, double t) {
     }
 }
 
+}  // namespace schedules
+
 // The value of a schedule at step t, from its record. Nothing is checked here.
 FASTOPT_DEVICE inline double schedule(const double *record, double t) {
     double value = 1.0;
     const double *end = record + static_cast<long long>(record[0]);
-    for (const double *at = record + 1; at < end; at = after_term(at)) value *= term(at, t);
+    for (const double *at = record + 1; at < end; at = schedules::after_term(at)) value *= schedules::term(at, t);
     return value;
 }
 

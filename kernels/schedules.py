@@ -1,7 +1,7 @@
 """Every schedule as a scalar function of the step, and the one function that evaluates any of them from its record.
 
 A *record* is a flat array of float64: its length, then terms whose product is the value. A term is the number of its
-kind in `SCHEDULES`, its own length, its numbers in the order of the dataclass's fields in ``fastopt/schedules.py`` (a
+kind in `KINDS`, its own length, its numbers in the order of the dataclass's fields in ``fastopt/schedules.py`` (a
 tuple as its length and its items, a word as its place in a table, a flag as 0 or 1), and then the terms that it is made
 of. Functions here get the place of a term's first number. Formulas stand from the simplest to the hardest.
 
@@ -19,7 +19,7 @@ from numba import float64, njit, void
 
 from . import cache
 from .cold import lock
-from .tables import ABI, MODES, SCHEDULES, SHAPES
+from .tables import ABI, KINDS, MODES, SHAPES
 
 # All into one function: a call that hands over an array costs 10 ns, and a wrapper for Python 40 ms of compiling.
 compiled: Any = njit(  # type: ignore[call-overload]  # whose stubs lack the last two
@@ -29,7 +29,7 @@ compiled: Any = njit(  # type: ignore[call-overload]  # whose stubs lack the las
 (
     CONSTANT, LINEAR, POLYNOMIAL, EXPONENTIAL, STEP_DECAY, MULTI_STEP, PIECEWISE, INVERSE_SQRT, COSINE, WARM_RESTARTS,
     ONE_CYCLE, CYCLIC, WARMUP_STABLE_DECAY, WARMUP, SEQUENCE, PER_EPOCH,
-) = range(len(SCHEDULES))  # fmt: skip
+) = range(len(KINDS))  # fmt: skip
 LINEAR_SHAPE, COSINE_SHAPE, SQRT_SHAPE = range(len(SHAPES))
 TRIANGULAR, TRIANGULAR2, EXP_RANGE = range(len(MODES))
 

@@ -47,8 +47,8 @@ JOB = np.dtype(
     ]
 )
 
-# Numbers stand for these words in the record of a schedule: their places here.
-SCHEDULES = (
+# Numbers stand for these words in the record of a schedule, their places here: kinds of schedules, shapes and modes.
+KINDS = (
     "constant",
     "linear",
     "polynomial",

@@ -186,6 +186,28 @@ def test_schedules_are_compiled_once(tmp_path):
     assert run(EVALUATE, cwd=tmp_path, **cache) == ["0", "0"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_while_schedules_are_compiled(tmp_path):
+    """It waits until they are, whatever locks the modules have that compiling imports, and the child goes on."""
+    script = """
+        import threading
+        import fastopt
+        from fastopt.kernels import cold
+        from fastopt.schedules import Cosine
+
+        thread = threading.Thread(target=lambda: Cosine(0.5, 10)(0))
+        thread.start()
+        while "numba" not in sys.modules:
+            pass
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if Cosine(0.5, 10)(0) == 0.5 else 1)
+        print(os.waitpid(child, 0)[1])
+        thread.join()
+    """
+    assert run(script, cwd=tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "numba")) == ["0"]
+
+
 def copied_package(folder):
     """Copy the package, as if installed, to where nobody can put a cache beside it."""
     package = folder / "fastopt"

@@ -82,7 +82,7 @@ static const char *modes(void) { return FASTOPT_MODES(NAME); }
 
 LISTS = {
     "rules": tuple(rules.RULES),
-    "schedules": tables.SCHEDULES,
+    "schedules": tables.KINDS,
     "shapes": tables.SHAPES,
     "modes": tables.MODES,
 }
@@ -190,7 +190,7 @@ def test_rules_against_the_oracle(compiled, name, dtype):
 
 
 def test_every_kind_of_schedule_is_compared():
-    assert {schedule.kind for schedule in SCHEDULES} == {*tables.SCHEDULES, Product.kind}
+    assert {schedule.kind for schedule in SCHEDULES} == {*tables.KINDS, Product.kind}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -235,7 +235,7 @@ def test_constants_of_the_header_are_the_tables():
 def test_another_layout_has_another_abi():
     """The kernels in the cache are told apart by the ABI's number alone: who changes a table changes the number too."""
     layouts = [dtype.descr for dtype in STRUCTS.values()]
-    kinds = [tables.SCHEDULES, tables.SHAPES, tables.MODES]
+    kinds = [tables.KINDS, tables.SHAPES, tables.MODES]
     digest = hashlib.sha256(repr(layouts + kinds).encode()).hexdigest()[:12]
     assert {1: "574f953f5671"}[tables.ABI] == digest
 

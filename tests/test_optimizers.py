@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+import threading
+import time
 
 import numpy as np
 import oracle
@@ -230,6 +232,81 @@ def test_a_plateau_drives_and_is_kept():
     bare.load_state_dict({"state": opt.state_dict()["state"], "param_groups": saved})
     bare.step(np.ones(1))
     assert bare.param_groups[0]["lr"] == 0.5
+
+
+def test_one_plateau_may_drive_several_groups():
+    """It stays one when a state dict is loaded, unless that would make two of it: then nothing changes."""
+    plateau = schedules.Plateau(1.0, factor=0.5, patience=0)
+    opt = fastopt.SGD([{"params": np.zeros(1)}, {"params": np.zeros(1)}], lr=plateau)
+    plateau.update(1.0)
+    plateau.update(1.0)
+    saved = opt.state_dict()
+    plateau.update(1.0)
+    opt.load_state_dict(saved)
+    assert [group.schedules["lr"] for group in opt.param_groups] == [plateau] * 2
+    assert plateau.lr == 0.5
+    saved["param_groups"][1]["schedules"]["lr"]["state"]["lr"] = 0.25
+    with pytest.raises(ValueError, match="drives another group as well"):
+        opt.load_state_dict(saved)
+    assert plateau.lr == 0.5
+
+
+def test_schedules_of_classes_of_your_own():
+    """They drive as any callable does, and are not described as what they are not."""
+
+    class Mine(schedules.Cosine):
+        pass_on = 0.5
+
+    class Patient(schedules.Plateau):
+        pass_on = 0.5
+
+    for schedule in (Mine(0.1, 10), schedules.Warmup(Mine(0.1, 10), 5), Patient(0.1)):
+        opt = fastopt.SGD(np.zeros(1), lr=schedule)
+        opt.step(np.ones(1))
+        assert opt.param_groups[0]["lr"] == schedule(0)
+        assert opt.param_groups[0]["schedules"] == {"lr": {"name": "callable"}}
+        opt.load_state_dict(opt.state_dict())
+        assert opt.param_groups[0].schedules["lr"] is schedule
+        with pytest.raises(TypeError, match="cannot be described"):
+            schedule.to_dict()
+
+
+def test_a_step_assigned_with_a_schedule_counts_for_it():
+    """All entries of one update belong together."""
+    opt = fastopt.SGD(np.zeros(1))
+    opt.param_groups[0].update(lr=schedules.Linear(0.0, 1.0, 10), step=5)
+    assert opt.param_groups[0]["lr"] == 0.5
+
+
+def test_schedules_assigned_while_others_read():
+    """A step, a state dict or a repr in one thread sees the schedules of before or after an assignment in another."""
+    opt = fastopt.SGD([{"params": np.zeros(1)}, {"params": np.zeros(1)}], momentum=0.5)
+    ended = threading.Event()
+    errors = []
+
+    def repeat(act):
+        try:
+            while not ended.is_set():
+                act()
+        except Exception as error:
+            errors.append(error)
+
+    def assign():
+        for group in opt.param_groups:
+            group["weight_decay"] = schedules.Constant(0.1)
+            group["momentum"] = schedules.Constant(0.5)
+            group["momentum"] = 0.5
+            group["weight_decay"] = 0.0
+
+    acts = [assign, lambda: opt.step([np.ones(1), np.ones(1)]), opt.state_dict, lambda: repr(opt)]
+    threads = [threading.Thread(target=repeat, args=[act]) for act in acts]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
 
 
 def test_a_number_ends_a_schedule_and_a_callable_begins_one():

@@ -222,3 +222,19 @@ def test_what_no_scheduler_can_be_made_of():
         SCHEDULE.torch_scheduler(fastopt.SGD(np.ones(1)))
     with pytest.raises(TypeError, match="closed form"):
         fastopt.torch.Scheduler(model("SGD"), schedules.Plateau(0.1))
+    for last_epoch, error in [(2.5, TypeError), ("a", TypeError), (-5, ValueError)]:
+        optimizer = model("SGD")
+        with pytest.raises(error, match="last_epoch"):
+            SCHEDULE.torch_scheduler(optimizer, last_epoch)
+        assert "initial_lr" not in optimizer.param_groups[0]
+
+
+def test_state_dicts_that_are_no_schedulers():
+    """They are refused, and nothing has changed."""
+    scheduler = SCHEDULE.torch_scheduler(model("SGD"))
+    state = scheduler.state_dict()
+    torchs = torch.optim.lr_scheduler.StepLR(model("SGD"), 3).state_dict()
+    for wrong, error in [({}, ValueError), (torchs, ValueError), ({**state, "last_epoch": "x"}, TypeError)]:
+        with pytest.raises(error, match="last_epoch"):
+            scheduler.load_state_dict(wrong)
+    assert scheduler.state_dict() == state
