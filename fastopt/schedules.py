@@ -34,6 +34,7 @@ import numpy.typing as npt
 from .checks import SMALLEST, Choice, Count, Flag, Number, Several
 from .extras import require
 from .kernels import cold, tables
+from .kernels.tables import STEP_LIMIT
 from .plateau import Plateau
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ __all__ = [
     "Warmup", "WarmupStableDecay", "from_dict",
 ]  # fmt: skip
 
-STEP_LIMIT: Final = 2**51  # below it a double counts exactly, and so do quotients of steps
 POINTS = 2000  # of a plotted curve
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -149,10 +149,10 @@ class Schedule:
             return np.empty(steps.shape)  # whose type says nothing
         if steps.dtype.kind not in "iu":
             raise TypeError(f"steps must be ints, not {steps.dtype}")
-        if not 0 <= steps.min() <= steps.max() < STEP_LIMIT:
-            raise ValueError(f"steps must be 0 or more, and below 2**51, not {steps.min()} to {steps.max()}")
         values = np.empty(steps.shape)
-        cold.evaluators()[1](self._record, steps.astype(np.float64, order="C").reshape(-1), values.reshape(-1))
+        flat = np.require(steps, np.int64, ["C", "A", "W"]).reshape(-1)  # as the evaluator is compiled for
+        if not cold.evaluators()[1](self._record, flat, values.reshape(-1)):
+            raise ValueError(f"steps must be 0 or more, and below 2**51, not {steps.min()} to {steps.max()}")
         return values
 
     def record(self) -> Array:

@@ -68,3 +68,5 @@ KINDS = (
 )
 SHAPES = ("linear", "cosine", "1-sqrt")
 MODES = ("triangular", "triangular2", "exp_range")
+
+STEP_LIMIT = 2**51  # of schedules: below it a double counts exactly, and so do quotients of steps

@@ -1517,6 +1517,21 @@ def test_random_compositions(schedule, steps):
         assert_near(schedule, steps.tolist()[:5])
 
 
+def test_arrays_of_any_kind_of_int():
+    """Read-only, byte-swapped, unaligned, strided, of the other sign: the same values, and the array is left alone."""
+    schedule, steps = Cosine(0.1, 100), np.arange(0, 120, 5)
+    want = bits(schedule(steps))
+    frozen = steps.copy()
+    frozen.flags.writeable = False
+    unaligned = np.frombuffer(b"." + steps.tobytes(), np.uint8)[1:].view(np.int64)
+    kinds = [frozen, steps.astype(">i8"), unaligned, np.repeat(steps, 3)[::3], steps[::-1][::-1], steps.astype("u1")]
+    for given in kinds:
+        before = given.copy()
+        assert bits(schedule(given)) == want
+        assert (given == before).all()
+    assert schedule(np.asfortranarray(steps.reshape(4, 6))).tolist() == schedule(steps).reshape(4, 6).tolist()
+
+
 def test_three_phases_need_room():
     """More than half of the steps for the rise would leave none for the end, which torch never reaches then."""
     with pytest.raises(ValueError, match=r"pct_start must be 0\.5 at most with three_phase"):
