@@ -286,7 +286,6 @@ class Schedule:
         ImportError
             If PyTorch is not installed; the extra ``fastopt[torch]`` has it.
         """
-        require("torch", "torch")
         from .torch import Scheduler
 
         return Scheduler(optimizer, self, last_epoch)

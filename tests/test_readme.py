@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fastopt.bench import report
 
 from fastopt import fused, schedules
@@ -25,8 +26,6 @@ def blocks(page):
 @pytest.mark.parametrize("code", [code for page in PAGES for code in blocks(page)])
 def test_code_runs_as_printed(code, capsys):
     """Each block by itself, as pasted."""
-    if "import torch" in code:
-        pytest.importorskip("torch")
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out
 
@@ -98,7 +97,6 @@ def test_the_page_of_schedules_says_what_a_plateau_does():
 
 def test_the_page_of_schedules_says_what_is_torchs():
     """Every scheduler of torch is in its table, and the two columns do the same, but for torch's drift."""
-    torch = pytest.importorskip("torch")
     schedulers = torch.optim.lr_scheduler
     page = (ROOT / "docs/schedules.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+\([^`]*)` \| `([^`]*)`", page, re.MULTILINE)

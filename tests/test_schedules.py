@@ -1525,10 +1525,10 @@ def test_arrays_of_any_kind_of_int():
     frozen.flags.writeable = False
     unaligned = np.frombuffer(b"." + steps.tobytes(), np.uint8)[1:].view(np.int64)
     kinds = [frozen, steps.astype(">i8"), unaligned, np.repeat(steps, 3)[::3], steps[::-1][::-1], steps.astype("u1")]
-    for given in kinds:
-        before = given.copy()
-        assert bits(schedule(given)) == want
-        assert (given == before).all()
+    for array in kinds:
+        before = array.copy()
+        assert bits(schedule(array)) == want
+        assert (array == before).all()
     assert schedule(np.asfortranarray(steps.reshape(4, 6))).tolist() == schedule(steps).reshape(4, 6).tolist()
 
 
