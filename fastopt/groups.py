@@ -44,6 +44,7 @@ class ParamGroup(MutableMapping[str, Any]):
         self.members = Members(params)
         self.schedules: dict[str, StepFunction] = {}
         self.changed = True  # since the plan looked last
+        # The place of the schedules among the entries; what stands there is described when it is asked for.
         self.entries: dict[str, Any] = {"params": self.members.given, "step": 0, **options, "schedules": None}
         self.upcoming = self.entries
         self.update(options)

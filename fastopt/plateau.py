@@ -40,6 +40,8 @@ class Plateau:
 
     Attributes
     ----------
+    lr : float
+        The present rate.
     best : float or None
         The best metric so far.
     bad : int

@@ -43,8 +43,8 @@ class Scheduler(LRScheduler):
         last_epoch = Count(-1, STEP_LIMIT).check("last_epoch", last_epoch)
         self.schedule = schedule
         if last_epoch >= 0 and isinstance(optimizer, Optimizer):
-            for group in optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])  # torch asks for what the schedule does not need
+            for group in optimizer.param_groups:  # torch asks for what the schedule does not need
+                group.setdefault("initial_lr", group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"])
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:

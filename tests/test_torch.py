@@ -192,7 +192,7 @@ def test_it_resumes_from_its_state_dict(tmp_path):
 
 def test_it_resumes_from_last_epoch():
     """As torch counts: the next value is that of the step after; on a fresh optimizer too, and without a warning."""
-    for optimizer in (model("SGD"), model("two groups")):
+    for optimizer in (model("SGD"), model("two groups"), model("a tensor lr")):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             scheduler = SCHEDULE.torch_scheduler(optimizer, last_epoch=9)
@@ -200,6 +200,7 @@ def test_it_resumes_from_last_epoch():
             optimizer.step()
             scheduler.step()
         assert optimizer.param_groups[0]["lr"] == SCHEDULE(11)
+        assert scheduler.base_lrs[-1] == 5.0
 
 
 def test_it_takes_its_place_among_torchs_schedulers():
