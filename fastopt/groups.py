@@ -159,7 +159,7 @@ CALLABLE = {"name": "callable"}
 def describe(schedule: StepFunction) -> dict[str, Any]:
     """Describe a schedule as plain Python; of a bare callable, or a class of your own, there is nothing to say."""
     if isinstance(schedule, (schedules.Schedule, Plateau)):
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError):  # of a class of your own, perhaps deep in a schedule made of others
             return schedule.to_dict()
     return dict(CALLABLE)
 

@@ -185,8 +185,8 @@ class Schedule:
         return numbers
 
     def _span(self) -> int:
-        """Return how many steps it takes to see what the schedule does."""
-        raise NotImplementedError
+        """Return how many steps it takes to see what the schedule does; some, where nothing happens."""
+        return 100
 
     def per_epoch(self, steps_per_epoch: int) -> PerEpoch:
         """Return this schedule with epochs for an argument: constant within each, ``self(t // steps_per_epoch)``."""
@@ -322,9 +322,6 @@ class Constant(Schedule):
 
     lr: Rate
     kind: ClassVar[str] = "constant"
-
-    def _span(self) -> int:
-        return 100
 
 
 @dataclass(frozen=True)

@@ -15,29 +15,11 @@ import numpy as np
 import oracle
 import pytest
 from fastopt.kernels import cpu, extension, tables
+from schedule_cases import CASES
 from tolerances import TRAJECTORY, assert_close
 
 from fastopt import rules
-from fastopt.schedules import (
-    STEP_LIMIT,
-    Constant,
-    Cosine,
-    Cyclic,
-    Exponential,
-    InverseSqrt,
-    Linear,
-    MultiStep,
-    OneCycle,
-    PerEpoch,
-    Piecewise,
-    Polynomial,
-    Product,
-    Sequence,
-    StepDecay,
-    WarmRestarts,
-    Warmup,
-    WarmupStableDecay,
-)
+from fastopt.schedules import Product
 
 KERNELS = Path(cpu.__file__).parent
 STRUCTS = {
@@ -86,44 +68,6 @@ LISTS = {
     "shapes": tables.SHAPES,
     "modes": tables.MODES,
 }
-
-# Every kind, and every branch of its formula.
-SCHEDULES = [
-    Constant(0.3),
-    Linear(0.1, 0.001, 300),
-    Linear(0.0, 0.7, 130),
-    Polynomial(0.1, 300, 0.9),
-    Polynomial(0.1, 300, 2.5, end=0.02),
-    Polynomial(0.001, 250, 1.7, end=0.1),
-    Exponential(0.1, 0.97),
-    Exponential.between(1e-7, 1.0, 350),
-    StepDecay(0.1, 30),
-    MultiStep(0.1, [20, 50, 50, 10**9], gamma=0.3),
-    MultiStep(0.1, []),
-    Piecewise([0.1, 0.02, 0.7, 0.001], [7, 100, 10**6]),
-    InverseSqrt(0.1, 40),
-    Cosine(0.1, 300, end=0.001),
-    Cosine(0.001, 300, end=0.1, dips=3),
-    Cosine(0.1, 97, dips=2, periodic=True),
-    WarmRestarts(0.1, 37, end=0.01),
-    WarmRestarts(0.1, 10, mult=3),
-    OneCycle(1.0, 300),
-    OneCycle(1.0, 301, pct_start=0.25, anneal="linear", three_phase=True),
-    OneCycle(1.0, 300).momentum(),
-    Cyclic(0.001, 0.1, 30),
-    Cyclic(0.001, 0.1, 30, 50, mode="triangular2"),
-    Cyclic(0.001, 0.1, 20, mode="exp_range", gamma=0.99).momentum(),
-    *(WarmupStableDecay(0.1, 50, 100, 150, end=0.001, shape=shape) for shape in tables.SHAPES),
-    *(WarmupStableDecay(0.001, 0, 10, 150, end=0.1, shape=shape) for shape in tables.SHAPES),
-    Warmup(Cosine(0.1, 300), 50, start=0.1),
-    Sequence([0.1, Linear(0.1, 0.01, 100), StepDecay(0.01, 50)], [60, 200]),
-    PerEpoch(Exponential(0.1, 0.9), 7),
-    # Nested, and multiplied where a part begins late and another has more factors
-    Warmup(0.5 * Cosine(0.1, 300) * StepDecay(1.0, 40), 50),
-    Sequence([Warmup(Linear(0.1, 0.05, 90), 20), 3 * InverseSqrt(0.1, 40) * Linear(1.0, 0.5, 300)], [100]),
-    PerEpoch(Sequence([Constant(1.0), Warmup(WarmRestarts(0.1, 9, mult=2), 5)], [10]), 3) * Cyclic(0.5, 1.0, 11),
-    Sequence([Sequence([0.1, 0.2], [5]), Sequence([0.3, PerEpoch(Polynomial(0.4, 50, 2.0), 4)], [20])], [80]),
-]
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +134,13 @@ def test_rules_against_the_oracle(compiled, name, dtype):
 
 
 def test_every_kind_of_schedule_is_compared():
-    assert {schedule.kind for schedule in SCHEDULES} == {*tables.KINDS, Product.kind}
+    assert {schedule.kind for schedule in CASES} == {*tables.KINDS, Product.kind}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("schedule", CASES, ids=repr)
 def test_schedules_against_numba(compiled, schedule):
     """The same operations in the same order, so that all bits are the same; at small steps, and at large ones."""
-    large = [base + np.arange(-50, 50) for base in (10**6, 10**9, 10**12, STEP_LIMIT - 50)]
+    large = [base + np.arange(-50, 50) for base in (10**6, 10**9, 10**12, tables.STEP_LIMIT - 50)]
     steps = np.concatenate([np.arange(450), *large])
     values = np.empty(steps.size)
     arguments = (schedule.record(), steps.astype(np.float64), values)

@@ -443,13 +443,16 @@ INSIDE = """
 """
 
 
+def assert_passes(script, folder):
+    """Assert that a script, in a process of its own, ends with "passed" and without a word of complaint."""
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=DEADLOCK, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "passed\n", "")
+
+
 def test_acts_from_inside_a_step(tmp_path):
     """Whatever a signal's handler does to the optimizer that is stepping: it works or raises, and no memory is lost."""
-    script = textwrap.dedent(INSIDE)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLOCK, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "passed\n", "")
+    assert_passes(INSIDE, tmp_path)
 
 
 # Gradient lists that change
@@ -492,11 +495,7 @@ LISTS = """
 
 def test_lists_that_change_while_they_are_read(tmp_path):
     """A list of gradients that is shorter at the second look than at the first is an error, not a crash."""
-    script = textwrap.dedent(LISTS)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLOCK, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "passed\n", "")
+    assert_passes(LISTS, tmp_path)
 
 
 def test_lists_that_other_threads_change():
