@@ -103,28 +103,34 @@ def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: t
 
 
 class Extents:
-    """Arrays in memory that must not overlap, found by address."""
+    """Arrays in memory that must not overlap, found by address.
+
+    Attributes
+    ----------
+    starts, reaches : array of int64
+        Where each array starts, in order, and how far it and all before it reach.
+    """
 
     def __init__(self, named: Iterable[tuple[Hashable, Array]]) -> None:
         rows = sorted(((*extent(array), name, array) for name, array in named if array.size), key=lambda row: row[:2])
         self.starts = np.array([row[0] for row in rows], np.int64)
-        self.ends = np.array([row[1] for row in rows], np.int64)
+        self.reaches = np.maximum.accumulate(np.array([row[1] for row in rows], np.int64))
         self.names = [row[2] for row in rows]
         self.arrays = [row[3] for row in rows]
 
     def first_overlap(self) -> tuple[Hashable, Hashable] | None:
-        """Return two of the names whose arrays overlap each other."""
-        for i in range(1, len(self.starts)):
-            if self.starts[i] < self.ends[i - 1]:
-                return self.names[i - 1], self.names[i]
+        """Return two of the names whose arrays share an element."""
+        for i in np.flatnonzero(self.starts[1:] < self.reaches[:-1]).tolist():
+            if (other := self.overlapping(self.arrays[i + 1], i + 1)) is not None:
+                return other, self.names[i + 1]
         return None
 
-    def overlapping(self, array: Array) -> Hashable | None:
-        """Return the name of an array that shares an element with this one; the named ones are dense."""
+    def overlapping(self, array: Array, count: int | None = None) -> Hashable | None:
+        """Return the name of an array, among all or the first so many, that shares an element with this one."""
         start, end = extent(array)
-        first = int(np.searchsorted(self.ends, start, "right"))
-        for i in range(first, int(np.searchsorted(self.starts, end, "left"))):
-            # Bounds may overlap where elements do not: a gradient with gaps around a parameter.
+        first = int(np.searchsorted(self.reaches, start, "right"))
+        for i in range(first, int(np.searchsorted(self.starts[:count], end, "left"))):
+            # Bounds may overlap where elements do not: columns of one matrix, a gradient with gaps around a parameter.
             try:
                 shared = np.shares_memory(self.arrays[i], array, max_work=OVERLAP_WORK)  # type: ignore[arg-type]  # NumPy's stub knows two values
             except np.exceptions.TooHardError:

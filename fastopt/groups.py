@@ -17,91 +17,47 @@ from .rules import SCHEDULABLE, check
 StepFunction: TypeAlias = Callable[[int], Any]
 
 
-class ParamGroup(MutableMapping[str, Any]):
-    """One group's parameters, hyperparameters and count of steps, as a mapping.
-
-    Every entry but ``params`` can be assigned between steps and takes effect at the next one. A value that is out of
-    range raises at once, and changes nothing; values that contradict each other, such as Nesterov's with a dampening,
-    raise at the next step.
-
-    ``group["lr"]`` is always a number: where a schedule drives it, that of the latest step (before the first one, that
-    of step 0). Assigning a number ends the schedule, assigning a callable ``step -> lr`` begins one: a pure function,
-    which may be asked for the same step more than once. The same holds for ``momentum`` and ``weight_decay``.
-    ``group["step"]`` counts the completed steps; it is the argument of the schedules.
-    ``group["schedules"]`` describes those in force as plain Python, ``{"lr": {"name": "Cosine", ...}}``, which is what
-    a state dict keeps of them; it cannot be assigned.
+class GroupOptions:
+    """The hyperparameters of one group, the schedules that drive some of them, and the count of its steps.
 
     Attributes
     ----------
+    index : int
+        The group's place among the groups, for messages.
+    version : int
+        Another one whenever something was assigned.
     schedules : dict of str to callable
         The schedules in force themselves, by option. Never changed but replaced, since another thread may read it.
     entries, upcoming : dict
         The numbers and flags as they are, and as they are in the step that is under way.
     """
 
-    def __init__(self, index: int, params: Any, options: Mapping[str, Any]) -> None:
+    def __init__(self, index: int, entries: Mapping[str, Any]) -> None:
         self.index = index
-        self.members = Members(params)
+        self.version = 0
         self.schedules: dict[str, StepFunction] = {}
-        self.changed = True  # since the plan looked last
-        # The place of the schedules among the entries; what stands there is described when it is asked for.
-        self.entries: dict[str, Any] = {"params": self.members.given, "step": 0, **options, "schedules": None}
+        self.entries = dict(entries)
         self.upcoming = self.entries
-        self.update(options)
 
-    def __getitem__(self, name: str) -> Any:
-        """Return an entry."""
-        if name == "schedules":
-            return {option: describe(schedule) for option, schedule in self.schedules.items()}
-        return self.entries[name]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        """Assign an option, a schedule or the count of steps, if it is in range."""
-        self.update({name: value})
-
-    def update(self, *given: Any, **more: Any) -> None:
-        """Assign several entries, all or none."""
-        entries = dict(*given, **more)
-        step = self._checked("step", entries.get("step", self["step"]), 0)
-        checked = {name: self._checked(name, value, step) for name, value in entries.items()}
+    def assign(self, given: Mapping[str, Any]) -> None:
+        """Take several entries, all or none; a callable ``step -> number`` begins a schedule, a number ends one."""
+        step = self._checked("step", given.get("step", self.entries["step"]), 0)
+        checked = {name: self._checked(name, value, step) for name, value in given.items()}
         self.entries.update(checked)
-        kept = {name: schedule for name, schedule in self.schedules.items() if name not in entries}
-        self.schedules = kept | {name: value for name, value in entries.items() if callable(value)}
-        self.changed = True
+        kept = {name: schedule for name, schedule in self.schedules.items() if name not in given}
+        self.schedules = kept | {name: value for name, value in given.items() if callable(value)}
+        self.version += 1
 
     def _checked(self, name: str, value: Any, step: int) -> Any:
-        if name == "params":
-            raise ValueError("the parameters of a group cannot be exchanged: use add_param_group or a new optimizer")
-        if name == "schedules":
-            raise ValueError("'schedules' only describes them: assign a schedule to the option itself, as to 'lr'")
-        if name not in self.entries:
-            known = ", ".join(option for option in self.entries if option not in ("params", "schedules"))
-            raise ValueError(f"unknown option {name!r}; the options of this optimizer's groups are {known}")
         if name == "step":
             return Count().check("the step of a group", value)
         if name in SCHEDULABLE and callable(value):
             value = value(step)
         return check(name, value)
 
-    def __delitem__(self, name: str) -> None:
-        """Refuse: an optimizer needs all of its options."""
-        raise ValueError(f"{name!r} cannot be deleted; assign its default instead")
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of the entries."""
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        """Count the entries."""
-        return len(self.entries)
-
-    def __repr__(self) -> str:
-        """Show the members by name, and every option."""
-        return f"ParamGroup({dict(self) | {'params': self.members.names}})"
-
-    def options(self) -> dict[str, Any]:
-        """Return all entries but the parameters, as a plain dict."""
-        return {name: self[name] for name in self if name != "params"}
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Describe the schedules in force as plain Python, by option."""
+        return {option: describe(schedule) for option, schedule in self.schedules.items()}
 
     def ask_schedules(self) -> None:
         """Set `upcoming` to the entries with which the next step is taken, checked; changes nothing else."""
@@ -117,7 +73,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def restored_schedules(self, described: Any) -> dict[str, StepFunction]:
         """Return the schedules that a state dict describes; of the group's own, those that cannot be described."""
-        if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & self.keys():
+        if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & self.entries.keys():
             raise ValueError(f"the schedules of group {self.index} must be a dict of options, not {described!r:.200}")
         return {name: self._restored_schedule(name, plain) for name, plain in described.items()}
 
@@ -146,11 +102,77 @@ class ParamGroup(MutableMapping[str, Any]):
         for _, own, plateau in pairs:
             own.become(plateau)  # whoever holds it goes on calling its update
         self.schedules = {**restored, **{name: own for name, own, _ in pairs}}
-        self.changed = True
+        self.version += 1
 
     def count(self) -> None:
         """Count a completed step."""
         self.entries["step"] += 1
+
+
+class ParamGroup(GroupOptions, MutableMapping[str, Any]):
+    """One group's parameters, hyperparameters and count of steps, as a mapping.
+
+    Every entry but ``params`` can be assigned between steps and takes effect at the next one. A value that is out of
+    range raises at once, and changes nothing; values that contradict each other, such as Nesterov's with a dampening,
+    raise at the next step.
+
+    ``group["lr"]`` is always a number: where a schedule drives it, that of the latest step (before the first one, that
+    of step 0). Assigning a number ends the schedule, assigning a callable ``step -> lr`` begins one: a pure function,
+    which may be asked for the same step more than once. The same holds for ``momentum`` and ``weight_decay``.
+    ``group["step"]`` counts the completed steps; it is the argument of the schedules.
+    ``group["schedules"]`` describes those in force as plain Python, ``{"lr": {"name": "Cosine", ...}}``, which is what
+    a state dict keeps of them; it cannot be assigned.
+    """
+
+    def __init__(self, index: int, params: Any, options: Mapping[str, Any]) -> None:
+        self.members = Members(params)
+        # The place of the schedules among the entries; what stands there is described when it is asked for.
+        super().__init__(index, {"params": self.members.given, "step": 0, **options, "schedules": None})
+        self.update(options)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return an entry."""
+        if name == "schedules":
+            return self.described()
+        return self.entries[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Assign an option, a schedule or the count of steps, if it is in range."""
+        self.update({name: value})
+
+    def update(self, *given: Any, **more: Any) -> None:
+        """Assign several entries, all or none."""
+        self.assign(dict(*given, **more))
+
+    def _checked(self, name: str, value: Any, step: int) -> Any:
+        if name == "params":
+            raise ValueError("the parameters of a group cannot be exchanged: use add_param_group or a new optimizer")
+        if name == "schedules":
+            raise ValueError("'schedules' only describes them: assign a schedule to the option itself, as to 'lr'")
+        if name not in self.entries:
+            known = ", ".join(option for option in self.entries if option not in ("params", "schedules"))
+            raise ValueError(f"unknown option {name!r}; the options of this optimizer's groups are {known}")
+        return super()._checked(name, value, step)
+
+    def __delitem__(self, name: str) -> None:
+        """Refuse: an optimizer needs all of its options."""
+        raise ValueError(f"{name!r} cannot be deleted; assign its default instead")
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the entries."""
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        """Count the entries."""
+        return len(self.entries)
+
+    def __repr__(self) -> str:
+        """Show the members by name, and every option."""
+        return f"ParamGroup({dict(self) | {'params': self.members.names}})"
+
+    def options(self) -> dict[str, Any]:
+        """Return all entries but the parameters, as a plain dict."""
+        return {name: self[name] for name in self if name != "params"}
 
 
 CALLABLE = {"name": "callable"}
@@ -164,7 +186,7 @@ def describe(schedule: StepFunction) -> dict[str, Any]:
     return dict(CALLABLE)
 
 
-def check_shared(groups: Sequence[ParamGroup], restored: Sequence[Mapping[str, StepFunction]]) -> None:
+def check_shared(groups: Sequence[GroupOptions], restored: Sequence[Mapping[str, StepFunction]]) -> None:
     """Raise where one plateau that drives several groups would have to become several."""
     becomes: dict[int, dict[str, Any]] = {}
     for group, schedules_of_group in zip(groups, restored, strict=True):

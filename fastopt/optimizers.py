@@ -71,10 +71,6 @@ class Optimizer:
         self._groups.append(group)
 
     @property
-    def _state_names(self) -> list[str]:
-        return list(dict.fromkeys(name for rule in self._family.rules for name in rule.states))
-
-    @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
         """The parameter groups; what is assigned in them takes effect at the next step."""
         return tuple(self._groups)
@@ -270,12 +266,12 @@ class Optimizer:
         return [self._checked_state(tensor, given.get(tensor.key, {"step": 0})) for tensor in self._tensors]
 
     def _checked_state(self, tensor: Tensor, given: Any) -> tuple[int, dict[str, Array]]:
-        if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {"step", *self._state_names}:
-            names = ", ".join(self._state_names)
+        if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {"step", *self._family.states}:
+            names = ", ".join(self._family.states)
             raise ValueError(f"the state of {tensor} must be a dict of step and {names}, not {given!r:.200}")
         step = Count().check(f"the step of {tensor} in the state dict", given["step"])
         arrays = {}
-        for name in self._state_names:
+        for name in self._family.states:
             if step and name not in given and all(name in rule.states for rule in self._family.rules):
                 raise ValueError(f"the state of {tensor} has {step} steps but no {name}, without which it cannot go on")
             if name in given:

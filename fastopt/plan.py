@@ -1,6 +1,6 @@
 """From checked arrays to launches: the tensor table, the chunk table, the hyper rows, and who counts what.
 
-A `Plan` belongs to an optimizer. It splits the tensors into one `Launch` per rule and dtype, and those that take part
+A `Plan` belongs to an optimizer. It splits the tensors into one `Launch` per rule and format, and those that take part
 in a step into `Cohort`s, one per hyper row: tensors of one group that have taken the same number of steps. As a rule
 there is one launch and a cohort per group, and a step rewrites nothing but the addresses of new gradients.
 """
@@ -12,14 +12,14 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .arrays import Extents, check_dense, check_like, extent, pin
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
-from .groups import ParamGroup
+from .groups import GroupOptions
 from .kernels import pool
 from .kernels.cold import kernel
 from .kernels.reader import UNREAD, Array, Reader, address, read_alike
@@ -33,11 +33,12 @@ ELEMENTS_PER_THREAD = 100_000
 class Tensor:
     """One parameter: its array, its states, and the count of its own steps."""
 
-    def __init__(self, key: Hashable, param: Any, group: ParamGroup) -> None:
+    def __init__(self, key: Hashable, param: Any, group: GroupOptions) -> None:
         self.key = key
         self.array, self.layout = check_dense(f"parameter {key!r}", param)
         self.group = group
         self.dtype = self.array.dtype
+        self.format = self.dtype.name  # what its kernel is compiled for
         self.shape = self.array.shape
         self.address = extent(self.array)[0]
         self.pins = pin(self.array)
@@ -69,7 +70,7 @@ class Tensor:
 
     def new_states(self, rule: Rule) -> dict[str, Array]:
         """Allocate what a rule needs and the tensor does not have."""
-        value = self.group[rule.initial] if rule.initial else 0.0
+        value = self.group.entries[rule.initial] if rule.initial else 0.0
         return {name: self.layout.allocate(self.array, value) for name in rule.states if name not in self.states}
 
 
@@ -128,7 +129,7 @@ class Gradients:
 class Cohort:
     """The tensors of a step that share a hyper row: one group, one count of steps."""
 
-    group: ParamGroup
+    group: GroupOptions
     rule: Rule
     step: int
     first: bool  # whether their states begin with this step
@@ -136,12 +137,23 @@ class Cohort:
     new_states: list[dict[str, Array]] = field(default_factory=list)
 
 
-class Launch:
-    """One kernel over tensors of one rule, one dtype and these sizes: the tables in memory, and the call."""
+class Threads(Protocol):
+    """Whose threads run a launch: those of the pool, which the module `pool` is, or those of another library."""
 
-    def __init__(self, rule: Rule, dtype: np.dtype[Any], sizes: Sequence[int]) -> None:
+    def get_num_threads(self) -> int:
+        """Return how many threads a launch may use."""
+
+    def runner(self, kernel: Any, job_address: int) -> Callable[[int, int, int], None]:
+        """Bind a kernel to a job: a function of (chunks, chunks a claim, threads)."""
+
+
+class Launch:
+    """One kernel over tensors of one rule, one format and these sizes: the tables in memory, and the call."""
+
+    def __init__(self, rule: Rule, format: str, sizes: Sequence[int], threads: Threads = pool) -> None:
         self.rule = rule
-        self.itemsize = dtype.itemsize
+        self.threads = threads
+        self.itemsize = np.dtype("int16" if format == "bfloat16" else format).itemsize
         self.sizes = sizes
         self.strided: dict[int, Strides] | None
         self.elements = sum(sizes)
@@ -151,7 +163,7 @@ class Launch:
         self.job = np.zeros((), JOB)
         self.job["abi"] = ABI
         self.job["tensors"] = address(self.table)
-        self.run = pool.runner(kernel(rule.name, dtype), address(self.job))
+        self.run = threads.runner(kernel(rule.name, format), address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))
         self.cut({})
 
@@ -167,7 +179,7 @@ class Launch:
         self.grain = max(1, len(self.chunks) * CHUNK_ELEMENTS // max(self.elements, 1))
         self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
         if strided:
-            self.workers = min(self.workers, max(pool.cores(), pool.get_num_threads()))
+            self.workers = min(self.workers, max(pool.cores(), self.threads.get_num_threads()))
             self.scratch = np.empty((self.workers, TILE_ELEMENTS * self.itemsize), np.uint8)
             self.job["scratch"] = address(self.scratch)
             self.job["scratch_bytes"] = self.scratch.shape[1]
@@ -196,25 +208,36 @@ class Plan:
 
     Parameters
     ----------
-    groups : sequence of ParamGroup
+    groups : sequence of GroupOptions
     tensors : sequence of Tensor
         Those of all groups, in order.
     choose : callable
         ``choose(options)``, the rule that a group's options ask for; raises ValueError where they contradict.
+    threads : Threads
+        Whose threads do the work.
     """
 
     def __init__(
-        self, groups: Sequence[ParamGroup], tensors: Sequence[Tensor], choose: Callable[[Options], Rule]
+        self,
+        groups: Sequence[GroupOptions],
+        tensors: Sequence[Tensor],
+        choose: Callable[[Options], Rule],
+        threads: Threads = pool,
     ) -> None:
         self.groups = groups
         self.tensors = tensors
         self.choose = choose
+        self.threads = threads
+        self.counted = groups  # whose steps this plan counts
+        self.scale = 1.0  # of all gradients in the next step
         self.rules: list[Rule] = []
         self.launches: list[Launch] = []
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's tensors
         self.cohorts: list[Cohort] = []
         self.hypers = np.zeros((0, HYPERS))
         self.loaded: Gradients | None = None
+        self.versions: list[int] = []  # of the groups, when they were asked last
+        self.looked = False  # whether the groups have been asked for the next step
         self.steady = False  # whether the hyper rows can stay as they are
         self.stepping = False
         self._extents: Extents | None = None
@@ -226,7 +249,7 @@ class Plan:
     def validate(self) -> None:
         """Check what concerns groups as a whole and all tensors together."""
         for group in self.groups:
-            self.choose(group)
+            self.choose(group.entries)
         if (pair := self.extents.first_overlap()) is not None:
             raise ValueError(
                 f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a .copy() of what they share"
@@ -249,7 +272,7 @@ class Plan:
         """What reads the addresses of gradients that lie as their parameters do, and off all that an update writes."""
         if self._reader is None:
             expected = [tensor.array if tensor.layout.forwards else None for tensor in self.tensors]
-            self._reader = Reader(expected, self.extents.starts, self.extents.ends)
+            self._reader = Reader(expected, self.extents.starts, self.extents.reaches)
         return self._reader
 
     def step(self, gradients: Gradients) -> None:
@@ -257,7 +280,7 @@ class Plan:
         self.refuse_inside_step()
         self.stepping = True
         try:
-            self._step(gradients, pool.get_num_threads())
+            self._step(gradients, self.threads.get_num_threads())
         finally:
             self.stepping = False
 
@@ -269,10 +292,9 @@ class Plan:
             )
 
     def _step(self, gradients: Gradients, threads: int) -> None:
-        for group in self.groups:
-            if group.changed or group.schedules:
-                self._look_at_groups()
-                break
+        if not self.looked:
+            self.look()
+        self.looked = False
         if gradients is not self.loaded:
             self._load(gradients)
         if not self.steady:
@@ -282,7 +304,7 @@ class Plan:
             cohort.step += 1
             if cohort.first:
                 self._keep_states(cohort)
-        for group in self.groups:
+        for group in self.counted:
             group.count()
         for launch in self.launches:
             launch(threads)
@@ -298,19 +320,16 @@ class Plan:
         self.rules = []
         self.cohorts = []
         self._forget_extents()
-        for group in self.groups:
-            group.changed = True
+        self.versions = []
 
-    def _look_at_groups(self) -> None:
-        for group in self.groups:
-            group.changed = False  # what is assigned from here on counts for the next step
-        try:
+    def look(self) -> None:
+        """Ask the groups for the next step's options, where these may have changed, and choose their rules."""
+        versions = [group.version for group in self.groups]
+        if versions != self.versions or any(group.schedules for group in self.groups):
             self._choose_rules()
-        except BaseException:
-            for group in self.groups:
-                group.changed = True
-            raise
-        self.steady = False
+            self.versions = versions  # of before: what a schedule assigns counts for the next step
+            self.steady = False
+        self.looked = True
 
     def _choose_rules(self) -> None:
         for group in self.groups:
@@ -322,13 +341,13 @@ class Plan:
             self.rules = rules
 
     def _split(self, rules: Sequence[Rule]) -> list[Launch]:
-        kinds: dict[tuple[str, np.dtype[Any]], list[int]] = {}
+        kinds: dict[tuple[str, str], list[int]] = {}
         for i, tensor in enumerate(self.tensors):
-            kinds.setdefault((rules[tensor.group.index].name, tensor.dtype), []).append(i)
+            kinds.setdefault((rules[tensor.group.index].name, tensor.format), []).append(i)
         launches = []
-        for (name, dtype), indices in kinds.items():
+        for (name, format), indices in kinds.items():
             members = [self.tensors[i] for i in indices]
-            launch = Launch(RULES[name], dtype, [tensor.array.size for tensor in members])
+            launch = Launch(RULES[name], format, [tensor.array.size for tensor in members], self.threads)
             launch.table["param"] = [tensor.address for tensor in members]
             launches.append(launch)
             for row, tensor in enumerate(members):
@@ -380,8 +399,8 @@ class Plan:
         self.steady = True
         for number, cohort in enumerate(self.cohorts):
             options = cohort.group.upcoming
-            row = cohort.rule.row(options, cohort.step + 1, cohort.first)
-            self.hypers[number, : len(row)] = row
+            gain, *row = cohort.rule.row(options, cohort.step + 1, cohort.first)
+            self.hypers[number, : len(row) + 1] = gain * self.scale, *row
             self.steady = self.steady and not cohort.first and not cohort.rule.moves(options)
 
     def _keep_states(self, cohort: Cohort) -> None:
@@ -395,7 +414,7 @@ class Plan:
         self._extents = self._reader = None
 
 
-_idle: dict[tuple[str, np.dtype[Any], int], Launch] = {}  # launches of single updates, kept for the next of their kind
+_idle: dict[tuple[str, str, int], Launch] = {}  # launches of single updates, kept for the next of their kind
 IDLE_LIMIT = 256
 
 
@@ -403,8 +422,8 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
     """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
     threads = pool.get_num_threads()
     single = Single(p, g, states)
-    key = rule.name, single.dtype, single.size
-    launch = _idle.pop(key, None) or Launch(rule, single.dtype, [single.size])
+    key = rule.name, single.dtype.name, single.size
+    launch = _idle.pop(key, None) or Launch(rule, single.dtype.name, [single.size])
     if single.strided != launch.strided:
         launch.cut(single.strided)
     launch.addresses[0, : len(single.addresses)] = single.addresses

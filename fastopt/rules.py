@@ -61,6 +61,8 @@ class Rule:
         The option with which states begin; zero if None.
     moves : callable
         ``moves(options)``, whether the row changes from step to step while the options stay.
+    sparse : bool
+        Whether an element whose gradient is zero stays as it is, with its states, so that it can be left out.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Rule:
     row: Callable[[Options, int, bool], Row]
     initial: str | None = None
     moves: Callable[[Options], bool] = never
+    sparse: bool = False
 
     def bytes_moved(self, itemsize: int) -> int:
         """Count what one step reads and writes for each element: p, g and the states read, p and the states written."""
@@ -101,7 +104,7 @@ def adagrad_row(options: Options, step: int, first: bool) -> Row:
     return factor(options), options["weight_decay"], lr, options["eps"]
 
 
-SGD = Rule("sgd", (), ("lr",), sgd_row)
+SGD = Rule("sgd", (), ("lr",), sgd_row, sparse=True)
 MOMENTUM = Rule("momentum", ("momentum_buffer",), ("lr", "momentum"), momentum_row)
 NESTEROV = Rule("nesterov", ("momentum_buffer",), ("lr", "momentum"), momentum_row)
 ADAGRAD = Rule(
@@ -111,6 +114,7 @@ ADAGRAD = Rule(
     adagrad_row,
     initial="initial_accumulator_value",
     moves=lambda options: bool(options["lr_decay"] != 0),
+    sparse=True,
 )
 
 RULES = {rule.name: rule for rule in (SGD, MOMENTUM, NESTEROV, ADAGRAD)}
@@ -143,13 +147,21 @@ class Family:
         All that its options can ask for.
     choose : callable
         ``choose(options)``, the one that they do; raises ValueError where they contradict each other.
+    counts : bool
+        Whether the count of a parameter's steps is part of its state in torch.optim.
     """
 
     rules: tuple[Rule, ...]
     choose: Callable[[Options], Rule]
+    counts: bool = False
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Name the states of all rules."""
+        return tuple(dict.fromkeys(name for rule in self.rules for name in rule.states))
 
 
 FAMILIES = {
     "SGD": Family((SGD, MOMENTUM, NESTEROV), choose_sgd),
-    "Adagrad": Family((ADAGRAD,), choose_adagrad),
+    "Adagrad": Family((ADAGRAD,), choose_adagrad, counts=True),
 }
