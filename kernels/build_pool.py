@@ -22,8 +22,8 @@ ffi.cdef(declarations((HERE / "fastopt.h").read_text(encoding="utf-8")))
 ffi.set_source(
     "fastopt.kernels._pool",
     '#include "fastopt.h"',
-    sources=["kernels/pool.cpp", "kernels/reader.cpp"],
-    depends=["kernels/fastopt.h"],
+    sources=["kernels/pool.cpp", "kernels/reader.cpp", "kernels/tensors.cpp"],
+    depends=["kernels/fastopt.h", "kernels/python.h"],
     include_dirs=["kernels"],
     source_extension=".cpp",
     py_limited_api=False,  # the reader uses the buffer protocol, which the limited API of Python 3.10 lacks

@@ -66,16 +66,16 @@ typedef void (*fastopt_kernel)(const fastopt_job *job, int64_t begin, int64_t en
  * others, and returns when all is done. From any thread, any number at once. */
 void fastopt_run(fastopt_kernel kernel, const fastopt_job *job, int64_t chunks, int64_t grain, int32_t threads);
 
-/* What an array is expected to be. */
+/* What an array, or a tensor of PyTorch, is expected to be. */
 typedef struct fastopt_shape {
     const int64_t *lengths; /* of the axes */
-    const int64_t *strides; /* in bytes */
+    const int64_t *strides; /* in bytes; of a tensor, in elements */
     int64_t ndim;           /* -1: as nothing is */
     int64_t itemsize;
-    int64_t format; /* 'f' or 'd' */
+    int64_t format; /* 'f' or 'd'; of a tensor, DLPack's code of the type */
 } fastopt_shape;
 
-/* Ranges of addresses, in order and apart. */
+/* Ranges of addresses, in order of their starts; `ends` says how far each, and all before it, reach. */
 typedef struct fastopt_extents {
     int64_t count;
     const int64_t *starts;
@@ -91,6 +91,30 @@ int64_t fastopt_read(void *list, const void *type, int64_t n, const fastopt_shap
 /* The same for n contiguous arrays of one shape, of float or double, all writable but the second, none overlapping
  * another. Returns the size of an element in bytes and writes the number of elements; 0 if anything is not so. */
 int64_t fastopt_read_alike(void *list, const void *type, int64_t n, int64_t *addresses, int64_t *elements);
+
+/* What an optimizer of PyTorch is expected to hold, as Python objects; `exchange` is DLPack's table of functions. */
+typedef struct fastopt_holdings {
+    const void *exchange;
+    void *lists;  /* a list of lists, and `listed` what they hold one after another */
+    void *listed;
+    void *states; /* a dict of dicts, and `stated` for each: key, dict, and its keys and values */
+    void *stated;
+    void *tensors; /* a list of n tensors of these shapes, at these addresses */
+    int64_t n;
+    const fastopt_shape *shapes;
+    const int64_t *addresses;
+} fastopt_holdings;
+
+/* Whether all is still as expected. */
+int32_t fastopt_holds(const fastopt_holdings *holdings);
+
+/* Writes the gradients of the n tensors in a list into another list, as the descriptor `grad` of their type gives them.
+ * Returns 0, or -1 if that raised. */
+int32_t fastopt_gradients(void *tensors, int64_t n, void *grad, void *gradients);
+
+/* What fastopt_read does, for tensors on the CPU. */
+int64_t fastopt_read_tensors(const void *exchange, void *list, const void *type, int64_t n, const fastopt_shape *shapes,
+                             const fastopt_extents *occupied, int64_t *addresses);
 
 /* FASTOPT_ABI as compiled. */
 int64_t fastopt_abi(void);

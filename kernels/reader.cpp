@@ -1,25 +1,11 @@
 // Reads where arrays lie, many in one call: a fifth of a microsecond each, checks included, where Python takes one to
 // two. It answers for ordinary arrays as they should be and leaves all else to Python, which decides and explains.
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "python.h"
 
-#include <algorithm>
-#include <cstdint>
 #include <cstring>
 
-#include "fastopt.h"
-
 namespace {
-
-class Gil {
-public:
-    Gil() : state_(PyGILState_Ensure()) {}  // cffi has released it
-    ~Gil() { PyGILState_Release(state_); }
-
-private:
-    PyGILState_STATE state_;
-};
 
 // A view of an array, or of nothing where it is not exactly of that type or refuses.
 class View {
@@ -52,20 +38,11 @@ private:
     bool held_;
 };
 
-// Whether a range of addresses meets one of those that are occupied, which stand in order and do not meet each other.
-bool overlaps(const fastopt_extents &occupied, int64_t start, int64_t end) {
-    const int64_t *last = occupied.ends + occupied.count;
-    const int64_t *found = std::upper_bound(occupied.ends, last, start);  // the first that ends after the start
-    return found != last && start < end && occupied.starts[found - occupied.ends] < end;
-}
-
-static_assert(sizeof(Py_ssize_t) == sizeof(int64_t), "fastopt needs a 64-bit Python");
-
 }  // namespace
 
 extern "C" int64_t fastopt_read(void *list, const void *type, int64_t n, const fastopt_shape *shapes,
                                 const fastopt_extents *occupied, int64_t *addresses) {
-    Gil gil;
+    fastopt::Gil gil;
     int64_t unread = 0, none = 0;
     for (int64_t i = 0; i < n; ++i) {
         PyObject *item = PyList_GetItem(static_cast<PyObject *>(list), i);
@@ -75,7 +52,7 @@ extern "C" int64_t fastopt_read(void *list, const void *type, int64_t n, const f
             continue;
         }
         View view(item, type, PyBUF_STRIDED_RO);
-        bool fits = view && view.is(shapes[i]) && !overlaps(*occupied, view.address(), view.address() + view->len);
+        bool fits = view && view.is(shapes[i]) && !fastopt::overlaps(*occupied, view.address(), view.address() + view->len);
         addresses[i] = fits ? view.address() : -1;
         unread += !fits;
     }
@@ -84,7 +61,7 @@ extern "C" int64_t fastopt_read(void *list, const void *type, int64_t n, const f
 }
 
 extern "C" int64_t fastopt_read_alike(void *list, const void *type, int64_t n, int64_t *addresses, int64_t *elements) {
-    Gil gil;
+    fastopt::Gil gil;
     fastopt_shape first{};
     int64_t lengths[FASTOPT_NDIM], strides[FASTOPT_NDIM];
     for (int64_t i = 0; i < n; ++i) {

@@ -34,6 +34,19 @@ SHAPE = np.dtype(
     [("lengths", np.int64), ("strides", np.int64), ("ndim", np.int64), ("itemsize", np.int64), ("format", np.int64)]
 )
 EXTENTS = np.dtype([("count", np.int64), ("starts", np.int64), ("ends", np.int64)])
+HOLDINGS = np.dtype(
+    [
+        ("exchange", np.int64),
+        ("lists", np.int64),
+        ("listed", np.int64),
+        ("states", np.int64),
+        ("stated", np.int64),
+        ("tensors", np.int64),
+        ("n", np.int64),
+        ("shapes", np.int64),
+        ("addresses", np.int64),
+    ]
+)
 JOB = np.dtype(
     [
         ("abi", np.int64),

@@ -1,21 +1,16 @@
-"""fastopt in PyTorch: schedules as learning-rate schedulers of torch."""
+"""Schedules as learning-rate schedulers of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from .checks import Count
-from .extras import require
-from .schedules import STEP_LIMIT, Schedule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-require("torch", "torch")
-
-from torch import Tensor  # noqa: E402 (only now: its absence has been named)
-from torch.optim import Optimizer  # noqa: E402
-from torch.optim.lr_scheduler import LRScheduler  # noqa: E402
-
-__all__ = ["Scheduler"]
+from ..checks import Count
+from ..schedules import STEP_LIMIT, Schedule
 
 
 class Scheduler(LRScheduler):

@@ -1,0 +1,138 @@
+"""Updates during backward: each parameter as soon as its gradient is ready, which is then freed at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .optimizers import Optimizer
+from .tensors import is_distributed
+from .updater import Updater
+
+
+def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **options: Any) -> StepInBackward:
+    """Update the parameters of a model during ``loss.backward()``, each when its gradient is ready.
+
+    The gradient is still in the processor's cache then, and is freed at once: memory for gradients is that of the
+    largest, not of all. There is no ``step()`` and no ``zero_grad()``; every backward pass takes a step, so that
+    gradients of several passes cannot be accumulated. Since an update comes before the other gradients are known,
+    nothing can look at all of them first: neither ``torch.amp.GradScaler`` nor clipping by the norm.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its parameters that require gradients are trained.
+    optimizer_class : type
+        `SGD` or `Adagrad` of `fastopt.torch`.
+    **options
+        What it takes besides the parameters.
+
+    Returns
+    -------
+    StepInBackward
+        Keeps options and states, and ends the updates by ``remove()``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter or an option does not fit; for distributed models, whose gradients are not complete then.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> handle = fastopt.torch.step_in_backward(model, fastopt.torch.SGD, lr=0.1, momentum=0.9)
+    >>> model(torch.ones(4, 2)).square().mean().backward()
+    >>> model.weight.grad is None
+    True
+    >>> handle.param_groups[0]["lr"] = 0.01
+    """
+    return StepInBackward(model, optimizer_class, options)
+
+
+class StepInBackward:
+    """What `step_in_backward` returns: the groups, the states, and the end of it."""
+
+    def __init__(self, model: nn.Module, optimizer_class: type[Optimizer], options: Mapping[str, Any]) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
+            raise TypeError(f"the optimizer must be a class of fastopt.torch, not {optimizer_class!r:.80}")
+        trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+        if isinstance(model, DistributedDataParallel) or any(is_distributed(param) for _, param in trained):
+            raise ValueError("a distributed model's gradients are reduced after backward: use the optimizer's step()")
+        self._optimizer = optimizer_class(trained, **options)
+        self._updaters: dict[Tensor, Updater] = {}
+        self._stepped: set[Tensor] = set()  # in this round, which ends when one's turn comes again
+        self._lock = threading.RLock()
+        self._hooks = [param.register_post_accumulate_grad_hook(self._update) for _, param in trained]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups, as those of an optimizer; what is assigned there counts from the next update on."""
+        return self._optimizer.param_groups
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        """The states, by parameter."""
+        return self._optimizer.state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the optimizer's `state_dict` would be, and can load."""
+        with self._lock:
+            self._end_round()
+            return self._optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state dict, of this or of an optimizer."""
+        with self._lock:
+            self._optimizer.load_state_dict(state_dict)
+            self._stepped.clear()
+            self._updaters.clear()
+
+    def remove(self) -> None:
+        """End the updates; gradients stay from now on."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def step(self, *arguments: Any) -> NoReturn:
+        """Refuse: the updates have been taken."""
+        raise RuntimeError("the parameters were updated during backward(): there is no step() to take")
+
+    def clip_grad_norm_(self, *arguments: Any) -> NoReturn:
+        """Refuse: the norm is known only after the last gradient, and the others are gone by then."""
+        raise RuntimeError(
+            "gradients are used and freed one by one during backward(), before their norm is known: to clip by the "
+            "norm, use the optimizer's own step()"
+        )
+
+    @property
+    def _step_supports_amp_scaling(self) -> NoReturn:
+        """Refuse, where torch.amp.GradScaler asks before its step."""
+        raise RuntimeError(
+            "GradScaler decides after backward() whether a step is taken, and by then it has been: use the optimizer's "
+            "own step(), or bfloat16, which needs no scaling"
+        )
+
+    def _end_round(self) -> None:
+        if self._stepped:
+            self._stepped.clear()
+            for group in self._optimizer._groups:
+                group.count()
+
+    def _update(self, param: Tensor) -> None:
+        with self._lock:
+            if param in self._stepped:
+                self._end_round()
+            for group in self._optimizer._groups:
+                group.look()
+            updater = self._updaters.get(param)
+            if updater is None or not updater.unchanged():
+                updater = self._updaters[param] = self._optimizer._updater_of(param)
+            updater.step(1.0)
+            self._stepped.add(param)
+        param.grad = None

@@ -1,0 +1,62 @@
+"""Sparse gradients: the rows that one touches are taken out, updated as a dense tensor, and put back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..arrays import extent
+from ..plan import Launch
+from ..rules import Rule
+from .tensors import Parameter, array_of
+from .threads import THREADS
+
+
+def coalesced(what: str, gradient: Tensor, parameter: Parameter) -> Tensor:
+    """Check a sparse gradient, and return it with each row once."""
+    if gradient.dtype != parameter.tensor.dtype or gradient.shape != parameter.tensor.shape:
+        raise ValueError(
+            f"{what} has dtype {gradient.dtype} and shape {tuple(gradient.shape)}, its parameter "
+            f"{parameter.tensor.dtype} and {tuple(parameter.tensor.shape)}"
+        )
+    if gradient.device.type != "cpu":
+        raise ValueError(f"{what} is on {gradient.device}, its parameter on the CPU")
+    return gradient.detach().coalesce()
+
+
+class Rows:
+    """The rows of one parameter in a step.
+
+    Raises
+    ------
+    ValueError
+        If the rule would also change rows whose gradient is zero.
+    """
+
+    def __init__(self, parameter: Parameter, rule: Rule, gradient: Tensor) -> None:
+        options = parameter.group.upcoming
+        if not rule.sparse or options["weight_decay"] != 0:
+            raise ValueError(
+                f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
+                "move the rows that it leaves out; pass .to_dense() of it, or put the parameter into a group without"
+            )
+        self.parameter = parameter
+        self.rule = rule
+        self.indices = tuple(gradient.indices())
+        self.gradient = gradient.values().resolve_conj().resolve_neg().contiguous()
+
+    def update(self, scale: float) -> None:
+        """Update the rows; torch notes that the parameter was written."""
+        parameter = self.parameter
+        parameter.step += 1
+        gain, *row = self.rule.row(parameter.group.upcoming, parameter.step, False)
+        whole = [parameter.tensor.detach(), *(parameter.state[name] for name in self.rule.states)]
+        taken = [tensor[self.indices].contiguous() for tensor in whole]
+        arrays = [array_of(tensor) for tensor in (taken[0], self.gradient, *taken[1:])]
+        launch = Launch(self.rule, parameter.format, [arrays[0].size], THREADS)
+        launch.addresses[0, : len(arrays)] = [extent(array)[0] for array in arrays]
+        launch.hypers[0, : len(row) + 1] = gain * scale, *row
+        launch(THREADS.get_num_threads())
+        with torch.no_grad():
+            for tensor, rows in zip((parameter.tensor, *whole[1:]), taken, strict=True):
+                tensor[self.indices] = rows

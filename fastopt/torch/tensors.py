@@ -1,0 +1,240 @@
+"""What a tensor must be before its address is taken, and how its memory is seen as an array."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import plan
+from ..arrays import Layout, extent
+from ..checks import Count
+from ..kernels.reader import Array
+from ..rules import Rule
+from .groups import Group
+
+# What a kernel is compiled for: complex numbers are pairs of reals.
+FORMATS = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.complex64: "float32",
+    torch.complex128: "float64",
+}
+HALF = (torch.float16, torch.bfloat16)
+
+
+def state_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of a parameter's states: its own, but float32 for half precision, where sums would be lost."""
+    return torch.float32 if tensor.dtype in HALF else tensor.dtype
+
+
+def is_distributed(tensor: Any) -> bool:
+    """Say whether a tensor is a DTensor; where nobody has imported these, there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Any) -> Any:
+    """Return the part of a distributed tensor that is here; anything else as it is."""
+    if not is_distributed(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def check_memory(what: str, tensor: Any) -> Tensor:
+    """Return the tensor, here, of what must be a tensor with ordinary memory on the CPU."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{what} is a {type(tensor).__name__}, not a tensor")
+    here: Tensor = local(tensor)
+    if type(here).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise TypeError(f"{what} is a {type(here).__name__}, whose memory is its own affair: use torch.optim for it")
+    if here.layout is not torch.strided:
+        raise ValueError(f"{what} has the layout {here.layout}: pass .to_dense() of it")
+    if here.device.type != "cpu":
+        raise ValueError(f"{what} is on {here.device}: this version updates tensors on the CPU; use torch.optim there")
+    return here
+
+
+def array_of(tensor: Tensor) -> Array:
+    """View a tensor's memory as an array: pairs of reals for complex numbers, bits for bfloat16."""
+    plain = tensor.detach()
+    if plain.is_complex():
+        plain = torch.view_as_real(plain)
+    elif plain.dtype is torch.bfloat16:
+        plain = plain.view(torch.int16)
+    array: Array = plain.numpy()
+    return array
+
+
+def is_dense(array: Array, layout: Layout) -> bool:
+    """Say whether an array fills its memory in the storage order of a layout."""
+    return bool(array.flags.aligned and layout.in_storage_order(array).flags.c_contiguous)
+
+
+def overlaps_itself(array: Array) -> bool:
+    """Say whether two elements of an array may be one in memory."""
+    reach = array.itemsize
+    for length, stride in sorted(zip(array.shape, array.strides, strict=True), key=lambda axis: abs(axis[1])):
+        if length > 1:
+            if abs(stride) < reach:
+                return True
+            reach += (length - 1) * abs(stride)
+    return False
+
+
+class Parameter(plan.Tensor):
+    """One parameter of an optimizer of torch, with its memory and that of its states.
+
+    Attributes
+    ----------
+    given : tensor
+        The parameter as torch holds it, perhaps distributed.
+    tensor : tensor
+        The part of it that is here.
+    updated : tensor
+        What is updated: the same, or, where that has gaps, a dense copy, which is copied back.
+    registry, state : dict
+        The states of all parameters in torch, and this one's.
+    """
+
+    def __init__(self, key: Any, given: Any, group: Group, registry: dict[Any, dict[str, Any]]) -> None:
+        self.key = key
+        self.given = given
+        self.group = group
+        self.registry = registry
+        self.state = registry.get(given, {})
+        self.step = 0
+        self.states: dict[str, Array] = {}
+        self.tensor = check_memory(str(self), given)
+        if self.tensor.dtype not in FORMATS:
+            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in FORMATS)
+            raise TypeError(f"{self} has dtype {self.tensor.dtype}; {supported} can be updated")
+        if self.tensor.is_conj() or self.tensor.is_neg():
+            raise ValueError(f"{self} is a view that conjugates or negates: make it with .resolve_conj().resolve_neg()")
+        self.original = array_of(self.tensor)
+        if self.original.size and overlaps_itself(self.original):
+            raise ValueError(f"elements of {self} may overlap each other in memory: pass a .clone() of it")
+        self.updated = self.tensor
+        if not is_dense(self.original, Layout(self.original)):
+            self.updated = torch.empty_like(self.tensor, requires_grad=False)
+        self.array = array_of(self.updated)
+        self.layout = Layout(self.array)
+        self.dtype, self.shape = self.array.dtype, self.array.shape
+        self.format = FORMATS[self.tensor.dtype]
+        self.address = extent(self.array)[0]
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        """Iterate over all that an update writes, with names for messages."""
+        yield str(self), self.original
+        for name, array in self.states.items():
+            yield f"the {name} of {self}", array
+
+    def written(self) -> list[Any]:
+        """Return the tensors that an update writes, as torch holds them."""
+        return [self.given, *(self.state[name] for name in self.states)]
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a copy is updated in the tensor's place."""
+        return self.updated is not self.tensor
+
+    def load(self) -> None:
+        """Bring the copy up to date."""
+        self.updated.copy_(self.tensor.detach())
+
+    def store(self) -> None:
+        """Bring the parameter up to the copy; torch notes that it was written."""
+        with torch.no_grad():
+            self.tensor.copy_(self.updated)
+
+    def adopt(self, names: tuple[str, ...]) -> None:
+        """Take the states that torch holds, in the dtype and the order in which they are updated."""
+        for name in names:
+            if self.state.get(name) is not None:
+                self.state[name] = self.fitted(name, self.state[name])
+                self.states[name] = array_of(local(self.state[name]))
+
+    def fitted(self, name: str, value: Any, copy: bool = False) -> Any:
+        """Return a state that lies as the parameter does: the given one, or a copy where it does not, or is asked for.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it cannot be this parameter's.
+        """
+        what = f"the {name} of {self}"
+        here = check_memory(what, value)
+        if value.shape != self.given.shape or here.shape != self.tensor.shape:
+            raise ValueError(f"{what} has shape {tuple(value.shape)}, its parameter {tuple(self.given.shape)}")
+        if here.is_complex() != self.tensor.is_complex() or not (here.is_complex() or here.is_floating_point()):
+            raise TypeError(f"{what} has dtype {here.dtype}, which {self.tensor.dtype} has no use for")
+        if here.dtype is state_dtype(self.tensor) and not copy and not (here.is_conj() or here.is_neg()):
+            array = array_of(here)
+            if array.size == 0 or is_dense(array, self.layout):
+                return value
+        fitted = self.new_state(0.0)
+        with torch.no_grad():
+            fitted.copy_(value)
+        return fitted
+
+    def new_state(self, value: float) -> Any:
+        """Allocate a state that lies as the parameter does, distributed where it is."""
+        with torch.inference_mode(False), torch.no_grad():
+            fill = complex(value, value) if self.tensor.is_complex() else value
+            like = self.given if is_distributed(self.given) else self.updated
+            return torch.full_like(like, fill, dtype=state_dtype(self.tensor), requires_grad=False)
+
+    def new_states(self, rule: Rule) -> dict[str, Array]:
+        """Allocate what a rule needs and the parameter does not have."""
+        value = self.group.entries[rule.initial] if rule.initial else 0.0
+        self.allocated = {name: self.new_state(value) for name in rule.states if name not in self.states}
+        return {name: array_of(local(tensor)) for name, tensor in self.allocated.items()}
+
+    def keep(self, states: Any) -> None:
+        """Take the states that were allocated last."""
+        self.states.update(states)
+        self.state.update(self.allocated)
+        self.registry[self.given] = self.state
+
+
+def whole_number(what: str, value: Any) -> int:
+    """Return a count of steps, which torch keeps as a tensor of floats."""
+    plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(plain, float) and plain.is_integer():
+        plain = int(plain)
+    return Count().check(what, plain)
+
+
+class Counts:
+    """The counts of steps, where they are part of a state of torch: each a tensor of its own, all in one table.
+
+    float64 counts exactly up to 2**53, and torch.optim takes it over; its own float32 stops at 2**24.
+    """
+
+    def __init__(self, parameters: list[Parameter]) -> None:
+        for parameter in parameters:
+            parameter.step = whole_number(f"the step of {parameter}", parameter.state.get("step", 0))
+        with torch.inference_mode(False):
+            self.table = torch.tensor([parameter.step for parameter in parameters], dtype=torch.float64)
+        self.tensors = list(self.table.unbind())
+        for parameter, tensor in zip(parameters, self.tensors, strict=True):
+            parameter.state["step"] = tensor
+            parameter.registry[parameter.given] = parameter.state
+        self.array: Array = self.table.numpy()
+        self.expected = self.array.copy()
+
+    def unchanged(self) -> bool:
+        """Say whether nobody else has written there."""
+        return bool(np.array_equal(self.array, self.expected))
+
+    def count(self, which: Any) -> None:
+        """Count a step of those that took part."""
+        self.expected[which] += 1
+        self.array[which] += 1

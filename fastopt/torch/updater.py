@@ -1,0 +1,209 @@
+"""A step over tensors of torch: what has changed since the last one, where the gradients lie, and the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from ..arrays import Extents
+from ..chunks import Strides
+from ..kernels.reader import UNREAD
+from ..kernels.tensors import Holdings, Shape, TensorReader, exchange_table, gradients_of, shape_of
+from ..plan import Plan, located
+from ..rules import Family
+from .groups import Group
+from .sparse import Rows, coalesced
+from .tensors import Counts, Parameter, array_of, check_memory, is_distributed, local
+from .threads import THREADS
+
+GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself: by name it takes a third longer
+TABLE = exchange_table(Tensor)
+
+
+class Gradients:
+    """The gradients of one step, checked against their parameters, and held.
+
+    Attributes
+    ----------
+    addresses, taking_part, strided
+        As those of `fastopt.plan.Gradients`, where sparse gradients do not take part.
+    sparse : dict
+        Index of a parameter -> its sparse gradient, each row once.
+    """
+
+    def __init__(self, updater: Updater) -> None:
+        self.tensors = updater.gradients()
+        self.strided: dict[int, Strides] = {}
+        self.sparse: dict[int, Tensor] = {}
+        self.addresses, unread, none = updater.reader.read(self.tensors)
+        if unread:
+            for i in np.flatnonzero(self.addresses == UNREAD).tolist():
+                self._check(i, updater.parameters[i], updater.plan.extents)
+        self.taking_part = (self.addresses != 0).tobytes() if none or self.sparse else updater.plan.everyone
+
+    def _check(self, i: int, parameter: Parameter, extents: Extents) -> None:
+        what = f"the gradient of {parameter}"
+        given = self.tensors[i]
+        check_distribution(what, given, parameter.given)
+        if isinstance(given, Tensor) and given.layout is torch.sparse_coo:
+            self.sparse[i] = coalesced(what, given, parameter)
+            self.addresses[i] = 0
+            return
+        gradient = check_memory(what, given).detach().resolve_conj().resolve_neg()
+        if gradient.dtype != parameter.tensor.dtype:
+            raise TypeError(f"{what} has dtype {gradient.dtype}, its parameter {parameter.tensor.dtype}")
+        if gradient.shape != parameter.tensor.shape:
+            shapes = f"shape {tuple(gradient.shape)}, its parameter {tuple(parameter.tensor.shape)}"
+            raise ValueError(f"{what} has {shapes}: they are paired by index and must agree")
+        self.tensors[i] = gradient
+        array = array_of(gradient)
+        if (other := extents.overlapping(array)) is not None:
+            raise ValueError(f"{what} overlaps {other} in memory: assign a .clone() of it")
+        self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
+        if strides is not None:
+            self.strided[i] = strides
+
+
+def check_distribution(what: str, gradient: Any, parameter: Any) -> None:
+    """Raise where one of the two is distributed and the other is not, or otherwise."""
+    if is_distributed(gradient) and is_distributed(parameter):
+        same = gradient.placements == parameter.placements and gradient.device_mesh == parameter.device_mesh
+    else:
+        same = is_distributed(gradient) == is_distributed(parameter)
+    if not same:
+        raise ValueError(f"{what} is not distributed as its parameter is: .redistribute() it before the step")
+
+
+def readable_gradient(parameter: Parameter) -> Shape | None:
+    """Describe a gradient that lies as its parameter does; None where only Python can tell what it stands for.
+
+    Complex ones may be conjugates, and one of a single element the negated imaginary part of a conjugate.
+    """
+    tensor = parameter.tensor
+    return shape_of(tensor) if tensor.ndim and not tensor.is_complex() and not parameter.has_gaps else None
+
+
+class Part:
+    """The parameters that take part in a step, one bit for each."""
+
+    def __init__(self, updater: Updater, bits: bytes) -> None:
+        self.bits = bits
+        self.which = slice(None) if bits == updater.plan.everyone else np.frombuffer(bits, bool)
+        parameters = [parameter for parameter, bit in zip(updater.parameters, bits, strict=True) if bit]
+        self.with_gaps = [parameter for parameter in parameters if parameter.has_gaps]
+        written = [tensor for parameter in parameters for tensor in parameter.written()]
+        self.written = written + [local(tensor) for tensor in written if is_distributed(tensor)]
+
+
+class Updater:
+    """Updates parameters of an optimizer of torch, as long as these and their states are what and where they were.
+
+    Parameters
+    ----------
+    family : Family
+    groups : sequence of Group
+    names : sequence of sequences
+        What the parameters of each group are called.
+    lists : list of lists of tensor
+        The parameters themselves: lists that others may write into.
+    states : dict
+        Parameter -> its state: dicts that others may write into.
+    eager : bool
+        Whether states are made at once, and not with a parameter's first gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter cannot be updated, a state is not its parameter's, or options contradict each other.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        groups: Sequence[Group],
+        names: Sequence[Sequence[Any]],
+        lists: list[list[Any]],
+        states: dict[Any, Any],
+        eager: bool,
+    ) -> None:
+        self.parameters: list[Parameter] = []
+        for group, keys, members in zip(groups, names, lists, strict=True):
+            self.parameters += [Parameter(*named, group, states) for named in zip(keys, members, strict=True)]
+        for parameter in self.parameters:
+            parameter.adopt(family.states)
+        self.plan = Plan(groups, self.parameters, family.choose, THREADS)
+        if eager:
+            for parameter in self.parameters:
+                parameter.keep(parameter.new_states(family.choose(parameter.group.entries)))
+            self.plan.reset()
+        self.counts = Counts(self.parameters) if family.counts else None
+        self.part: Part | None = None
+        self.given = [parameter.given for parameter in self.parameters]
+        # What is held: parameters and states, and of distributed ones the part that is here.
+        self.objects = [tensor for parameter in self.parameters for tensor in parameter.written()]
+        self.objects += self.counts.tensors if self.counts else []
+        self.tensors = [local(held) for held in self.objects]
+        self.distributed = any(map(is_distributed, self.given))
+        self.holdings = Holdings(TABLE, lists, states, self.tensors)
+        self.extents: Extents | None = None
+        self._reader: TensorReader
+
+    @property
+    def reader(self) -> TensorReader:
+        """What reads gradients that lie as their parameters do, off all that an update writes."""
+        extents = self.plan.extents
+        if self.extents is not extents:
+            self.extents = extents
+            shapes = [readable_gradient(parameter) for parameter in self.parameters]
+            self._reader = TensorReader(TABLE, Tensor, shapes, extents.starts, extents.reaches)
+        return self._reader
+
+    def unchanged(self) -> bool:
+        """Say whether parameters and states are the same objects in the same places, and the counts as they were."""
+        if self.distributed:
+            self.tensors[:] = map(local, self.objects)
+        return self.holdings.unchanged() and (self.counts is None or self.counts.unchanged())
+
+    def gradients(self) -> list[Any]:
+        """Return the gradient of each parameter, or None."""
+        return [given.grad for given in self.given] if self.distributed else gradients_of(self.given, GRAD)
+
+    def step(self, scale: float) -> None:
+        """Update every parameter that has a gradient, which is first multiplied by a scale.
+
+        Whatever can fail comes before anything is written.
+        """
+        plan = self.plan
+        plan.refuse_inside_step()
+        plan.look()
+        gradients = Gradients(self)
+        rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
+        if scale != plan.scale:
+            plan.scale, plan.steady = scale, False
+        if self.part is None or self.part.bits != gradients.taking_part:
+            self.part = Part(self, gradients.taking_part)
+        part = self.part
+        increment_version(part.written)
+        for parameter in part.with_gaps:
+            parameter.load()
+        try:
+            plan.step(gradients)
+        finally:
+            gradients.tensors = []  # so that the next ones can have their memory
+        for parameter in part.with_gaps:
+            parameter.store()
+        if self.counts is not None:
+            self.counts.count(part.which)
+        for i, row in rows.items():
+            row.update(scale)
+            if self.counts is not None:
+                self.counts.count(i)
+
+    def _rows(self, i: int, gradient: Tensor) -> Rows:
+        parameter = self.parameters[i]
+        return Rows(parameter, self.plan.rules[parameter.group.index], gradient)

@@ -1,0 +1,153 @@
+// Reads where tensors of PyTorch lie, through the table of C functions that torch publishes (DLPack's exchange API), and
+// looks whether an optimizer's parameters and states are still the same objects in the same places. It answers for what
+// is as expected, and leaves all else to Python.
+
+#include "python.h"
+
+#include <cstring>
+
+namespace {
+
+// The parts of DLPack 1.x that are used here: https://github.com/dmlc/dlpack, include/dlpack/dlpack.h.
+struct Version {
+    uint32_t major, minor;
+};
+struct Tensor {
+    void *data;
+    int32_t device_type, device_id;
+    int32_t ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+};
+struct Exchange {
+    Version version;
+    const void *older;
+    int (*allocate)();
+    int (*export_managed)();
+    int (*import_managed)();
+    int (*borrow)(void *object, Tensor *tensor);  // dltensor_from_py_object_no_sync; its only copy is the struct
+    int (*stream)();
+};
+constexpr int32_t kCpu = 1;
+
+// A tensor's description, which its object owns; false where it has none.
+class Borrowed {
+public:
+    Borrowed(const void *exchange, PyObject *object) {
+        held_ = static_cast<const Exchange *>(exchange)->borrow(object, &tensor_) == 0;
+        if (!held_) PyErr_Clear();
+    }
+
+    int64_t address() const { return reinterpret_cast<int64_t>(tensor_.data) + static_cast<int64_t>(tensor_.byte_offset); }
+
+    int64_t bytes(const fastopt_shape &shape) const {
+        int64_t count = shape.itemsize;
+        for (int64_t axis = 0; axis < shape.ndim; ++axis) count *= shape.lengths[axis];
+        return count;
+    }
+
+    // Strides must be equal along axes of length 1 too. A view that only says it negates what it shows, the imaginary
+    // part of a conjugate, cannot be told from another here but by its strides, which are even.
+    bool is(const fastopt_shape &shape) const {
+        size_t size = static_cast<size_t>(shape.ndim) * sizeof(int64_t);
+        return held_ && tensor_.device_type == kCpu && tensor_.ndim == shape.ndim && tensor_.code == shape.format &&
+               tensor_.bits == shape.itemsize * 8 && tensor_.lanes == 1 &&
+               (size == 0 || (std::memcmp(tensor_.shape, shape.lengths, size) == 0 &&
+                              std::memcmp(tensor_.strides, shape.strides, size) == 0));
+    }
+
+private:
+    Tensor tensor_;
+    bool held_;
+};
+
+// Walks along a list of what is expected.
+class Expected {
+public:
+    explicit Expected(void *list) : list_(static_cast<PyObject *>(list)) {}
+    bool next(PyObject *object) { return at_ < PyList_GET_SIZE(list_) && PyList_GET_ITEM(list_, at_++) == object; }
+    bool over() const { return at_ == PyList_GET_SIZE(list_); }
+
+private:
+    PyObject *list_;
+    Py_ssize_t at_ = 0;
+};
+
+bool same_lists(PyObject *lists, void *listed) {
+    Expected expected(listed);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(lists); ++i) {
+        PyObject *list = PyList_GET_ITEM(lists, i);
+        for (Py_ssize_t j = 0; j < PyList_GET_SIZE(list); ++j) {
+            if (!expected.next(PyList_GET_ITEM(list, j))) return false;
+        }
+    }
+    return expected.over();
+}
+
+bool same_states(PyObject *states, void *stated) {
+    Expected expected(stated);
+    PyObject *key, *state, *name, *value;
+    for (Py_ssize_t at = 0; PyDict_Next(states, &at, &key, &state);) {
+        if (!expected.next(key) || !expected.next(state)) return false;
+        for (Py_ssize_t inner = 0; PyDict_Check(state) && PyDict_Next(state, &inner, &name, &value);) {
+            if (!expected.next(name) || !expected.next(value)) return false;
+        }
+    }
+    return expected.over();
+}
+
+}  // namespace
+
+extern "C" int32_t fastopt_holds(const fastopt_holdings *holdings) {
+    fastopt::Gil gil;
+    if (!same_lists(static_cast<PyObject *>(holdings->lists), holdings->listed)) return 0;
+    if (!same_states(static_cast<PyObject *>(holdings->states), holdings->stated)) return 0;
+    PyObject *tensors = static_cast<PyObject *>(holdings->tensors);
+    for (int64_t i = 0; i < holdings->n; ++i) {
+        Borrowed tensor(holdings->exchange, PyList_GET_ITEM(tensors, i));
+        if (!tensor.is(holdings->shapes[i]) || tensor.address() != holdings->addresses[i]) return 0;
+    }
+    return 1;
+}
+
+extern "C" int32_t fastopt_gradients(void *tensors, int64_t n, void *grad, void *gradients) {
+    fastopt::Gil gil;
+    PyObject *list = static_cast<PyObject *>(tensors), *descriptor = static_cast<PyObject *>(grad);
+    descrgetfunc get = Py_TYPE(descriptor)->tp_descr_get;
+    for (int64_t i = 0; i < n; ++i) {
+        PyObject *tensor = PyList_GET_ITEM(list, i);
+        PyObject *gradient = get(descriptor, tensor, reinterpret_cast<PyObject *>(Py_TYPE(tensor)));
+        if (gradient == nullptr) {
+            PyErr_Clear();
+            return -1;
+        }
+        PyList_SetItem(static_cast<PyObject *>(gradients), i, gradient);
+    }
+    return 0;
+}
+
+extern "C" int64_t fastopt_read_tensors(const void *exchange, void *list, const void *type, int64_t n,
+                                        const fastopt_shape *shapes, const fastopt_extents *occupied,
+                                        int64_t *addresses) {
+    fastopt::Gil gil;
+    int64_t unread = 0, none = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        PyObject *item = PyList_GET_ITEM(static_cast<PyObject *>(list), i);
+        addresses[i] = -1;
+        if (item == Py_None) {
+            addresses[i] = 0;
+            ++none;
+        } else if (shapes[i].ndim >= 0 && Py_TYPE(item) == type) {
+            Borrowed tensor(exchange, item);
+            if (tensor.is(shapes[i]) && tensor.address() != 0 &&
+                !fastopt::overlaps(*occupied, tensor.address(), tensor.address() + tensor.bytes(shapes[i]))) {
+                addresses[i] = tensor.address();
+            }
+        }
+        unread += addresses[i] == -1;
+    }
+    addresses[n] = none;
+    return unread;
+}
