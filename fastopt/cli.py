@@ -64,14 +64,14 @@ def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
 def compile_kernels(arguments: argparse.Namespace) -> int:
     """Compile every kernel, and say where they are kept."""
     from .kernels import cache, cpu, schedules
-    from .kernels.reader import FORMATS
+    from .kernels.tables import ELEMENTS
     from .progress import track
     from .rules import RULES
 
     directory = cache.directory()
     if directory is None:
         raise OSError("no cache directory is writable, so that nothing can be kept: set NUMBA_CACHE_DIR to one that is")
-    kernels = [(name, dtype) for name in RULES for dtype in FORMATS]
+    kernels = [(name, dtype) for name in RULES for dtype in ELEMENTS]
     hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
     schedules.evaluators()
     lost = [f"{name} {dtype}" for name, dtype in kernels if not cpu.cached(name, dtype)]

@@ -8,7 +8,7 @@ import platform
 
 from . import __version__
 from .kernels import extension, pool
-from .kernels.reader import FORMATS
+from .kernels.tables import ELEMENTS
 from .rules import RULES
 
 LIBRARIES = ("numpy", "numba", "cffi", "torch", "cupy")
@@ -70,7 +70,7 @@ def compiled() -> dict[str, str]:
     directory = cache.directory()
     if directory is None:
         return {"cache": "no directory is writable: kernels compile anew in every process (set NUMBA_CACHE_DIR)"}
-    kernels = [(name, str(dtype)) for name in RULES for dtype in FORMATS]
+    kernels = [(name, dtype) for name in RULES for dtype in ELEMENTS]
     there = [f"{name} {dtype}" for name, dtype in kernels if cpu.cached(name, dtype)]
     there += ["schedules"] if schedules.cached() else []
     compiled = f"{len(there)} of {len(kernels) + 1}: {', '.join(there) or 'none yet'}"

@@ -23,7 +23,7 @@ from .groups import GroupOptions
 from .kernels import pool
 from .kernels.cold import kernel
 from .kernels.reader import UNREAD, Array, Reader, address, read_alike
-from .kernels.tables import ABI, HYPERS, JOB, TENSOR
+from .kernels.tables import ABI, ELEMENTS, HYPERS, JOB, TENSOR
 from .rules import RULES, Options, Row, Rule
 
 # So many for each thread: below twice that one is faster than two, after a millisecond of other work (`fastopt bench`).
@@ -153,7 +153,7 @@ class Launch:
     def __init__(self, rule: Rule, format: str, sizes: Sequence[int], threads: Threads = pool) -> None:
         self.rule = rule
         self.threads = threads
-        self.itemsize = np.dtype("int16" if format == "bfloat16" else format).itemsize
+        self.itemsize = np.dtype(ELEMENTS[format][0]).itemsize
         self.sizes = sizes
         self.strided: dict[int, Strides] | None
         self.elements = sum(sizes)

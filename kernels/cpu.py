@@ -2,10 +2,11 @@
 
 A rule takes a parameter, its gradient, its states and its hyperparameters, and returns the new parameter and states.
 It computes in the parameter's own type, whatever types its hyperparameters arrive in: a Python float beside a float32
-array would make Numba go on in float64, at half the speed. Rules stand from the simplest to the hardest.
+array would make Numba go on in float64, at half the speed. Rules stand from the simplest to the hardest. Of float16 and
+bfloat16 they see nothing: the loop widens what it reads to float32, and narrows what it writes.
 
-Rules and the loop stay in this one file: Numba's disk cache notices changes only in the file of the cached function.
-For loops of your own, `schedule` stands here as well; its formulas are in ``schedules.py``.
+Rules, conversions and the loop stay in this one file: Numba's disk cache notices changes only in the file of the cached
+function. For loops of your own, `schedule` stands here as well; its formulas are in ``schedules.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numba.extending import intrinsic, overload
 from . import cache
 from .cold import lock
 from .schedules import schedule as schedule
-from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, TENSOR
+from .tables import ABI, CHUNK, ELEMENTS, HYPERS, JOB, LAYOUT, TENSOR, element_name
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
@@ -68,6 +69,98 @@ def adagrad(p, g, s, lr, eps):
     return p - real(lr) * g / (np.sqrt(s) + real(eps)), s
 
 
+# Conversions are arithmetic on bits that packed instructions do, eight elements at once. LLVM's own need a processor
+# with F16C, or call a function that Numba does not link, which ends the process. Nothing here depends on whether the
+# processor takes float32's subnormals for zero, as `torch.set_flush_denormal` makes it: halves' own survive it.
+
+
+@compiled
+def bits(x):
+    return np.float32(x).view(np.uint32)
+
+
+@compiled
+def from_bits(pattern):
+    return np.uint32(pattern).view(np.float32)
+
+
+@compiled
+def from_float16(pattern):
+    """Exponent and mantissa moved to where float32 has them: exact, but for the exponent's bias and for subnormals.
+
+    The bias is made good in two steps, up so far that the largest exponent becomes float32's own, of infinity and NaN,
+    and down by a product. Fabian Giesen, "half_to_float_fast", and FP16 by Marat Dukhan do much the same.
+    """
+    magnitude = pattern & 0x7FFF
+    normal = from_bits((magnitude << 13) + ((255 - 31) << 23)) * np.float32(2.0**-112)
+    subnormal = np.float32(np.int32(magnitude)) * np.float32(2.0**-24)
+    value = normal if magnitude >= 0x0400 else subnormal
+    return from_bits(bits(value) | (pattern & 0x8000) << 16)
+
+
+@compiled
+def to_float16(x):
+    """Rounded by the addition of a power of two so large that the sum's last bit is that of the half.
+
+    Mantissas of sum and power then differ by the size in units of that bit, from 1024 to 2048, or from 0 where it is
+    subnormal; added to the exponent less one, a full mantissa carries into the next, and in the end into infinity.
+    The addition is Fabian Giesen's, "float_to_half_fast3_rtne", for subnormals, and for all in FP16 by Marat Dukhan.
+    """
+    size = min(abs(x), np.float32(2.0**16))  # which is infinity, as is all above it
+    # As uint32, not the 64 bits that Numba goes on in: without, the loop takes twice the time.
+    exponent = np.uint32(max(bits(size) & 0x7F800000, (127 - 14) << 23))
+    power = exponent + (13 << 23)
+    units = bits(size + from_bits(power)) - power
+    half = (exponent >> 13) - ((127 - 14) << 10) + units
+    return np.uint16((half if x == x else 0x7E00) | ((bits(x) >> 16) & 0x8000))
+
+
+@compiled
+def from_bfloat16(pattern):
+    """The upper half of a float32's bits."""
+    return from_bits(pattern << 16)
+
+
+@compiled
+def to_bfloat16(x):
+    """Half of the last bit added, or a little less where that bit is even; a carry goes into the exponent, rightly.
+
+    NaN is a case of its own: its mantissa can be all in the half that is cut off, or carry into the sign.
+    """
+    pattern = bits(x)
+    rounded = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16
+    return np.int16(rounded if x == x else 0x7FC0)
+
+
+HALVES = {types.uint16: (from_float16, to_float16), types.int16: (from_bfloat16, to_bfloat16)}  # as in ELEMENTS
+
+
+def widen(x):
+    """An element as the number to compute with; chosen by its type, in ``_widen``."""
+    raise TypeError("widen() exists in compiled code only")
+
+
+@overload(widen)
+def _widen(x):
+    if x not in HALVES:
+        return lambda x: x
+    function = HALVES[x][0]
+    return lambda x: function(x)
+
+
+def narrow(x, array):
+    """A number as an element of an array, rounded to the nearest, and to even between two; chosen in ``_narrow``."""
+    raise TypeError("narrow() exists in compiled code only")
+
+
+@overload(narrow)
+def _narrow(x, array):
+    if array.dtype not in HALVES:
+        return lambda x, array: x
+    function = HALVES[array.dtype][1]
+    return lambda x, array: function(x)
+
+
 def apply(rule, i, p, g, states, hypers):
     """Element i of p and of its states, updated by the rule of that number; the compiler chooses, in ``_apply``."""
     raise TypeError("apply() exists in compiled code only")
@@ -80,31 +173,50 @@ def _apply(rule, i, p, g, states, hypers):
     used = len(inspect.signature(function.py_func).parameters) - 2 - states_used
 
     def stateless(rule, i, p, g, states, hypers):
-        p[i] = function(p[i], g, *hypers[:used])
+        p[i] = narrow(function(widen(p[i]), g, *hypers[:used]), p)
 
     def one_state(rule, i, p, g, states, hypers):
-        p[i], states[0][i] = function(p[i], g, states[0][i], *hypers[:used])
+        x, a = function(widen(p[i]), g, states[0][i], *hypers[:used])
+        p[i], states[0][i] = narrow(x, p), a
 
     def two_states(rule, i, p, g, states, hypers):
-        p[i], states[0][i], states[1][i] = function(p[i], g, states[0][i], states[1][i], *hypers[:used])
+        x, a, b = function(widen(p[i]), g, states[0][i], states[1][i], *hypers[:used])
+        p[i], states[0][i], states[1][i] = narrow(x, p), a, b
 
     def three_states(rule, i, p, g, states, hypers):
-        p[i], states[0][i], states[1][i], states[2][i] = function(
-            p[i], g, states[0][i], states[1][i], states[2][i], *hypers[:used]
-        )
+        x, a, b, c = function(widen(p[i]), g, states[0][i], states[1][i], states[2][i], *hypers[:used])
+        p[i], states[0][i], states[1][i], states[2][i] = narrow(x, p), a, b, c
 
     return (stateless, one_state, two_states, three_states)[states_used]
 
 
-@compiled
 def update(rule, p, g, states, scale, decay, hypers):
     """One run of elements. Weight decay is a test here, outside the loop, where it costs nothing."""
     if decay == 0:
         for i in range(p.size):
-            apply(rule, i, p, scale * g[i], states, hypers)
+            apply(rule, i, p, scale * widen(g[i]), states, hypers)
     else:
         for i in range(p.size):
-            apply(rule, i, p, scale * g[i] + decay * p[i], states, hypers)
+            apply(rule, i, p, scale * widen(g[i]) + decay * widen(p[i]), states, hypers)
+
+
+def update_inlined_by_force(halves):
+    """Let compiled code call ``update``; with halves it must go into the kernel, without it does by itself.
+
+    By itself the loop is too large with float16's conversions, and what runs in its place is what Numba has compiled of
+    ``update`` alone, which is not vectorised: it took three times as long. Forced in without halves, momentum's loop in
+    float64 is vectorised from 12 elements on, not from 8.
+    """
+
+    def choose(rule, p, g, states, scale, decay, hypers):
+        return update if (p.dtype in HALVES) == halves else None
+
+    options = {"error_model": "numpy", "forceinline": halves}
+    overload(update, prefer_literal=True, jit_options=options)(choose)
+
+
+update_inlined_by_force(False)
+update_inlined_by_force(True)
 
 
 @intrinsic
@@ -123,7 +235,7 @@ COLUMNS = 8
 
 
 @compiled
-def gather(out, grad, rows, length, row_stride, item_stride, real):
+def gather(out, grad, rows, length, row_stride, item_stride, stored):
     """Copy a tile of a gradient into the parameter's order, along whichever axis is denser in the gradient."""
     if abs(row_stride) < abs(item_stride):
         whole = length - length % COLUMNS
@@ -131,14 +243,14 @@ def gather(out, grad, rows, length, row_stride, item_stride, real):
             for r in range(rows):
                 at = grad + r * row_stride + start * item_stride
                 for i in range(COLUMNS):
-                    out[r * length + start + i] = carray(pointer(at + i * item_stride), 1, real)[0]
+                    out[r * length + start + i] = carray(pointer(at + i * item_stride), 1, stored)[0]
         for i in range(whole, length):
             for r in range(rows):
-                out[r * length + i] = carray(pointer(grad + r * row_stride + i * item_stride), 1, real)[0]
+                out[r * length + i] = carray(pointer(grad + r * row_stride + i * item_stride), 1, stored)[0]
     else:
         for r in range(rows):
             for i in range(length):
-                out[r * length + i] = carray(pointer(grad + r * row_stride + i * item_stride), 1, real)[0]
+                out[r * length + i] = carray(pointer(grad + r * row_stride + i * item_stride), 1, stored)[0]
 
 
 SIGNATURE = types.void(types.intp, types.int64, types.int64, types.int64)  # fastopt_kernel
@@ -153,8 +265,8 @@ def make_kernel(name, dtype):
     variant for another.
     """
     number = list(STATES).index(name)
-    real = np.dtype(dtype).type
-    size = np.dtype(dtype).itemsize
+    stored, real = ELEMENTS[element_name(dtype)]
+    stored_size, real_size = np.dtype(stored).itemsize, np.dtype(real).itemsize
 
     def kernel(job_address, begin, end, worker):
         job = carray(pointer(job_address), 1, JOB)[0]
@@ -168,39 +280,39 @@ def make_kernel(name, dtype):
             scale, decay = real(row[0]), real(row[1])
             hypers = (real(row[2]), real(row[3]), real(row[4]), real(row[5]), real(row[6]), real(row[7]))
             runs, length, step = 1, chunk.length, 0
-            grad = tensor.grad + chunk.grad_offset * size
+            grad = tensor.grad + chunk.grad_offset * stored_size
             if tensor.layout != 0:
                 layout = carray(pointer(tensor.layout), 1, LAYOUT)[0]
                 runs, step = chunk.rows, layout.param_row
                 grad = job.scratch + worker * job.scratch_bytes
                 gather(
-                    carray(pointer(grad), runs * length, real),
+                    carray(pointer(grad), runs * length, stored),
                     tensor.grad + chunk.grad_offset,
                     runs,
                     length,
                     layout.grad_row,
                     layout.grad_item,
-                    real,
+                    stored,
                 )
                 if step == length:  # whole rows: the tile is one run
                     runs, length = 1, runs * length
             for r in range(runs):
-                at = (chunk.offset + r * step) * size
+                at = chunk.offset + r * step
                 update(
                     number,
-                    carray(pointer(tensor.param + at), length, real),
-                    carray(pointer(grad + r * length * size), length, real),
+                    carray(pointer(tensor.param + at * stored_size), length, stored),
+                    carray(pointer(grad + r * length * stored_size), length, stored),
                     (
-                        carray(pointer(tensor.states[0] + at), length, real),
-                        carray(pointer(tensor.states[1] + at), length, real),
-                        carray(pointer(tensor.states[2] + at), length, real),
+                        carray(pointer(tensor.states[0] + at * real_size), length, real),
+                        carray(pointer(tensor.states[1] + at * real_size), length, real),
+                        carray(pointer(tensor.states[2] + at * real_size), length, real),
                     ),
                     scale,
                     decay,
                     hypers,
                 )
 
-    kernel.__name__ = kernel.__qualname__ = f"{name}_{np.dtype(dtype).name}_abi{ABI}"
+    kernel.__name__ = kernel.__qualname__ = f"{name}_{element_name(dtype)}_abi{ABI}"
     return kernel
 
 
@@ -208,8 +320,12 @@ _kernels: dict = {}
 
 
 def kernel(name: str, dtype: Any) -> Any:
-    """The compiled kernel of a rule for a dtype, as a Numba ``CFunc``; it lives as long as the process."""
-    key = name, np.dtype(dtype).name
+    """The compiled kernel of a rule for a dtype, as a Numba ``CFunc``; it lives as long as the process.
+
+    The dtype is that of parameter and gradient: what NumPy takes for one, or "bfloat16". States of both halves are
+    float32.
+    """
+    key = name, element_name(dtype)
     if key not in _kernels:
         with lock, cache.one_process_at_a_time():
             if key not in _kernels:

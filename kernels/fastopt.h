@@ -30,7 +30,7 @@ typedef struct fastopt_layout {
 typedef struct fastopt_tensor {
     void *param;
     const void *grad; /* null: no gradient this step, the tensor is left alone */
-    void *states[3];
+    void *states[3];              /* of the parameter's type; float where that has 16 bits */
     void *auxiliary;              /* reserved: scales, averages */
     const fastopt_layout *layout; /* null: parameter, gradient and states share one storage order */
     int32_t hyper;                /* index of the tensor's hyper row */

@@ -3,11 +3,28 @@
 The header says what every field of a struct means; a test holds names, sizes and offsets of the two equal.
 """
 
+from typing import Any
+
 import numpy as np
 
 ABI = 1
 STATES = 3
 HYPERS = 8
+
+# What a parameter and its gradient may hold -> as what they lie in memory, and what is computed in; states are of the
+# latter. Numba has arrays of neither half: they lie as bits, of two types, by which overloads tell them apart.
+ELEMENTS = {
+    "float32": (np.float32, np.float32),
+    "float64": (np.float64, np.float64),
+    "float16": (np.uint16, np.float32),
+    "bfloat16": (np.int16, np.float32),
+}
+
+
+def element_name(dtype: Any) -> str:
+    """Name a dtype: whatever NumPy takes for one, or "bfloat16", which it has none of."""
+    return dtype if isinstance(dtype, str) and dtype in ELEMENTS else np.dtype(dtype).name
+
 
 TENSOR = np.dtype(
     [

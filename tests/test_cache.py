@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastopt.kernels import cpu
-from fastopt.kernels.tables import ABI
+from fastopt.kernels.tables import ABI, ELEMENTS
+from instructions import FUSED, OUTLINED, any_arithmetic, packed
 from numba import cfunc
 from numba.core import event
 
@@ -239,13 +240,15 @@ def test_without_a_writable_cache(directory, tmp_path):
 
 def test_kernels_have_names_of_their_own():
     """No two variants share a cache index; the names say rule, dtype and ABI; closures hold plain constants."""
-    kernels = [cpu.make_kernel(*variant) for variant in VARIANTS]
-    for (name, dtype), kernel in zip(VARIANTS, kernels, strict=True):
+    every = [(name, dtype) for name in cpu.STATES for dtype in ELEMENTS]
+    types = {kind for kinds in ELEMENTS.values() for kind in kinds}
+    kernels = [cpu.make_kernel(*variant) for variant in every]
+    for (name, dtype), kernel in zip(every, kernels, strict=True):
         assert kernel.__qualname__ == kernel.__name__
         assert {name, dtype, f"abi{ABI}"} <= set(kernel.__qualname__.split("_"))
         for value in inspect.getclosurevars(kernel).nonlocals.values():
-            assert isinstance(value, int | float | str) or value in (np.float32, np.float64)
-    assert len({kernel.__qualname__ for kernel in kernels}) == len(VARIANTS)
+            assert isinstance(value, int | float | str) or value in types
+    assert len({kernel.__qualname__ for kernel in kernels}) == len(every)
 
 
 def test_threads_that_ask_at_once_get_one_kernel(monkeypatch):
@@ -405,39 +408,6 @@ def test_a_single_call_allocates_no_array(name):
 
 # The code
 
-# What an instruction looks like: packed and scalar arithmetic in a precision, fused multiply-adds, any precision.
-if platform.machine().lower() in ("x86_64", "amd64"):
-    SUFFIX = {"float32": "s", "float64": "d"}
-
-    def packed(operation, dtype):
-        """Match a packed operation."""
-        return rf"\bv?{operation}p{SUFFIX[dtype]}\b"
-
-    def any_arithmetic(dtype):
-        """Match arithmetic in a precision, or a conversion into it."""
-        letter, other = SUFFIX[dtype], SUFFIX["float64" if dtype == "float32" else "float32"]
-        return rf"\bv?(add|sub|mul|div|sqrt|max|min)[ps]{letter}\b|\bv?cvt[ps]{other}2[ps]{letter}\b"
-
-    FUSED = r"\bvfn?m(add|sub)"
-else:
-    LANES = {"float32": "4s", "float64": "2d"}
-    SCALAR = {"float32": "s", "float64": "d"}
-
-    def packed(operation, dtype):
-        """Match a packed operation."""
-        return rf"\bf{operation}(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]})"
-
-    def any_arithmetic(dtype):
-        """Match arithmetic in a precision, or a conversion into it."""
-        operation = r"\bf(add|sub|mul|nmul|div|sqrt|neg)"
-        scalar = SCALAR[dtype]
-        return (
-            rf"{operation}(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]}|\s+{scalar}\d)"
-            rf"|\bfcvt\s+{scalar}\d+, [sd]|\bfcvt[ln]2?(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]})"
-        )
-
-    FUSED = r"\bf(n?madd|n?msub|mla|mls)\b"
-
 
 @pytest.fixture(scope="module")
 def assembly(filled):
@@ -451,6 +421,7 @@ def test_loops_are_vectorised(assembly, name, dtype):
     """Multiplications and subtractions are packed; with AdaGrad, roots and divisions too."""
     for operation in ("mul", "sub", *(["div", "sqrt", "add"] if name == "adagrad" else [])):
         assert re.search(packed(operation, dtype), assembly[name, dtype]), operation
+    assert not re.search(OUTLINED, assembly[name, dtype])
 
 
 @variants

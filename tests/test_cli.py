@@ -18,9 +18,9 @@ LOAD = """
 import numpy as np
 import fastopt
 from fastopt.kernels import cpu, schedules
-from fastopt.kernels.reader import FORMATS
+from fastopt.kernels.tables import ELEMENTS
 assert all(evaluator.stats.cache_hits for evaluator in schedules.evaluators())
-assert all(cpu.kernel(name, dtype).cache_hits == 1 for name in fastopt.rules.RULES for dtype in FORMATS)
+assert all(cpu.kernel(name, dtype).cache_hits == 1 for name in fastopt.rules.RULES for dtype in ELEMENTS)
 p = np.ones(5)
 fastopt.fused.sgd(p, np.ones(5), lr=0.5)
 assert (p == 0.5).all()
@@ -93,7 +93,7 @@ def test_compile_where_the_disk_is_full(monkeypatch, capsys):
     monkeypatch.setattr(schedules, "cached", lambda: False)
     assert cli.main(["compile"]) == 1
     err = capsys.readouterr().err
-    assert "adagrad float32, adagrad float64, schedules" in err
+    assert "adagrad float32, adagrad float64, adagrad float16, adagrad bfloat16, schedules" in err
     assert "sgd" not in err
 
 

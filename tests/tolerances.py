@@ -14,8 +14,23 @@ ONE_STEP = 8
 # steps, and random signs keep them well below.
 TRAJECTORY = 80
 
+# A half is what float32 arithmetic came to, rounded once: off by half a unit in its last place, at most.
+ROUNDED = 0.5
+
 # torch works in the same dtype, with its own order of operations and fused multiply-adds: twice our own distance.
 TORCH = 2 * TRAJECTORY
+
+# Half precision, as a ratio of errors against float64: both round the parameter to its dtype at each step, which is
+# most of the error; the factor leaves room for chance, and no more.
+HALF = 2.0
+
+# bfloat16 parameters against float32 ones that are rounded alike after each step: the same but where a last bit of
+# float32 tips a rounding, by one epsilon; momentum, and a later tip, may bring a second one.
+BFLOAT16 = 2
+
+# Losses of a network in training, absolute and relative: each step feeds rounding errors into the next one's gradients,
+# and they grow; between two of torch's own implementations they reach a few 1e-6 in two epochs.
+TORCH_TRAINING = 1e-4
 
 # Schedules, as relative errors. A closed form of some ten operations on doubles is within 1e-14 of the oracle, and a
 # power within 1e-13, whose exponent is rounded first; what a step, a period or a share cancels shows far above 1e-9.
@@ -39,3 +54,16 @@ def assert_close(got, want, count, scale=None):
     scale = max(np.max(np.abs(want), initial=0.0), 1.0) if scale is None else scale
     atol = count * np.finfo(got.dtype).eps * scale
     np.testing.assert_allclose(got, want, rtol=0.0, atol=atol)
+
+
+def assert_rounded(got, want, digits, least, count):
+    """Assert that halves, given as float64, are float64 values rounded once after `count` epsilons of float32.
+
+    A half has so many binary digits behind the first, and fewer below 2 to the power of `least`.
+    """
+    assert got.shape == want.shape
+    scale = max(np.max(np.abs(want), initial=0.0), 1.0)
+    exponent = np.where(want == 0.0, least, np.maximum(np.frexp(want)[1] - 1, least))
+    atol = ROUNDED * 2.0 ** (exponent - digits) + count * np.finfo(np.float32).eps * scale
+    far = np.abs(got - want) > atol
+    assert not far.any(), (got[far], want[far])

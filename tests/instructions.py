@@ -1,0 +1,40 @@
+"""What an instruction looks like: packed and any arithmetic in a precision, and what must not be there."""
+
+import platform
+
+# The loop as a function of its own, by its mangled name: then not the code that is looked at runs, but another.
+OUTLINED = r"(?m)^_+ZN(?!08NumbaEnv)\w*3cpu6update\w*:"
+
+if platform.machine().lower() in ("x86_64", "amd64"):
+    SUFFIX = {"float32": "s", "float64": "d"}
+
+    def packed(operation, dtype):
+        """Match a packed operation."""
+        return rf"\bv?{operation}p{SUFFIX[dtype]}\b"
+
+    def any_arithmetic(dtype):
+        """Match arithmetic in a precision, or a conversion into it."""
+        letter, other = SUFFIX[dtype], SUFFIX["float64" if dtype == "float32" else "float32"]
+        return rf"\bv?(add|sub|mul|div|sqrt|max|min)[ps]{letter}\b|\bv?cvt[ps]{other}2[ps]{letter}\b"
+
+    FUSED = r"\bvfn?m(add|sub)"
+    SHIFT = r"\bv?ps[lr]ld\b"
+else:
+    LANES = {"float32": "4s", "float64": "2d"}
+    SCALAR = {"float32": "s", "float64": "d"}
+
+    def packed(operation, dtype):
+        """Match a packed operation."""
+        return rf"\bf{operation}(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]})"
+
+    def any_arithmetic(dtype):
+        """Match arithmetic in a precision, or a conversion into it."""
+        operation = r"\bf(add|sub|mul|nmul|div|sqrt|neg)"
+        scalar = SCALAR[dtype]
+        return (
+            rf"{operation}(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]}|\s+{scalar}\d)"
+            rf"|\bfcvt\s+{scalar}\d+, [sd]|\bfcvt[ln]2?(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]})"
+        )
+
+    FUSED = r"\bf(n?madd|n?msub|mla|mls)\b"
+    SHIFT = r"\b(shl|ushr|[us]?shll)2?(\.4s\s|\s+v\d+\.4s)"

@@ -1,0 +1,283 @@
+"""float16 and bfloat16 parameters: conversions bit for bit, every rule, gradients in another order, and the code."""
+
+import re
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from fastopt.kernels import cache, cold, cpu, pool
+from fastopt.kernels.tables import ABI, ELEMENTS, HYPERS, JOB, STATES, TENSOR
+from instructions import FUSED, OUTLINED, SHIFT, any_arithmetic, packed
+from numba import njit
+from tolerances import ONE_STEP, assert_close, assert_rounded
+
+from fastopt import rules
+from fastopt.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
+
+DIGITS = {"float16": 10, "bfloat16": 7}  # of the mantissa, behind the first
+LEAST = {"float16": -14, "bfloat16": -126}  # exponent of the least normal number
+INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80}
+SIZES = [*range(36), 63, 64, 65, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1]
+OPTIONS = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "eps": 1e-10, "lr_decay": 0.1}
+GUARD = 0x5A5A
+halves = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+names = pytest.mark.parametrize("name", rules.RULES)
+
+
+def values(patterns, dtype):
+    """What bits mean, as float32, by NumPy or torch."""
+    if dtype == "float16":
+        return patterns.view(np.float16).astype(np.float32)
+    return torch.from_numpy(patterns.view(np.int16)).view(torch.bfloat16).to(torch.float32).numpy()
+
+
+def rounded(x, dtype):
+    """The bits of float32 numbers rounded to halves, by NumPy or torch."""
+    if dtype == "float16":
+        with np.errstate(all="ignore"):
+            return x.astype(np.float16).view(np.uint16)
+    return torch.from_numpy(x).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+
+
+@njit
+def widen_all(patterns, out):
+    for i in range(patterns.size):
+        out[i] = cpu.widen(patterns[i])
+
+
+@njit
+def narrow_all(x, out):
+    for i in range(x.size):
+        out[i] = cpu.narrow(x[i], out)
+
+
+def widened(patterns, dtype):
+    """Bits as float32, by the kernels' conversion."""
+    out = np.empty(patterns.shape, np.float32)
+    widen_all(patterns.view(ELEMENTS[dtype][0]), out)
+    return out
+
+
+def narrowed(x, dtype):
+    """The bits of float32 numbers rounded to halves, by the kernels' conversion."""
+    out = np.empty(x.shape, ELEMENTS[dtype][0])
+    narrow_all(x, out)
+    return out.view(np.uint16)
+
+
+def every_pattern():
+    """All bits that a half can have."""
+    return np.arange(2**16, dtype=np.uint16)
+
+
+def borders(dtype):
+    """Every half that is 0 or more, the middle of each two, and a float32 to either side of both; infinity too."""
+    exact = values(np.arange(INFINITY[dtype], dtype=np.uint16), dtype).astype(np.float64)
+    exact = np.append(exact, 2 * 2.0 ** np.floor(np.log2(exact[-1])))  # what is rounded up to it is infinity
+    middles = (exact[1:] + exact[:-1]) / 2
+    with np.errstate(over="ignore"):
+        x = np.concatenate([exact, middles, [np.inf]]).astype(np.float32)
+        return np.concatenate([x, np.nextafter(x, np.float32(-np.inf)), np.nextafter(x, np.float32(np.inf))])
+
+
+# Conversions
+
+
+@halves
+def test_widening_is_exact(dtype):
+    """All patterns, bit for bit, except that one NaN may become another."""
+    got, want = widened(every_pattern(), dtype), values(every_pattern(), dtype)
+    nan = np.isnan(want)
+    np.testing.assert_array_equal(got.view(np.uint32)[~nan], want.view(np.uint32)[~nan])
+    assert np.isnan(got[nan]).all()
+
+
+@halves
+def test_narrowing_undoes_widening(dtype):
+    """For all patterns but NaN."""
+    patterns = every_pattern()
+    patterns = patterns[~np.isnan(values(patterns, dtype))]
+    np.testing.assert_array_equal(narrowed(widened(patterns, dtype), dtype), patterns)
+
+
+@halves
+def test_narrowing_rounds_to_nearest_even(dtype):
+    """As NumPy and torch do: around every half and every middle of two, in both signs, and for any bits."""
+    some = np.random.default_rng(1).integers(0, 2**32, 1_000_000, dtype=np.uint32).view(np.float32)
+    tiny = np.arange(1000, dtype=np.uint32).view(np.float32)
+    for x in (borders(dtype), -borders(dtype), some, tiny, -tiny):
+        got, want = narrowed(x, dtype), rounded(x, dtype)
+        nan = np.isnan(x)
+        np.testing.assert_array_equal(got[~nan], want[~nan])
+        quiet = INFINITY[dtype] | 1 << (DIGITS[dtype] - 1)
+        assert (got[nan] & quiet == quiet).all()
+
+
+@halves
+def test_every_kind_of_nan_stays_one(dtype):
+    """Also those whose mantissa is all in the bits that are cut off, or would carry into the sign."""
+    mantissas = np.array([1, 0x0FFF, 0x7FFF, 0x8000, 0xFFFF, 0x400000, 0x7FFFFF], np.uint32)
+    x = np.concatenate([0x7F800000 | mantissas, 0xFF800000 | mantissas]).view(np.float32)
+    assert np.isnan(values(narrowed(x, dtype), dtype)).all()
+
+
+@halves
+def test_halves_survive_where_subnormals_are_flushed(dtype):
+    """The processor then takes float32's for zero; those of float16 are none, and bfloat16's are not computed with."""
+    patterns = every_pattern()
+    patterns = patterns[~np.isnan(values(patterns, dtype))]
+    x = borders(dtype)
+    want = widened(patterns, dtype), narrowed(x, dtype)
+    try:
+        torch.set_flush_denormal(True)  # of this thread alone; without effect on some processors
+        got = widened(patterns, dtype), narrowed(x, dtype)
+    finally:
+        torch.set_flush_denormal(False)
+    assert [array.tobytes() for array in got] == [array.tobytes() for array in want]
+
+
+# Kernels
+
+
+class Guarded:
+    """An array with something on either side that must stay as it is."""
+
+    def __init__(self, array):
+        self.whole = np.full(array.nbytes // 2 + 64, GUARD, np.uint16)
+        self.array = self.whole[32:-32].view(array.dtype).reshape(array.shape)
+        self.array[...] = array
+
+    def assert_kept(self):
+        """Assert that nothing was written beside the array."""
+        assert (self.whole[:32] == GUARD).all()
+        assert (self.whole[-32:] == GUARD).all()
+
+
+def step(name, dtype, p, g, states, row):
+    """Run a kernel once: patterns p in C order, patterns g of any strides, float32 states."""
+    strided = {} if g.flags.c_contiguous else {0: Strides.of(g)}
+    chunks, layouts = chunk_table([p.size], strided)
+    guarded = [Guarded(array) for array in (p, *states)]
+    scratch = Guarded(np.zeros(TILE_ELEMENTS, np.uint16))
+    table, hypers, job = np.zeros(1, TENSOR), np.zeros((1, HYPERS)), np.zeros((), JOB)
+    addresses = [array.array.ctypes.data for array in guarded]
+    table["param"], table["grad"] = addresses[0], g.ctypes.data
+    table["states"] = addresses[1:] + [0] * (STATES - len(states))
+    table["layout"] = layouts.ctypes.data if strided else 0
+    hypers[0, : len(row)] = row
+    job["abi"] = ABI
+    job["tensors"], job["chunks"], job["hypers"] = table.ctypes.data, chunks.ctypes.data, hypers.ctypes.data
+    job["scratch"], job["scratch_bytes"] = scratch.array.ctypes.data, scratch.array.nbytes
+    before = g.copy()
+    pool.runner(cpu.kernel(name, dtype), job.ctypes.data)(len(chunks), 1, 1)
+    for array in (*guarded, scratch):
+        array.assert_kept()
+    np.testing.assert_array_equal(g, before)
+    for array, result in zip((p, *states), guarded, strict=True):
+        array[...] = result.array
+
+
+def normal(rng, shape, dtype):
+    """Random halves, as bits."""
+    return rounded(rng.standard_normal(shape, np.float32), dtype)
+
+
+@pytest.mark.parametrize("more", [{"weight_decay": 0.0, "maximize": False}, {"weight_decay": 0.01, "maximize": True}])
+@halves
+@names
+def test_rules_against_the_oracle(name, dtype, more):
+    """Three steps at every size, each from what the last one left, and not an element further."""
+    rng = np.random.default_rng(2)
+    options = {**OPTIONS, **more}
+    for size in SIZES:
+        p = normal(rng, size, dtype)
+        states = [np.zeros(size, np.float32) for _ in rules.RULES[name].states]
+        for count in (1, 2, 3):
+            g = normal(rng, size, dtype)
+            before = [array.astype(np.float64) for array in (values(p, dtype), values(g, dtype), *states)]
+            want, want_states = oracle.RULES[name](*before[:2], before[2:] if count > 1 else None, count, options)
+            step(name, dtype, p, g, states, rules.RULES[name].row(options, count, count == 1))
+            assert_rounded(values(p, dtype).astype(np.float64), want, DIGITS[dtype], LEAST[dtype], ONE_STEP)
+            for state, expected in zip(states, want_states, strict=True):
+                assert_close(state, expected, ONE_STEP)
+
+
+STRIDED = {
+    "transposed": lambda g: np.asfortranarray(g),
+    "transposed tiles": lambda g: np.asfortranarray(np.tile(g, (8, 9))),
+    "every other": lambda g: np.repeat(g, 2, axis=1)[:, ::2],
+    "backwards": lambda g: g[::-1, ::-1],
+    "one for all": lambda g: np.broadcast_to(g[:, :1], g.shape),
+    "three axes": lambda g: np.tile(g, (7, 1, 1)).transpose(2, 0, 1),
+}
+
+
+@pytest.mark.parametrize("strided", STRIDED.values(), ids=STRIDED)
+@halves
+@names
+def test_strided_gradients(name, dtype, strided):
+    """The same bits as with a gradient in the parameter's order."""
+    rng = np.random.default_rng(3)
+    g = strided(normal(rng, (67, 45), dtype))
+    assert not g.flags.c_contiguous
+    p = normal(rng, g.shape, dtype)
+    states = [rng.random(g.shape, np.float32) for _ in rules.RULES[name].states]
+    row = rules.RULES[name].row({**OPTIONS, "weight_decay": 0.01, "maximize": False}, 2, False)
+    want, want_states = p.copy(), [state.copy() for state in states]
+    step(name, dtype, want, np.ascontiguousarray(g), want_states, row)
+    step(name, dtype, p, g, states, row)
+    np.testing.assert_array_equal(p, want)
+    for state, expected in zip(states, want_states, strict=True):
+        np.testing.assert_array_equal(state, expected)
+
+
+@halves
+@names
+def test_non_finite_gradients_propagate(name, dtype):
+    """A NaN or an infinity reaches its own element and no other."""
+    p, g = np.ones(40, np.float32), np.full(40, 0.5, np.float32)
+    g[7], g[20] = np.nan, np.inf
+    p, g = rounded(p, dtype), rounded(g, dtype)
+    states = [np.zeros(40, np.float32) for _ in rules.RULES[name].states]
+    step(name, dtype, p, g, states, rules.RULES[name].row({**OPTIONS, "weight_decay": 0, "maximize": False}, 1, True))
+    finite = np.isfinite(values(p, dtype))
+    assert not finite[[7, 20]].any()
+    assert np.delete(finite, [7, 20]).all()
+
+
+@halves
+def test_what_is_too_large_becomes_infinity(dtype):
+    """The largest half and a half of its last bit are rounded up, to even; with less, it stays."""
+    largest = np.full(2, INFINITY[dtype] - 1, np.uint16)
+    last_bit = values(largest, dtype)[0] - values(largest - 1, dtype)[0]
+    p, g = largest.copy(), rounded(np.array([-0.5, -0.25], np.float32) * last_bit, dtype)
+    step("sgd", dtype, p, g, [], (1.0, 0.0, 1.0))
+    assert list(p) == [INFINITY[dtype], INFINITY[dtype] - 1]
+
+
+@halves
+def test_names_of_a_dtype(dtype):
+    """A kernel is found by the word, and by what NumPy calls it, where it has it; once, and in the cache."""
+    kernel = cpu.kernel("sgd", dtype)
+    assert cold.kernel("sgd", dtype) is kernel
+    assert cpu.cached("sgd", dtype) == (cache.directory() is not None)
+    if dtype == "float16":
+        assert cpu.kernel("sgd", np.float16) is cpu.kernel("sgd", np.dtype(np.float16)) is kernel
+
+
+# The code
+
+
+@halves
+@names
+def test_loops_are_vectorised(name, dtype):
+    """Arithmetic and conversions are packed, in float32 and nothing wider; no function converts, nothing is fused."""
+    code = cpu.make_cfunc(cache=False)(cpu.make_kernel(name, dtype))._library.get_asm_str()
+    for operation in ("mul", "sub", *(["div", "sqrt", "add"] if name == "adagrad" else [])):
+        assert re.search(packed(operation, "float32"), code), operation
+    assert re.search(SHIFT, code)
+    assert [line.strip() for line in code.splitlines() if re.search(any_arithmetic("float64"), line)] == []
+    assert re.findall(FUSED, code) == []
+    assert re.findall(r"__\w*hf\w*|__\w*bf\w*", code) == []
+    assert not re.search(OUTLINED, code)
