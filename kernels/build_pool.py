@@ -22,7 +22,7 @@ ffi.cdef(declarations((HERE / "fastopt.h").read_text(encoding="utf-8")))
 ffi.set_source(
     "fastopt.kernels._pool",
     '#include "fastopt.h"',
-    sources=["kernels/pool.cpp", "kernels/reader.cpp", "kernels/tensors.cpp"],
+    sources=["kernels/pool.cpp", "kernels/reader.cpp", "kernels/tensors.cpp", "kernels/team.cpp"],
     depends=["kernels/fastopt.h", "kernels/python.h"],
     include_dirs=["kernels"],
     source_extension=".cpp",

@@ -66,6 +66,11 @@ typedef void (*fastopt_kernel)(const fastopt_job *job, int64_t begin, int64_t en
  * others, and returns when all is done. From any thread, any number at once. */
 void fastopt_run(fastopt_kernel kernel, const fastopt_job *job, int64_t chunks, int64_t grain, int32_t threads);
 
+/* The same on the threads of an OpenMP runtime, whose GOMP_parallel is `parallel`; in a forked child, which has none, on
+ * the calling thread. */
+void fastopt_run_team(fastopt_kernel kernel, const fastopt_job *job, int64_t chunks, int64_t grain, int32_t threads,
+                      const void *parallel);
+
 /* What an array, or a tensor of PyTorch, is expected to be. */
 typedef struct fastopt_shape {
     const int64_t *lengths; /* of the axes */
@@ -92,9 +97,8 @@ int64_t fastopt_read(void *list, const void *type, int64_t n, const fastopt_shap
  * another. Returns the size of an element in bytes and writes the number of elements; 0 if anything is not so. */
 int64_t fastopt_read_alike(void *list, const void *type, int64_t n, int64_t *addresses, int64_t *elements);
 
-/* What an optimizer of PyTorch is expected to hold, as Python objects; `exchange` is DLPack's table of functions. */
+/* What an optimizer of PyTorch is expected to hold, as Python objects. */
 typedef struct fastopt_holdings {
-    const void *exchange;
     void *lists;  /* a list of lists, and `listed` what they hold one after another */
     void *listed;
     void *states; /* a dict of dicts, and `stated` for each: key, dict, and its keys and values */
@@ -105,16 +109,22 @@ typedef struct fastopt_holdings {
     const int64_t *addresses;
 } fastopt_holdings;
 
-/* Whether all is still as expected. */
-int32_t fastopt_holds(const fastopt_holdings *holdings);
+/* The gradients of the n tensors in a list, and what each is expected to be. */
+typedef struct fastopt_gradients {
+    void *tensors;
+    void *descriptor; /* `grad` of their type; null: the gradients are in their list already */
+    void *gradients;  /* a list for them */
+    const void *type; /* of each, exactly */
+    int64_t n;
+    const fastopt_shape *shapes;
+    const fastopt_extents *occupied;
+    int64_t *addresses;
+} fastopt_gradients;
 
-/* Writes the gradients of the n tensors in a list into another list, as the descriptor `grad` of their type gives them.
- * Returns 0, or -1 if that raised. */
-int32_t fastopt_gradients(void *tensors, int64_t n, void *grad, void *gradients);
-
-/* What fastopt_read does, for tensors on the CPU. */
-int64_t fastopt_read_tensors(const void *exchange, void *list, const void *type, int64_t n, const fastopt_shape *shapes,
-                             const fastopt_extents *occupied, int64_t *addresses);
+/* Reads where gradients of PyTorch's tensors lie, as fastopt_read does, through DLPack's table of functions. Returns -1
+ * where the holdings are no longer as expected, -2 where asking for a gradient raised. */
+int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings,
+                             const fastopt_gradients *gradients);
 
 /* FASTOPT_ABI as compiled. */
 int64_t fastopt_abi(void);

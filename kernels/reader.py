@@ -30,13 +30,6 @@ def address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def none_read(items: Sequence[Any]) -> tuple[npt.NDArray[np.int64], int, int]:
-    """Leave all items to the caller, where there is no extension that could read them."""
-    addresses = np.array([0 if item is None else UNREAD for item in items], np.int64)
-    none = sum(item is None for item in items)
-    return addresses, len(items) - none, none
-
-
 class Reader:
     """Reads lists of arrays that are expected to be like these in type, dtype, shape and strides.
 
@@ -79,7 +72,9 @@ class Reader:
         Not for two threads at once.
         """
         if lib is None:
-            return none_read(items)
+            addresses = np.array([0 if item is None else UNREAD for item in items], np.int64)
+            none = sum(item is None for item in items)
+            return addresses, len(items) - none, none
         unread = lib.fastopt_read(ffi.cast("void *", id(items)), *self.arguments)
         return self.addresses[:-1].copy(), unread, int(self.addresses[-1])
 

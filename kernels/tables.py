@@ -53,7 +53,6 @@ SHAPE = np.dtype(
 EXTENTS = np.dtype([("count", np.int64), ("starts", np.int64), ("ends", np.int64)])
 HOLDINGS = np.dtype(
     [
-        ("exchange", np.int64),
         ("lists", np.int64),
         ("listed", np.int64),
         ("states", np.int64),
@@ -61,6 +60,18 @@ HOLDINGS = np.dtype(
         ("tensors", np.int64),
         ("n", np.int64),
         ("shapes", np.int64),
+        ("addresses", np.int64),
+    ]
+)
+GRADIENTS = np.dtype(
+    [
+        ("tensors", np.int64),
+        ("descriptor", np.int64),
+        ("gradients", np.int64),
+        ("type", np.int64),
+        ("n", np.int64),
+        ("shapes", np.int64),
+        ("occupied", np.int64),
         ("addresses", np.int64),
     ]
 )

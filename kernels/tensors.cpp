@@ -98,56 +98,62 @@ bool same_states(PyObject *states, void *stated) {
     return expected.over();
 }
 
-}  // namespace
-
-extern "C" int32_t fastopt_holds(const fastopt_holdings *holdings) {
-    fastopt::Gil gil;
-    if (!same_lists(static_cast<PyObject *>(holdings->lists), holdings->listed)) return 0;
-    if (!same_states(static_cast<PyObject *>(holdings->states), holdings->stated)) return 0;
-    PyObject *tensors = static_cast<PyObject *>(holdings->tensors);
-    for (int64_t i = 0; i < holdings->n; ++i) {
-        Borrowed tensor(holdings->exchange, PyList_GET_ITEM(tensors, i));
-        if (!tensor.is(holdings->shapes[i]) || tensor.address() != holdings->addresses[i]) return 0;
+bool same_tensors(const void *exchange, const fastopt_holdings &holdings) {
+    PyObject *tensors = static_cast<PyObject *>(holdings.tensors);
+    for (int64_t i = 0; i < holdings.n; ++i) {
+        Borrowed tensor(exchange, PyList_GET_ITEM(tensors, i));
+        if (!tensor.is(holdings.shapes[i]) || tensor.address() != holdings.addresses[i]) return false;
     }
-    return 1;
+    return true;
 }
 
-extern "C" int32_t fastopt_gradients(void *tensors, int64_t n, void *grad, void *gradients) {
-    fastopt::Gil gil;
-    PyObject *list = static_cast<PyObject *>(tensors), *descriptor = static_cast<PyObject *>(grad);
+// Writes the gradient of each tensor into the list; false where asking for one raised.
+bool collect(const fastopt_gradients &wanted) {
+    PyObject *tensors = static_cast<PyObject *>(wanted.tensors);
+    PyObject *descriptor = static_cast<PyObject *>(wanted.descriptor);
     descrgetfunc get = Py_TYPE(descriptor)->tp_descr_get;
-    for (int64_t i = 0; i < n; ++i) {
-        PyObject *tensor = PyList_GET_ITEM(list, i);
+    for (int64_t i = 0; i < wanted.n; ++i) {
+        PyObject *tensor = PyList_GET_ITEM(tensors, i);
         PyObject *gradient = get(descriptor, tensor, reinterpret_cast<PyObject *>(Py_TYPE(tensor)));
         if (gradient == nullptr) {
             PyErr_Clear();
-            return -1;
+            return false;
         }
-        PyList_SetItem(static_cast<PyObject *>(gradients), i, gradient);
+        PyList_SetItem(static_cast<PyObject *>(wanted.gradients), i, gradient);
     }
-    return 0;
+    return true;
 }
 
-extern "C" int64_t fastopt_read_tensors(const void *exchange, void *list, const void *type, int64_t n,
-                                        const fastopt_shape *shapes, const fastopt_extents *occupied,
-                                        int64_t *addresses) {
+// The address of a gradient, -1 where it is not as expected.
+int64_t address_of(const void *exchange, PyObject *gradient, const fastopt_shape &shape,
+                   const fastopt_gradients &wanted) {
+    if (shape.ndim < 0 || Py_TYPE(gradient) != wanted.type) return -1;
+    Borrowed tensor(exchange, gradient);
+    if (!tensor.is(shape) || tensor.address() == 0) return -1;
+    return fastopt::overlaps(*wanted.occupied, tensor.address(), tensor.address() + tensor.bytes(shape))
+               ? -1
+               : tensor.address();
+}
+
+}  // namespace
+
+extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings,
+                                        const fastopt_gradients *wanted) {
     fastopt::Gil gil;
-    int64_t unread = 0, none = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        PyObject *item = PyList_GET_ITEM(static_cast<PyObject *>(list), i);
-        addresses[i] = -1;
-        if (item == Py_None) {
-            addresses[i] = 0;
-            ++none;
-        } else if (shapes[i].ndim >= 0 && Py_TYPE(item) == type) {
-            Borrowed tensor(exchange, item);
-            if (tensor.is(shapes[i]) && tensor.address() != 0 &&
-                !fastopt::overlaps(*occupied, tensor.address(), tensor.address() + tensor.bytes(shapes[i]))) {
-                addresses[i] = tensor.address();
-            }
-        }
-        unread += addresses[i] == -1;
+    if (!same_lists(static_cast<PyObject *>(holdings->lists), holdings->listed) ||
+        !same_states(static_cast<PyObject *>(holdings->states), holdings->stated) ||
+        !same_tensors(exchange, *holdings)) {
+        return -1;
     }
-    addresses[n] = none;
+    if (wanted->descriptor != nullptr && !collect(*wanted)) return -2;
+    int64_t unread = 0, none = 0;
+    for (int64_t i = 0; i < wanted->n; ++i) {
+        PyObject *gradient = PyList_GET_ITEM(static_cast<PyObject *>(wanted->gradients), i);
+        int64_t address = gradient == Py_None ? 0 : address_of(exchange, gradient, wanted->shapes[i], *wanted);
+        wanted->addresses[i] = address;
+        none += address == 0;
+        unread += address == -1;
+    }
+    wanted->addresses[wanted->n] = none;
     return unread;
 }

@@ -13,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .extension import ffi, lib
-from .reader import Array, address, none_read
-from .tables import EXTENTS, HOLDINGS, SHAPE
+from .reader import UNREAD, Array, address
+from .tables import EXTENTS, GRADIENTS, HOLDINGS, SHAPE
 
 # DLPack's codes of types; what stands here can be read, all else is UNREAD.
 CODES = {"float16": 2, "float32": 2, "float64": 2, "bfloat16": 4, "complex64": 5, "complex128": 5}
+
+
+OUT_OF_DATE, RAISED = -1, -2  # what the extension may return in the place of a count
 
 
 def exchange_table(tensor_type: Any) -> int:
@@ -59,14 +62,9 @@ class Shapes:
             row["lengths"], row["strides"], row["ndim"] = address(axes[0]), address(axes[1]), len(lengths)
             row["itemsize"], row["format"] = itemsize, CODES[name]
 
-    @property
-    def pointer(self) -> Any:
-        """The table, for a call."""
-        return ffi.cast("fastopt_shape *", address(self.table))
 
-
-class Holdings:
-    """What an optimizer holds, as it was found.
+class Watch:
+    """Watches what an optimizer holds, and reads where its gradients lie.
 
     Parameters
     ----------
@@ -80,20 +78,16 @@ class Holdings:
         Tensors that are to stay in their places. They may be exchanged in the list for others in the same places.
     """
 
-    def __init__(
-        self, table: int, lists: list[list[Any]], states: dict[Any, Any], tensors: list[Any]
-    ) -> None:
+    def __init__(self, table: int, lists: list[list[Any]], states: dict[Any, Any], tensors: list[Any]) -> None:
+        self.table = table
         self.lists, self.states, self.tensors = lists, states, tensors
         self.listed, self.stated = self._listed(), self._stated()
         self.places = self._places()
-        self.pointer: Any = None
-        if table:
-            self.shapes = Shapes([shape_of(tensor) for tensor in tensors])
-            self.addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-            objects = (self.lists, self.listed, self.states, self.stated, self.tensors)
-            numbers = (len(tensors), address(self.shapes.table), address(self.addresses))
-            self.struct = np.array((table, *map(id, objects), *numbers), HOLDINGS)
-            self.pointer = ffi.cast("fastopt_holdings *", address(self.struct))
+        self.shapes = Shapes([shape for _, shape in self.places])
+        self.addresses = np.array([place for place, _ in self.places], np.int64)
+        objects = (self.lists, self.listed, self.states, self.stated, self.tensors)
+        numbers = (len(tensors), address(self.shapes.table), address(self.addresses))
+        self.holdings = np.array((*map(id, objects), *numbers), HOLDINGS)
 
     def _listed(self) -> list[Any]:
         return [item for items in self.lists for item in items]
@@ -109,71 +103,73 @@ class Holdings:
     def _places(self) -> list[tuple[int, Shape]]:
         return [(tensor.data_ptr(), shape_of(tensor)) for tensor in self.tensors]
 
-    def unchanged(self) -> bool:
-        """Say whether every list, dict and tensor is as it was."""
-        if self.pointer:
-            return bool(lib.fastopt_holds(self.pointer))
+    def expect(
+        self,
+        parameters: list[Any],
+        descriptor: Any,
+        tensor_type: Any,
+        shapes: Sequence[Shape | None],
+        starts: npt.NDArray[np.int64],
+        reaches: npt.NDArray[np.int64],
+    ) -> None:
+        """Say what gradients are expected to be.
+
+        Parameters
+        ----------
+        parameters : list
+            Whose gradients.
+        descriptor : descriptor or None
+            Gives a parameter's gradient; if None, the caller puts them into `gradients`.
+        tensor_type : type
+            Of the gradients, exactly.
+        shapes : sequence of Shape or None
+            None where nothing in particular is expected.
+        starts, reaches : array of int64
+            Ranges of addresses that nothing may touch, as `Extents` has them.
+        """
+        self.gradients: list[Any] = [None] * len(parameters)
+        self.nones = list(self.gradients)
+        self.found = np.empty(len(parameters) + 1, np.int64)
+        self.expected = Shapes(shapes)
+        occupied = np.array((len(starts), address(starts), address(reaches)), EXTENTS)
+        self.pointed_to = parameters, descriptor, tensor_type, starts, reaches, occupied
+        objects = id(parameters), id(descriptor) if descriptor else 0, id(self.gradients), id(tensor_type)
+        numbers = len(parameters), address(self.expected.table), address(occupied), address(self.found)
+        self.wanted = np.array((*objects, *numbers), GRADIENTS)
+        if self.table:
+            self.arguments = (
+                ffi.cast("void *", self.table),
+                ffi.cast("fastopt_holdings *", address(self.holdings)),
+                ffi.cast("fastopt_gradients *", address(self.wanted)),
+            )
+
+    def read(self) -> int:
+        """Read the gradients; return how many are UNREAD, or OUT_OF_DATE where not all is held that was.
+
+        The gradients are in `gradients` then, their addresses in `found`, UNREAD or 0 for None, and at its end the
+        number of these. Not for two threads at once.
+        """
+        if self.table and (unread := int(lib.fastopt_read_tensors(*self.arguments))) != RAISED:
+            return unread
+        return self.collect() if self._unchanged() else OUT_OF_DATE
+
+    def _unchanged(self) -> bool:
         return (
             [*map(id, self._listed())] == [*map(id, self.listed)]
             and [*map(id, self._stated())] == [*map(id, self.stated)]
             and self._places() == self.places
         )
 
+    def collect(self) -> int:
+        """Take the gradients, look at nothing, and leave all of them UNREAD."""
+        parameters, descriptor = self.pointed_to[:2]
+        if descriptor:
+            self.gradients[:] = [descriptor.__get__(parameter) for parameter in parameters]
+        none = [gradient is None for gradient in self.gradients]
+        self.found[:-1] = np.where(none, 0, UNREAD)
+        self.found[-1] = sum(none)
+        return len(none) - sum(none)
 
-class TensorReader:
-    """Reads lists of tensors that are expected to be of a type and of these shapes.
-
-    Parameters
-    ----------
-    table : int
-        See `exchange_table`.
-    tensor_type : type
-        Of the tensors, exactly.
-    shapes : sequence of Shape or None
-        None where nothing in particular is expected.
-    starts, reaches : array of int64
-        Ranges of addresses that nothing may touch, as `Extents` has them.
-    """
-
-    def __init__(
-        self,
-        table: int,
-        tensor_type: Any,
-        shapes: Sequence[Shape | None],
-        starts: npt.NDArray[np.int64],
-        reaches: npt.NDArray[np.int64],
-    ) -> None:
-        self.arguments: Any = None
-        if table:
-            self.shapes = Shapes(shapes)
-            self.occupied = np.array((len(starts), address(starts), address(reaches)), EXTENTS)
-            self.addresses = np.empty(len(shapes) + 1, np.int64)
-            self.held = tensor_type, starts, reaches
-            self.table = ffi.cast("void *", table)
-            self.arguments = (
-                ffi.cast("void *", id(tensor_type)),
-                len(shapes),
-                self.shapes.pointer,
-                ffi.cast("fastopt_extents *", address(self.occupied)),
-                ffi.cast("int64_t *", address(self.addresses)),
-            )
-
-    def read(self, items: list[Any]) -> tuple[npt.NDArray[np.int64], int, int]:
-        """Return the addresses of the items, how many are UNREAD and how many None, whose address is 0.
-
-        Not for two threads at once.
-        """
-        if self.arguments is None:
-            return none_read(items)
-        unread = lib.fastopt_read_tensors(self.table, ffi.cast("void *", id(items)), *self.arguments)
-        return self.addresses[:-1].copy(), unread, int(self.addresses[-1])
-
-
-def gradients_of(tensors: list[Any], descriptor: Any) -> list[Any]:
-    """Return the gradient of each tensor, as a descriptor of their type gives it."""
-    gradients = [None] * len(tensors)
-    if lib is not None:
-        pointers = [ffi.cast("void *", id(item)) for item in (tensors, descriptor, gradients)]
-        if lib.fastopt_gradients(pointers[0], len(tensors), *pointers[1:]) == 0:
-            return gradients
-    return [descriptor.__get__(tensor) for tensor in tensors]
+    def release(self) -> None:
+        """Hold the gradients no longer, so that the next ones can have their memory."""
+        self.gradients[:] = self.nones

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .optimizers import Optimizer
 from .tensors import is_distributed
-from .updater import Updater
+from .updater import OUT_OF_DATE, Updater
 
 
 def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **options: Any) -> StepInBackward:
@@ -131,8 +131,13 @@ class StepInBackward:
             for group in self._optimizer._groups:
                 group.look()
             updater = self._updaters.get(param)
-            if updater is None or not updater.unchanged():
+            unread = updater.read() if updater else OUT_OF_DATE
+            if unread == OUT_OF_DATE:
                 updater = self._updaters[param] = self._optimizer._updater_of(param)
-            updater.step(1.0)
+                unread = updater.read_anew()
+            try:
+                updater.step(unread, 1.0)
+            finally:
+                updater.watch.release()
             self._stepped.add(param)
         param.grad = None

@@ -27,12 +27,16 @@ def number(name: str, value: Any) -> Any:
 class Group(GroupOptions):
     """The options of one group of torch.
 
+    A schedule ends when another number than its own is assigned to its option. Some of torch's engines put a rate of 0
+    there for a step that shall change nothing, and the old object back afterwards: then it goes on, and has not counted
+    that step.
+
     Parameters
     ----------
     index : int
     given : dict
-        The group itself, as torch and the user have it. Its ``lr`` is always a number or a tensor; where a schedule
-        drives an option, ``schedules`` describes it there as plain Python, and ``step`` counts the group's steps.
+        The group itself, as torch and the user have it. Its ``lr`` is always a number or a tensor; ``schedules``
+        describes those in force as plain Python, where there is any or was, and ``step`` counts the steps they drove.
     names : iterable of str
         Of the optimizer's options.
     own : dict of str to callable, optional
@@ -42,56 +46,81 @@ class Group(GroupOptions):
     ----------
     seen : dict
         The options as they were last found in the group.
+    told : dict or None
+        The description as it was last put there.
+    ended : dict
+        Option -> the schedule that drove it last, and the object that it put there last.
     """
 
     def __init__(
         self, index: int, given: dict[str, Any], names: Iterable[str], own: Mapping[str, StepFunction] | None = None
     ) -> None:
-        for flag, reason in NOT_OFFERED.items():
-            if given.get(flag):
-                raise ValueError(f"{flag}=True is not offered, in group {index}: {reason}; use torch.optim for that")
         super().__init__(index, {"step": 0, **dict.fromkeys(names)})
         self.given = given
         self.seen: dict[str, Any] = dict.fromkeys(names, self)  # which is no option's value
-        self.schedules = dict(own or {})
-        restored = self.restored_schedules(given.get("schedules", {}))
+        self.told: dict[str, Any] | None = None
+        self.ended: dict[str, tuple[StepFunction, Any]] = {}
+        if given.get("schedules"):
+            self.schedules = dict(own or {})
         self.look()
-        assigned, self.schedules = self.schedules, dict(own or {})
-        self.restore({}, restored)
-        self.schedules = {**self.schedules, **assigned}
-        self._tell()
 
     def look(self) -> None:
         """Take over what was assigned in the group since the last look."""
         given = self.given
+        for flag, reason in NOT_OFFERED.items():
+            if given.get(flag):
+                message = f"{flag}=True is not offered, in group {self.index}: {reason}; use torch.optim for that"
+                raise ValueError(message)
+        described = given.get("schedules")
+        if described is not self.told and described != self.told:
+            self._restore(described or {})
+        if "step" in given and given["step"] != self.entries["step"]:
+            self.assign({"step": given["step"]})
         found = {
             name: given[name]
             for name, last in self.seen.items()
             if given[name] is not last or isinstance(last, Tensor)  # whose number may be another now
         }
-        if "step" in given and given["step"] != self.entries["step"]:
-            found["step"] = given["step"]
         if found:
             self._take(found)
 
+    def _restore(self, described: Any) -> None:
+        """Take over schedules by their description, and the numbers and the count beside it."""
+        restored = self.restored_schedules(described)
+        found = {name: self.given[name] for name in self.seen if not callable(self.given[name])}
+        step = self._checked("step", self.given.get("step", 0), 0)
+        checked = {name: self._checked(name, number(name, value), step) for name, value in found.items()}
+        self.restore({**checked, "step": step}, restored)
+        self.seen.update(found)
+        self._tell()
+
     def _take(self, found: dict[str, Any]) -> None:
+        """Take over what was assigned to options."""
         numbers = {name: number(name, value) for name, value in found.items()}
-        new = {name: value for name, value in numbers.items() if callable(value) or value != self.entries[name]}
-        ended = any(name in self.schedules for name in found)
-        if new or ended:
-            self.assign(numbers)
-        self.seen.update({name: value for name, value in found.items() if name != "step"})
-        if ended or any(callable(value) for value in found.values()):
+        new = {name: value for name, value in numbers.items() if callable(value) or not self._is_known(name, value)}
+        ended = {name: (self.schedules[name], self.seen[name]) for name in new if name in self.schedules}
+        resumed = {n: self.ended[n][0] for n in new if n in self.ended and found[n] is self.ended[n][1]}
+        if new:
+            self.assign(new)
+        self.schedules = {**self.schedules, **resumed}
+        self.ended.update(ended)
+        self.seen.update(found)
+        if ended or resumed or any(callable(value) for value in new.values()):
             self._tell()
+
+    def _is_known(self, name: str, value: Any) -> bool:
+        """Say whether a number is the current one, or the one that its schedule has given at the latest step."""
+        if value == self.entries[name]:
+            return True
+        schedule = self.schedules.get(name)
+        return schedule is not None and value == schedule(max(self.entries["step"] - 1, 0))
 
     def _tell(self) -> None:
         for name in self.schedules:
             self.given[name] = self.seen[name] = self.entries[name]
-        if self.schedules:
-            self.given["schedules"] = self.described()
+        if self.schedules or self.told:
+            self.given["schedules"] = self.told = self.described()
             self.given["step"] = self.entries["step"]
-        else:
-            self.given.pop("schedules", None)
 
     def take_upcoming(self) -> None:
         """Make what schedules have said the current numbers, in torch's group as well."""
@@ -101,11 +130,13 @@ class Group(GroupOptions):
 
     def count(self) -> None:
         """Count a completed step."""
+        if any(self.entries[name] == 0 for name in self.ended):
+            return  # one that shall change nothing
         super().count()
-        if "step" in self.given:
+        if self.schedules:
             self.given["step"] = self.entries["step"]
 
     def describe_anew(self) -> None:
         """Bring the description of the schedules up to date, with the memory of those that have one."""
-        if self.schedules:
-            self.given["schedules"] = self.described()
+        self.look()
+        self._tell()

@@ -17,9 +17,12 @@ from ..groups import check_shared
 from ..rules import FAMILIES, HYPERPARAMETERS, Family
 from .groups import Group
 from .tensors import Parameter
-from .updater import Updater
+from .updater import OUT_OF_DATE, Updater
 
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
+
+
+ADDED = ("nesterov", "maximize", "foreach", "differentiable", "fused")
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -54,17 +57,37 @@ class Optimizer(torch.optim.Optimizer):
         self._updater = Updater(self._family, groups, self._names(), lists, self.state, self._eager)
         self._groups, self._lists, self._states = groups, lists, self.state
 
-    def _current(self) -> Updater:
-        """Return the updater of what there is now: the one that there was, or another where that has changed."""
+    def _look(self) -> bool:
+        """Look at what was assigned in the groups; say whether they and the states are the same objects as before."""
         if "_updater" not in self.__dict__:  # it has been unpickled or copied
             self._adopt()
         same = self.state is self._states and len(self.param_groups) == len(self._groups)
         for group, given, members in zip(self._groups, self.param_groups, self._lists, strict=False):
             same = same and group.given is given and given["params"] is members
             group.look()
-        if not (same and self._updater.unchanged()):
+        return same
+
+    def _current(self) -> Updater:
+        """Return an updater of what there is now."""
+        if not self._look() or self._updater.read() == OUT_OF_DATE:
             self._adopt()
         return self._updater
+
+    def _update(self, scale: float) -> None:
+        """Update every parameter that has a gradient, which is first multiplied by a scale."""
+        same = self._look()
+        updater = self._updater
+        with updater.plan.lock:
+            updater.plan.refuse_inside_step()
+            unread = updater.read() if same else OUT_OF_DATE
+            if unread == OUT_OF_DATE:
+                self._adopt()
+                updater = self._updater
+                unread = updater.read_anew()
+            try:
+                updater.step(unread, scale)
+            finally:
+                updater.watch.release()
 
     def _names(self) -> list[Sequence[Any]]:
         """Return what the parameters of each group are called: their names, else their numbers."""
@@ -120,9 +143,7 @@ class Optimizer(torch.optim.Optimizer):
         found_inf, grad_scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")
         if found_inf is not None and float(found_inf) != 0:
             return loss
-        updater = self._current()
-        with updater.plan.lock:
-            updater.step(1.0 if grad_scale is None else 1.0 / float(grad_scale))
+        self._update(1.0 if grad_scale is None else 1.0 / float(grad_scale))
         return loss
 
     _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -145,7 +166,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return groups and states, as torch.optim does; the default ``torch.load`` opens it, schedules included."""
-        for group in self.__dict__.get("_groups", ()):
+        self._current()
+        for group in self._groups:
             group.describe_anew()
         return super().state_dict()
 
@@ -191,11 +213,13 @@ class Optimizer(torch.optim.Optimizer):
             named = {"param_names": old["param_names"]} if "param_names" in old else {}
             options = {name: value for name, value in new.items() if name != "params"}
             groups.append({**self._filled(), **named, **deepcopy(options), "params": old["params"]})
+            if missing := self.defaults.keys() - groups[-1].keys():
+                raise ValueError(f"loaded state dict has no {missing.pop()!r} in a group: it is of another optimizer")
         return groups
 
     def _filled(self) -> dict[str, Any]:
-        """Return what groups that were saved by an old version of torch do not have."""
-        return {name: value for name, value in self.defaults.items() if not callable(value)}
+        """Return the defaults of options that torch has added over the years."""
+        return {name: self.defaults[name] for name in ADDED if name in self.defaults}
 
     def _loaded_states(self, given: Any, groups: list[dict[str, Any]]) -> dict[Any, Any]:
         keys = chain.from_iterable(saved["params"] for saved in given["param_groups"])
@@ -212,8 +236,8 @@ class Optimizer(torch.optim.Optimizer):
         return states
 
     def _loaded(self, parameter: Parameter, name: str, value: Any) -> Any:
-        if name in self._family.states and isinstance(value, Tensor):
-            return parameter.fitted(name, value.to(parameter.given.device), copy=True)
+        if name in self._family.states and (value is not None or self._eager):
+            return parameter.fitted(name, value, copy=True)
         return deepcopy(value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,17 +1,28 @@
-"""The threads of torch's own OpenMP team, which are awake when a step comes; fastopt's pool where there is none."""
+"""Whose threads update tensors: torch's own OpenMP team, which is awake when a step comes; else fastopt's pool."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..kernels import pool
+from ..kernels import pool, team
 
 
 class TorchThreads:
-    """Runs launches on as many threads as torch is set to."""
+    """Runs launches on as many threads as torch is set to.
+
+    Attributes
+    ----------
+    parallel : int
+        The entry of torch's OpenMP runtime, 0 where there is none that can be entered.
+    """
+
+    def __init__(self) -> None:
+        library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+        self.parallel = team.parallel_of(library) if pool.available and torch.backends.openmp.is_available() else 0
 
     def get_num_threads(self) -> int:
         """Return torch's number of threads."""
@@ -19,6 +30,8 @@ class TorchThreads:
 
     def runner(self, kernel: Any, job_address: int) -> Callable[[int, int, int], None]:
         """Bind a kernel to a job."""
+        if self.parallel:
+            return team.runner(kernel, job_address, self.parallel)
         return pool.runner(kernel, job_address)
 
 

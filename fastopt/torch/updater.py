@@ -13,7 +13,7 @@ from torch.autograd.graph import increment_version
 from ..arrays import Extents
 from ..chunks import Strides
 from ..kernels.reader import UNREAD
-from ..kernels.tensors import Holdings, Shape, TensorReader, exchange_table, gradients_of, shape_of
+from ..kernels.tensors import OUT_OF_DATE, Shape, Watch, exchange_table, shape_of
 from ..plan import Plan, located
 from ..rules import Family
 from .groups import Group
@@ -36,15 +36,16 @@ class Gradients:
         Index of a parameter -> its sparse gradient, each row once.
     """
 
-    def __init__(self, updater: Updater) -> None:
-        self.tensors = updater.gradients()
+    def __init__(self, updater: Updater, unread: int) -> None:
+        self.tensors = updater.watch.gradients
         self.strided: dict[int, Strides] = {}
         self.sparse: dict[int, Tensor] = {}
-        self.addresses, unread, none = updater.reader.read(self.tensors)
+        self.addresses = updater.watch.found[:-1]
         if unread:
             for i in np.flatnonzero(self.addresses == UNREAD).tolist():
                 self._check(i, updater.parameters[i], updater.plan.extents)
-        self.taking_part = (self.addresses != 0).tobytes() if none or self.sparse else updater.plan.everyone
+        all_dense = updater.watch.found[-1] == 0 and not self.sparse
+        self.taking_part = updater.everyone if all_dense else (self.addresses != 0).tobytes()
 
     def _check(self, i: int, parameter: Parameter, extents: Extents) -> None:
         what = f"the gradient of {parameter}"
@@ -144,44 +145,46 @@ class Updater:
         self.counts = Counts(self.parameters) if family.counts else None
         self.part: Part | None = None
         self.given = [parameter.given for parameter in self.parameters]
-        # What is held: parameters and states, and of distributed ones the part that is here.
+        self.everyone = self.plan.everyone
+        # What is watched: parameters and states, and of distributed ones the part that is here.
         self.objects = [tensor for parameter in self.parameters for tensor in parameter.written()]
         self.objects += self.counts.tensors if self.counts else []
         self.tensors = [local(held) for held in self.objects]
         self.distributed = any(map(is_distributed, self.given))
-        self.holdings = Holdings(TABLE, lists, states, self.tensors)
-        self.extents: Extents | None = None
-        self._reader: TensorReader
-
-    @property
-    def reader(self) -> TensorReader:
-        """What reads gradients that lie as their parameters do, off all that an update writes."""
+        self.watch = Watch(TABLE, lists, states, self.tensors)
+        shapes = [readable_gradient(parameter) for parameter in self.parameters]
+        descriptor = None if self.distributed else GRAD
         extents = self.plan.extents
-        if self.extents is not extents:
-            self.extents = extents
-            shapes = [readable_gradient(parameter) for parameter in self.parameters]
-            self._reader = TensorReader(TABLE, Tensor, shapes, extents.starts, extents.reaches)
-        return self._reader
+        self.watch.expect(self.given, descriptor, Tensor, shapes, extents.starts, extents.reaches)
 
-    def unchanged(self) -> bool:
-        """Say whether parameters and states are the same objects in the same places, and the counts as they were."""
+    def read(self) -> int:
+        """Read the gradients; return how many were not as expected, or OUT_OF_DATE."""
         if self.distributed:
             self.tensors[:] = map(local, self.objects)
-        return self.holdings.unchanged() and (self.counts is None or self.counts.unchanged())
+            self.watch.gradients[:] = [given.grad for given in self.given]
+        if self.counts is not None and not self.counts.unchanged():
+            return OUT_OF_DATE
+        return self.watch.read()
 
-    def gradients(self) -> list[Any]:
-        """Return the gradient of each parameter, or None."""
-        return [given.grad for given in self.given] if self.distributed else gradients_of(self.given, GRAD)
+    def read_anew(self) -> int:
+        """Read the gradients of an updater that has just been made, and so is up to date."""
+        unread = self.read()
+        return self.watch.collect() if unread == OUT_OF_DATE else unread
 
-    def step(self, scale: float) -> None:
+    def step(self, unread: int, scale: float) -> None:
         """Update every parameter that has a gradient, which is first multiplied by a scale.
 
         Whatever can fail comes before anything is written.
+
+        Parameters
+        ----------
+        unread : int
+            What `read` has returned.
+        scale : float
         """
         plan = self.plan
-        plan.refuse_inside_step()
         plan.look()
-        gradients = Gradients(self)
+        gradients = Gradients(self, unread)
         rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
         if scale != plan.scale:
             plan.scale, plan.steady = scale, False
@@ -191,10 +194,7 @@ class Updater:
         increment_version(part.written)
         for parameter in part.with_gaps:
             parameter.load()
-        try:
-            plan.step(gradients)
-        finally:
-            gradients.tensors = []  # so that the next ones can have their memory
+        plan.step(gradients)
         for parameter in part.with_gaps:
             parameter.store()
         if self.counts is not None:

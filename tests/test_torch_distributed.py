@@ -1,0 +1,75 @@
+"""fastopt.torch under torch's distributed engines: DDP, ZeRO, FSDP2 and their checkpoints.
+
+Two ranks, launched once, run all checks of distributed_workers.py, since torch takes long to load; each one is a test.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import distributed_workers
+import pytest
+
+DEADLOCK = 300  # seconds after which what the ranks have not finished is called a deadlock
+ALONE = 10  # seconds that a rank is given once the other one has crashed
+
+
+def kill(process):
+    """End a rank that has not ended by itself, and its children; it may still say where it was."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGABRT if os.name == "posix" else signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ALONE)
+    if process.poll() is None:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Run both ranks: of each, the outcomes by name, and how it ended."""
+    folder = tmp_path_factory.mktemp("ranks")
+    processes = []
+    try:
+        for rank in range(2):
+            with open(folder / f"{rank}.txt", "w") as output:
+                command = [sys.executable, distributed_workers.__file__, str(rank)]
+                processes.append(
+                    subprocess.Popen(
+                        command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                    )
+                )
+        deadline = time.monotonic() + DEADLOCK
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            if any(process.poll() for process in processes):
+                deadline = min(deadline, time.monotonic() + ALONE)
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            kill(process)
+    found = []
+    for rank, process in enumerate(processes):
+        lines = folder / f"{rank}.jsonl"
+        outcomes = dict(map(json.loads, lines.read_text().splitlines() if lines.exists() else []))
+        found.append(
+            (outcomes, f"ended with status {process.returncode}\n{(folder / f'{rank}.txt').read_text()[-3000:]}")
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", distributed_workers.CHECKS)
+def test_ranks(ranks, name):
+    taking_part = distributed_workers.CHECKS[name][0]
+    failed = [
+        f"rank {rank}: {outcomes.get(name, ending)}"
+        for rank, (outcomes, ending) in enumerate(ranks[:taking_part])
+        if outcomes.get(name) != "ok"
+    ]
+    if failed:
+        pytest.fail("\n".join(failed), pytrace=False)

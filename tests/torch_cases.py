@@ -1,0 +1,163 @@
+"""Shared by the tests of fastopt.torch: parameters, gradients, training, comparison with torch.optim; no tests."""
+
+import functools
+import sys
+import types
+import unittest
+from collections.abc import Mapping
+
+import pytest
+import torch
+from tolerances import assert_close
+from torch.nn import Parameter
+
+import fastopt.torch as subject
+
+SHAPES = [(4, 3), (), (17,), (2, 3, 5), (1, 1)]
+NAMES = ["SGD", "Adagrad"]
+KINDS = {
+    "sgd": ("SGD", {"lr": 0.1}),
+    "momentum": ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}),
+    "nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    "adagrad": ("Adagrad", {"lr": 0.1, "lr_decay": 0.01}),
+}
+REFUSAL = (RuntimeError, TypeError, ValueError)  # whichever fits best
+
+
+def optim_db():
+    """torch's own table of optimizers under test; its module asks for expecttest, which the table does not need."""
+    try:
+        import expecttest  # noqa: F401
+    except ImportError:
+        stub = sys.modules["expecttest"] = types.ModuleType("expecttest")
+        stub.TestCase = unittest.TestCase
+    from torch.testing._internal import common_optimizers
+
+    return {info.name: info for info in common_optimizers.optim_db if info.name in NAMES}
+
+
+def parameters(shapes=SHAPES, dtype=torch.float32, seed=7):
+    """Parameters of a small model, the same for a seed in every dtype, but for rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    exact = torch.complex128 if dtype.is_complex else torch.float64
+    return [Parameter(torch.randn(shape, dtype=exact, generator=generator).to(dtype)) for shape in shapes]
+
+
+@functools.cache
+def noise(shape, dtype, seed):
+    """Random numbers, which many tests share."""
+    exact = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, dtype=exact, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def gradient(p, seed):
+    """A gradient for a parameter."""
+    return noise(p.shape, p.dtype, seed).clone()
+
+
+def always(step, i):
+    """Every parameter has a gradient at every step."""
+    return True
+
+
+def now_and_then(step, i):
+    """Each parameter misses a gradient now and then, the first one also at the first step."""
+    return (step + i) % 4 != 0
+
+
+def late(step, i):
+    """Parameters get their first gradient one after the other, the last one never."""
+    return 3 * i <= step and i < len(SHAPES) - 1
+
+
+def give(params, step, seed=0, given=always):
+    """Give parameters the gradients of a step, the same ones for the same shapes and seed."""
+    for i, p in enumerate(params):
+        p.grad = gradient(p, 10_000 * seed + 100 * step + i) if given(step, i) else None
+
+
+def train(optimizer, params, steps, seed=0, start=0, given=always, scheduler=None):
+    """Take steps with random gradients; `start` is the first one's number."""
+    for step in range(start, start + steps):
+        give(params, step, seed, given)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler(step)
+
+
+def make(name, params, plainest=False, **options):
+    """An optimizer under test; or torch's, in its plainest code."""
+    options = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
+    if plainest:
+        return getattr(torch.optim, name)(params, **{**options, "foreach": False, "fused": False})
+    return getattr(subject, name)(params, **options)
+
+
+def pair(name, dtype=torch.float32, shapes=SHAPES, **options):
+    """The same model twice, under the optimizer under test and under torch's plainest."""
+    mine, theirs = parameters(shapes, dtype), parameters(shapes, dtype)
+    return mine, theirs, make(name, mine, **options), make(name, theirs, plainest=True, **options)
+
+
+def real(tensor):
+    """A tensor as a NumPy array of real numbers."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).numpy()
+
+
+def states(optimizer, p):
+    """A parameter's states, without asking for them: torch's mapping makes what is missing."""
+    return optimizer.state.get(p, {})
+
+
+def assert_near(got, want, count):
+    """Assert that tensors have one dtype and shape, and values within `count` epsilons."""
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    assert want.detach().isfinite().all()  # or nothing would be compared
+    if got.dtype == torch.bfloat16:  # which NumPy does not have: float32 with a larger epsilon
+        assert_close(real(got.float()), real(want.float()), count * 2**16)
+    else:
+        assert_close(real(got), real(want), count)
+
+
+def assert_same(mine, theirs, ours, others, count):
+    """Assert that two optimizers' parameters and states agree within `count` epsilons, and their counts exactly."""
+    for p, q in zip(mine, theirs, strict=True):
+        assert_near(p, q, count)
+        got, want = states(ours, p), states(others, q)
+        for name in ("momentum_buffer", "sum"):
+            assert (got.get(name) is None) == (want.get(name) is None)
+            if want.get(name) is not None:
+                assert_near(got[name], want[name], count)
+        assert float(got.get("step", 0)) == float(want.get("step", 0))
+
+
+def bits(value):
+    """A value, with all tensors in it, as something that can be compared to the bit."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        if value.is_sparse:
+            return bits([value.shape, value.is_coalesced(), value._indices(), value._values()])
+        plain = torch.empty(0 if value.is_meta else value.numel(), dtype=value.dtype)
+        raw = b"" if value.is_meta else plain.copy_(value.reshape(-1)).view(torch.uint8).numpy().tobytes()
+        return str(value.dtype), tuple(value.shape), value.stride(), raw
+    if isinstance(value, Mapping):
+        return {key: bits(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [bits(entry) for entry in value]
+    return type(value), repr(value)
+
+
+def snapshot(optimizer):
+    """All that an error must not change: parameters, gradients, states and groups."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [{**group, "params": len(group["params"])} for group in optimizer.param_groups]
+    return bits([params, [p.grad for p in params], [states(optimizer, p) for p in params], groups])
+
+
+def assert_refused(optimizer, act, match=None, error=REFUSAL):
+    """Assert that an act raises an error that says what it must, and changes nothing."""
+    before = snapshot(optimizer)
+    with pytest.raises(error, match=match):
+        act()
+    assert snapshot(optimizer) == before
