@@ -175,8 +175,9 @@ class Launch:
         for row in strided:
             self.table["layout"][row] = address(self.layouts[row : row + 1])
         self.job["chunks"] = address(self.chunks)
+        self.count = len(self.chunks)
         # Small tensors are claimed many at once, for about a chunk's worth of work.
-        self.grain = max(1, len(self.chunks) * CHUNK_ELEMENTS // max(self.elements, 1))
+        self.grain = max(1, self.count * CHUNK_ELEMENTS // max(self.elements, 1))
         self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
         if strided:
             self.workers = min(self.workers, max(pool.cores(), self.threads.get_num_threads()))
@@ -198,7 +199,7 @@ class Launch:
 
     def __call__(self, threads: int) -> None:
         """Run the kernel over all chunks, on so many threads at most."""
-        self.run(len(self.chunks), self.grain, min(threads, self.workers))
+        self.run(self.count, self.grain, threads if threads < self.workers else self.workers)
 
 
 class Plan:
@@ -309,6 +310,29 @@ class Plan:
         for launch in self.launches:
             launch(threads)
 
+    def can_repeat(self, scale: float) -> bool:
+        """Say whether the next step can differ from the last one in nothing but the gradients' addresses."""
+        if not self.steady or scale != self.scale or len(self.launches) != 1 or self.launches[0].strided:
+            return False
+        self.look()
+        return self.steady
+
+    def repeat(self, addresses: npt.NDArray[np.int64]) -> None:
+        """Take the same step as the last one, with other gradients, which the caller keeps."""
+        self.stepping = True
+        try:
+            self.looked = False
+            self.loaded = None
+            launch = self.launches[0]
+            launch.gradients[:] = addresses
+            for cohort in self.cohorts:
+                cohort.step += 1
+            for group in self.counted:
+                group.count()
+            launch(self.threads.get_num_threads())
+        finally:
+            self.stepping = False
+
     def settle(self) -> None:
         """Write the cohorts' counts back to the tensors."""
         for cohort in self.cohorts:
@@ -324,8 +348,12 @@ class Plan:
 
     def look(self) -> None:
         """Ask the groups for the next step's options, where these may have changed, and choose their rules."""
-        versions = [group.version for group in self.groups]
-        if versions != self.versions or any(group.schedules for group in self.groups):
+        versions = []
+        scheduled = False
+        for group in self.groups:
+            versions.append(group.version)
+            scheduled = scheduled or bool(group.schedules)
+        if scheduled or versions != self.versions:
             self._choose_rules()
             self.versions = versions  # of before: what a schedule assigns counts for the next step
             self.steady = False
@@ -365,7 +393,8 @@ class Plan:
             if gradients.strided:
                 found = ((row, gradients.strided.get(index)) for row, index in enumerate(indices.tolist()))
                 strided = {row: strides for row, strides in found if strides is not None}
-            launch.write_gradients(gradients.addresses[indices], strided)
+            alone = len(self.launches) == 1  # the usual case; an index would take a copy
+            launch.write_gradients(gradients.addresses if alone else gradients.addresses[indices], strided)
         self.loaded = gradients
 
     def _form_cohorts(self, taking_part: bytes) -> None:

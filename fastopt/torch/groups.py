@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import is_
 from typing import Any
 
 from torch import Tensor
@@ -44,6 +45,8 @@ class Group(GroupOptions):
 
     Attributes
     ----------
+    members : list
+        The group's parameters: torch's own list.
     seen : dict
         The options as they were last found in the group.
     told : dict or None
@@ -57,9 +60,11 @@ class Group(GroupOptions):
     ) -> None:
         super().__init__(index, {"step": 0, **dict.fromkeys(names)})
         self.given = given
+        self.members: list[Any] = given["params"]
         self.seen: dict[str, Any] = dict.fromkeys(names, self)  # which is no option's value
         self.told: dict[str, Any] | None = None
         self.ended: dict[str, tuple[StepFunction, Any]] = {}
+        self.snapshot: list[Any] = []  # to see at once that all is as it was; never with tensors, whose numbers change
         if given.get("schedules"):
             self.schedules = dict(own or {})
         self.look()
@@ -67,6 +72,8 @@ class Group(GroupOptions):
     def look(self) -> None:
         """Take over what was assigned in the group since the last look."""
         given = self.given
+        if len(given) == len(self.snapshot) and all(map(is_, given.values(), self.snapshot)):
+            return
         for flag, reason in NOT_OFFERED.items():
             if given.get(flag):
                 message = f"{flag}=True is not offered, in group {self.index}: {reason}; use torch.optim for that"
@@ -83,6 +90,8 @@ class Group(GroupOptions):
         }
         if found:
             self._take(found)
+        if not any(isinstance(value, Tensor) for value in self.seen.values()):
+            self.snapshot = [*given.values()]
 
     def _restore(self, described: Any) -> None:
         """Take over schedules by their description, and the numbers and the count beside it."""
@@ -130,7 +139,7 @@ class Group(GroupOptions):
 
     def count(self) -> None:
         """Count a completed step."""
-        if any(self.entries[name] == 0 for name in self.ended):
+        if self.ended and any(self.entries[name] == 0 for name in self.ended):
             return  # one that shall change nothing
         super().count()
         if self.schedules:

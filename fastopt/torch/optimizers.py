@@ -15,6 +15,7 @@ from torch.optim import optimizer as base
 
 from ..groups import check_shared
 from ..rules import FAMILIES, HYPERPARAMETERS, Family
+from .eager import eager
 from .groups import Group
 from .tensors import Parameter
 from .updater import OUT_OF_DATE, Updater
@@ -33,6 +34,8 @@ class Optimizer(torch.optim.Optimizer):
 
     _family: ClassVar[Family]
     _eager: ClassVar[bool]  # whether states are made with the optimizer, or with a parameter's first gradient
+    _updater: Updater | None = None
+    _groups: Sequence[Group] = ()
     _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and skipping to the step
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
@@ -43,7 +46,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _adopt(self, own: Sequence[Group] = ()) -> None:
         """Take groups, parameters and states as they are now; schedules that go on are those of their own groups."""
-        known = {id(group.given): group for group in self.__dict__.get("_groups", ())}
+        known = {id(group.given): group for group in self._groups}
         names = [name for name in HYPERPARAMETERS if name in self.defaults]
         groups = []
         for index, given in enumerate(self.param_groups):
@@ -53,17 +56,19 @@ class Optimizer(torch.optim.Optimizer):
             group.look()
             group.index = index
             groups.append(group)
-        lists = [given["params"] for given in self.param_groups]
+        for group in groups:
+            group.members = group.given["params"]
+        lists = [group.members for group in groups]
         self._updater = Updater(self._family, groups, self._names(), lists, self.state, self._eager)
-        self._groups, self._lists, self._states = groups, lists, self.state
+        self._groups, self._states = groups, self.state
 
     def _look(self) -> bool:
         """Look at what was assigned in the groups; say whether they and the states are the same objects as before."""
-        if "_updater" not in self.__dict__:  # it has been unpickled or copied
+        if self._updater is None:  # it has been unpickled or copied
             self._adopt()
         same = self.state is self._states and len(self.param_groups) == len(self._groups)
-        for group, given, members in zip(self._groups, self.param_groups, self._lists, strict=False):
-            same = same and group.given is given and given["params"] is members
+        for group, given in zip(self._groups, self.param_groups):  # noqa: B905 (of two lengths where they differ)
+            same = same and group.given is given and given["params"] is group.members
             group.look()
         return same
 
@@ -96,14 +101,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def _updater_of(self, param: Tensor) -> Updater:
         """Return an updater of one parameter alone, which counts no group's steps."""
-        pairs = [zip(*named, strict=True) for named in zip(self._names(), self._lists, strict=True)]
+        pairs = [zip(names, group.members, strict=True) for names, group in zip(self._names(), self._groups, strict=True)]
         found = [[pair for pair in group if pair[1] is param] for group in pairs]
         names, lists = ([[pair[i] for pair in group] for group in found] for i in range(2))
         updater = Updater(self._family, self._groups, names, lists, {param: self.state[param]}, self._eager)
         updater.plan.counted = []
         return updater
 
-    @torch.compiler.disable
+    @eager
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step: update every parameter that has a gradient.
 
@@ -122,14 +127,13 @@ class Optimizer(torch.optim.Optimizer):
             If a gradient does not fit its parameter, an option is out of range, or a parameter is no longer one that
             can be updated; nothing has changed then.
         """
-        observed = (
+        if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or base._global_optimizer_pre_hooks
             or base._global_optimizer_post_hooks
             or profiler._is_profiler_enabled
-        )
-        if observed:
+        ):
             return self._observed_step() if closure is None else self._observed_step(closure)
         return self._step(closure)
 
@@ -157,7 +161,7 @@ class Optimizer(torch.optim.Optimizer):
             If the group does not fit; nothing has changed then.
         """
         super().add_param_group(param_group)
-        if "_updater" in self.__dict__:  # else the optimizer is being made, and looks at all groups in the end
+        if self._updater is not None:  # else the optimizer is being made, and looks at all groups in the end
             try:
                 self._adopt()
             except Exception:

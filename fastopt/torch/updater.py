@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.utils.dlpack import to_dlpack
 
 from ..arrays import Extents
 from ..chunks import Strides
@@ -97,8 +98,12 @@ class Part:
         self.which = slice(None) if bits == updater.plan.everyone else np.frombuffer(bits, bool)
         parameters = [parameter for parameter, bit in zip(updater.parameters, bits, strict=True) if bit]
         self.with_gaps = [parameter for parameter in parameters if parameter.has_gaps]
+        self.repeatable = bits == updater.everyone and not self.with_gaps
         written = [tensor for parameter in parameters for tensor in parameter.written()]
-        self.written = written + [local(tensor) for tensor in written if is_distributed(tensor)]
+        written += [local(tensor) for tensor in written if is_distributed(tensor)]
+        # Counted on aliases, which share the count: those that C++ holds as well are counted in a quarter of the time.
+        self.written = [tensor if is_distributed(tensor) else tensor.detach() for tensor in written]
+        self.held = [to_dlpack(tensor) for tensor in self.written if not is_distributed(tensor)]
 
 
 class Updater:
@@ -151,6 +156,9 @@ class Updater:
         self.objects += self.counts.tensors if self.counts else []
         self.tensors = [local(held) for held in self.objects]
         self.distributed = any(map(is_distributed, self.given))
+        # States that C++ holds as well are read in half the time. Not parameters: torch.utils.swap_tensors refuses those.
+        held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
+        self.held = [to_dlpack(tensor) for tensor in held + (self.counts.tensors if self.counts else [])]
         self.watch = Watch(TABLE, lists, states, self.tensors)
         shapes = [readable_gradient(parameter) for parameter in self.parameters]
         descriptor = None if self.distributed else GRAD
@@ -182,7 +190,13 @@ class Updater:
             What `read` has returned.
         scale : float
         """
-        plan = self.plan
+        plan, part, watch = self.plan, self.part, self.watch
+        if not (unread or watch.found[-1]) and part is not None and part.repeatable and plan.can_repeat(scale):
+            increment_version(part.written)
+            plan.repeat(watch.found[:-1])
+            if self.counts is not None:
+                self.counts.count(part.which)
+            return
         plan.look()
         gradients = Gradients(self, unread)
         rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
