@@ -99,10 +99,12 @@ int64_t fastopt_read_alike(void *list, const void *type, int64_t n, int64_t *add
 
 /* What an optimizer of PyTorch is expected to hold, as Python objects. */
 typedef struct fastopt_holdings {
-    void *lists;  /* a list of lists, and `listed` what they hold one after another */
-    void *listed;
-    void *states; /* a dict of dicts, and `stated` for each: key, dict, and its keys and values */
-    void *stated;
+    void *groups;   /* a list of dicts, of which each has a list by the key `params` */
+    void *params;
+    void *listed;   /* for each group: the dict, the list, and what that holds */
+    void *assigned; /* for each group: its keys and values */
+    void *states;   /* a dict of dicts */
+    void *stated;   /* for each: the key, the dict, and its keys and values */
     void *tensors; /* a list of n tensors of these shapes, at these addresses */
     int64_t n;
     const fastopt_shape *shapes;
@@ -122,7 +124,8 @@ typedef struct fastopt_gradients {
 } fastopt_gradients;
 
 /* Reads where gradients of PyTorch's tensors lie, as fastopt_read does, through DLPack's table of functions. Returns -1
- * where the holdings are no longer as expected, -2 where asking for a gradient raised. */
+ * where the holdings are no longer as expected, -3 where only what is assigned in groups is not, -2 where asking for a
+ * gradient raised. */
 int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings,
                              const fastopt_gradients *gradients);
 

@@ -53,8 +53,10 @@ SHAPE = np.dtype(
 EXTENTS = np.dtype([("count", np.int64), ("starts", np.int64), ("ends", np.int64)])
 HOLDINGS = np.dtype(
     [
-        ("lists", np.int64),
+        ("groups", np.int64),
+        ("params", np.int64),
         ("listed", np.int64),
+        ("assigned", np.int64),
         ("states", np.int64),
         ("stated", np.int64),
         ("tensors", np.int64),

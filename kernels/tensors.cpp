@@ -75,10 +75,14 @@ private:
     Py_ssize_t at_ = 0;
 };
 
-bool same_lists(PyObject *lists, void *listed) {
-    Expected expected(listed);
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(lists); ++i) {
-        PyObject *list = PyList_GET_ITEM(lists, i);
+bool same_lists(const fastopt_holdings &holdings) {
+    Expected expected(holdings.listed);
+    PyObject *groups = static_cast<PyObject *>(holdings.groups);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
+        PyObject *group = PyList_GET_ITEM(groups, i);
+        if (!expected.next(group)) return false;
+        PyObject *list = PyDict_GetItem(group, static_cast<PyObject *>(holdings.params));
+        if (!expected.next(list)) return false;
         for (Py_ssize_t j = 0; j < PyList_GET_SIZE(list); ++j) {
             if (!expected.next(PyList_GET_ITEM(list, j))) return false;
         }
@@ -86,9 +90,20 @@ bool same_lists(PyObject *lists, void *listed) {
     return expected.over();
 }
 
-bool same_states(PyObject *states, void *stated) {
-    Expected expected(stated);
-    PyObject *key, *state, *name, *value;
+bool same_options(const fastopt_holdings &holdings) {
+    Expected expected(holdings.assigned);
+    PyObject *groups = static_cast<PyObject *>(holdings.groups), *name, *value;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
+        for (Py_ssize_t at = 0; PyDict_Next(PyList_GET_ITEM(groups, i), &at, &name, &value);) {
+            if (!expected.next(name) || !expected.next(value)) return false;
+        }
+    }
+    return expected.over();
+}
+
+bool same_states(const fastopt_holdings &holdings) {
+    Expected expected(holdings.stated);
+    PyObject *states = static_cast<PyObject *>(holdings.states), *key, *state, *name, *value;
     for (Py_ssize_t at = 0; PyDict_Next(states, &at, &key, &state);) {
         if (!expected.next(key) || !expected.next(state)) return false;
         for (Py_ssize_t inner = 0; PyDict_Check(state) && PyDict_Next(state, &inner, &name, &value);) {
@@ -140,11 +155,9 @@ int64_t address_of(const void *exchange, PyObject *gradient, const fastopt_shape
 extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings,
                                         const fastopt_gradients *wanted) {
     fastopt::Gil gil;
-    if (!same_lists(static_cast<PyObject *>(holdings->lists), holdings->listed) ||
-        !same_states(static_cast<PyObject *>(holdings->states), holdings->stated) ||
-        !same_tensors(exchange, *holdings)) {
-        return -1;
-    }
+    if (!same_lists(*holdings)) return -1;
+    if (!same_options(*holdings)) return -3;
+    if (!same_states(*holdings) || !same_tensors(exchange, *holdings)) return -1;
     if (wanted->descriptor != nullptr && !collect(*wanted)) return -2;
     int64_t unread = 0, none = 0;
     for (int64_t i = 0; i < wanted->n; ++i) {

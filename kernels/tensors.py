@@ -20,7 +20,8 @@ from .tables import EXTENTS, GRADIENTS, HOLDINGS, SHAPE
 CODES = {"float16": 2, "float32": 2, "float64": 2, "bfloat16": 4, "complex64": 5, "complex128": 5}
 
 
-OUT_OF_DATE, RAISED = -1, -2  # what the extension may return in the place of a count
+OUT_OF_DATE, RAISED, ASSIGNED = -1, -2, -3  # what the extension may return in the place of a count
+PARAMS = "params"
 
 
 def exchange_table(tensor_type: Any) -> int:
@@ -63,6 +64,11 @@ class Shapes:
             row["itemsize"], row["format"] = itemsize, CODES[name]
 
 
+def same(objects: list[Any], others: list[Any]) -> bool:
+    """Say whether two lists hold the same objects."""
+    return [*map(id, objects)] == [*map(id, others)]
+
+
 class Watch:
     """Watches what an optimizer holds, and reads where its gradients lie.
 
@@ -70,27 +76,36 @@ class Watch:
     ----------
     table : int
         See `exchange_table`.
-    lists : list of lists
-        Whose items are to stay the same objects.
+    groups : list of dicts
+        Whose keys and values, and what their lists ``params`` hold, are to stay the same objects.
     states : dict of dicts
         The same, of keys and values.
     tensors : list
         Tensors that are to stay in their places. They may be exchanged in the list for others in the same places.
     """
 
-    def __init__(self, table: int, lists: list[list[Any]], states: dict[Any, Any], tensors: list[Any]) -> None:
+    def __init__(
+        self, table: int, groups: list[dict[str, Any]], states: dict[Any, Any], tensors: list[Any]
+    ) -> None:
         self.table = table
-        self.lists, self.states, self.tensors = lists, states, tensors
-        self.listed, self.stated = self._listed(), self._stated()
+        self.groups, self.states, self.tensors = groups, states, tensors
+        self.listed, self.assigned, self.stated = self._listed(), self._assigned(), self._stated()
         self.places = self._places()
         self.shapes = Shapes([shape for _, shape in self.places])
         self.addresses = np.array([place for place, _ in self.places], np.int64)
-        objects = (self.lists, self.listed, self.states, self.stated, self.tensors)
+        objects = self.groups, PARAMS, self.listed, self.assigned, self.states, self.stated, self.tensors
         numbers = (len(tensors), address(self.shapes.table), address(self.addresses))
         self.holdings = np.array((*map(id, objects), *numbers), HOLDINGS)
 
+    def note_options(self) -> None:
+        """Take what is assigned in the groups as it is now."""
+        self.assigned[:] = self._assigned()
+
     def _listed(self) -> list[Any]:
-        return [item for items in self.lists for item in items]
+        return [item for group in self.groups for item in (group, group[PARAMS], *group[PARAMS])]
+
+    def _assigned(self) -> list[Any]:
+        return [part for group in self.groups for pair in group.items() for part in pair]
 
     def _stated(self) -> list[Any]:
         stated = []
@@ -144,21 +159,20 @@ class Watch:
             )
 
     def read(self) -> int:
-        """Read the gradients; return how many are UNREAD, or OUT_OF_DATE where not all is held that was.
+        """Read the gradients; return how many are UNREAD, OUT_OF_DATE where not all is held that was,
+        or ASSIGNED where only options of the groups are not.
 
         The gradients are in `gradients` then, their addresses in `found`, UNREAD or 0 for None, and at its end the
         number of these. Not for two threads at once.
         """
         if self.table and (unread := int(lib.fastopt_read_tensors(*self.arguments))) != RAISED:
             return unread
-        return self.collect() if self._unchanged() else OUT_OF_DATE
-
-    def _unchanged(self) -> bool:
-        return (
-            [*map(id, self._listed())] == [*map(id, self.listed)]
-            and [*map(id, self._stated())] == [*map(id, self.stated)]
-            and self._places() == self.places
-        )
+        if not same(self._listed(), self.listed):
+            return OUT_OF_DATE
+        if not same(self._assigned(), self.assigned):
+            return ASSIGNED
+        unchanged = same(self._stated(), self.stated) and self._places() == self.places
+        return self.collect() if unchanged else OUT_OF_DATE
 
     def collect(self) -> int:
         """Take the gradients, look at nothing, and leave all of them UNREAD."""

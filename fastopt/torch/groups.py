@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from operator import is_
 from typing import Any
 
 from torch import Tensor
@@ -45,10 +44,10 @@ class Group(GroupOptions):
 
     Attributes
     ----------
-    members : list
-        The group's parameters: torch's own list.
     seen : dict
         The options as they were last found in the group.
+    has_tensors : bool
+        Whether one of them is a tensor, whose number may be another at the next step.
     told : dict or None
         The description as it was last put there.
     ended : dict
@@ -60,11 +59,9 @@ class Group(GroupOptions):
     ) -> None:
         super().__init__(index, {"step": 0, **dict.fromkeys(names)})
         self.given = given
-        self.members: list[Any] = given["params"]
         self.seen: dict[str, Any] = dict.fromkeys(names, self)  # which is no option's value
         self.told: dict[str, Any] | None = None
         self.ended: dict[str, tuple[StepFunction, Any]] = {}
-        self.snapshot: list[Any] = []  # to see at once that all is as it was; never with tensors, whose numbers change
         if given.get("schedules"):
             self.schedules = dict(own or {})
         self.look()
@@ -72,8 +69,6 @@ class Group(GroupOptions):
     def look(self) -> None:
         """Take over what was assigned in the group since the last look."""
         given = self.given
-        if len(given) == len(self.snapshot) and all(map(is_, given.values(), self.snapshot)):
-            return
         for flag, reason in NOT_OFFERED.items():
             if given.get(flag):
                 message = f"{flag}=True is not offered, in group {self.index}: {reason}; use torch.optim for that"
@@ -90,8 +85,7 @@ class Group(GroupOptions):
         }
         if found:
             self._take(found)
-        if not any(isinstance(value, Tensor) for value in self.seen.values()):
-            self.snapshot = [*given.values()]
+        self.has_tensors = any(isinstance(value, Tensor) for value in self.seen.values())
 
     def _restore(self, described: Any) -> None:
         """Take over schedules by their description, and the numbers and the count beside it."""

@@ -18,7 +18,7 @@ from ..rules import FAMILIES, HYPERPARAMETERS, Family
 from .eager import eager
 from .groups import Group
 from .tensors import Parameter
-from .updater import OUT_OF_DATE, Updater
+from .updater import ASSIGNED, OUT_OF_DATE, PARAMS, Updater
 
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 
@@ -44,7 +44,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._adopt()
 
-    def _adopt(self, own: Sequence[Group] = ()) -> None:
+    def _adopt(self, own: Sequence[Group] = ()) -> Updater:
         """Take groups, parameters and states as they are now; schedules that go on are those of their own groups."""
         known = {id(group.given): group for group in self._groups}
         names = [name for name in HYPERPARAMETERS if name in self.defaults]
@@ -56,38 +56,44 @@ class Optimizer(torch.optim.Optimizer):
             group.look()
             group.index = index
             groups.append(group)
-        for group in groups:
-            group.members = group.given["params"]
-        lists = [group.members for group in groups]
-        self._updater = Updater(self._family, groups, self._names(), lists, self.state, self._eager)
-        self._groups, self._states = groups, self.state
+        self._updater = Updater(self._family, groups, self._names(), self.param_groups, self.state, self._eager)
+        self._groups = groups
+        return self._updater
 
-    def _look(self) -> bool:
-        """Look at what was assigned in the groups; say whether they and the states are the same objects as before."""
-        if self._updater is None:  # it has been unpickled or copied
-            self._adopt()
-        same = self.state is self._states and len(self.param_groups) == len(self._groups)
-        for group, given in zip(self._groups, self.param_groups):  # noqa: B905 (of two lengths where they differ)
-            same = same and group.given is given and given["params"] is group.members
-            group.look()
-        return same
+    def _read(self, updater: Updater) -> int:
+        """Read the gradients; return how many were not as expected, or OUT_OF_DATE."""
+        watch = updater.watch
+        if watch.groups is not self.param_groups or watch.states is not self.state:
+            return OUT_OF_DATE
+        unread = ASSIGNED if self._has_moving_options else updater.read()
+        if unread == ASSIGNED:
+            for group in self._groups:
+                group.look()
+            watch.note_options()
+            unread = updater.read()
+        return unread
+
+    @property
+    def _has_moving_options(self) -> bool:
+        """Whether an option is a tensor, whose number may be another now."""
+        for group in self._groups:
+            if group.has_tensors:
+                return True
+        return False
 
     def _current(self) -> Updater:
         """Return an updater of what there is now."""
-        if not self._look() or self._updater.read() == OUT_OF_DATE:
-            self._adopt()
-        return self._updater
+        updater = self._updater
+        return self._adopt() if updater is None or self._read(updater) == OUT_OF_DATE else updater
 
     def _update(self, scale: float) -> None:
         """Update every parameter that has a gradient, which is first multiplied by a scale."""
-        same = self._look()
-        updater = self._updater
+        updater = self._updater or self._adopt()  # there is none after unpickling or copying
         with updater.plan.lock:
             updater.plan.refuse_inside_step()
-            unread = updater.read() if same else OUT_OF_DATE
+            unread = self._read(updater)
             if unread == OUT_OF_DATE:
-                self._adopt()
-                updater = self._updater
+                updater = self._adopt()
                 unread = updater.read_anew()
             try:
                 updater.step(unread, scale)
@@ -101,10 +107,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def _updater_of(self, param: Tensor) -> Updater:
         """Return an updater of one parameter alone, which counts no group's steps."""
-        pairs = [zip(names, group.members, strict=True) for names, group in zip(self._names(), self._groups, strict=True)]
-        found = [[pair for pair in group if pair[1] is param] for group in pairs]
-        names, lists = ([[pair[i] for pair in group] for group in found] for i in range(2))
-        updater = Updater(self._family, self._groups, names, lists, {param: self.state[param]}, self._eager)
+        names, given = [], []
+        for keys, group in zip(self._names(), self._groups, strict=True):
+            found = [(key, member) for key, member in zip(keys, group.given[PARAMS], strict=True) if member is param]
+            names.append([key for key, _ in found])
+            given.append({PARAMS: [member for _, member in found]})
+        updater = Updater(self._family, self._groups, names, given, {param: self.state[param]}, self._eager)
         updater.plan.counted = []
         return updater
 

@@ -14,7 +14,7 @@ from torch.utils.dlpack import to_dlpack
 from ..arrays import Extents
 from ..chunks import Strides
 from ..kernels.reader import UNREAD
-from ..kernels.tensors import OUT_OF_DATE, Shape, Watch, exchange_table, shape_of
+from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, Shape, Watch, exchange_table, shape_of
 from ..plan import Plan, located
 from ..rules import Family
 from .groups import Group
@@ -115,8 +115,8 @@ class Updater:
     groups : sequence of Group
     names : sequence of sequences
         What the parameters of each group are called.
-    lists : list of lists of tensor
-        The parameters themselves: lists that others may write into.
+    given : list of dict
+        The groups as torch has them, at least with their ``params``, into all of which others may write.
     states : dict
         Parameter -> its state: dicts that others may write into.
     eager : bool
@@ -133,13 +133,14 @@ class Updater:
         family: Family,
         groups: Sequence[Group],
         names: Sequence[Sequence[Any]],
-        lists: list[list[Any]],
+        given: list[dict[str, Any]],
         states: dict[Any, Any],
         eager: bool,
     ) -> None:
         self.parameters: list[Parameter] = []
-        for group, keys, members in zip(groups, names, lists, strict=True):
-            self.parameters += [Parameter(*named, group, states) for named in zip(keys, members, strict=True)]
+        for group, keys, members in zip(groups, names, given, strict=True):
+            named = zip(keys, members[PARAMS], strict=True)
+            self.parameters += [Parameter(key, param, group, states) for key, param in named]
         for parameter in self.parameters:
             parameter.adopt(family.states)
         self.plan = Plan(groups, self.parameters, family.choose, THREADS)
@@ -159,14 +160,14 @@ class Updater:
         # States that C++ holds as well are read in half the time. Not parameters: torch.utils.swap_tensors refuses those.
         held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
         self.held = [to_dlpack(tensor) for tensor in held + (self.counts.tensors if self.counts else [])]
-        self.watch = Watch(TABLE, lists, states, self.tensors)
+        self.watch = Watch(TABLE, given, states, self.tensors)
         shapes = [readable_gradient(parameter) for parameter in self.parameters]
         descriptor = None if self.distributed else GRAD
         extents = self.plan.extents
         self.watch.expect(self.given, descriptor, Tensor, shapes, extents.starts, extents.reaches)
 
     def read(self) -> int:
-        """Read the gradients; return how many were not as expected, or OUT_OF_DATE."""
+        """Read the gradients; return how many were not as expected, OUT_OF_DATE, or ASSIGNED."""
         if self.distributed:
             self.tensors[:] = map(local, self.objects)
             self.watch.gradients[:] = [given.grad for given in self.given]
