@@ -104,9 +104,9 @@ class GroupOptions:
         self.schedules = {**restored, **{name: own for name, own, _ in pairs}}
         self.version += 1
 
-    def count(self) -> None:
-        """Count a completed step."""
-        self.entries["step"] += 1
+    def count(self, steps: int = 1) -> None:
+        """Count completed steps."""
+        self.entries["step"] += steps
 
 
 class ParamGroup(GroupOptions, MutableMapping[str, Any]):

@@ -163,7 +163,8 @@ class Launch:
         self.job = np.zeros((), JOB)
         self.job["abi"] = ABI
         self.job["tensors"] = address(self.table)
-        self.run = threads.runner(kernel(rule.name, format), address(self.job))
+        self.kernel = kernel(rule.name, format)
+        self.run = threads.runner(self.kernel, address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))
         self.cut({})
 
@@ -185,6 +186,19 @@ class Launch:
             self.job["scratch"] = address(self.scratch)
             self.job["scratch_bytes"] = self.scratch.shape[1]
         self.strided = strided
+
+    def fields(self, parallel: int) -> dict[str, int]:
+        """Return what the extension needs to launch by itself: fields of REPETITION."""
+        return {
+            "kernel": self.kernel.address,
+            "job": address(self.job),
+            "chunks": self.count,
+            "grain": self.grain,
+            "workers": self.workers,
+            "parallel": parallel,
+            "grads": address(self.table) + TENSOR.fields["grad"][1],
+            "apart": TENSOR.itemsize // 8,
+        }
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
@@ -236,6 +250,7 @@ class Plan:
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's tensors
         self.cohorts: list[Cohort] = []
         self.hypers = np.zeros((0, HYPERS))
+        self.formed: bytes | None = None  # who takes part in the cohorts
         self.loaded: Gradients | None = None
         self.versions: list[int] = []  # of the groups, when they were asked last
         self.looked = False  # whether the groups have been asked for the next step
@@ -310,28 +325,17 @@ class Plan:
         for launch in self.launches:
             launch(threads)
 
-    def can_repeat(self, scale: float) -> bool:
-        """Say whether the next step can differ from the last one in nothing but the gradients' addresses."""
-        if not self.steady or scale != self.scale or len(self.launches) != 1 or self.launches[0].strided:
-            return False
-        self.look()
-        return self.steady
+    def can_repeat(self) -> bool:
+        """Say whether the next step can differ from the last one in nothing but where the gradients lie."""
+        return self.steady and len(self.launches) == 1 and not self.launches[0].strided
 
-    def repeat(self, addresses: npt.NDArray[np.int64]) -> None:
-        """Take the same step as the last one, with other gradients, which the caller keeps."""
-        self.stepping = True
-        try:
-            self.looked = False
-            self.loaded = None
-            launch = self.launches[0]
-            launch.gradients[:] = addresses
-            for cohort in self.cohorts:
-                cohort.step += 1
-            for group in self.counted:
-                group.count()
-            launch(self.threads.get_num_threads())
-        finally:
-            self.stepping = False
+    def count(self, steps: int) -> None:
+        """Count steps that somebody else has taken, as repetitions of the last one."""
+        for cohort in self.cohorts:
+            cohort.step += steps
+        for group in self.counted:
+            group.count(steps)
+        self.loaded = None  # other addresses than these stand in the tables
 
     def settle(self) -> None:
         """Write the cohorts' counts back to the tensors."""
@@ -364,7 +368,7 @@ class Plan:
             group.ask_schedules()
         rules = [self.choose(group.upcoming) for group in self.groups]
         if rules != self.rules:
-            self.loaded = None
+            self.loaded = self.formed = None
             self.launches = self._split(rules)
             self.rules = rules
 
@@ -384,10 +388,11 @@ class Plan:
         return launches
 
     def _load(self, gradients: Gradients) -> None:
-        same = self.loaded is not None and gradients.taking_part == self.loaded.taking_part
         self.loaded = None  # until all is written
-        if not same:
+        if gradients.taking_part != self.formed:
+            self.formed = None
             self._form_cohorts(gradients.taking_part)
+            self.formed = gradients.taking_part
         for launch, indices in zip(self.launches, self.indices, strict=True):
             strided = {}
             if gradients.strided:

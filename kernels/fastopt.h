@@ -109,6 +109,9 @@ typedef struct fastopt_holdings {
     int64_t n;
     const fastopt_shape *shapes;
     const int64_t *addresses;
+    double *counts; /* `counted` numbers, which are to be those in `expected`; null where there are none */
+    double *expected;
+    int64_t counted;
 } fastopt_holdings;
 
 /* The gradients of the n tensors in a list, and what each is expected to be. */
@@ -123,11 +126,27 @@ typedef struct fastopt_gradients {
     int64_t *addresses;
 } fastopt_gradients;
 
+/* A step that differs from the last one only in where the gradients lie. */
+typedef struct fastopt_repetition {
+    fastopt_kernel kernel;
+    const fastopt_job *job;
+    int64_t chunks;
+    int64_t grain;
+    int64_t workers;
+    const void *parallel; /* see fastopt_run_team; null: fastopt_run */
+    int64_t *grads;       /* where the first gradient's address goes, */
+    int64_t apart;        /* and how many int64 on the next one's */
+    void *increment;      /* called with `written`, to tell autograd */
+    void *written;
+    int64_t times; /* how often it was taken */
+} fastopt_repetition;
+
 /* Reads where gradients of PyTorch's tensors lie, as fastopt_read does, through DLPack's table of functions. Returns -1
- * where the holdings are no longer as expected, -3 where only what is assigned in groups is not, -2 where asking for a
- * gradient raised. */
-int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings,
-                             const fastopt_gradients *gradients);
+ * where the holdings are no longer as expected, -3 where only what is assigned in groups is not, -2 where a call of
+ * Python raised. Given a repetition, and a gradient as expected for every tensor, it takes that step on so many threads
+ * at most, forgets the gradients, and returns -4. */
+int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings, const fastopt_gradients *gradients,
+                             fastopt_repetition *repetition, int32_t threads);
 
 /* FASTOPT_ABI as compiled. */
 int64_t fastopt_abi(void);

@@ -63,6 +63,9 @@ HOLDINGS = np.dtype(
         ("n", np.int64),
         ("shapes", np.int64),
         ("addresses", np.int64),
+        ("counts", np.int64),
+        ("expected", np.int64),
+        ("counted", np.int64),
     ]
 )
 GRADIENTS = np.dtype(
@@ -75,6 +78,21 @@ GRADIENTS = np.dtype(
         ("shapes", np.int64),
         ("occupied", np.int64),
         ("addresses", np.int64),
+    ]
+)
+REPETITION = np.dtype(
+    [
+        ("kernel", np.int64),
+        ("job", np.int64),
+        ("chunks", np.int64),
+        ("grain", np.int64),
+        ("workers", np.int64),
+        ("parallel", np.int64),
+        ("grads", np.int64),
+        ("apart", np.int64),
+        ("increment", np.int64),
+        ("written", np.int64),
+        ("times", np.int64),
     ]
 )
 JOB = np.dtype(

@@ -150,23 +150,68 @@ int64_t address_of(const void *exchange, PyObject *gradient, const fastopt_shape
                : tensor.address();
 }
 
-}  // namespace
+bool same_counts(const fastopt_holdings &holdings) {
+    size_t size = static_cast<size_t>(holdings.counted) * sizeof(double);
+    return size == 0 || std::memcmp(holdings.counts, holdings.expected, size) == 0;
+}
 
-extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings,
-                                        const fastopt_gradients *wanted) {
-    fastopt::Gil gil;
-    if (!same_lists(*holdings)) return -1;
-    if (!same_options(*holdings)) return -3;
-    if (!same_states(*holdings) || !same_tensors(exchange, *holdings)) return -1;
-    if (wanted->descriptor != nullptr && !collect(*wanted)) return -2;
+// Reads all gradients; returns how many are not as expected.
+int64_t read(const void *exchange, const fastopt_gradients &wanted) {
     int64_t unread = 0, none = 0;
-    for (int64_t i = 0; i < wanted->n; ++i) {
-        PyObject *gradient = PyList_GET_ITEM(static_cast<PyObject *>(wanted->gradients), i);
-        int64_t address = gradient == Py_None ? 0 : address_of(exchange, gradient, wanted->shapes[i], *wanted);
-        wanted->addresses[i] = address;
+    for (int64_t i = 0; i < wanted.n; ++i) {
+        PyObject *gradient = PyList_GET_ITEM(static_cast<PyObject *>(wanted.gradients), i);
+        int64_t address = gradient == Py_None ? 0 : address_of(exchange, gradient, wanted.shapes[i], wanted);
+        wanted.addresses[i] = address;
         none += address == 0;
         unread += address == -1;
     }
-    wanted->addresses[wanted->n] = none;
+    wanted.addresses[wanted.n] = none;
     return unread;
+}
+
+void forget(const fastopt_gradients &wanted) {
+    for (int64_t i = 0; i < wanted.n; ++i) {
+        Py_INCREF(Py_None);
+        PyList_SetItem(static_cast<PyObject *>(wanted.gradients), i, Py_None);
+    }
+}
+
+// Takes the step; false where autograd could not be told, and nothing was done.
+bool repeat(fastopt_repetition &step, const fastopt_holdings &holdings, const fastopt_gradients &wanted,
+            int32_t threads) {
+    PyObject *told = PyObject_CallFunctionObjArgs(static_cast<PyObject *>(step.increment), step.written, nullptr);
+    if (told == nullptr) {
+        PyErr_Clear();
+        return false;
+    }
+    Py_DECREF(told);
+    for (int64_t i = 0; i < wanted.n; ++i) step.grads[i * step.apart] = wanted.addresses[i];
+    // Counted first: an interrupt is delivered after the step, and must find the books in order.
+    for (int64_t i = 0; i < holdings.counted; ++i) holdings.expected[i] = holdings.counts[i] += 1;
+    ++step.times;
+    if (threads > step.workers) threads = static_cast<int32_t>(step.workers);
+    PyThreadState *state = PyEval_SaveThread();
+    if (step.parallel != nullptr) {
+        fastopt_run_team(step.kernel, step.job, step.chunks, step.grain, threads, step.parallel);
+    } else {
+        fastopt_run(step.kernel, step.job, step.chunks, step.grain, threads);
+    }
+    PyEval_RestoreThread(state);
+    forget(wanted);
+    return true;
+}
+
+}  // namespace
+
+extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings,
+                                        const fastopt_gradients *wanted, fastopt_repetition *repetition,
+                                        int32_t threads) {
+    fastopt::Gil gil;
+    if (!same_lists(*holdings)) return -1;
+    if (!same_options(*holdings)) return -3;
+    if (!same_states(*holdings) || !same_tensors(exchange, *holdings) || !same_counts(*holdings)) return -1;
+    if (wanted->descriptor != nullptr && !collect(*wanted)) return -2;
+    int64_t unread = read(exchange, *wanted);
+    if (repetition == nullptr || unread != 0 || wanted->addresses[wanted->n] != 0) return unread;
+    return repeat(*repetition, *holdings, *wanted, threads) ? -4 : -2;
 }

@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from .extension import ffi, lib
 from .reader import UNREAD, Array, address
-from .tables import EXTENTS, GRADIENTS, HOLDINGS, SHAPE
+from .tables import EXTENTS, GRADIENTS, HOLDINGS, REPETITION, SHAPE
 
 # DLPack's codes of types; what stands here can be read, all else is UNREAD.
 CODES = {"float16": 2, "float32": 2, "float64": 2, "bfloat16": 4, "complex64": 5, "complex128": 5}
 
 
-OUT_OF_DATE, RAISED, ASSIGNED = -1, -2, -3  # what the extension may return in the place of a count
+OUT_OF_DATE, RAISED, ASSIGNED, REPEATED = -1, -2, -3, -4  # what the extension may return in the place of a count
 PARAMS = "params"
 
 
@@ -82,11 +82,20 @@ class Watch:
         The same, of keys and values.
     tensors : list
         Tensors that are to stay in their places. They may be exchanged in the list for others in the same places.
+    counts, expected : array of float64
+        Numbers that are to be those expected; may be empty.
     """
 
     def __init__(
-        self, table: int, groups: list[dict[str, Any]], states: dict[Any, Any], tensors: list[Any]
+        self,
+        table: int,
+        groups: list[dict[str, Any]],
+        states: dict[Any, Any],
+        tensors: list[Any],
+        counts: npt.NDArray[np.float64],
+        expected: npt.NDArray[np.float64],
     ) -> None:
+        self.counts, self.expected_counts = counts, expected
         self.table = table
         self.groups, self.states, self.tensors = groups, states, tensors
         self.listed, self.assigned, self.stated = self._listed(), self._assigned(), self._stated()
@@ -94,7 +103,8 @@ class Watch:
         self.shapes = Shapes([shape for _, shape in self.places])
         self.addresses = np.array([place for place, _ in self.places], np.int64)
         objects = self.groups, PARAMS, self.listed, self.assigned, self.states, self.stated, self.tensors
-        numbers = (len(tensors), address(self.shapes.table), address(self.addresses))
+        numbers = len(tensors), address(self.shapes.table), address(self.addresses)
+        numbers += address(counts), address(expected), len(counts)
         self.holdings = np.array((*map(id, objects), *numbers), HOLDINGS)
 
     def note_options(self) -> None:
@@ -142,6 +152,7 @@ class Watch:
         starts, reaches : array of int64
             Ranges of addresses that nothing may touch, as `Extents` has them.
         """
+        self.repetition = np.zeros((), REPETITION)
         self.gradients: list[Any] = [None] * len(parameters)
         self.nones = list(self.gradients)
         self.found = np.empty(len(parameters) + 1, np.int64)
@@ -158,6 +169,37 @@ class Watch:
                 ffi.cast("fastopt_gradients *", address(self.wanted)),
             )
 
+    def prepare(self, launch: dict[str, int], increment: Any, written: list[Any]) -> None:
+        """Prepare the repetition of a step.
+
+        Parameters
+        ----------
+        launch : dict of str to int
+            The fields of REPETITION that concern the launch.
+        increment : callable
+            Called with ``written`` before the launch.
+        written : list
+        """
+        self.repetition = np.zeros((), REPETITION)
+        for name, value in launch.items():
+            self.repetition[name] = value
+        self.repetition["increment"], self.repetition["written"] = id(increment), id(written)
+        self.called = increment, written
+        self.repetition_pointer = ffi.cast("fastopt_repetition *", address(self.repetition))
+
+    def step(self, threads: int) -> int:
+        """Read the gradients, and where there is one for each parameter, as expected, take the step that was prepared.
+
+        Returns REPEATED then, else what `read` does.
+        """
+        result = int(lib.fastopt_read_tensors(*self.arguments, self.repetition_pointer, threads))
+        return self.read() if result == RAISED else result
+
+    def take_times(self) -> int:
+        """Return how often the prepared step was taken since this was last asked for."""
+        times, self.repetition["times"] = int(self.repetition["times"]), 0
+        return times
+
     def read(self) -> int:
         """Read the gradients; return how many are UNREAD, OUT_OF_DATE where not all is held that was,
         or ASSIGNED where only options of the groups are not.
@@ -165,13 +207,16 @@ class Watch:
         The gradients are in `gradients` then, their addresses in `found`, UNREAD or 0 for None, and at its end the
         number of these. Not for two threads at once.
         """
-        if self.table and (unread := int(lib.fastopt_read_tensors(*self.arguments))) != RAISED:
-            return unread
+        if self.table:
+            unread = int(lib.fastopt_read_tensors(*self.arguments, ffi.NULL, 1))
+            if unread != RAISED:
+                return unread
         if not same(self._listed(), self.listed):
             return OUT_OF_DATE
         if not same(self._assigned(), self.assigned):
             return ASSIGNED
         unchanged = same(self._stated(), self.stated) and self._places() == self.places
+        unchanged = unchanged and np.array_equal(self.counts, self.expected_counts)
         return self.collect() if unchanged else OUT_OF_DATE
 
     def collect(self) -> int:

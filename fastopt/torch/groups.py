@@ -131,11 +131,11 @@ class Group(GroupOptions):
         for name in self.schedules:
             self.given[name] = self.seen[name] = self.entries[name]
 
-    def count(self) -> None:
-        """Count a completed step."""
+    def count(self, steps: int = 1) -> None:
+        """Count completed steps."""
         if self.ended and any(self.entries[name] == 0 for name in self.ended):
             return  # one that shall change nothing
-        super().count()
+        super().count(steps)
         if self.schedules:
             self.given["step"] = self.entries["step"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, TypeAlias
 
@@ -18,7 +19,7 @@ from ..rules import FAMILIES, HYPERPARAMETERS, Family
 from .eager import eager
 from .groups import Group
 from .tensors import Parameter
-from .updater import ASSIGNED, OUT_OF_DATE, PARAMS, Updater
+from .updater import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED, Updater
 
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 
@@ -46,6 +47,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _adopt(self, own: Sequence[Group] = ()) -> Updater:
         """Take groups, parameters and states as they are now; schedules that go on are those of their own groups."""
+        if self._updater is not None:
+            self._updater.settle()
         known = {id(group.given): group for group in self._groups}
         names = [name for name in HYPERPARAMETERS if name in self.defaults]
         groups = []
@@ -60,13 +63,14 @@ class Optimizer(torch.optim.Optimizer):
         self._groups = groups
         return self._updater
 
-    def _read(self, updater: Updater) -> int:
-        """Read the gradients; return how many were not as expected, or OUT_OF_DATE."""
+    def _read(self, updater: Updater, read: Callable[[], int]) -> int:
+        """Let an updater read the gradients after a look at the options, where these have changed."""
         watch = updater.watch
         if watch.groups is not self.param_groups or watch.states is not self.state:
             return OUT_OF_DATE
-        unread = ASSIGNED if self._has_moving_options else updater.read()
+        unread = ASSIGNED if self._has_moving_options else read()
         if unread == ASSIGNED:
+            updater.settle()
             for group in self._groups:
                 group.look()
             watch.note_options()
@@ -84,18 +88,24 @@ class Optimizer(torch.optim.Optimizer):
     def _current(self) -> Updater:
         """Return an updater of what there is now."""
         updater = self._updater
-        return self._adopt() if updater is None or self._read(updater) == OUT_OF_DATE else updater
+        if updater is None or self._read(updater, updater.read) == OUT_OF_DATE:
+            return self._adopt()
+        updater.settle()
+        updater.watch.release()
+        return updater
 
     def _update(self, scale: float) -> None:
         """Update every parameter that has a gradient, which is first multiplied by a scale."""
         updater = self._updater or self._adopt()  # there is none after unpickling or copying
         with updater.plan.lock:
             updater.plan.refuse_inside_step()
-            unread = self._read(updater)
-            if unread == OUT_OF_DATE:
-                updater = self._adopt()
-                unread = updater.read_anew()
             try:
+                unread = self._read(updater, partial(updater.read_or_repeat, scale))
+                if unread == REPEATED:
+                    return
+                if unread == OUT_OF_DATE:
+                    updater = self._adopt()
+                    unread = updater.read_anew()
                 updater.step(unread, scale)
             finally:
                 updater.watch.release()

@@ -14,7 +14,7 @@ from torch.utils.dlpack import to_dlpack
 from ..arrays import Extents
 from ..chunks import Strides
 from ..kernels.reader import UNREAD
-from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, Shape, Watch, exchange_table, shape_of
+from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED, Shape, Watch, exchange_table, shape_of
 from ..plan import Plan, located
 from ..rules import Family
 from .groups import Group
@@ -24,6 +24,8 @@ from .threads import THREADS
 
 GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself: by name it takes a third longer
 TABLE = exchange_table(Tensor)
+INCREMENT = torch._C._increment_version  # what torch.autograd.graph.increment_version calls
+NO_COUNTS = np.zeros(0)
 
 
 class Gradients:
@@ -150,6 +152,8 @@ class Updater:
             self.plan.reset()
         self.counts = Counts(self.parameters) if family.counts else None
         self.part: Part | None = None
+        self.prepared = False  # whether the next step may be the last one again
+        self.last: tuple[Any, Part] | None = None  # what was prepared
         self.given = [parameter.given for parameter in self.parameters]
         self.everyone = self.plan.everyone
         # What is watched: parameters and states, and of distributed ones the part that is here.
@@ -160,7 +164,8 @@ class Updater:
         # States that C++ holds as well are read in half the time. Not parameters: torch.utils.swap_tensors refuses those.
         held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
         self.held = [to_dlpack(tensor) for tensor in held + (self.counts.tensors if self.counts else [])]
-        self.watch = Watch(TABLE, given, states, self.tensors)
+        counts = (self.counts.array, self.counts.expected) if self.counts else (NO_COUNTS, NO_COUNTS)
+        self.watch = Watch(TABLE, given, states, self.tensors, *counts)
         shapes = [readable_gradient(parameter) for parameter in self.parameters]
         descriptor = None if self.distributed else GRAD
         extents = self.plan.extents
@@ -168,17 +173,45 @@ class Updater:
 
     def read(self) -> int:
         """Read the gradients; return how many were not as expected, OUT_OF_DATE, or ASSIGNED."""
+        self._locate()
+        return self.watch.read()
+
+    def _locate(self) -> None:
         if self.distributed:
             self.tensors[:] = map(local, self.objects)
             self.watch.gradients[:] = [given.grad for given in self.given]
-        if self.counts is not None and not self.counts.unchanged():
-            return OUT_OF_DATE
-        return self.watch.read()
 
     def read_anew(self) -> int:
         """Read the gradients of an updater that has just been made, and so is up to date."""
         unread = self.read()
         return self.watch.collect() if unread == OUT_OF_DATE else unread
+
+    def read_or_repeat(self, scale: float) -> int:
+        """Take the step where it can be the last one again, with other gradients, and return REPEATED; else `read`."""
+        plan = self.plan
+        if not self.prepared or scale != plan.scale:
+            return self.read()
+        self._locate()
+        plan.stepping = True
+        try:
+            return self.watch.step(torch.get_num_threads())
+        finally:
+            plan.stepping = False
+
+    def settle(self) -> None:
+        """Count the steps that were repetitions, before anybody asks for a count, and repeat no more."""
+        if self.prepared:
+            self.prepared = False
+            self.plan.count(self.watch.take_times())
+
+    def _prepare(self, part: Part) -> None:
+        """Prepare that the next step is this one again, where it can be."""
+        if TABLE and part.repeatable and self.plan.can_repeat():
+            launch = self.plan.launches[0]
+            if self.last is None or launch.chunks is not self.last[0] or part is not self.last[1]:
+                self.watch.prepare(launch.fields(THREADS.parallel), INCREMENT, part.written)
+                self.last = launch.chunks, part
+            self.prepared = True
 
     def step(self, unread: int, scale: float) -> None:
         """Update every parameter that has a gradient, which is first multiplied by a scale.
@@ -191,13 +224,8 @@ class Updater:
             What `read` has returned.
         scale : float
         """
-        plan, part, watch = self.plan, self.part, self.watch
-        if not (unread or watch.found[-1]) and part is not None and part.repeatable and plan.can_repeat(scale):
-            increment_version(part.written)
-            plan.repeat(watch.found[:-1])
-            if self.counts is not None:
-                self.counts.count(part.which)
-            return
+        self.settle()
+        plan = self.plan
         plan.look()
         gradients = Gradients(self, unread)
         rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
@@ -214,6 +242,7 @@ class Updater:
             parameter.store()
         if self.counts is not None:
             self.counts.count(part.which)
+        self._prepare(part)
         for i, row in rows.items():
             row.update(scale)
             if self.counts is not None:
