@@ -125,6 +125,14 @@ class Gradients:
         self.arrays = []
 
 
+class Located(Protocol):
+    """What a step needs to know of gradients: what is said of `Gradients`, by whomever they were read."""
+
+    addresses: npt.NDArray[np.int64]
+    taking_part: bytes
+    strided: dict[int, Strides]
+
+
 @dataclass(eq=False)
 class Cohort:
     """The tensors of a step that share a hyper row: one group, one count of steps."""
@@ -196,8 +204,8 @@ class Launch:
             "grain": self.grain,
             "workers": self.workers,
             "parallel": parallel,
-            "grads": address(self.table) + TENSOR.fields["grad"][1],
-            "apart": TENSOR.itemsize // 8,
+            "grads": address(self.table) + self.gradients.itemsize,  # the second column
+            "apart": TENSOR.itemsize // self.gradients.itemsize,
         }
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
@@ -251,7 +259,7 @@ class Plan:
         self.cohorts: list[Cohort] = []
         self.hypers = np.zeros((0, HYPERS))
         self.formed: bytes | None = None  # who takes part in the cohorts
-        self.loaded: Gradients | None = None
+        self.loaded: Located | None = None
         self.versions: list[int] = []  # of the groups, when they were asked last
         self.looked = False  # whether the groups have been asked for the next step
         self.steady = False  # whether the hyper rows can stay as they are
@@ -291,7 +299,7 @@ class Plan:
             self._reader = Reader(expected, self.extents.starts, self.extents.reaches)
         return self._reader
 
-    def step(self, gradients: Gradients) -> None:
+    def step(self, gradients: Located) -> None:
         """Update every tensor that has a gradient; whatever can fail comes before the first launch."""
         self.refuse_inside_step()
         self.stepping = True
@@ -307,7 +315,7 @@ class Plan:
                 "this optimizer is inside a step: neither step nor load or add parameters before it ends"
             )
 
-    def _step(self, gradients: Gradients, threads: int) -> None:
+    def _step(self, gradients: Located, threads: int) -> None:
         if not self.looked:
             self.look()
         self.looked = False
@@ -387,7 +395,7 @@ class Plan:
         self.indices = [np.array(indices) for indices in kinds.values()]
         return launches
 
-    def _load(self, gradients: Gradients) -> None:
+    def _load(self, gradients: Located) -> None:
         self.loaded = None  # until all is written
         if gradients.taking_part != self.formed:
             self.formed = None

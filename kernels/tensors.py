@@ -103,9 +103,8 @@ class Watch:
         self.shapes = Shapes([shape for _, shape in self.places])
         self.addresses = np.array([place for place, _ in self.places], np.int64)
         objects = self.groups, PARAMS, self.listed, self.assigned, self.states, self.stated, self.tensors
-        numbers = len(tensors), address(self.shapes.table), address(self.addresses)
-        numbers += address(counts), address(expected), len(counts)
-        self.holdings = np.array((*map(id, objects), *numbers), HOLDINGS)
+        numbers = len(tensors), address(self.shapes.table), address(self.addresses), address(counts), address(expected)
+        self.holdings = np.array((*map(id, objects), *numbers, len(counts)), HOLDINGS)
 
     def note_options(self) -> None:
         """Take what is assigned in the groups as it is now."""
@@ -118,7 +117,7 @@ class Watch:
         return [part for group in self.groups for pair in group.items() for part in pair]
 
     def _stated(self) -> list[Any]:
-        stated = []
+        stated: list[Any] = []
         for key, state in self.states.items():
             stated += key, state
             if isinstance(state, dict):
@@ -201,11 +200,11 @@ class Watch:
         return times
 
     def read(self) -> int:
-        """Read the gradients; return how many are UNREAD, OUT_OF_DATE where not all is held that was,
-        or ASSIGNED where only options of the groups are not.
+        """Read the gradients; return how many are UNREAD, or that something is not as it was.
 
-        The gradients are in `gradients` then, their addresses in `found`, UNREAD or 0 for None, and at its end the
-        number of these. Not for two threads at once.
+        That is OUT_OF_DATE, or ASSIGNED where it is only options of the groups. The gradients are in `gradients` then,
+        their addresses in `found`, UNREAD or 0 for None, and at its end the number of these. Not for two threads at
+        once.
         """
         if self.table:
             unread = int(lib.fastopt_read_tensors(*self.arguments, ffi.NULL, 1))

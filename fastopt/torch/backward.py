@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..kernels.tensors import OUT_OF_DATE
 from .optimizers import Optimizer
 from .tensors import is_distributed
-from .updater import OUT_OF_DATE, Updater
+from .updater import Updater
 
 
 def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **options: Any) -> StepInBackward:
@@ -69,7 +70,10 @@ class StepInBackward:
         self._updaters: dict[Tensor, Updater] = {}
         self._stepped: set[Tensor] = set()  # in this round, which ends when one's turn comes again
         self._lock = threading.RLock()
-        self._hooks = [param.register_post_accumulate_grad_hook(self._update) for _, param in trained]
+        self._hooks: list[Any] = [
+            param.register_post_accumulate_grad_hook(self._update)  # type: ignore[no-untyped-call]  # torch's own
+            for _, param in trained
+        ]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -130,11 +134,12 @@ class StepInBackward:
                 self._end_round()
             for group in self._optimizer._groups:
                 group.look()
-            updater = self._updaters.get(param)
-            unread = updater.read() if updater else OUT_OF_DATE
+            updater = self._updaters.get(param) or self._optimizer._updater_of(param)
+            unread = updater.read()
             if unread == OUT_OF_DATE:
-                updater = self._updaters[param] = self._optimizer._updater_of(param)
+                updater = self._optimizer._updater_of(param)
                 unread = updater.read_anew()
+            self._updaters[param] = updater
             try:
                 updater.step(unread, 1.0)
             finally:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-try:
+skip: Any = None
+try:  # they are torch's own affair, and only save time
     from torch._C._dynamo.eval_frame import get_eval_frame_callback as compiling
     from torch._dynamo.decorators import skip
-except ImportError:  # they are torch's own affair, and only save time
+except ImportError:
     skip = None
 
 
@@ -21,7 +22,7 @@ def eager(function: Callable[..., Any]) -> Callable[..., Any]:
     ``torch.compiler.disable`` does that, and takes 2 µs for it even where nobody compiles, which is asked for here
     first.
     """
-    disabled: Callable[..., Any] = torch.compiler.disable(function)
+    disabled: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # torch's own
     if skip is None:
         return disabled
 

@@ -15,11 +15,12 @@ from torch.autograd import profiler
 from torch.optim import optimizer as base
 
 from ..groups import check_shared
+from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
 from ..rules import FAMILIES, HYPERPARAMETERS, Family
 from .eager import eager
 from .groups import Group
 from .tensors import Parameter
-from .updater import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED, Updater
+from .updater import Updater
 
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 
@@ -80,10 +81,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _has_moving_options(self) -> bool:
         """Whether an option is a tensor, whose number may be another now."""
-        for group in self._groups:
-            if group.has_tensors:
-                return True
-        return False
+        return any(group.has_tensors for group in self._groups)
 
     def _current(self) -> Updater:
         """Return an updater of what there is now."""
@@ -155,7 +153,7 @@ class Optimizer(torch.optim.Optimizer):
             return self._observed_step() if closure is None else self._observed_step(closure)
         return self._step(closure)
 
-    step.hooked = True  # torch would wrap it in hooks and a profiler's record, 20 µs a step even where there are none
+    step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it in hooks and a profiler's record, 20 µs a step even where there are none
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -210,7 +208,8 @@ class Optimizer(torch.optim.Optimizer):
             result = pre_hook(self, given)
             given = given if result is None else result
         groups = self._loaded_groups(given["param_groups"])
-        check_shared(self._groups, [g.restored_schedules(n.get("schedules", {})) for g, n in zip(self._groups, groups)])
+        described = zip(self._groups, (saved.get("schedules", {}) for saved in groups), strict=True)
+        check_shared(self._groups, [group.restored_schedules(schedules) for group, schedules in described])
         states = self._loaded_states(given, groups)
         before = {name: self.__dict__[name] for name in ("state", "param_groups", "_groups")}
         try:
@@ -271,6 +270,57 @@ class Optimizer(torch.optim.Optimizer):
 
 
 class SGD(Optimizer):
+    r"""Stochastic gradient descent, plain, with momentum, or with Nesterov momentum: torch.optim.SGD, fused.
+
+    The formulas are those of `fastopt.SGD`.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        float32, float64, float16, bfloat16, complex64 or complex128, on the CPU, of any shape and layout; DTensors too.
+        Half precision is computed and kept in float32 (``momentum_buffer``), complex numbers as pairs of reals.
+    lr : float, tensor of one element, or schedule, default 0.001
+        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``. ``group["lr"]`` is
+        always a number then, and ``group["schedules"]`` describes the schedule; another number assigned ends it.
+    momentum : float or schedule, default 0.0
+        Factor of the momentum buffer, 0 or more.
+    dampening : float, default 0.0
+        Takes this share off every gradient but a parameter's first; with momentum only.
+    weight_decay : float or schedule, default 0.0
+        L2 penalty, 0 or more.
+    nesterov : bool, default False
+        Look ahead by one step of momentum; requires a momentum, and no dampening.
+    maximize : bool, default False
+        Ascend instead.
+    foreach, fused : bool or None
+        Accepted, and change nothing: all of it is one fused step.
+    differentiable : bool, default False
+        True is refused.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter cannot be updated, two share memory, or an option is out of range or not offered.
+    RuntimeError
+        If both foreach and fused are True, as in torch.optim.
+
+    Notes
+    -----
+    Different from torch.optim.SGD: a step is all or nothing; gradients are never written, may come late, and pair with
+    their parameters by index, whatever their strides; states of half precision are float32, also after
+    `load_state_dict`; sparse gradients (COO) need momentum and weight decay to be 0.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fastopt.torch.SGD([w], lr=0.1, momentum=0.9)
+    >>> w.grad = torch.full((3,), 2.0)
+    >>> opt.step()
+    >>> w.detach()
+    tensor([0.8000, 0.8000, 0.8000])
+    """
+
     _family = FAMILIES["SGD"]
     _eager = False
 
@@ -305,6 +355,51 @@ class SGD(Optimizer):
 
 
 class Adagrad(Optimizer):
+    r"""AdaGrad, a learning rate for each element by the history of its gradients: torch.optim.Adagrad, fused.
+
+    The formulas are those of `fastopt.Adagrad`.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        As for `SGD`.
+    lr : float, tensor of one element, or schedule, default 0.01
+        Learning rate, 0 or more; as for `SGD`.
+    lr_decay : float, default 0.0
+        How fast the rate falls with a parameter's own steps, 0 or more.
+    weight_decay : float or schedule, default 0.0
+        L2 penalty, 0 or more.
+    initial_accumulator_value : float, default 0.0
+        Where the accumulators start, 0 or more; a group may have its own.
+    eps : float, default 1e-10
+        Keeps the divisor from zero; added to the root, not under it; 0 or more.
+    maximize : bool, default False
+        Ascend instead.
+    foreach, differentiable, fused
+        As for `SGD`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As for `SGD`.
+
+    Notes
+    -----
+    Different from torch.optim.Adagrad, besides what `SGD` names: a group's own ``initial_accumulator_value`` counts,
+    and groups that are added later have states as well; ``step`` is a tensor of float64, which counts exactly where
+    float32 stops at 2**24.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fastopt.torch.Adagrad([w], lr=0.5)
+    >>> w.grad = torch.tensor([2.0, 0.2, 0.0])
+    >>> opt.step()
+    >>> w.detach()
+    tensor([0.5000, 0.5000, 1.0000])
+    """
+
     _family = FAMILIES["Adagrad"]
     _eager = True
 

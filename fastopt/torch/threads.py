@@ -22,7 +22,7 @@ class TorchThreads:
 
     def __init__(self) -> None:
         library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-        self.parallel = team.parallel_of(library) if pool.available and torch.backends.openmp.is_available() else 0
+        self.parallel = team.parallel_of(library) if pool.available else 0
 
     def get_num_threads(self) -> int:
         """Return torch's number of threads."""

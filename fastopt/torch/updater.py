@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # which is public all the same
 
 from ..arrays import Extents
 from ..chunks import Strides
 from ..kernels.reader import UNREAD
-from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED, Shape, Watch, exchange_table, shape_of
+from ..kernels.tensors import OUT_OF_DATE, PARAMS, Shape, Watch, exchange_table, shape_of
 from ..plan import Plan, located
 from ..rules import Family
 from .groups import Group
@@ -161,7 +161,8 @@ class Updater:
         self.objects += self.counts.tensors if self.counts else []
         self.tensors = [local(held) for held in self.objects]
         self.distributed = any(map(is_distributed, self.given))
-        # States that C++ holds as well are read in half the time. Not parameters: torch.utils.swap_tensors refuses those.
+        # States that C++ holds as well are read in half the time. Not parameters, which torch.utils.swap_tensors would
+        # refuse then.
         held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
         self.held = [to_dlpack(tensor) for tensor in held + (self.counts.tensors if self.counts else [])]
         counts = (self.counts.array, self.counts.expected) if self.counts else (NO_COUNTS, NO_COUNTS)
