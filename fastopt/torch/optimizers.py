@@ -24,7 +24,7 @@ from .updater import Updater
 
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 
-
+# Options that torch has added over the years, and old checkpoints do not have.
 ADDED = ("nesterov", "maximize", "foreach", "differentiable", "fused")
 
 
@@ -153,7 +153,8 @@ class Optimizer(torch.optim.Optimizer):
             return self._observed_step() if closure is None else self._observed_step(closure)
         return self._step(closure)
 
-    step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it in hooks and a profiler's record, 20 µs a step even where there are none
+    # Else torch wraps it in hooks and a profiler's record, which take 20 µs a step even where there are none.
+    step.hooked = True  # type: ignore[attr-defined]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -239,7 +240,7 @@ class Optimizer(torch.optim.Optimizer):
         return groups
 
     def _filled(self) -> dict[str, Any]:
-        """Return the defaults of options that torch has added over the years."""
+        """Return what old checkpoints do not have."""
         return {name: self.defaults[name] for name in ADDED if name in self.defaults}
 
     def _loaded_states(self, given: Any, groups: list[dict[str, Any]]) -> dict[Any, Any]:

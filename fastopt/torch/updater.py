@@ -24,7 +24,7 @@ from .threads import THREADS
 
 GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself: by name it takes a third longer
 TABLE = exchange_table(Tensor)
-INCREMENT = torch._C._increment_version  # what torch.autograd.graph.increment_version calls
+INCREMENT = getattr(torch._C, "_increment_version", increment_version)  # what that calls
 NO_COUNTS = np.zeros(0)
 
 
@@ -238,6 +238,7 @@ class Updater:
         increment_version(part.written)
         for parameter in part.with_gaps:
             parameter.load()
+        gradients.sparse = {}  # the plan remembers the others' addresses, and nothing may keep these alive
         plan.step(gradients)
         for parameter in part.with_gaps:
             parameter.store()
