@@ -276,7 +276,7 @@ class Plan:
             self.choose(group.entries)
         if (pair := self.extents.first_overlap()) is not None:
             raise ValueError(
-                f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a .copy() of what they share"
+                f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a copy of what they share"
             )
 
     @property

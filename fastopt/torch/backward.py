@@ -98,6 +98,10 @@ class StepInBackward:
             self._stepped.clear()
             self._updaters.clear()
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, of which there are none unless backward stopped halfway."""
+        self._optimizer.zero_grad(set_to_none)
+
     def remove(self) -> None:
         """End the updates; gradients stay from now on."""
         for hook in self._hooks:

@@ -282,7 +282,8 @@ class SGD(Optimizer):
         Half precision is computed and kept in float32 (``momentum_buffer``), complex numbers as pairs of reals.
     lr : float, tensor of one element, or schedule, default 0.001
         Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``. ``group["lr"]`` is
-        always a number then, and ``group["schedules"]`` describes the schedule; another number assigned ends it.
+        a number then, that of the latest step, and ``group["schedules"]`` describes the schedule. What is assigned
+        takes effect at the next step: another number ends the schedule, another callable takes its place.
     momentum : float or schedule, default 0.0
         Factor of the momentum buffer, 0 or more.
     dampening : float, default 0.0
@@ -386,9 +387,8 @@ class Adagrad(Optimizer):
 
     Notes
     -----
-    Different from torch.optim.Adagrad, besides what `SGD` names: a group's own ``initial_accumulator_value`` counts,
-    and groups that are added later have states as well; ``step`` is a tensor of float64, which counts exactly where
-    float32 stops at 2**24.
+    Different from torch.optim.Adagrad, besides what `SGD` names: a group's own ``initial_accumulator_value`` counts;
+    ``step`` is a tensor of float64, which counts exactly where float32 stops at 2**24.
 
     Examples
     --------

@@ -112,6 +112,8 @@ class Parameter(plan.Tensor):
         self.step = 0
         self.states: dict[str, Array] = {}
         self.tensor = check_memory(str(self), given)
+        if is_distributed(given) and any(placement.is_partial() for placement in given.placements):
+            raise ValueError(f"{self} is distributed as partial sums, which no part can update: .redistribute() it")
         if self.tensor.dtype not in FORMATS:
             supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in FORMATS)
             raise TypeError(f"{self} has dtype {self.tensor.dtype}; {supported} can be updated")

@@ -169,11 +169,13 @@ class Updater:
         self.watch = Watch(TABLE, given, states, self.tensors, *counts)
         shapes = [readable_gradient(parameter) for parameter in self.parameters]
         descriptor = None if self.distributed else GRAD
-        extents = self.plan.extents
-        self.watch.expect(self.given, descriptor, Tensor, shapes, extents.starts, extents.reaches)
+        self.extents = self.plan.extents
+        self.watch.expect(self.given, descriptor, Tensor, shapes, self.extents.starts, self.extents.reaches)
 
     def read(self) -> int:
         """Read the gradients; return how many were not as expected, OUT_OF_DATE, or ASSIGNED."""
+        if self.plan.extents is not self.extents:  # there are states that nobody watches yet
+            return OUT_OF_DATE
         self._locate()
         return self.watch.read()
 
