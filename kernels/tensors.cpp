@@ -169,16 +169,8 @@ int64_t read(const void *exchange, const fastopt_gradients &wanted) {
     return unread;
 }
 
-void forget(const fastopt_gradients &wanted) {
-    for (int64_t i = 0; i < wanted.n; ++i) {
-        Py_INCREF(Py_None);
-        PyList_SetItem(static_cast<PyObject *>(wanted.gradients), i, Py_None);
-    }
-}
-
-// Takes the step; false where autograd could not be told, and nothing was done.
-bool repeat(fastopt_repetition &step, const fastopt_holdings &holdings, const fastopt_gradients &wanted,
-            int32_t threads) {
+// Prepares the step; false where autograd could not be told, and nothing was done.
+bool prepare(fastopt_repetition &step, const fastopt_holdings &holdings, const fastopt_gradients &wanted) {
     PyObject *told = PyObject_CallFunctionObjArgs(static_cast<PyObject *>(step.increment), step.written, nullptr);
     if (told == nullptr) {
         PyErr_Clear();
@@ -189,29 +181,39 @@ bool repeat(fastopt_repetition &step, const fastopt_holdings &holdings, const fa
     // Counted first: an interrupt is delivered after the step, and must find the books in order.
     for (int64_t i = 0; i < holdings.counted; ++i) holdings.expected[i] = holdings.counts[i] += 1;
     ++step.times;
+    return true;
+}
+
+// All that needs Python: the answer of fastopt_read_tensors, -4 where the step is prepared.
+int64_t look(const void *exchange, const fastopt_holdings &holdings, const fastopt_gradients &wanted,
+             fastopt_repetition *repetition) {
+    fastopt::Gil gil;
+    if (!same_lists(holdings)) return -1;
+    if (!same_options(holdings)) return -3;
+    if (!same_states(holdings) || !same_tensors(exchange, holdings) || !same_counts(holdings)) return -1;
+    if (wanted.descriptor != nullptr && !collect(wanted)) return -2;
+    int64_t unread = read(exchange, wanted);
+    if (repetition == nullptr || unread != 0 || wanted.addresses[wanted.n] != 0) return unread;
+    return prepare(*repetition, holdings, wanted) ? -4 : -2;
+}
+
+void launch(const fastopt_repetition &step, int32_t threads) {
     if (threads > step.workers) threads = static_cast<int32_t>(step.workers);
-    PyThreadState *state = PyEval_SaveThread();
     if (step.parallel != nullptr) {
         fastopt_run_team(step.kernel, step.job, step.chunks, step.grain, threads, step.parallel);
     } else {
         fastopt_run(step.kernel, step.job, step.chunks, step.grain, threads);
     }
-    PyEval_RestoreThread(state);
-    forget(wanted);
-    return true;
 }
 
 }  // namespace
 
+// The launch comes after the lock was released, and nothing of Python after it: a daemon thread that comes back while the
+// interpreter shuts down is ended wherever it asks for the lock, and no destructor may be on its stack then.
 extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings,
                                         const fastopt_gradients *wanted, fastopt_repetition *repetition,
                                         int32_t threads) {
-    fastopt::Gil gil;
-    if (!same_lists(*holdings)) return -1;
-    if (!same_options(*holdings)) return -3;
-    if (!same_states(*holdings) || !same_tensors(exchange, *holdings) || !same_counts(*holdings)) return -1;
-    if (wanted->descriptor != nullptr && !collect(*wanted)) return -2;
-    int64_t unread = read(exchange, *wanted);
-    if (repetition == nullptr || unread != 0 || wanted->addresses[wanted->n] != 0) return unread;
-    return repeat(*repetition, *holdings, *wanted, threads) ? -4 : -2;
+    int64_t result = look(exchange, *holdings, *wanted, repetition);
+    if (result == -4) launch(*repetition, threads);
+    return result;
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from ..kernels.tensors import OUT_OF_DATE
@@ -64,11 +65,12 @@ class StepInBackward:
         if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
             raise TypeError(f"the optimizer must be a class of fastopt.torch, not {optimizer_class!r:.80}")
         trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-        if isinstance(model, DistributedDataParallel) or any(is_distributed(param) for _, param in trained):
+        reduced = any(isinstance(module, DistributedDataParallel) for module in model.modules())
+        if reduced or any(is_distributed(param) for _, param in trained):
             raise ValueError("a distributed model's gradients are reduced after backward: use the optimizer's step()")
         self._optimizer = optimizer_class(trained, **options)
         self._updaters: dict[Tensor, Updater] = {}
-        self._stepped: set[Tensor] = set()  # in this round, which ends when one's turn comes again
+        self._stepped: set[Tensor] = set()  # in this backward pass
         self._lock = threading.RLock()
         self._hooks: list[Any] = [
             param.register_post_accumulate_grad_hook(self._update)  # type: ignore[no-untyped-call]  # torch's own
@@ -88,7 +90,7 @@ class StepInBackward:
     def state_dict(self) -> dict[str, Any]:
         """Return what the optimizer's `state_dict` would be, and can load."""
         with self._lock:
-            self._end_round()
+            self._end_pass()
             return self._optimizer.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -126,20 +128,25 @@ class StepInBackward:
             "own step(), or bfloat16, which needs no scaling"
         )
 
-    def _end_round(self) -> None:
-        if self._stepped:
-            self._stepped.clear()
-            for group in self._optimizer._groups:
-                group.count()
+    def _end_pass(self) -> None:
+        """Count a step, for the schedules."""
+        with self._lock:
+            if self._stepped:
+                self._stepped.clear()
+                for group in self._optimizer._groups:
+                    group.count()
 
     def _update(self, param: Tensor) -> None:
         with self._lock:
-            if param in self._stepped:
-                self._end_round()
+            if param in self._stepped:  # the last pass was broken off
+                self._end_pass()
+            if not self._stepped:
+                Variable._execution_engine.queue_callback(self._end_pass)  # as torch's own FSDP does
             for group in self._optimizer._groups:
                 group.look()
             updater = self._updaters.get(param) or self._optimizer._updater_of(param)
-            unread = updater.read()
+            same = self._optimizer.state.get(param) is updater.parameters[0].state
+            unread = updater.read() if same else OUT_OF_DATE
             if unread == OUT_OF_DATE:
                 updater = self._optimizer._updater_of(param)
                 unread = updater.read_anew()

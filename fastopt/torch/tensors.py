@@ -58,6 +58,10 @@ def check_memory(what: str, tensor: Any) -> Tensor:
         raise ValueError(f"{what} has the layout {here.layout}: pass .to_dense() of it")
     if here.device.type != "cpu":
         raise ValueError(f"{what} is on {here.device}: this version updates tensors on the CPU; use torch.optim there")
+    if here.numel():
+        reach = sum((length - 1) * stride for length, stride in zip(here.shape, here.stride(), strict=True))
+        if here.untyped_storage().nbytes() < (here.storage_offset() + reach + 1) * here.itemsize:
+            raise ValueError(f"{what} has a storage that is too small for it, or was given back: nothing can be there")
     return here
 
 
