@@ -79,7 +79,7 @@ def compiled() -> dict[str, str]:
 
 def gpu() -> str:
     """Say why there is no GPU backend, and whether CuPy would find a device."""
-    here = "not usable: this version of fastopt updates NumPy arrays only"
+    here = "not usable: this version of fastopt updates NumPy arrays and PyTorch tensors on the CPU"
     if library("cupy") == "not installed":
         return f"{here} (CuPy is not installed)"
     try:

@@ -15,7 +15,7 @@ from fastopt.bench import report
 from fastopt import fused, schedules
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/schedules.md"]
+PAGES = ["README.md", "docs/schedules.md", "docs/coming-from-torch.md"]
 
 
 def blocks(page):
@@ -23,18 +23,27 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("code", [code for page in PAGES for code in blocks(page)])
-def test_code_runs_as_printed(code, capsys):
+@pytest.mark.parametrize(("page", "code"), [(page, code) for page in PAGES for code in blocks(page)])
+def test_code_runs_as_printed(page, code, capsys):
     """Each block by itself, as pasted."""
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, page, "exec"), {})
     assert capsys.readouterr().out
 
 
-def test_first_code_trains(capsys):
+@pytest.mark.parametrize("page", ["README.md", "docs/coming-from-torch.md"])
+def test_first_code_trains(page, capsys):
     """The loss that it prints falls."""
-    exec(compile(blocks("README.md")[0], "README.md", "exec"), {})
+    exec(compile(blocks(page)[0], page, "exec"), {})
     losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_the_page_for_torchs_users_has_the_bugs_that_are_tested():
+    """A row of its table for each."""
+    page = (ROOT / "docs/coming-from-torch.md").read_text(encoding="utf-8")
+    tests = (ROOT / "tests/test_torch_parity.py").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|", page.partition("## What is different")[0], re.MULTILINE)
+    assert rows == re.findall(r"^def test_bug_(\d+)_", tests, re.MULTILINE)
 
 
 def test_the_page_for_numpy_users_says_what_is_so():
