@@ -1,4 +1,4 @@
-"""Write the tables of the committed benchmark run into the README and the page of schedules."""
+"""Write the tables of the committed benchmark run into the README and into the pages that have a place for them."""
 
 import json
 import re
@@ -7,10 +7,17 @@ from pathlib import Path
 from fastopt.bench import report
 
 ROOT = Path(__file__).parent.parent
-BETWEEN = re.compile(r"(?<=<!-- tables: begin -->\n).*(?=<!-- tables: end -->)", re.DOTALL)
+
+
+def fill(page: Path, mark: str, tables: str) -> None:
+    """Put tables between a page's marks, where it has them."""
+    between = re.compile(rf"(?<=<!-- {mark}: begin -->\n).*(?=<!-- {mark}: end -->)", re.DOTALL)
+    text = page.read_text(encoding="utf-8")
+    page.write_text(between.sub(lambda match: tables, text), encoding="utf-8")
+
 
 run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
-for name, tables in (("README.md", report.markdown(run)), ("docs/schedules.md", report.schedules_markdown(run))):
-    page = ROOT / name
-    text = page.read_text(encoding="utf-8")
-    page.write_text(BETWEEN.sub(lambda match, tables=tables: tables, text), encoding="utf-8")
+fill(ROOT / "README.md", "tables", report.markdown(run))
+fill(ROOT / "docs/schedules.md", "tables", report.schedules_markdown(run))
+if (about_torch := ROOT / "docs/coming-from-torch.md").exists():
+    fill(about_torch, "torch table", report.torch_markdown(run))

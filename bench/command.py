@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json as jsonlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from fastopt.extras import require
 from fastopt.progress import track
@@ -15,19 +17,20 @@ from fastopt.rules import RULES as REGISTRY
 from . import plot as chart
 from . import report
 from .contenders import CONTENDERS, HAS_TORCH, RULES, make
-from .iteration import Iterations, iterations
+from .iteration import iterations
 from .limit import limits
-from .measure import MODES, Pace, Timing, measure
+from .measure import MODES, WARM_UP, Pace, Timing, measure
 from .schedules import evaluations
+from .torch_report import InTorch
 from .workloads import WORKLOADS, Arrays, Workload
+
+Measured = TypeVar("Measured")
 
 ITEMSIZE = 4
 SHARE_OF_MEMORY = 0.8  # what a workload may take of the machine's memory
 BUSY = 0.25  # a load per core that disturbs
 
 PICTURES = (".png", ".svg", ".pdf")
-
-WARM_UP = 3  # the first step compiles and allocates states, the second finds them for the first time
 
 QUICK = Pace(seconds=0.5, fewest=3, most=1000)
 FULL = Pace(seconds=8.0, fewest=7, most=1000)
@@ -41,7 +44,7 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy"
     quick : bool
         Whether fewer rounds will do.
     json, plot : str or None
-        Files to write, of the data and of the chart.
+        Files to write, of the data and of the chart; beside the chart, "-torch" in its name, that of steps in torch.
     baseline : str, default "numpy"
         The contender that speed-ups are over.
 
@@ -52,21 +55,8 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy"
     ImportError
         If something is not installed that this needs.
     """
-    if baseline not in CONTENDERS:
-        raise ValueError(f"baseline {baseline!r} is not among {', '.join(CONTENDERS)}")
-    if plot is not None and Path(plot).suffix not in PICTURES:
-        raise ValueError(f"{plot} is no picture: its name must end in {', '.join(PICTURES)}")
-    for path in (json, plot):
-        if path is not None:
-            Path(path).open("a").close()  # raises OSError where it cannot be written
-    require("rich", "bench")
-    if plot is not None:
-        require("matplotlib", "bench")
-    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
-        say(f"other programs are running (load {load:.1f}): threads that wait for each other suffer, torch's most")
-    if not HAS_TORCH:
-        say("torch is not installed: its optimizers are left out (pip install 'fastopt[bench]')")
-
+    check(json, plot, baseline)
+    warn()
     pace = QUICK if quick else FULL
     workloads = [workload for workload in WORKLOADS.values() if fits(workload)]
     timings = list(track(timed(workloads, pace), "Measuring", total=len(workloads) * len(RULES) * len(MODES)))
@@ -74,14 +64,44 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy"
         "machine": report.machine(baseline, quick),
         "rows": report.rows(timings, baseline),
         "ratios": report.ratios(timings),
-        "iteration": training(pace),
+        "iteration": where_installed(iterations, pace),
         "schedules": evaluations(pace),
+        "torch": in_torch(workloads, pace) if HAS_TORCH else None,
     }
     report.show(found)
     if json is not None:
         Path(json).write_text(jsonlib.dumps(found, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
         chart.draw(found, plot)
+        if found["torch"] is not None:
+            chart.draw_curve(found, str(beside(plot)))
+
+
+def check(json: str | None, plot: str | None, baseline: str) -> None:
+    """Raise where `run` could not do what it is asked for."""
+    if baseline not in CONTENDERS:
+        raise ValueError(f"baseline {baseline!r} is not among {', '.join(CONTENDERS)}")
+    if plot is not None and Path(plot).suffix not in PICTURES:
+        raise ValueError(f"{plot} is no picture: its name must end in {', '.join(PICTURES)}")
+    for path in (json, plot, beside(plot) if plot is not None and HAS_TORCH else None):
+        if path is not None:
+            Path(path).open("a").close()  # raises OSError where it cannot be written
+    require("rich", "bench")
+    if plot is not None:
+        require("matplotlib", "bench")
+
+
+def beside(plot: str) -> Path:
+    """Name the second chart's file."""
+    return Path(plot).with_stem(f"{Path(plot).stem}-torch")
+
+
+def warn() -> None:
+    """Say what will make the tables worse, or shorter."""
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
+        say(f"other programs are running (load {load:.1f}): threads that wait for each other suffer, torch's most")
+    if not HAS_TORCH:
+        say("torch is not installed: its optimizers are left out (pip install 'fastopt[bench]')")
 
 
 def say(message: str) -> None:
@@ -94,7 +114,7 @@ def fits(workload: Workload) -> bool:
     if not hasattr(os, "sysconf"):
         return True
     # Parameters, gradients, the fresh ones, zeros, NumPy's scratch, torch's two temporaries, the limit's three streams,
-    # and a state for each contender.
+    # and a state for each contender. Steps in torch, which come later, need fewer.
     copies = 10 + len(CONTENDERS)
     needed = workload.elements * ITEMSIZE * copies / 1e9
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
@@ -127,7 +147,23 @@ def timed_rule(workload: Workload, rule: str, arrays: Arrays, pace: Pace) -> Ite
         yield Timing(workload.name + suffix, rule, bytes_moved, seconds, limit)
 
 
-def training(pace: Pace) -> Iterations | None:
+def in_torch(workloads: Sequence[Workload], pace: Pace) -> InTorch:
+    """Measure the optimizers of torch and those for it, where torch is installed."""
+    import torch
+
+    from . import tensors, torch_iteration
+
+    steps = track(tensors.rows(workloads, pace), "Measuring in torch", total=len(workloads) * len(RULES))
+    points = track(tensors.curve(pace), "Counting tensors", total=len(tensors.COUNTS))
+    return {
+        "threads": torch.get_num_threads(),
+        "rows": list(itertools.chain.from_iterable(steps)),
+        "curve": list(itertools.chain.from_iterable(points)),
+        "iteration": where_installed(torch_iteration.iterations, pace),
+    }
+
+
+def where_installed(iterations: Callable[[Pace], Measured], pace: Pace) -> Measured | None:
     """Measure whole training iterations, where the lab's data are installed."""
     try:
         return iterations(pace)

@@ -8,21 +8,37 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 import fastopt
 
-from .workloads import Array, Arrays, aligned, like
+from .workloads import Arrays, aligned, like
 
 Step = Callable[[], object]  # what it returns is not looked at
 Factory = Callable[[Arrays, str], Step]
 
-RULES = ("momentum", "nesterov", "adagrad")
 LR = 1e-3
 MOMENTUM = 0.9
 EPS = 1e-10
+
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "momentum": ("SGD", {"lr": LR, "momentum": MOMENTUM}),
+    "nesterov": ("SGD", {"lr": LR, "momentum": MOMENTUM, "nesterov": True}),
+    "adagrad": ("Adagrad", {"lr": LR, "eps": EPS}),
+}
+RULES = tuple(OPTIMIZERS)
+
+# torch's ways to the same update: tensor by tensor and operation by operation, as it is without options; each operation
+# over all tensors; and all operations fused.
+TORCH_MODES: dict[str, dict[str, bool]] = {
+    "torch-default": {"foreach": False, "fused": False},
+    "torch-foreach": {"foreach": True, "fused": False},
+    "torch-fused": {"foreach": False, "fused": True},
+}
 
 
 def numpy_step(arrays: Arrays, rule: str) -> Step:
@@ -65,64 +81,56 @@ def numpy_step(arrays: Arrays, rule: str) -> Step:
     return {"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad}[rule]
 
 
-def optimizer(params: Sequence[Array], rule: str) -> fastopt.Optimizer:
-    """Make fastopt's optimizer for a rule."""
-    if rule == "adagrad":
-        return fastopt.Adagrad(params, lr=LR, eps=EPS)
-    return fastopt.SGD(params, lr=LR, momentum=MOMENTUM, nesterov=rule == "nesterov")
+def optimizer(library: Any, params: Any, rule: str, **mode: bool) -> Any:
+    """Make an optimizer: `fastopt`, `fastopt.torch` and `torch.optim` name classes and options alike.
+
+    Parameters
+    ----------
+    library : module
+    params : sequence
+        Arrays or tensors, as the library takes them.
+    rule : str
+    **mode
+        Options of the library's own.
+    """
+    name, options = OPTIMIZERS[rule]
+    return getattr(library, name)(params, **options, **mode)
 
 
 def bound_step(arrays: Arrays, rule: str) -> Step:
     """Make fastopt's fast path: gradients that stay where they are."""
-    opt = optimizer(arrays.params, rule)
+    opt = optimizer(fastopt, arrays.params, rule)
     opt.bind(arrays.grads)
-    return opt.step
+    step: Step = opt.step
+    return step
 
 
 def fresh_step(arrays: Arrays, rule: str) -> Step:
     """Make fastopt with gradients that are other arrays than at the last step, as if just allocated."""
-    opt = optimizer(arrays.params, rule)
+    opt = optimizer(fastopt, arrays.params, rule)
     turns = itertools.cycle([arrays.grads, [like(grad) for grad in arrays.grads]])
     return lambda: opt.step(next(turns))
 
 
-def torch_step(arrays: Arrays, rule: str, *, foreach: bool, fused: bool) -> Step:
+def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool]) -> Step:
     """Make torch's optimizer over the same memory."""
     import torch
 
     params = [torch.from_numpy(param) for param in arrays.params]
     for param, grad in zip(params, arrays.grads, strict=True):
         param.grad = torch.from_numpy(grad)
-    opt: torch.optim.Optimizer
-    if rule == "adagrad":
-        opt = torch.optim.Adagrad(params, lr=LR, eps=EPS, foreach=foreach, fused=fused)
-    else:
-        nesterov = rule == "nesterov"
-        opt = torch.optim.SGD(params, lr=LR, momentum=MOMENTUM, nesterov=nesterov, foreach=foreach, fused=fused)
-    step: Step = opt.step
+    step: Step = optimizer(torch.optim, params, rule, **mode).step
     return step
 
 
-def torch_default(arrays: Arrays, rule: str) -> Step:
-    """Make torch as it is without options: tensor by tensor, operation by operation."""
-    return torch_step(arrays, rule, foreach=False, fused=False)
-
-
-def torch_foreach(arrays: Arrays, rule: str) -> Step:
-    """Make torch with each operation over all tensors."""
-    return torch_step(arrays, rule, foreach=True, fused=False)
-
-
-def torch_fused(arrays: Arrays, rule: str) -> Step:
-    """Make torch with all operations fused."""
-    return torch_step(arrays, rule, foreach=False, fused=True)
-
+FASTOPT_TORCH = "fastopt.torch"  # the contenders of `tensors`, and what `torch_iteration` trains with besides
+IN_BACKWARD = "step_in_backward"
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 CONTENDERS: dict[str, Factory] = {"numpy": numpy_step, "fastopt": bound_step, "fastopt-fresh": fresh_step}
 if HAS_TORCH:
-    CONTENDERS |= {"torch-default": torch_default, "torch-foreach": torch_foreach, "torch-fused": torch_fused}
+    CONTENDERS |= {name: partial(torch_step, mode=mode) for name, mode in TORCH_MODES.items()}
 
 # torch's foreach Nesterov adds the momentum to the gradients themselves. Training overwrites them before the next step;
 # here they stay, and would overflow after a hundred steps. Zeros stay zeros, and take the same time.

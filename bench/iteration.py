@@ -46,33 +46,61 @@ class Iterations(TypedDict):
 
 
 class Training:
-    """A network in training; a call is one iteration, of which the update's share is noted."""
+    """A network in training; a call is one iteration, of which the update's share is noted.
 
-    def __init__(self, batches: Batches, contender: str, rule: str) -> None:
-        self.batches = itertools.cycle(batches)
-        self.params = network.new_parameters(np.random.default_rng(0))
-        self.grads = {name: np.zeros_like(param) for name, param in self.params.items()}
-        arrays = Arrays(list(self.params.values()), list(self.grads.values()))
-        self.update: Step = CONTENDERS[contender](arrays, rule)
+    Parameters
+    ----------
+    gradients : callable
+        Evaluates the next batch.
+    update : callable
+        Takes the step.
+    """
+
+    def __init__(self, gradients: Step, update: Step) -> None:
+        self.gradients = gradients
+        self.update = update
         self.shares: list[float] = []
 
     def __call__(self) -> None:
         """Do gradients and update for the next batch."""
         start = time.perf_counter_ns()
-        x, y = next(self.batches)
-        network.loss_and_gradients(self.params, x, y, self.grads)
+        self.gradients()
         middle = time.perf_counter_ns()
         self.update()
         end = time.perf_counter_ns()
         self.shares.append((end - middle) / (end - start))
 
 
+def digits() -> Batches:
+    """Load the training images, in batches."""
+    x, y, _, _ = load()
+    return [(x[at : at + BATCH], y[at : at + BATCH]) for at in range(0, len(x) - BATCH + 1, BATCH)]
+
+
+def numpy_training(batches: Batches, contender: str, rule: str) -> Training:
+    """Make the lab's network, in NumPy, with an update."""
+    params = network.new_parameters(np.random.default_rng(0))
+    grads = {name: np.zeros_like(param) for name, param in params.items()}
+    turns = itertools.cycle(batches)
+    arrays = Arrays(list(params.values()), list(grads.values()))
+    return Training(
+        lambda: network.loss_and_gradients(params, *next(turns), grads),
+        CONTENDERS[contender](arrays, rule),
+    )
+
+
+def timed_trainings(trainings: Mapping[str, Training], pace: Pace) -> dict[str, list[float]]:
+    """Return the seconds of each training's iterations, which run by turns, and note the shares of these alone."""
+    for training in trainings.values():
+        training()  # compiles and allocates
+        training.shares.clear()
+    return measure(trainings, one_by_one, pace)
+
+
 def gain(batches: Batches, rule: str, pace: Pace) -> Gain:
     """Measure the iterations of one rule."""
-    trainings: Mapping[str, Training] = {name: Training(batches, name, rule) for name in ("numpy", "fastopt")}
-    for training in trainings.values():
-        training()  # compiles
-    seconds = measure(trainings, one_by_one, pace)
+    trainings = {name: numpy_training(batches, name, rule) for name in ("numpy", "fastopt")}
+    seconds = timed_trainings(trainings, pace)
     return {
         "rule": rule,
         "seconds_before": median(seconds["numpy"]),
@@ -85,8 +113,7 @@ def gain(batches: Batches, rule: str, pace: Pace) -> Gain:
 
 def iterations(pace: Pace) -> Iterations:
     """Measure the iterations of all rules."""
-    x, y, _, _ = load()
-    batches = [(x[at : at + BATCH], y[at : at + BATCH]) for at in range(0, len(x) - BATCH + 1, BATCH)]
+    batches = digits()
     parameters = sum(param.size for param in network.new_parameters(np.random.default_rng(0)).values())
     gains = [gain(batches, rule, pace) for rule in track(RULES, "Training")]
     return {"parameters": parameters, "batch": BATCH, "rules": gains}

@@ -1,12 +1,15 @@
-"""The chart: how many times as long as fastopt the others take, by rule and workload."""
+"""The charts: how many times as long as fastopt the others take, and what a step in torch takes by tensor count."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastopt.extras import require
 
+from .contenders import FASTOPT_TORCH
 from .report import AFTER, Report, compared
+from .text import duration
 from .workloads import WORKLOADS
 
 # Colours that stay apart for colour-blind eyes (Okabe and Ito), and a shape for each besides.
@@ -17,6 +20,9 @@ STYLES = {
     "torch-fused": ("#D55E00", "D"),
 }
 LANE = 0.19  # of a workload's row, which is 1 high
+
+CURVES = {FASTOPT_TORCH: ("#000000", "o")} | {name: STYLES[name] for name in STYLES if name.startswith("torch")}
+APART = 1.25  # the least factor between the heights of two labels
 
 
 def draw(report: Report, path: str) -> None:
@@ -96,3 +102,69 @@ def legend(names: list[str]) -> list[Any]:
     handles.append(line([], [], label="back to back", **grey))
     handles.append(line([], [], label="after 1 ms of other work", markerfacecolor="white", **grey))
     return handles
+
+
+def draw_curve(report: Report, path: str) -> None:
+    """Write the chart of steps in torch by the number of tensors, as an image.
+
+    Parameters
+    ----------
+    report : dict
+        As ``fastopt bench --json`` writes it where torch is installed.
+    path : str
+        Of the file; its suffix says which format.
+    """
+    measured = report["torch"]
+    if measured is None:
+        raise ValueError("there is no curve without torch")
+    figure = require("matplotlib.figure", "bench").Figure(figsize=(9, 4.6), dpi=200, layout="constrained")
+    panel = figure.subplots()
+    ends = {}
+    for name, (colour, marker) in CURVES.items():
+        points = [
+            (point["tensors"], point["seconds"]) for point in measured["curve"] if point["implementation"] == name
+        ]
+        width = 2.2 if name == FASTOPT_TORCH else 1.4
+        panel.plot(*zip(*points, strict=True), marker=marker, color=colour, linewidth=width, markersize=4.5)
+        ends[name] = points[-1]
+    dress_curve(panel)
+    label(panel, ends)
+    where = report["machine"]
+    axis = "tensors of 64 elements, each with a gradient that backward has just allocated; both axes log"
+    circumstances = f"{where['cpu']}, {measured['threads']} threads, {where['date']}"
+    panel.set_xlabel(f"{axis}\n{circumstances}", fontsize=9, labelpad=8)
+    figure.savefig(path)
+
+
+def dress_curve(panel: Any) -> None:
+    """Draw what stands around the curves."""
+    ticker = require("matplotlib.ticker", "bench")
+    panel.set_title("Time of a momentum step in PyTorch", fontsize=10, loc="left")
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    panel.yaxis.set_major_formatter(lambda value, _: duration(value).replace(".00", "").replace(".0", ""))
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_locator(ticker.NullLocator())
+    panel.tick_params(labelsize=8.5, length=0)
+    panel.grid(color="0.88", linewidth=0.7)
+    panel.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        panel.spines[side].set_visible(False)
+
+
+def label(panel: Any, ends: Mapping[str, tuple[int, float]]) -> None:
+    """Name each curve at its right end, from the lowest up, none on top of another."""
+    lowest = 0.0
+    for name, (x, y) in sorted(ends.items(), key=lambda end: end[1][1]):
+        lowest = max(y, lowest * APART)
+        panel.annotate(
+            f"{name}, {duration(y)}",
+            (x, lowest),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=CURVES[name][0],
+            annotation_clip=False,
+        )

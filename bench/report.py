@@ -14,9 +14,11 @@ from typing import Any, TypedDict
 import fastopt
 from fastopt.extras import require
 
+from . import torch_report
 from .iteration import Iterations
 from .measure import MODES, Timing
 from .schedules import Evaluations
+from .text import Lines, duration, markdown_table, table, times
 
 SUBJECT = "fastopt"
 LIBRARIES = ("fastopt", "numpy", "numba", "torch")
@@ -61,7 +63,7 @@ class Ratio(TypedDict):
 class Report(TypedDict):
     """All that was measured; `iteration` is None where the lab's data are not installed.
 
-    Files of older versions have no entry `schedules`.
+    `torch` is None without torch. Files of older versions have no entry `schedules`, or no `torch`.
     """
 
     machine: Machine
@@ -69,6 +71,7 @@ class Report(TypedDict):
     ratios: list[Ratio]
     iteration: Iterations | None
     schedules: Evaluations | None
+    torch: torch_report.InTorch | None
 
 
 def cpu_model() -> str:
@@ -134,33 +137,15 @@ def ratios(timings: Sequence[Timing]) -> list[Ratio]:
     ]
 
 
-def duration(seconds: float) -> str:
-    """Write a time to three digits, in the unit that fits."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= scale or unit == "µs":
-            break
-    value = seconds / scale
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f} {unit}"
-
-
-def times(ratio: float) -> str:
-    """Write a ratio to two or three digits."""
-    if ratio < 0.1:
-        return f"{ratio:.1g}x"
-    digits = 0 if ratio >= 10 else 1 if ratio >= 2 else 2
-    return f"{ratio:.{digits}f}x"
-
-
 def compared(report: Report) -> dict[tuple[str, str], dict[str, float]]:
     """Arrange fastopt's ratios: (workload, rule) -> implementation -> ratio."""
-    table: dict[tuple[str, str], dict[str, float]] = {}
+    found: dict[tuple[str, str], dict[str, float]] = {}
     for entry in report["ratios"]:
-        table.setdefault((entry["workload"], entry["rule"]), {})[entry["implementation"]] = entry["ratio"]
-    return table
+        found.setdefault((entry["workload"], entry["rule"]), {})[entry["implementation"]] = entry["ratio"]
+    return found
 
 
-def comparison(report: Report) -> list[list[str]]:
+def comparison(report: Report) -> Lines:
     """Make the compact table, its headings first: a workload and rule per line, both modes in each cell."""
     found = compared(report)
     own = {(row["workload"], row["rule"]): row["seconds"] for row in report["rows"] if row["implementation"] == SUBJECT}
@@ -190,7 +175,7 @@ def iteration_lines(report: Report) -> Iterator[str]:
         )
 
 
-def evaluated(measured: Evaluations) -> list[list[str]]:
+def evaluated(measured: Evaluations) -> Lines:
     """Make the table of schedules, its headings first."""
     lines = [["schedule", f"{measured['steps']:,} steps", "against np.cos", "one step"]]
     for entry in measured["rows"]:
@@ -221,35 +206,15 @@ def added(measured: Evaluations) -> str:
 def show(report: Report) -> None:
     """Print the tables, and what a training iteration gains."""
     console_type = require("rich.console", "bench").Console
-    table_type = require("rich.table", "bench").Table
     console = console_type(highlight=False)
     if not console.is_terminal:
         console = console_type(highlight=False, width=128)
 
-    baseline = report["machine"]["baseline"]
-    full = table_type("workload", "rule", "implementation", title=f"Optimizer steps on {report['machine']['cpu']}")
-    for heading in ("time", f"against {baseline}", "GB/s", "of the limit"):
-        full.add_column(heading, justify="right")
-    last = None
-    for row in report["rows"]:
-        group = row["workload"], row["rule"]
-        if group != last:
-            full.add_section()
-        full.add_row(
-            *(group if group != last else ("", "")),
-            row["implementation"],
-            duration(row["seconds"]),
-            times(row["speedup"]),
-            f"{row['gbps']:.3g}",
-            f"{row['of_limit']:.0%}",
-        )
-        last = group
-    console.print(full)
+    console.print(full_table(report))
     console.print(
         "time: median of a step. against ...: median of the ratios within each round. GB/s: 10^9 bytes that the rule\n"
         "reads and writes. limit: a plain compiled loop with the same traffic, in the same rounds.\n"
     )
-
     title = f"{SUBJECT}, and how many times as long others take: back to back / after other work"
     console.print(table(comparison(report), 2, title))
     for line in iteration_lines(report):
@@ -258,16 +223,30 @@ def show(report: Report) -> None:
         console.print()
         console.print(table(evaluated(measured), 1, "Schedules: a vector of steps, and one step by itself"))
         console.print(added(measured))
+    if steps := report.get("torch"):
+        torch_report.show(steps, console)
 
 
-def table(lines: Sequence[Sequence[str]], names: int, title: str) -> Any:
-    """Make a table for the terminal; its first columns are names, the others numbers."""
-    headings, *cells = lines
-    made = require("rich.table", "bench").Table(*headings[:names], title=title)
-    for heading in headings[names:]:
+def full_table(report: Report) -> Any:
+    """Make the table of everything, a section for each workload and rule."""
+    made = require("rich.table", "bench").Table("workload", "rule", "implementation")
+    made.title = f"Optimizer steps on {report['machine']['cpu']}"
+    for heading in ("time", f"against {report['machine']['baseline']}", "GB/s", "of the limit"):
         made.add_column(heading, justify="right")
-    for line in cells:
-        made.add_row(*line)
+    last = None
+    for row in report["rows"]:
+        group = row["workload"], row["rule"]
+        if group != last:
+            made.add_section()
+        made.add_row(
+            *(group if group != last else ("", "")),
+            row["implementation"],
+            duration(row["seconds"]),
+            times(row["speedup"]),
+            f"{row['gbps']:.3g}",
+            f"{row['of_limit']:.0%}",
+        )
+        last = group
     return made
 
 
@@ -283,33 +262,44 @@ def markdown(report: Report) -> str:
     -------
     str
     """
-    where = report["machine"]
-    libraries = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     lines = [
-        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; {libraries}; {where['date']}. "
-        f"The time of a step of {SUBJECT}, and how many times as long the others take: "
+        f"{circumstances(report)} The time of a step of {SUBJECT}, and how many times as long the others take: "
         "back to back / after a millisecond of other work.",
         "",
         *markdown_table(comparison(report), 2),
+        *iteration_markdown(report),
     ]
-    if report["iteration"] is not None:
-        measured = report["iteration"]
-        lines += [
-            "",
-            f"A whole training iteration, gradients included, of a network of {measured['parameters']:,} parameters "
-            f"on batches of {measured['batch']} digits, with NumPy's update and with fastopt's:",
-            "",
-            "| rule | with NumPy | update's share | with fastopt | update's share | the iteration gains |",
-            "|---|--:|--:|--:|--:|--:|",
-        ]
-        for entry in measured["rules"]:
-            lines.append(
-                f"| {entry['rule']} | {duration(entry['seconds_before'])} | {entry['share_before']:.0%} "
-                f"| {duration(entry['seconds_after'])} | {entry['share_after']:.0%} | {times(entry['gain'])} |"
-            )
     if costs := report.get("schedules"):
         lines += ["", f"{spread(costs)} {added(costs)}"]
+    if steps := report.get("torch"):
+        lines += ["", *torch_report.markdown(steps)]
     return "\n".join(lines) + "\n"
+
+
+def circumstances(report: Report) -> str:
+    """Say where, by what and when it was measured."""
+    where = report["machine"]
+    libraries = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    return f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; {libraries}; {where['date']}."
+
+
+def iteration_markdown(report: Report) -> Iterator[str]:
+    """Write the table of training iterations, line by line."""
+    measured = report["iteration"]
+    if measured is None:
+        return
+    yield ""
+    yield (
+        f"A whole training iteration, gradients included, of a network of {measured['parameters']:,} parameters "
+        f"on batches of {measured['batch']} digits, with NumPy's update and with fastopt's:"
+    )
+    yield ""
+    lines = [["rule", "with NumPy", "update's share", "with fastopt", "update's share", "the iteration gains"]]
+    for entry in measured["rules"]:
+        before = duration(entry["seconds_before"]), f"{entry['share_before']:.0%}"
+        after = duration(entry["seconds_after"]), f"{entry['share_after']:.0%}"
+        lines.append([entry["rule"], *before, *after, times(entry["gain"])])
+    yield from markdown_table(lines, 1)
 
 
 def schedules_markdown(report: Report) -> str:
@@ -318,10 +308,7 @@ def schedules_markdown(report: Report) -> str:
     return "\n".join(markdown_table(evaluated(measured), 1)) + "\n" if measured else ""
 
 
-def markdown_table(lines: Sequence[Sequence[str]], names: int) -> Iterator[str]:
-    """Write a table for the README; its first columns are names, the others numbers."""
-    headings, *cells = lines
-    yield "| " + " | ".join(headings) + " |"
-    yield "|" + "---|" * names + "--:|" * (len(headings) - names)
-    for line in cells:
-        yield "| " + " | ".join(line) + " |"
+def torch_markdown(report: Report) -> str:
+    """Write the tables of steps in torch for the page about it, where the benchmark has measured them."""
+    measured = report.get("torch")
+    return "\n".join([circumstances(report), "", *torch_report.markdown(measured)]) + "\n" if measured else ""

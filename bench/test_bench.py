@@ -15,7 +15,21 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-from fastopt.bench import command, contenders, iteration, limit, measure, plot, report, schedules
+import torch
+from fastopt.bench import (
+    command,
+    contenders,
+    iteration,
+    limit,
+    measure,
+    plot,
+    report,
+    schedules,
+    tensors,
+    text,
+    torch_iteration,
+    torch_report,
+)
 from fastopt.bench.contenders import CONTENDERS, RULES
 from fastopt.bench.measure import MODES, Pace, Timing
 from fastopt.bench.workloads import WORKLOADS, Arrays, Workload
@@ -66,6 +80,21 @@ def test_step(benchmark: Any, workload: str, rule: str, contender: str) -> None:
     step = contenders.make(contender, rule, arrays)
     step()  # allocates states, which would pass for the length of a step
     benchmark(step)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["mlp", "tensor_300k"])
+def test_contenders_in_torch_train_as_numpy_does(name: str, rule: str) -> None:
+    arrays = Arrays.draw(WORKLOADS[name])
+    expected = np.concatenate([param.ravel() for param in trained("numpy", rule, arrays).params])
+    for contender in tensors.CONTENDERS:
+        own = tensors.Tensors.of(arrays)
+        step = tensors.make(contender, rule, own.params)
+        for _ in range(STEPS):
+            own.backward()
+            step()
+        found = np.concatenate([param.detach().numpy().ravel() for param in own.params])
+        np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.benchmark(disable_gc=True)
@@ -132,6 +161,31 @@ def test_fresh_gradients_have_other_addresses_at_each_step(monkeypatch: pytest.M
     assert all(not np.shares_memory(a, b) and np.array_equal(a, b) for a, b in zip(*given, strict=True))
 
 
+def test_gradients_in_torch_are_new_tensors_with_the_same_numbers() -> None:
+    own = tensors.Tensors.of(Arrays.draw(WORKLOADS["mlp"]))
+    own.backward()
+    first = [param.grad for param in own.params]
+    own.backward()
+    for param, before, source in zip(own.params, first, own.sources, strict=True):
+        assert before is not None
+        assert param.grad is not None
+        assert len({tensor.data_ptr() for tensor in (param.grad, before, source)}) == 3
+        assert torch.equal(param.grad, source)
+
+
+def test_contenders_in_torch_share_parameters_and_leave_the_gradients_numbers_alone() -> None:
+    """So that any number of steps finds the same; foreach's Nesterov writes into gradients, but not into these."""
+    own = tensors.Tensors.of(Arrays.draw(WORKLOADS["mlp"]))
+    sources = [source.clone() for source in own.sources]
+    pace = Pace(seconds=0, fewest=2, most=2)
+    found = list(tensors.compared(own, "nesterov", pace))
+    assert [one["implementation"] for one in found] == list(tensors.CONTENDERS)
+    assert all(one["rounds"] == 2 for one in found)
+    assert found[0]["ratio"] == 1
+    assert all(map(torch.equal, own.sources, sources))
+    assert all(torch.isfinite(param).all() for param in own.params)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_numbers_stay_finite_however_long_it_takes(contender: str, rule: str) -> None:
@@ -181,11 +235,25 @@ def test_modes_give_seconds_per_step(mode: Any) -> None:
     assert all(0 < once < 1 for once in seconds["a"])
 
 
-def test_short_steps_are_timed_by_the_run_and_long_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "timed", lambda step, count=1: 1e-6)
-    assert measure.steps_per_run(lambda: None) == 200
-    monkeypatch.setattr(measure, "timed", lambda step, count=1: 1.0)
-    assert measure.steps_per_run(lambda: None) == 1
+def test_what_comes_before_a_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(measure, "timed", lambda step: step() or 1e-4)
+    monkeypatch.setattr(measure, "RUN_SECONDS", 2e-4)
+    step: Any = lambda: calls.append("step")  # noqa: E731
+    clocks = measure.each_after(lambda: calls.append("before"))({"a": step})
+    calls.clear()
+    assert clocks["a"](step) == 1e-4
+    assert calls == ["before", "step"] * 3  # the first is not counted
+
+    monkeypatch.setattr(measure, "timed", lambda step: step() or 1.0)
+    calls.clear()
+    assert clocks["a"](step) == 1.0
+    assert calls == ["before", "step"]
+
+
+def test_short_steps_are_timed_by_the_run_and_long_ones_alone() -> None:
+    assert measure.steps_per_run(lambda: None, lambda step, count: 1e-6) == 200
+    assert measure.steps_per_run(lambda: None, lambda step, count: 1.0) == 1
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -207,6 +275,26 @@ def fake(workload: str, rule: str) -> Timing:
     return Timing(workload, rule, 20_000_000_000, seconds, limit=[0.5, 2.0, 4.0])
 
 
+def fake_torch() -> torch_report.InTorch:
+    """The fastest of torch's modes is fused, by medians."""
+    costs = {"fastopt.torch": 1e-5, "torch-default": 8e-5, "torch-foreach": 1e-4, "torch-fused": 6e-5}
+    of_all: list[tensors.Comparison] = [
+        {"implementation": name, "seconds": seconds, "ratio": seconds / 1e-5, "rounds": 3}
+        for name, seconds in costs.items()
+    ]
+    iterations: list[torch_iteration.TorchTraining] = [
+        {"rule": rule, "implementation": name, "seconds": 4e-4, "share": share, "gain": 1.25}
+        for rule in RULES
+        for name, share in zip(torch_iteration.IMPLEMENTATIONS, (0.4, 0.3, 0.1, None), strict=True)
+    ]
+    return {
+        "threads": 2,
+        "rows": [{"workload": name, "rule": rule, **one} for name in WORKLOADS for rule in RULES for one in of_all],
+        "curve": [{"tensors": n, **one, "seconds": n * one["seconds"]} for n in tensors.COUNTS for one in of_all],
+        "iteration": {"parameters": 2410, "batch": 64, "rows": iterations},
+    }
+
+
 def fake_report() -> report.Report:
     timings = [fake(name + suffix, rule) for name in WORKLOADS for rule in RULES for suffix in MODES]
     gains: list[iteration.Gain] = [
@@ -222,6 +310,7 @@ def fake_report() -> report.Report:
     ]
     return {
         "machine": report.machine("numpy", quick=True),
+        "torch": fake_torch(),
         "rows": report.rows(timings, "numpy"),
         "ratios": report.ratios(timings),
         "iteration": {"parameters": 2410, "batch": 64, "rules": gains},
@@ -267,9 +356,9 @@ def test_rows_and_ratios_are_what_the_json_file_promises() -> None:
 
 
 def test_numbers_are_written_in_the_unit_that_fits() -> None:
-    durations = [report.duration(seconds) for seconds in (3e-7, 3.456e-6, 34.56e-6, 345.6e-6, 0.03456, 3.456)]
+    durations = [text.duration(seconds) for seconds in (3e-7, 3.456e-6, 34.56e-6, 345.6e-6, 0.03456, 3.456)]
     assert durations == ["0.30 µs", "3.46 µs", "34.6 µs", "346 µs", "34.6 ms", "3.46 s"]
-    assert [report.times(ratio) for ratio in (0.003, 0.996, 1.05, 3.14, 41.4)] == [
+    assert [text.times(ratio) for ratio in (0.003, 0.996, 1.05, 3.14, 41.4)] == [
         "0.003x",
         "1.00x",
         "1.05x",
@@ -281,10 +370,10 @@ def test_numbers_are_written_in_the_unit_that_fits() -> None:
 def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     report.show(fake_report())
     printed = capsys.readouterr().out
-    for text in ("mlp, after other work", "against numpy", "4.0x / 4.0x", "200 µs -> 100 µs: 2.0x", "55% -> 10%"):
-        assert text in printed
-    for text in (*SCHEDULES, "1,000,000 steps", "against np.cos", "2.4x", "adds 2.00 µs"):
-        assert text in printed
+    for part in ("mlp, after other work", "against numpy", "4.0x / 4.0x", "200 µs -> 100 µs: 2.0x", "55% -> 10%"):
+        assert part in printed
+    for part in (*SCHEDULES, "1,000,000 steps", "against np.cos", "2.4x", "adds 2.00 µs"):
+        assert part in printed
 
 
 def test_markdown_names_the_machine_and_the_share_of_an_iteration() -> None:
@@ -296,6 +385,38 @@ def test_markdown_names_the_machine_and_the_share_of_an_iteration() -> None:
     assert "takes 2.4x (Constant) to 2.4x (Product) the time of np.cos" in text
     assert "| Cosine | 30.0 ms | 2.4x | 1.00 µs |" in report.schedules_markdown(found)
     assert "adds 2.00 µs to fastopt's momentum step; the step of torch's CosineAnnealingLR takes 8.00 µs." in text
+
+
+def test_tables_of_torch_name_its_fastest_mode_and_what_an_iteration_gains(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(json.dumps(fake_report()))
+    report.show(found)
+    printed = capsys.readouterr().out
+    for page in (report.markdown(found), report.torch_markdown(found)):
+        assert "| gpt2 | adagrad | 10.0 µs | 8.0x | 10x | 6.0x | 6.0x |" in page
+        assert "| momentum | 400 µs, 40% | 400 µs, 30% | 400 µs, 10% | 400 µs | 1.25x | 1.25x |" in page
+        assert "fastopt.torch 10.0 µs and 10.0 µs; torch-default 80.0 µs and 80.0 µs;" in page
+    assert found["machine"]["cpu"] in report.torch_markdown(found)
+    assert "against the fastest" in printed
+    assert "400 µs, 30%" in printed
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_reports_without_torch_still_have_their_tables(capsys: pytest.CaptureFixture[str], older: bool) -> None:
+    """Files of older versions have no entry; where torch is missing, it is None."""
+    found: Any = fake_report()
+    found["torch"] = None
+    if older:
+        del found["torch"]
+    assert "fastopt.torch" not in report.markdown(found)
+    assert report.torch_markdown(found) == ""
+    report.show(found)
+    assert "fastopt.torch" not in capsys.readouterr().out
+
+
+def test_without_the_labs_data_torchs_iterations_are_left_out() -> None:
+    found = fake_torch()
+    found["iteration"] = None
+    assert "training iteration" not in "\n".join(torch_report.markdown(found))
 
 
 def test_reports_without_schedules_still_have_their_tables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,6 +446,13 @@ def test_the_chart_has_the_readmes_width(tmp_path: Path) -> None:
     assert 800 < height < 1400
 
 
+def test_the_curve_has_the_readmes_width(tmp_path: Path) -> None:
+    plot.draw_curve(fake_report(), str(tmp_path / "curve.png"))
+    height, width, _ = matplotlib.image.imread(tmp_path / "curve.png").shape
+    assert width == 1800
+    assert 700 < height < 1200
+
+
 def test_an_iteration_is_measured_with_either_update(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iteration, "RULES", ("momentum",))
     found = iteration.iterations(Pace(seconds=0, fewest=2, most=2))
@@ -333,6 +461,40 @@ def test_an_iteration_is_measured_with_either_update(monkeypatch: pytest.MonkeyP
     assert gain["gain"] > 0
     assert 0 < gain["share_before"] < 1
     assert 0 < gain["share_after"] < 1
+
+
+def test_an_iteration_in_torch_is_measured_with_every_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_iteration, "RULES", ("momentum",))
+    found = torch_iteration.iterations(Pace(seconds=0, fewest=2, most=2))
+    assert found["parameters"] == 64 * 32 + 32 + 32 * 10 + 10
+    rows = {row["implementation"]: row for row in found["rows"]}
+    assert tuple(rows) == torch_iteration.IMPLEMENTATIONS
+    assert all(row["gain"] > 0 for row in rows.values())
+    assert rows["step_in_backward"]["share"] is None
+    assert all(0 < (row["share"] or 0) < 1 for row in rows.values() if row["implementation"] != "step_in_backward")
+    assert 1 in (rows["torch-default"]["gain"], rows["torch-fused"]["gain"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_iterations_in_torch_train_to_the_same_parameters(rule: str) -> None:
+    batches = iteration.digits()
+    models = {}
+    for name in torch_iteration.IMPLEMENTATIONS:
+        models[name] = torch_iteration.new_network()
+        training = torch_iteration.training(batches, name, rule, models[name])
+        for _ in range(STEPS):
+            training()
+    expected = [*models["torch-default"].parameters()]
+    assert not torch.equal(expected[0], next(torch_iteration.new_network().parameters()))
+    for model in models.values():
+        for got, wanted in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_new_networks_leave_torchs_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    torch_iteration.new_network()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_schedules_are_measured_as_a_vector_by_the_call_and_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +514,9 @@ def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "RULES", ("adagrad",))
     monkeypatch.setattr(command, "QUICK", Pace(seconds=0, fewest=2, most=2))
     monkeypatch.setattr(iteration, "RULES", ("adagrad",))
+    monkeypatch.setattr(tensors, "RULES", ("adagrad",))
+    monkeypatch.setattr(tensors, "COUNTS", (1, 10))
+    monkeypatch.setattr(torch_iteration, "RULES", ("adagrad",))
     monkeypatch.setattr(schedules, "EXAMPLES", {"Linear": schedules.EXAMPLES["Linear"]})
 
 
@@ -361,12 +526,25 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     command.run(True, str(data), str(chart), baseline="fastopt")
     assert "against fastopt" in capsys.readouterr().out
     found = json.loads(data.read_text(encoding="utf-8"))
-    assert list(found) == ["machine", "rows", "ratios", "iteration", "schedules"]
+    assert list(found) == ["machine", "rows", "ratios", "iteration", "schedules", "torch"]
+    assert list(found["torch"]) == ["threads", "rows", "curve", "iteration"]
+    assert [row["implementation"] for row in found["torch"]["rows"]] == list(tensors.CONTENDERS)
+    assert [point["tensors"] for point in found["torch"]["curve"]] == [1] * 4 + [10] * 4
     assert [row["schedule"] for row in found["schedules"]["rows"]] == ["Linear"]
     assert {row["workload"] for row in found["rows"]} == {"mlp", "mlp, after other work"}
     assert [row["implementation"] for row in found["rows"]] == [*CONTENDERS, *CONTENDERS]
     assert all(row["speedup"] == 1 for row in found["rows"] if row["implementation"] == "fastopt")
     assert chart.stat().st_size > 0
+    assert (tmp_path / "bench-torch.png").stat().st_size > 0
+
+
+@pytest.mark.usefixtures("one_small_workload")
+def test_without_torch_the_rest_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "HAS_TORCH", False)
+    data, chart = tmp_path / "bench.json", tmp_path / "bench.svg"
+    command.run(True, str(data), str(chart))
+    assert json.loads(data.read_text(encoding="utf-8"))["torch"] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "bench.svg"}
 
 
 @pytest.mark.usefixtures("one_small_workload")

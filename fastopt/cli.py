@@ -85,9 +85,9 @@ def compile_kernels(arguments: argparse.Namespace) -> int:
 def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     """Define ``fastopt bench``."""
     parser = commands.add_parser("bench", help="measure against NumPy, PyTorch and this machine's memory limit")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, about a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, about a minute and a half")
     parser.add_argument("--json", metavar="FILE", help="write the numbers")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw fastopt's ratios")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw fastopt's ratios; steps in torch into FILE-torch.png")
     parser.add_argument("--baseline", default="numpy", help="what speed-ups are over (default: %(default)s)")
     parser.set_defaults(run=bench)
 

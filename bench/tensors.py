@@ -1,0 +1,111 @@
+"""Steps of `fastopt.torch` and of torch's own modes, on gradients that backward has just made, as in every training.
+
+Gradients that stay where they are would flatter everyone: autograd allocates them anew for each step, and nothing in
+Python has looked at them yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+import fastopt.torch
+
+from .contenders import FASTOPT_TORCH, RULES, TORCH_MODES, Step, optimizer
+from .measure import WARM_UP, Pace, each_after, measure, median_ratio
+from .workloads import Arrays, Workload
+
+SHARE = 0.5  # of the time that an optimizer's workload gets: there is one mode, not two
+CURVE_SHARE = 0.25
+
+COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000)  # of tensors
+ELEMENTS = 64  # of each: as many as a small layer has biases, so that a step is hardly more than overhead
+
+CONTENDERS: dict[str, tuple[Any, dict[str, bool]]] = {  # a library, and options of its own
+    FASTOPT_TORCH: (fastopt.torch, {}),
+    **{name: (torch.optim, mode) for name, mode in TORCH_MODES.items()},
+}
+
+
+class Comparison(TypedDict):
+    """One contender: median seconds of a step, how many times as long as fastopt.torch, and over how many rounds."""
+
+    implementation: str
+    seconds: float
+    ratio: float
+    rounds: int
+
+
+class Row(Comparison):
+    """A contender on a workload, by a rule."""
+
+    workload: str
+    rule: str
+
+
+class Point(Comparison):
+    """A contender, with momentum, on so many tensors of 64 elements."""
+
+    tensors: int
+
+
+@dataclasses.dataclass
+class Tensors:
+    """Parameters that all contenders share, and what their gradients shall be."""
+
+    params: list[nn.Parameter]
+    sources: list[Tensor]
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> Tensors:
+        """Copy arrays into memory of torch."""
+        params = [nn.Parameter(torch.tensor(param)) for param in arrays.params]
+        return cls(params, [torch.tensor(grad) for grad in arrays.grads])
+
+    def backward(self) -> None:
+        """Let autograd make gradients: new tensors, which nothing in Python knows, as after a loss's backward."""
+        for param in self.params:
+            param.grad = None  # what zero_grad does
+        torch.autograd.backward(self.params, self.sources)
+
+
+def make(name: str, rule: str, params: Sequence[Tensor]) -> Step:
+    """Make a contender, which owns its state."""
+    library, mode = CONTENDERS[name]
+    step: Step = optimizer(library, params, rule, **mode).step
+    return step
+
+
+def compared(tensors: Tensors, rule: str, pace: Pace) -> Iterator[Comparison]:
+    """Compare all contenders on the same parameters by one rule; their states are gone afterwards."""
+    contestants = {name: make(name, rule, tensors.params) for name in CONTENDERS}
+    for _ in range(WARM_UP - 1):  # the mode takes one more, to see how long it is
+        for step in contestants.values():
+            tensors.backward()
+            step()
+    seconds = measure(contestants, each_after(tensors.backward), pace)
+    for name, found in seconds.items():
+        ratio = median_ratio(found, seconds[FASTOPT_TORCH])
+        yield {"implementation": name, "seconds": median(found), "ratio": ratio, "rounds": len(found)}
+
+
+def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:
+    """Compare all contenders on every workload, by every rule: a list for each."""
+    pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
+    for workload in workloads:
+        tensors = Tensors.of(Arrays.draw(workload))
+        for rule in RULES:
+            yield [{"workload": workload.name, "rule": rule, **one} for one in compared(tensors, rule, pace)]
+
+
+def curve(pace: Pace) -> Iterator[list[Point]]:
+    """Compare all contenders on more and more tensors: a list for each number of them."""
+    pace = dataclasses.replace(pace, seconds=CURVE_SHARE * pace.seconds)
+    for count in COUNTS:
+        tensors = Tensors.of(Arrays.draw(Workload("curve", "curve", ((ELEMENTS,),) * count)))
+        yield [{"tensors": count, **one} for one in compared(tensors, "momentum", pace)]

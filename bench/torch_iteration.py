@@ -1,0 +1,105 @@
+"""Whole training iterations of a small network in torch: with torch's update, with fastopt's, and during backward."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from statistics import median
+from typing import TypedDict
+
+import torch
+from torch import nn
+
+import fastopt.torch
+from fastopt.progress import track
+
+from .contenders import FASTOPT_TORCH, IN_BACKWARD, OPTIMIZERS, RULES, Step, optimizer
+from .iteration import BATCH, Batches, Training, digits, timed_trainings
+from .measure import Pace, median_ratio
+from .tensors import CONTENDERS
+
+SIZES = (64, 32, 10)  # the lab's network, once more
+TORCH = ("torch-default", "torch-fused")
+IMPLEMENTATIONS = (*TORCH, FASTOPT_TORCH, IN_BACKWARD)
+
+
+class TorchTraining(TypedDict):
+    """One implementation's iteration: median seconds, and how many times as long torch's fastest takes.
+
+    The share is the step's, a fraction; there is no step to tell apart where it is taken during backward.
+    """
+
+    rule: str
+    implementation: str
+    seconds: float
+    share: float | None
+    gain: float
+
+
+class TorchIterations(TypedDict):
+    """What was trained, and what an iteration takes."""
+
+    parameters: int
+    batch: int
+    rows: list[TorchTraining]
+
+
+def new_network() -> nn.Sequential:
+    """Return the network, at the same start each time; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(SIZES[0], SIZES[1]), nn.ReLU(), nn.Linear(SIZES[1], SIZES[2]))
+
+
+def updates(model: nn.Module, implementation: str, rule: str) -> tuple[Step, Step]:
+    """Make an update of a model: what zeroes the gradients before backward, and what takes the step after it."""
+    if implementation == IN_BACKWARD:
+        name, options = OPTIMIZERS[rule]
+        fastopt.torch.step_in_backward(model, getattr(fastopt.torch, name), **options)
+        return nothing, nothing
+    library, mode = CONTENDERS[implementation]
+    opt = optimizer(library, model.parameters(), rule, **mode)
+    return opt.zero_grad, opt.step
+
+
+def nothing() -> None:
+    """Do nothing: the update has been taken, and the gradients are gone."""
+
+
+def training(batches: Batches, implementation: str, rule: str, model: nn.Module) -> Training:
+    """Put a model into training, as anyone writes it down."""
+    loss: Callable[..., torch.Tensor] = nn.functional.cross_entropy
+    turns = itertools.cycle([(torch.from_numpy(x), torch.from_numpy(y)) for x, y in batches])
+    zero, step = updates(model, implementation, rule)
+
+    def gradients() -> None:
+        x, y = next(turns)
+        zero()
+        loss(model(x), y).backward()  # type: ignore[no-untyped-call]
+
+    return Training(gradients, step)
+
+
+def trained(batches: Batches, rule: str, pace: Pace) -> list[TorchTraining]:
+    """Measure the iterations of one rule."""
+    trainings = {name: training(batches, name, rule, new_network()) for name in IMPLEMENTATIONS}
+    seconds = timed_trainings(trainings, pace)
+    fastest = min(TORCH, key=lambda name: median(seconds[name]))
+    return [
+        {
+            "rule": rule,
+            "implementation": name,
+            "seconds": median(found),
+            "share": None if name == IN_BACKWARD else median(trainings[name].shares),
+            "gain": median_ratio(seconds[fastest], found),
+        }
+        for name, found in seconds.items()
+    ]
+
+
+def iterations(pace: Pace) -> TorchIterations:
+    """Measure the iterations of all rules."""
+    batches = digits()
+    parameters = sum(param.numel() for param in new_network().parameters())
+    rows = [row for rule in track(RULES, "Training in torch") for row in trained(batches, rule, pace)]
+    return {"parameters": parameters, "batch": BATCH, "rows": rows}

@@ -1,0 +1,100 @@
+"""What came out of the steps in torch, in words: tables and sentences for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypedDict
+
+from .contenders import FASTOPT_TORCH, IN_BACKWARD, TORCH_MODES
+from .text import Lines, duration, markdown_table, table, times
+
+if TYPE_CHECKING:  # torch may be missing
+    from rich.console import Console
+
+    from .tensors import Point, Row
+    from .torch_iteration import TorchIterations
+
+TITLE = f"Steps in torch on fresh gradients: {FASTOPT_TORCH}, and how many times as long torch's modes take"
+
+
+class InTorch(TypedDict):
+    """All that was measured in torch, on as many threads; `iteration` is None where the lab's data are missing."""
+
+    threads: int
+    rows: list[Row]
+    curve: list[Point]
+    iteration: TorchIterations | None
+
+
+def comparison(rows: list[Row]) -> Lines:
+    """Make the table of steps: a workload and rule per line; the fastest mode is the one whose median is lowest."""
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((row["workload"], row["rule"]), {})[row["implementation"]] = row
+    lines = [["workload", "rule", FASTOPT_TORCH, *TORCH_MODES, "against the fastest"]]
+    for names, contenders in found.items():
+        modes = [contenders[mode] for mode in TORCH_MODES]
+        fastest = min(modes, key=lambda mode: mode["seconds"])
+        ratios = [times(mode["ratio"]) for mode in (*modes, fastest)]
+        lines.append([*names, duration(contenders[FASTOPT_TORCH]["seconds"]), *ratios])
+    return lines
+
+
+def overheads(points: list[Point]) -> str:
+    """Say what the first tensor costs, and each further one, as the slope between the ends of the curve."""
+    curves: dict[str, list[Point]] = {}
+    for point in points:
+        curves.setdefault(point["implementation"], []).append(point)
+    found = []
+    for name, (first, *_, last) in curves.items():
+        slope = (last["seconds"] - first["seconds"]) / (last["tensors"] - first["tensors"])
+        found.append(f"{name} {duration(first['seconds'])} and {duration(slope)}")
+    return f"A momentum step takes, for one tensor of 64 elements and for each further one: {'; '.join(found)}."
+
+
+def trainings(measured: TorchIterations) -> Lines:
+    """Make the table of iterations: a rule per line; after each time, the step's share of it."""
+    found: dict[str, dict[str, tuple[str, float]]] = {}
+    for row in measured["rows"]:
+        share = "" if row["share"] is None else f", {row['share']:.0%}"
+        found.setdefault(row["rule"], {})[row["implementation"]] = duration(row["seconds"]) + share, row["gain"]
+    names = list(dict.fromkeys(row["implementation"] for row in measured["rows"]))
+    gained = (FASTOPT_TORCH, IN_BACKWARD)
+    lines = [["rule", *names, *(f"gain by {name}" for name in gained)]]
+    for rule, cells in found.items():
+        lines.append([rule, *(cells[name][0] for name in names), *(times(cells[name][1]) for name in gained)])
+    return lines
+
+
+def trained(measured: TorchIterations) -> str:
+    """Say what the table of iterations is about."""
+    return (
+        f"A whole training iteration in torch, of a network of {measured['parameters']:,} parameters on batches of "
+        f"{measured['batch']} digits, and the step's share of it; the gain is over the faster of torch's two."
+    )
+
+
+def show(measured: InTorch, console: Console) -> None:
+    """Print all of it."""
+    console.print()
+    console.print(table(comparison(measured["rows"]), 2, TITLE))
+    console.print(overheads(measured["curve"]))
+    if training := measured["iteration"]:
+        console.print()
+        console.print(trained(training))
+        console.print(table(trainings(training), 1, "Training iterations in torch"))
+
+
+def markdown(measured: InTorch) -> Iterator[str]:
+    """Write all of it, line by line."""
+    yield (
+        f"In torch, on {measured['threads']} threads, with gradients that backward has just allocated: the time of a "
+        f"step of {FASTOPT_TORCH}, and how many times as long torch.optim's modes take."
+    )
+    yield ""
+    yield from markdown_table(comparison(measured["rows"]), 2)
+    yield ""
+    yield overheads(measured["curve"])
+    if training := measured["iteration"]:
+        yield from ("", trained(training), "")
+        yield from markdown_table(trainings(training), 1)
