@@ -59,7 +59,7 @@ typedef struct fastopt_job {
     const int32_t *skip; /* reserved: a flag on which the step changes nothing */
 } fastopt_job;
 
-/* Updates the chunks begin to end - 1. Worker is 0 for the calling thread and different for each other. */
+/* Updates the chunks begin to end - 1. Worker is below the number of threads, and different for each. */
 typedef void (*fastopt_kernel)(const fastopt_job *job, int64_t begin, int64_t end, int64_t worker);
 
 /* Runs a kernel over all chunks of a job, `grain` of them at a time, on the calling thread and up to threads - 1

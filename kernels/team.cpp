@@ -26,8 +26,8 @@ struct Region {
     std::atomic<int64_t> workers{0};
 };
 
-// What each thread of the team does: claim chunks until there are none. The runtime may give fewer threads than were
-// asked for; should it give more, these have no scratch, and leave the work to the others.
+// What each thread of the team does: claim chunks until there are none. The team has a size of its own; where it is
+// larger than the job wants, those that come last have no scratch, and leave the work to the others.
 void work(void *data) {
     Region &region = *static_cast<Region *>(data);
     int64_t worker = region.workers.fetch_add(1, std::memory_order_relaxed);
@@ -57,5 +57,7 @@ extern "C" void fastopt_run_team(fastopt_kernel kernel, const fastopt_job *job, 
     }
     Region region{kernel, job, chunks, grain, threads};
     // The region's end is a barrier of the runtime, so that all that was written is seen here.
-    reinterpret_cast<Parallel>(const_cast<void *>(parallel))(work, &region, static_cast<unsigned>(threads), 0);
+    // Zero asks for a team of the size that torch's own regions have: the runtime would end the threads that a smaller
+    // one leaves over, and start others for torch's next region.
+    reinterpret_cast<Parallel>(const_cast<void *>(parallel))(work, &region, 0, 0);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ def parallel_of(library: Path) -> int:
     symbol is the one of the runtime that the library itself uses.
     """
     try:
-        return int(ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value or 0)
-    except (OSError, AttributeError):  # no such library, or no runtime with that function
+        return int(
+            ctypes.cast(ctypes.CDLL(str(library), os.RTLD_NOW | os.RTLD_NOLOAD).GOMP_parallel, ctypes.c_void_p).value
+            or 0
+        )
+    except (OSError, AttributeError):  # no such library, or no runtime with that function, or no such system
         return 0
 
 

@@ -48,8 +48,8 @@ public:
         return count;
     }
 
-    // Strides must be equal along axes of length 1 too. A view that only says it negates what it shows, the imaginary
-    // part of a conjugate, cannot be told from another here but by its strides, which are even.
+    // Strides must be equal along axes of length 1 too. A view that only says that it negates what it shows, the
+    // imaginary part of a conjugate, can be told from others here only by its strides, all of which are even.
     bool is(const fastopt_shape &shape) const {
         size_t size = static_cast<size_t>(shape.ndim) * sizeof(int64_t);
         return held_ && tensor_.device_type == kCpu && tensor_.ndim == shape.ndim && tensor_.code == shape.format &&
@@ -82,7 +82,7 @@ bool same_lists(const fastopt_holdings &holdings) {
         PyObject *group = PyList_GET_ITEM(groups, i);
         if (!expected.next(group)) return false;
         PyObject *list = PyDict_GetItem(group, static_cast<PyObject *>(holdings.params));
-        if (!expected.next(list)) return false;
+        if (!expected.next(list) || !PyList_Check(list)) return false;
         for (Py_ssize_t j = 0; j < PyList_GET_SIZE(list); ++j) {
             if (!expected.next(PyList_GET_ITEM(list, j))) return false;
         }

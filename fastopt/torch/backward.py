@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ..kernels.tensors import OUT_OF_DATE
 from .optimizers import Optimizer
 from .tensors import is_distributed
-from .updater import Updater
 
 
 def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **options: Any) -> StepInBackward:
@@ -69,7 +68,8 @@ class StepInBackward:
         if reduced or any(is_distributed(param) for _, param in trained):
             raise ValueError("a distributed model's gradients are reduced after backward: use the optimizer's step()")
         self._optimizer = optimizer_class(trained, **options)
-        self._updaters: dict[Tensor, Updater] = {}
+        # Made now: what they allocate during backward would settle where a gradient was, and leave the next no room.
+        self._updaters = {param: self._optimizer._updater_of(param) for _, param in trained}
         self._stepped: set[Tensor] = set()  # in this backward pass
         self._lock = threading.RLock()
         self._hooks: list[Any] = [
@@ -98,7 +98,7 @@ class StepInBackward:
         with self._lock:
             self._optimizer.load_state_dict(state_dict)
             self._stepped.clear()
-            self._updaters.clear()
+            self._updaters = {param: self._optimizer._updater_of(param) for param in self._updaters}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, of which there are none unless backward stopped halfway."""
@@ -132,6 +132,9 @@ class StepInBackward:
         """Count a step, for the schedules."""
         with self._lock:
             if self._stepped:
+                for param in self._stepped:
+                    if self._updaters[param].has_new_states:
+                        self._updaters[param] = self._optimizer._updater_of(param)
                 self._stepped.clear()
                 for group in self._optimizer._groups:
                     group.count()
@@ -144,7 +147,7 @@ class StepInBackward:
                 Variable._execution_engine.queue_callback(self._end_pass)  # as torch's own FSDP does
             for group in self._optimizer._groups:
                 group.look()
-            updater = self._updaters.get(param) or self._optimizer._updater_of(param)
+            updater = self._updaters[param]
             same = self._optimizer.state.get(param) is updater.parameters[0].state
             unread = updater.read() if same else OUT_OF_DATE
             if unread == OUT_OF_DATE:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..groups import GroupOptions, StepFunction
+
+MOVING = (Tensor, np.ndarray)  # whose number may be another one at the next step
 
 NOT_OFFERED = {
     "differentiable": "autograd cannot see through a fused update",
@@ -15,21 +19,24 @@ NOT_OFFERED = {
 }
 
 
+ROUNDING = 1e-12  # torch's LinearLR ends so far below 0 where it should end there, and torch goes on with it
+
+
 def number(name: str, value: Any) -> Any:
-    """Return what a tensor of one element holds; anything else as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.numel() != 1:
-        raise ValueError(f"Tensor {name} must be 1-element")
-    return value.item()
+    """Return what a tensor or an array of one element holds, and 0 for what is below it by rounding."""
+    if isinstance(value, MOVING):
+        if math.prod(value.shape) != 1:
+            raise ValueError(f"Tensor {name} must be 1-element")
+        value = value.item()
+    return 0.0 if isinstance(value, float) and -ROUNDING < value < 0 else value
 
 
 class Group(GroupOptions):
     """The options of one group of torch.
 
     A schedule ends when another number than its own is assigned to its option. Some of torch's engines put a rate of 0
-    there for a step that shall change nothing, and the old object back afterwards: then it goes on, and has not counted
-    that step.
+    there for a step that shall change nothing, and the old object back afterwards: then it goes on, as if that step had
+    not been.
 
     Parameters
     ----------
@@ -46,12 +53,12 @@ class Group(GroupOptions):
     ----------
     seen : dict
         The options as they were last found in the group.
-    has_tensors : bool
-        Whether one of them is a tensor, whose number may be another at the next step.
-    told : dict or None
-        The description as it was last put there.
+    has_moving : bool
+        Whether one of them is a tensor or an array, whose number may be another at the next step.
+    told, content : dict or None
+        The description as it was last put there: that object, and what was in it.
     ended : dict
-        Option -> the schedule that drove it last, and the object that it put there last.
+        Option -> the schedule that drove it last, the object that it put there last, and the count of steps then.
     """
 
     def __init__(
@@ -60,8 +67,10 @@ class Group(GroupOptions):
         super().__init__(index, {"step": 0, **dict.fromkeys(names)})
         self.given = given
         self.seen: dict[str, Any] = dict.fromkeys(names, self)  # which is no option's value
-        self.told: dict[str, Any] | None = None
-        self.ended: dict[str, tuple[StepFunction, Any]] = {}
+        self.told: Any = None
+        self.content: dict[str, Any] | None = None
+        self.ended: dict[str, tuple[StepFunction, Any, int]] = {}
+        self.has_moving = False
         if given.get("schedules"):
             self.schedules = dict(own or {})
         self.look()
@@ -69,26 +78,29 @@ class Group(GroupOptions):
     def look(self) -> None:
         """Take over what was assigned in the group since the last look."""
         given = self.given
+        for name in self.seen:
+            if name not in given:
+                raise ValueError(f"group {self.index} has no {name!r}: assign it, perhaps its default")
         for flag, reason in NOT_OFFERED.items():
             if given.get(flag):
                 message = f"{flag}=True is not offered, in group {self.index}: {reason}; use torch.optim for that"
                 raise ValueError(message)
         described = given.get("schedules")
-        if described is not self.told and described != self.told:
+        if described is not self.told or described != self.content:
             self._restore(described or {})
         if "step" in given and given["step"] != self.entries["step"]:
             self.assign({"step": given["step"]})
         found = {
-            name: given[name]
-            for name, last in self.seen.items()
-            if given[name] is not last or isinstance(last, Tensor)  # whose number may be another now
+            name: given[name] for name, last in self.seen.items() if given[name] is not last or isinstance(last, MOVING)
         }
         if found:
             self._take(found)
-        self.has_tensors = any(isinstance(value, Tensor) for value in self.seen.values())
+        self.has_moving = any(isinstance(value, MOVING) for value in self.seen.values())
 
     def _restore(self, described: Any) -> None:
         """Take over schedules by their description, and the numbers and the count beside it."""
+        if isinstance(described, Mapping):  # what is assigned in its place needs no description
+            described = {name: plain for name, plain in described.items() if not callable(self.given.get(name))}
         restored = self.restored_schedules(described)
         found = {name: self.given[name] for name in self.seen if not callable(self.given[name])}
         step = self._checked("step", self.given.get("step", 0), 0)
@@ -100,29 +112,29 @@ class Group(GroupOptions):
     def _take(self, found: dict[str, Any]) -> None:
         """Take over what was assigned to options."""
         numbers = {name: number(name, value) for name, value in found.items()}
-        new = {name: value for name, value in numbers.items() if callable(value) or not self._is_known(name, value)}
-        ended = {name: (self.schedules[name], self.seen[name]) for name in new if name in self.schedules}
-        resumed = {n: self.ended[n][0] for n in new if n in self.ended and found[n] is self.ended[n][1]}
+        new = {
+            name: value
+            for name, value in numbers.items()
+            if name in self.schedules or name in self.ended or callable(value) or value != self.entries[name]
+        }
+        ended = {n: (self.schedules[n], self.seen[n], self.entries["step"]) for n in new if n in self.schedules}
+        resumed = [n for n in new if n in self.ended and found[n] is self.ended[n][1] and self.entries[n] == 0]
         if new:
             self.assign(new)
-        self.schedules = {**self.schedules, **resumed}
+        for name in resumed:
+            schedule, _, self.entries["step"] = self.ended.pop(name)
+            self.schedules = {**self.schedules, name: schedule}
         self.ended.update(ended)
         self.seen.update(found)
         if ended or resumed or any(callable(value) for value in new.values()):
             self._tell()
-
-    def _is_known(self, name: str, value: Any) -> bool:
-        """Say whether a number is the current one, or the one that its schedule has given at the latest step."""
-        if value == self.entries[name]:
-            return True
-        schedule = self.schedules.get(name)
-        return schedule is not None and value == schedule(max(self.entries["step"] - 1, 0))
 
     def _tell(self) -> None:
         for name in self.schedules:
             self.given[name] = self.seen[name] = self.entries[name]
         if self.schedules or self.told:
             self.given["schedules"] = self.told = self.described()
+            self.content = self.described()  # another object, to see what is changed in the group's
             self.given["step"] = self.entries["step"]
 
     def take_upcoming(self) -> None:
@@ -133,8 +145,6 @@ class Group(GroupOptions):
 
     def count(self, steps: int = 1) -> None:
         """Count completed steps."""
-        if self.ended and any(self.entries[name] == 0 for name in self.ended):
-            return  # one that shall change nothing
         super().count(steps)
         if self.schedules:
             self.given["step"] = self.entries["step"]

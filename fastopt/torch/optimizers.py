@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -37,14 +40,22 @@ class Optimizer(torch.optim.Optimizer):
     _family: ClassVar[Family]
     _eager: ClassVar[bool]  # whether states are made with the optimizer, or with a parameter's first gradient
     _updater: Updater | None = None
+    _made = False  # or still inside the constructor
+    _inside = False  # a step
     _groups: Sequence[Group] = ()
     _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and skipping to the step
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         if defaults["foreach"] and defaults["fused"]:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        self._make_lock()
         super().__init__(params, defaults)
+        self._made = True
         self._adopt()
+
+    def _make_lock(self) -> None:
+        self._lock = threading.RLock()
+        _optimizers.add(self)
 
     def _adopt(self, own: Sequence[Group] = ()) -> Updater:
         """Take groups, parameters and states as they are now; schedules that go on are those of their own groups."""
@@ -80,33 +91,32 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def _has_moving_options(self) -> bool:
-        """Whether an option is a tensor, whose number may be another now."""
-        return any(group.has_tensors for group in self._groups)
+        """Whether an option is a tensor or an array, whose number may be another now."""
+        return any(group.has_moving for group in self._groups)
 
-    def _current(self) -> Updater:
-        """Return an updater of what there is now."""
-        updater = self._updater
-        if updater is None or self._read(updater, updater.read) == OUT_OF_DATE:
-            return self._adopt()
-        updater.settle()
-        updater.watch.release()
-        return updater
+    def _refuse_inside_step(self) -> None:
+        if self._inside:
+            raise RuntimeError(
+                "this optimizer is inside a step: neither step nor load nor add to it there"
+            )
 
     def _update(self, scale: float) -> None:
         """Update every parameter that has a gradient, which is first multiplied by a scale."""
-        updater = self._updater or self._adopt()  # there is none after unpickling or copying
-        with updater.plan.lock:
-            updater.plan.refuse_inside_step()
+        with self._lock:
+            self._refuse_inside_step()
+            self._inside = True
             try:
+                updater = self._updater or self._adopt()  # there is none after unpickling or copying
                 unread = self._read(updater, partial(updater.read_or_repeat, scale))
-                if unread == REPEATED:
-                    return
                 if unread == OUT_OF_DATE:
                     updater = self._adopt()
                     unread = updater.read_anew()
-                updater.step(unread, scale)
+                if unread != REPEATED:
+                    updater.step(unread, scale)
             finally:
-                updater.watch.release()
+                self._inside = False
+                if self._updater is not None:
+                    self._updater.watch.release()
 
     def _names(self) -> list[Sequence[Any]]:
         """Return what the parameters of each group are called: their names, else their numbers."""
@@ -177,20 +187,24 @@ class Optimizer(torch.optim.Optimizer):
         TypeError, ValueError
             If the group does not fit; nothing has changed then.
         """
-        super().add_param_group(param_group)
-        if self._updater is not None:  # else the optimizer is being made, and looks at all groups in the end
-            try:
-                self._adopt()
-            except Exception:
-                self.param_groups.pop()
-                raise
+        with self._lock:
+            self._refuse_inside_step()
+            super().add_param_group(param_group)
+            if self._made:  # else all groups are looked at in the end
+                try:
+                    self._adopt()
+                except Exception:
+                    self.param_groups.pop()
+                    raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return groups and states, as torch.optim does; the default ``torch.load`` opens it, schedules included."""
-        self._current()
-        for group in self._groups:
-            group.describe_anew()
-        return super().state_dict()
+        with self._lock:
+            if self._updater is not None and not self._inside:  # a schedule, or a signal's handler, may ask for it
+                self._updater.settle()
+                for group in self._groups:
+                    group.describe_anew()
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a `state_dict`, of this class or of its namesake in torch.optim.
@@ -208,10 +222,18 @@ class Optimizer(torch.optim.Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = pre_hook(self, given)
             given = given if result is None else result
+        with self._lock:
+            self._refuse_inside_step()
+            self._load(given)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _load(self, given: Any) -> None:
+        parameters = self._adopt().parameters
         groups = self._loaded_groups(given["param_groups"])
         described = zip(self._groups, (saved.get("schedules", {}) for saved in groups), strict=True)
         check_shared(self._groups, [group.restored_schedules(schedules) for group, schedules in described])
-        states = self._loaded_states(given, groups)
+        states = self._loaded_states(given, groups, parameters)
         before = {name: self.__dict__[name] for name in ("state", "param_groups", "_groups")}
         try:
             super().__setstate__({"state": states, "param_groups": groups})
@@ -220,8 +242,6 @@ class Optimizer(torch.optim.Optimizer):
             self.__dict__.update(before)
             self._adopt()
             raise
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
 
     def _loaded_groups(self, saved: Any) -> list[dict[str, Any]]:
         if len(saved) != len(self.param_groups):
@@ -235,19 +255,22 @@ class Optimizer(torch.optim.Optimizer):
             named = {"param_names": old["param_names"]} if "param_names" in old else {}
             options = {name: value for name, value in new.items() if name != "params"}
             groups.append({**self._filled(), **named, **deepcopy(options), "params": old["params"]})
-            if missing := self.defaults.keys() - groups[-1].keys():
-                raise ValueError(f"loaded state dict has no {missing.pop()!r} in a group: it is of another optimizer")
+            for name in HYPERPARAMETERS:
+                if name in self.defaults and name not in groups[-1]:
+                    raise ValueError(f"loaded state dict has no {name!r} in a group: it is of another optimizer")
         return groups
 
     def _filled(self) -> dict[str, Any]:
         """Return what old checkpoints do not have."""
         return {name: self.defaults[name] for name in ADDED if name in self.defaults}
 
-    def _loaded_states(self, given: Any, groups: list[dict[str, Any]]) -> dict[Any, Any]:
+    def _loaded_states(
+        self, given: Any, groups: list[dict[str, Any]], all_parameters: list[Parameter]
+    ) -> dict[Any, Any]:
         keys = chain.from_iterable(saved["params"] for saved in given["param_groups"])
         params = chain.from_iterable(group["params"] for group in groups)
         places = dict(zip(keys, params, strict=True))
-        parameters = {id(parameter.given): parameter for parameter in self._current().parameters}
+        parameters = {id(parameter.given): parameter for parameter in all_parameters}
         states: dict[Any, Any] = defaultdict(dict)
         for key, saved in given["state"].items():
             if key in places:
@@ -265,9 +288,26 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what was pickled or copied; the rest is found at the next step."""
         super().__setstate__(state)
+        self._made = True
+        if "_lock" not in self.__dict__:
+            self._make_lock()
         for group in self.param_groups:
             for name, value in self._filled().items():
                 group.setdefault(name, value)
+
+
+_optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+def _unlock_in_child() -> None:
+    """Free the locks that threads held which a forked child does not have."""
+    for optimizer in _optimizers:
+        optimizer._lock = threading.RLock()
+        optimizer._inside = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 class SGD(Optimizer):

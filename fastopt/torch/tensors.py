@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .. import plan
 from ..arrays import Layout, extent
@@ -115,6 +116,8 @@ class Parameter(plan.Tensor):
         self.state = registry.get(given, {})
         self.step = 0
         self.states: dict[str, Array] = {}
+        if is_lazy(given):
+            raise ValueError(f"{self} has no shape yet: run the model once before making the optimizer")
         self.tensor = check_memory(str(self), given)
         if is_distributed(given) and any(placement.is_partial() for placement in given.placements):
             raise ValueError(f"{self} is distributed as partial sums, which no part can update: .redistribute() it")

@@ -40,10 +40,10 @@ class Gradients:
     """
 
     def __init__(self, updater: Updater, unread: int) -> None:
-        self.tensors = updater.watch.gradients
+        self.tensors = list(updater.watch.gradients)
         self.strided: dict[int, Strides] = {}
         self.sparse: dict[int, Tensor] = {}
-        self.addresses = updater.watch.found[:-1]
+        self.addresses = updater.watch.found[:-1].copy()
         if unread:
             for i in np.flatnonzero(self.addresses == UNREAD).tolist():
                 self._check(i, updater.parameters[i], updater.plan.extents)
@@ -86,10 +86,11 @@ def check_distribution(what: str, gradient: Any, parameter: Any) -> None:
 def readable_gradient(parameter: Parameter) -> Shape | None:
     """Describe a gradient that lies as its parameter does; None where only Python can tell what it stands for.
 
-    Complex ones may be conjugates, and one of a single element the negated imaginary part of a conjugate.
+    Complex ones may be conjugates, and where no stride is odd it may be the negated imaginary part of a conjugate.
     """
     tensor = parameter.tensor
-    return shape_of(tensor) if tensor.ndim and not tensor.is_complex() and not parameter.has_gaps else None
+    plain = any(stride % 2 for stride in tensor.stride()) and not tensor.is_complex() and not parameter.has_gaps
+    return shape_of(tensor) if plain else None
 
 
 class Part:
@@ -174,10 +175,15 @@ class Updater:
 
     def read(self) -> int:
         """Read the gradients; return how many were not as expected, OUT_OF_DATE, or ASSIGNED."""
-        if self.plan.extents is not self.extents:  # there are states that nobody watches yet
+        if self.has_new_states:
             return OUT_OF_DATE
         self._locate()
         return self.watch.read()
+
+    @property
+    def has_new_states(self) -> bool:
+        """Whether a step has made states, which nobody watches yet."""
+        return self.plan.extents is not self.extents
 
     def _locate(self) -> None:
         if self.distributed:
@@ -191,15 +197,10 @@ class Updater:
 
     def read_or_repeat(self, scale: float) -> int:
         """Take the step where it can be the last one again, with other gradients, and return REPEATED; else `read`."""
-        plan = self.plan
-        if not self.prepared or scale != plan.scale:
+        if not self.prepared or scale != self.plan.scale:
             return self.read()
         self._locate()
-        plan.stepping = True
-        try:
-            return self.watch.step(torch.get_num_threads())
-        finally:
-            plan.stepping = False
+        return self.watch.step(torch.get_num_threads())
 
     def settle(self) -> None:
         """Count the steps that were repetitions, before anybody asks for a count, and repeat no more."""
@@ -240,8 +241,10 @@ class Updater:
         increment_version(part.written)
         for parameter in part.with_gaps:
             parameter.load()
-        gradients.sparse = {}  # the plan remembers the others' addresses, and nothing may keep these alive
-        plan.step(gradients)
+        try:
+            plan.step(gradients)
+        finally:  # the plan remembers where they lay, and nothing may keep them alive
+            gradients.tensors, gradients.sparse = [], {}
         for parameter in part.with_gaps:
             parameter.store()
         if self.counts is not None:

@@ -1,0 +1,767 @@
+"""What a step notices and what it repeats: what is held, where it lies, what is read in one call, and what is freed."""
+
+import copy
+import gc
+import inspect
+import os
+import subprocess
+import sys
+import textwrap
+import tracemalloc
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_cases
+from fastopt.kernels import cpu, extension, tables
+from fastopt.kernels.tensors import ASSIGNED, OUT_OF_DATE
+from numba.core import event
+from tolerances import TORCH
+from torch.nn import Parameter
+from torch_cases import KINDS, bits, give, states
+
+import fastopt.torch as subject
+from fastopt import plan
+from fastopt.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
+from fastopt.rules import RULES
+from fastopt.torch import updater as updaters
+
+ALL = pytest.mark.parametrize("kind", KINDS)
+DEADLOCK = 60
+STATE = {"momentum": "momentum_buffer", "nesterov": "momentum_buffer", "adagrad": "sum"}
+STATEFUL = pytest.mark.parametrize("kind", ["momentum", "adagrad"])
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
+
+
+@pytest.fixture(params=["in one call", "one by one"])
+def _readers(request, monkeypatch):
+    """Both ways of looking: through torch's table of functions, and without it."""
+    if request.param == "one by one":
+        monkeypatch.setattr(updaters, "TABLE", 0)
+
+
+both_readers = pytest.mark.usefixtures("_readers")
+
+
+def victim(kind="momentum", steps=3, shapes=torch_cases.SHAPES, dtype=torch.float32):
+    """Parameters and an optimizer that has taken steps, and whose next step has gradients."""
+    name, options = KINDS[kind]
+    params = torch_cases.parameters(shapes, dtype)
+    optimizer = torch_cases.make(name, params, **options)
+    torch_cases.train(optimizer, params, steps)
+    give(params, steps)
+    return params, optimizer
+
+
+# Without the table of functions, and without the extension
+
+
+def train_beside_torch(name, options, dtype):
+    """Late gradients, other memory and states, state dicts: as torch.optim; and refusals as ever."""
+    mine, theirs, ours, others = torch_cases.pair(name, dtype, **options)
+    both = [(mine, ours), (theirs, others)]
+    state = {"SGD": "momentum_buffer", "Adagrad": "sum"}[name]
+
+    def go_on(steps, start, given=torch_cases.always):
+        for params, optimizer in both:
+            torch_cases.train(optimizer, params, steps, start=start, given=given)
+        torch_cases.assert_same(mine, theirs, ours, others, TORCH)
+
+    go_on(8, 0, torch_cases.late)
+    go_on(4, 8, torch_cases.now_and_then)
+    go_on(3, 12)
+    for params, _ in both:
+        params[0].data = torch.full_like(params[0], 0.5)
+    go_on(2, 15)
+    for params, optimizer in both:
+        if optimizer.state[params[2]].get(state) is not None:
+            optimizer.state[params[2]][state] = torch.full_like(params[2], 0.25).detach()
+        optimizer.param_groups[0]["lr"] = 0.01
+    go_on(2, 17)
+    for params, optimizer in both:
+        taken = optimizer.param_groups[0]["params"].pop(1)
+        torch_cases.give(params, 19)
+        optimizer.step()
+        optimizer.param_groups[0]["params"].insert(1, taken)
+    go_on(2, 20)
+    ours.load_state_dict(others.state_dict())
+    others.load_state_dict(copy.deepcopy(ours.state_dict()))  # torch shares them
+    go_on(2, 22)
+
+    torch_cases.give(mine, 24)
+    mine[2].grad.data = mine[2].detach()
+    torch_cases.assert_refused(ours, ours.step, "gradient of parameter 2 overlaps")
+    go_on(2, 25)
+
+
+def train_in_backward():
+    """The same as by steps."""
+    model = torch.nn.Linear(3, 2)
+    twin = copy.deepcopy(model)
+    subject.step_in_backward(model, subject.Adagrad, lr=0.1)
+    ordinary = subject.Adagrad(twin.parameters(), lr=0.1)
+    for _ in range(3):
+        for each in (model, twin):
+            each(torch.ones(2, 3)).square().sum().backward()
+        ordinary.step()
+        ordinary.zero_grad()
+    assert torch.equal(model.weight, twin.weight)
+    assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@ALL
+def test_training_without_the_table(kind, dtype, monkeypatch):
+    """A torch that does not publish it: tensors are read one by one."""
+    assert updaters.TABLE
+    monkeypatch.setattr(updaters, "TABLE", 0)
+    train_beside_torch(*KINDS[kind], dtype)
+    train_in_backward()
+
+
+WITHOUT_EXTENSION = """
+    import sys
+    sys.modules["fastopt.kernels._pool"] = None
+    import copy, torch, torch_cases, fastopt.torch as subject
+    from fastopt.kernels import extension
+    from fastopt.torch import updater
+    from tolerances import TORCH
+    assert extension.lib is None and updater.TABLE == 0 and updater.THREADS.parallel == 0
+
+    FUNCTIONS
+
+    for name, options in torch_cases.KINDS.values():
+        train_beside_torch(name, options, torch.float32)
+    train_in_backward()
+    print("passed")
+"""
+
+
+def test_training_without_the_extension(tmp_path):
+    """Where it was not built there is no table, no pool and no team."""
+    functions = "\n".join(map(inspect.getsource, (train_beside_torch, train_in_backward)))
+    command = [sys.executable, "-c", textwrap.dedent(WITHOUT_EXTENSION).replace("FUNCTIONS", functions)]
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=where, capture_output=True, text=True, timeout=DEADLOCK, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "passed\n", "")
+
+
+# What is noticed
+
+
+def assign(values):
+    """A change of a parameter: other data, made from what it is."""
+
+    def act(params, optimizer):
+        params[0].data = values(params[0].detach())
+
+    return act
+
+
+def on_group(act):
+    """A change of the group."""
+    return lambda params, optimizer: act(optimizer.param_groups[0])
+
+
+def put_group(make):
+    """Another group in the group's place."""
+    return lambda params, optimizer: optimizer.param_groups.__setitem__(0, make(optimizer.param_groups[0]))
+
+
+NOTICED = {
+    "one out": on_group(lambda group: group["params"].pop()),
+    "one in": on_group(lambda group: group["params"].append(Parameter(torch.ones(1)))),
+    "other order": on_group(lambda group: group["params"].reverse()),
+    "another parameter": on_group(lambda group: group["params"].__setitem__(0, Parameter(torch.ones(4, 3)))),
+    "an equal list": on_group(lambda group: group.update(params=list(group["params"]))),
+    "a tuple": on_group(lambda group: group.update(params=tuple(group["params"]))),
+    "an equal group": put_group(dict),
+    "a group's alias": lambda params, optimizer: optimizer.param_groups.append({"params": []}),
+    "data": assign(torch.clone),
+    "strides": assign(lambda p: p.as_strided((4, 3), (1, 4))),
+    "axes": assign(lambda p: p.reshape(3, 4)),
+    "length": assign(lambda p: p[:3]),
+    "number of axes": assign(lambda p: p.reshape(2, 2, 3)),
+    "a scalar": assign(lambda p: p[0, 0]),
+    "type of half the size": assign(lambda p: p.view(torch.bfloat16)[:, :3]),
+    "complex": assign(lambda p: p.reshape(12).view(torch.complex64)),
+    "shared": lambda params, optimizer: params[0].share_memory_(),
+}
+
+
+@both_readers
+@pytest.mark.parametrize("change", NOTICED)
+@pytest.mark.parametrize("kind", ["sgd", "adagrad"])
+def test_changes_of_parameters_are_noticed(kind, change):
+    """The lists, the objects in them, and where and how these lie."""
+    params, optimizer = victim(kind)
+    updater = optimizer._updater
+    assert updater.read() >= 0
+    NOTICED[change](params, optimizer)
+    assert updater.read() == OUT_OF_DATE
+
+
+@both_readers
+def test_other_groups_and_states_altogether():
+    """Equal ones in their place are other ones."""
+    for name, make in (("param_groups", list), ("state", copy.copy)):
+        _, optimizer = victim()
+        before = optimizer._updater
+        setattr(optimizer, name, make(getattr(optimizer, name)))
+        optimizer.step()
+        assert optimizer._updater is not before
+
+
+def with_state(act):
+    """A change of one parameter's state and its tensor's name."""
+    return lambda params, optimizer, name: act(optimizer.state[params[2]], name)
+
+
+def equal_state(params, optimizer, name):
+    """Another dict for one parameter, with the same in it."""
+    optimizer.state[params[2]] = dict(optimizer.state[params[2]])
+
+
+NOTICED_STATES = {
+    "replaced": with_state(lambda state, name: state.update({name: state[name].clone()})),
+    "an equal view": with_state(lambda state, name: state.update({name: state[name].view(17)})),
+    "removed": with_state(lambda state, name: state.pop(name)),
+    "None": with_state(lambda state, name: state.update({name: None})),
+    "added": with_state(lambda state, name: state.update(more=torch.ones(17))),
+    "renamed": with_state(lambda state, name: state.update({f"other {name}": state.pop(name)})),
+    "other order": with_state(lambda state, name: state.update({"first": 1, name: state.pop(name)})),
+    "data": with_state(lambda state, name: setattr(state[name], "data", state[name].clone())),
+    "strides": with_state(lambda state, name: setattr(state[name], "data", torch.ones(34)[::2])),
+    "shared": with_state(lambda state, name: state[name].share_memory_()),
+    "an equal dict": equal_state,
+    "a parameter's removed": lambda params, optimizer, name: optimizer.state.pop(params[2]),
+    "a parameter's added": lambda params, optimizer, name: optimizer.state.update({Parameter(torch.ones(1)): {}}),
+    "cleared": lambda params, optimizer, name: optimizer.state.clear(),
+}
+NOTICED_COUNTS = {
+    "replaced": with_state(lambda state, name: state.update(step=state["step"].clone())),
+    "a number": with_state(lambda state, name: state.update(step=3)),
+    "data": with_state(lambda state, name: setattr(state["step"], "data", state["step"].clone())),
+    "another count": with_state(lambda state, name: state["step"].add_(1)),
+    "shared": with_state(lambda state, name: state["step"].share_memory_()),
+}
+CHANGES = [(kind, change) for kind in ("momentum", "adagrad") for change in NOTICED_STATES.values()]
+CHANGES += [("adagrad", change) for change in NOTICED_COUNTS.values()]
+
+
+@both_readers
+@pytest.mark.parametrize(("kind", "change"), CHANGES)
+def test_changes_of_states_are_noticed(kind, change):
+    """The dicts, the objects in them, where and how these lie, and the counts' values."""
+    params, optimizer = victim(kind)
+    updater = optimizer._updater
+    assert updater.read() >= 0
+    change(params, optimizer, STATE[kind])
+    assert updater.read() == OUT_OF_DATE
+
+
+@both_readers
+@pytest.mark.parametrize("change", [{"lr": 0.2}, {"foreach": True}, {"of yours": 3}], ids=str)
+@ALL
+def test_assigned_options_are_noticed_as_such(kind, change):
+    """They are looked at, and the updater stays."""
+    _, optimizer = victim(kind)
+    updater = optimizer._updater
+    optimizer.param_groups[0].update(change)
+    assert updater.read() == ASSIGNED
+    optimizer.step()
+    assert optimizer._updater is updater
+    assert updater.read() >= 0
+
+
+# What is not changed is not looked up again
+
+
+def strided_parameter(shape, dtype):
+    """Every second column of a larger memory."""
+    return torch.ones(*shape[:-1], 2 * shape[-1], dtype=dtype)[..., ::2]
+
+
+FORMS = {
+    "contiguous": lambda dtype: torch.ones(4, 3, 2, 5, dtype=dtype),
+    "channels last": lambda dtype: torch.ones(4, 3, 2, 5, dtype=dtype).contiguous(memory_format=torch.channels_last),
+    "transposed": lambda dtype: torch.ones(5, 4, dtype=dtype).T,
+    "many elements": lambda dtype: torch.ones(9_000, dtype=dtype),
+    "axes of one": lambda dtype: torch.ones(1, 3, 1, 2, 1, dtype=dtype),
+    "one element": lambda dtype: torch.ones(1, dtype=dtype),
+    "no axes": lambda dtype: torch.ones((), dtype=dtype),
+    "empty": lambda dtype: torch.ones(0, dtype=dtype),
+    "empty matrix": lambda dtype: torch.ones(3, 0, dtype=dtype),
+    "gaps": lambda dtype: strided_parameter((4, 3), dtype),
+    "part of a row": lambda dtype: torch.ones(9, dtype=dtype)[2:7],
+}
+
+
+@both_readers
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@ALL
+def test_the_same_updater_over_many_steps(kind, dtype):
+    """Whatever parameters are like, and however often gradients come anew, from backward or not, or miss."""
+    name, options = KINDS[kind]
+    params = [Parameter(form(dtype)) for form in FORMS.values()]
+    optimizer = torch_cases.make(name, params, **options)
+    kept = set()
+    for step in range(12):
+        for i, p in enumerate(params):
+            if step % 3 == 0:
+                p.grad = torch.full_like(p, 0.5)
+            elif step % 3 == 1:
+                p.grad = None
+                (p * p).sum().abs().backward()
+            elif step == 8 and i % 2:
+                p.grad = None
+        optimizer.step()
+        if step >= 2:
+            kept.add(optimizer._updater)
+        if step == 6:
+            optimizer.state_dict()
+            optimizer.zero_grad(set_to_none=False)
+        if step == 7:
+            optimizer.param_groups[0]["lr"] = 0.05
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize("form", ["contiguous", "channels last", "transposed", "many elements", "part of a row"])
+@pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
+@ALL
+def test_gradients_of_backward_are_read_in_one_call(kind, dtype, form, monkeypatch):
+    """Those that lie as their parameters do are not left to Python, and a step of such repeats the last one."""
+    name, options = KINDS[kind]
+    params = [Parameter(FORMS[form](dtype)) for _ in range(3)]
+    optimizer = torch_cases.make(name, params, **{**options, **({"lr_decay": 0.0} if name == "Adagrad" else {})})
+    taken = []
+    step = updaters.Updater.step
+    monkeypatch.setattr(updaters.Updater, "step", lambda *arguments: (taken.append(1), step(*arguments)))
+    for i in range(8):
+        sum((p * p).sum() for p in params).backward()
+        if i >= 3:
+            assert optimizer._updater.watch.read() == 0
+            optimizer._updater.watch.release()
+            taken.clear()
+        optimizer.step()
+        assert i < 3 or not taken
+        optimizer.zero_grad()
+
+
+# Gradients that Python must look at
+
+
+class Marked(torch.Tensor):
+    """A subclass that does nothing of its own."""
+
+
+class Wrapper(torch.Tensor):
+    """A tensor whose memory is that of another one."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        """Look like the inner tensor."""
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, strides=inner.stride())
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        """Do nothing that a step may ask for."""
+        raise NotImplementedError(function)
+
+
+def negated(shape):
+    """A view that says it is to be negated, whose memory holds the opposite."""
+    view = torch.complex(torch.zeros(shape), torch.full(shape, 3.0)).conj().imag
+    assert view.is_neg()
+    return view
+
+
+LAZY = {
+    "negated, no axes": lambda: negated(()),
+    "negated, one element": lambda: negated((1,)),
+    "negated, one element of several axes": lambda: negated((1, 1)),
+    "negated": lambda: negated((5,)),
+    "conjugate": lambda: (torch.ones(5) + 2j * torch.ones(5)).conj(),
+    "conjugate of one": lambda: torch.tensor([1 + 2j]).conj(),
+    "conjugate without axes": lambda: torch.tensor(1 + 2j).conj(),
+    "conjugate, negated": lambda: torch.view_as_complex(torch.ones(5, 2)).conj()._neg_view(),
+    "a parameter": lambda: Parameter(torch.full((5,), 2.0)),
+    "a subclass": lambda: torch.full((5,), 2.0).as_subclass(Marked),
+    "expanded": lambda: torch.full((1,), 2.0).expand(5),
+}
+
+
+@both_readers
+@pytest.mark.parametrize("lazy", LAZY)
+@ALL
+def test_gradients_that_are_not_what_lies_in_memory(kind, lazy):
+    """At the first step, and after steps that would repeat: their values count, and they stay as they are."""
+    name, options = KINDS[kind]
+    runs = []
+    for resolved in (False, True):
+        g = LAZY[lazy]()
+        p = Parameter(torch.ones(g.shape, dtype=g.dtype))
+        optimizer = torch_cases.make(name, [p], **options)
+        for step in range(8):
+            plain = g.detach().resolve_conj().resolve_neg().clone().as_subclass(torch.Tensor)
+            p.grad = plain if resolved or 1 < step < 5 else g
+            optimizer.step()
+            assert p.grad is (plain if resolved or 1 < step < 5 else g)
+        runs.append([p.detach(), *(s for s in states(optimizer, p).values())])
+    assert bits(runs[0]) == bits(runs[1])
+
+
+REFUSED = {
+    "a wrapper": (lambda p: Wrapper(torch.ones(p.shape)), TypeError),
+    "the parameter": (lambda p: p.detach(), ValueError),
+    "a state": (lambda p: None, ValueError),
+    "dtype": (lambda p: torch.ones(p.shape, dtype=torch.float64), TypeError),
+    "integers": (lambda p: torch.ones(p.shape, dtype=torch.int32), TypeError),
+    "shape": (lambda p: torch.ones(p.numel() + 1), ValueError),
+    "axes": (lambda p: torch.ones(p.numel(), 1), ValueError),
+    "zeros without memory": (lambda p: torch._efficientzerotensor(p.shape), RuntimeError),
+    "memory that was given back": (lambda p: given_back(torch.ones(p.shape)), (RuntimeError, ValueError)),
+}
+
+
+def given_back(tensor):
+    """A tensor whose storage has no memory any more."""
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+@both_readers
+@pytest.mark.parametrize("bad", REFUSED)
+@STATEFUL
+def test_gradients_that_are_refused_in_the_place_of_one_that_was_read(kind, bad):
+    """After steps that repeat, too: an error, and nothing is changed; the step after it is as if it had not been."""
+    (params, optimizer), (twins, twin) = victim(kind, steps=5), victim(kind, steps=5)
+    make, error = REFUSED[bad]
+    g = make(params[2]) if bad != "a state" else optimizer.state[params[2]][STATE[kind]].detach()
+    kept = params[2].grad
+    if bad in ("a wrapper", "zeros without memory"):
+        params[2].grad = g
+    else:
+        params[2].grad = torch.zeros(17)
+        params[2].grad.data = g
+    before = [bits(params[:2]), bits(params[2].detach()), bits([states(optimizer, p) for p in params])]
+    with pytest.raises(error):
+        optimizer.step()
+    assert [bits(params[:2]), bits(params[2].detach()), bits([states(optimizer, p) for p in params])] == before
+    params[2].grad = kept
+    for each in (optimizer, twin):
+        each.step()
+        each.step()
+    assert bits(params) == bits(twins)
+
+
+@pytest.mark.parametrize("what", ["parameter", "state"])
+def test_memory_that_was_given_back_is_refused(what):
+    """Where a storage was emptied there is nothing to update: an error says so, as it does in torch."""
+    p = Parameter(torch.ones(5))
+    p.grad = torch.ones(5)
+    if what == "parameter":
+        given_back(p.data)
+        states_before = {}
+    else:
+        states_before = {p: {"momentum_buffer": given_back(torch.ones(5))}}
+
+    def act():
+        optimizer = subject.SGD([p], lr=0.1, momentum=0.9)
+        optimizer.state.update(states_before)
+        optimizer.step()
+
+    with pytest.raises((RuntimeError, ValueError)):
+        act()
+
+
+@both_readers
+def test_asking_for_a_gradient_may_fail():
+    """What a parameter's class raises comes out of the step, and nothing is changed."""
+
+    class Reluctant(Parameter):
+        willing = True
+
+        @property
+        def grad(self):
+            """Refuse, or be a parameter's."""
+            if not self.willing:
+                raise LookupError("not now")
+            return super().grad
+
+        @grad.setter
+        def grad(self, value):
+            """Be a parameter's."""
+            updaters.GRAD.__set__(self, value)
+
+    p, q = Reluctant(torch.ones(3)), Parameter(torch.ones(3))
+    optimizer = subject.SGD([q, p], lr=0.5)
+    for _ in range(3):
+        p.grad, q.grad = torch.ones(3), torch.ones(3)
+        optimizer.step()
+    assert bits(p.detach()) == bits(q.detach()) == bits(torch.full((3,), -0.5))
+
+
+# Lifetimes
+
+
+@both_readers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@ALL
+def test_gradients_are_let_go_after_the_step(kind, dtype):
+    """Whoever drops one frees its memory, after the first step, after a repeated one, after one that failed."""
+    params, optimizer = victim(kind, steps=0, dtype=dtype)
+    for step in range(6):
+        give(params, step)
+        params[0].grad = params[0].grad.T.contiguous().T  # which is gathered, at first
+        held = [weakref.ref(p.grad) for p in params]
+        if step == 4:
+            optimizer.param_groups[0]["lr"] = -1.0
+            with pytest.raises(ValueError, match="lr"):
+                optimizer.step()
+            optimizer.param_groups[0]["lr"] = 0.1
+        else:
+            optimizer.step()
+        optimizer.zero_grad()
+        assert [gradient() for gradient in held] == [None] * len(params)
+
+
+def test_sparse_gradients_are_let_go_after_the_step():
+    """They, and what was made of them."""
+    table = torch.nn.Embedding(9, 4, sparse=True)
+    optimizer = subject.SGD(table.parameters(), lr=0.1)
+    for _ in range(3):
+        table(torch.tensor([1, 3, 1])).sum().backward()
+        held = [weakref.ref(table.weight.grad), weakref.ref(table.weight.grad._values())]
+        optimizer.step()
+        optimizer.zero_grad()
+        assert [gradient() for gradient in held] == [None, None]
+
+
+@both_readers
+@ALL
+def test_dropping_the_optimizer_frees_what_it_held(kind):
+    """States and tables at once, without a collection; parameters live as long as anybody else has them."""
+    gc.disable()
+    try:
+        params, optimizer = victim(kind, steps=5)
+        tensors = [s for p in params for s in states(optimizer, p).values()]
+        held = [weakref.ref(thing) for thing in (optimizer, optimizer._updater, optimizer._updater.plan, *tensors)]
+        mine = [weakref.ref(p) for p in params]
+        del tensors, optimizer
+        assert [thing() for thing in held] == [None] * len(held)
+        assert all(p() is not None for p in mine)
+        del params
+        assert [p() for p in mine] == [None] * len(mine)
+    finally:
+        gc.enable()
+
+
+@both_readers
+@STATEFUL
+def test_replaced_memory_is_freed(kind):
+    """Old states, and the tables that had them, live until the next step, at the most."""
+    params, optimizer = victim(kind, steps=4)
+    held = [weakref.ref(optimizer.state[params[0]][STATE[kind]]), weakref.ref(optimizer._updater)]
+    optimizer.state[params[0]][STATE[kind]] = torch.ones(4, 3)
+    params[1].data = torch.ones(())
+    optimizer.step()
+    assert [thing() for thing in held] == [None, None]
+
+
+# Repeated steps
+
+
+class Recorder(event.Listener):
+    """Counts what Numba compiles or loads."""
+
+    def __init__(self):
+        self.events = []
+
+    def on_start(self, event):
+        """Note an event."""
+        self.events.append(event.kind)
+
+    def on_end(self, event):
+        """Note an event."""
+        self.events.append(event.kind)
+
+
+@both_readers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@ALL
+def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch):
+    """Whatever values, layouts and rates are then; the tables of the first steps are those of all."""
+    monkeypatch.setattr(cpu, "_kernels", {})
+    params, optimizer = victim(kind, steps=0, dtype=dtype)
+    made, recorder = [], Recorder()
+    monkeypatch.setattr(updaters.Plan, "_split", lambda *a, old=plan.Plan._split: (made.append(1), old(*a))[1])
+    with event.install_listener("numba:compile", recorder), event.install_listener("numba:compiler_lock", recorder):
+        torch_cases.train(optimizer, params, 1)
+        assert recorder.events  # so that this test sees what it looks for
+        torch_cases.train(optimizer, params, 1, start=1)
+        assert made
+        made.clear()
+        recorder.events.clear()
+        tables_before = [launch.table for launch in optimizer._updater.plan.launches]
+        torch_cases.train(optimizer, params, 4, start=2)
+        torch_cases.train(optimizer, params, 4, start=6, given=torch_cases.now_and_then)
+        optimizer.param_groups[0]["lr"] = 0.01
+        params[0].grad = torch.ones(3, 4, dtype=dtype).T
+        optimizer.step()
+        torch_cases.train(optimizer, params, 3, start=11)
+        optimizer.state_dict()
+        torch_cases.train(optimizer, params, 2, start=14)
+    assert made == []
+    assert recorder.events == []
+    for launch, table in zip(optimizer._updater.plan.launches, tables_before, strict=True):
+        assert launch.table is table
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 500_000), (6, 1000), (300, 8)])
+@ALL
+def test_repeated_steps_allocate_no_array(kind, count, size):
+    """Whatever the number of tensors and elements, a few small Python objects at the most."""
+    name, options = KINDS[kind]
+    params = [Parameter(torch.ones(size)) for _ in range(count)]
+    optimizer = torch_cases.make(name, params, **options)
+    give(params, 0)
+    for _ in range(4):
+        optimizer.step()
+    tracemalloc.start()
+    try:
+        optimizer.step()
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        optimizer.step()
+        assert tracemalloc.get_traced_memory()[1] - before < 2500 + 60 * count
+    finally:
+        tracemalloc.stop()
+
+
+# More elements than 32 bits count
+
+BEYOND = 2**31 + 5
+NARROW = {("TENSOR", "hyper"), ("TENSOR", "flags"), ("CHUNK", "tensor"), ("CHUNK", "rows")}  # counts of few
+
+
+def test_every_offset_and_length_has_64_bits():
+    """Of every table, and of its struct in C; what has 32 counts tensors, groups and the rows of a tile."""
+    for name in ("TENSOR", "LAYOUT", "CHUNK", "JOB", "SHAPE", "EXTENTS", "HOLDINGS", "GRADIENTS", "REPETITION"):
+        dtype = getattr(tables, name)
+        for field in dtype.names:
+            assert dtype[field].base == (np.int32 if (name, field) in NARROW else np.int64), (name, field)
+        struct = extension.ffi.typeof(f"fastopt_{name.lower()}")
+        fields = [(field, at.offset, extension.ffi.sizeof(at.type)) for field, at in struct.fields]
+        assert fields == [(field, dtype.fields[field][1], dtype[field].itemsize) for field in dtype.names]
+        assert extension.ffi.sizeof(struct) == dtype.itemsize
+
+
+@pytest.mark.parametrize("size", [BEYOND, 2**32 + 4097, 2**33])
+def test_chunks_beyond_32_bits(size):
+    """Runs that follow each other without a gap, behind a small tensor and before another one."""
+    chunks, _ = chunk_table([7, size, 5], {})
+    mine = chunks[chunks["tensor"] == 1]
+    assert len(chunks) == len(mine) + 2
+    assert (mine["offset"] == mine["grad_offset"]).all()
+    assert mine["offset"][0] == 0
+    assert (mine["offset"][:-1] + mine["length"][:-1] == mine["offset"][1:]).all()
+    assert mine["offset"][-1] + mine["length"][-1] == size
+    assert 0 < mine["length"].min() <= mine["length"].max() <= CHUNK_ELEMENTS
+
+
+STRIDED = {
+    "transposed": ((2**17, 2**16), (8, 8 * 2**17)),
+    "transposed, narrow": ((2**31 + 5, 3), (8, 8 * (2**31 + 5))),
+    "axes reversed": ((2**11, 2**11, 2**11), (8, 2**14, 2**25)),
+    "every second": ((BEYOND,), (16,)),
+    "far apart": ((5, 3), (2**40, 2**33)),
+    "backwards": ((2**16, 2**16 + 1), (-8 * (2**16 + 1), -8)),
+    "one number for all": ((2**16, 2**16 + 1), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("case", STRIDED)
+def test_tiles_beyond_32_bits(case):
+    """Every element is in one tile, and its gradient where the strides say; no memory is touched for that."""
+    shape, strides = STRIDED[case]
+    gradient = np.lib.stride_tricks.as_strided(np.zeros(1), shape, strides)
+    size = int(np.prod(shape, dtype=np.int64))
+    chunks, layouts = chunk_table([size], {0: Strides.of(gradient)})
+    rows, length, layout = chunks["rows"].astype(np.int64), chunks["length"], layouts[0]
+    assert (rows * length).sum() == size
+    assert (rows * length).max() <= TILE_ELEMENTS
+    for row, item in ((0 * rows, 0 * length), (rows - 1, 0 * length), (0 * rows, length - 1), (rows - 1, length - 1)):
+        index = chunks["offset"] + row * layout["param_row"] + item
+        assert index.min() >= 0
+        assert index.max() < size
+        place = sum(at * stride for at, stride in zip(np.unravel_index(index, shape), strides, strict=True))
+        np.testing.assert_array_equal(
+            chunks["grad_offset"] + row * layout["grad_row"] + item * layout["grad_item"], place
+        )
+
+
+@pytest.fixture
+def far(tmp_path):
+    """A tensor of more elements than 32 bits count, in a file of which only what is written takes up room."""
+    return torch.from_numpy(np.memmap(tmp_path / "far", np.float32, "w+", shape=(2 * (BEYOND + 2**16),)))
+
+
+@both_readers
+def test_tensors_beyond_32_bits_are_read(far):
+    """Their shapes and ends are known: a gradient that lies so is read, one that meets the last elements is refused."""
+    p = Parameter(far[:BEYOND])
+    optimizer = subject.SGD([p], lr=1.0)
+    updater = optimizer._updater
+    p.grad = far[BEYOND : 2 * BEYOND]
+    assert updater.read() == (0 if updaters.TABLE else 1)
+    assert list(updater.watch.gradients) == [p.grad]
+    assert not updaters.TABLE or updater.watch.found.tolist() == [p.grad.data_ptr(), 0]
+    p.grad = far[BEYOND - 3 : 2 * BEYOND - 3]
+    assert updater.read() == 1
+    version = p._version
+    assert_raises_overlap(optimizer)
+    p.grad = far[1 : BEYOND + 1]
+    assert_raises_overlap(optimizer)
+    assert p._version == version
+    updater.watch.release()
+
+
+def assert_raises_overlap(optimizer):
+    """Assert that a step is refused for it."""
+    with pytest.raises(ValueError, match=r"gradient of parameter 0 overlaps parameter 0"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kernels_reach_beyond_32_bits(dtype, strided, far):
+    """The last chunk of a launch, run by itself, changes just its elements, by the gradients that belong to them."""
+    shape = 2**16, 2**15 + 1
+    size = shape[0] * shape[1]
+    memory = far.view(dtype)
+    p, g = memory[:size], memory[size : 2 * size].view(shape)
+    launch = plan.Launch(RULES["sgd"], str(dtype).removeprefix("torch."), [size])
+    if strided:
+        g = memory[size : 2 * size].view(shape[::-1]).T
+        strides = [stride * g.itemsize for stride in g.stride()]
+        launch.cut({0: Strides.of(np.lib.stride_tricks.as_strided(np.zeros(1, f"V{g.itemsize}"), shape, strides))})
+    launch.addresses[0, :2] = p.data_ptr(), g.data_ptr()
+    launch.hypers[0, :3] = 1.0, 0.0, 1.0
+    chunk, layout = launch.chunks[-1], launch.layouts[0]
+    starts = chunk["offset"] + np.arange(chunk["rows"]) * layout["param_row"]
+    tile = torch.from_numpy((starts[:, None] + np.arange(chunk["length"])).ravel())
+    values = (torch.arange(len(tile)) % 64).to(dtype)
+    p[tile], p[tile.min() - 1] = 100.0, 100.0
+    g[tile // shape[1], tile % shape[1]] = values
+    launch.kernel.ctypes(launch.job.ctypes.data, launch.count - 1, launch.count, 0)
+    assert torch.equal(p[tile], 100.0 - values)
+    assert p[tile.min() - 1] == 100.0
+    assert tile.max() == size - 1
