@@ -96,9 +96,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _refuse_inside_step(self) -> None:
         if self._inside:
-            raise RuntimeError(
-                "this optimizer is inside a step: neither step nor load nor add to it there"
-            )
+            raise RuntimeError("this optimizer is inside a step: neither step nor load nor add to it there")
 
     def _update(self, scale: float) -> None:
         """Update every parameter that has a gradient, which is first multiplied by a scale."""
