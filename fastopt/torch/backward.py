@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..kernels.tensors import OUT_OF_DATE
 from .optimizers import Optimizer
 from .tensors import is_distributed
+from .updater import Updater
 
 
 def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **options: Any) -> StepInBackward:
@@ -69,7 +70,7 @@ class StepInBackward:
             raise ValueError("a distributed model's gradients are reduced after backward: use the optimizer's step()")
         self._optimizer = optimizer_class(trained, **options)
         # Made now: what they allocate during backward would settle where a gradient was, and leave the next no room.
-        self._updaters = {param: self._optimizer._updater_of(param) for _, param in trained}
+        self._updaters: dict[Tensor, Updater] = {param: self._optimizer._updater_of(param) for _, param in trained}
         self._stepped: set[Tensor] = set()  # in this backward pass
         self._lock = threading.RLock()
         self._hooks: list[Any] = [
