@@ -194,7 +194,7 @@ def test_rules_with_two_and_three_states(monkeypatch):
         rule = rules.Rule(function.__name__, tuple("abc"[:states]), ("lr", "eps")[: states - 1], rules.sgd_row)
         kernel = cfunc(cpu.SIGNATURE, error_model="numpy")(cpu.make_kernel(rule.name, np.float64))
         monkeypatch.setitem(cpu._kernels, (rule.name, "float64"), kernel)
-        launch = Launch(rule, np.dtype(np.float64), [10])
+        launch = Launch(rule, "float64", [10])
         p, g, *rest = (np.full(10, value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)[: 2 + states])
         launch.addresses[0, : 2 + states] = [array.ctypes.data for array in (p, g, *rest)]
         launch.hypers[0, :4] = 1.0, 0.0, 0.5, 0.25
