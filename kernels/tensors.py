@@ -32,9 +32,9 @@ def exchange_table(tensor_type: Any) -> int:
     capsule = getattr(tensor_type, "__dlpack_c_exchange_api__", None)
     if lib is None or type(capsule).__name__ != "PyCapsule":
         return 0
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    table = pointer(capsule, b"dlpack_exchange_api")
+    # A prototype of our own: ctypes.pythonapi and its functions belong to the whole process.
+    prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    table = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, b"dlpack_exchange_api")
     major = ctypes.cast(table, ctypes.POINTER(ctypes.c_uint32))[0]
     return int(table) if major == 1 else 0
 

@@ -373,7 +373,7 @@ class Wrapper(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         """Do nothing that a step may ask for."""
-        raise NotImplementedError(function)
+        raise AssertionError(f"{function} was called")
 
 
 def negated(shape):

@@ -20,7 +20,7 @@ def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **optio
     """Update the parameters of a model during ``loss.backward()``, each when its gradient is ready.
 
     The gradient is still in the processor's cache then, and is freed at once: memory for gradients is that of the
-    largest, not of all. There is no ``step()`` and no ``zero_grad()``; every backward pass takes a step, so that
+    largest, not of all. There is no ``step()`` to take and nothing to zero; every backward pass takes a step, so that
     gradients of several passes cannot be accumulated. Since an update comes before the other gradients are known,
     nothing can look at all of them first: neither ``torch.amp.GradScaler`` nor clipping by the norm.
 
