@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compilation import Recorder
 from fastopt.kernels import cpu
 from fastopt.kernels.tables import ABI, ELEMENTS
 from instructions import FUSED, OUTLINED, any_arithmetic, packed
@@ -289,21 +290,6 @@ KINDS = {
     "scheduled": (fastopt.SGD, {"lr": lambda step: 0.1 / (1 + step), "momentum": 0.9}),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-class Recorder(event.Listener):
-    """Counts what Numba compiles or loads."""
-
-    def __init__(self):
-        self.events = []
-
-    def on_start(self, event):
-        """Note an event."""
-        self.events.append(event.kind)
-
-    def on_end(self, event):
-        """Note an event."""
-        self.events.append(event.kind)
 
 
 def compiles(act):

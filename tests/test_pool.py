@@ -5,9 +5,6 @@ import faulthandler
 import inspect
 import os
 import re
-import signal
-import subprocess
-import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +15,10 @@ from fastopt.kernels import cpu, pool
 from fastopt.kernels.extension import ffi, lib
 from numba import carray, cfunc, types
 from numba.extending import intrinsic
+from processes import DEADLOCK, run_script
 
 import fastopt
 
-DEADLOCK = 60  # seconds after which something that waits is called a deadlock; nothing here takes one
 MOST_THREADS = 1024
 KINDS = {
     "sgd": (fastopt.SGD, {"lr": 0.1}),
@@ -38,27 +35,6 @@ def _same_threads_afterwards():
     yield
     faulthandler.cancel_dump_traceback_later()
     pool.set_num_threads(before)
-
-
-def run_script(script, cwd, **environment):
-    """Run a script in a Python process of its own: exit status, output, errors; a deadlock there is a failure here."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=DEADLOCK)
-    except subprocess.TimeoutExpired:
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)  # its children too
-        process.kill()
-        raise
-    return process.returncode, output, errors
 
 
 def assert_passes(script, cwd, **environment):

@@ -2,11 +2,6 @@
 
 import ctypes
 import faulthandler
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +11,13 @@ import torch
 import torch_cases
 from fastopt.kernels import cpu, pool, team
 from fastopt.kernels.extension import _pool
+from processes import DEADLOCK, run_script
 from torch.nn import Parameter
 from torch_cases import KINDS, bits, states
 
 import fastopt.torch as subject
 from fastopt.torch.threads import THREADS, TorchThreads
 
-DEADLOCK = 60  # seconds after which something that waits is called a deadlock; nothing here takes one
 SHAPES = [(300_003,), (400, 600), (5,), (32, 64, 3, 3)]
 ALL = pytest.mark.parametrize("kind", KINDS)
 
@@ -34,26 +29,6 @@ def _same_threads_afterwards():
     yield
     faulthandler.cancel_dump_traceback_later()
     torch.set_num_threads(before)
-
-
-def run_script(script, cwd, **environment):
-    """Run a script in a Python process of its own: exit status, output, errors; a deadlock there is a failure here."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=DEADLOCK)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its children too
-        process.kill()
-        raise
-    return process.returncode, output, errors
 
 
 SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)

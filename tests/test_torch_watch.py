@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch_cases
+from compilation import Recorder
 from fastopt.kernels import cpu, extension, tables
 from fastopt.kernels.tensors import ASSIGNED, OUT_OF_DATE
 from numba.core import event
@@ -577,21 +578,6 @@ def test_replaced_memory_is_freed(kind):
 
 
 # Repeated steps
-
-
-class Recorder(event.Listener):
-    """Counts what Numba compiles or loads."""
-
-    def __init__(self):
-        self.events = []
-
-    def on_start(self, event):
-        """Note an event."""
-        self.events.append(event.kind)
-
-    def on_end(self, event):
-        """Note an event."""
-        self.events.append(event.kind)
 
 
 @both_readers

@@ -8,7 +8,6 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, TypeAlias
 
@@ -75,12 +74,12 @@ class Optimizer(torch.optim.Optimizer):
         self._groups = groups
         return self._updater
 
-    def _read(self, updater: Updater, read: Callable[[], int]) -> int:
-        """Let an updater read the gradients after a look at the options, where these have changed."""
+    def _read_or_repeat(self, updater: Updater, scale: float) -> int:
+        """Let an updater take the last step again, or read the gradients; after a look at options that have changed."""
         watch = updater.watch
         if watch.groups is not self.param_groups or watch.states is not self.state:
             return OUT_OF_DATE
-        unread = ASSIGNED if self._has_moving_options else read()
+        unread = ASSIGNED if self._has_moving_options else updater.read_or_repeat(scale)
         if unread == ASSIGNED:
             updater.settle()
             for group in self._groups:
@@ -105,7 +104,7 @@ class Optimizer(torch.optim.Optimizer):
             self._inside = True
             try:
                 updater = self._updater or self._adopt()  # there is none after unpickling or copying
-                unread = self._read(updater, partial(updater.read_or_repeat, scale))
+                unread = self._read_or_repeat(updater, scale)
                 if unread == OUT_OF_DATE:
                     updater = self._adopt()
                     unread = updater.read_anew()

@@ -98,7 +98,7 @@ class Part:
 
     def __init__(self, updater: Updater, bits: bytes) -> None:
         self.bits = bits
-        self.which = slice(None) if bits == updater.plan.everyone else np.frombuffer(bits, bool)
+        self.which = slice(None) if bits == updater.everyone else np.frombuffer(bits, bool)
         parameters = [parameter for parameter, bit in zip(updater.parameters, bits, strict=True) if bit]
         self.with_gaps = [parameter for parameter in parameters if parameter.has_gaps]
         self.repeatable = bits == updater.everyone and not self.with_gaps
