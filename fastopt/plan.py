@@ -29,6 +29,10 @@ from .rules import RULES, Options, Row, Rule
 # So many for each thread: below twice that one is faster than two, after a millisecond of other work (`fastopt bench`).
 ELEMENTS_PER_THREAD = 100_000
 
+# So many claims each thread makes on a large job. With a claim for each chunk, threads that take turns at neighbours
+# spoil each other's prefetching, for some 5 % of the time of ResNet-50 and GPT-2; with four, a late one delays all.
+RUNS = 16
+
 
 class Tensor:
     """One parameter: its array, its states, and the count of its own steps."""
@@ -185,9 +189,11 @@ class Launch:
             self.table["layout"][row] = address(self.layouts[row : row + 1])
         self.job["chunks"] = address(self.chunks)
         self.count = len(self.chunks)
-        # Small tensors are claimed many at once, for about a chunk's worth of work.
-        self.grain = max(1, self.count * CHUNK_ELEMENTS // max(self.elements, 1))
         self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
+        # Small tensors are claimed many at once, for about a chunk's worth of work, and of large jobs long runs.
+        small = self.count * CHUNK_ELEMENTS // max(self.elements, 1)
+        long = self.count // (RUNS * min(self.workers, self.threads.get_num_threads()))
+        self.grain = max(1, small, long)
         if strided:
             self.workers = min(self.workers, max(pool.cores(), self.threads.get_num_threads()))
             self.scratch = np.empty((self.workers, TILE_ELEMENTS * self.itemsize), np.uint8)

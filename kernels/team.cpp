@@ -16,8 +16,6 @@ namespace {
 // GOMP_parallel, which GNU's runtime has, and those of LLVM and Intel as well.
 using Parallel = void (*)(void (*region)(void *), void *data, unsigned threads, unsigned flags);
 
-constexpr int64_t kRuns = 16;  // that a thread takes of a large job; with 4, one that is late leaves the others none
-
 struct Region {
     fastopt_kernel kernel;
     const fastopt_job *job;
@@ -57,10 +55,7 @@ extern "C" void fastopt_run_team(fastopt_kernel kernel, const fastopt_job *job, 
         kernel(job, 0, chunks, 0);
         return;
     }
-    // Long runs for large jobs: threads that take turns at neighbouring chunks spoil each other's prefetching, for about
-    // 5 % of the time of ResNet-50's and GPT-2's steps.
-    int64_t run = chunks / (threads * kRuns);
-    Region region{kernel, job, chunks, grain < run ? run : grain, threads};
+    Region region{kernel, job, chunks, grain, threads};
     // The region's end is a barrier of the runtime, so that all that was written is seen here.
     // Zero asks for a team of the size that torch's own regions have: the runtime would end the threads that a smaller
     // one leaves over, and start others for torch's next region.
