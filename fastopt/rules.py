@@ -52,6 +52,8 @@ class Rule:
         Of the scalar function in ``kernels/cpu.py``, the functor in ``kernels/rules.h`` and the oracle in the tests.
     states : tuple of str
         The arrays kept for each parameter, named as in a state dict.
+    options : tuple of str
+        What the row is computed from, in the order in which the functor takes it.
     hypers : tuple of str
         The rule's own numbers in a hyper row, in the order in which the scalar function takes them.
     row : callable
@@ -67,6 +69,7 @@ class Rule:
 
     name: str
     states: tuple[str, ...]
+    options: tuple[str, ...]
     hypers: tuple[str, ...]
     row: Callable[[Options, int, bool], Row]
     initial: str | None = None
@@ -104,12 +107,16 @@ def adagrad_row(options: Options, step: int, first: bool) -> Row:
     return factor(options), options["weight_decay"], lr, options["eps"]
 
 
-SGD = Rule("sgd", (), ("lr",), sgd_row, sparse=True)
-MOMENTUM = Rule("momentum", ("momentum_buffer",), ("lr", "momentum"), momentum_row)
-NESTEROV = Rule("nesterov", ("momentum_buffer",), ("lr", "momentum"), momentum_row)
+OF_SGD = ("maximize", "weight_decay", "lr")
+OF_MOMENTUM = (*OF_SGD, "momentum", "dampening")
+
+SGD = Rule("sgd", (), OF_SGD, ("lr",), sgd_row, sparse=True)
+MOMENTUM = Rule("momentum", ("momentum_buffer",), OF_MOMENTUM, ("lr", "momentum"), momentum_row)
+NESTEROV = Rule("nesterov", ("momentum_buffer",), OF_MOMENTUM, ("lr", "momentum"), momentum_row)
 ADAGRAD = Rule(
     "adagrad",
     ("sum",),
+    ("maximize", "weight_decay", "lr", "eps", "lr_decay"),
     ("lr", "eps"),
     adagrad_row,
     initial="initial_accumulator_value",

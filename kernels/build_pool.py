@@ -10,20 +10,20 @@ HERE = Path(__file__).parent
 
 
 def declarations(header: str) -> str:
-    """The part of the header that cffi reads: plain C between its two marks."""
-    match = re.search(r"/\* begin \*/(.*)/\* end \*/", header, re.DOTALL)
+    """The part of a header that cffi reads: plain C between its two marks."""
+    match = re.search(r"/\* begin \*/(.*)/\* end \*/", (HERE / header).read_text(encoding="utf-8"), re.DOTALL)
     if match is None:
-        raise ValueError("fastopt.h has lost its begin and end marks")
+        raise ValueError(f"{header} has lost its begin and end marks")
     return match.group(1)
 
 
 ffi = cffi.FFI()
-ffi.cdef(declarations((HERE / "fastopt.h").read_text(encoding="utf-8")))
+ffi.cdef(declarations("tables.h") + declarations("fastopt.h"))
 ffi.set_source(
     "fastopt.kernels._pool",
     '#include "fastopt.h"',
     sources=["kernels/pool.cpp", "kernels/reader.cpp", "kernels/tensors.cpp", "kernels/team.cpp"],
-    depends=["kernels/fastopt.h", "kernels/python.h"],
+    depends=["kernels/tables.h", "kernels/fastopt.h", "kernels/python.h"],
     include_dirs=["kernels"],
     source_extension=".cpp",
     py_limited_api=False,  # the reader uses the buffer protocol, which the limited API of Python 3.10 lacks

@@ -1,16 +1,9 @@
-/* fastopt.h: the C ABI of fastopt's CPU kernels. Plain C; a kernel is handed a job and a range of its chunks.
- *
- * All offsets and lengths count elements unless they say bytes. Reserved fields are zero. */
+/* fastopt.h: the C ABI of fastopt's CPU kernels, and of all else in the extension. Plain C; a kernel is handed a job, which
+ * tables.h describes, and a range of its chunks. */
 #ifndef FASTOPT_H
 #define FASTOPT_H
 
-#include <stdint.h>
-
-#define FASTOPT_ABI 1    /* changes with every change of a struct or a signature below */
-#define FASTOPT_STATES 3 /* state arrays that a tensor has room for */
-#define FASTOPT_HYPERS 8 /* doubles in a hyper row */
-
-#define FASTOPT_NDIM 64  /* axes of an array, at most */
+#include "tables.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -18,46 +11,6 @@ extern "C" {
 
 /* cffi reads what stands between the next two marks; no preprocessor there. */
 /* begin */
-
-/* How a gradient lies whose storage order is not its parameter's. */
-typedef struct fastopt_layout {
-    int64_t param_row; /* from one row of a tile to the next, in the parameter */
-    int64_t grad_row;  /* the same in the gradient, in bytes */
-    int64_t grad_item; /* from one element of a row to the next in the gradient, in bytes */
-} fastopt_layout;
-
-/* A row of the tensor table. */
-typedef struct fastopt_tensor {
-    void *param;
-    const void *grad; /* null: no gradient this step, the tensor is left alone */
-    void *states[3];              /* of the parameter's type; float where that has 16 bits */
-    void *auxiliary;              /* reserved: scales, averages */
-    const fastopt_layout *layout; /* null: parameter, gradient and states share one storage order */
-    int32_t hyper;                /* index of the tensor's hyper row */
-    int32_t flags;                /* reserved */
-} fastopt_tensor;
-
-/* A row of the chunk table: a run of elements, or a tile of several where the tensor has a layout. */
-typedef struct fastopt_chunk {
-    int32_t tensor;
-    int32_t rows;        /* runs in the tile; 1 without a layout */
-    int64_t offset;      /* of the first element, in parameter and states */
-    int64_t grad_offset; /* the same in the gradient; in bytes where the tensor has a layout */
-    int64_t length;      /* of a run */
-} fastopt_chunk;
-
-/* All that a kernel gets. A hyper row holds FASTOPT_HYPERS doubles: the gradient's factor (-1 to maximize), the weight
- * decay, then the rule's own hyperparameters in its order. */
-typedef struct fastopt_job {
-    int64_t abi; /* FASTOPT_ABI of whoever wrote it, for kernels that were compiled elsewhere */
-    const fastopt_tensor *tensors;
-    const fastopt_chunk *chunks;
-    const double *hypers;
-    void *partials; /* reserved: a partial sum for each chunk */
-    void *scratch;  /* scratch_bytes for each worker, if any tensor has a layout */
-    int64_t scratch_bytes;
-    const int32_t *skip; /* reserved: a flag on which the step changes nothing */
-} fastopt_job;
 
 /* Updates the chunks begin to end - 1. Worker is below the number of threads, and different for each. */
 typedef void (*fastopt_kernel)(const fastopt_job *job, int64_t begin, int64_t end, int64_t worker);
@@ -78,6 +31,8 @@ typedef struct fastopt_shape {
     int64_t ndim;           /* -1: as nothing is */
     int64_t itemsize;
     int64_t format; /* 'f' or 'd'; of a tensor, DLPack's code of the type */
+    int32_t device_type; /* of a tensor, DLPack's code of the device, */
+    int32_t device_id;   /* and its number */
 } fastopt_shape;
 
 /* Ranges of addresses, in order of their starts; `ends` says how far each, and all before it, reach. */

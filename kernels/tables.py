@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-ABI = 1
+ABI = 2
 STATES = 3
 HYPERS = 8
+OPTIONS = 8
+WORDS = 496
 
 # What a parameter and its gradient may hold -> as what they lie in memory, and what is computed in; states are of the
 # latter. Numba has arrays of neither half: they lie as bits, of two types, by which overloads tell them apart.
@@ -48,7 +50,15 @@ CHUNK = np.dtype(
     ]
 )
 SHAPE = np.dtype(
-    [("lengths", np.int64), ("strides", np.int64), ("ndim", np.int64), ("itemsize", np.int64), ("format", np.int64)]
+    [
+        ("lengths", np.int64),
+        ("strides", np.int64),
+        ("ndim", np.int64),
+        ("itemsize", np.int64),
+        ("format", np.int64),
+        ("device_type", np.int32),
+        ("device_id", np.int32),
+    ]
 )
 EXTENTS = np.dtype([("count", np.int64), ("starts", np.int64), ("ends", np.int64)])
 HOLDINGS = np.dtype(
@@ -105,6 +115,37 @@ JOB = np.dtype(
         ("scratch", np.int64),
         ("scratch_bytes", np.int64),
         ("skip", np.int64),
+    ]
+)
+COHORT = np.dtype(
+    [
+        ("rule", np.int64),
+        ("first", np.int64),
+        ("steps", np.float64),
+        ("clock", np.float64),
+        ("options", np.float64, (OPTIONS,)),
+        ("schedules", np.int64, (OPTIONS,)),
+    ]
+)
+COURSE = np.dtype(
+    [
+        ("cohorts", np.int64),
+        ("n", np.int64),
+        ("taken", np.int64),
+        ("hypers", np.int64),
+        ("rounded", np.int64),
+        ("scale", np.int64),
+        ("skip", np.int64),
+    ]
+)
+MESSAGE = np.dtype(
+    [
+        ("to", np.int64),
+        ("apart", np.int64),
+        ("count", np.int64),
+        ("edition", np.int64),
+        ("number", np.int64),
+        ("words", np.int64, (WORDS,)),
     ]
 )
 

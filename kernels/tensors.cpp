@@ -30,7 +30,6 @@ struct Exchange {
     int (*borrow)(void *object, Tensor *tensor);  // dltensor_from_py_object_no_sync; its only copy is the struct
     int (*stream)();
 };
-constexpr int32_t kCpu = 1;
 
 // A tensor's description, which its object owns; false where it has none.
 class Borrowed {
@@ -52,8 +51,9 @@ public:
     // imaginary part of a conjugate, can be told from others here only by its strides, all of which are even.
     bool is(const fastopt_shape &shape) const {
         size_t size = static_cast<size_t>(shape.ndim) * sizeof(int64_t);
-        return held_ && tensor_.device_type == kCpu && tensor_.ndim == shape.ndim && tensor_.code == shape.format &&
-               tensor_.bits == shape.itemsize * 8 && tensor_.lanes == 1 &&
+        return held_ && tensor_.device_type == shape.device_type && tensor_.device_id == shape.device_id &&
+               tensor_.ndim == shape.ndim && tensor_.code == shape.format && tensor_.bits == shape.itemsize * 8 &&
+               tensor_.lanes == 1 &&
                (size == 0 || (std::memcmp(tensor_.shape, shape.lengths, size) == 0 &&
                               std::memcmp(tensor_.strides, shape.strides, size) == 0));
     }

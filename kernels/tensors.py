@@ -39,12 +39,14 @@ def exchange_table(tensor_type: Any) -> int:
     return int(table) if major == 1 else 0
 
 
-Shape = tuple[str, int, Sequence[int], Sequence[int]]
+DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's codes
+Shape = tuple[str, int, Sequence[int], Sequence[int], tuple[int, int]]
 
 
 def shape_of(tensor: Any) -> Shape:
-    """Describe a tensor: name of its dtype, size of an element in bytes, shape and strides, in elements."""
-    return str(tensor.dtype).removeprefix("torch."), tensor.itemsize, tensor.shape, tensor.stride()
+    """Describe a tensor: name of its dtype, size of an element in bytes, shape and strides, in elements, and device."""
+    device = DEVICES[tensor.device.type], tensor.device.index or 0
+    return str(tensor.dtype).removeprefix("torch."), tensor.itemsize, tensor.shape, tensor.stride(), device
 
 
 class Shapes:
@@ -57,11 +59,12 @@ class Shapes:
         for row, shape in zip(self.table, expected, strict=True):
             if shape is None or shape[0] not in CODES:
                 continue
-            name, itemsize, lengths, strides = shape
+            name, itemsize, lengths, strides, device = shape
             axes = np.array([lengths, strides], np.int64).reshape(2, -1)
             self.pointed_to.append(axes)
             row["lengths"], row["strides"], row["ndim"] = address(axes[0]), address(axes[1]), len(lengths)
             row["itemsize"], row["format"] = itemsize, CODES[name]
+            row["device_type"], row["device_id"] = device
 
 
 def same(objects: list[Any], others: list[Any]) -> bool:

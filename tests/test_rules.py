@@ -191,7 +191,9 @@ def test_rules_with_two_and_three_states(monkeypatch):
 
     for states, function in ((2, two), (3, three)):
         cpu.rule(states=states)(function)
-        rule = rules.Rule(function.__name__, tuple("abc"[:states]), ("lr", "eps")[: states - 1], rules.sgd_row)
+        rule = rules.Rule(
+            function.__name__, tuple("abc"[:states]), rules.OF_SGD, ("lr", "eps")[: states - 1], rules.sgd_row
+        )
         kernel = cfunc(cpu.SIGNATURE, error_model="numpy")(cpu.make_kernel(rule.name, np.float64))
         monkeypatch.setitem(cpu._kernels, (rule.name, "float64"), kernel)
         launch = Launch(rule, "float64", [10])

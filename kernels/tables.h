@@ -1,0 +1,100 @@
+/* tables.h: what kernels read, on the CPU and on GPUs, where the same tables lie in the device's memory; tables.py is the
+ * host's side of it. Plain C.
+ *
+ * All offsets and lengths count elements unless they say bytes. Reserved fields are zero. */
+#ifndef FASTOPT_TABLES_H
+#define FASTOPT_TABLES_H
+
+#ifdef __CUDACC_RTC__ /* which has no headers */
+typedef int int32_t;
+typedef long long int64_t;
+#else
+#include <stdint.h>
+#endif
+
+#define FASTOPT_ABI 2      /* changes with every change of a struct or a signature below */
+#define FASTOPT_STATES 3   /* state arrays that a tensor has room for */
+#define FASTOPT_HYPERS 8   /* numbers in a hyper row */
+#define FASTOPT_OPTIONS 8  /* options that a hyper row is computed from, at most */
+#define FASTOPT_WORDS 496  /* int64 in a message: with the rest of it within the 4 KB that a launch may take along */
+
+#define FASTOPT_NDIM 64 /* axes of an array, at most */
+
+/* cffi reads what stands between the next two marks; no preprocessor there. */
+/* begin */
+
+/* How a gradient lies whose storage order is not its parameter's. */
+typedef struct fastopt_layout {
+    int64_t param_row; /* from one row of a tile to the next, in the parameter */
+    int64_t grad_row;  /* the same in the gradient, in bytes */
+    int64_t grad_item; /* from one element of a row to the next in the gradient, in bytes */
+} fastopt_layout;
+
+/* A row of the tensor table. */
+typedef struct fastopt_tensor {
+    void *param;
+    const void *grad; /* null: no gradient this step, the tensor is left alone */
+    void *states[3];              /* of the parameter's type; float where that has 16 bits */
+    void *auxiliary;              /* reserved: scales, averages */
+    const fastopt_layout *layout; /* null: parameter, gradient and states share one storage order */
+    int32_t hyper;                /* index of the tensor's hyper row */
+    int32_t flags;                /* reserved */
+} fastopt_tensor;
+
+/* A row of the chunk table: a run of elements, or a tile of several where the tensor has a layout. */
+typedef struct fastopt_chunk {
+    int32_t tensor;
+    int32_t rows;        /* runs in the tile; 1 without a layout */
+    int64_t offset;      /* of the first element, in parameter and states */
+    int64_t grad_offset; /* the same in the gradient; in bytes where the tensor has a layout */
+    int64_t length;      /* of a run */
+} fastopt_chunk;
+
+/* All that a kernel gets. A hyper row holds FASTOPT_HYPERS numbers: the gradient's factor (-1 to maximize), the weight
+ * decay, then the rule's own hyperparameters in its order. */
+typedef struct fastopt_job {
+    int64_t abi; /* FASTOPT_ABI of whoever wrote it, for kernels that were compiled elsewhere */
+    const fastopt_tensor *tensors;
+    const fastopt_chunk *chunks;
+    const void *hypers; /* of double; on a GPU, of the type that the kernel computes in */
+    void *partials; /* reserved: a partial sum for each chunk */
+    void *scratch;  /* scratch_bytes for each worker, if any tensor has a layout */
+    int64_t scratch_bytes;
+    const int32_t *skip; /* null, or a flag: where it is not 0, the step changes nothing; seen by GPU kernels alone */
+} fastopt_job;
+
+/* What one hyper row is computed from on a GPU, where steps are counted that the host does not see: those of a captured
+ * graph, and those that may be skipped. */
+typedef struct fastopt_cohort {
+    int64_t rule;  /* its number in FASTOPT_RULES */
+    int64_t first; /* whether states begin with the next step */
+    double steps;  /* that its tensors had taken when this was written */
+    double clock;  /* the same of its group: what schedules go by */
+    double options[8];          /* in the rule's order */
+    const double *schedules[8]; /* records of those that drive options; null: the number stays */
+} fastopt_cohort;
+
+/* All that `advance` gets: a kernel of one thread, ahead of the updates of a step. */
+typedef struct fastopt_course {
+    const fastopt_cohort *cohorts;
+    int64_t n;
+    int64_t *taken;      /* steps, since the cohorts were written */
+    double *hypers;      /* n rows, */
+    float *rounded;      /* and the same in float32 */
+    const float *scale;  /* null, or what gradients are to be divided by */
+    const int32_t *skip; /* as in a job */
+} fastopt_course;
+
+/* Numbers for a table in a GPU's memory, sent along with a launch, so that no memory of the host is read later. */
+typedef struct fastopt_message {
+    int64_t *to;
+    int64_t apart;          /* how many int64 from one number's place to the next one's */
+    int64_t count;          /* of numbers, at most FASTOPT_WORDS */
+    const int64_t *edition; /* null, or the edition of what is there: it is written over only if */
+    int64_t number;         /* it is below this one, */
+    int64_t words[496];     /* so that a graph that sends it again at each replay changes nothing */
+} fastopt_message;
+
+/* end */
+
+#endif
