@@ -3,16 +3,56 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .kernels.reader import Array, address
 
 OVERLAP_WORK = 1_000_000  # how long to look for a shared element before it counts as found
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+CUDA = (2, 13)  # DLPack's codes of a GPU's memory, the second one's managed by the driver
+
+
+def is_on_device(value: Any) -> bool:
+    """Say whether something is an array in a GPU's memory, of whatever library."""
+    if isinstance(value, np.ndarray):
+        return False
+    if hasattr(value, "__cuda_array_interface__"):
+        return True
+    return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in CUDA
+
+
+def is_array(value: Any) -> bool:
+    """Say whether something is one array, and not several."""
+    return isinstance(value, np.ndarray) or is_on_device(value)
+
+
+class Described:
+    """Memory that NumPy cannot read, described as if it could; ``base`` of an array that is made of it."""
+
+    def __init__(self, owner: Any, address: int, dtype: Any, shape: Sequence[int], strides: Sequence[int]) -> None:
+        self.owner = owner
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, False),
+            "typestr": np.dtype(dtype).str,
+            "shape": tuple(shape),
+            "strides": tuple(strides),
+        }
+
+
+def described(owner: Any, address: int, dtype: Any, shape: Sequence[int], strides: Sequence[int]) -> Array:
+    """Return an array that says how memory on a device lies, for all that asks about layout and overlap.
+
+    Its elements must not be touched: they are not there. The owner of the memory lives as long as the array.
+    """
+    return np.asarray(Described(owner, address, dtype, shape, strides))
 
 
 def extent(array: Array) -> tuple[int, int]:
@@ -56,9 +96,17 @@ class Layout:
 
     def allocate(self, array: Array, value: float) -> Array:
         """Return a new array, filled with a value, that lies in memory as this one's does."""
-        like = self.in_storage_order(array)
-        new = np.zeros(like.shape, like.dtype) if value == 0 else np.full(like.shape, value, like.dtype)
-        return new if self.plain else new.transpose(np.argsort(self.axes))[self.backwards]
+        shape = self.stored_shape(array)
+        new = np.zeros(shape, array.dtype) if value == 0 else np.full(shape, value, array.dtype)
+        return self.turned_back(new)
+
+    def stored_shape(self, array: Array) -> tuple[int, ...]:
+        """Return the shape of an array with its axes turned into storage order."""
+        return array.shape if self.plain else tuple(array.shape[axis] for axis in self.axes)
+
+    def turned_back(self, stored: Any) -> Any:
+        """View an array of that shape, C-contiguous, with its axes turned so that it lies as this one's does."""
+        return stored if self.plain else stored.transpose(np.argsort(self.axes))[self.backwards]
 
 
 def check_type(what: str, array: Any) -> Array:
@@ -124,6 +172,13 @@ class Extents:
             if (other := self.overlapping(self.arrays[i + 1], i + 1)) is not None:
                 return other, self.names[i + 1]
         return None
+
+    def overlapped(self, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Say for each range of addresses whether any array's may overlap it."""
+        first = np.searchsorted(self.reaches, starts, "right")
+        beyond = np.append(self.starts, np.iinfo(np.int64).max)
+        overlap: npt.NDArray[np.bool_] = beyond[first] < ends
+        return overlap
 
     def overlapping(self, array: Array, count: int | None = None) -> Hashable | None:
         """Return the name of an array, among all or the first so many, that shares an element with this one."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .kernels.reader import Array
+from .kernels.reader import Array, address
 from .kernels.tables import CHUNK, LAYOUT
 
 CHUNK_ELEMENTS = 4096  # with its states well inside an L2 cache; 8192 was no faster, and splits less evenly
@@ -63,16 +63,22 @@ class Strides:
         return cls(tuple(shape), tuple(param), tuple(grad))
 
 
-def dense_chunks(sizes: Sequence[int]) -> Table:
-    """Cut tensors of these sizes into runs; the i-th size belongs to row i of the tensor table."""
+def located(gradient: Array) -> tuple[int, Strides | None]:
+    """Return where a gradient in its parameter's storage order lies, and how, unless just as the parameter does."""
+    dense = gradient.flags.c_contiguous and gradient.flags.aligned
+    return address(gradient), None if dense else Strides.of(gradient)
+
+
+def dense_chunks(sizes: Sequence[int], elements: int) -> Table:
+    """Cut tensors of these sizes into runs of so many elements; the i-th size belongs to row i of the tensor table."""
     size = np.asarray(sizes, np.int64)
-    counts = -(-size // CHUNK_ELEMENTS)
+    counts = -(-size // elements)
     chunks = np.zeros(int(counts.sum()), CHUNK)
     chunks["tensor"] = np.repeat(np.arange(len(size)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     chunks["rows"] = 1
-    chunks["offset"] = chunks["grad_offset"] = (np.arange(len(chunks)) - first) * CHUNK_ELEMENTS
-    chunks["length"] = np.minimum(np.repeat(size, counts) - chunks["offset"], CHUNK_ELEMENTS)
+    chunks["offset"] = chunks["grad_offset"] = (np.arange(len(chunks)) - first) * elements
+    chunks["length"] = np.minimum(np.repeat(size, counts) - chunks["offset"], elements)
     return chunks
 
 
@@ -108,10 +114,12 @@ def tiles(tensor: int, strides: Strides) -> tuple[Table, Table]:
     return chunks, layout
 
 
-def chunk_table(sizes: Sequence[int], strided: dict[int, Strides]) -> tuple[Table, Table]:
+def chunk_table(
+    sizes: Sequence[int], strided: dict[int, Strides], elements: int = CHUNK_ELEMENTS
+) -> tuple[Table, Table]:
     """Cut all tensors: their chunks, and a layout for each row (used where ``strided`` has that row)."""
     dense = [0 if row in strided else size for row, size in enumerate(sizes)]
-    parts = [dense_chunks(dense)]
+    parts = [dense_chunks(dense, elements)]
     layouts = np.zeros(len(sizes), LAYOUT)
     for row, strides in strided.items():
         part, layouts[row] = tiles(row, strides)

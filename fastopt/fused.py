@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import rules
+from . import host, rules
+from .arrays import is_on_device
 from .kernels.reader import Array
-from .plan import update_once
 from .rules import Rule, check
 
 
@@ -171,4 +171,10 @@ def _checked(**options: Any) -> dict[str, Any]:
 
 
 def _update(rule: Rule, p: Array, g: Array, states: Mapping[str, Array], options: Mapping[str, Any]) -> None:
-    update_once(rule, p, g, states, rule.row(options, 2, False))  # a step like any other, not the first
+    numbers = rule.row(options, 2, False)  # a step like any other, not the first
+    if is_on_device(p):
+        from . import gpu
+
+        gpu.update_once(rule, p, g, states, numbers)
+    else:
+        host.update_once(rule, p, g, states, numbers)

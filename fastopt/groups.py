@@ -7,9 +7,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Mut
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from . import schedules
+from .arrays import is_array
 from .checks import Count
 from .plateau import Plateau
 from .rules import SCHEDULABLE, check
@@ -30,6 +29,8 @@ class GroupOptions:
         The schedules in force themselves, by option. Never changed but replaced, since another thread may read it.
     entries, upcoming : dict
         The numbers and flags as they are, and as they are in the step that is under way.
+    fetch : callable or None
+        Brings the count and the numbers up to date, where a device counts the steps.
     """
 
     def __init__(self, index: int, entries: Mapping[str, Any]) -> None:
@@ -38,9 +39,12 @@ class GroupOptions:
         self.schedules: dict[str, StepFunction] = {}
         self.entries = dict(entries)
         self.upcoming = self.entries
+        self.fetch: Callable[[], None] | None = None
 
     def assign(self, given: Mapping[str, Any]) -> None:
         """Take several entries, all or none; a callable ``step -> number`` begins a schedule, a number ends one."""
+        if self.fetch is not None:
+            self.fetch()
         step = self._checked("step", given.get("step", self.entries["step"]), 0)
         checked = {name: self._checked(name, value, step) for name, value in given.items()}
         self.entries.update(checked)
@@ -132,6 +136,8 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         """Return an entry."""
+        if self.fetch is not None:
+            self.fetch()
         if name == "schedules":
             return self.described()
         return self.entries[name]
@@ -203,7 +209,7 @@ class Members:
 
     def __init__(self, params: Any) -> None:
         self.names: list[Hashable] | None = None
-        self.alone = isinstance(params, np.ndarray)
+        self.alone = is_array(params)
         self.given: Any = params
         if self.alone:
             self.arrays = [params]

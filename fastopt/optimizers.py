@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 
-from .arrays import check_like
+from .arrays import is_array, is_on_device
 from .checks import Count
 from .groups import ParamGroup, StepFunction, check_shared
+from .host import HostTensor
 from .kernels.reader import Array
-from .plan import Gradients, Plan, Tensor
+from .plan import ArrayTensor, Gradients, Plan
 from .rules import FAMILIES, HYPERPARAMETERS, Family, check
 
 Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]]
@@ -44,11 +45,11 @@ class Optimizer:
         if not hasattr(self, "_family"):
             raise TypeError("Optimizer is what all optimizers share: use SGD or Adagrad")
         given: Any = params
-        if isinstance(params, Iterable) and not isinstance(params, (np.ndarray, Mapping)):
+        if isinstance(params, Iterable) and not (isinstance(params, Mapping) or is_array(params)):
             given = list(params)
         self._grouped = isinstance(given, list) and len(given) > 0 and isinstance(given[0], Mapping)
         self._groups: list[ParamGroup] = []
-        self._tensors: list[Tensor] = []
+        self._tensors: list[ArrayTensor] = []
         for group in given if self._grouped else [{"params": given}]:
             self._append(group)
         self._plan = Plan(self._groups, self._tensors, self._family.choose)
@@ -67,7 +68,7 @@ class Optimizer:
         for key, array in zip(keys, group.members.arrays, strict=True):
             if key in taken:
                 raise ValueError(f"two groups have a parameter named {key!r}: give each its own name")
-            self._tensors.append(Tensor(key, array, group))
+            self._tensors.append(tensor_of(key, array, group))
         self._groups.append(group)
 
     @property
@@ -86,7 +87,7 @@ class Optimizer:
             self._plan.settle()
             return MappingProxyType(
                 {
-                    tensor.key: MappingProxyType({"step": tensor.step, **tensor.states})
+                    tensor.key: MappingProxyType({"step": tensor.step, **tensor.shown()})
                     for tensor in self._tensors
                     if tensor.step or tensor.states
                 }
@@ -178,7 +179,7 @@ class Optimizer:
                 raise
             self._bound = None
 
-    def _of(self, group: ParamGroup) -> list[Tensor]:
+    def _of(self, group: ParamGroup) -> list[ArrayTensor]:
         return [tensor for tensor in self._tensors if tensor.group is group]
 
     def _mirrored(self, grads: Grads) -> Sequence[Any]:
@@ -265,7 +266,7 @@ class Optimizer:
             raise ValueError(f"the state dict has state for {list(given)!r:.200}; parameters are {list(keys)!r:.200}")
         return [self._checked_state(tensor, given.get(tensor.key, {"step": 0})) for tensor in self._tensors]
 
-    def _checked_state(self, tensor: Tensor, given: Any) -> tuple[int, dict[str, Array]]:
+    def _checked_state(self, tensor: ArrayTensor, given: Any) -> tuple[int, dict[str, Array]]:
         if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {"step", *self._family.states}:
             names = ", ".join(self._family.states)
             raise ValueError(f"the state of {tensor} must be a dict of step and {names}, not {given!r:.200}")
@@ -275,10 +276,7 @@ class Optimizer:
             if step and name not in given and all(name in rule.states for rule in self._family.rules):
                 raise ValueError(f"the state of {tensor} has {step} steps but no {name}, without which it cannot go on")
             if name in given:
-                what = f"the {name} of {tensor} in the state dict"
-                source = check_like(what, given[name], "its parameter", tensor.dtype, tensor.shape)
-                arrays[name] = tensor.layout.allocate(tensor.array, 0.0)
-                arrays[name][...] = source
+                arrays[name] = tensor.loaded(f"the {name} of {tensor} in the state dict", given[name])
         return step, arrays
 
     def __repr__(self) -> str:
@@ -287,7 +285,7 @@ class Optimizer:
         for group in self._groups:
             tensors = self._of(group)
             elements = sum(tensor.array.size for tensor in tensors)
-            dtypes = "/".join(sorted({tensor.dtype.name for tensor in tensors}))
+            dtypes = "/".join(sorted({tensor.format for tensor in tensors}))
             options = {**group.options(), **group.schedules}
             shown = ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "schedules")
             lines.append(f"  group {group.index}: {len(tensors)} arrays, {elements:,} elements, {dtypes}: {shown}\n")
@@ -478,5 +476,14 @@ class Adagrad(Optimizer):
         )
 
 
+def tensor_of(key: Hashable, param: Any, group: ParamGroup) -> ArrayTensor:
+    """Return a parameter's tensor, by where it lies."""
+    if is_on_device(param):
+        from .gpu import GpuTensor
+
+        return GpuTensor(key, param, group)
+    return HostTensor(key, param, group)
+
+
 def _copy(value: Any) -> Any:
-    return value.copy(order="K") if isinstance(value, np.ndarray) else value
+    return value.copy(order="K") if is_array(value) else value

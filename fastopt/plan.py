@@ -1,8 +1,13 @@
-"""From checked arrays to launches: the tensor table, the chunk table, the hyper rows, and who counts what.
+"""From checked arrays to launches: which tensors share a kernel, which share a hyper row, and who counts what.
 
-A `Plan` belongs to an optimizer. It splits the tensors into one `Launch` per rule and format, and those that take part
-in a step into `Cohort`s, one per hyper row: tensors of one group that have taken the same number of steps. As a rule
-there is one launch and a cohort per group, and a step rewrites nothing but the addresses of new gradients.
+A `Plan` belongs to an optimizer. It splits the tensors into one `Launch` per rule, format and place, the host or a
+device, and those that take part in a step into `Cohort`s, one per hyper row: tensors of one group that have taken the
+same number of steps. As a rule there is one launch and a cohort per group, and a step rewrites nothing but the
+addresses of new gradients.
+
+The plan counts steps, and computes their hyper rows; but not those that a captured graph takes when it is replayed, nor
+those that are skipped where only the device can know. From the first of these on, the devices count, and are asked for
+the count when somebody wants to know it: the steps are taken *away*.
 """
 
 from __future__ import annotations
@@ -10,42 +15,122 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Extents, check_dense, check_like, extent, pin
-from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
+from .arrays import Extents, Layout, extent, pin
+from .away import Away
+from .chunks import Strides, located
 from .groups import GroupOptions
-from .kernels import pool
-from .kernels.cold import kernel
-from .kernels.reader import UNREAD, Array, Reader, address, read_alike
-from .kernels.tables import ABI, ELEMENTS, HYPERS, JOB, TENSOR
+from .kernels.reader import UNREAD, Array, Reader
+from .kernels.tables import HYPERS
 from .rules import RULES, Options, Row, Rule
 
-# So many for each thread: below twice that one is faster than two, after a millisecond of other work (`fastopt bench`).
-ELEMENTS_PER_THREAD = 100_000
-
-# So many claims each thread makes on a large job. With a claim for each chunk, threads that take turns at neighbours
-# spoil each other's prefetching, for some 5 % of the time of ResNet-50 and GPT-2; with four, a late one delays all.
-RUNS = 16
+Member = tuple[int, int, list[int]]  # of a launch: a tensor's row, its hyper row, the addresses of its states
 
 
-class Tensor:
-    """One parameter: its array, its states, and the count of its own steps."""
+class Launch(Protocol):
+    """One kernel over tensors of one rule, one format and one place: the tables, and the call."""
 
-    def __init__(self, key: Hashable, param: Any, group: GroupOptions) -> None:
+    strided: dict[int, Strides] | None  # row of a tensor -> how its gradient lies, where not as the parameter
+
+    def write_params(self, addresses: Sequence[int]) -> None:
+        """Take the addresses of the parameters."""
+
+    def write_members(self, members: Sequence[Member]) -> None:
+        """Take hyper rows and states of the tensors that take part."""
+
+    def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Take the hyper rows, which may change in place."""
+
+    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
+        """Take the addresses of gradients, which the caller keeps until the work is done."""
+
+    def __call__(self) -> None:
+        """Update."""
+
+
+class Launches(Protocol):
+    """What prepares a launch."""
+
+    def launch(self, rule: Rule, format: str, sizes: Sequence[int]) -> Launch:
+        """Prepare a launch over tensors of these sizes."""
+
+
+class Verdict(Protocol):
+    """What only the devices know of a step: what the gradients are divided by, and whether the step is skipped."""
+
+    def addresses(self, place: Any) -> tuple[int, int]:
+        """Return where a float and an int32 lie on a device that say so; 0 where gradients are not divided."""
+
+
+class Course(Launches, Protocol):
+    """A device's side of a plan's steps: their hyper rows, and the count of those that it takes away."""
+
+    capturing: bool
+
+    def begin(self, verdict: Verdict | None) -> None:
+        """Find out on which stream the step is put, and whether that is being captured."""
+
+    def send_rows(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Send hyper rows that the host has computed."""
+
+    def hold(self, record: Array) -> int:
+        """Return where a schedule's record lies in the device's memory, after putting it there."""
+
+    def describe(self, cohorts: Sequence[Cohort], taken: int, restart: bool) -> None:
+        """Take over what hyper rows are computed from, after so many steps away, and count from there, or anew."""
+
+    def tell(self) -> None:
+        """Send that, unless the device has it already, from a graph."""
+
+    def advance(self) -> None:
+        """Count a step, unless it is skipped, and compute its hyper rows."""
+
+    def taken(self) -> int:
+        """Wait for the device, and return how many steps it has counted."""
+
+
+class Place(Protocol):
+    """Where tensors lie and are updated: the host's memory, or a device's."""
+
+    on_device: bool
+
+    def open(self) -> Launches:
+        """Return what prepares a plan's launches: on a device, a course of the plan's own."""
+
+    def update(
+        self, rule: Rule, format: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+    ) -> None:
+        """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
+
+
+class Tensor(ABC):
+    """One parameter: how it lies in memory, its states, and the count of its own steps.
+
+    Attributes
+    ----------
+    array : ndarray
+        The parameter; where it lies on a device, a stand-in that says how, and must not be read.
+    states : dict of str to ndarray
+        The same for the states.
+    format : str
+        What its kernel is compiled for.
+    """
+
+    def __init__(
+        self, key: Hashable, array: Array, layout: Layout, format: str, group: GroupOptions, place: Place
+    ) -> None:
         self.key = key
-        self.array, self.layout = check_dense(f"parameter {key!r}", param)
-        self.group = group
-        self.dtype = self.array.dtype
-        self.format = self.dtype.name  # what its kernel is compiled for
-        self.shape = self.array.shape
-        self.address = extent(self.array)[0]
-        self.pins = pin(self.array)
+        self.array, self.layout = array, layout
+        self.format, self.group, self.place = format, group, place
+        self.dtype, self.shape = array.dtype, array.shape
+        self.address = extent(array)[0]
         self.step = 0
         self.states: dict[str, Array] = {}
         self.launch: Launch  # the plan's choice, and its row there
@@ -61,27 +146,48 @@ class Tensor:
         for name, array in self.states.items():
             yield f"the {name} of {self}", array
 
-    def restore(self, step: int, states: Mapping[str, Array]) -> None:
-        """Take over a count and states, and drop the present ones."""
-        self.step, self.states, self.pins = step, {}, pin(self.array)
-        self.keep(states)
-
-    def keep(self, states: Mapping[str, Array]) -> None:
-        """Take new states, and keep them in place."""
-        self.states.update(states)
-        for array in states.values():
-            self.pins += pin(array)
-
     def new_states(self, rule: Rule) -> dict[str, Array]:
         """Allocate what a rule needs and the tensor does not have."""
         value = self.group.entries[rule.initial] if rule.initial else 0.0
-        return {name: self.layout.allocate(self.array, value) for name in rule.states if name not in self.states}
+        return {name: self.new_state(value) for name in rule.states if name not in self.states}
+
+    @abstractmethod
+    def new_state(self, value: float) -> Any:
+        """Allocate a state that lies as the parameter does."""
+
+    def restore(self, step: int, states: Mapping[str, Array]) -> None:
+        """Take over a count and states, and drop the present ones."""
+        self.step, self.states = step, {}
+        self.keep(states)
+
+    def keep(self, states: Mapping[str, Array]) -> None:
+        """Take new states."""
+        self.states.update(states)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Give up states that no step has written."""
+        for name in names:
+            del self.states[name]
 
 
-def located(gradient: Array) -> tuple[int, Strides | None]:
-    """Return where a gradient in its parameter's storage order lies, and how, unless just as the parameter does."""
-    dense = gradient.flags.c_contiguous and gradient.flags.aligned
-    return address(gradient), None if dense else Strides.of(gradient)
+class ArrayTensor(Tensor):
+    """One parameter that is an array, of NumPy or on a GPU."""
+
+    def shown(self) -> Mapping[str, Any]:
+        """Return the states as a user sees them."""
+        return self.states
+
+    @abstractmethod
+    def loaded(self, what: str, given: Any) -> Array:
+        """Copy a state from a state dict, after checking that it is this tensor's."""
+
+    def alike(self, given: Any) -> int:
+        """Return the address of a gradient that lies as the parameter does; UNREAD where that takes a closer look."""
+        return UNREAD
+
+    @abstractmethod
+    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
+        """Check a gradient; return it, to be held, and how it lies."""
 
 
 class Gradients:
@@ -103,20 +209,27 @@ class Gradients:
             raise ValueError(f"there are {len(plan.tensors)} parameters and {len(self.arrays)} gradients")
         self.strided: dict[int, Strides] = {}
         self.addresses, unread, none = plan.reader.read(self.arrays)
+        if unread and plan.courses:
+            self._read_alike(plan)
         if unread:
             for i in np.flatnonzero(self.addresses == UNREAD).tolist():
                 self._check(i, plan.tensors[i], plan.extents)
         self.taking_part = (self.addresses != 0).tobytes() if none else plan.everyone
 
+    def _read_alike(self, plan: Plan) -> None:
+        """Read those on devices that lie as their parameters do, off all that an update writes."""
+        unread = np.flatnonzero(self.addresses == UNREAD)
+        tensors = [plan.tensors[i] for i in unread]
+        found = np.array([t.alike(self.arrays[i]) for i, t in zip(unread, tensors, strict=True)], np.int64)
+        lengths = np.array([tensor.array.nbytes for tensor in tensors])
+        self.addresses[unread] = np.where(plan.extents.overlapped(found, found + lengths), UNREAD, found)
+
     def _check(self, i: int, tensor: Tensor, extents: Extents) -> None:
         what = f"the gradient of {tensor}"
-        given = self.arrays[i]
-        if isinstance(given, np.generic):  # what a reduction over all axes returns: the gradient of a 0-d parameter
-            given = np.asarray(given)
-        gradient = self.arrays[i] = check_like(what, given, "its parameter", tensor.dtype, tensor.shape)
-        if (other := extents.overlapping(gradient)) is not None:
+        self.arrays[i], array = tensor.gradient(what, self.arrays[i])
+        if (other := extents.overlapping(array)) is not None:
             raise ValueError(f"{what} overlaps {other} in memory: pass a .copy() of it")
-        self.addresses[i], strides = located(tensor.layout.in_storage_order(gradient))
+        self.addresses[i], strides = located(tensor.layout.in_storage_order(array))
         if strides is not None:
             self.strided[i] = strides
 
@@ -149,87 +262,6 @@ class Cohort:
     new_states: list[dict[str, Array]] = field(default_factory=list)
 
 
-class Threads(Protocol):
-    """Whose threads run a launch: those of the pool, which the module `pool` is, or those of another library."""
-
-    def get_num_threads(self) -> int:
-        """Return how many threads a launch may use."""
-
-    def runner(self, kernel: Any, job_address: int) -> Callable[[int, int, int], None]:
-        """Bind a kernel to a job: a function of (chunks, chunks a claim, threads)."""
-
-
-class Launch:
-    """One kernel over tensors of one rule, one format and these sizes: the tables in memory, and the call."""
-
-    def __init__(self, rule: Rule, format: str, sizes: Sequence[int], threads: Threads = pool) -> None:
-        self.rule = rule
-        self.threads = threads
-        self.itemsize = np.dtype(ELEMENTS[format][0]).itemsize
-        self.sizes = sizes
-        self.strided: dict[int, Strides] | None
-        self.elements = sum(sizes)
-        self.table = np.zeros(len(sizes), TENSOR)
-        self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
-        self.gradients = self.addresses[:, 1]
-        self.job = np.zeros((), JOB)
-        self.job["abi"] = ABI
-        self.job["tensors"] = address(self.table)
-        self.kernel = kernel(rule.name, format)
-        self.run = threads.runner(self.kernel, address(self.job))
-        self.write_hypers(np.zeros((1, HYPERS)))
-        self.cut({})
-
-    def cut(self, strided: dict[int, Strides]) -> None:
-        """Write the chunk table, for gradients that lie so."""
-        self.strided = None  # until all is written: an interrupt must not leave an old address behind
-        self.chunks, self.layouts = chunk_table(self.sizes, strided)
-        self.table["layout"] = 0
-        for row in strided:
-            self.table["layout"][row] = address(self.layouts[row : row + 1])
-        self.job["chunks"] = address(self.chunks)
-        self.count = len(self.chunks)
-        self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
-        # Small tensors are claimed many at once, for about a chunk's worth of work, and of large jobs long runs.
-        small = self.count * CHUNK_ELEMENTS // max(self.elements, 1)
-        long = self.count // (RUNS * min(self.workers, self.threads.get_num_threads()))
-        self.grain = max(1, small, long)
-        if strided:
-            self.workers = min(self.workers, max(pool.cores(), self.threads.get_num_threads()))
-            self.scratch = np.empty((self.workers, TILE_ELEMENTS * self.itemsize), np.uint8)
-            self.job["scratch"] = address(self.scratch)
-            self.job["scratch_bytes"] = self.scratch.shape[1]
-        self.strided = strided
-
-    def fields(self, parallel: int) -> dict[str, int]:
-        """Return what the extension needs to launch by itself: fields of REPETITION."""
-        return {
-            "kernel": self.kernel.address,
-            "job": address(self.job),
-            "chunks": self.count,
-            "grain": self.grain,
-            "workers": self.workers,
-            "parallel": parallel,
-            "grads": address(self.table) + self.gradients.itemsize,  # the second column
-            "apart": TENSOR.itemsize // self.gradients.itemsize,
-        }
-
-    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
-        """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
-        self.gradients[:] = addresses
-        if strided != self.strided:
-            self.cut(strided)
-
-    def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
-        """Take the hyper rows, which may change in place, and keep them."""
-        self.hypers = hypers
-        self.job["hypers"] = address(hypers)
-
-    def __call__(self, threads: int) -> None:
-        """Run the kernel over all chunks, on so many threads at most."""
-        self.run(self.count, self.grain, threads if threads < self.workers else self.workers)
-
-
 class Plan:
     """All launches of an optimizer, and what changes between two of its steps.
 
@@ -242,8 +274,6 @@ class Plan:
         Those of all groups, in order.
     choose : callable
         ``choose(options)``, the rule that a group's options ask for; raises ValueError where they contradict.
-    threads : Threads
-        Whose threads do the work.
     """
 
     def __init__(
@@ -251,16 +281,17 @@ class Plan:
         groups: Sequence[GroupOptions],
         tensors: Sequence[Tensor],
         choose: Callable[[Options], Rule],
-        threads: Threads = pool,
     ) -> None:
         self.groups = groups
         self.tensors = tensors
         self.choose = choose
-        self.threads = threads
         self.counted = groups  # whose steps this plan counts
         self.scale = 1.0  # of all gradients in the next step
         self.rules: list[Rule] = []
         self.launches: list[Launch] = []
+        self.opened: dict[Place, Any] = {}  # what prepares launches there
+        self.courses: list[Any] = []  # of the devices
+        self.away = Away(self)
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's tensors
         self.cohorts: list[Cohort] = []
         self.hypers = np.zeros((0, HYPERS))
@@ -277,13 +308,17 @@ class Plan:
         _plans.add(self)
 
     def validate(self) -> None:
-        """Check what concerns groups as a whole and all tensors together."""
+        """Check what concerns groups as a whole and all tensors together, and open the places where these lie."""
         for group in self.groups:
             self.choose(group.entries)
         if (pair := self.extents.first_overlap()) is not None:
             raise ValueError(
                 f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a copy of what they share"
             )
+        for tensor in self.tensors:
+            if tensor.place not in self.opened:
+                self.opened[tensor.place] = tensor.place.open()
+        self.courses = [opened for place, opened in self.opened.items() if place.on_device]
 
     @property
     def extents(self) -> Extents:
@@ -301,16 +336,32 @@ class Plan:
     def reader(self) -> Reader:
         """What reads the addresses of gradients that lie as their parameters do, and off all that an update writes."""
         if self._reader is None:
-            expected = [tensor.array if tensor.layout.forwards else None for tensor in self.tensors]
+            here = [tensor.layout.forwards and not tensor.place.on_device for tensor in self.tensors]
+            expected = [tensor.array if readable else None for tensor, readable in zip(self.tensors, here, strict=True)]
             self._reader = Reader(expected, self.extents.starts, self.extents.reaches)
         return self._reader
 
-    def step(self, gradients: Located) -> None:
-        """Update every tensor that has a gradient; whatever can fail comes before the first launch."""
+    @property
+    def on_devices(self) -> bool:
+        """Whether all tensors lie on devices."""
+        return all(tensor.place.on_device for tensor in self.tensors)
+
+    def step(self, gradients: Located, verdict: Verdict | None = None) -> None:
+        """Update every tensor that has a gradient; whatever can fail comes before the first launch.
+
+        Parameters
+        ----------
+        gradients : Located
+        verdict : Verdict, optional
+            Only where all tensors lie on devices.
+        """
         self.refuse_inside_step()
         self.stepping = True
         try:
-            self._step(gradients, self.threads.get_num_threads())
+            if self.courses and self.away.is_asked_for(verdict):
+                self.away.step(gradients)
+            else:
+                self._step(gradients)
         finally:
             self.stepping = False
 
@@ -321,27 +372,27 @@ class Plan:
                 "this optimizer is inside a step: neither step nor load or add parameters before it ends"
             )
 
-    def _step(self, gradients: Located, threads: int) -> None:
+    def _step(self, gradients: Located) -> None:
         if not self.looked:
             self.look()
         self.looked = False
         if gradients is not self.loaded:
-            self._load(gradients)
+            self.load(gradients)
         if not self.steady:
             self._write_rows()
         # Counted first: an interrupt is delivered when a launch returns, and must find the books in order.
+        self.keep_states()
         for cohort in self.cohorts:
             cohort.step += 1
-            if cohort.first:
-                self._keep_states(cohort)
+            cohort.first = False
         for group in self.counted:
             group.count()
         for launch in self.launches:
-            launch(threads)
+            launch()
 
     def can_repeat(self) -> bool:
         """Say whether the next step can differ from the last one in nothing but where the gradients lie."""
-        return self.steady and len(self.launches) == 1 and not self.launches[0].strided
+        return self.steady and len(self.launches) == 1 and not self.launches[0].strided and not self.courses
 
     def count(self, steps: int) -> None:
         """Count steps that somebody else has taken, as repetitions of the last one."""
@@ -352,13 +403,15 @@ class Plan:
         self.loaded = None  # other addresses than these stand in the tables
 
     def settle(self) -> None:
-        """Write the cohorts' counts back to the tensors."""
+        """Bring all counts up to date, and write the cohorts' back to the tensors."""
+        self.away.settle()
         for cohort in self.cohorts:
             for tensor in cohort.tensors:
                 tensor.step = cohort.step
 
     def reset(self) -> None:
         """Forget the tables, after somebody else has written the tensors' counts and states."""
+        self.away.end()
         self.rules = []
         self.cohorts = []
         self._forget_extents()
@@ -372,12 +425,15 @@ class Plan:
             versions.append(group.version)
             scheduled = scheduled or bool(group.schedules)
         if scheduled or versions != self.versions:
-            self._choose_rules()
+            self.choose_rules()
+            if versions != self.versions:
+                self.away.hold_records()
             self.versions = versions  # of before: what a schedule assigns counts for the next step
             self.steady = False
         self.looked = True
 
-    def _choose_rules(self) -> None:
+    def choose_rules(self) -> None:
+        """Ask the schedules, choose the rules, and split the tensors where these are others."""
         for group in self.groups:
             group.ask_schedules()
         rules = [self.choose(group.upcoming) for group in self.groups]
@@ -387,21 +443,23 @@ class Plan:
             self.rules = rules
 
     def _split(self, rules: Sequence[Rule]) -> list[Launch]:
-        kinds: dict[tuple[str, str], list[int]] = {}
+        kinds: dict[tuple[Place, str, str], list[int]] = {}
         for i, tensor in enumerate(self.tensors):
-            kinds.setdefault((rules[tensor.group.index].name, tensor.format), []).append(i)
+            kinds.setdefault((tensor.place, rules[tensor.group.index].name, tensor.format), []).append(i)
         launches = []
-        for (name, format), indices in kinds.items():
+        for (place, name, format), indices in kinds.items():
             members = [self.tensors[i] for i in indices]
-            launch = Launch(RULES[name], format, [tensor.array.size for tensor in members], self.threads)
-            launch.table["param"] = [tensor.address for tensor in members]
+            sizes = [tensor.array.size for tensor in members]
+            launch = self.opened[place].launch(RULES[name], format, sizes)
+            launch.write_params([tensor.address for tensor in members])
             launches.append(launch)
             for row, tensor in enumerate(members):
                 tensor.launch, tensor.row = launch, row
         self.indices = [np.array(indices) for indices in kinds.values()]
         return launches
 
-    def _load(self, gradients: Located) -> None:
+    def load(self, gradients: Located) -> None:
+        """Take over where gradients lie, and who takes part."""
         self.loaded = None  # until all is written
         if gradients.taking_part != self.formed:
             self.formed = None
@@ -418,6 +476,7 @@ class Plan:
 
     def _form_cohorts(self, taking_part: bytes) -> None:
         self.settle()
+        self.away.end()
         cohorts: dict[tuple[int, int, bool], Cohort] = {}
         for tensor, part in zip(self.tensors, taking_part, strict=True):
             if not part:
@@ -432,14 +491,15 @@ class Plan:
         self.cohorts = list(cohorts.values())
         self.steady = False
         self.hypers = np.zeros((len(self.cohorts), HYPERS))
-        for launch in self.launches:
-            launch.write_hypers(self.hypers)
+        members: dict[Launch, list[Member]] = {launch: [] for launch in self.launches}
         for number, cohort in enumerate(self.cohorts):
             for tensor, new_states in zip(cohort.tensors, cohort.new_states, strict=True):
-                row = tensor.launch.table[tensor.row]
-                row["hyper"] = number
                 states = {**tensor.states, **new_states}
-                row["states"][: len(cohort.rule.states)] = [extent(states[name])[0] for name in cohort.rule.states]
+                addresses = [extent(states[name])[0] for name in cohort.rule.states]
+                members[tensor.launch].append((tensor.row, number, addresses))
+        for launch in self.launches:
+            launch.write_hypers(self.hypers)
+            launch.write_members(members[launch])
 
     def _write_rows(self) -> None:
         for group in self.groups:
@@ -450,83 +510,39 @@ class Plan:
             gain, *row = cohort.rule.row(options, cohort.step + 1, cohort.first)
             self.hypers[number, : len(row) + 1] = gain * self.scale, *row
             self.steady = self.steady and not cohort.first and not cohort.rule.moves(options)
+        for course in self.courses:
+            course.send_rows(self.hypers)
 
-    def _keep_states(self, cohort: Cohort) -> None:
-        for tensor, new_states in zip(cohort.tensors, cohort.new_states, strict=True):
-            tensor.keep(new_states)
-        cohort.first = False
-        cohort.new_states = []
-        self._forget_extents()
+    def keep_states(self) -> None:
+        """Make the states that a step begins the tensors' own."""
+        for cohort in self.cohorts:
+            if cohort.first and cohort.new_states:
+                for tensor, new_states in zip(cohort.tensors, cohort.new_states, strict=True):
+                    tensor.keep(new_states)
+                cohort.new_states = []
+                self._forget_extents()
 
     def _forget_extents(self) -> None:
         self._extents = self._reader = None
 
 
-_idle: dict[tuple[str, str, int], Launch] = {}  # launches of single updates, kept for the next of their kind
-IDLE_LIMIT = 256
+class Idle:
+    """Launches of single updates, kept for the next of their kind; for any number of threads."""
 
+    LIMIT = 256
 
-def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
-    """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
-    threads = pool.get_num_threads()
-    single = Single(p, g, states)
-    key = rule.name, single.dtype.name, single.size
-    launch = _idle.pop(key, None) or Launch(rule, single.dtype.name, [single.size])
-    if single.strided != launch.strided:
-        launch.cut(single.strided)
-    launch.addresses[0, : len(single.addresses)] = single.addresses
-    launch.hypers[0, : len(numbers)] = numbers
-    launch(threads)
-    for array, copy in single.copies:
-        array[...] = copy
-    _idle[key] = launch
-    if len(_idle) > IDLE_LIMIT:
-        _idle.pop(next(iter(list(_idle))), None)  # the one that has been idle longest; another thread may be first
+    def __init__(self) -> None:
+        self.launches: dict[Hashable, Any] = {}
 
+    def take(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return a launch that nobody else has meanwhile."""
+        return self.launches.pop(key, None) or make()
 
-class Single:
-    """The arrays of a single update, checked and held.
-
-    Attributes
-    ----------
-    addresses : list of int
-        Of parameter, gradient and states.
-    copies : list of (array, array)
-        States that lie in another order than the parameter, and the copies that are updated in their place.
-    """
-
-    def __init__(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:
-        self.strided: dict[int, Strides] = {}
-        self.copies: list[tuple[Array, Array]] = []
-        self.held = [p, g, *states.values()]
-        if (read := read_alike(self.held)) is not None:
-            self.addresses, self.dtype, self.size = read
-        else:
-            self._check(p, g, states)
-
-    def _check(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:
-        param, layout = check_dense("p", p)
-        gradient = check_like("g", np.asarray(g) if isinstance(g, np.generic) else g, "p", param.dtype, param.shape)
-        arrays = {"p": param}
-        for name, given in states.items():
-            arrays[name], _ = check_dense(name, check_like(name, given, "p", param.dtype, param.shape))
-        extents = Extents(arrays.items())
-        pair = extents.first_overlap() or (extents.overlapping(gradient), "g")
-        if pair[0] is not None:
-            raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
-
-        gradient_address, strides = located(layout.in_storage_order(gradient))
-        if strides is not None:
-            self.strided[0] = strides
-        for name in states:
-            if not layout.in_storage_order(arrays[name]).flags.c_contiguous:
-                copy = layout.allocate(param, 0.0)
-                copy[...] = arrays[name]
-                self.copies.append((arrays[name], copy))
-                arrays[name] = copy
-        start, *rest = (extent(array)[0] for array in arrays.values())
-        self.addresses, self.dtype, self.size = [start, gradient_address, *rest], param.dtype, param.size
-        self.held = [gradient, *arrays.values()]
+    def put(self, key: Hashable, launch: Any) -> None:
+        """Keep a launch, and let go of the one that has been idle longest where there are too many."""
+        self.launches[key] = launch
+        if len(self.launches) > self.LIMIT:
+            self.launches.pop(next(iter(list(self.launches))), None)  # another thread may be first
 
 
 _plans: weakref.WeakSet[Plan] = weakref.WeakSet()

@@ -13,7 +13,7 @@ from tolerances import ONE_STEP, TRAJECTORY, assert_close
 import fastopt
 from fastopt import rules
 from fastopt.chunks import CHUNK_ELEMENTS
-from fastopt.plan import ELEMENTS_PER_THREAD, Launch
+from fastopt.host import ELEMENTS_PER_THREAD, Launch
 
 DTYPES = [np.float32, np.float64]
 # around every vector width and unrolled loop, around the chunk, and around the size at which threads come in
@@ -200,6 +200,6 @@ def test_rules_with_two_and_three_states(monkeypatch):
         p, g, *rest = (np.full(10, value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)[: 2 + states])
         launch.addresses[0, : 2 + states] = [array.ctypes.data for array in (p, g, *rest)]
         launch.hypers[0, :4] = 1.0, 0.0, 0.5, 0.25
-        launch(1)
+        launch()
         assert (p == 0).all()
         assert [array[0] for array in rest] == [5.0, 7.0, 5.25][:states]

@@ -24,7 +24,7 @@ from torch.nn import Parameter
 from torch_cases import KINDS, bits, give, states
 
 import fastopt.torch as subject
-from fastopt import plan
+from fastopt import host
 from fastopt.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 from fastopt.rules import RULES
 from fastopt.torch import updater as updaters
@@ -635,7 +635,8 @@ def test_repeated_steps_allocate_no_array(kind, count, size):
 # More elements than 32 bits count
 
 BEYOND = 2**31 + 5
-NARROW = {("TENSOR", "hyper"), ("TENSOR", "flags"), ("CHUNK", "tensor"), ("CHUNK", "rows")}  # counts of few
+NARROW = {("TENSOR", "hyper"), ("TENSOR", "flags"), ("CHUNK", "tensor"), ("CHUNK", "rows")}
+NARROW |= {("SHAPE", "device_type"), ("SHAPE", "device_id")}  # counts of few
 
 
 def test_every_offset_and_length_has_64_bits():
@@ -734,7 +735,7 @@ def test_kernels_reach_beyond_32_bits(dtype, strided, far):
     size = shape[0] * shape[1]
     memory = far.view(dtype)
     p, g = memory[:size], memory[size : 2 * size].view(shape)
-    launch = plan.Launch(RULES["sgd"], str(dtype).removeprefix("torch."), [size])
+    launch = host.Launch(RULES["sgd"], str(dtype).removeprefix("torch."), [size])
     if strided:
         g = memory[size : 2 * size].view(shape[::-1]).T
         strides = [stride * g.itemsize for stride in g.stride()]

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from ..arrays import extent
-from ..plan import Launch
 from ..rules import Rule
 from .tensors import Parameter, array_of
-from .threads import THREADS
 
 
 def coalesced(what: str, gradient: Tensor, parameter: Parameter) -> Tensor:
@@ -19,8 +17,8 @@ def coalesced(what: str, gradient: Tensor, parameter: Parameter) -> Tensor:
             f"{what} has dtype {gradient.dtype} and shape {tuple(gradient.shape)}, its parameter "
             f"{parameter.tensor.dtype} and {tuple(parameter.tensor.shape)}"
         )
-    if gradient.device.type != "cpu":
-        raise ValueError(f"{what} is on {gradient.device}, its parameter on the CPU")
+    if gradient.device != parameter.tensor.device:
+        raise ValueError(f"{what} is on {gradient.device}, its parameter on {parameter.tensor.device}")
     return gradient.detach().coalesce()
 
 
@@ -53,10 +51,8 @@ class Rows:
         whole = [parameter.tensor.detach(), *(parameter.state[name] for name in self.rule.states)]
         taken = [tensor[self.indices].contiguous() for tensor in whole]
         arrays = [array_of(tensor) for tensor in (taken[0], self.gradient, *taken[1:])]
-        launch = Launch(self.rule, parameter.format, [arrays[0].size], THREADS)
-        launch.addresses[0, : len(arrays)] = [extent(array)[0] for array in arrays]
-        launch.hypers[0, : len(row) + 1] = gain * scale, *row
-        launch(THREADS.get_num_threads())
+        addresses = [extent(array)[0] for array in arrays]
+        parameter.place.update(self.rule, parameter.format, arrays[0].size, addresses, {}, (gain * scale, *row))
         with torch.no_grad():
             for tensor, rows in zip((parameter.tensor, *whole[1:]), taken, strict=True):
                 tensor[self.indices] = rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .. import plan
-from ..arrays import Layout, extent
+from ..arrays import Layout, described
 from ..checks import Count
 from ..kernels.reader import Array
+from ..kernels.tensors import DEVICES
 from ..rules import Rule
+from .devices import place_of
 from .groups import Group
 
 # What a kernel is compiled for: complex numbers are pairs of reals.
@@ -57,8 +59,10 @@ def check_memory(what: str, tensor: Any) -> Tensor:
         raise TypeError(f"{what} is a {type(here).__name__}, whose memory is its own affair: use torch.optim for it")
     if here.layout is not torch.strided:
         raise ValueError(f"{what} has the layout {here.layout}: pass .to_dense() of it")
-    if here.device.type != "cpu":
-        raise ValueError(f"{what} is on {here.device}: this version updates tensors on the CPU; use torch.optim there")
+    if here.device.type not in DEVICES:
+        raise ValueError(
+            f"{what} is on {here.device}: tensors on the CPU and on CUDA devices can be updated; use torch.optim there"
+        )
     if here.numel():
         reach = sum((length - 1) * stride for length, stride in zip(here.shape, here.stride(), strict=True))
         if here.untyped_storage().nbytes() < (here.storage_offset() + reach + 1) * here.itemsize:
@@ -67,12 +71,19 @@ def check_memory(what: str, tensor: Any) -> Tensor:
 
 
 def array_of(tensor: Tensor) -> Array:
-    """View a tensor's memory as an array: pairs of reals for complex numbers, bits for bfloat16."""
+    """View a tensor's memory as an array: pairs of reals for complex numbers, bits for bfloat16.
+
+    Of memory on a GPU, the array only says how it lies.
+    """
     plain = tensor.detach()
     if plain.is_complex():
         plain = torch.view_as_real(plain)
     elif plain.dtype is torch.bfloat16:
         plain = plain.view(torch.int16)
+    if plain.device.type != "cpu":
+        strides = [stride * plain.itemsize for stride in plain.stride()]
+        dtype = str(plain.dtype).removeprefix("torch.")
+        return described(plain, plain.data_ptr(), dtype, plain.shape, strides)
     array: Array = plain.numpy()
     return array
 
@@ -111,11 +122,8 @@ class Parameter(plan.Tensor):
     def __init__(self, key: Any, given: Any, group: Group, registry: dict[Any, dict[str, Any]]) -> None:
         self.key = key
         self.given = given
-        self.group = group
         self.registry = registry
         self.state = registry.get(given, {})
-        self.step = 0
-        self.states: dict[str, Array] = {}
         if is_lazy(given):
             raise ValueError(f"{self} has no shape yet: run the model once before making the optimizer")
         self.tensor = check_memory(str(self), given)
@@ -132,11 +140,8 @@ class Parameter(plan.Tensor):
         self.updated = self.tensor
         if not is_dense(self.original, Layout(self.original)):
             self.updated = torch.empty_like(self.tensor, requires_grad=False)
-        self.array = array_of(self.updated)
-        self.layout = Layout(self.array)
-        self.dtype, self.shape = self.array.dtype, self.array.shape
-        self.format = FORMATS[self.tensor.dtype]
-        self.address = extent(self.array)[0]
+        array = array_of(self.updated)
+        super().__init__(key, array, Layout(array), FORMATS[self.tensor.dtype], group, place_of(self.tensor))
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
         """Iterate over all that an update writes, with names for messages."""
@@ -207,9 +212,15 @@ class Parameter(plan.Tensor):
 
     def keep(self, states: Any) -> None:
         """Take the states that were allocated last."""
-        self.states.update(states)
+        super().keep(states)
         self.state.update(self.allocated)
         self.registry[self.given] = self.state
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Give up states that no step has written."""
+        super().drop(names)
+        for name in names:
+            del self.state[name]
 
 
 def whole_number(what: str, value: Any) -> int:

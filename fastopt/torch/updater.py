@@ -12,10 +12,10 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # which is public all the same
 
 from ..arrays import Extents
-from ..chunks import Strides
+from ..chunks import Strides, located
 from ..kernels.reader import UNREAD
 from ..kernels.tensors import OUT_OF_DATE, PARAMS, Shape, Watch, exchange_table, shape_of
-from ..plan import Plan, located
+from ..plan import Plan
 from ..rules import Family
 from .groups import Group
 from .sparse import Rows, coalesced
@@ -146,7 +146,7 @@ class Updater:
             self.parameters += [Parameter(key, param, group, states) for key, param in named]
         for parameter in self.parameters:
             parameter.adopt(family.states)
-        self.plan = Plan(groups, self.parameters, family.choose, THREADS)
+        self.plan = Plan(groups, self.parameters, family.choose)
         if eager:
             for parameter in self.parameters:
                 parameter.keep(parameter.new_states(family.choose(parameter.group.entries)))

@@ -1,0 +1,198 @@
+"""Steps that devices count: those of a captured graph, and those that only a device knows to be taken or skipped.
+
+The host describes what hyper rows are computed from, and a small kernel ahead of each update computes them and counts.
+Whoever wants to know a count has it fetched, which waits for the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .groups import GroupOptions
+from .kernels.reader import Array
+from .rules import check
+from .schedules import Schedule
+
+if TYPE_CHECKING:
+    from .plan import Located, Plan, Tensor, Verdict
+
+
+def record_of(schedule: Any) -> Array | None:
+    """Return what a device evaluates a schedule from; None for one that only Python knows."""
+    try:
+        return schedule.record() if isinstance(schedule, Schedule) else None
+    except TypeError:  # a class of your own, perhaps deep in a schedule made of others
+        return None
+
+
+class Away:
+    """A plan's steps that devices count.
+
+    Attributes
+    ----------
+    active : bool
+        Whether they do now, and the host does not.
+    captured : bool
+        Whether a graph holds a step; then tables and states stay what and where they are.
+    told : bool
+        Whether the devices have been told what they compute hyper rows from, other than by a graph that may not have
+        been replayed yet.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = weakref.proxy(plan)  # which owns this: no cycle that only the garbage collector could end
+        self.active = self.captured = self.told = False
+        self.fetched = 0  # of the steps that the devices have counted
+        self.begun: list[tuple[Tensor, list[str]]] = []  # states that begin with the first of these, if one is taken
+
+    def is_asked_for(self, verdict: Verdict | None) -> bool:
+        """Find out how the next step is taken; from the first one that devices count, they go on."""
+        courses = self.plan.courses
+        for course in courses:
+            course.begin(verdict)
+        return self.active or verdict is not None or any(course.capturing for course in courses)
+
+    def step(self, gradients: Located) -> None:
+        """Take a step."""
+        plan = self.plan
+        capturing = any(course.capturing for course in plan.courses)
+        self._check(gradients, capturing)
+        outdated = self._look()
+        if gradients is not plan.loaded:
+            plan.load(gradients)
+        if not self.active or outdated:
+            self._describe()
+        for course in plan.courses:
+            if not self.told:
+                course.tell()
+            course.advance()
+        for launch in plan.launches:
+            launch()
+        self.captured = self.captured or capturing
+        self.told = self.told or not capturing
+
+    def _check(self, gradients: Located, capturing: bool) -> None:
+        plan = self.plan
+        if self.captured and (gradients.taking_part != plan.formed or gradients.strided):
+            raise RuntimeError(
+                "a step of this optimizer was captured with gradients for other parameters, or with other strides: "
+                "give gradients to the same ones, that lie as those did, or use an optimizer for each set"
+            )
+        if not capturing:
+            return
+        if not plan.on_devices:
+            raise RuntimeError("a step cannot be captured while some parameters are on the CPU: use two optimizers")
+        changed = plan.versions != [group.version for group in plan.groups]
+        if changed or gradients.taking_part != plan.formed or any(launch.outdated for launch in plan.launches):
+            raise RuntimeError(
+                "warm up before the capture: the step that is captured must not be the first one, nor the first one "
+                "after an option was assigned, or with gradients for other parameters. Take two steps like it before"
+            )
+        if any(launch.strided for launch in plan.launches) or gradients.strided:
+            raise RuntimeError("gradients whose strides are not their parameters' cannot be captured: copy them")
+        for group in plan.groups:
+            for name, schedule in group.schedules.items():
+                if record_of(schedule) is None:
+                    raise RuntimeError(
+                        f"{name} of group {group.index} is a function that only Python can call, so that a captured "
+                        f"step would never change it: use one of fastopt.schedules, or assign a number"
+                    )
+
+    def _look(self) -> bool:
+        """Ask the groups for what has changed; say whether the devices have to be told."""
+        plan = self.plan
+        if not self.active:
+            if not plan.looked:
+                plan.look()
+            plan.looked = False
+            return True
+        versions = [group.version for group in plan.groups]
+        own = any(record_of(schedule) is None for group in plan.groups for schedule in group.schedules.values())
+        if versions == plan.versions and not own:
+            return False
+        self.settle()
+        if self.captured and self._rules_differ():
+            raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
+        plan.choose_rules()
+        self.hold_records()
+        plan.versions = versions
+        return True
+
+    def _rules_differ(self) -> bool:
+        plan = self.plan
+        for group in plan.groups:
+            group.ask_schedules()
+        return [plan.choose(group.upcoming) for group in plan.groups] != plan.rules
+
+    def _describe(self) -> None:
+        """Describe to the devices what hyper rows are computed from."""
+        plan = self.plan
+        restart = not (self.active and self.told)
+        if restart:
+            self.fetched = 0
+        for course in plan.courses:
+            course.describe(plan.cohorts, self.fetched, restart)
+        self.active, self.told = True, False
+        for cohort in plan.cohorts:
+            self.begun += [(t, list(new)) for t, new in zip(cohort.tensors, cohort.new_states, strict=False)]
+        plan.keep_states()
+        for group in plan.groups:
+            group.fetch = self.fetch
+
+    def hold_records(self) -> None:
+        """Put the schedules into the devices' memory, where a captured step will look for them."""
+        for group in self.plan.groups:
+            for schedule in group.schedules.values():
+                record = record_of(schedule)
+                if record is not None:
+                    for course in self.plan.courses:
+                        course.hold(record)
+
+    def fetch(self) -> None:
+        """Bring the groups' counts and numbers up to date, for somebody who reads them."""
+        with contextlib.suppress(ReferenceError), self.plan.lock:  # the optimizer is gone, and the group is not
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the steps that devices have counted, which waits for them."""
+        if not self.active:
+            return
+        plan = self.plan
+        taken = plan.courses[0].taken()
+        new, self.fetched = taken - self.fetched, taken
+        if taken > 0:
+            self.begun = []
+            for cohort in plan.cohorts:
+                cohort.first = False
+        if new > 0:
+            for cohort in plan.cohorts:
+                cohort.step += new
+            for group in plan.counted:
+                group.count(new)
+            for group in plan.groups:
+                catch_up(group)
+
+    def end(self) -> None:
+        """Let the host count again, after `settle`; states that no step has begun are given up."""
+        if self.captured:
+            raise RuntimeError(
+                "a step of this optimizer was captured, and the graph uses its tables and states: load and add "
+                "parameters before the capture, or make a new optimizer"
+            )
+        if self.active:
+            self.active = False
+            for group in self.plan.groups:
+                group.fetch = None
+            for tensor, names in self.begun:
+                tensor.drop(names)
+            self.begun = []
+            self.plan.steady = False
+
+
+def catch_up(group: GroupOptions) -> None:
+    """Make the numbers of a group's schedules those of its latest step."""
+    numbers = {name: check(name, schedule(group.entries["step"] - 1)) for name, schedule in group.schedules.items()}
+    group.upcoming = {**group.entries, **numbers}
+    group.take_upcoming()

@@ -1,0 +1,399 @@
+"""Arrays in a GPU's memory: what a parameter is there, one kernel over some of them, and a plan's course on a GPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Extents, Layout, described, extent, is_on_device
+from .away import record_of
+from .chunks import Strides, chunk_table, located
+from .extras import require
+from .groups import GroupOptions
+from .kernels import cuda
+from .kernels.device import Device, Memory
+from .kernels.reader import UNREAD, Array
+from .kernels.tables import ABI, CHUNK, COHORT, COURSE, ELEMENTS, HYPERS, JOB, TENSOR
+from .plan import ArrayTensor, Idle, Member, Verdict
+from .rules import RULES, Row, Rule
+
+if TYPE_CHECKING:
+    from .plan import Cohort
+
+WORD = 8  # bytes
+GRAD = TENSOR.fields["grad"][1]  # type: ignore[index]  # it has fields
+
+# A chunk is a block's work: small enough that 65,536 elements are one for each of a large GPU's 132 multiprocessors,
+# and larger where there is work for all of them many times over. To be measured.
+SMALLEST_CHUNK, LARGEST_CHUNK = 512, 4096
+MANY_CHUNKS = 2048
+
+
+def chunk_elements(elements: int) -> int:
+    """Choose how many elements a chunk has at most."""
+    size = SMALLEST_CHUNK
+    while size < LARGEST_CHUNK and elements > MANY_CHUNKS * size:
+        size *= 2
+    return size
+
+
+class Course:
+    """A plan's course on one device: hyper rows, and what counts the steps that the device takes by itself.
+
+    In memory: the edition of the description and the steps taken since; the rows in float32, the rows in float64, the
+    cohorts that they are computed from.
+    """
+
+    def __init__(self, place: Gpu) -> None:
+        self.place = place
+        self.device = Device(place.cupy, place.index, place.current_stream)
+        self.formats: set[str] = set()  # of its launches
+        self.records: dict[bytes, Memory] = {}
+        self.edition = self.started = 0
+        self.rows = 0
+        self.scale = self.skip = 0
+        self.course = np.zeros(1, COURSE)
+        self.form(1)
+
+    @property
+    def capturing(self) -> bool:
+        """Whether the step is recorded in a graph."""
+        return self.device.capturing
+
+    def begin(self, verdict: Verdict | None) -> None:
+        """Find out on which stream the step is put, and what decides about it."""
+        self.device.begin()
+        self.scale, self.skip = verdict.addresses(self.place) if verdict is not None else (0, 0)
+
+    def launch(self, rule: Rule, format: str, sizes: Sequence[int]) -> Launch:
+        """Prepare a launch."""
+        self.formats.add(format)
+        return Launch(self, rule, format, sizes)
+
+    def form(self, rows: int) -> None:
+        """Make room for so many hyper rows."""
+        if rows > self.rows:
+            self.rows = rows
+            self.memory = Memory(self.device, 2 * WORD + rows * (HYPERS * (4 + 8) + COHORT.itemsize))
+            self.edition = self.started = 0
+            self.rounded = self.memory.address + 2 * WORD
+            self.exact = self.rounded + 4 * HYPERS * rows
+            self.cohorts = self.exact + 8 * HYPERS * rows
+
+    def rows_of(self, format: str) -> int:
+        """Return where the hyper rows lie that a format's kernel reads."""
+        return self.exact if ELEMENTS[format][1] is np.float64 else self.rounded
+
+    def send_rows(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Send hyper rows that the host has computed."""
+        places = {self.rows_of(format) for format in self.formats}
+        if self.rounded in places:
+            self.device.send(self.rounded, hypers.astype(np.float32).reshape(-1).view(np.int64))
+        if self.exact in places:
+            self.device.send(self.exact, hypers.reshape(-1).view(np.int64))
+
+    def hold(self, record: Array) -> int:
+        """Return where a schedule's record lies in the device's memory, after putting it there."""
+        key = record.tobytes()
+        if key not in self.records:
+            self.records[key] = Memory(self.device, len(key))
+            self.device.upload(self.records[key], record)
+        return self.records[key].address
+
+    def describe(self, cohorts: Sequence[Cohort], taken: int, restart: bool) -> None:
+        """Take over what hyper rows are computed from, after so many steps away, and count from there, or anew."""
+        self.described = np.zeros(len(cohorts), COHORT)
+        for row, cohort in zip(self.described, cohorts, strict=True):
+            self._describe(row, cohort, taken)
+        self.edition += 1
+        if restart:
+            self.started = self.edition
+        self.course["cohorts"], self.course["n"] = self.cohorts, len(cohorts)
+        self.course["taken"] = self.memory.address + WORD
+        self.course["hypers"], self.course["rounded"] = self.exact, self.rounded
+
+    def tell(self) -> None:
+        """Send that, unless the device has it already, from a graph."""
+        edition = {"edition": self.memory.address, "number": self.edition}
+        self.device.send(self.cohorts, self.described.view(np.int64), **edition)
+        if self.started == self.edition:
+            self.device.send(self.memory.address + WORD, np.zeros(1, np.int64), **edition)
+        self.device.send(self.memory.address, np.array([self.edition]), **edition)
+
+    def _describe(self, row: Any, cohort: Cohort, taken: int) -> None:
+        group = cohort.group
+        row["rule"] = list(RULES).index(cohort.rule.name)
+        row["first"] = cohort.first
+        row["steps"], row["clock"] = cohort.step - taken, group.entries["step"] - taken
+        for i, name in enumerate(cohort.rule.options):
+            row["options"][i] = group.upcoming[name]
+            record = record_of(group.schedules.get(name))
+            if record is not None:
+                row["schedules"][i] = self.hold(record)
+
+    def advance(self) -> None:
+        """Count a step, unless it is skipped, and compute its hyper rows."""
+        self.course["scale"], self.course["skip"] = self.scale, self.skip
+        _, advance = cuda.send_and_advance(self.device.cupy)
+        self.device.launch(advance, 1, self.course, threads=1)
+
+    def taken(self) -> int:
+        """Wait for the device, and return how many steps it has counted."""
+        edition, taken = self.device.download(self.memory, 2)
+        return taken if edition >= self.started else 0  # a graph that starts the count has not been replayed
+
+
+class Launch:
+    """One kernel over tensors of one rule, one format, one device, and these sizes.
+
+    The tensor table lies in the device's memory twice: a captured step has one of its own, so that a step beside the
+    graph does not change what the graph reads.
+    """
+
+    def __init__(self, course: Course, rule: Rule, format: str, sizes: Sequence[int]) -> None:
+        self.course = course
+        self.device = course.device
+        self.format = format
+        self.kernel = cuda.kernel(self.device.cupy, rule.name, format)
+        self.sizes = sizes
+        self.elements = chunk_elements(sum(sizes))
+        self.strided: dict[int, Strides] | None = None
+        self.table = np.zeros(len(sizes), TENSOR)
+        self.gradients = self.table["grad"]
+        self.memory = Memory(self.device, 2 * self.table.nbytes)
+        self.job = np.zeros(1, JOB)
+        self.job["abi"] = ABI
+        self.cut({})
+
+    def cut(self, strided: dict[int, Strides]) -> None:
+        """Write the chunk table, for gradients that lie so."""
+        chunks, layouts = chunk_table(self.sizes, strided, self.elements)
+        self.count = len(chunks)
+        self.cuts = Memory(self.device, chunks.nbytes + layouts.nbytes)
+        self.device.upload(self.cuts, chunks, layouts)
+        self.table["layout"] = 0
+        for row in strided:
+            self.table["layout"][row] = self.cuts.address + len(chunks) * CHUNK.itemsize + row * layouts.itemsize
+        self.job["chunks"] = self.cuts.address
+        self.strided = strided
+        self.outdated, self.moved = True, False  # the table in the device's memory, its column of gradients
+
+    def write_params(self, addresses: Sequence[int]) -> None:
+        """Take the addresses of the parameters."""
+        self.table["param"] = addresses
+
+    def write_members(self, members: Sequence[Member]) -> None:
+        """Take hyper rows and states of tensors that take part."""
+        for row, hyper, states in members:
+            self.table[row]["hyper"] = hyper
+            self.table[row]["states"][: len(states)] = states
+        self.outdated = True
+
+    def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Make room for as many hyper rows."""
+        self.course.form(len(hypers))
+
+    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
+        """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
+        if strided != self.strided:
+            self.cut(strided)
+        self.moved = not np.array_equal(self.gradients, addresses)
+        self.gradients[:] = addresses
+
+    def __call__(self) -> None:
+        """Put the kernel on the stream, over all chunks."""
+        if self.count:
+            self.job["tensors"] = self._captured_table() if self.device.capturing else self._table()
+            self.job["hypers"] = self.course.rows_of(self.format)
+            self.job["skip"] = self.course.skip
+            self.device.launch(self.kernel, self.count, self.job)
+
+    def _table(self) -> int:
+        if self.outdated:
+            self.device.upload(self.memory, self.table, self.table)
+        elif self.moved:
+            self._send_gradients(self.memory.address)
+        self.outdated = self.moved = False
+        return self.memory.address
+
+    def _captured_table(self) -> int:
+        """Return the table of captured steps, each of which sends its own gradients when it is replayed."""
+        table = self.memory.address + self.table.nbytes
+        self._send_gradients(table)
+        return table
+
+    def _send_gradients(self, table: int) -> None:
+        self.device.send(table + GRAD, self.gradients, apart=TENSOR.itemsize // WORD)
+
+
+class Gpu:
+    """A device's memory, as one library uses it: work goes where that library's current stream is."""
+
+    on_device = True
+
+    def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any]) -> None:
+        self.cupy, self.index, self.current_stream = cupy, index, current_stream
+        self.idle = Idle()
+
+    def open(self) -> Course:
+        """Return a course of a plan's own."""
+        return Course(self)
+
+    def update(
+        self, rule: Rule, format: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+    ) -> None:
+        """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
+        stream = self.current_stream()
+        if stream.is_capturing():
+            raise RuntimeError("a single update cannot be captured: make an optimizer, and capture its step")
+        # Another stream's launch may not have run yet, and has tables of its own.
+        key = rule.name, format, size, stream.ptr
+        launch = self.idle.take(key, lambda: self.open().launch(rule, format, [size]))
+        rows = np.zeros((1, HYPERS))
+        rows[0, : len(numbers)] = numbers
+        launch.course.begin(None)
+        launch.course.send_rows(rows)
+        launch.write_params(addresses[:1])
+        launch.write_members([(0, 0, addresses[2:])])
+        launch.write_gradients(np.array(addresses[1:2]), strided)
+        launch()
+        self.idle.put(key, launch)
+
+
+@functools.cache
+def gpu_of_cupy(cupy: Any, index: int) -> Gpu:
+    """Return a device as CuPy uses it."""
+    return Gpu(cupy, index, lambda: cupy.cuda.get_current_stream(index))
+
+
+def stand_in(array: Any, format: str) -> Array:
+    """Return an array that says how one of CuPy lies in memory, and must not be read; it keeps the other alive."""
+    return described(array, int(array.data.ptr), ELEMENTS[format][0], array.shape, array.strides)
+
+
+def as_cupy(what: str, given: Any) -> Any:
+    """Return an array of CuPy over the same memory as an array of any library on a GPU."""
+    cupy = require("cupy", "cuda13")  # or cuda12, which the message has to leave to the reader
+    if isinstance(given, cupy.ndarray):
+        return given
+    if not is_on_device(given):
+        raise TypeError(f"{what} is a {type(given).__name__}, not an array on a GPU")
+    if hasattr(given, "__cuda_array_interface__"):
+        return cupy.asarray(given)
+    return cupy.from_dlpack(given)
+
+
+def format_of(what: str, array: Any) -> str:
+    """Name what an array holds, as kernels are compiled for it."""
+    name: str = array.dtype.name
+    if name not in ELEMENTS or not array.dtype.isnative:
+        raise TypeError(f"{what} has dtype {name}; {', '.join(ELEMENTS)} can be updated on a GPU")
+    return name
+
+
+class GpuTensor(ArrayTensor):
+    """One parameter that is an array on a GPU."""
+
+    def __init__(self, key: Hashable, given: Any, group: GroupOptions, what: str = "") -> None:
+        what = what or f"parameter {key!r}"
+        self.held = as_cupy(what, given)
+        interface = getattr(given, "__cuda_array_interface__", None)
+        if interface is not None and interface["data"][1]:
+            raise ValueError(f"{what} is read-only, and would be updated in place")
+        format = format_of(what, self.held)
+        array = stand_in(self.held, format)
+        layout = Layout(array)
+        if not layout.in_storage_order(array).flags.c_contiguous:
+            raise ValueError(
+                f"{what} is not dense in memory (shape {array.shape}, strides {array.strides}): "
+                f"pass a .copy() of it, and use that from now on"
+            )
+        cupy = require("cupy", "cuda13")
+        super().__init__(key, array, layout, format, group, gpu_of_cupy(cupy, self.held.device.id))
+
+    def shown(self) -> Mapping[str, Any]:
+        """Return the states as a user sees them: arrays of CuPy."""
+        return {name: state.base.owner for name, state in self.states.items()}
+
+    def new_state(self, value: float) -> Array:
+        """Allocate a state that lies as the parameter does, in float32 for half precision."""
+        cupy, shape = self.place.cupy, self.layout.stored_shape(self.array)
+        real = np.dtype(ELEMENTS[self.format][1])
+        with cupy.cuda.Device(self.place.index):
+            new = cupy.zeros(shape, real) if value == 0 else cupy.full(shape, value, real)
+            return stand_in(self.layout.turned_back(new), real.name)
+
+    def loaded(self, what: str, given: Any) -> Array:
+        """Copy a state from a state dict, from a GPU or from NumPy, after checking that it is this tensor's."""
+        state = self.new_state(0.0)
+        new = state.base.owner
+        if not hasattr(given, "dtype") or given.dtype != new.dtype:
+            raise TypeError(f"{what} has dtype {getattr(given, 'dtype', None)}, its parameter needs {new.dtype}")
+        if given.shape != new.shape:
+            raise ValueError(f"{what} has shape {given.shape}, its parameter {new.shape}: they must agree")
+        with self.place.cupy.cuda.Device(self.place.index):
+            new[...] = self.place.cupy.asarray(given)
+        return state
+
+    def state(self, what: str, given: Any) -> Array:
+        """Check a state that the caller owns."""
+        array = as_cupy(what, given)
+        real = np.dtype(ELEMENTS[self.format][1])
+        if array.device.id != self.place.index or array.dtype != real or array.shape != self.shape:
+            raise ValueError(
+                f"{what} must be of {real.name} and shape {self.shape} on GPU {self.place.index}, as p needs it, not "
+                f"of {array.dtype.name} and {array.shape} on GPU {array.device.id}"
+            )
+        state = stand_in(array, real.name)
+        if not self.layout.in_storage_order(state).flags.c_contiguous:
+            raise ValueError(f"{what} does not lie in memory as p does: make it with cupy.zeros_like(p)")
+        return state
+
+    def alike(self, given: Any) -> int:
+        """Return the address of a gradient that lies as the parameter does; UNREAD where that takes a closer look."""
+        held = self.held
+        if (
+            type(given) is type(held)
+            and given.dtype == held.dtype
+            and given.shape == held.shape
+            and given.strides == held.strides
+            and self.layout.forwards
+            and given.device == held.device
+        ):
+            return int(given.data.ptr) or UNREAD
+        return UNREAD
+
+    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
+        """Check a gradient; return it, to be held, and how it lies."""
+        array = as_cupy(what, given)
+        if array.device.id != self.place.index:
+            raise ValueError(f"{what} is on GPU {array.device.id}, its parameter on GPU {self.place.index}")
+        if array.dtype != self.held.dtype:
+            raise TypeError(
+                f"{what} has dtype {array.dtype.name}, its parameter {self.format}: pass .astype({self.format!r}) of it"
+            )
+        if array.shape != self.shape:
+            raise ValueError(
+                f"{what} has shape {array.shape}, its parameter {self.shape}: they are paired by index and must agree"
+            )
+        return array, stand_in(array, self.format)
+
+
+def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
+    """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
+    tensor = GpuTensor("p", p, GroupOptions(0, {}), "p")
+    held, array = tensor.gradient("g", g)
+    kept = {name: tensor.state(name, given) for name, given in states.items()}
+    extents = Extents({"p": tensor.array, **kept}.items())
+    pair = extents.first_overlap() or (extents.overlapping(array), "g")
+    if pair[0] is not None:
+        raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
+    address, strides = located(tensor.layout.in_storage_order(array))
+    addresses = [tensor.address, address, *(extent(state)[0] for state in kept.values())]
+    strided = {} if strides is None else {0: strides}
+    tensor.place.update(rule, tensor.format, tensor.array.size, addresses, strided, numbers)
+    del held  # not before: it may be a copy that nobody else holds

@@ -1,0 +1,73 @@
+"""Where tensors lie: on the CPU, where torch's threads work, or on a GPU, where work goes on torch's current stream."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..extras import require
+from ..gpu import Gpu
+from ..host import Host
+from ..plan import Place
+from .threads import THREADS
+
+HOST = Host(THREADS)
+
+
+def cupy_of_torch() -> Any:
+    """Import CuPy, for the CUDA that torch was built with."""
+    if torch.version.cuda is None:
+        raise ValueError("this torch was built without CUDA, and fastopt has no kernels for other GPUs")
+    return require("cupy", f"cuda{torch.version.cuda.partition('.')[0]}")
+
+
+@functools.cache
+def gpu_of_torch(index: int) -> Gpu:
+    """Return a device as torch uses it."""
+    cupy = cupy_of_torch()
+
+    @functools.cache
+    def external(pointer: int) -> Any:
+        return cupy.cuda.ExternalStream(pointer, index)
+
+    return Gpu(cupy, index, lambda: external(torch.cuda.current_stream(index).cuda_stream))
+
+
+def place_of(tensor: Tensor) -> Place:
+    """Return where a tensor lies."""
+    return HOST if tensor.device.type == "cpu" else gpu_of_torch(tensor.device.index)
+
+
+class Verdict:
+    """What GradScaler leaves to the step, as it lies on the devices: 1 over the scale is the factor of all gradients.
+
+    Parameters
+    ----------
+    scale : Tensor or None
+        Of one element.
+    found_inf : Tensor
+        Of one element, not 0 where the step is to be skipped.
+    """
+
+    def __init__(self, scale: Tensor | None, found_inf: Tensor) -> None:
+        self.given = scale, found_inf
+        self.held: dict[int, tuple[Tensor | None, Tensor]] = {}
+
+    def addresses(self, place: Gpu) -> tuple[int, int]:
+        """Return where the two lie on a device, as float32; 0 where there is no scale."""
+        if place.index not in self.held:
+            device = torch.device("cuda", place.index)
+            self.held[place.index] = tuple(  # type: ignore[assignment]  # there are two
+                None if tensor is None else tensor.to(device, torch.float32, non_blocking=True) for tensor in self.given
+            )
+        scale, found_inf = self.held[place.index]
+        return 0 if scale is None else scale.data_ptr(), found_inf.data_ptr()
+
+
+def amp_state(given: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Return the scale and the flag that GradScaler has put into an optimizer for this step."""
+    return given.get("grad_scale"), given.get("found_inf")

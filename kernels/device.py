@@ -1,0 +1,111 @@
+"""One GPU, through CuPy: its memory, its streams, and launches on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import cuda
+from .tables import MESSAGE, WORDS
+
+Words = npt.NDArray[np.int64]
+
+
+class Memory:
+    """Zeros in a GPU's memory, from the driver itself.
+
+    Giving it back waits for the device, so that no kernel can still be reading it; a pool's memory would be free for
+    the next one to ask on the stream where it was allocated, whichever streams it was used on.
+    """
+
+    def __init__(self, device: Device, size: int) -> None:
+        with device.cupy.cuda.Device(device.index):
+            self.pointer = device.cupy.cuda.MemoryPointer(device.cupy.cuda.Memory(max(size, 1)), 0)
+            self.pointer.memset_async(0, max(size, 1), device.stream)
+        self.address = int(self.pointer.ptr)
+
+
+class Device:
+    """A GPU as one library uses it: that library's current stream is where work goes.
+
+    Parameters
+    ----------
+    cupy : module
+    index : int
+        The device's number.
+    current_stream : callable
+        Returns the stream of that library, as one of CuPy.
+
+    Attributes
+    ----------
+    stream : cupy.cuda.Stream
+        Where work is put, as of the last `begin`.
+    capturing : bool
+        Whether that records a graph, in the place of working.
+    """
+
+    def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any]) -> None:
+        self.cupy = cupy
+        self.index = index
+        self.current_stream = current_stream
+        self.message = np.zeros(1, MESSAGE)
+        self.begin()
+
+    def begin(self) -> None:
+        """Find out which stream is the current one."""
+        self.stream = self.current_stream()
+        self.capturing = bool(self.stream.is_capturing())
+
+    def launch(self, kernel: Any, blocks: int, argument: npt.NDArray[Any], threads: int = cuda.BLOCK) -> None:
+        """Put a kernel on the stream, with a copy of its argument, one struct."""
+        cuda_of = self.cupy.cuda
+        # The contexts take as long as the launch, and as a rule both are in force.
+        if cuda_of.runtime.getDevice() == self.index and cuda_of.get_current_stream().ptr == self.stream.ptr:
+            kernel((blocks,), (threads,), (argument,))
+        else:
+            with cuda_of.Device(self.index), self.stream:
+                kernel((blocks,), (threads,), (argument,))
+
+    def send(self, to: int, words: Words, apart: int = 1, edition: int = 0, number: int = 0) -> None:
+        """Write numbers into memory, one every `apart` of 8 bytes, in order with all else on the stream.
+
+        They travel with the launch: nothing of the host's is read later, and a graph that is captured has a copy.
+
+        Parameters
+        ----------
+        to : int
+            Address of the first one's place.
+        words : array of int64
+        apart : int, default 1
+        edition, number : int, optional
+            Where a number lies; all is written only if that is below this one.
+        """
+        send, _ = cuda.send_and_advance(self.cupy)
+        for start in range(0, len(words), WORDS):
+            part = words[start : start + WORDS]
+            self.message["to"] = to + 8 * start * apart
+            self.message["apart"], self.message["count"] = apart, len(part)
+            self.message["edition"], self.message["number"] = edition, number
+            self.message["words"][0, : len(part)] = part
+            self.launch(send, 1, self.message)
+
+    def upload(self, memory: Memory, *arrays: npt.NDArray[Any]) -> None:
+        """Copy arrays into memory, one behind the other, in order with all else on the stream; wait for it."""
+        data = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
+        if len(data):
+            with self.cupy.cuda.Device(self.index):
+                memory.pointer.copy_from_host_async(data.ctypes.data, len(data), self.stream)
+                self.stream.synchronize()
+
+    def download(self, memory: Memory, count: int) -> list[int]:
+        """Wait for all streams of the device, and return the first numbers in memory."""
+        if self.current_stream().is_capturing():
+            raise RuntimeError("steps cannot be counted while a graph is captured: ask for states and rates outside")
+        words = np.zeros(count, np.int64)
+        with self.cupy.cuda.Device(self.index) as device:
+            device.synchronize()
+            memory.pointer.copy_to_host(words.ctypes.data, words.nbytes)
+        return [int(word) for word in words]
