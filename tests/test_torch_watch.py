@@ -588,7 +588,7 @@ def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch
     monkeypatch.setattr(cpu, "_kernels", {})
     params, optimizer = victim(kind, steps=0, dtype=dtype)
     made, recorder = [], Recorder()
-    monkeypatch.setattr(updaters.Plan, "_split", lambda *a, old=plan.Plan._split: (made.append(1), old(*a))[1])
+    monkeypatch.setattr(updaters.Plan, "_split", lambda *a, old=updaters.Plan._split: (made.append(1), old(*a))[1])
     with event.install_listener("numba:compile", recorder), event.install_listener("numba:compiler_lock", recorder):
         torch_cases.train(optimizer, params, 1)
         assert recorder.events  # so that this test sees what it looks for
