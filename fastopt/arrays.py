@@ -52,7 +52,15 @@ def described(owner: Any, address: int, dtype: Any, shape: Sequence[int], stride
 
     Its elements must not be touched: they are not there. The owner of the memory lives as long as the array.
     """
-    return np.asarray(Described(owner, address, dtype, shape, strides))
+    array: Array = np.asarray(Described(owner, address, dtype, shape, strides))
+    return array
+
+
+def owner_of(array: Array) -> Any:
+    """Return the owner of the memory that such an array describes."""
+    description: Any = array.base
+    owner: Any = description.owner
+    return owner
 
 
 def extent(array: Array) -> tuple[int, int]:

@@ -124,7 +124,8 @@ class Away:
         plan = self.plan
         for group in plan.groups:
             group.ask_schedules()
-        return [plan.choose(group.upcoming) for group in plan.groups] != plan.rules
+        rules = [plan.choose(group.upcoming) for group in plan.groups]
+        return bool(rules != plan.rules)
 
     def _describe(self) -> None:
         """Describe to the devices what hyper rows are computed from."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Extents, Layout, described, extent, is_on_device
+from .arrays import Extents, Layout, described, extent, is_on_device, owner_of
 from .away import record_of
 from .chunks import Strides, chunk_table, located
 from .extras import require
@@ -298,6 +298,8 @@ def format_of(what: str, array: Any) -> str:
 class GpuTensor(ArrayTensor):
     """One parameter that is an array on a GPU."""
 
+    place: Gpu
+
     def __init__(self, key: Hashable, given: Any, group: GroupOptions, what: str = "") -> None:
         what = what or f"parameter {key!r}"
         self.held = as_cupy(what, given)
@@ -317,7 +319,7 @@ class GpuTensor(ArrayTensor):
 
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them: arrays of CuPy."""
-        return {name: state.base.owner for name, state in self.states.items()}
+        return {name: owner_of(state) for name, state in self.states.items()}
 
     def new_state(self, value: float) -> Array:
         """Allocate a state that lies as the parameter does, in float32 for half precision."""
@@ -330,7 +332,7 @@ class GpuTensor(ArrayTensor):
     def loaded(self, what: str, given: Any) -> Array:
         """Copy a state from a state dict, from a GPU or from NumPy, after checking that it is this tensor's."""
         state = self.new_state(0.0)
-        new = state.base.owner
+        new = owner_of(state)
         if not hasattr(given, "dtype") or given.dtype != new.dtype:
             raise TypeError(f"{what} has dtype {getattr(given, 'dtype', None)}, its parameter needs {new.dtype}")
         if given.shape != new.shape:

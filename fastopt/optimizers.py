@@ -118,7 +118,7 @@ class Optimizer:
                     raise RuntimeError("step() without gradients needs bound ones: call bind(grads) first")
                 plan.step(self._bound)
             else:
-                gradients = Gradients(plan, self._mirrored(grads))
+                gradients = Gradients(plan, self._tensors, self._mirrored(grads))
                 try:
                     plan.step(gradients)
                 finally:
@@ -146,7 +146,7 @@ class Optimizer:
             if isinstance(gradient, np.generic):
                 raise TypeError(f"the gradient of {tensor} is a NumPy scalar, which never changes: bind a 0-d array")
         with self._plan.lock:
-            gradients = Gradients(self._plan, mirrored)
+            gradients = Gradients(self._plan, self._tensors, mirrored)
             gradients.keep_in_place()
             self._bound = gradients
 

@@ -203,28 +203,27 @@ class Gradients:
         Index of a tensor -> how its gradient lies, where that is not as the parameter lies.
     """
 
-    def __init__(self, plan: Plan, given: Sequence[Any]) -> None:
+    def __init__(self, plan: Plan, tensors: Sequence[ArrayTensor], given: Sequence[Any]) -> None:
         self.arrays = list(given)
-        if len(self.arrays) != len(plan.tensors):
-            raise ValueError(f"there are {len(plan.tensors)} parameters and {len(self.arrays)} gradients")
+        if len(self.arrays) != len(tensors):
+            raise ValueError(f"there are {len(tensors)} parameters and {len(self.arrays)} gradients")
         self.strided: dict[int, Strides] = {}
         self.addresses, unread, none = plan.reader.read(self.arrays)
         if unread and plan.courses:
-            self._read_alike(plan)
+            self._read_alike(tensors, plan.extents)
         if unread:
             for i in np.flatnonzero(self.addresses == UNREAD).tolist():
-                self._check(i, plan.tensors[i], plan.extents)
+                self._check(i, tensors[i], plan.extents)
         self.taking_part = (self.addresses != 0).tobytes() if none else plan.everyone
 
-    def _read_alike(self, plan: Plan) -> None:
+    def _read_alike(self, tensors: Sequence[ArrayTensor], extents: Extents) -> None:
         """Read those on devices that lie as their parameters do, off all that an update writes."""
         unread = np.flatnonzero(self.addresses == UNREAD)
-        tensors = [plan.tensors[i] for i in unread]
-        found = np.array([t.alike(self.arrays[i]) for i, t in zip(unread, tensors, strict=True)], np.int64)
-        lengths = np.array([tensor.array.nbytes for tensor in tensors])
-        self.addresses[unread] = np.where(plan.extents.overlapped(found, found + lengths), UNREAD, found)
+        found = np.array([tensors[i].alike(self.arrays[i]) for i in unread.tolist()], np.int64)
+        lengths = np.array([tensors[i].array.nbytes for i in unread.tolist()])
+        self.addresses[unread] = np.where(extents.overlapped(found, found + lengths), UNREAD, found)
 
-    def _check(self, i: int, tensor: Tensor, extents: Extents) -> None:
+    def _check(self, i: int, tensor: ArrayTensor, extents: Extents) -> None:
         what = f"the gradient of {tensor}"
         self.arrays[i], array = tensor.gradient(what, self.arrays[i])
         if (other := extents.overlapping(array)) is not None:

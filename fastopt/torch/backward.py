@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
@@ -149,6 +150,8 @@ class StepInBackward:
             for group in self._optimizer._groups:
                 group.look()
             updater = self._updaters[param]
+            if param.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("updates during backward() cannot be captured: capture the optimizer's own step()")
             same = self._optimizer.state.get(param) is updater.parameters[0].state
             unread = updater.read() if same else OUT_OF_DATE
             if unread == OUT_OF_DATE:

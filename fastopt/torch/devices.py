@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,7 +66,7 @@ class Verdict:
         scale, found_inf = self.held[place.index]
         return 0 if scale is None else scale.data_ptr(), found_inf.data_ptr()
 
-
-def amp_state(given: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Return the scale and the flag that GradScaler has put into an optimizer for this step."""
-    return given.get("grad_scale"), given.get("found_inf")
+    def on_host(self) -> tuple[float, bool]:
+        """Wait for the devices, and return the factor of all gradients, and whether the step is skipped."""
+        scale, found_inf = self.given
+        return 1.0 if scale is None else 1.0 / float(scale), bool(found_inf != 0)

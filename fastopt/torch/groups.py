@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..groups import GroupOptions, StepFunction
@@ -15,7 +16,7 @@ MOVING = (Tensor, np.ndarray)  # whose number may be another one at the next ste
 
 NOT_OFFERED = {
     "differentiable": "autograd cannot see through a fused update",
-    "capturable": "there is nothing to capture on the CPU",
+    "capturable": "a step on a GPU can be captured without it, and there is nothing to capture on the CPU",
 }
 
 
@@ -27,6 +28,11 @@ def number(name: str, value: Any) -> Any:
     if isinstance(value, MOVING):
         if math.prod(value.shape) != 1:
             raise ValueError(f"Tensor {name} must be 1-element")
+        if isinstance(value, Tensor) and value.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{name} is a tensor on a GPU, which nobody can read while a graph is captured: assign one of "
+                f"fastopt.schedules, or a number"
+            )
         value = value.item()
     return 0.0 if isinstance(value, float) and -ROUNDING < value < 0 else value
 

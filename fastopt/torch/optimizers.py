@@ -19,6 +19,7 @@ from torch.optim import optimizer as base
 from ..groups import check_shared
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
 from ..rules import FAMILIES, HYPERPARAMETERS, Family
+from .devices import Verdict
 from .eager import eager
 from .groups import Group
 from .tensors import Parameter
@@ -52,6 +53,33 @@ class Optimizer(torch.optim.Optimizer):
         self._made = True
         self._adopt()
 
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups; their numbers are those of the latest step, also where a GPU counts the steps."""
+        self._fetch()
+        groups: list[dict[str, Any]] = self.__dict__["param_groups"]
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.__dict__["param_groups"] = groups
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The states, by parameter; counts of steps are up to date, also where a GPU counts them."""
+        self._fetch()
+        state: defaultdict[Tensor, Any] = self.__dict__["state"]
+        return state
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self.__dict__["state"] = state
+
+    def _fetch(self) -> None:
+        if self._updater is not None and self._updater.plan.away.active and not self._inside:
+            with self._lock:
+                self._updater.settle()
+
     def _make_lock(self) -> None:
         self._lock = threading.RLock()
         _optimizers.add(self)
@@ -60,6 +88,7 @@ class Optimizer(torch.optim.Optimizer):
         """Take groups, parameters and states as they are now; schedules that go on are those of their own groups."""
         if self._updater is not None:
             self._updater.settle()
+            self._updater.plan.away.end()
         known = {id(group.given): group for group in self._groups}
         names = [name for name in HYPERPARAMETERS if name in self.defaults]
         groups = []
@@ -76,8 +105,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _read_or_repeat(self, updater: Updater, scale: float) -> int:
         """Let an updater take the last step again, or read the gradients; after a look at options that have changed."""
-        watch = updater.watch
-        if watch.groups is not self.param_groups or watch.states is not self.state:
+        watch, here = updater.watch, self.__dict__
+        if watch.groups is not here["param_groups"] or watch.states is not here["state"]:
             return OUT_OF_DATE
         unread = ASSIGNED if self._has_moving_options else updater.read_or_repeat(scale)
         if unread == ASSIGNED:
@@ -97,8 +126,8 @@ class Optimizer(torch.optim.Optimizer):
         if self._inside:
             raise RuntimeError("this optimizer is inside a step: neither step nor load nor add to it there")
 
-    def _update(self, scale: float) -> None:
-        """Update every parameter that has a gradient, which is first multiplied by a scale."""
+    def _update(self, scale: float, verdict: Verdict | None = None) -> None:
+        """Update every parameter that has a gradient, which is first multiplied by a scale; or as a verdict says."""
         with self._lock:
             self._refuse_inside_step()
             self._inside = True
@@ -109,7 +138,7 @@ class Optimizer(torch.optim.Optimizer):
                     updater = self._adopt()
                     unread = updater.read_anew()
                 if unread != REPEATED:
-                    updater.step(unread, scale)
+                    updater.step(unread, scale, verdict)
             finally:
                 self._inside = False
                 if self._updater is not None:
@@ -169,9 +198,10 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf, grad_scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")
-        if found_inf is not None and float(found_inf) != 0:
-            return loss
-        self._update(1.0 if grad_scale is None else 1.0 / float(grad_scale))
+        if isinstance(found_inf, Tensor) and found_inf.is_cuda:
+            self._update(1.0, Verdict(grad_scale, found_inf))
+        elif found_inf is None or float(found_inf) == 0:
+            self._update(1.0 if grad_scale is None else 1.0 / float(grad_scale))
         return loss
 
     _observed_step = torch.optim.Optimizer.profile_hook_step(_step)

@@ -38,6 +38,8 @@ class Rows:
                 f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
                 "move the rows that it leaves out; pass .to_dense() of it, or put the parameter into a group without"
             )
+        if parameter.place.on_device and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(f"the gradient of {parameter} is sparse: a step with it cannot be captured")
         self.parameter = parameter
         self.rule = rule
         self.indices = tuple(gradient.indices())

@@ -249,6 +249,10 @@ class Counts:
         self.array: Array = self.table.numpy()
         self.expected = self.array.copy()  # to see whether anybody else has written there
 
+    def take(self, parameters: list[Parameter]) -> None:
+        """Take the counts of the parameters."""
+        self.array[:] = self.expected[:] = [parameter.step for parameter in parameters]
+
     def count(self, which: Any) -> None:
         """Count a step of those that took part."""
         self.array[which] += 1

@@ -17,6 +17,7 @@ from ..kernels.reader import UNREAD
 from ..kernels.tensors import OUT_OF_DATE, PARAMS, Shape, Watch, exchange_table, shape_of
 from ..plan import Plan
 from ..rules import Family
+from .devices import Verdict
 from .groups import Group
 from .sparse import Rows, coalesced
 from .tensors import Counts, Parameter, array_of, check_memory, is_distributed, local
@@ -203,7 +204,15 @@ class Updater:
         return self.watch.step(torch.get_num_threads())
 
     def settle(self) -> None:
-        """Count the steps that were repetitions, before anybody asks for a count, and repeat no more."""
+        """Bring all counts up to date, before anybody asks for one."""
+        self._stop_repeating()
+        if self.plan.away.active:
+            self.plan.settle()
+            if self.counts is not None:
+                self.counts.take(self.parameters)
+
+    def _stop_repeating(self) -> None:
+        """Count the steps that were repetitions, and repeat no more."""
         if self.prepared:
             self.prepared = False
             self.plan.count(self.watch.take_times())
@@ -211,13 +220,13 @@ class Updater:
     def _prepare(self, part: Part) -> None:
         """Prepare that the next step is this one again, where it can be."""
         if TABLE and part.repeatable and self.plan.can_repeat():
-            launch = self.plan.launches[0]
+            launch: Any = self.plan.launches[0]  # of the host
             if self.last is None or launch.chunks is not self.last[0] or part is not self.last[1]:
                 self.watch.prepare(launch.fields(THREADS.parallel), INCREMENT, part.written)
                 self.last = launch.chunks, part
             self.prepared = True
 
-    def step(self, unread: int, scale: float) -> None:
+    def step(self, unread: int, scale: float, verdict: Verdict | None = None) -> None:
         """Update every parameter that has a gradient, which is first multiplied by a scale.
 
         Whatever can fail comes before anything is written.
@@ -227,11 +236,19 @@ class Updater:
         unread : int
             What `read` has returned.
         scale : float
+        verdict : Verdict, optional
+            Has another factor, and may be that the step is skipped.
         """
-        self.settle()
         plan = self.plan
-        plan.look()
+        self._stop_repeating()
+        if not plan.away.active:
+            plan.look()
         gradients = Gradients(self, unread)
+        if verdict is not None and (gradients.sparse or not plan.on_devices):
+            scale, skipped = verdict.on_host()
+            verdict = None
+            if skipped:
+                return
         rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
         if scale != plan.scale:
             plan.scale, plan.steady = scale, False
@@ -242,13 +259,18 @@ class Updater:
         for parameter in part.with_gaps:
             parameter.load()
         try:
-            plan.step(gradients)
+            was_away = plan.away.active
+            plan.step(gradients, verdict)
         finally:  # the plan remembers where they lay, and nothing may keep them alive
             gradients.tensors, gradients.sparse = [], {}
         for parameter in part.with_gaps:
             parameter.store()
-        if self.counts is not None:
-            self.counts.count(part.which)
+        if self.counts is not None and not plan.away.active:
+            if was_away:  # the plan has fetched the count, and counts again
+                plan.settle()
+                self.counts.take(self.parameters)
+            else:
+                self.counts.count(part.which)
         self._prepare(part)
         for i, row in rows.items():
             row.update(scale)

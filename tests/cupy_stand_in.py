@@ -1,0 +1,306 @@
+"""A stand-in for CuPy whose devices are the host: as much of it as fastopt uses, and stricter; no tests here.
+
+Kernels are the ones that CuPy would compile, built by g++ (`host_cuda`). A launch records the bytes of its arguments,
+and runs when its stream is synchronised, not before, so that whatever reads memory of the host too late fails a test.
+What CUDA refuses while a graph is captured, is refused here.
+"""
+
+import contextlib
+import ctypes
+import re
+import types
+
+import host_cuda
+import numpy as np
+
+
+class CUDARuntimeError(RuntimeError):
+    """What CuPy raises where CUDA refuses something."""
+
+
+class Memory:
+    """Memory on a device: full of ones at first, so that nothing can rely on zeros."""
+
+    def __init__(self, size):
+        if any(stream.capturing is not None for stream in STREAMS.values()):
+            raise CUDARuntimeError("cudaMalloc while a stream is capturing")
+        self.bytes = np.full(size, 255, np.uint8)
+        self.ptr = self.bytes.ctypes.data
+        self.device = runtime.getDevice()
+        WORLD.allocated += 1
+
+    def __del__(self):
+        synchronize_all()  # as cudaFree does
+        self.bytes[...] = 255
+
+
+class MemoryPointer:
+    """An address in memory."""
+
+    def __init__(self, memory, offset):
+        self.mem, self.offset = memory, offset
+
+    @property
+    def ptr(self):
+        return self.mem.ptr + self.offset
+
+    def memset_async(self, value, size, stream):
+        stream.put(lambda: ctypes.memset(self.ptr, value, size), "memset")
+
+    def copy_from_host_async(self, address, size, stream):
+        if stream.is_capturing():
+            raise CUDARuntimeError("a copy from memory that the graph would read at each replay")
+        data = ctypes.string_at(address, size)  # pageable memory may be read now or later; it is kept by the caller
+        stream.put(lambda: ctypes.memmove(self.ptr, ctypes.string_at(address, size), size), "copy")
+        assert data is not None
+
+    def copy_to_host(self, address, size):
+        ctypes.memmove(address, self.ptr, size)
+
+
+class Graph:
+    """What a stream has recorded."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def launch(self, stream=None):
+        stream = stream or get_current_stream()
+        for work, name in self.work:
+            stream.put(work, name)
+
+
+class Stream:
+    """Work in order, which waits for `synchronize`."""
+
+    def __init__(self, device=0, ptr=None):
+        self.device_id = device
+        self.ptr = len(STREAMS) * 8 if ptr is None else ptr
+        self.queue = []
+        self.capturing = None
+        STREAMS[self.ptr] = self
+
+    def put(self, work, name):
+        WORLD.log.append((name, self.ptr))
+        (self.queue if self.capturing is None else self.capturing).append((work, name))
+
+    def run(self):
+        while self.queue:
+            self.queue.pop(0)[0]()
+
+    def synchronize(self):
+        if self.capturing is not None:
+            raise CUDARuntimeError("cudaStreamSynchronize while the stream is capturing")
+        self.run()
+
+    def is_capturing(self):
+        return self.capturing is not None
+
+    def begin_capture(self):
+        if self.ptr == 0:
+            raise CUDARuntimeError("the default stream cannot be captured")
+        self.capturing = []
+
+    def end_capture(self):
+        work, self.capturing = self.capturing, None
+        return Graph(work)
+
+    def __enter__(self):
+        WORLD.streams.append(self)
+        return self
+
+    def __exit__(self, *exception):
+        WORLD.streams.pop()
+
+
+def ExternalStream(ptr, device_id=-1):  # noqa: N802 (CuPy's name)
+    """Return the stream at an address, which somebody else has made."""
+    return STREAMS.get(ptr) or Stream(device_id, ptr)
+
+
+class Device:
+    """A device, as a context."""
+
+    def __init__(self, index):
+        self.id = index
+
+    def __enter__(self):
+        WORLD.devices.append(self.id)
+        return self
+
+    def __exit__(self, *exception):
+        WORLD.devices.pop()
+
+    def __eq__(self, other):
+        return self.id == other.id
+
+    def __hash__(self):
+        return self.id
+
+    def synchronize(self):
+        if any(stream.capturing is not None for stream in STREAMS.values()):
+            raise CUDARuntimeError("cudaDeviceSynchronize while a stream is capturing")
+        synchronize_all()
+
+
+def get_current_stream(device_id=None):
+    """Return the innermost stream in force, on a device."""
+    return WORLD.streams[-1] if WORLD.streams else STREAMS[0]
+
+
+def synchronize_all():
+    """Let all streams do their work."""
+    for stream in STREAMS.values():
+        stream.run()
+
+
+class Kernel:
+    """A compiled kernel."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, grid, block, args):
+        (argument,) = args
+        (blocks,), (threads,) = grid, block
+        copied = argument.copy()  # as cuLaunchKernel copies it
+        device, stream = runtime.getDevice(), get_current_stream()
+        WORLD.launches.append((self.name, copied, device, stream.ptr))
+        stream.put(lambda: host_cuda.launch(self.name, copied, blocks, threads), self.name)
+
+
+class RawModule:
+    """A source, of which kernels are taken by name; it must be the one that `host_cuda` has compiled."""
+
+    def __init__(self, *, code, options):
+        assert options == host_cuda.cuda.OPTIONS
+        self.code = code
+
+    def get_function(self, name):
+        assert re.search(rf"\b{name}\b", self.code)
+        return Kernel(name)
+
+
+class ndarray:  # noqa: N801 (CuPy's name)
+    """An array on a device. NumPy's functions cannot read it: `get` waits, and copies."""
+
+    def __init__(self, host, device=None):
+        self.host = host  # its memory
+        self.device = device or Device(runtime.getDevice())
+        self.dtype, self.shape, self.strides, self.size = host.dtype, host.shape, host.strides, host.size
+
+    @property
+    def data(self):
+        return types.SimpleNamespace(ptr=self.host.__array_interface__["data"][0])
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.host.__array_interface__, "stream": None}
+
+    def __getitem__(self, key):
+        return ndarray(self.host[key], self.device)
+
+    def __setitem__(self, key, value):
+        view, source = self.host[key], value.host if isinstance(value, ndarray) else value
+        get_current_stream().put(lambda: np.copyto(view, source), "copy")
+
+    def transpose(self, axes):
+        return ndarray(self.host.transpose(axes), self.device)
+
+    def copy(self, order="C"):
+        """Return a copy, written when the stream gets there."""
+        new = np.empty_like(self.host, order=order)
+        get_current_stream().put(lambda: np.copyto(new, self.host), "copy")
+        return ndarray(new, self.device)
+
+    def get(self):
+        """Return a copy on the host."""
+        synchronize_all()
+        return self.host.copy()
+
+
+def asarray(value):
+    """Return an array on the device: a view of one that is there already, a copy of one that is not."""
+    if isinstance(value, ndarray):
+        return value
+    if isinstance(value, Foreign):
+        return ndarray(value.array)
+    return ndarray(np.array(value))
+
+
+def zeros(shape, dtype=np.float64):
+    """Return zeros; written when the stream gets there."""
+    return full(shape, 0, dtype)
+
+
+def full(shape, value, dtype=np.float64):
+    """Return an array of one value; written when the stream gets there."""
+    array = np.full(shape, 77, dtype)
+    get_current_stream().put(lambda: array.fill(value), "fill")
+    return ndarray(array)
+
+
+def from_dlpack(value):
+    """Return a view of what another library has on the device."""
+    return ndarray(value.array)
+
+
+class Foreign:
+    """An array of another library, with an interface of CUDA."""
+
+    def __init__(self, array, readonly=False):
+        self.array, self.readonly = array, readonly
+
+    @property
+    def __cuda_array_interface__(self):
+        interface = self.array.__array_interface__
+        return {**interface, "data": (interface["data"][0], self.readonly), "version": 3}
+
+
+class DLPackOnly:
+    """An array of another library, which has nothing but DLPack."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, **options):
+        raise AssertionError("the stand-in reads it otherwise")
+
+
+class runtime:  # noqa: N801 (CuPy's name)
+    """CUDA's runtime."""
+
+    @staticmethod
+    def getDevice():  # noqa: N802 (CUDA's name)
+        """Return the number of the device in force."""
+        return WORLD.devices[-1]
+
+
+STREAMS = {}
+WORLD = types.SimpleNamespace(devices=[0], streams=[], log=[], launches=[], allocated=0)
+Stream(ptr=0)
+
+cuda = types.SimpleNamespace(
+    Device=Device,
+    ExternalStream=ExternalStream,
+    Memory=Memory,
+    MemoryPointer=MemoryPointer,
+    Stream=Stream,
+    get_current_stream=get_current_stream,
+    runtime=runtime,
+)
+
+
+@contextlib.contextmanager
+def capture(stream):
+    """Record what is put on a stream; the graph is what comes out, once it has ended."""
+    recorded = types.SimpleNamespace(graph=None)
+    with stream:
+        stream.begin_capture()
+        try:
+            yield recorded
+        finally:
+            recorded.graph = stream.end_capture()

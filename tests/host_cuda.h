@@ -1,0 +1,77 @@
+// host_cuda.h: the names of CUDA that the kernels use, for g++, which compiles behind it the very source that CuPy gets.
+// Threads run one after another, in order or, with a seed, in any other; none of them can wait for another.
+
+#include <stdint.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(threads)
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+
+static thread_local uint3 threadIdx, blockIdx, blockDim, gridDim;
+static thread_local int64_t wide_accesses;  // of 16 bytes at once
+static thread_local bool misaligned;        // one of them, where a GPU would fault
+
+static bool wide_access(const uint4 *at) {
+    bool faults = reinterpret_cast<uintptr_t>(at) % 16 != 0;
+    misaligned |= faults;
+    ++wide_accesses;
+    return !faults;
+}
+
+inline uint4 __ldcg(const uint4 *at) {
+    uint4 value = {0, 0, 0, 0};
+    if (wide_access(at)) memcpy(&value, static_cast<const void *>(at), 16);
+    return value;
+}
+
+inline void __stcg(uint4 *at, uint4 value) {
+    if (wide_access(at)) memcpy(static_cast<void *>(at), &value, 16);
+}
+
+// Runs every thread of every block; returns how many accesses were wide, or -1 where one was misaligned.
+template <typename Argument>
+int64_t host_launch(void (*kernel)(Argument), const void *bytes, unsigned grid, unsigned block, unsigned seed) {
+    Argument argument;
+    memcpy(&argument, bytes, sizeof argument);
+    std::vector<unsigned> order(static_cast<size_t>(grid) * block);
+    std::iota(order.begin(), order.end(), 0u);
+    if (seed != 0) std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+    gridDim = {grid, 1, 1};
+    blockDim = {block, 1, 1};
+    wide_accesses = 0;
+    misaligned = false;
+    for (unsigned number : order) {
+        blockIdx = {number / block, 0, 0};
+        threadIdx = {number % block, 0, 0};
+        kernel(argument);
+    }
+    return misaligned ? -1 : wide_accesses;
+}
+
+// What follows the source: a kernel's launcher, and the two conversions of a half.
+#define HOST_LAUNCHER(name)                                                                                      \
+    extern "C" int64_t launch_##name(const void *argument, unsigned grid, unsigned block, unsigned seed) {       \
+        return host_launch(name, argument, grid, block, seed);                                                   \
+    }
+#define HOST_CONVERSIONS(name, Half)                                               \
+    extern "C" void widen_##name(const Half *from, float *to, int64_t n) {         \
+        for (int64_t i = 0; i < n; ++i) to[i] = fastopt::cuda::widen(from[i]);     \
+    }                                                                              \
+    extern "C" void narrow_##name(const float *from, Half *to, int64_t n) {        \
+        for (int64_t i = 0; i < n; ++i) fastopt::cuda::narrow(from[i], to[i]);     \
+    }

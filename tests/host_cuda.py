@@ -1,0 +1,87 @@
+"""The CUDA kernels on the host: what CuPy gets, compiled by g++ behind `host_cuda.h`; no tests here.
+
+Addresses of the "device" are addresses of the host. What a launch on a GPU would refuse, or fault at, is an error.
+"""
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from fastopt.kernels import cuda
+from fastopt.kernels.tables import COURSE, JOB, MESSAGE
+
+from fastopt.rules import RULES
+
+SHIM = Path(__file__).with_name("host_cuda.h")
+FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC")
+SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `build` made
+THREADS = 1024  # a block has no more
+UPDATES = {cuda.kernel_name(rule, format): (rule, format) for rule in RULES for format in cuda.FORMATS}
+ARGUMENTS = {**dict.fromkeys(UPDATES, JOB), "send": MESSAGE, "advance": COURSE}
+
+
+def fused():
+    """All updates as one source: the text that every kernel's source begins with, and the rest of each."""
+    common = cuda.inlined("fused.cu")
+    sources = [cuda.source(*update) for update in UPDATES.values()]
+    assert all(source.startswith(common) for source in sources)
+    rests = [source.removeprefix(common) for source in sources]
+    conversions = [f"HOST_CONVERSIONS({name}, {cuda.TYPES[name]})" for name in ("float16", "bfloat16")]
+    return "\n".join([common, *rests, *map("HOST_LAUNCHER({})".format, UPDATES), *conversions])
+
+
+def build(folder, *flags):
+    """Compile all kernels into a shared library in a folder, and return its path."""
+    small = "\n".join([cuda.inlined("advance.cu"), "HOST_LAUNCHER(send)", "HOST_LAUNCHER(advance)"])
+    path, sources = Path(folder) / "kernels.so", {"fused": fused(), "advance": small}
+    compiler, objects, running = shutil.which("g++"), [], []
+    for name, source in sources.items():
+        file = path.with_name(f"{name}.cpp")
+        file.write_text(f'#include "{SHIM}"\n{source}\n', encoding="utf-8")
+        objects.append(file.with_suffix(".o"))
+        running.append(subprocess.Popen([compiler, *FLAGS, *flags, "-c", file, "-o", objects[-1]]))
+    assert [process.wait() for process in running] == [0] * len(running)
+    subprocess.run([compiler, *flags, "-shared", "-Wl,-Bsymbolic", *objects, "-o", path], check=True)
+    return path
+
+
+@functools.cache
+def library():
+    """Return all kernels, compiled once in a process."""
+    if BUILT in os.environ:
+        return ctypes.CDLL(os.environ[BUILT])
+    with tempfile.TemporaryDirectory() as folder:
+        return ctypes.CDLL(str(build(folder)))
+
+
+def launch(name, argument, grid, block=cuda.BLOCK, seed=0):
+    """Run a kernel, its threads in order or, with a seed, in another; return how many of its accesses were wide.
+
+    The argument is a NumPy structure, of one element, of the type that the kernel takes.
+    """
+    if np.shape(argument) not in ((), (1,)) or argument.dtype != ARGUMENTS[name]:
+        raise TypeError(f"{name} takes one {ARGUMENTS[name]}, not {argument!r}")
+    threads = cuda.BLOCK if name in UPDATES else THREADS
+    if not (1 <= grid < 2**31 and 1 <= block <= threads):
+        raise ValueError(f"{name} cannot be launched with {grid} blocks of {block} threads")
+    function = getattr(library(), f"launch_{name}")
+    function.restype = ctypes.c_int64
+    argument = np.asarray(argument)
+    wide = function(ctypes.c_void_p(argument.ctypes.data), *map(ctypes.c_uint, (grid, block, seed)))
+    if wide < 0:
+        raise RuntimeError(f"{name} moved 16 bytes at an address that is no multiple of 16")
+    return wide
+
+
+def convert(function, values, dtype):
+    """Run a conversion, widen_float16 for one, over an array, and return the results as an array of a dtype."""
+    values, results = np.ascontiguousarray(values), np.empty(values.shape, dtype)
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (values, results))
+    getattr(library(), function)(*pointers, ctypes.c_int64(values.size))
+    return results
