@@ -27,6 +27,12 @@ def record_of(schedule: Any) -> Array | None:
         return None
 
 
+COLD = (
+    "warm up before the capture: the step that is captured must not be the first one, nor the first one after an option "
+    "was assigned, or with gradients for other parameters. Take two steps like it before"
+)
+
+
 class Away:
     """A plan's steps that devices count.
 
@@ -34,6 +40,8 @@ class Away:
     ----------
     active : bool
         Whether they do now, and the host does not.
+    capturing : bool
+        Whether the step that has begun is recorded in a graph.
     captured : bool
         Whether a graph holds a step; then tables and states stay what and where they are.
     told : bool
@@ -43,22 +51,32 @@ class Away:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = weakref.proxy(plan)  # which owns this: no cycle that only the garbage collector could end
-        self.active = self.captured = self.told = False
+        self.active = self.capturing = self.captured = self.told = False
         self.fetched = 0  # of the steps that the devices have counted
         self.begun: list[tuple[Tensor, list[str]]] = []  # states that begin with the first of these, if one is taken
 
     def is_asked_for(self, verdict: Verdict | None) -> bool:
         """Find out how the next step is taken; from the first one that devices count, they go on."""
-        courses = self.plan.courses
-        for course in courses:
+        return self.begin(verdict) or self.active or verdict is not None
+
+    def begin(self, verdict: Verdict | None = None) -> bool:
+        """Find out on which streams the next step is put; say whether these are being captured, and it can be."""
+        plan = self.plan
+        for course in plan.courses:
             course.begin(verdict)
-        return self.active or verdict is not None or any(course.capturing for course in courses)
+        self.capturing = any(course.capturing for course in plan.courses)
+        if self.capturing:
+            if not plan.on_devices:
+                raise RuntimeError("a step cannot be captured while some parameters are on the CPU: use two optimizers")
+            changed = plan.versions != [group.version for group in plan.groups]
+            if changed or plan.formed is None or any(launch.outdated for launch in plan.launches):
+                raise RuntimeError(COLD)
+        return self.capturing
 
     def step(self, gradients: Located) -> None:
-        """Take a step."""
+        """Take a step, after `begin`."""
         plan = self.plan
-        capturing = any(course.capturing for course in plan.courses)
-        self._check(gradients, capturing)
+        self._check(gradients)
         outdated = self._look()
         if gradients is not plan.loaded:
             plan.load(gradients)
@@ -70,26 +88,20 @@ class Away:
             course.advance()
         for launch in plan.launches:
             launch()
-        self.captured = self.captured or capturing
-        self.told = self.told or not capturing
+        self.captured = self.captured or self.capturing
+        self.told = self.told or not self.capturing
 
-    def _check(self, gradients: Located, capturing: bool) -> None:
+    def _check(self, gradients: Located) -> None:
         plan = self.plan
         if self.captured and (gradients.taking_part != plan.formed or gradients.strided):
             raise RuntimeError(
                 "a step of this optimizer was captured with gradients for other parameters, or with other strides: "
                 "give gradients to the same ones, that lie as those did, or use an optimizer for each set"
             )
-        if not capturing:
+        if not self.capturing:
             return
-        if not plan.on_devices:
-            raise RuntimeError("a step cannot be captured while some parameters are on the CPU: use two optimizers")
-        changed = plan.versions != [group.version for group in plan.groups]
-        if changed or gradients.taking_part != plan.formed or any(launch.outdated for launch in plan.launches):
-            raise RuntimeError(
-                "warm up before the capture: the step that is captured must not be the first one, nor the first one "
-                "after an option was assigned, or with gradients for other parameters. Take two steps like it before"
-            )
+        if gradients.taking_part != plan.formed:
+            raise RuntimeError(COLD)
         if any(launch.strided for launch in plan.launches) or gradients.strided:
             raise RuntimeError("gradients whose strides are not their parameters' cannot be captured: copy them")
         for group in plan.groups:

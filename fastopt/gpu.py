@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Extents, Layout, described, extent, is_on_device, owner_of
-from .away import record_of
+from .away import COLD, record_of
 from .chunks import Strides, chunk_table, located
 from .extras import require
 from .groups import GroupOptions
@@ -51,6 +51,8 @@ class Course:
     def __init__(self, place: Gpu) -> None:
         self.place = place
         self.device = Device(place.cupy, place.index, place.current_stream)
+        if self.device.capturing:
+            raise RuntimeError(COLD)
         self.formats: set[str] = set()  # of its launches
         self.records: dict[bytes, Memory] = {}
         self.edition = self.started = 0

@@ -60,6 +60,8 @@ class Gradients:
             self.addresses[i] = 0
             return
         gradient = check_memory(what, given).detach().resolve_conj().resolve_neg()
+        if gradient.device != parameter.tensor.device:
+            raise ValueError(f"{what} is on {gradient.device}, its parameter on {parameter.tensor.device}")
         if gradient.dtype != parameter.tensor.dtype:
             raise TypeError(f"{what} has dtype {gradient.dtype}, its parameter {parameter.tensor.dtype}")
         if gradient.shape != parameter.tensor.shape:
@@ -241,6 +243,8 @@ class Updater:
         """
         plan = self.plan
         self._stop_repeating()
+        if plan.courses:
+            plan.away.begin(verdict)
         if not plan.away.active:
             plan.look()
         gradients = Gradients(self, unread)
