@@ -78,13 +78,14 @@ def compiled() -> dict[str, str]:
 
 
 def gpu() -> str:
-    """Say why there is no GPU backend, and whether CuPy would find a device."""
-    here = "not usable: this version of fastopt updates NumPy arrays and PyTorch tensors on the CPU"
+    """Name the GPUs that CuPy sees, or say what is missing."""
     if library("cupy") == "not installed":
-        return f"{here} (CuPy is not installed)"
+        return "not usable: CuPy is not installed (pip install 'fastopt[cuda13]', or 'fastopt[cuda12]')"
     try:
         import cupy
 
-        return f"{here} (CuPy sees {cupy.cuda.runtime.getDeviceCount()} devices)"
+        runtime = cupy.cuda.runtime
+        devices = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
+        return ", ".join(devices) or "not usable: CuPy sees no device"
     except Exception as error:  # a broken CuPy raises what it will, and is only reported here
-        return f"{here} (CuPy sees no device: {error})"
+        return f"not usable: CuPy sees no device ({error})"

@@ -315,7 +315,7 @@ class SGD(Optimizer):
     ----------
     params : array, sequence of arrays, dict of arrays, or list of group dicts
         What to train, in place: float32 or float64, any shape, dense in memory, and writable when the optimizer is
-        made. A group is
+        made; on a GPU, arrays of CuPy or of anything that it can look into, float16 and bfloat16 too. A group is
         ``{"params": ..., "lr": ..., ...}``, with options of its own.
     lr : float or schedule, default 0.001
         Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of

@@ -73,7 +73,7 @@ class Graph:
 class Stream:
     """Work in order, which waits for `synchronize`."""
 
-    def __init__(self, device=0, ptr=None):
+    def __init__(self, device=0, ptr=None, non_blocking=True):
         self.device_id = device
         self.ptr = len(STREAMS) * 8 if ptr is None else ptr
         self.queue = []
@@ -212,6 +212,9 @@ class ndarray:  # noqa: N801 (CuPy's name)
         new = np.empty_like(self.host, order=order)
         get_current_stream().put(lambda: np.copyto(new, self.host), "copy")
         return ndarray(new, self.device)
+
+    def __del__(self):
+        synchronize_all()  # a pool of CuPy's has other uses for the memory once all streams are done with it
 
     def get(self):
         """Return a copy on the host."""

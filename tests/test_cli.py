@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def environment(folder):
 
 
 def test_info_names_everything(capsys):
-    """Versions, processor, threads, pool, cache, and why there is no GPU."""
+    """Versions, processor, threads, pool, cache, and the GPUs, or what is missing."""
     assert cli.main(["info"]) == 0
     facts = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert facts["fastopt"] == fastopt.__version__
@@ -110,13 +111,27 @@ def test_an_interrupt_shows_no_traceback(monkeypatch):
 def test_info_sees_what_is_installed_and_no_mere_folder(monkeypatch, tmp_path):
     """A folder named as a library is none; a library without metadata, or one that fails, is no reason to fail."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "cupy").mkdir()
-    assert info.library("cupy") == "not installed"
-    assert "CuPy is not installed" in info.gpu()
-    (tmp_path / "cupy" / "__init__.py").write_text("raise RuntimeError('no driver')")
+    (tmp_path / "imagined").mkdir()
+    assert info.library("imagined") == "not installed"
+    (tmp_path / "imagined" / "__init__.py").write_text("")
     importlib.invalidate_caches()
-    assert info.library("cupy").startswith("unknown, from ")
-    assert info.gpu().endswith("(CuPy sees no device: no driver)")
+    assert info.library("imagined").startswith("unknown, from ")
+
+
+def test_info_names_the_gpus(monkeypatch, tmp_path):
+    """Their names; else what is missing, or whatever CuPy raised."""
+    names = [b"NVIDIA H100", b"Tesla T4"]
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: len(names), getDeviceProperties=lambda i: {"name": names[i]})
+    cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(info, "library", lambda name: "14.2.0")
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert info.gpu() == "NVIDIA H100, Tesla T4"
+    names.clear()
+    assert info.gpu() == "not usable: CuPy sees no device"
+    runtime.getDeviceCount = lambda: 1 / 0
+    assert info.gpu() == "not usable: CuPy sees no device (division by zero)"
+    monkeypatch.setattr(info, "library", lambda name: "not installed")
+    assert "fastopt[cuda13]" in info.gpu()
 
 
 def test_lab_lists_its_experiments(capsys):

@@ -5,8 +5,10 @@ import inspect
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
+import cupy_stand_in
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,22 @@ def blocks(page):
 def test_code_runs_as_printed(page, code, capsys):
     """Each block by itself, as pasted."""
     exec(compile(code, page, "exec"), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", [code for code in blocks("docs/gpu.md") if "import torch" not in code])
+def test_code_for_cupy_runs_as_printed(code, monkeypatch, capsys):
+    """On a stand-in for it, whose kernels run on the host."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in)
+    exec(compile(code, "docs/gpu.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("code", blocks("docs/gpu.md"))
+def test_code_for_gpus_runs_as_printed(code, capsys):
+    """On a GPU."""
+    exec(compile(code, "docs/gpu.md", "exec"), {})
     assert capsys.readouterr().out
 
 

@@ -345,7 +345,8 @@ class SGD(Optimizer):
     Parameters
     ----------
     params : iterable of tensors, of (name, tensor) pairs, or of group dicts
-        float32, float64, float16, bfloat16, complex64 or complex128, on the CPU, of any shape and layout; DTensors too.
+        float32, float64, float16, bfloat16, complex64 or complex128, on the CPU or a CUDA device, of any shape and
+        layout; DTensors too.
         Half precision is computed and kept in float32 (``momentum_buffer``), complex numbers as pairs of reals.
     lr : float, tensor of one element, or schedule, default 0.001
         Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``. ``group["lr"]`` is
