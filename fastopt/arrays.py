@@ -106,7 +106,8 @@ class Layout:
         """Return a new array, filled with a value, that lies in memory as this one's does."""
         shape = self.stored_shape(array)
         new = np.zeros(shape, array.dtype) if value == 0 else np.full(shape, value, array.dtype)
-        return self.turned_back(new)
+        turned: Array = self.turned_back(new)
+        return turned
 
     def stored_shape(self, array: Array) -> tuple[int, ...]:
         """Return the shape of an array with its axes turned into storage order."""

@@ -149,8 +149,9 @@ class Away:
             course.describe(plan.cohorts, self.fetched, restart)
         self.active, self.told = True, False
         for cohort in plan.cohorts:
-            self.begun += [(t, list(new)) for t, new in zip(cohort.tensors, cohort.new_states, strict=False)]
-        plan.keep_states()
+            if cohort.new_states and cohort.first:
+                self.begun += [(t, list(new)) for t, new in zip(cohort.tensors, cohort.new_states, strict=True)]
+                plan.keep_states(cohort)
         for group in plan.groups:
             group.fetch = self.fetch
 

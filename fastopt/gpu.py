@@ -254,7 +254,7 @@ class Gpu:
             raise RuntimeError("a single update cannot be captured: make an optimizer, and capture its step")
         # Another stream's launch may not have run yet, and has tables of its own.
         key = rule.name, format, size, stream.ptr
-        launch = self.idle.take(key, lambda: self.open().launch(rule, format, [size]))
+        launch = self.idle.pop(key, None) or self.open().launch(rule, format, [size])
         rows = np.zeros((1, HYPERS))
         rows[0, : len(numbers)] = numbers
         launch.course.begin(None)

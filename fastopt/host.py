@@ -140,7 +140,7 @@ class Host:
     ) -> None:
         """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
         key = rule.name, format, size
-        launch = self.idle.take(key, lambda: self.launch(rule, format, [size]))
+        launch = self.idle.pop(key, None) or self.launch(rule, format, [size])
         if strided != launch.strided:
             launch.cut(strided)
         launch.addresses[0, : len(addresses)] = addresses

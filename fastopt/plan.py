@@ -380,10 +380,11 @@ class Plan:
         if not self.steady:
             self._write_rows()
         # Counted first: an interrupt is delivered when a launch returns, and must find the books in order.
-        self.keep_states()
         for cohort in self.cohorts:
             cohort.step += 1
-            cohort.first = False
+            if cohort.first:
+                self.keep_states(cohort)
+                cohort.first = False
         for group in self.counted:
             group.count()
         for launch in self.launches:
@@ -512,36 +513,27 @@ class Plan:
         for course in self.courses:
             course.send_rows(self.hypers)
 
-    def keep_states(self) -> None:
+    def keep_states(self, cohort: Cohort) -> None:
         """Make the states that a step begins the tensors' own."""
-        for cohort in self.cohorts:
-            if cohort.first and cohort.new_states:
-                for tensor, new_states in zip(cohort.tensors, cohort.new_states, strict=True):
-                    tensor.keep(new_states)
-                cohort.new_states = []
-                self._forget_extents()
+        for tensor, new_states in zip(cohort.tensors, cohort.new_states, strict=True):
+            tensor.keep(new_states)
+        cohort.new_states = []
+        self._forget_extents()
 
     def _forget_extents(self) -> None:
         self._extents = self._reader = None
 
 
-class Idle:
-    """Launches of single updates, kept for the next of their kind; for any number of threads."""
+class Idle(dict[Hashable, Any]):
+    """Launches of single updates, kept for the next of their kind: whoever pops one has it alone, in any thread."""
 
     LIMIT = 256
 
-    def __init__(self) -> None:
-        self.launches: dict[Hashable, Any] = {}
-
-    def take(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return a launch that nobody else has meanwhile."""
-        return self.launches.pop(key, None) or make()
-
     def put(self, key: Hashable, launch: Any) -> None:
         """Keep a launch, and let go of the one that has been idle longest where there are too many."""
-        self.launches[key] = launch
-        if len(self.launches) > self.LIMIT:
-            self.launches.pop(next(iter(list(self.launches))), None)  # another thread may be first
+        self[key] = launch
+        if len(self) > self.LIMIT:
+            self.pop(next(iter(list(self))), None)  # another thread may be first
 
 
 _plans: weakref.WeakSet[Plan] = weakref.WeakSet()
