@@ -31,7 +31,7 @@ from .kernels.reader import UNREAD, Array, Reader
 from .kernels.tables import HYPERS
 from .rules import RULES, Options, Row, Rule
 
-Member = tuple[int, int, list[int]]  # of a launch: a tensor's row, its hyper row, the addresses of its states
+Member = tuple[int, int, Sequence[int]]  # of a launch: a tensor's row, its hyper row, the addresses of its states
 
 
 class Launch(Protocol):

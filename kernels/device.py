@@ -52,6 +52,8 @@ class Device:
         self.index = index
         self.current_stream = current_stream
         self.message = np.zeros(1, MESSAGE)
+        numbers = self.message.view(np.int64)  # by field, each would take as long as all
+        self.head, self.body = numbers[:-WORDS], numbers[-WORDS:]
         self.begin()
 
     def begin(self) -> None:
@@ -86,10 +88,8 @@ class Device:
         send, _ = cuda.send_and_advance(self.cupy)
         for start in range(0, len(words), WORDS):
             part = words[start : start + WORDS]
-            self.message["to"] = to + 8 * start * apart
-            self.message["apart"], self.message["count"] = apart, len(part)
-            self.message["edition"], self.message["number"] = edition, number
-            self.message["words"][0, : len(part)] = part
+            self.head[:] = to + 8 * start * apart, apart, len(part), edition, number
+            self.body[: len(part)] = part
             self.launch(send, 1, self.message)
 
     def upload(self, memory: Memory, *arrays: npt.NDArray[Any]) -> None:
