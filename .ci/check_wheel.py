@@ -8,6 +8,7 @@ def problems(names: list[str]) -> list[str]:
     """List what is wrong with a wheel's files."""
     wanted = ["py.typed", "bench/command.py", "lab/digits.py"]
     wanted += [f"kernels/{name}" for name in ("cpu.py", "schedules.py", "rules.h", "schedules.h", "fastopt.h")]
+    wanted += [f"kernels/{name}" for name in ("cuda.py", "fused.cu", "advance.cu", "tables.h")]
     found = [f"fastopt/{name} is missing" for name in wanted if f"fastopt/{name}" not in names]
     if not any(name.startswith("fastopt/kernels/_pool.") for name in names):
         found.append("the extension was not built: fastopt/kernels/_pool.* is missing")

@@ -1,7 +1,7 @@
 """fastopt: the optimizer step, fused into one pass over memory.
 
-`SGD` and `Adagrad` are optimizers over NumPy and CuPy arrays; `fused` has the same updates as single calls; `schedules` has
-learning rates as functions of the step.
+`SGD` and `Adagrad` are optimizers over NumPy and CuPy arrays; `fused` has the same updates as single calls;
+`schedules` has learning rates as functions of the step.
 """
 
 from . import fused, schedules

@@ -28,8 +28,8 @@ def record_of(schedule: Any) -> Array | None:
 
 
 COLD = (
-    "warm up before the capture: the step that is captured must not be the first one, nor the first one after an option "
-    "was assigned, or with gradients for other parameters. Take two steps like it before"
+    "warm up before the capture: the step that is captured must not be the first one, nor the first one after an "
+    "option was assigned, or with gradients for other parameters. Take two steps like it before"
 )
 
 

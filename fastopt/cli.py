@@ -57,12 +57,45 @@ def info(arguments: argparse.Namespace) -> int:
 
 def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
     """Define ``fastopt compile``."""
-    parser = commands.add_parser("compile", help="compile all kernels ahead, into the cache on disk")
+    parser = commands.add_parser("compile", help="compile all kernels ahead, into the cache on disk, or for a GPU")
+    parser.add_argument(
+        "--cuda", metavar="ARCH", help="instead, compile CUBIN files for GPUs such as sm_90; needs none"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write those (default: here)")
     parser.set_defaults(run=compile_kernels)
 
 
 def compile_kernels(arguments: argparse.Namespace) -> int:
-    """Compile every kernel, and say where they are kept."""
+    """Compile every kernel, for this processor or for GPUs."""
+    if arguments.cuda is not None:
+        return compile_cuda(arguments.cuda, arguments.out or Path())
+    if arguments.out is not None:
+        raise ValueError("--out goes with --cuda; kernels for this processor are kept where NUMBA_CACHE_DIR says")
+    return compile_numba()
+
+
+def compile_cuda(architecture: str, out: Path) -> int:
+    """Write every CUDA kernel as a CUBIN, and say what registers and memory each takes."""
+    from .extras import require
+    from .kernels import cuda
+    from .progress import track
+    from .rules import RULES
+
+    require("cupy", "cuda13")
+    nvrtc = require("cupy_backends.cuda.libs.nvrtc", "cuda13")
+    cuda.check_architecture(nvrtc, architecture)
+    out.mkdir(parents=True, exist_ok=True)
+    taken = []
+    for name, source in track(cuda.sources(RULES).items(), "Compiling"):
+        binary, usages = cuda.cubin(nvrtc, source, name, architecture)
+        (out / f"{name}.cubin").write_bytes(binary)
+        taken += usages
+    print(*taken, sep="\n")
+    return 0
+
+
+def compile_numba() -> int:
+    """Compile every kernel for this processor, and say where they are kept."""
     from .kernels import cache, cpu, schedules
     from .kernels.tables import ELEMENTS
     from .progress import track

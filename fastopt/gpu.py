@@ -311,7 +311,7 @@ class GpuTensor(ArrayTensor):
         format = format_of(what, self.held)
         array = stand_in(self.held, format)
         layout = Layout(array)
-        if not layout.in_storage_order(array).flags.c_contiguous:
+        if not (array.flags.aligned and layout.in_storage_order(array).flags.c_contiguous):
             raise ValueError(
                 f"{what} is not dense in memory (shape {array.shape}, strides {array.strides}): "
                 f"pass a .copy() of it, and use that from now on"
@@ -353,7 +353,7 @@ class GpuTensor(ArrayTensor):
                 f"of {array.dtype.name} and {array.shape} on GPU {array.device.id}"
             )
         state = stand_in(array, real.name)
-        if not self.layout.in_storage_order(state).flags.c_contiguous:
+        if not (state.flags.aligned and self.layout.in_storage_order(state).flags.c_contiguous):
             raise ValueError(f"{what} does not lie in memory as p does: make it with cupy.zeros_like(p)")
         return state
 
@@ -384,7 +384,10 @@ class GpuTensor(ArrayTensor):
             raise ValueError(
                 f"{what} has shape {array.shape}, its parameter {self.shape}: they are paired by index and must agree"
             )
-        return array, stand_in(array, self.format)
+        view = stand_in(array, self.format)
+        if not view.flags.aligned:  # which a GPU cannot read
+            raise ValueError(f"{what} is not aligned to its elements in memory: pass a .copy() of it")
+        return array, view
 
 
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:

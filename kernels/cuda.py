@@ -1,12 +1,14 @@
 """The rules on GPUs: their CUDA source, compiled by CuPy at run time, or by NVRTC alone, ahead and without a GPU.
 
-Only what takes part in a launch stands here. CuPy is imported by whoever has checked that it is there, and handed over.
+CuPy, and its binding of NVRTC, are imported by whoever has checked that they are there, and handed over.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,80 @@ def send_and_advance(cupy: Any) -> tuple[Any, Any]:
     """Return the two small kernels, which take a message and a course."""
     module = cupy.RawModule(code=inlined("advance.cu"), options=OPTIONS)
     return module.get_function("send"), module.get_function("advance")
+
+
+# What ptxas says of a kernel.
+REPORT = re.compile(
+    r"Compiling entry function '(\w+)'.*?Function properties for \1\D+(\d+) bytes stack frame, "
+    r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers(.*?)$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a kernel takes: registers and bytes of stack for each thread, bytes of shared memory for each block."""
+
+    kernel: str
+    registers: int
+    shared: int
+    local: int
+    spilled: int  # bytes stored and loaded since registers did not suffice
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return (
+            f"{self.kernel}: {self.registers} registers, {self.shared} bytes shared, {self.local} bytes local, "
+            f"{self.spilled} bytes spilled"
+        )
+
+
+def usages(log: str) -> Iterator[Usage]:
+    """Read what ptxas reports of each kernel."""
+    for name, stack, stores, loads, registers, rest in REPORT.findall(log):
+        shared = re.search(r"(\d+) bytes smem", rest)
+        yield Usage(name, int(registers), int(shared[1]) if shared else 0, int(stack), int(stores) + int(loads))
+
+
+def sources(rules: Iterable[str]) -> dict[str, str]:
+    """Return all sources by the names of their files: an update for each rule and format, and the two small kernels."""
+    updates = {kernel_name(rule, format): source(rule, format) for rule in rules for format in FORMATS}
+    return {**updates, "advance": inlined("advance.cu")}
+
+
+def check_architecture(nvrtc: Any, architecture: str) -> None:
+    """Raise ValueError unless NVRTC compiles for an architecture, ImportError where NVRTC is not there."""
+    try:
+        known = [f"sm_{number}" for number in nvrtc.getSupportedArchs()]
+    except RuntimeError as error:  # its library is looked for at the first call
+        raise ImportError("NVRTC is not installed: pip install 'fastopt[cuda13]'") from error
+    if architecture not in known:
+        raise ValueError(f"this NVRTC does not compile for {architecture!r}, but for {', '.join(known)}")
+
+
+def cubin(nvrtc: Any, source: str, name: str, architecture: str) -> tuple[bytes, list[Usage]]:
+    """Compile a source ahead, for one architecture: the CUBIN, and what its kernels take.
+
+    Parameters
+    ----------
+    nvrtc : module
+        ``cupy_backends.cuda.libs.nvrtc``, which needs neither a GPU nor a driver.
+    source, name : str
+        One of `sources`, and its name, for messages.
+    architecture : str
+        ``"sm_90"``, for instance.
+
+    Raises
+    ------
+    RuntimeError
+        With the compiler's log, where the source does not compile.
+    """
+    program = nvrtc.createProgram(source, f"{name}.cu", [], [])
+    try:
+        nvrtc.compileProgram(program, (*OPTIONS, f"--gpu-architecture={architecture}", "--ptxas-options=-v"))
+        log = nvrtc.getProgramLog(program)
+        return nvrtc.getCUBIN(program) + b"\0", list(usages(log))  # the binding drops the last byte
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{name} does not compile:\n{nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)

@@ -19,7 +19,7 @@ from fastopt.rules import RULES
 
 SHIM = Path(__file__).with_name("host_cuda.h")
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC")
-SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `build` made
 THREADS = 1024  # a block has no more
 UPDATES = {cuda.kernel_name(rule, format): (rule, format) for rule in RULES for format in cuda.FORMATS}
@@ -47,7 +47,11 @@ def build(folder, *flags):
         objects.append(file.with_suffix(".o"))
         running.append(subprocess.Popen([compiler, *FLAGS, *flags, "-c", file, "-o", objects[-1]]))
     assert [process.wait() for process in running] == [0] * len(running)
-    subprocess.run([compiler, *flags, "-shared", "-Wl,-Bsymbolic", *objects, "-o", path], check=True)
+    linked = [
+        "-shared",
+        "-Wl,-Bsymbolic",
+    ]  # the C library has functions named send and advance, which must not be meant
+    subprocess.run([compiler, *flags, *linked, *objects, "-o", path], check=True)
     return path
 
 

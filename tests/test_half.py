@@ -8,6 +8,21 @@ import pytest
 import torch
 from fastopt.kernels import cache, cold, cpu, pool
 from fastopt.kernels.tables import ABI, ELEMENTS, HYPERS, JOB, STATES, TENSOR
+from gradient_layouts import STRIDED
+from guarded import Guarded
+from halves import (
+    DIGITS,
+    INFINITY,
+    LEAST,
+    assert_keeps_nan,
+    assert_rounds_to_even,
+    assert_undoes,
+    assert_widens,
+    borders,
+    every_pattern,
+    rounded,
+    values,
+)
 from instructions import FUSED, OUTLINED, SHIFT, any_arithmetic, packed
 from numba import njit
 from tolerances import ONE_STEP, assert_close, assert_rounded
@@ -15,29 +30,10 @@ from tolerances import ONE_STEP, assert_close, assert_rounded
 from fastopt import rules
 from fastopt.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 
-DIGITS = {"float16": 10, "bfloat16": 7}  # of the mantissa, behind the first
-LEAST = {"float16": -14, "bfloat16": -126}  # exponent of the least normal number
-INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80}
 SIZES = [*range(36), 63, 64, 65, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1]
 OPTIONS = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "eps": 1e-10, "lr_decay": 0.1}
-GUARD = 0x5A5A
 halves = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 names = pytest.mark.parametrize("name", rules.RULES)
-
-
-def values(patterns, dtype):
-    """What bits mean, as float32, by NumPy or torch."""
-    if dtype == "float16":
-        return patterns.view(np.float16).astype(np.float32)
-    return torch.from_numpy(patterns.view(np.int16)).view(torch.bfloat16).to(torch.float32).numpy()
-
-
-def rounded(x, dtype):
-    """The bits of float32 numbers rounded to halves, by NumPy or torch."""
-    if dtype == "float16":
-        with np.errstate(all="ignore"):
-            return x.astype(np.float16).view(np.uint16)
-    return torch.from_numpy(x).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
 
 
 @njit
@@ -66,60 +62,16 @@ def narrowed(x, dtype):
     return out.view(np.uint16)
 
 
-def every_pattern():
-    """All bits that a half can have."""
-    return np.arange(2**16, dtype=np.uint16)
-
-
-def borders(dtype):
-    """Every half that is 0 or more, the middle of each two, and a float32 to either side of both; infinity too."""
-    exact = values(np.arange(INFINITY[dtype], dtype=np.uint16), dtype).astype(np.float64)
-    exact = np.append(exact, 2 * 2.0 ** np.floor(np.log2(exact[-1])))  # what is rounded up to it is infinity
-    middles = (exact[1:] + exact[:-1]) / 2
-    with np.errstate(over="ignore"):
-        x = np.concatenate([exact, middles, [np.inf]]).astype(np.float32)
-        return np.concatenate([x, np.nextafter(x, np.float32(-np.inf)), np.nextafter(x, np.float32(np.inf))])
-
-
 # Conversions
 
 
 @halves
-def test_widening_is_exact(dtype):
-    """All patterns, bit for bit, except that one NaN may become another."""
-    got, want = widened(every_pattern(), dtype), values(every_pattern(), dtype)
-    nan = np.isnan(want)
-    np.testing.assert_array_equal(got.view(np.uint32)[~nan], want.view(np.uint32)[~nan])
-    assert np.isnan(got[nan]).all()
-
-
-@halves
-def test_narrowing_undoes_widening(dtype):
-    """For all patterns but NaN."""
-    patterns = every_pattern()
-    patterns = patterns[~np.isnan(values(patterns, dtype))]
-    np.testing.assert_array_equal(narrowed(widened(patterns, dtype), dtype), patterns)
-
-
-@halves
-def test_narrowing_rounds_to_nearest_even(dtype):
-    """As NumPy and torch do: around every half and every middle of two, in both signs, and for any bits."""
-    some = np.random.default_rng(1).integers(0, 2**32, 1_000_000, dtype=np.uint32).view(np.float32)
-    tiny = np.arange(1000, dtype=np.uint32).view(np.float32)
-    for x in (borders(dtype), -borders(dtype), some, tiny, -tiny):
-        got, want = narrowed(x, dtype), rounded(x, dtype)
-        nan = np.isnan(x)
-        np.testing.assert_array_equal(got[~nan], want[~nan])
-        quiet = INFINITY[dtype] | 1 << (DIGITS[dtype] - 1)
-        assert (got[nan] & quiet == quiet).all()
-
-
-@halves
-def test_every_kind_of_nan_stays_one(dtype):
-    """Also those whose mantissa is all in the bits that are cut off, or would carry into the sign."""
-    mantissas = np.array([1, 0x0FFF, 0x7FFF, 0x8000, 0xFFFF, 0x400000, 0x7FFFFF], np.uint32)
-    x = np.concatenate([0x7F800000 | mantissas, 0xFF800000 | mantissas]).view(np.float32)
-    assert np.isnan(values(narrowed(x, dtype), dtype)).all()
+def test_conversions(dtype):
+    """All patterns widened, and every border between two of them rounded, as NumPy and torch do it."""
+    assert_widens(widened, dtype)
+    assert_undoes(narrowed, widened, dtype)
+    assert_rounds_to_even(narrowed, dtype)
+    assert_keeps_nan(narrowed, dtype)
 
 
 @halves
@@ -138,20 +90,6 @@ def test_halves_survive_where_subnormals_are_flushed(dtype):
 
 
 # Kernels
-
-
-class Guarded:
-    """An array with something on either side that must stay as it is."""
-
-    def __init__(self, array):
-        self.whole = np.full(array.nbytes // 2 + 64, GUARD, np.uint16)
-        self.array = self.whole[32:-32].view(array.dtype).reshape(array.shape)
-        self.array[...] = array
-
-    def assert_kept(self):
-        """Assert that nothing was written beside the array."""
-        assert (self.whole[:32] == GUARD).all()
-        assert (self.whole[-32:] == GUARD).all()
 
 
 def step(name, dtype, p, g, states, row):
@@ -201,16 +139,6 @@ def test_rules_against_the_oracle(name, dtype, more):
             assert_rounded(values(p, dtype).astype(np.float64), want, DIGITS[dtype], LEAST[dtype], ONE_STEP)
             for state, expected in zip(states, want_states, strict=True):
                 assert_close(state, expected, ONE_STEP)
-
-
-STRIDED = {
-    "transposed": lambda g: np.asfortranarray(g),
-    "transposed tiles": lambda g: np.asfortranarray(np.tile(g, (8, 9))),
-    "every other": lambda g: np.repeat(g, 2, axis=1)[:, ::2],
-    "backwards": lambda g: g[::-1, ::-1],
-    "one for all": lambda g: np.broadcast_to(g[:, :1], g.shape),
-    "three axes": lambda g: np.tile(g, (7, 1, 1)).transpose(2, 0, 1),
-}
 
 
 @pytest.mark.parametrize("strided", STRIDED.values(), ids=STRIDED)

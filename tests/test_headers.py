@@ -1,6 +1,7 @@
 """The headers, compiled by g++ through cffi.
 
-Rules are held against the oracle, schedules against Numba's, structs and lists against the tables.
+Rules are held against the oracle, their rows against the registry's, schedules against Numba's, structs and lists
+against the tables.
 """
 
 import hashlib
@@ -50,8 +51,12 @@ static void loop(T *p, const T *g, T *state, int64_t n, const T *hyper) {
     static void name##_float64(double *p, const double *g, double *s, int64_t n, const double *hyper) {   \\
         loop<fastopt::Rule>(p, g, s, n, hyper);                                                           \\
     }                                                                                                     \\
+    static void name##_row(const double *option, double step, int first, double *out) {                   \\
+        fastopt::Rule::row(option, step, first != 0, out);                                                \\
+    }                                                                                                     \\
     static int name##_states(void) { return fastopt::Rule::states; }                                      \\
-    static int name##_hypers(void) { return fastopt::Rule::hypers; }
+    static int name##_hypers(void) { return fastopt::Rule::hypers; }                                      \\
+    static int name##_options(void) { return fastopt::Rule::options; }
 FASTOPT_RULES(DEFINE)
 
 static void evaluate(const double *record, const double *steps, double *out, int64_t n) {
@@ -81,7 +86,8 @@ def compiled(tmp_path_factory):
     declarations = [f"const char *{name}(void);" for name in LISTS]
     declarations.append("void evaluate(const double *record, const double *steps, double *out, int64_t n);")
     for name in rules.RULES:
-        declarations.append(f"int {name}_states(void); int {name}_hypers(void);")
+        declarations += [f"int {name}_{count}(void);" for count in ("states", "hypers", "options")]
+        declarations.append(f"void {name}_row(const double *option, double step, int first, double *out);")
         for dtype, c in (("float32", "float"), ("float64", "double")):
             arguments = f"{c} *p, const {c} *g, {c} *s, int64_t n, const {c} *hyper"
             declarations.append(f"void {name}_{dtype}({arguments});")
@@ -115,6 +121,25 @@ def test_counts(compiled):
     for name, rule in rules.RULES.items():
         assert getattr(compiled.lib, f"{name}_states")() == len(rule.states)
         assert getattr(compiled.lib, f"{name}_hypers")() == len(rule.hypers)
+        assert getattr(compiled.lib, f"{name}_options")() == len(rule.options) <= tables.OPTIONS
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("step", [1, 2, 3, 10**6 + 1, 2**53])
+@pytest.mark.parametrize("name", rules.RULES)
+def test_rows_are_the_registrys(compiled, name, step, first):
+    """To the bit, and no number beyond them; each option has a number of its own, in the registry's order."""
+    rule = rules.RULES[name]
+    numbers = [0.1 + 0.7 * place for place in range(len(rule.options))]
+    for maximize in (False, True):
+        options = {**dict(zip(rule.options, numbers, strict=True)), "maximize": maximize}
+        row = rule.row(options, step, first)
+        assert len(row) == 2 + len(rule.hypers)
+        given = np.full(tables.OPTIONS, np.nan)
+        given[: len(numbers)] = [float(options[option]) for option in rule.options]
+        got = np.full(tables.HYPERS, -1.0)
+        getattr(compiled.lib, f"{name}_row")(array(compiled, given), step, first, array(compiled, got))
+        assert got.tolist() == [*row, *[-1.0] * (tables.HYPERS - len(row))]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

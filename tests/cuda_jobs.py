@@ -1,0 +1,103 @@
+"""What CUDA kernels are handed, written for arrays of the host and launched there; no tests here."""
+
+from dataclasses import dataclass
+
+import host_cuda
+import numpy as np
+from fastopt.kernels import cuda
+from fastopt.kernels.tables import ABI, COHORT, COURSE, ELEMENTS, HYPERS, JOB, MESSAGE, STATES, TENSOR
+
+from fastopt.chunks import Strides, chunk_table
+from fastopt.rules import RULES
+
+APART = TENSOR.itemsize // 8  # int64 from one tensor's gradient to the next one's
+
+
+@dataclass
+class Tensor:
+    """A parameter, its gradient, which may lie otherwise or be missing, and its states; halves as bits."""
+
+    param: np.ndarray
+    grad: np.ndarray | None
+    states: list[np.ndarray]
+    hyper: int = 0
+
+
+def computed(format):
+    """The type of what a kernel computes, and of its states and hyper rows."""
+    return ELEMENTS[format][1]
+
+
+class Job:
+    """A launch of one update: its tables, and all arrays that they point to."""
+
+    def __init__(self, name, format, tensors, rows=((),), skip=None):
+        self.kernel, self.tensors, self.skip = cuda.kernel_name(name, format), tensors, skip
+        strided = {
+            row: Strides.of(tensor.grad)
+            for row, tensor in enumerate(tensors)
+            if tensor.grad is not None and not tensor.grad.flags.c_contiguous
+        }
+        self.table = np.zeros(len(tensors), TENSOR)
+        self.chunks, self.layouts = chunk_table([tensor.param.size for tensor in tensors], strided)
+        for row, tensor in enumerate(tensors):
+            addresses = [state.ctypes.data for state in tensor.states]
+            self.table["param"][row] = tensor.param.ctypes.data
+            self.table["grad"][row] = 0 if tensor.grad is None else tensor.grad.ctypes.data
+            self.table["states"][row] = addresses + [0] * (STATES - len(addresses))
+            self.table["layout"][row] = self.layouts[row : row + 1].ctypes.data if row in strided else 0
+            self.table["hyper"][row] = tensor.hyper
+        self.hypers = np.zeros((len(rows), HYPERS), computed(format))
+        for hyper, row in zip(self.hypers, rows, strict=True):
+            hyper[: len(row)] = row
+
+    def launch(self, seed=0):
+        """Run the kernel over all chunks; return how many of its accesses were of 16 bytes."""
+        job = np.zeros((), JOB)
+        job["abi"] = ABI
+        job["tensors"], job["chunks"] = self.table.ctypes.data, self.chunks.ctypes.data
+        job["hypers"] = self.hypers.ctypes.data
+        job["skip"] = 0 if self.skip is None else self.skip.ctypes.data
+        return host_cuda.launch(self.kernel, job, len(self.chunks), seed=seed) if len(self.chunks) else 0
+
+
+class Course:
+    """The counting of steps: cohorts, and the hyper rows that follow."""
+
+    def __init__(self, n):
+        self.cohorts = np.zeros(n, COHORT)
+        self.taken = np.zeros(1, np.int64)
+        self.hypers, self.rounded = np.zeros((n, HYPERS)), np.zeros((n, HYPERS), np.float32)
+        self.scale: np.ndarray | None = None
+        self.skip: np.ndarray | None = None
+        self.records = []  # of schedules, kept
+
+    def write(self, i, name, options, *, first=True, steps=0, clock=0):
+        """Write a cohort; an option may be a schedule."""
+        cohort = self.cohorts[i : i + 1]
+        cohort["rule"], cohort["first"] = list(RULES).index(name), first
+        cohort["steps"], cohort["clock"] = steps, clock
+        for place, option in enumerate(RULES[name].options):
+            if hasattr(options[option], "record"):
+                self.records.append(options[option].record())
+                cohort["schedules"][0, place] = self.records[-1].ctypes.data
+            else:
+                cohort["options"][0, place] = options[option]
+
+    def advance(self):
+        """Run the kernel."""
+        course = np.zeros((), COURSE)
+        course["n"] = len(self.cohorts)
+        for name in ("cohorts", "taken", "hypers", "rounded", "scale", "skip"):
+            array = getattr(self, name)
+            course[name] = 0 if array is None else array.ctypes.data
+        host_cuda.launch("advance", course, 1, 1)
+
+
+def send(numbers, to, apart=1, edition=None, number=0, block=128, seed=0):
+    """Send numbers to an address, so many int64 apart."""
+    message = np.zeros((), MESSAGE)
+    message["to"], message["apart"], message["count"] = to, apart, len(numbers)
+    message["edition"], message["number"] = 0 if edition is None else edition.ctypes.data, number
+    message["words"][: len(numbers)] = numbers
+    host_cuda.launch("send", message, 1, block, seed)

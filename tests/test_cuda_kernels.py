@@ -1,0 +1,666 @@
+"""The CUDA kernels, compiled for the host, against the oracle: what any GPU is to compute, and where it is to write."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import host_cuda
+import numpy as np
+import oracle
+import pytest
+from cuda_jobs import APART, Course, Job, Tensor, computed, send
+from fastopt.kernels import cuda
+from fastopt.kernels.tables import CHUNK, JOB, MESSAGE, TENSOR, WORDS
+from gradient_layouts import STRIDED
+from guarded import Guarded
+from halves import (
+    DIGITS,
+    INFINITY,
+    LEAST,
+    assert_keeps_nan,
+    assert_rounds_to_even,
+    assert_undoes,
+    assert_widens,
+    rounded,
+    values,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processes import run_script
+from schedule_cases import CASES
+from tolerances import ONE_STEP, TRAJECTORY, assert_close, assert_rounded
+
+from fastopt.checks import LARGEST
+from fastopt.chunks import CHUNK_ELEMENTS
+from fastopt.rules import RULES
+from fastopt.schedules import Cosine, Linear, Warmup
+
+SIZES = [0, *range(1, 36), 63, 64, 65, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025]
+SIZES += [n * CHUNK_ELEMENTS + d for n in (1, 2) for d in (-1, 0, 1)]
+OPTIONS = {
+    "lr": 0.1, "momentum": 0.9, "dampening": 0.0, "eps": 1e-10, "lr_decay": 0.1, "weight_decay": 0.0, "maximize": False
+}  # fmt: skip
+MORE = {**OPTIONS, "dampening": 0.3, "weight_decay": 0.01, "maximize": True}
+OF_BITS = {np.dtype(np.uint16): "float16"}  # or bfloat16: both are computed in float32
+
+names = pytest.mark.parametrize("name", RULES)
+formats = pytest.mark.parametrize("format", cuda.FORMATS)
+halves = pytest.mark.parametrize("dtype", DIGITS)
+
+
+def stored(x, format):
+    """Numbers as they lie in memory: halves as bits."""
+    return rounded(x.astype(np.float32), format) if format in DIGITS else x.astype(format)
+
+
+def meant(array, format):
+    """The numbers that lie there, in float64."""
+    return (values(array, format) if format in DIGITS else array).astype(np.float64)
+
+
+def normal(rng, shape, format):
+    """Random numbers, as they lie in memory."""
+    return stored(rng.standard_normal(shape), format)
+
+
+def options_of(name, options):
+    """Options that the rule may have: dampening is 0 with Nesterov."""
+    return {**options, "dampening": 0.0} if name == "nesterov" else options
+
+
+class Guards:
+    """Places tensors whose arrays lie between guards, each at an alignment of its own."""
+
+    def __init__(self):
+        self.all = []
+
+    def place(self, array, offset=0):
+        """Copy an array between guards."""
+        self.all.append(Guarded(array, offset))
+        return self.all[-1].array
+
+    def tensor(self, name, p, g, offsets=(0, 0, 0), hyper=0, state=0.0):
+        """Place a parameter, its gradient if there is one and no stride in it, and states that begin with a number."""
+        states = [np.full(p.shape, state, computed(OF_BITS.get(p.dtype, p.dtype.name))) for _ in RULES[name].states]
+        if g is not None and g.flags.c_contiguous:
+            g = self.place(g, offsets[1])
+        return Tensor(self.place(p, offsets[0]), g, [self.place(state, offsets[2]) for state in states], hyper)
+
+    def launch(self, job, seed=0):
+        """Launch, and assert that no gradient has changed, and nothing beside an array."""
+        gradients = [tensor.grad for tensor in job.tensors if tensor.grad is not None]
+        before = [gradient.tobytes() for gradient in gradients]
+        wide = job.launch(seed)
+        for guarded in self.all:
+            guarded.assert_kept()
+        assert [gradient.tobytes() for gradient in gradients] == before
+        return wide
+
+
+def before(tensor, format):
+    """A tensor's parameter, gradient and states in float64."""
+    return [meant(tensor.param, format), meant(tensor.grad, format), *(s.astype(np.float64) for s in tensor.states)]
+
+
+def assert_updated(name, format, tensor, was, options, count):
+    """Assert that a tensor is what the oracle makes of what it was, in the step of that count."""
+    want, want_states = oracle.RULES[name](*was[:2], was[2:] if count > 1 else None, count, options)
+    if format in DIGITS:
+        assert_rounded(meant(tensor.param, format), want, DIGITS[format], LEAST[format], ONE_STEP)
+    else:
+        assert_close(tensor.param, want, ONE_STEP)
+    for state, expected in zip(tensor.states, want_states, strict=True):
+        assert_close(state, expected, ONE_STEP)
+
+
+def assert_same(tensors, others):
+    """Assert that parameters and states have the same bits."""
+    for tensor, other in zip(tensors, others, strict=True):
+        for array, another in zip((tensor.param, *tensor.states), (other.param, *other.states), strict=True):
+            assert array.tobytes() == another.tobytes()
+
+
+def row_of(name, options, count):
+    """The hyper row of a step, its first or a later one."""
+    return RULES[name].row(options, count, count == 1)
+
+
+# Updates
+
+
+@pytest.mark.parametrize("options", [OPTIONS, MORE], ids=["plain", "all options"])
+@formats
+@names
+def test_sizes(name, format, options):
+    """Three steps at every size, each from what the last one left, and not an element further."""
+    rng = np.random.default_rng(1)
+    options = options_of(name, options)
+    for size in SIZES:
+        guards = Guards()
+        tensor = guards.tensor(name, normal(rng, size, format), normal(rng, size, format))
+        for count in (1, 2, 3):
+            tensor.grad[...] = normal(rng, size, format)
+            was = before(tensor, format)
+            guards.launch(Job(name, format, [tensor], [row_of(name, options, count)]))
+            assert_updated(name, format, tensor, was, options, count)
+
+
+@formats
+@names
+def test_every_alignment(name, format):
+    """Of parameter, gradient and states, alone and together; 16 bytes at once where all allow it, and only there."""
+    rng = np.random.default_rng(2)
+    size = 1000
+    p, g = normal(rng, size, format), normal(rng, size, format)
+    states = len(RULES[name].states)
+    pieces = np.dtype(computed(format)).itemsize // p.itemsize  # of a state's pack, where a parameter's has one
+    moved = size // (16 // p.itemsize) * (3 + 2 * states * pieces)
+    options = options_of(name, MORE)
+    for offsets in {offsets for k in range(8) for offsets in ((k, 0, 0), (0, k, 0), (0, 0, k), (k, k, k))}:
+        guards = Guards()
+        tensor = guards.tensor(name, p, g, offsets, state=0.5)
+        arrays = (tensor.param, tensor.grad, *tensor.states)
+        aligned = all(array.ctypes.data % 16 == 0 for array in arrays)
+        was = before(tensor, format)
+        assert guards.launch(Job(name, format, [tensor], [row_of(name, options, 2)])) == (moved if aligned else 0)
+        assert_updated(name, format, tensor, was, options, 2)
+
+
+@formats
+@names
+def test_chunks_cut_anywhere(name, format):
+    """A chunk may begin and end between two packs, wherever its tensor lies."""
+    rng = np.random.default_rng(3)
+    edges = [0, 1, 4, 12, 13, 48, 64, 81, 160, 167, 200]
+    options = options_of(name, MORE)
+    for offset in range(8):
+        guards = Guards()
+        tensor = guards.tensor(name, normal(rng, 200, format), normal(rng, 200, format), (offset,) * 3, state=0.5)
+        was = before(tensor, format)
+        job = Job(name, format, [tensor], [row_of(name, options, 2)])
+        job.chunks = np.zeros(len(edges) - 1, CHUNK)
+        job.chunks["rows"] = 1
+        job.chunks["offset"] = job.chunks["grad_offset"] = edges[:-1]
+        job.chunks["length"] = np.diff(edges)
+        assert guards.launch(job) > 0 or offset * tensor.param.itemsize % 16 != 0
+        assert_updated(name, format, tensor, was, options, 2)
+
+
+def model(name, format, rng, guards):
+    """Several tensors of three groups: sizes around chunks, gradients in both orders, and two that are missing."""
+    sizes = [5, CHUNK_ELEMENTS, 9000, 1, 0, 300, 2 * CHUNK_ELEMENTS + 1, 77]
+    tensors = []
+    for i, size in enumerate(sizes):
+        g = None if i in (2, 7) else normal(rng, size, format)
+        tensors.append(guards.tensor(name, normal(rng, size, format), g, hyper=i % 3, state=0.5))
+    p = normal(rng, (67, 45), format)
+    tensors.append(guards.tensor(name, p, np.asfortranarray(normal(rng, p.shape, format)), hyper=2, state=0.5))
+    tensors.append(guards.tensor(name, p, None, hyper=1, state=0.5))
+    return tensors
+
+
+THREE_GROUPS = [MORE, OPTIONS, {**OPTIONS, "lr": 0.01, "weight_decay": 0.1, "momentum": 0.5, "eps": 1e-3}]
+
+
+@formats
+@names
+def test_a_model_of_several_groups(name, format):
+    """One launch: each tensor goes by its own row, and one without a gradient is left alone."""
+    guards = Guards()
+    tensors = model(name, format, np.random.default_rng(4), guards)
+    groups = [options_of(name, options) for options in THREE_GROUPS]
+    was = [None if tensor.grad is None else before(tensor, format) for tensor in tensors]
+    missing = [tensor for tensor in tensors if tensor.grad is None]
+    kept = [Tensor(tensor.param.copy(), None, [state.copy() for state in tensor.states]) for tensor in missing]
+    guards.launch(Job(name, format, tensors, [row_of(name, options, 2) for options in groups]))
+    for tensor, values_before in zip(tensors, was, strict=True):
+        if values_before is not None:
+            assert_updated(name, format, tensor, values_before, groups[tensor.hyper], 2)
+    assert len(missing) == 3
+    assert_same(missing, kept)
+
+
+@formats
+@names
+def test_threads_in_any_order(name, format):
+    """The same bits: no thread reads what another one writes."""
+    results = []
+    for seed in range(4):
+        guards = Guards()
+        tensors = model(name, format, np.random.default_rng(5), guards)
+        rows = [row_of(name, options_of(name, options), 2) for options in THREE_GROUPS]
+        guards.launch(Job(name, format, tensors, rows), seed)
+        results.append(tensors)
+    for result in results[1:]:
+        assert_same(result, results[0])
+
+
+@pytest.mark.parametrize("strided", STRIDED.values(), ids=STRIDED)
+@formats
+@names
+def test_strided_gradients(name, format, strided):
+    """The same bits as with a gradient in the parameter's order."""
+    rng = np.random.default_rng(6)
+    g = strided(normal(rng, (67, 45), format))
+    assert not g.flags.c_contiguous
+    p = normal(rng, g.shape, format)
+    rows = [row_of(name, options_of(name, MORE), 2)]
+    guards = Guards()
+    tensors = [guards.tensor(name, p, gradient, state=0.5) for gradient in (g, np.ascontiguousarray(g))]
+    for tensor in tensors:
+        guards.launch(Job(name, format, [tensor], rows))
+    assert tensors[0].param.tobytes() != p.tobytes()
+    assert_same(tensors[:1], tensors[1:])
+
+
+@formats
+@names
+def test_infinite_parameters_without_weight_decay(name, format):
+    """0 * inf would be NaN: without weight decay the parameter is not multiplied with it."""
+    p = stored(np.array([np.inf, -np.inf, 1.0] * 7), format)
+    guards = Guards()
+    tensor = guards.tensor(name, p, stored(np.full(p.shape, 0.5), format), state=0.5)
+    guards.launch(Job(name, format, [tensor], [row_of(name, options_of(name, OPTIONS), 2)]))
+    got = meant(tensor.param, format)
+    assert (got[0::3] == np.inf).all()
+    assert (got[1::3] == -np.inf).all()
+    assert np.isfinite(got[2::3]).all()
+    for state in tensor.states:
+        assert np.isfinite(state).all()
+
+
+@formats
+@names
+def test_non_finite_gradients_propagate(name, format):
+    """A NaN or an infinity reaches its own element and no other."""
+    g = np.full(43, 0.5)
+    g[[7, 20, 41]] = np.nan, np.inf, -np.inf
+    guards = Guards()
+    tensor = guards.tensor(name, stored(np.ones(43), format), stored(g, format))
+    guards.launch(Job(name, format, [tensor], [row_of(name, options_of(name, OPTIONS), 1)]))
+    for array in (meant(tensor.param, format), *tensor.states):
+        finite = np.isfinite(array)
+        assert not finite[[7, 20, 41]].any()
+        assert np.delete(finite, [7, 20, 41]).all()
+
+
+@formats
+@names
+def test_the_gradients_factor(name, format):
+    """A scale that gradients are to be freed of, and a sign; as if the gradient had been so."""
+    rng = np.random.default_rng(7)
+    options = options_of(name, {**OPTIONS, "weight_decay": 0.01})
+    for factor in (2.0**-10, -0.25, 0.0, 3.0):
+        guards = Guards()
+        tensor = guards.tensor(name, normal(rng, 500, format), normal(rng, 500, format), state=0.5)
+        was = before(tensor, format)
+        was[1] *= factor
+        guards.launch(Job(name, format, [tensor], [(factor, *row_of(name, options, 2)[1:])]))
+        assert_updated(name, format, tensor, was, options, 2)
+
+
+@formats
+@names
+def test_a_step_that_is_skipped_changes_nothing(name, format):
+    """Any number but 0 says so."""
+    rows = [row_of(name, options_of(name, options), 2) for options in THREE_GROUPS]
+    for flag in (1, -1, 2**31 - 1, 0):
+        guards, others = Guards(), Guards()
+        tensors = model(name, format, np.random.default_rng(8), guards)
+        same = model(name, format, np.random.default_rng(8), others)
+        guards.launch(Job(name, format, tensors, rows, skip=np.array([flag], np.int32)))
+        if flag == 0:
+            others.launch(Job(name, format, same, rows))
+        assert_same(tensors, same)
+
+
+# Conversions
+
+
+def widened(patterns, dtype):
+    """Bits as float32, by the kernels' conversion."""
+    return host_cuda.convert(f"widen_{dtype}", patterns, np.float32)
+
+
+def narrowed(x, dtype):
+    """The bits of float32 numbers rounded to halves, by the kernels' conversion."""
+    return host_cuda.convert(f"narrow_{dtype}", x, np.uint16)
+
+
+@halves
+def test_conversions(dtype):
+    """All patterns widened, and every border between two of them rounded, as NumPy and torch do it."""
+    assert_widens(widened, dtype)
+    assert_undoes(narrowed, widened, dtype)
+    assert_rounds_to_even(narrowed, dtype)
+    assert_keeps_nan(narrowed, dtype)
+
+
+@halves
+@names
+def test_all_patterns_pass_through_an_update(name, dtype):
+    """Loaded, widened, rounded and stored, all of them: with a rate of 0, an update changes no bit but those of NaN."""
+    patterns = np.arange(2**16, dtype=np.uint16)
+    guards = Guards()
+    tensor = guards.tensor(name, patterns, np.full(2**16, rounded(np.ones(1, np.float32), dtype)))
+    guards.launch(Job(name, dtype, [tensor], [row_of(name, {**OPTIONS, "lr": 0.0}, 1)]))
+    nan = np.isnan(values(patterns, dtype))
+    np.testing.assert_array_equal(tensor.param[~nan], patterns[~nan])
+    assert np.isnan(values(tensor.param[nan], dtype)).all()
+
+
+@halves
+def test_what_is_too_large_becomes_infinity(dtype):
+    """The largest half and a half of its last bit are rounded up, to even; with less, it stays."""
+    largest = np.full(2, INFINITY[dtype] - 1, np.uint16)
+    last_bit = values(largest, dtype)[0] - values(largest - 1, dtype)[0]
+    guards = Guards()
+    tensor = guards.tensor("sgd", largest, rounded(np.array([-0.5, -0.25], np.float32) * last_bit, dtype))
+    guards.launch(Job("sgd", dtype, [tensor], [(1.0, 0.0, 1.0)]))
+    assert list(tensor.param) == [INFINITY[dtype], INFINITY[dtype] - 1]
+
+
+# Sending
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("count", [0, 1, 31, 128, 129, WORDS])
+def test_send_writes_one_column(count, seed):
+    """Numbers of any sign into the gradient column of a table, and nothing beside it."""
+    rng = np.random.default_rng(9)
+    table = rng.integers(-(2**62), 2**62, (count + 1, APART))
+    numbers = rng.integers(-(2**63), 2**63 - 1, count)
+    want = table.copy()
+    want[:count, 1] = numbers
+    column = TENSOR.fields["grad"][1]
+    send(numbers, table.ctypes.data + column, APART, seed=seed)
+    np.testing.assert_array_equal(table, want)
+
+
+def test_send_several_messages_into_one_table():
+    """Each has its part of a column that is longer than a message."""
+    rows = 3 * WORDS - 7
+    table = np.zeros(rows, TENSOR)
+    numbers = np.arange(1, rows + 1)
+    for start in range(0, rows, WORDS):
+        send(numbers[start : start + WORDS], table["grad"][start:].ctypes.data, APART)
+    np.testing.assert_array_equal(table["grad"], numbers)
+    assert not any(table[name].any() for name in TENSOR.names if name != "grad")
+
+
+def test_send_keeps_what_is_newer():
+    """It writes only where the edition there is below the message's, which a message of its own then raises."""
+    edition, place = np.array([4]), np.zeros(3, np.int64)
+    for number, value, written in [
+        (4, 1, False),
+        (3, 2, False),
+        (5, 3, True),
+        (5, 4, False),
+        (-1, 5, False),
+        (9, 6, True),
+    ]:
+        was = place.copy()
+        send([value, value + 1], place.ctypes.data, 2, edition, number)
+        send([number], edition.ctypes.data, 1, edition, number)
+        assert place.tolist() == ([value, 0, value + 1] if written else was.tolist())
+    assert edition.tolist() == [9]
+
+
+# Counting steps
+
+
+@st.composite
+def cohorts(draw):
+    """A rule, options that it may have, and how far its tensors are."""
+    name = draw(st.sampled_from(list(RULES)))
+    number = st.one_of(st.sampled_from([0.0, 0.1, 1.0, LARGEST]), st.floats(0.0, LARGEST))
+    options = {option: draw(number) for option in RULES[name].options}
+    options["maximize"] = draw(st.booleans())
+    if "dampening" in options:
+        options["dampening"] = draw(st.floats(-LARGEST, LARGEST))
+    return name, options, draw(st.one_of(st.integers(0, 3), st.integers(0, 2**51))), draw(st.booleans())
+
+
+def bits(x):
+    """The bits of an array, any NaN as one."""
+    return np.where(np.isnan(x), np.nan, x).tobytes()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    drawn=st.lists(cohorts(), max_size=5),
+    taken=st.one_of(st.integers(0, 2), st.integers(0, 2**50)),
+    scale=st.none() | st.floats(0.0, float(np.finfo(np.float32).max), width=32),
+    skip=st.none() | st.integers(-(2**31), 2**31 - 1),
+)
+def test_advance_computes_the_rows_of_the_registry(drawn, taken, scale, skip):
+    """To the bit, and rounded once to float32; the count goes on by one. Unless the step is skipped."""
+    course = Course(len(drawn))
+    course.taken[0] = taken
+    course.scale = None if scale is None else np.array([scale], np.float32)
+    course.skip = None if skip is None else np.array([skip], np.int32)
+    course.hypers[...] = want = np.full(course.hypers.shape, 7.0)
+    course.rounded[...] = 7.0
+    for i, (name, options, steps, first) in enumerate(drawn):
+        course.write(i, name, options, first=first, steps=steps)
+        row = np.array(RULES[name].row(options, steps + taken + 1, first and taken == 0))
+        if not skip:
+            want[i, : len(row)] = row
+        if not skip and scale is not None:
+            with np.errstate(all="ignore"):
+                want[i, 0] *= np.float64(1.0) / np.float64(scale)
+    written = course.cohorts.tobytes()
+    course.advance()
+    assert bits(course.hypers) == bits(want)
+    with np.errstate(over="ignore"):
+        assert bits(course.rounded) == bits(want.astype(np.float32))
+    assert course.taken[0] == taken + (not skip)
+    assert course.cohorts.tobytes() == written
+
+
+@pytest.mark.parametrize("clock", [0, 440, 10**6 - 20, 10**12 - 20, 2**51 - 70])
+def test_advance_evaluates_schedules(clock):
+    """All of them as the rate of a cohort, over consecutive steps from anywhere: to the bit what Python's say."""
+    course = Course(len(CASES))
+    for i, schedule in enumerate(CASES):
+        course.write(i, "sgd", {**OPTIONS, "lr": schedule}, clock=clock, steps=3)
+    steps = 450 if clock == 0 else 60
+    rates = np.empty((len(CASES), steps))
+    for step in range(steps):
+        course.advance()
+        rates[:, step] = course.hypers[:, 2]
+    wrong = [case for case, got in zip(CASES, rates, strict=True) if (got != case(clock + np.arange(steps))).any()]
+    assert wrong == []
+
+
+@names
+def test_advance_evaluates_a_schedule_for_every_option(name):
+    """Each option may be driven by a schedule, several at once too; the clock is the group's, not the tensors'."""
+    schedules = {option: Linear(0.1 + i, 0.01 + i, 50) for i, option in enumerate(RULES[name].options)}
+    for driven in ({"lr"}, {"weight_decay"}, set(RULES[name].options) - {"maximize"}):
+        mixed = {**MORE, **{option: schedules[option] for option in driven}}
+        course = Course(1)
+        course.write(0, name, mixed, first=False, steps=30, clock=5)
+        for step in range(20):
+            course.advance()
+            now = {**MORE, **{option: float(schedules[option](5 + step)) for option in driven}}
+            row = RULES[name].row(now, 31 + step, False)
+            assert course.hypers[0, : len(row)].tolist() == list(row)
+
+
+# All together
+
+
+SCALE = 1024.0  # of gradients
+SKIPPED = (0, 7, 8, 30)
+
+
+@formats
+@names
+def test_a_training_run(name, format):
+    """Sixty steps of two groups, as a captured graph repeats them: addresses sent, rows computed, parameters updated.
+
+    Gradients are scaled, and take turns in two places; schedules drive lr and weight decay; some steps are skipped,
+    which no count sees. Halves are held to the oracle step by step, from what they are; others from the beginning.
+    """
+    rng = np.random.default_rng(10)
+    groups = [
+        {**MORE, "lr": Warmup(Cosine(0.1, 40, 0.001), 5)},
+        {**OPTIONS, "lr": 0.02, "momentum": 0.5, "weight_decay": Linear(0.1, 0.0, 30)},
+    ]
+    groups = [options_of(name, options) for options in groups]
+    shapes = [(5,), (CHUNK_ELEMENTS + 3,), (13, 10)]
+    guards = Guards()
+    sets = [[guards.place(normal(rng, shape, format)) for shape in shapes] for _ in range(2)]
+    tensors = [
+        guards.tensor(name, normal(rng, shape, format), sets[0][i], hyper=i % 2) for i, shape in enumerate(shapes)
+    ]
+    job, course = Job(name, format, tensors, [()] * 2, skip=np.zeros(1, np.int32)), Course(2)
+    course.scale, course.skip = np.array([SCALE], np.float32), job.skip
+    job.hypers = course.hypers if format == "float64" else course.rounded
+    for i, options in enumerate(groups):
+        course.write(i, name, options)
+    trainer, count = oracle.Trainer([meant(tensor.param, format) for tensor in tensors]), 0
+    for step in range(60):
+        for tensor, g in zip(tensors, sets[step % 2], strict=True):
+            tensor.grad = g
+            g[...] = stored(rng.standard_normal(g.shape) * SCALE, format)
+        job.skip[0] = step in SKIPPED
+        send([tensor.grad.ctypes.data for tensor in tensors], job.table["grad"].ctypes.data, APART)
+        if format in DIGITS:
+            trainer.params = [meant(tensor.param, format) for tensor in tensors]
+        if step not in SKIPPED:
+            now = [{o: v(count) if callable(v) else v for o, v in options.items()} for options in groups]
+            trainer.step(
+                name,
+                [meant(tensor.grad, format) / SCALE for tensor in tensors],
+                [now[tensor.hyper] for tensor in tensors],
+            )
+            count += 1
+        course.advance()
+        guards.launch(job)
+        for tensor, want, states in zip(tensors, trainer.params, trainer.states, strict=True):
+            if format in DIGITS:
+                assert_rounded(meant(tensor.param, format), want, DIGITS[format], LEAST[format], TRAJECTORY)
+            else:
+                assert_close(tensor.param, want, TRAJECTORY)
+            for state, expected in zip(tensor.states, states or [0.0 * want] * len(tensor.states), strict=True):
+                assert_close(state, expected, TRAJECTORY)
+    assert course.taken[0] == count == 60 - len(SKIPPED)
+
+
+# What the launcher refuses, and what the sanitizer finds
+
+
+def test_the_launcher_refuses_what_a_gpu_would():
+    """Launches of no or too many threads, and arguments of another type."""
+    job, message = np.zeros((), JOB), np.zeros((), MESSAGE)
+    with pytest.raises(TypeError, match="send takes one"):
+        host_cuda.launch("send", job, 1)
+    with pytest.raises(TypeError, match="send takes one"):
+        host_cuda.launch("send", np.zeros(2, MESSAGE), 1)
+    for grid, block in ((0, 128), (1, 0), (1, 1025), (2**31, 128)):
+        with pytest.raises(ValueError, match="cannot be launched"):
+            host_cuda.launch("send", message, grid, block)
+    with pytest.raises(ValueError, match="cannot be launched"):
+        host_cuda.launch("sgd_float32_float32_float32", job, 1, cuda.BLOCK + 1)
+
+
+def test_the_launcher_sees_what_is_not_aligned(monkeypatch, tmp_path):
+    """A kernel that takes 16 bytes from anywhere, as a GPU does not."""
+    text = cuda.inlined("fused.cu")
+    careless = text.replace("return all % 16 == 0;", "return true;")
+    assert careless != text
+    monkeypatch.setattr(cuda, "inlined", {"fused.cu": careless, "advance.cu": cuda.inlined("advance.cu")}.get)
+    careless_library = ctypes.CDLL(str(host_cuda.build(tmp_path)))
+    monkeypatch.setattr(host_cuda, "library", lambda: careless_library)
+    for name in RULES:
+        guards = Guards()
+        tensor = guards.tensor(name, np.ones(8, np.float32), np.ones(8, np.float32), offsets=(0, 1, 0))
+        with pytest.raises(RuntimeError, match="no multiple of 16"):
+            Job(name, "float32", [tensor], [row_of(name, OPTIONS, 1)]).launch()
+
+
+# Every kernel on arrays that end where their memory does; then, each in a process of its own, one element too many.
+SANITIZED = """
+    import os
+    import numpy as np
+    from cuda_jobs import Course, Job, Tensor, computed, send
+    from fastopt.kernels import cuda
+    from fastopt.kernels.tables import ELEMENTS, WORDS
+    from fastopt.rules import RULES
+
+    OPTIONS = dict.fromkeys(("lr", "momentum", "dampening", "eps", "lr_decay", "weight_decay", "maximize"), 0.5)
+
+    def found(function):
+        child = os.fork()
+        if child == 0:
+            function()
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 99
+
+    def job(name, format, shape, gradient=lambda g: g, start=0):
+        element = ELEMENTS[format][0]
+        p, g = (np.zeros(int(np.prod(shape)) + start, element)[start:].reshape(shape) for _ in range(2))
+        states = [np.zeros(shape, computed(format)) for _ in RULES[name].states]
+        return Job(name, format, [Tensor(p, gradient(g), states)], [RULES[name].row(OPTIONS, 1, False)])
+
+    def longer(job):
+        job.chunks["length"][-1] += 1
+        return job.launch
+
+    def more_rows(job):
+        job.chunks["rows"][-1] += 1
+        return job.launch
+
+    kernels = [(name, format) for name in RULES for format in cuda.FORMATS]
+    sizes = [*range(1, 20), 127, 128, 129, 4095, 4096, 4097, 9001]
+    for name, format in kernels:
+        for size in sizes:
+            job(name, format, (size,)).launch()
+            job(name, format, (size,), start=1).launch()
+        job(name, format, (300, 170), np.asfortranarray).launch()
+        assert found(longer(job(name, format, (64,)))), name
+        assert found(longer(job(name, format, (67,)))), name
+        assert found(more_rows(job(name, format, (30, 17), np.asfortranarray))), name
+
+    for count in (1, 128, WORDS):
+        column = np.zeros((count - 1) * 8 + 1, np.int64)
+        send(range(count), column.ctypes.data, 8)
+        assert found(lambda: send(range(count), column.ctypes.data + 8, 8))
+
+    course = Course(len(RULES))
+    for i, name in enumerate(RULES):
+        course.write(i, name, OPTIONS)
+    course.advance()
+    for field in ("cohorts", "hypers", "rounded"):
+        whole = getattr(course, field)
+        setattr(course, field, whole[1:])
+        if field != "cohorts":  # by which the rows are counted
+            assert found(course.advance)
+        setattr(course, field, whole)
+    print("passed")
+"""
+
+
+def test_kernels_stay_within_their_arrays(tmp_path):
+    """The sanitizers of addresses and of undefined behaviour are silent, and not where an array is too short."""
+    compiler = shutil.which("g++")
+    asked = [
+        subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    here = str(Path(__file__).parent)
+    environment = {
+        host_cuda.BUILT: str(host_cuda.build(tmp_path, *host_cuda.SANITIZED)),
+        "LD_PRELOAD": " ".join(os.path.realpath(found.stdout.strip()) for found in asked),
+        "ASAN_OPTIONS": "detect_leaks=0:exitcode=99",
+        "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
+    }
+    status, output, errors = run_script(SANITIZED, tmp_path, **environment)
+    assert (status, output) == (0, "passed\n"), errors
+    reports = set(re.findall(r"ERROR: AddressSanitizer: (\S+)", errors))
+    assert reports == {"heap-buffer-overflow"}
