@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from fastopt.bench import report
+from fastopt.bench.gpu import report as gpu_report
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,6 +19,7 @@ def fill(page: Path, mark: str, tables: str) -> None:
 
 run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
 fill(ROOT / "README.md", "tables", report.markdown(run))
+fill(ROOT / "README.md", "gpu tables", gpu_report.markdown_of(ROOT / "bench/results/gpu.json"))
 fill(ROOT / "docs/schedules.md", "tables", report.schedules_markdown(run))
 if (about_torch := ROOT / "docs/coming-from-torch.md").exists():
     fill(about_torch, "torch table", report.torch_markdown(run))

@@ -81,11 +81,18 @@ def check(json: str | None, plot: str | None, baseline: str) -> None:
     """Raise where `run` could not do what it is asked for."""
     if baseline not in CONTENDERS:
         raise ValueError(f"baseline {baseline!r} is not among {', '.join(CONTENDERS)}")
+    check_files(json, plot, beside(plot) if plot is not None and HAS_TORCH else None)
+
+
+def check_files(json: str | None, plot: str | None, *more: Path | None) -> None:
+    """Raise where a file could not be written, or what writes it is not installed."""
     if plot is not None and Path(plot).suffix not in PICTURES:
         raise ValueError(f"{plot} is no picture: its name must end in {', '.join(PICTURES)}")
-    for path in (json, plot, beside(plot) if plot is not None and HAS_TORCH else None):
-        if path is not None:
-            Path(path).open("a").close()  # raises OSError where it cannot be written
+    for path in (Path(given) for given in (json, plot, *more) if given is not None):
+        there = path.exists()
+        path.open("a").close()  # raises OSError where it cannot be written
+        if not there:  # nothing stays of a run that ends with an error
+            path.unlink()
     require("rich", "bench")
     if plot is not None:
         require("matplotlib", "bench")

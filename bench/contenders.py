@@ -42,13 +42,31 @@ TORCH_MODES: dict[str, dict[str, bool]] = {
 
 
 def numpy_step(arrays: Arrays, rule: str) -> Step:
-    """Make the NumPy that a careful user writes: in place, no temporaries, one scratch for all so that it stays cached.
+    """Make the NumPy that a careful user writes."""
+    return in_place(np, aligned((largest(arrays),)), arrays, rule)
+
+
+def largest(arrays: Arrays) -> int:
+    """Count the elements of the largest parameter."""
+    return max(param.size for param in arrays.params)
+
+
+def in_place(library: Any, memory: Any, arrays: Arrays, rule: str) -> Step:
+    """Make array expressions: in place, no temporaries, one scratch for all so that it stays cached.
 
     Float32 scalars spare NumPy a conversion at each call.
+
+    Parameters
+    ----------
+    library : module
+        NumPy, or one that is used like it.
+    memory : array
+        The scratch, as long as the largest parameter.
+    arrays : Arrays
+    rule : str
     """
     params, grads = arrays.params, arrays.grads
-    states = [np.zeros_like(param) for param in params]
-    memory = aligned((max(param.size for param in params),))
+    states = [library.zeros_like(param) for param in params]
     scratch = [memory[: param.size].reshape(param.shape) for param in params]
     lr, mu, eps = np.float32(LR), np.float32(MOMENTUM), np.float32(EPS)
 
@@ -56,25 +74,25 @@ def numpy_step(arrays: Arrays, rule: str) -> Step:
         for p, g, v, t in zip(params, grads, states, scratch, strict=True):
             v *= mu
             v += g
-            np.multiply(v, lr, out=t)
+            library.multiply(v, lr, out=t)
             p -= t
 
     def nesterov() -> None:
         for p, g, v, t in zip(params, grads, states, scratch, strict=True):
             v *= mu
             v += g
-            np.multiply(v, mu, out=t)
+            library.multiply(v, mu, out=t)
             t += g
             t *= lr
             p -= t
 
     def adagrad() -> None:
         for p, g, s, t in zip(params, grads, states, scratch, strict=True):
-            np.multiply(g, g, out=t)
+            library.multiply(g, g, out=t)
             s += t
-            np.sqrt(s, out=t)
+            library.sqrt(s, out=t)
             t += eps
-            np.divide(g, t, out=t)
+            library.divide(g, t, out=t)
             t *= lr
             p -= t
 
@@ -112,14 +130,14 @@ def fresh_step(arrays: Arrays, rule: str) -> Step:
     return lambda: opt.step(next(turns))
 
 
-def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool]) -> Step:
-    """Make torch's optimizer over the same memory."""
+def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool], library: Any = None) -> Step:
+    """Make an optimizer of torch.optim, or of another library for torch, over the same memory."""
     import torch
 
-    params = [torch.from_numpy(param) for param in arrays.params]
+    params = [torch.from_dlpack(param) for param in arrays.params]  # type: ignore[attr-defined]  # which is public
     for param, grad in zip(params, arrays.grads, strict=True):
-        param.grad = torch.from_numpy(grad)
-    step: Step = optimizer(torch.optim, params, rule, **mode).step
+        param.grad = torch.from_dlpack(grad)  # type: ignore[attr-defined]
+    step: Step = optimizer(library or torch.optim, params, rule, **mode).step
     return step
 
 

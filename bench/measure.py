@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from statistics import fmean, median
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ RUN_SECONDS = 200e-6  # a timed run takes at least so long: the clock, and what 
 LONG_SECONDS = 10e-3
 OTHER_WORK_NS = 1_000_000
 WARM_UP = 3  # the first step compiles and allocates states, the second finds them for the first time
+
+Taken = TypeVar("Taken")  # what a clock says of a step
 
 Clock = Callable[[Step], float]  # times a step, in seconds
 Mode = Callable[[Mapping[str, Step]], dict[str, Clock]]  # how contestants are timed
@@ -163,7 +166,12 @@ def after_other_work(contestants: Mapping[str, Step]) -> dict[str, Clock]:
     return dict.fromkeys(contestants, rested)
 
 
-def measure(contestants: Mapping[str, Step], mode: Mode, pace: Pace, seed: int = 0) -> dict[str, list[float]]:
+def measure(
+    contestants: Mapping[str, Step],
+    mode: Callable[[Mapping[str, Step]], Mapping[str, Callable[[Step], Taken]]],
+    pace: Pace,
+    seed: int = 0,
+) -> dict[str, list[Taken]]:
     """Run every contestant once per round, in an order of its own for each round.
 
     Parameters
@@ -171,19 +179,19 @@ def measure(contestants: Mapping[str, Step], mode: Mode, pace: Pace, seed: int =
     contestants : dict of str to callable
         Their first steps, which compile and allocate, are over.
     mode : callable
-        `back_to_back`, `after_other_work`, `one_by_one`, or what `each_after` makes.
+        `back_to_back`, `after_other_work`, `one_by_one`, or what `each_after` makes; on a GPU, what `queued` makes.
     pace : Pace
     seed : int
         Of the order; the global random state is left alone.
 
     Returns
     -------
-    dict of str to list of float
-        Seconds per step, by contestant, one for each round.
+    dict of str to list
+        What the mode's clocks say, seconds per step as a rule, by contestant, one for each round.
     """
     shuffle = random.Random(seed).shuffle
     order = list(contestants)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[Taken]] = {name: [] for name in contestants}
     with no_garbage_collection():
         clocks = mode(contestants)
         end = time.perf_counter() + pace.seconds

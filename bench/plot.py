@@ -10,7 +10,7 @@ from fastopt.extras import require
 from .contenders import FASTOPT_TORCH
 from .report import AFTER, Report, compared
 from .text import duration
-from .workloads import WORKLOADS
+from .workloads import WORKLOADS, Workload
 
 # Colours that stay apart for colour-blind eyes (Okabe and Ito), and a shape for each besides.
 STYLES = {
@@ -19,7 +19,10 @@ STYLES = {
     "torch-foreach": ("#009E73", "^"),
     "torch-fused": ("#D55E00", "D"),
 }
-LANE = 0.19  # of a workload's row, which is 1 high
+LANES = 0.76  # of a workload's row, which is 1 high, for all implementations
+MODES = ("back to back", "after 1 ms of other work")
+
+Pairs = Mapping[tuple[str, str], Mapping[str, tuple[float | None, float | None]]]
 
 CURVES = {FASTOPT_TORCH: ("#000000", "o")} | {name: STYLES[name] for name in STYLES if name.startswith("torch")}
 APART = 1.25  # the least factor between the heights of two labels
@@ -35,44 +38,75 @@ def draw(report: Report, path: str) -> None:
     path : str
         Of the file; its suffix says which format.
     """
-    figure_type = require("matplotlib.figure", "bench").Figure
     found = compared(report)
-    workloads = list(dict.fromkeys(workload for workload, _ in found if not workload.endswith(AFTER)))
-    rules = list(dict.fromkeys(rule for _, rule in found))
-
-    figure = figure_type(figsize=(9, 1.7 + 0.68 * len(workloads)), dpi=200, layout="constrained")
-    panels = figure.subplots(1, len(rules), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, rule in zip(panels, rules, strict=True):
-        for row, workload in enumerate(workloads):
-            for lane, name in enumerate(STYLES):
-                warm = found[workload, rule].get(name)
-                rested = found.get((workload + AFTER, rule), {}).get(name)
-                mark(panel, row + (lane - 1.5) * LANE, warm, rested, *STYLES[name])
-        dress(panel, rule, workloads)
-    panels[0].set_yticks(range(len(workloads)), [title(workload) for workload in workloads])
-    panels[0].set_ylim(len(workloads) - 0.5, -0.5)
+    pairs: dict[tuple[str, str], dict[str, tuple[float | None, float | None]]] = {}
+    for (workload, rule), ratios in found.items():
+        if not workload.endswith(AFTER):
+            rested = found.get((workload + AFTER, rule), {})
+            pairs[workload, rule] = {name: (ratio, rested.get(name)) for name, ratio in ratios.items()}
     where = report["machine"]
     axis = "time of a step as a multiple of fastopt's, log scale; right of the line, fastopt is faster"
-    figure.supxlabel(f"{axis}\n{where['cpu']}, {where['threads']} threads, {where['date']}", fontsize=9)
-    names = [name for name in STYLES if any(name in ratios for ratios in found.values())]
-    figure.legend(handles=legend(names), loc="outside upper center", ncols=len(names) + 2, frameon=False, fontsize=8.5)
+    caption = f"{axis}\n{where['cpu']}, {where['threads']} threads, {where['date']}"
+    draw_pairs(pairs, STYLES, WORKLOADS, MODES, caption, path)
+
+
+def draw_pairs(
+    pairs: Pairs,
+    styles: Mapping[str, tuple[str, str]],
+    workloads: Mapping[str, Workload],
+    kinds: tuple[str, str],
+    caption: str,
+    path: str,
+) -> None:
+    """Write a chart of pairs of ratios as an image: a panel for each rule, a row for each workload.
+
+    Parameters
+    ----------
+    pairs : dict
+        (workload, rule) -> implementation -> its two ratios.
+    styles : dict
+        Implementation -> colour and shape, in the order in which they stand.
+    workloads : dict
+        Name -> workload, for its title.
+    kinds : tuple of str
+        What the first ratio of each pair is, and the second.
+    caption, path : str
+    """
+    names = [name for name in styles if any(name in of for of in pairs.values())]
+    rows = list(dict.fromkeys(workload for workload, _ in pairs))
+    rules = list(dict.fromkeys(rule for _, rule in pairs))
+    figure_type = require("matplotlib.figure", "bench").Figure
+    figure = figure_type(figsize=(9, 1.7 + 0.17 * len(styles) * len(rows)), dpi=200, layout="constrained")
+    panels = figure.subplots(1, len(rules), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, rule in zip(panels, rules, strict=True):
+        for row, workload in enumerate(rows):
+            for lane, name in enumerate(styles):
+                both = pairs.get((workload, rule), {}).get(name, (None, None))
+                mark(panel, row + (lane - (len(styles) - 1) / 2) * LANES / len(styles), *both, *styles[name])
+        dress(panel, rule, rows)
+    panels[0].set_yticks(range(len(rows)), [title(workloads, workload) for workload in rows])
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    figure.supxlabel(caption, fontsize=9)
+    handles = legend({name: styles[name] for name in names}, kinds)
+    columns = min(len(handles), 6)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
     figure.savefig(path)
 
 
-def title(workload: str) -> str:
+def title(workloads: Mapping[str, Workload], workload: str) -> str:
     """Name a workload for people, in two lines where it is long."""
-    name = WORKLOADS[workload].title if workload in WORKLOADS else workload
+    name = workloads[workload].title if workload in workloads else workload
     return name.replace(" of ", "\nof ")
 
 
-def mark(panel: Any, y: float, warm: float | None, rested: float | None, colour: str, marker: str) -> None:
-    """Mark one implementation: filled back to back, hollow after other work, and a line between the two."""
-    if warm is not None and rested is not None:
-        panel.plot([warm, rested], [y, y], color=colour, linewidth=1, alpha=0.6, zorder=2)
-    if warm is not None:
-        panel.plot(warm, y, marker, color=colour, markersize=4.5, zorder=4)
-    if rested is not None:
-        panel.plot(rested, y, marker, color=colour, markersize=4.5, markerfacecolor="white", zorder=3)
+def mark(panel: Any, y: float, first: float | None, second: float | None, colour: str, marker: str) -> None:
+    """Mark one implementation: its first ratio filled, its second hollow, and a line between the two."""
+    if first is not None and second is not None:
+        panel.plot([first, second], [y, y], color=colour, linewidth=1, alpha=0.6, zorder=2)
+    if first is not None:
+        panel.plot(first, y, marker, color=colour, markersize=4.5, zorder=4)
+    if second is not None:
+        panel.plot(second, y, marker, color=colour, markersize=4.5, markerfacecolor="white", zorder=3)
 
 
 def dress(panel: Any, rule: str, workloads: list[str]) -> None:
@@ -91,16 +125,17 @@ def dress(panel: Any, rule: str, workloads: list[str]) -> None:
         panel.spines[side].set_visible(False)
 
 
-def legend(names: list[str]) -> list[Any]:
+def legend(styles: Mapping[str, tuple[str, str]], kinds: tuple[str, str]) -> list[Any]:
     """Explain the colours and shapes, and filled and hollow."""
     line = require("matplotlib.lines", "bench").Line2D
     handles = [
-        line([], [], color=STYLES[name][0], marker=STYLES[name][1], linestyle="", markersize=5, label=name)
-        for name in names
+        line([], [], color=colour, marker=marker, linestyle="", markersize=5, label=name)
+        for name, (colour, marker) in styles.items()
     ]
     grey = {"color": "0.3", "marker": "o", "linestyle": "", "markersize": 5}
-    handles.append(line([], [], label="back to back", **grey))
-    handles.append(line([], [], label="after 1 ms of other work", markerfacecolor="white", **grey))
+    filled, hollow = kinds
+    handles.append(line([], [], label=filled, **grey))
+    handles.append(line([], [], label=hollow, markerfacecolor="white", **grey))
     return handles
 
 

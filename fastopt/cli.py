@@ -118,18 +118,27 @@ def compile_numba() -> int:
 def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     """Define ``fastopt bench``."""
     parser = commands.add_parser("bench", help="measure against NumPy, PyTorch and this machine's memory limit")
+    parser.add_argument("--gpu", action="store_true", help="measure on the GPU, against PyTorch and CuPy, after checks")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, about a minute and a half")
     parser.add_argument("--json", metavar="FILE", help="write the numbers")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw fastopt's ratios; steps in torch into FILE-torch.png")
-    parser.add_argument("--baseline", default="numpy", help="what speed-ups are over (default: %(default)s)")
+    plot = "draw fastopt's ratios; steps in torch into FILE-torch.png, without --gpu"
+    parser.add_argument("--plot", metavar="FILE.png", help=plot)
+    baseline = "what speed-ups are over (default: numpy; with --gpu torch-fused, or cupy where torch has no CUDA)"
+    parser.add_argument("--baseline", help=baseline)
     parser.set_defaults(run=bench)
 
 
 def bench(arguments: argparse.Namespace) -> int:
     """Measure and print the tables."""
-    from .bench import command
+    if arguments.gpu:
+        from .bench.gpu import command
 
-    command.run(arguments.quick, arguments.json, arguments.plot, arguments.baseline)
+        command.run(arguments.quick, arguments.json, arguments.plot, arguments.baseline)
+    else:
+        from .bench import command
+
+        baseline = "numpy" if arguments.baseline is None else arguments.baseline
+        command.run(arguments.quick, arguments.json, arguments.plot, baseline)
     return 0
 
 

@@ -1,0 +1,186 @@
+"""Who updates on a GPU, and what: one table of implementations, over arrays of CuPy that torch sees as its own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..contenders import (
+    EPS,
+    FASTOPT_TORCH,
+    LR,
+    MOMENTUM,
+    TORCH_MODES,
+    WRITES_GRADIENTS,
+    Factory,
+    Step,
+    bound_step,
+    in_place,
+    largest,
+    torch_step,
+)
+from ..workloads import WORKLOADS as OF_CPU
+from ..workloads import Arrays, Workload
+from .device import Device
+
+Say = Callable[[str], object]  # is told what is left out
+
+FASTOPT = "fastopt"
+SUBJECTS = (FASTOPT_TORCH, FASTOPT)
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("tensor_64k", "one tensor of 65,536", ((2**16,),)),
+        Workload("tensor_1m", "one tensor of 2^20", ((2**20,),)),
+        OF_CPU["resnet50"],
+        Workload("tensor_16m", "one tensor of 2^24", ((2**24,),)),
+        OF_CPU["gpt2"],
+        Workload("tensor_256m", "one tensor of 2^28", ((2**28,),)),
+    )
+}
+
+# The queue of launches holds about a thousand. What takes all tensors at once takes some launches more where these are
+# many or large: torch's argument tables have room for some tens of tensors, and some hundreds of their chunks.
+LAUNCHES = 800
+MOST_STEPS = 20
+PASSES = 6  # of several launches each, at most: torch's foreach AdaGrad
+TENSORS, ELEMENTS = 30, 2**24  # to a launch
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation.
+
+    Attributes
+    ----------
+    make : callable
+        From arrays and the name of a rule it makes a step, as for the CPU.
+    subject : str
+        Whom of fastopt's it is compared with: the one of the same library.
+    launches : int
+        How many kernels it launches for each tensor, at most; 0 where one is for many.
+    """
+
+    make: Factory
+    subject: str
+    launches: int = 0
+
+    def launched(self, workload: Workload) -> int:
+        """Count the kernels that a step launches, at most."""
+        together = PASSES * (1 + len(workload.shapes) // TENSORS + workload.elements // ELEMENTS)
+        return self.launches * len(workload.shapes) or together
+
+    def steps(self, workload: Workload) -> int:
+        """Choose how many steps are taken in a row; 0 where the queue of launches has no room even for one."""
+        return min(MOST_STEPS, LAUNCHES // self.launched(workload))
+
+
+def contenders(device: Device) -> dict[str, Contender]:
+    """Name all implementations that there are here: torch's, where it can use the GPU, and CuPy's."""
+    found = {}
+    if device.torch is not None:
+        import fastopt.torch
+
+        found[FASTOPT_TORCH] = Contender(partial(torch_step, mode={}, library=fastopt.torch), FASTOPT_TORCH)
+        for name, mode in TORCH_MODES.items():
+            launches = 4 if name == "torch-default" else 0
+            found[name] = Contender(partial(torch_step, mode=mode), FASTOPT_TORCH, launches)
+    found[FASTOPT] = Contender(bound_step, FASTOPT)
+    found["cupy"] = Contender(partial(plain_step, device.cupy), FASTOPT, 7)
+    found["cupy-fuse"] = Contender(partial(fused_step, device.cupy), FASTOPT, 1)
+    found["cupy-kernel"] = Contender(partial(kernel_step, device.cupy), FASTOPT, 1)
+    return found
+
+
+def draw(cupy: Any, workload: Workload) -> Arrays:
+    """Fill arrays on the GPU with numbers that stay finite over any number of steps."""
+
+    def wave(shape: tuple[int, ...], start: float) -> Any:
+        return cupy.sin(cupy.arange(math.prod(shape), dtype=np.float32) + np.float32(start)).reshape(shape)
+
+    return Arrays([wave(shape, 0.5) for shape in workload.shapes], [wave(shape, 1.5) for shape in workload.shapes])
+
+
+def make(contender: Contender, name: str, rule: str, arrays: Arrays, cupy: Any) -> Step:
+    """Make a contender to be timed, on shared arrays; zeros in the place of gradients that it would overwrite."""
+    if (name, rule) in WRITES_GRADIENTS:
+        arrays = Arrays(arrays.params, [cupy.zeros_like(grad) for grad in arrays.grads])
+    return contender.make(arrays, rule)
+
+
+@contextlib.contextmanager
+def left_out(name: str, rule: str, say: Say) -> Iterator[None]:
+    """Go on where a contender cannot do something, and say so, unless it is fastopt.
+
+    What other libraries raise is their affair: torch's fused AdaGrad, for one, was on the CPU alone at first.
+    """
+    try:
+        yield
+    except Exception as error:
+        if name in SUBJECTS:
+            raise
+        reason = str(error).partition("\n")[0]
+        say(f"{name} is left out of {rule}: {reason or type(error).__name__}")
+
+
+def plain_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
+    """Make CuPy's array expressions, in place and without temporaries: a kernel for each."""
+    return in_place(cupy, cupy.empty(largest(arrays), np.float32), arrays, rule)
+
+
+def fused_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
+    """Make the formula as `cupy.fuse` fuses it: a kernel for each tensor."""
+    states = [cupy.zeros_like(param) for param in arrays.params]
+    # To the right of arrays: a NumPy scalar on the left would take what stands for an array there for its own.
+    lr, mu, eps = np.float32(LR), np.float32(MOMENTUM), np.float32(EPS)
+
+    def momentum(p: Any, g: Any, v: Any) -> None:
+        v *= mu
+        v += g
+        p -= v * lr
+
+    def nesterov(p: Any, g: Any, v: Any) -> None:
+        v *= mu
+        v += g
+        p -= (v * mu + g) * lr
+
+    def adagrad(p: Any, g: Any, s: Any) -> None:
+        s += g * g
+        p -= g / (cupy.sqrt(s) + eps) * lr
+
+    update = cupy.fuse()({"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad}[rule])
+
+    def step() -> None:
+        for p, g, state in zip(arrays.params, arrays.grads, states, strict=True):
+            update(p, g, state)
+
+    return step
+
+
+# As C++, of one element: p, g, a state, and three numbers.
+FORMULAS = {
+    "momentum": "state = mu * state + g; p -= lr * state",
+    "nesterov": "state = mu * state + g; p -= lr * (g + mu * state)",
+    "adagrad": "state += g * g; p -= lr * g / (sqrt(state) + eps)",
+}
+
+
+def kernel_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
+    """Make a `cupy.ElementwiseKernel` of the formula, launched for each tensor: what a careful user of CuPy writes."""
+    states = [cupy.zeros_like(param) for param in arrays.params]
+    given, updated = "float32 g, float32 lr, float32 mu, float32 eps", "float32 p, float32 state"
+    update = cupy.ElementwiseKernel(given, updated, FORMULAS[rule], f"bench_{rule}")
+    lr, mu, eps = np.float32(LR), np.float32(MOMENTUM), np.float32(EPS)
+
+    def step() -> None:
+        for p, g, state in zip(arrays.params, arrays.grads, states, strict=True):
+            update(g, lr, mu, eps, p, state)
+
+    return step

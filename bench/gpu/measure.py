@@ -1,0 +1,186 @@
+"""How time is taken on a GPU: rounds as on the CPU, of steps that the host enqueues and does not wait for.
+
+A step has two costs: the GPU's time, between two events around some steps that were all enqueued before the first one
+began, and the host's, for enqueueing them. Which of the two a training feels depends on which of them is behind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from fastopt.rules import RULES as REGISTRY
+
+from ..contenders import FASTOPT_TORCH, RULES, Step
+from ..measure import WARM_UP, Pace, Timing, measure
+from ..workloads import Arrays, Workload
+from .contenders import FASTOPT, MOST_STEPS, SUBJECTS, WORKLOADS, Contender, Say, draw, left_out, make
+from .device import Cost, Device
+
+ITEMSIZE = 4
+SHARE_OF_MEMORY = 0.8
+
+LONG_SECONDS = 20e-3  # a run need not take longer
+
+COPY = "copy"
+GRAPH_WORKLOADS = ("tensor_64k", "resnet50", "gpt2")
+GRAPH = ", graph"  # what the name of a contestant in a graph ends with
+GRAPH_RULE = "momentum"
+
+
+class Both(NamedTuple):
+    """What one workload and rule took: the GPU's time, where the limit is a copy's, and the host's."""
+
+    gpu: Timing
+    host: Timing
+
+
+class Budget:
+    """The time that is left, in equal shares for the parts that are left.
+
+    Parameters
+    ----------
+    seconds : float
+        For all parts, with all that comes between them.
+    parts : int
+    fewest, most : int
+        How many rounds a part has.
+    clock : callable, optional
+    """
+
+    def __init__(
+        self, seconds: float, parts: int, fewest: int, most: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.clock, self.end = clock, clock() + seconds
+        self.parts, self.fewest, self.most = parts, fewest, most
+
+    def pace(self) -> Pace:
+        """Return the pace of the next part."""
+        left = max(0.0, self.end - self.clock())
+        share = left / max(self.parts, 1)
+        self.parts -= 1
+        return Pace(share, self.fewest, self.most)
+
+
+def needed(elements: int, contestants: int) -> int:
+    """Count the bytes that a workload takes at most.
+
+    Parameters, gradients, zeros for who overwrites these, a scratch, three temporaries, a state for each contestant,
+    and the two ends of a copy.
+    """
+    copied = max(REGISTRY[rule].bytes_moved(ITEMSIZE) for rule in RULES)
+    return elements * (ITEMSIZE * (7 + contestants) + copied)
+
+
+def fits(device: Device, workload: Workload, contestants: int, say: Say) -> bool:
+    """Say whether the device's memory is large enough for a workload, and say so where it is not."""
+    there = SHARE_OF_MEMORY * device.free_memory()
+    bytes_needed = needed(workload.elements, contestants)
+    if bytes_needed <= there:
+        return True
+    say(
+        f"{workload.name} is left out: it needs {bytes_needed / 1e9:.1f} GB of the GPU's memory, "
+        f"and {SHARE_OF_MEMORY:.0%} of what is free there are {there / 1e9:.1f} GB"
+    )
+    return False
+
+
+def queued(device: Device, counts: Mapping[str, int]) -> Callable[[Mapping[str, Step]], dict[str, Any]]:
+    """Make a mode of `measure`: so many steps in a row, all enqueued before the GPU begins with them.
+
+    Fewer where they take long, and one of a contestant whose count is 0, for whom the GPU does not wait: the host is
+    behind anyway.
+    """
+
+    def clock(name: str, step: Step) -> Callable[[Step], Cost]:
+        first = device.cost(step, max(1, counts[name]), 0.0)
+        count = max(1, min(counts[name], int(LONG_SECONDS / first.gpu)))
+        return partial(device.cost, count=count, hold=1.5 * first.host * count + 50e-6 if counts[name] else 0.0)
+
+    return lambda contestants: {name: clock(name, step) for name, step in contestants.items()}
+
+
+def started(
+    device: Device, contenders: Mapping[str, Contender], rule: str, arrays: Arrays, say: Say
+) -> dict[str, Step]:
+    """Make contestants and take their first steps."""
+    found = {}
+    for name, contender in contenders.items():
+        with left_out(name, rule, say):
+            step = make(contender, name, rule, arrays, device.cupy)
+            for _ in range(WARM_UP):
+                step()
+            device.synchronize()
+            found[name] = step
+    return found
+
+
+def timed(workload: Workload, rule: str, bytes_moved: int, costs: Mapping[str, Sequence[Cost]]) -> Both:
+    """Sort costs by whose time it is; who copies is the limit of the others."""
+    sides = []
+    for side in Cost._fields:
+        seconds = {name: [getattr(cost, side) for cost in found] for name, found in costs.items()}
+        limit = seconds.pop(COPY, [])
+        sides.append(Timing(workload.name, rule, bytes_moved, seconds, limit))
+    return Both(*sides)
+
+
+def compared(
+    device: Device,
+    contenders: Mapping[str, Contender],
+    workload: Workload,
+    rule: str,
+    arrays: Arrays,
+    budget: Budget,
+    say: Say,
+) -> Both:
+    """Time everyone on one workload by one rule, and a copy of as many bytes; their states are gone afterwards."""
+    bytes_moved = REGISTRY[rule].bytes_moved(ITEMSIZE) * workload.elements
+    contestants = started(device, contenders, rule, arrays, say)
+    counts = {name: contenders[name].steps(workload) for name in contestants} | {COPY: MOST_STEPS}
+    contestants[COPY] = device.copier(bytes_moved)
+    costs = measure(contestants, queued(device, counts), budget.pace())
+    return timed(workload, rule, bytes_moved, costs)
+
+
+def comparisons(device: Device, contenders: Mapping[str, Contender], budget: Budget, say: Say) -> Iterator[Both | None]:
+    """Time everyone on every workload that fits, by every rule; None for each rule on one that does not fit."""
+    for workload in WORKLOADS.values():
+        if not fits(device, workload, len(contenders), say):
+            for _ in RULES:
+                budget.pace()
+                yield None
+            continue
+        arrays = draw(device.cupy, workload)
+        for rule in RULES:
+            device.free_memory()
+            yield compared(device, contenders, workload, rule, arrays, budget, say)
+        del arrays
+
+
+def graphs(device: Device, contenders: Mapping[str, Contender], budget: Budget, say: Say) -> Iterator[Both | None]:
+    """Time fastopt's steps as they are and as graphs replay them; None for a workload that does not fit."""
+    capture = {FASTOPT_TORCH: device.captured_by_torch, FASTOPT: device.captured_by_cupy}
+    subjects = [name for name in SUBJECTS if name in contenders]
+    for workload in (WORKLOADS[name] for name in GRAPH_WORKLOADS):
+        if not fits(device, workload, 2 * len(subjects), say):
+            budget.pace()
+            yield None
+            continue
+        arrays = draw(device.cupy, workload)
+        own = {name: contenders[name] for name in subjects}
+        contestants = started(device, own, GRAPH_RULE, arrays, say)
+        for name in subjects:
+            step = make(contenders[name], name, GRAPH_RULE, arrays, device.cupy)
+            contestants[name + GRAPH] = capture[name](step)
+        counts = dict.fromkeys(contestants, MOST_STEPS)
+        costs = measure(contestants, queued(device, counts), budget.pace())
+        yield timed(workload, GRAPH_RULE, REGISTRY[GRAPH_RULE].bytes_moved(ITEMSIZE) * workload.elements, costs)
+        del arrays, contestants, step
+
+
+def parts() -> int:
+    """Count what a budget is divided among."""
+    return len(WORKLOADS) * len(RULES) + len(GRAPH_WORKLOADS)

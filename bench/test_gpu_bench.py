@@ -1,0 +1,478 @@
+"""The benchmark of GPUs where there is none: NumPy stands in for CuPy, the CPU for the device; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastopt.bench.contenders import RULES, TORCH_MODES
+from fastopt.bench.gpu import check as gpu_check
+from fastopt.bench.gpu import command as gpu_command
+from fastopt.bench.gpu import contenders as gpu_contenders
+from fastopt.bench.gpu import device as gpu
+from fastopt.bench.gpu import measure as gpu_measure
+from fastopt.bench.gpu import plot as gpu_plot
+from fastopt.bench.gpu import report as gpu_report
+from fastopt.bench.gpu.check import Case, Trained, WrongResultError
+from fastopt.bench.gpu.contenders import WORKLOADS, Contender
+from fastopt.bench.gpu.device import Cost, Device
+from fastopt.bench.measure import Pace, measure
+from fastopt.bench.workloads import Arrays, Workload
+
+from fastopt import cli, extras
+from fastopt.rules import RULES as REGISTRY
+from fastopt.schedules import Cosine
+
+ROOT = Path(__file__).parent.parent
+SMALL = Workload("small", "small", ((64,), (5, 3), (7,)))
+OF_TORCH = ["fastopt.torch", *TORCH_MODES]
+OF_CUPY = ["fastopt", "cupy", "cupy-fuse", "cupy-kernel"]
+
+
+class Event:
+    """A point in time."""
+
+    def record(self) -> None:
+        """Take it."""
+        self.at = time.perf_counter()
+
+
+class ElementwiseKernel:
+    """A formula that C++ and Python read alike, for each element."""
+
+    def __init__(self, given: str, updated: str, operation: str, name: str) -> None:
+        self.names = [part.split()[1] for part in f"{given}, {updated}".split(", ")]
+        self.operation = operation
+
+    def __call__(self, *arguments: Any) -> None:
+        """Update the last two."""
+        *_, p, state = flat = [np.atleast_1d(argument).reshape(-1) for argument in arguments]
+        for i in range(p.size):
+            values = {name: float(array[i % array.size]) for name, array in zip(self.names, flat, strict=True)}
+            exec(self.operation, {"sqrt": math.sqrt}, values)
+            p[i], state[i] = values["p"], values["state"]
+
+
+def stand_in(free: int = 10**10) -> Any:
+    """NumPy, as far as the benchmark uses CuPy."""
+    functions = ("zeros", "zeros_like", "empty", "asarray", "arange", "sin", "multiply", "sqrt", "divide")
+    runtime = SimpleNamespace(
+        getDevice=lambda: 0,
+        deviceSynchronize=lambda: None,
+        memGetInfo=lambda: (free, 2 * free),
+        driverGetVersion=lambda: 13020,
+        runtimeGetVersion=lambda: 12090,
+        getDeviceProperties=lambda index: {"name": b"A100", "multiProcessorCount": 108, "totalGlobalMem": 2 * free},
+    )
+    return SimpleNamespace(
+        **{name: getattr(np, name) for name in functions},
+        asnumpy=np.asarray,
+        fuse=lambda: lambda function: function,
+        ElementwiseKernel=ElementwiseKernel,
+        RawKernel=lambda code, name: lambda blocks, threads, arguments: None,
+        get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
+        cuda=SimpleNamespace(
+            Event=Event, get_elapsed_time=lambda start, end: 1e3 * (end.at - start.at), runtime=runtime
+        ),
+    )
+
+
+def warmed_up(device: Device, step: Any) -> Any:
+    """What a capture does, where the step is its own replay."""
+    for _ in range(gpu.WARM_UP):
+        step()
+    return step
+
+
+def copier(device: Device, traffic: int) -> Any:
+    """A copy of as many bytes."""
+    source, target = np.zeros(traffic // 2, np.uint8), np.empty(traffic // 2, np.uint8)
+    return lambda: np.copyto(target, source)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    monkeypatch.setattr(Device, "captured_by_cupy", warmed_up)
+    monkeypatch.setattr(Device, "captured_by_torch", warmed_up)
+    monkeypatch.setattr(Device, "copier", copier)
+    monkeypatch.setattr(gpu_check.OfCupy, "formats", ("float32", "float64"))  # NumPy's halves cannot be trained
+    here = Device(stand_in(), torch)
+    here.in_torch = "cpu"
+    return here
+
+
+def give_workloads(monkeypatch: pytest.MonkeyPatch, *workloads: Workload) -> None:
+    """Put others in the place of the workloads."""
+    for module in (gpu_command, gpu_measure, gpu_plot, gpu_report):
+        monkeypatch.setattr(module, "WORKLOADS", {workload.name: workload for workload in workloads})
+
+
+@pytest.fixture
+def small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_workloads(monkeypatch, *(Workload(name, name, SMALL.shapes) for name in gpu_measure.GRAPH_WORKLOADS))
+    monkeypatch.setattr(gpu_command, "QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(gpu_command, "QUICK_ROUNDS", (2, 2))
+
+
+def never(message: str) -> None:
+    """Whom nothing is to be said to."""
+    raise AssertionError(message)
+
+
+def test_there_are_torchs_contenders_and_cupys(device: Device) -> None:
+    everyone = gpu_contenders.contenders(device)
+    assert list(everyone) == OF_TORCH + OF_CUPY
+    assert [contender.subject for contender in everyone.values()] == ["fastopt.torch"] * 4 + ["fastopt"] * 4
+    device.torch = None
+    assert list(gpu_contenders.contenders(device)) == OF_CUPY
+
+
+def test_workloads_are_those_that_were_promised() -> None:
+    elements = {name: workload.elements for name, workload in WORKLOADS.items() if len(workload.shapes) == 1}
+    assert elements == {"tensor_64k": 65_536, "tensor_1m": 2**20, "tensor_16m": 2**24, "tensor_256m": 2**28}
+    assert {"resnet50", "gpt2"} < WORKLOADS.keys()
+
+
+def test_steps_in_flight_leave_room_in_the_queue_of_launches(device: Device) -> None:
+    for contender in gpu_contenders.contenders(device).values():
+        for workload in WORKLOADS.values():
+            assert 0 <= contender.steps(workload) <= gpu_contenders.MOST_STEPS
+            assert contender.steps(workload) * contender.launched(workload) <= gpu_contenders.LAUNCHES
+    everyone = gpu_contenders.contenders(device)
+    assert everyone["fastopt"].steps(WORKLOADS["tensor_64k"]) == gpu_contenders.MOST_STEPS
+    assert everyone["torch-default"].steps(WORKLOADS["resnet50"]) == 1
+    assert everyone["cupy"].steps(WORKLOADS["resnet50"]) == 0
+
+
+def test_everything_is_right_in_all_formats_and_by_everyone(device: Device) -> None:
+    everyone = gpu_contenders.contenders(device)
+    found = list(gpu_check.checks(device, everyone, never))
+    assert len(found) == gpu_check.count(device, everyone) == len(set(found))
+    for library in ("fastopt", "fastopt.torch"):
+        assert {f"{library}, {rule}, float64" for rule in REGISTRY} < set(found)
+        assert f"{library}, captured" in found
+    assert "fastopt.torch, nesterov, bfloat16" in found
+    assert {f"{name}, {rule}" for name in everyone for rule in RULES} < set(found)
+
+
+@pytest.mark.parametrize("rule", REGISTRY)
+def test_wrong_results_are_named(device: Device, rule: str) -> None:
+    """A parameter off by a few units in the last place, a state, or not a number."""
+    right = gpu_check.OfTorch(device).trained
+
+    def spoiled(kind: str, by: float) -> gpu_check.Run:
+        def run(case: Case, params: Sequence[Any], gradients: Sequence[Any]) -> Trained:
+            found = right(case, params, gradients)
+            getattr(found, kind)[2].flat[17] += by
+            return found
+
+        return run
+
+    for format in gpu_check.ROUNDINGS:
+        case = Case("fastopt.torch", rule, format)
+        gpu_check.check_case(case, right)
+        off = 8 * gpu_check.tolerance(format, gpu_check.STEPS)
+        for kind in ("params", "states") if REGISTRY[rule].states else ("params",):
+            for by in (off, -off, math.nan):
+                with pytest.raises(WrongResultError, match=rf"fastopt.torch's {rule} in {format} is wrong") as error:
+                    gpu_check.check_case(case, spoiled(kind, 4 * by))
+                message = f"of the {kind} of tensor 2, of shape (3, 5, 7), 1 of 105 elements differ from the formula"
+                assert message in str(error.value)
+                assert "element 17 is" in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["weight_decay", "lr", "momentum"])
+def test_an_option_that_is_ignored_is_found(device: Device, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    library = gpu_check.OfCupy(device)
+    made = library.optimizer
+
+    def optimizer(*arguments: Any) -> Any:
+        opt = made(*arguments)
+        opt.param_groups[0][option] = 0.0 if option == "weight_decay" else 0.5
+        return opt
+
+    monkeypatch.setattr(library, "optimizer", optimizer)
+    with pytest.raises(WrongResultError):
+        gpu_check.check_case(Case("fastopt", "momentum", "float32"), library.trained)
+
+
+def test_a_graph_that_does_something_else_is_found(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose schedule stands still, for one."""
+    for library in gpu_check.libraries(device):
+        gpu_check.check_graph(library)
+        rates = iter([gpu_check.LR, Cosine(gpu_check.LR, steps=10)])
+        made = library.optimizer
+        monkeypatch.setattr(library, "optimizer", lambda *given, made=made, rates=rates: made(*given[:2], next(rates)))
+        with pytest.raises(WrongResultError, match="captured step is wrong") as error:
+            gpu_check.check_graph(library)
+        assert "differ from the same steps without a graph" in str(error.value)
+
+
+def test_a_contender_that_is_wrong_ends_it_and_one_that_cannot_is_left_out(device: Device) -> None:
+    def raising(arrays: Arrays, rule: str) -> Any:
+        raise RuntimeError("`fused=True` is not here\nand more")
+
+    notes: list[str] = []
+    idle = Contender(lambda arrays, rule: lambda: None, "fastopt")
+    assert not list(gpu_check.check_contenders(device, {"torch-fused": Contender(raising, "fastopt")}, notes.append))
+    assert notes == [f"torch-fused is left out of {rule}: `fused=True` is not here" for rule in RULES]
+    with pytest.raises(WrongResultError, match="cupy's momentum is wrong"):
+        list(gpu_check.check_contenders(device, {"cupy": idle}, never))
+    with pytest.raises(RuntimeError, match="fused=True"):
+        list(gpu_check.check_contenders(device, {"fastopt": Contender(raising, "fastopt")}, never))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_numbers_stay_finite_however_long_it_takes(device: Device, rule: str) -> None:
+    arrays = gpu_contenders.draw(device.cupy, SMALL)
+    everyone = gpu_contenders.contenders(device)
+    for step in gpu_measure.started(device, everyone, rule, arrays, never).values():
+        for _ in range(200):
+            step()
+    assert all(np.isfinite(array).all() for array in arrays.params + arrays.grads)
+    assert all((array != 0).any() for array in arrays.grads)
+
+
+def test_shares_of_the_time_that_is_left() -> None:
+    now = [100.0]
+    budget = gpu_measure.Budget(60.0, 3, 2, 9, clock=lambda: now[0])
+    assert budget.pace() == Pace(20.0, 2, 9)
+    now[0] = 110.0  # the first part was quick
+    assert budget.pace().seconds == 25.0
+    now[0] = 170.0  # the second one was late
+    assert budget.pace().seconds == 0.0
+    assert budget.pace().seconds == 0.0
+
+
+def test_the_parts_are_as_many_as_there_are_measurements(device: Device, small_workloads: None) -> None:
+    budget = gpu_measure.Budget(0.0, gpu_measure.parts(), 2, 2)
+    everyone = gpu_contenders.contenders(device)
+    found = [*gpu_measure.comparisons(device, everyone, budget, never)]
+    found += gpu_measure.graphs(device, everyone, budget, never)
+    assert budget.parts == 0
+    assert len(found) == gpu_measure.parts() == 3 * 3 + 3
+    assert all(list(both.gpu.seconds) == list(both.host.seconds) for both in found if both is not None)
+
+
+def test_what_does_not_fit_is_left_out_visibly(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its share of the time goes to the others."""
+    notes: list[str] = []
+    device.cupy = stand_in(free=10**7)
+    give_workloads(monkeypatch, Workload("large", "large", ((10**6,),)))
+    monkeypatch.setattr(gpu_measure, "GRAPH_WORKLOADS", ("large",))
+    budget = gpu_measure.Budget(1.0, gpu_measure.parts(), 2, 2)
+    everyone = gpu_contenders.contenders(device)
+    assert [*gpu_measure.comparisons(device, everyone, budget, notes.append)] == [None] * 3
+    assert [*gpu_measure.graphs(device, everyone, budget, notes.append)] == [None]
+    assert budget.parts == 0
+    assert "large is left out: it needs 0.1 GB of the GPU's memory, and 80% of what is free there are 0.0 GB" in notes
+
+
+def test_a_step_has_two_costs(device: Device) -> None:
+    calls: list[str] = []
+    waits: list[int] = []
+    device.wait = lambda blocks, threads, arguments: waits.append(int(arguments[0]))
+    mode = gpu_measure.queued(device, {"a": 5, "b": 0})
+    found = measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, mode, Pace(0, 2, 2))
+    assert (calls.count("a"), calls.count("b")) == (3 * 5, 3 * 1)
+    assert all(isinstance(cost, Cost) and cost.gpu > 0 and cost.host > 0 for costs in found.values() for cost in costs)
+    assert sorted(wait > 0 for wait in waits) == [False] * (2 + 2) + [True] * 2  # none to see, none for b
+    calls.clear()
+    measure({"a": lambda: calls.append("a") or time.sleep(0.015)}, mode, Pace(0, 2, 2))  # type: ignore[func-returns-value]
+    assert len(calls) == 5 + 2 * 1
+    device.cost(lambda: None, 1, 1e6)
+    assert waits[-1] == 1e9 * gpu.LONGEST_WAIT
+
+
+def fake_report() -> gpu_report.Report:
+    """Costs such that torch-fused takes three times the GPU's time and twice the host's; AdaGrad has none."""
+    everyone = {"fastopt.torch": 1.0, "torch-fused": 3.0, "fastopt": 2.0, "cupy": 8.0, gpu_measure.COPY: 0.5}
+    timings = []
+    for workload in WORKLOADS:
+        for rule in RULES:
+            costs = {
+                name: [Cost(1e-3 * t * drift, 1e-5 * (2 * drift if t == 3 else drift)) for drift in (1, 9, 4)]
+                for name, t in everyone.items()
+                if (name, rule) != ("torch-fused", "adagrad")
+            }
+            timings.append(gpu_measure.timed(Workload(workload, workload, ()), rule, 10**9, costs))
+    eager = {"fastopt": [Cost(6e-6, 8e-6)] * 3, "fastopt, graph": [Cost(3e-6, 2e-6)] * 3}
+    subjects = {name: Contender(lambda arrays, rule: lambda: None, name) for name in ("fastopt.torch", "fastopt")}
+    others = {"torch-fused": "fastopt.torch", "cupy": "fastopt"}
+    makers = subjects | {name: Contender(subjects[of].make, of) for name, of in others.items()}
+    return {
+        "machine": gpu_report.machine(Device(stand_in(), torch), "torch-fused", quick=True),
+        "checked": 50,
+        "rows": gpu_report.rows(timings, "torch-fused"),
+        "ratios": gpu_report.ratios(timings, makers),
+        "graphs": gpu_report.replays([gpu_measure.timed(WORKLOADS["gpt2"], "momentum", 10**9, eager)]),
+        "notes": ["torch-fused is left out of adagrad: not there"],
+    }
+
+
+def test_rows_and_ratios_are_what_the_json_file_promises() -> None:
+    found = fake_report()
+    assert json.loads(json.dumps(found)) == found
+    assert found["machine"]["gpu"] == "A100"
+    assert (found["machine"]["driver"], found["machine"]["runtime"]) == ("13.2", "12.9")
+    assert "cupy" in found["machine"]["versions"]
+    row = found["rows"][0]
+    assert (row["workload"], row["rule"], row["implementation"]) == ("tensor_64k", "momentum", "fastopt.torch")
+    assert row["gpu_seconds"] == pytest.approx(4e-3)
+    assert row["host_seconds"] == pytest.approx(4e-5)
+    assert row["speedup"] == pytest.approx(3)
+    assert row["gbps"] == pytest.approx(250)
+    assert row["of_copy"] == pytest.approx(0.5)
+    assert all((row["speedup"] is None) == (row["rule"] == "adagrad") for row in found["rows"])
+    ratio = found["ratios"][0]
+    assert (ratio["implementation"], ratio["subject"], ratio["rounds"]) == ("torch-fused", "fastopt.torch", 3)
+    assert [ratio["gpu"], ratio["host"]] == pytest.approx([3, 2])
+    assert {entry["implementation"]: entry["subject"] for entry in found["ratios"]} == {
+        "torch-fused": "fastopt.torch",
+        "cupy": "fastopt",
+    }
+
+
+def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(json.dumps(fake_report()))
+    text = gpu_report.markdown(found)
+    assert "A100" in text
+    assert "driver for CUDA 13.2, CUDA 12.9 in CuPy" in text
+    assert "| gpt2 | momentum | 4.00 ms / 40.0 µs | 50% | 3.0x / 2.0x |" in text
+    assert "| gpt2 | adagrad | 4.00 ms / 40.0 µs | 50% |  |" in text
+    assert "| gpt2 | adagrad | 8.00 ms / 40.0 µs | 25% | 4.0x / 1.00x |" in text
+    assert "| gpt2 | fastopt | 6.00 µs / 8.00 µs | 3.00 µs / 2.00 µs | 2.0x / 4.0x |" in text
+    assert "For a momentum step over 161 bound arrays of CuPy the host takes 40.0 µs." in text
+    assert "Torch-fused is left out of adagrad: not there." in text
+    gpu_report.show(found)
+    printed = capsys.readouterr().out
+    for part in ("against torch-fused", "3.0x / 2.0x", "2.0x / 4.0x", "50 checks against the formulas came first"):
+        assert part in printed
+
+
+def test_without_torch_there_is_no_table_of_it() -> None:
+    found = fake_report()
+    of_cupy = ("fastopt", "cupy")
+    found["rows"] = [row for row in found["rows"] if row["implementation"] in of_cupy]
+    found["ratios"] = [entry for entry in found["ratios"] if entry["implementation"] in of_cupy]
+    found["graphs"], found["notes"] = [], []
+    found["machine"]["torch_runtime"] = None
+    text = gpu_report.markdown(found)
+    assert "fastopt.torch" not in text
+    assert "enqueued anew" not in text
+    assert "| gpt2 | momentum | 8.00 ms / 40.0 µs | 25% | 4.0x / 1.00x |" in text
+
+
+def test_the_readme_has_the_committed_run_or_says_that_there_is_none(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = gpu_report.markdown_of(ROOT / "bench/results/gpu.json")
+    assert f"<!-- gpu tables: begin -->\n{tables}<!-- gpu tables: end -->" in readme
+    assert gpu_report.markdown_of(tmp_path / "gpu.json") == gpu_report.UNMEASURED
+    (tmp_path / "gpu.json").write_text(json.dumps(fake_report()))
+    assert gpu_report.markdown_of(tmp_path / "gpu.json") == gpu_report.markdown(fake_report())
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_chart_is_drawn(tmp_path: Path, suffix: str) -> None:
+    gpu_plot.draw(fake_report(), str(tmp_path / f"gpu.{suffix}"))
+    assert (tmp_path / f"gpu.{suffix}").stat().st_size > 10_000
+    assert set(gpu_plot.OF_GPU) == {*OF_TORCH, *OF_CUPY} - {"fastopt", "fastopt.torch"}
+
+
+@pytest.mark.usefixtures("small_workloads")
+def test_the_command_checks_measures_prints_and_writes(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_command, "open_device", lambda say: device)
+    data, chart = tmp_path / "gpu.json", tmp_path / "gpu.png"
+    assert cli.main(["bench", "--gpu", "--quick", "--json", str(data), "--plot", str(chart), "--baseline", "cupy"]) == 0
+    found = json.loads(data.read_text(encoding="utf-8"))
+    assert list(found) == ["machine", "checked", "rows", "ratios", "graphs", "notes"]
+    assert found["notes"] == []
+    assert found["checked"] == gpu_check.count(device, gpu_contenders.contenders(device))
+    assert [row["implementation"] for row in found["rows"]] == (OF_TORCH + OF_CUPY) * 9
+    assert all(row["speedup"] == 1 for row in found["rows"] if row["implementation"] == "cupy")
+    assert len(found["ratios"]) == 6 * 9
+    assert [entry["implementation"] for entry in found["graphs"]] == ["fastopt.torch", "fastopt"] * 3
+    assert chart.stat().st_size > 0
+    assert "against cupy" in capsys.readouterr().out
+    assert "fastopt.torch" in gpu_report.markdown(found)
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.png"}
+
+
+@pytest.mark.usefixtures("small_workloads")
+def test_a_wrong_result_ends_the_command_before_anything_is_measured(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_command, "open_device", lambda say: device)
+    monkeypatch.setattr(gpu_command, "comparisons", lambda *arguments: never("measured"))
+    monkeypatch.setattr(gpu_check, "DECAY", 0.5)  # of the optimizers, and not of the formulas
+    assert cli.main(["bench", "--gpu", "--quick", "--json", str(tmp_path / "gpu.json")]) == 1
+    assert "fastopt: error: fastopt's sgd in float32 is wrong" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_work_is_said_before_measuring(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_command, "open_device", lambda say: device)
+    for arguments, message in (
+        (["--baseline", "numpy"], "baseline 'numpy' is not among fastopt.torch, torch-default"),
+        (["--baseline", ""], "baseline '' is not among fastopt.torch, torch-default"),
+        (["--plot", str(tmp_path / "x.docx")], "x.docx is no picture"),
+        (["--json", str(tmp_path / "nowhere" / "x.json")], "nowhere"),
+    ):
+        assert cli.main(["bench", "--gpu", *arguments]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_the_baseline_is_torchs_fused_step_or_cupy(device: Device) -> None:
+    everyone = gpu_contenders.contenders(device)
+    assert gpu_command.chosen(None, everyone) == "torch-fused"
+    device.torch = None
+    assert gpu_command.chosen(None, gpu_contenders.contenders(device)) == "cupy"
+    assert gpu_command.chosen("fastopt", everyone) == "fastopt"
+
+
+def test_without_cupy_the_extras_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(extras.MissingExtraError, match=r"'fastopt\[cuda13\]', or 'fastopt\[cuda12\]'"):
+        gpu.open_device(never)
+
+
+@pytest.mark.parametrize("count", [0, None])
+def test_without_a_gpu_that_is_the_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int | None
+) -> None:
+    class CUDARuntimeError(RuntimeError):
+        """What CuPy raises."""
+
+    def devices() -> int:
+        if count is None:
+            raise CUDARuntimeError("cudaErrorNoDevice")
+        return count
+
+    cupy = stand_in()
+    cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.runtime.getDeviceCount = CUDARuntimeError, devices
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert cli.main(["bench", "--gpu"]) == 1
+    assert capsys.readouterr().err.startswith("fastopt: error: there is no GPU that CuPy can use")
+
+
+def test_torch_without_cuda_is_left_out_visibly(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.torch_with_cuda(said.append) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert gpu.torch_with_cuda(said.append) is None
+    assert [message.partition(":")[0] for message in said] == ["torch cannot use a GPU here", "torch is not installed"]
