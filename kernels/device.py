@@ -13,19 +13,28 @@ from .tables import MESSAGE, WORDS
 
 Words = npt.NDArray[np.int64]
 
+RELEASED: list[Any] = []  # memory that nobody uses any more
+
 
 class Memory:
     """Zeros in a GPU's memory, from the driver itself.
 
     Giving it back waits for the device, so that no kernel can still be reading it; a pool's memory would be free for
-    the next one to ask on the stream where it was allocated, whichever streams it was used on.
+    the next one to ask on the stream where it was allocated, whichever streams it was used on. It is given back when
+    the next is asked for, not when the garbage collector comes: inside of somebody's capture that would spoil it.
     """
 
     def __init__(self, device: Device, size: int) -> None:
+        self.pointer: Any = None
+        RELEASED.clear()
         with device.cupy.cuda.Device(device.index):
             self.pointer = device.cupy.cuda.MemoryPointer(device.cupy.cuda.Memory(max(size, 1)), 0)
             self.pointer.memset_async(0, max(size, 1), device.stream)
         self.address = int(self.pointer.ptr)
+
+    def __del__(self, released: list[Any] = RELEASED) -> None:
+        """Leave it to the next one to give the memory back."""
+        released.append(self.pointer)
 
 
 class Device:
