@@ -103,7 +103,7 @@ class Course:
         key = record.tobytes()
         if key not in self.records:
             self.records[key] = Memory(self.device, len(key))
-            self.device.upload(self.records[key], record)
+            self.device.write(self.records[key], record)
         return self.records[key].address
 
     def describe(self, cohorts: Sequence[Cohort], taken: int, restart: bool) -> None:
@@ -176,7 +176,7 @@ class Launch:
         chunks, layouts = chunk_table(self.sizes, strided, self.elements)
         self.count = len(chunks)
         self.cuts = Memory(self.device, chunks.nbytes + layouts.nbytes)
-        self.device.upload(self.cuts, chunks, layouts)
+        self.device.write(self.cuts, chunks, layouts)
         self.table["layout"] = 0
         for row in strided:
             self.table["layout"][row] = self.cuts.address + len(chunks) * CHUNK.itemsize + row * layouts.itemsize
@@ -203,7 +203,7 @@ class Launch:
         """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
         if strided != self.strided:
             self.cut(strided)
-        self.moved = not np.array_equal(self.gradients, addresses)
+        self.moved = self.moved or not np.array_equal(self.gradients, addresses)
         self.gradients[:] = addresses
 
     def __call__(self) -> None:
@@ -216,7 +216,7 @@ class Launch:
 
     def _table(self) -> int:
         if self.outdated:
-            self.device.upload(self.memory, self.table, self.table)
+            self.device.write(self.memory, self.table, self.table)
         elif self.moved:
             self._send_gradients(self.memory.address)
         self.outdated = self.moved = False

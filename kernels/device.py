@@ -13,6 +13,8 @@ from .tables import MESSAGE, WORDS
 
 Words = npt.NDArray[np.int64]
 
+SMALL = 8 * WORDS  # a few messages do not keep the host as long as waiting for the stream
+
 RELEASED: list[Any] = []  # memory that nobody uses any more
 
 
@@ -30,6 +32,7 @@ class Memory:
         with device.cupy.cuda.Device(device.index):
             self.pointer = device.cupy.cuda.MemoryPointer(device.cupy.cuda.Memory(max(size, 1)), 0)
             self.pointer.memset_async(0, max(size, 1), device.stream)
+            device.stream.synchronize()  # another may be the first to use it
         self.address = int(self.pointer.ptr)
 
     def __del__(self, released: list[Any] = RELEASED) -> None:
@@ -101,12 +104,17 @@ class Device:
             self.body[: len(part)] = part
             self.launch(send, 1, self.message)
 
-    def upload(self, memory: Memory, *arrays: npt.NDArray[Any]) -> None:
-        """Copy arrays into memory, one behind the other, in order with all else on the stream; wait for it."""
-        data = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
-        if len(data):
+    def write(self, memory: Memory, *arrays: npt.NDArray[Any]) -> None:
+        """Copy arrays, of 8 bytes or several, into memory, one behind the other, in order with all on the stream.
+
+        Small ones are sent; for large ones this waits.
+        """
+        data = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.int64)
+        if len(data) <= SMALL:
+            self.send(memory.address, data)
+        else:
             with self.cupy.cuda.Device(self.index):
-                memory.pointer.copy_from_host_async(data.ctypes.data, len(data), self.stream)
+                memory.pointer.copy_from_host_async(data.ctypes.data, data.nbytes, self.stream)
                 self.stream.synchronize()
 
     def download(self, memory: Memory, count: int) -> list[int]:
