@@ -9,9 +9,19 @@ from torch.nn import Parameter
 import fastopt.torch as subject
 from fastopt.torch import devices, updater
 
+KEPT = []  # all such tensors of a test: memory of a real GPU is there until its streams are done with it
+
 
 class CudaTensor(torch.Tensor):
     """What torch's operations do with it, they do at once; kernels wait for their stream."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        """Keep what comes out."""
+        result = super().__torch_function__(function, types, args, kwargs)
+        if isinstance(result, CudaTensor):
+            KEPT.append(result)
+        return result
 
     @property
     def device(self):
@@ -31,7 +41,8 @@ class CudaTensor(torch.Tensor):
 def on_gpu(tensor):
     """Return a copy of a tensor on the pretended GPU, with its strides."""
     copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-    return copy.copy_(tensor.detach()).as_subclass(CudaTensor)
+    KEPT.append(copy.copy_(tensor.detach()))
+    return copy.as_subclass(CudaTensor)
 
 
 def on_host(tensor):

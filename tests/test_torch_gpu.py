@@ -2,6 +2,7 @@
 
 import copy
 import io
+import sys
 
 import cuda_tensors
 import cupy_stand_in as stand_in
@@ -25,8 +26,11 @@ FLAGS = {"skipped": 1.0, "taken": 0.0}
 @pytest.fixture(autouse=True)
 def pretended(monkeypatch):
     """A GPU that torch believes in."""
-    monkeypatch.setitem(__import__("sys").modules, "cupy", stand_in)
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
     cuda_tensors.pretend(monkeypatch)
+    yield
+    stand_in.synchronize_all()
+    cuda_tensors.KEPT.clear()
 
 
 def give(there, here, step, dtype=None, given=torch_cases.always, scale=1.0):
@@ -313,7 +317,7 @@ def test_a_gradient_elsewhere():
 
 def test_without_cupy(monkeypatch):
     """The error names the extra for torch's own CUDA."""
-    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
     for version, extra in (("12.8", "cuda12"), ("13.0", "cuda13")):
         monkeypatch.setattr(torch.version, "cuda", version)
         with pytest.raises(ImportError, match=rf"fastopt\[{extra}\]"):

@@ -1,0 +1,34 @@
+"""Tests of GPUs: deselected where CuPy sees none, which the summary says."""
+
+import functools
+
+
+@functools.cache
+def missing():
+    """Say why there is no GPU; nothing where there is one."""
+    try:
+        import cupy
+
+        cupy.cuda.runtime.getDeviceCount()
+        cupy.zeros(1)
+    except Exception as error:  # an import, a driver, a device: whatever is not there
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+DESELECTED = []
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what needs a GPU, where there is none."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and missing():
+        DESELECTED.extend(needing)
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what was left out."""
+    if DESELECTED:
+        terminalreporter.write_line(f"{len(DESELECTED)} tests that need a GPU were deselected: {missing()}")
