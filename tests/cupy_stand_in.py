@@ -22,6 +22,7 @@ class Memory:
     """Memory on a device: full of ones at first, so that nothing can rely on zeros."""
 
     def __init__(self, size):
+        self.bytes = np.zeros(0, np.uint8)
         if any(stream.capturing is not None for stream in STREAMS.values()):
             raise CUDARuntimeError("cudaMalloc while a stream is capturing")
         self.bytes = np.full(size, 255, np.uint8)

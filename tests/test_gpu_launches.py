@@ -7,6 +7,8 @@ import numpy as np
 import oracle
 import pytest
 from fastopt.kernels import tables
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
@@ -269,6 +271,56 @@ def test_an_option_assigned_after_the_capture():
     for p, want in zip(params, trainer.params, strict=True):
         assert_close(p.get(), want, TRAJECTORY)
     assert opt.param_groups[0]["step"] == 6
+
+
+RULES = {
+    "momentum": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01}),
+    "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True}),
+    "adagrad": (fastopt.Adagrad, {"lr": 0.1, "lr_decay": 0.05, "eps": 1e-3}),
+}
+ACTIONS = st.lists(st.sampled_from(["replay", "step", "other gradients", "rate", "schedule", "read"]), max_size=14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(RULES)), ACTIONS, ACTIONS)
+def test_anything_before_and_after_a_capture(rule, before, after):
+    """Steps, replays, assignments and looks in any order. What is assigned counts from the next step of the host's."""
+    make, options = RULES[rule]
+    params, grads = model()
+    others = model(seed=4)[1]
+    trainer = oracle.Trainer([p.get() for p in params])
+    opt = make(params, **options)
+    opt.bind(grads)
+    stream, graph = cupy.Stream(), None
+    assigned = in_force = options["lr"]
+    taken = 0
+
+    def follow(gradients):
+        nonlocal taken
+        rate = in_force(taken) if callable(in_force) else in_force
+        trainer.step(rule, [g.get() for g in gradients], {**options, "lr": rate})
+        taken += 1
+
+    for action in [*before, "step", "step", "capture", *after, "read"]:
+        with stream:
+            if action == "replay" and graph is not None:
+                graph.launch(stream)
+                follow(grads)
+            elif action in ("step", "other gradients"):
+                in_force = assigned
+                opt.step(*([] if action == "step" else [others]))
+                follow(grads if action == "step" else others)
+            elif action == "capture":
+                graph = captured(opt, stream)
+            elif action in ("rate", "schedule"):
+                assigned = opt.param_groups[0]["lr"] = 0.07 if action == "rate" else Cosine(0.2, 30)
+            elif action == "read":
+                assert [opt.state[i]["step"] if taken else 0 for i in range(3)] == [taken] * 3
+                assert opt.param_groups[0]["step"] == taken
+    for i, (p, want) in enumerate(zip(params, trainer.params, strict=True)):
+        assert_close(p.get(), want, TRAJECTORY)
+        (name,) = opt.state[i].keys() - {"step"}
+        assert_close(opt.state[i][name].get(), trainer.states[i][0], TRAJECTORY)
 
 
 def refused(opt, stream, grads, match):
