@@ -141,6 +141,7 @@ class Device:
     def synchronize(self):
         if any(stream.capturing is not None for stream in STREAMS.values()):
             raise CUDARuntimeError("cudaDeviceSynchronize while a stream is capturing")
+        WORLD.waits += 1
         synchronize_all()
 
 
@@ -284,7 +285,7 @@ class runtime:  # noqa: N801 (CuPy's name)
 
 
 STREAMS = {}
-WORLD = types.SimpleNamespace(devices=[0], streams=[], log=[], launches=[], allocated=0)
+WORLD = types.SimpleNamespace(devices=[0], streams=[], log=[], launches=[], allocated=0, waits=0)
 Stream(ptr=0)
 
 cuda = types.SimpleNamespace(

@@ -182,6 +182,41 @@ def test_options_assigned_while_the_gpu_counts():
     assert_equal(there, here, ours, others)
 
 
+@pytest.mark.parametrize("kind", ["momentum", "adagrad"])
+def test_nobody_waits_for_the_gpu(kind):
+    """Neither a scaler's step nor what torch does around it; whoever asks for a count does."""
+    there, here, ours, _ = model(kind)
+    give(there, here, 0, scale=8.0)
+    for flag in ("taken", "taken", "skipped"):
+        scaled_step(ours, flag)
+    waits = stand_in.WORLD.waits
+    for flag in ("taken", "skipped", "taken"):
+        scaled_step(ours, flag)
+        assert len(ours.param_groups[0]["params"]) == len(SHAPES)  # which zero_grad and GradScaler walk along
+    assert stand_in.WORLD.waits == waits
+    assert ours.state_dict()["state"][0].get("step", 4) == 4
+    assert stand_in.WORLD.waits > waits
+
+
+def test_zero_grad_inside_a_second_capture():
+    """Where groups cannot be brought up to date."""
+    there, here, ours, _ = model("momentum", lr=Cosine(0.1, 20))
+    stream = stand_in.Stream()
+    give(there, here, 0)
+    with stream:
+        for _ in range(3):
+            ours.step()
+    graphs = []
+    for _ in range(2):
+        with stand_in.capture(stream) as recorded:
+            ours.zero_grad(set_to_none=False)
+            ours.step()
+        graphs.append(recorded.graph)
+    for graph in graphs:
+        graph.launch(stream)
+    assert ours.param_groups[0]["step"] == 5
+
+
 def captured(optimizer, stream):
     """Capture a step."""
     with stand_in.capture(stream) as recorded:

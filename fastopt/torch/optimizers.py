@@ -56,7 +56,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameter groups; their numbers are those of the latest step, also where a GPU counts the steps."""
-        self._fetch()
+        if any(group.schedules for group in self._groups):  # else nothing in them depends on a count
+            self._fetch()
         groups: list[dict[str, Any]] = self.__dict__["param_groups"]
         return groups
 
@@ -67,7 +68,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def state(self) -> defaultdict[Tensor, Any]:
         """The states, by parameter; counts of steps are up to date, also where a GPU counts them."""
-        self._fetch()
+        if self._updater is not None and self._updater.counts is not None:
+            self._fetch()
         state: defaultdict[Tensor, Any] = self.__dict__["state"]
         return state
 
@@ -76,9 +78,13 @@ class Optimizer(torch.optim.Optimizer):
         self.__dict__["state"] = state
 
     def _fetch(self) -> None:
-        if self._updater is not None and self._updater.plan.away.active and not self._inside:
+        """Wait for a GPU that counts the steps; not inside a step or a capture, which could not wait."""
+        updater = self._updater
+        if updater is None or not updater.plan.away.active or self._inside:
+            return
+        if not torch.cuda.is_current_stream_capturing():
             with self._lock:
-                self._updater.settle()
+                updater.settle()
 
     def _make_lock(self) -> None:
         self._lock = threading.RLock()
