@@ -131,9 +131,9 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
 def bench(arguments: argparse.Namespace) -> int:
     """Measure and print the tables."""
     if arguments.gpu:
-        from .bench.gpu import command
+        from .bench.gpu import command as gpu_command
 
-        command.run(arguments.quick, arguments.json, arguments.plot, arguments.baseline)
+        gpu_command.run(arguments.quick, arguments.json, arguments.plot, arguments.baseline)
     else:
         from .bench import command
 

@@ -1,6 +1,10 @@
-"""Tests of GPUs: deselected where CuPy sees none, which the summary says."""
+"""Tests of GPUs: on a stand-in, and on a real one; deselected where CuPy sees none, which the summary says."""
 
 import functools
+import importlib
+import sys
+
+import pytest
 
 
 @functools.cache
@@ -32,3 +36,24 @@ def pytest_terminal_summary(terminalreporter):
     """Say what was left out."""
     if DESELECTED:
         terminalreporter.write_line(f"{len(DESELECTED)} tests that need a GPU were deselected: {missing()}")
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The host in the place of a GPU, with nothing on its streams."""
+    stand_in = importlib.import_module("cupy_stand_in")
+    stand_in.reset()
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    yield importlib.import_module("devices").StandIn()
+    stand_in.reset()
+
+
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """The host in the place of a GPU, then a real one."""
+    if request.param == "stand-in":
+        yield request.getfixturevalue("stand_in")
+    else:
+        device = importlib.import_module("devices").Cuda()
+        yield device
+        device.synchronize()

@@ -31,6 +31,7 @@ class Memory:
         WORLD.allocated += 1
 
     def __del__(self):
+        WORLD.allocated -= len(self.bytes) > 0  # unless it was refused
         synchronize_all()  # as cudaFree does
         self.bytes[...] = 255
 
@@ -74,8 +75,8 @@ class Graph:
 class Stream:
     """Work in order, which waits for `synchronize`."""
 
-    def __init__(self, device=0, ptr=None, non_blocking=True):
-        self.device_id = device
+    def __init__(self, device=None, ptr=None, non_blocking=True):
+        self.device_id = runtime.getDevice() if device is None else device
         self.ptr = len(STREAMS) * 8 if ptr is None else ptr
         self.queue = []
         self.capturing = None
@@ -107,7 +108,10 @@ class Stream:
         return Graph(work)
 
     def __enter__(self):
-        WORLD.streams.append(self)
+        device = runtime.getDevice()
+        if self.device_id not in (-1, device):
+            raise RuntimeError(f"a stream of device {self.device_id} does not match with device {device}")
+        WORLD.streams.append((device, self))
         return self
 
     def __exit__(self, *exception):
@@ -146,8 +150,9 @@ class Device:
 
 
 def get_current_stream(device_id=None):
-    """Return the innermost stream in force, on a device."""
-    return WORLD.streams[-1] if WORLD.streams else STREAMS[0]
+    """Return the innermost stream in force on a device: each has its own."""
+    device_id = runtime.getDevice() if device_id is None else device_id
+    return next((stream for device, stream in reversed(WORLD.streams) if device == device_id), STREAMS[0])
 
 
 def synchronize_all():
@@ -193,7 +198,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     @property
     def data(self):
-        return types.SimpleNamespace(ptr=self.host.__array_interface__["data"][0])
+        return types.SimpleNamespace(ptr=self.host.__array_interface__["data"][0] if self.size else 0)
 
     @property
     def __cuda_array_interface__(self):
@@ -286,7 +291,18 @@ class runtime:  # noqa: N801 (CuPy's name)
 
 STREAMS = {}
 WORLD = types.SimpleNamespace(devices=[0], streams=[], log=[], launches=[], allocated=0, waits=0)
-Stream(ptr=0)
+Stream(-1, ptr=0)
+
+
+def reset():
+    """Forget all streams, and what was put on them, after their work."""
+    synchronize_all()
+    STREAMS.clear()
+    Stream(-1, ptr=0)
+    WORLD.devices[:] = [0]
+    for record in (WORLD.streams, WORLD.log, WORLD.launches):
+        record.clear()
+
 
 cuda = types.SimpleNamespace(
     Device=Device,
