@@ -68,8 +68,10 @@ class Away:
         if self.capturing:
             if not plan.on_devices:
                 raise RuntimeError("a step cannot be captured while some parameters are on the CPU: use two optimizers")
+            if not all(course.capturing for course in plan.courses):
+                raise RuntimeError("a step on several GPUs is captured on the streams of all, or on none")
             changed = plan.versions != [group.version for group in plan.groups]
-            if changed or plan.formed is None or any(launch.outdated for launch in plan.launches):
+            if changed or plan.formed is None or any(launch.cold for launch in plan.launches):
                 raise RuntimeError(COLD)
         return self.capturing
 
@@ -100,10 +102,10 @@ class Away:
             )
         if not self.capturing:
             return
-        if gradients.taking_part != plan.formed:
-            raise RuntimeError(COLD)
-        if any(launch.strided for launch in plan.launches) or gradients.strided:
+        if gradients.strided:
             raise RuntimeError("gradients whose strides are not their parameters' cannot be captured: copy them")
+        if gradients.taking_part != plan.formed or any(launch.strided for launch in plan.launches):
+            raise RuntimeError(COLD)
         for group in plan.groups:
             for name, schedule in group.schedules.items():
                 if record_of(schedule) is None:
@@ -111,6 +113,13 @@ class Away:
                         f"{name} of group {group.index} is a function that only Python can call, so that a captured "
                         f"step would never change it: use one of fastopt.schedules, or assign a number"
                     )
+            if "momentum" in group.schedules and group.schedules["momentum"](group.entries["step"]) == 0:
+                raise RuntimeError(
+                    f"the momentum of group {group.index} is 0 now, and a captured step would never keep a buffer: "
+                    f"capture it when its schedule has left 0"
+                )
+        if plan.scale != 1:
+            raise RuntimeError("a scale of gradients that the host knows cannot be captured: leave it on the GPU")
 
     def _look(self) -> bool:
         """Ask the groups for what has changed; say whether the devices have to be told."""
@@ -121,8 +130,7 @@ class Away:
             plan.looked = False
             return True
         versions = [group.version for group in plan.groups]
-        own = any(record_of(schedule) is None for group in plan.groups for schedule in group.schedules.values())
-        if versions == plan.versions and not own:
+        if versions == plan.versions and not self._has_to_ask():
             return False
         self.settle()
         if self.captured and self._rules_differ():
@@ -131,6 +139,12 @@ class Away:
         self.hold_records()
         plan.versions = versions
         return True
+
+    def _has_to_ask(self) -> bool:
+        """Whether only the host can say what the next step's options are, or which rule they ask for."""
+        schedules = [pair for group in self.plan.groups for pair in group.schedules.items()]
+        own = any(record_of(schedule) is None for _, schedule in schedules)
+        return own or (not self.captured and any(name == "momentum" for name, _ in schedules))
 
     def _rules_differ(self) -> bool:
         plan = self.plan
@@ -176,7 +190,10 @@ class Away:
         plan = self.plan
         taken = plan.courses[0].taken()
         new, self.fetched = taken - self.fetched, taken
-        if taken > 0:
+        if taken == 0 and self.begun:
+            self.end()
+            plan.forget()
+        elif taken > 0:
             self.begun = []
             for cohort in plan.cohorts:
                 cohort.first = False
@@ -188,13 +205,17 @@ class Away:
             for group in plan.groups:
                 catch_up(group)
 
-    def end(self) -> None:
-        """Let the host count again, after `settle`; states that no step has begun are given up."""
+    def refuse_captured(self) -> None:
+        """Raise where a graph may hold a step, and what it uses would be exchanged."""
         if self.captured:
             raise RuntimeError(
-                "a step of this optimizer was captured, and the graph uses its tables and states: load and add "
-                "parameters before the capture, or make a new optimizer"
+                "a step of this optimizer was captured (or a capture was broken off), and the graph uses its tables "
+                "and states: load and add parameters before the capture, or make a new optimizer"
             )
+
+    def end(self) -> None:
+        """Let the host count again, after `settle`; states that no step has begun are given up."""
+        self.refuse_captured()
         if self.active:
             self.active = False
             for group in self.plan.groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from .rules import RULES, Row, Rule
 if TYPE_CHECKING:
     from .plan import Cohort
 
+OLDEST = 70  # compute capability: Volta, from 2017
 WORD = 8  # bytes
 GRAD = TENSOR.fields["grad"][1]  # type: ignore[index]  # it has fields
 
@@ -60,6 +62,8 @@ class Course:
         self.scale = self.skip = 0
         self.course = np.zeros(1, COURSE)
         self.form(1)
+        self.course["taken"] = self.memory.address + WORD
+        self.advance()  # of no cohorts: the first launch loads a kernel, which a capture could not
 
     @property
     def capturing(self) -> bool:
@@ -206,9 +210,14 @@ class Launch:
         self.moved = self.moved or not np.array_equal(self.gradients, addresses)
         self.gradients[:] = addresses
 
+    @property
+    def cold(self) -> bool:
+        """Whether the tables are not in the device's memory yet, as a capture needs them."""
+        return self.outdated and self.count > 0
+
     def __call__(self) -> None:
         """Put the kernel on the stream, over all chunks."""
-        if self.count:
+        if self.count:  # else there is nothing, which a launch of no blocks would be an error for
             self.job["tensors"] = self._captured_table() if self.device.capturing else self._table()
             self.job["hypers"] = self.course.rows_of(self.format)
             self.job["skip"] = self.course.skip
@@ -238,6 +247,9 @@ class Gpu:
     on_device = True
 
     def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any]) -> None:
+        capability = cupy.cuda.Device(index).compute_capability
+        if int(capability) < OLDEST:
+            raise ValueError(f"GPU {index} has compute capability {int(capability) / 10:.1f}; at least 7.0 is needed")
         self.cupy, self.index, self.current_stream = cupy, index, current_stream
         self.idle = Idle()
 
@@ -249,15 +261,14 @@ class Gpu:
         self, rule: Rule, format: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
     ) -> None:
         """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
-        stream = self.current_stream()
-        if stream.is_capturing():
-            raise RuntimeError("a single update cannot be captured: make an optimizer, and capture its step")
-        # Another stream's launch may not have run yet, and has tables of its own.
-        key = rule.name, format, size, stream.ptr
+        # Another stream's launch may not have run yet, and has tables of its own; a thread may have its own stream.
+        key = rule.name, format, size, self.current_stream().ptr, threading.get_ident()
         launch = self.idle.pop(key, None) or self.open().launch(rule, format, [size])
         rows = np.zeros((1, HYPERS))
         rows[0, : len(numbers)] = numbers
         launch.course.begin(None)
+        if launch.device.capturing:
+            raise RuntimeError("a single update cannot be captured: make an optimizer, and capture its step")
         launch.course.send_rows(rows)
         launch.write_params(addresses[:1])
         launch.write_members([(0, 0, addresses[2:])])
@@ -289,6 +300,13 @@ def as_cupy(what: str, given: Any) -> Any:
     return cupy.from_dlpack(given)
 
 
+def check_writable(what: str, given: Any) -> None:
+    """Raise where the interface of an array says that nobody may write there."""
+    interface = getattr(given, "__cuda_array_interface__", None)
+    if interface is not None and interface["data"][1]:
+        raise ValueError(f"{what} is read-only, and would be updated in place: pass a copy of it, and use that")
+
+
 def format_of(what: str, array: Any) -> str:
     """Name what an array holds, as kernels are compiled for it."""
     name: str = array.dtype.name
@@ -305,9 +323,7 @@ class GpuTensor(ArrayTensor):
     def __init__(self, key: Hashable, given: Any, group: GroupOptions, what: str = "") -> None:
         what = what or f"parameter {key!r}"
         self.held = as_cupy(what, given)
-        interface = getattr(given, "__cuda_array_interface__", None)
-        if interface is not None and interface["data"][1]:
-            raise ValueError(f"{what} is read-only, and would be updated in place")
+        check_writable(what, given)
         format = format_of(what, self.held)
         array = stand_in(self.held, format)
         layout = Layout(array)
@@ -346,6 +362,7 @@ class GpuTensor(ArrayTensor):
     def state(self, what: str, given: Any) -> Array:
         """Check a state that the caller owns."""
         array = as_cupy(what, given)
+        check_writable(what, given)
         real = np.dtype(ELEMENTS[self.format][1])
         if array.device.id != self.place.index or array.dtype != real or array.shape != self.shape:
             raise ValueError(

@@ -167,6 +167,7 @@ class Optimizer:
             raise ValueError("gradients mirror params: to add groups, make the optimizer with a list of groups")
         with self._plan.lock:
             self._plan.refuse_inside_step()
+            self._plan.away.refuse_captured()
             tensors, groups = len(self._tensors), len(self._groups)
             self._plan.settle()
             self._plan.reset()
@@ -230,6 +231,7 @@ class Optimizer:
         """
         with self._plan.lock:
             self._plan.refuse_inside_step()
+            self._plan.away.refuse_captured()
             options = self._checked_groups(state_dict)
             states = self._checked_states(state_dict["state"])
             for tensor, (step, arrays) in zip(self._tensors, states, strict=True):

@@ -167,7 +167,7 @@ class Tensor(ABC):
     def drop(self, names: Iterable[str]) -> None:
         """Give up states that no step has written."""
         for name in names:
-            del self.states[name]
+            self.states.pop(name, None)
 
 
 class ArrayTensor(Tensor):
@@ -355,6 +355,9 @@ class Plan:
             Only where all tensors lie on devices.
         """
         self.refuse_inside_step()
+        if self.scale != 1 and verdict is None and self.away.active:  # a scale that the host knows is in its rows
+            self.settle()
+            self.away.end()
         self.stepping = True
         try:
             if self.courses and self.away.is_asked_for(verdict):
@@ -416,6 +419,11 @@ class Plan:
         self.cohorts = []
         self._forget_extents()
         self.versions = []
+
+    def forget(self) -> None:
+        """Form the cohorts anew for the next step, after states were given up."""
+        self.loaded = self.formed = None
+        self._forget_extents()
 
     def look(self) -> None:
         """Ask the groups for the next step's options, where these may have changed, and choose their rules."""

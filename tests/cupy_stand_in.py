@@ -80,15 +80,27 @@ class Stream:
         self.ptr = len(STREAMS) * 8 if ptr is None else ptr
         self.queue = []
         self.capturing = None
+        self.running = False
         STREAMS[self.ptr] = self
+
+    @classmethod
+    def from_external(cls, stream):
+        version, ptr = stream.__cuda_stream__()
+        assert version == 0
+        return STREAMS.get(ptr) or cls(runtime.getDevice(), ptr)
 
     def put(self, work, name):
         WORLD.log.append((name, self.ptr))
         (self.queue if self.capturing is None else self.capturing).append((work, name))
 
     def run(self):
-        while self.queue:
-            self.queue.pop(0)[0]()
+        if not self.running:  # what is given back while work is done waits no more than it must
+            self.running = True
+            try:
+                while self.queue:
+                    self.queue.pop(0)[0]()
+            finally:
+                self.running = False
 
     def synchronize(self):
         if self.capturing is not None:
@@ -118,13 +130,10 @@ class Stream:
         WORLD.streams.pop()
 
 
-def ExternalStream(ptr, device_id=-1):  # noqa: N802 (CuPy's name)
-    """Return the stream at an address, which somebody else has made."""
-    return STREAMS.get(ptr) or Stream(device_id, ptr)
-
-
 class Device:
     """A device, as a context."""
+
+    compute_capability = "90"
 
     def __init__(self, index):
         self.id = index
@@ -306,7 +315,6 @@ def reset():
 
 cuda = types.SimpleNamespace(
     Device=Device,
-    ExternalStream=ExternalStream,
     Memory=Memory,
     MemoryPointer=MemoryPointer,
     Stream=Stream,

@@ -14,7 +14,9 @@ from tolerances import BFLOAT16, ONE_STEP, TORCH_TRAINING, TRAJECTORY
 from torch.nn import Parameter
 
 import fastopt.torch as subject
-from fastopt.schedules import Cosine
+from fastopt.gpu import Gpu
+from fastopt.schedules import Cosine, Linear, Piecewise
+from fastopt.torch import updater
 
 KINDS = torch_cases.KINDS
 ALL = pytest.mark.parametrize("kind", KINDS)
@@ -179,6 +181,98 @@ def test_options_assigned_while_the_gpu_counts():
             others.step()
         for optimizer in (ours, others):
             optimizer.param_groups[0]["lr"] *= 0.5
+    assert_equal(there, here, ours, others)
+
+
+def both(ours, others, there, here, flags, after=lambda step: None):
+    """Take steps on both sides by a scaler's flags, with something after each."""
+    for step, flag in enumerate(flags):
+        give(there, here, step, scale=8.0)
+        scaled_step(ours, flag)
+        if flag == "taken":
+            others.step()
+        after(step)
+
+
+def test_a_momentum_that_is_scheduled_through_zero():
+    """Another rule then, with a buffer that begins, while the GPU counts; a graph could not change it."""
+    for schedule in (Linear(0.0, 0.9, 5), Piecewise([0.9, 0.0, 0.5], [3, 6])):
+        there, here, ours, others = model("momentum", momentum=schedule)
+        both(ours, others, there, here, ["taken", "skipped"] + ["taken"] * 8)
+        assert_equal(there, here, ours, others)
+    there, here, ours, _ = model("momentum", momentum=Piecewise([0.0, 0.9], [9]))
+    stream = stand_in.Stream()
+    give(there, here, 0)
+    with stream:
+        for _ in range(2):
+            ours.step()
+    with pytest.raises(RuntimeError, match="momentum of group 0 is 0"):
+        captured(ours, stream)
+
+
+@pytest.mark.parametrize("flags", [["taken"] * 3, ["taken", "skipped", "taken"]])
+def test_what_is_assigned_in_a_schedules_place_stays(flags):
+    """Into a dict that was fetched before, while the GPU counted on."""
+    there, here, ours, others = model("momentum", lr=Cosine(0.1, 20))
+    groups = [optimizer.param_groups[0] for optimizer in (ours, others)]
+
+    def assign(step):
+        for group in groups if step == 1 else []:
+            group["lr"] = 0.05
+
+    both(ours, others, there, here, flags, assign)
+    assert_equal(there, here, ours, others)
+    assert ours.param_groups[0]["lr"] == 0.05
+
+
+def test_a_count_that_is_written_while_the_gpu_counts():
+    """As a user may who goes on from elsewhere."""
+    there, here, ours, others = model("adagrad")
+
+    def write(step):
+        if step == 1:
+            for optimizer, params in ((ours, there), (others, here)):
+                optimizer.state[params[0]]["step"].fill_(10)
+
+    both(ours, others, there, here, ["taken"] * 4, write)
+    assert ours.state[there[0]]["step"] == 12
+    assert_equal(there, here, ours, others)
+
+
+def test_a_state_dict_after_skipped_steps_has_no_states():
+    """Or dampening would meet the first gradient after loading."""
+    there, here, ours, others = model("momentum")
+    both(ours, others, there, here, ["skipped", "skipped"])
+    assert ours.state_dict()["state"] == {}
+    both(ours, others, there, here, ["taken", "skipped", "taken"])
+    assert_equal(there, here, ours, others)
+
+
+@pytest.mark.parametrize("lr", [0.1, Cosine(0.1, 20)], ids=["number", "schedule"])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+@pytest.mark.parametrize("pattern", ["ss", "dd", "ds", "ddsd", "dddss"])
+def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
+    """Rows are the host's affair; the dense ones beside them are divided as before."""
+    monkeypatch.setattr(updater, "coalesced", lambda what, gradient, parameter: gradient.detach().coalesce())
+    update = Gpu.update
+
+    def at_once(*arguments):  # the rows are torch's own operations, which do not wait here
+        stand_in.synchronize_all()
+        update(*arguments)
+        stand_in.synchronize_all()
+
+    monkeypatch.setattr(Gpu, "update", at_once)
+    there, here, ours, others = cuda_tensors.pair(name, [torch.zeros(4), torch.zeros(6, 2)], lr=lr)
+    for kind in pattern:
+        stand_in.synchronize_all()
+        here[0].grad, there[0].grad = torch.ones(4), on_gpu(torch.full((4,), 8.0))
+        here[1].grad = there[1].grad = None
+        if kind == "s":
+            for params, value in ((here, 1.0), (there, 8.0)):
+                rows = torch.tensor([[1, 3]]), torch.full((2, 2), value)
+                params[1].grad = torch.sparse_coo_tensor(*rows, (6, 2))
+        scaled_step(ours, "taken")
+        others.step()
     assert_equal(there, here, ours, others)
 
 

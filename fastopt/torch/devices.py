@@ -24,6 +24,17 @@ def cupy_of_torch() -> Any:
     return require("cupy", f"cuda{torch.version.cuda.partition('.')[0]}")
 
 
+class TorchStream:
+    """A stream of torch, for whoever asks by CUDA's protocol of streams."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Return the protocol's version and the stream's address."""
+        return 0, self.pointer
+
+
 @functools.cache
 def gpu_of_torch(index: int) -> Gpu:
     """Return a device as torch uses it."""
@@ -31,7 +42,8 @@ def gpu_of_torch(index: int) -> Gpu:
 
     @functools.cache
     def external(pointer: int) -> Any:
-        return cupy.cuda.ExternalStream(pointer, index)
+        with cupy.cuda.Device(index):
+            return cupy.cuda.Stream.from_external(TorchStream(pointer))
 
     return Gpu(cupy, index, lambda: external(torch.cuda.current_stream(index).cuda_stream))
 

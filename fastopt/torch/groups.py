@@ -147,12 +147,14 @@ class Group(GroupOptions):
         """Make what schedules have said the current numbers, in torch's group as well."""
         super().take_upcoming()
         for name in self.schedules:
-            self.given[name] = self.seen[name] = self.entries[name]
+            if self.given.get(name) is self.seen[name]:  # else somebody has assigned another meanwhile
+                self.given[name] = self.seen[name] = self.entries[name]
 
     def count(self, steps: int = 1) -> None:
         """Count completed steps."""
+        before = self.entries["step"]
         super().count(steps)
-        if self.schedules:
+        if self.schedules and self.given.get("step") == before:
             self.given["step"] = self.entries["step"]
 
     def describe_anew(self) -> None:

@@ -116,7 +116,8 @@ class Optimizer(torch.optim.Optimizer):
             return OUT_OF_DATE
         unread = ASSIGNED if self._has_moving_options else updater.read_or_repeat(scale)
         if unread == ASSIGNED:
-            updater.settle()
+            if not (updater.plan.courses and torch.cuda.is_current_stream_capturing()):  # which could not wait
+                updater.settle()
             for group in self._groups:
                 group.look()
             watch.note_options()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -220,7 +221,9 @@ class Parameter(plan.Tensor):
         """Give up states that no step has written."""
         super().drop(names)
         for name in names:
-            del self.state[name]
+            self.state.pop(name, None)
+        if not self.state:
+            self.registry.pop(self.given, None)
 
 
 def whole_number(what: str, value: Any) -> int:
@@ -250,8 +253,10 @@ class Counts:
         self.expected = self.array.copy()  # to see whether anybody else has written there
 
     def take(self, parameters: list[Parameter]) -> None:
-        """Take the counts of the parameters."""
-        self.array[:] = self.expected[:] = [parameter.step for parameter in parameters]
+        """Take the counts of the parameters, but where somebody has written another, which the next step will find."""
+        written = self.array != self.expected
+        self.expected[:] = [parameter.step for parameter in parameters]
+        self.array[:] = np.where(written, self.array, self.expected)
 
     def count(self, which: Any) -> None:
         """Count a step of those that took part."""

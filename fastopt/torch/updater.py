@@ -248,11 +248,16 @@ class Updater:
         if not plan.away.active:
             plan.look()
         gradients = Gradients(self, unread)
+        rows_scale = scale
         if verdict is not None and (gradients.sparse or not plan.on_devices):
-            scale, skipped = verdict.on_host()
-            verdict = None
+            rows_scale, skipped = verdict.on_host()
             if skipped:
                 return
+            if not plan.on_devices:
+                scale, verdict = rows_scale, None
+        if gradients.sparse and plan.away.active:  # their rows are the host's affair, and go by the count
+            plan.settle()
+            plan.choose_rules()
         rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
         if scale != plan.scale:
             plan.scale, plan.steady = scale, False
@@ -277,7 +282,7 @@ class Updater:
                 self.counts.count(part.which)
         self._prepare(part)
         for i, row in rows.items():
-            row.update(scale)
+            row.update(rows_scale)
             if self.counts is not None:
                 self.counts.count(i)
 
