@@ -3,14 +3,13 @@
 import sys
 
 import cupy_stand_in as cupy
-import gpu_models as models
 import numpy as np
 import pytest
 from fastopt.kernels import tables
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
-from fastopt.schedules import Cosine, Plateau
+from fastopt.schedules import Cosine
 
 WORLD = cupy.WORLD
 MOMENTUM = "momentum_float32_float32_float32"
@@ -36,9 +35,15 @@ def names():
     return [name for name, _ in WORLD.log]
 
 
+def model(shapes=((3, 5), (700,), ()), dtype=np.float32, seed=0):
+    """Parameters and gradients on the device."""
+    rng = np.random.default_rng(seed)
+    return [[cupy.asarray(rng.standard_normal(shape).astype(dtype)) for shape in shapes] for _ in range(2)]
+
+
 def stepped(steps=2, **options):
     """An optimizer with bound gradients after some steps, and an empty log."""
-    params, grads = models.model(cupy)
+    params, grads = model()
     opt = fastopt.SGD(params, lr=0.1, momentum=0.9, **options)
     opt.bind(grads)
     for _ in range(steps):
@@ -58,7 +63,7 @@ def test_a_step_with_bound_gradients_is_one_launch():
 def test_new_gradients_are_one_message():
     """Their addresses, a row of the table apart; the same ones again are not sent."""
     opt, params, _ = stepped()
-    others = models.model(cupy, seed=5)[1]
+    others = model(seed=5)[1]
     for _ in range(2):
         opt.step(others)
     assert names() == ["send", MOMENTUM, MOMENTUM]
@@ -72,7 +77,7 @@ def test_new_gradients_are_one_message():
 def test_gradients_that_moved_before_a_step_that_failed_are_sent():
     """An option out of place is found after they were read."""
     opt, params, _ = stepped()
-    others = models.model(cupy, seed=5)[1]
+    others = model(seed=5)[1]
     before = [p.get() for p in params]
     opt.param_groups[0]["dampening"] = 0.5
     opt.param_groups[0]["nesterov"] = True
@@ -100,10 +105,10 @@ def test_a_schedule_sends_its_row():
 
 def test_launches_are_of_one_rule_one_format_and_one_device():
     """And there is one for each."""
-    small, large = models.model(cupy)[0], models.model(cupy, dtype=np.float64)[0]
+    small, large = model()[0], model(dtype=np.float64)[0]
     with cupy.Device(1):
-        there = models.model(cupy)[0]
-    half = models.model(cupy, dtype=np.float16)[0]
+        there = model()[0]
+    half = model(dtype=np.float16)[0]
     groups = [{"params": small}, {"params": large}, {"params": half}, {"params": there, "momentum": 0.0}]
     opt = fastopt.SGD(groups, lr=0.1, momentum=0.9)
     for _ in range(2):
@@ -131,14 +136,14 @@ def test_work_goes_on_the_current_stream():
     stream = cupy.Stream()
     forget()
     with stream:
-        opt.step(models.model(cupy, seed=3)[1])
+        opt.step(model(seed=3)[1])
     assert {pointer for _, pointer in WORLD.log} == {stream.ptr}
 
 
 def test_more_tensors_than_a_message_holds():
     """Their gradients take several."""
     count = 2 * tables.WORDS + 7
-    params, grads = models.model(cupy, shapes=[(3,)] * count)
+    params, grads = model(shapes=[(3,)] * count)
     before = [p.get() for p in params]
     opt = fastopt.SGD(params, lr=0.5)
     opt.step(grads)
@@ -151,135 +156,8 @@ def test_more_tensors_than_a_message_holds():
         assert_close(p.get(), old - 1.5 * g.get().astype(np.float64), TRAJECTORY)
 
 
-def refused(opt, stream, grads, match):
-    """Assert that a capture is refused, with nothing recorded and nothing counted."""
-    steps = opt.param_groups[0]["step"]
-    forget()
-    with pytest.raises(RuntimeError, match=match), cupy.capture(stream):
-        opt.step(grads)
-    assert names() == []
-    assert opt.param_groups[0]["step"] == steps
-
-
-@pytest.mark.parametrize("schedule", [lambda step: 0.1, Plateau(0.1)], ids=["function", "plateau"])
-def test_what_only_python_can_call_is_not_captured(schedule):
-    """It would never be asked again."""
-    opt, _, grads, stream, _ = models.warm(cupy, lr=schedule)
-    refused(opt, stream, grads, "only Python can call")
-
-
-def test_cold_captures():
-    """The first step, one after an assignment, and one with gradients for others."""
-    params, grads = models.model(cupy)
-    stream = cupy.Stream()
-    refused(fastopt.SGD(params, lr=0.1), stream, grads, "warm up")
-    opt, _, grads, stream, _ = models.warm(cupy)
-    refused(opt, stream, [grads[0], None, grads[2]], "warm up")
-    opt.param_groups[0]["lr"] = 0.2
-    refused(opt, stream, grads, "warm up")
-
-
-def test_strided_gradients_and_parameters_on_the_host_are_not_captured():
-    """Both would need what a graph cannot do."""
-    opt, _, grads, stream, _ = models.warm(cupy)
-    turned = cupy.ndarray(np.asfortranarray(grads[0].get()))
-    refused(opt, stream, [turned, *grads[1:]], "strides")
-    params, grads = models.model(cupy)
-    mixed = fastopt.SGD([*params, np.ones(3, np.float32)], lr=0.1)
-    grads.append(np.ones(3, np.float32))
-    with stream:
-        mixed.step(grads)
-        mixed.step(grads)
-    refused(mixed, stream, grads, "on the CPU")
-
-
-def test_what_a_graph_uses_stays():
-    """After a capture nothing is loaded or added, and gradients are for the same parameters."""
-    opt, params, grads, stream, _ = models.warm(cupy)
-    saved = opt.state_dict()
-    graph = models.captured(opt, stream)
-    with pytest.raises(RuntimeError, match="captured"):
-        opt.load_state_dict(saved)
-    with pytest.raises(RuntimeError, match="captured"), stream:
-        opt.step([grads[0], None, grads[2]])
-    before = params[1].get()
-    graph.launch(stream)
-    assert (params[1].get() != before).all()
-    assert opt.state[1]["step"] == 3
-
-
-@pytest.mark.parametrize("wrap", [cupy.Foreign, cupy.DLPackOnly])
-def test_arrays_of_other_libraries(wrap):
-    """Are updated where they are."""
-    p = np.ones(50, np.float32)
-    fastopt.SGD([wrap(p)], lr=0.5).step([cupy.asarray(np.ones(50, np.float32))])
-    cupy.synchronize_all()
-    assert (p == 0.5).all()
-
-
-def refusal(act, arrays, match, error=(TypeError, ValueError)):
-    """Assert that an act raises, and changes nothing."""
-    before = [array.get() for array in arrays]
-    with pytest.raises(error, match=match):
-        act()
-    for array, old in zip(arrays, before, strict=True):
-        np.testing.assert_array_equal(array.get(), old)
-
-
-def test_errors():
-    """Each names what is wrong, before anything has changed."""
-    params, grads = models.model(cupy)
-    opt = fastopt.SGD(params, lr=0.1)
-    wrong = {
-        "dtype float64": cupy.asarray(np.ones((3, 5))),
-        r"shape \(5, 3\)": cupy.asarray(np.ones((5, 3), np.float32)),
-        "not an array on a GPU": np.ones((3, 5), np.float32),
-        "is on GPU 1": elsewhere(grads[0]),
-        "overlaps": params[0],
-    }
-    for match, gradient in wrong.items():
-        refusal(lambda gradient=gradient: opt.step([gradient, *grads[1:]]), params, match)
-    refusal(lambda: opt.step(grads[:2]), params, "3 parameters and 2 gradients")
-    refusal(lambda: fastopt.SGD([cupy.asarray(np.ones(3, np.int32))], lr=0.1), params, "dtype int32")
-    refusal(lambda: fastopt.SGD([params[0][::2]], lr=0.1), params, "not dense")
-    refusal(lambda: fastopt.SGD([params[0], params[0]], lr=0.1), params, "overlap")
-    refusal(lambda: fastopt.SGD([cupy.Foreign(np.ones(3, np.float32), True)], lr=0.1), params, "read-only")
-    refusal(lambda: fastopt.fused.momentum(params[0], grads[0], grads[1], lr=0.1, momentum=0.9), params, "velocity")
-
-
-def test_memory_is_given_back():
-    """When the optimizer goes, without the garbage collector, and another asks for some."""
-    opt, _, _ = stepped()
-    held = [opt._plan.courses[0].memory.pointer, opt._plan.launches[0].memory.pointer]
-    addresses = {pointer.mem for pointer in held}
-    del held, opt
-    from fastopt.kernels import device
-
-    assert addresses <= {pointer.mem for pointer in device.RELEASED}
-    stepped()
-    assert not addresses & {pointer.mem for pointer in device.RELEASED}
-
-
 def test_without_cupy(monkeypatch):
     """The error names what to install."""
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ImportError, match=r"fastopt\[cuda13\]"):
         fastopt.SGD([cupy.Foreign(np.ones(3, np.float32))], lr=0.1)
-
-
-def test_the_stand_in_is_strict():
-    """What CUDA would refuse in a capture, it refuses; and nothing runs before its time."""
-    stream = cupy.Stream()
-    p = cupy.asarray(np.ones(10, np.float32))
-    g = cupy.asarray(np.ones(10, np.float32))
-    opt = fastopt.SGD([p], lr=0.5)
-    with stream:
-        opt.step([g])
-    assert (p.host == 1).all()
-    assert (p.get() == 0.5).all()
-    with cupy.capture(stream):
-        for act in (lambda: cupy.Memory(8), stream.synchronize, cupy.Device(0).synchronize):
-            with pytest.raises(cupy.CUDARuntimeError):
-                act()
-        with pytest.raises(RuntimeError, match="warm up"):
-            fastopt.SGD([p], lr=0.1)

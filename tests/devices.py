@@ -1,0 +1,135 @@
+"""A GPU for the tests: a real one, or the host in its place, both through one interface; no tests here."""
+
+import contextlib
+import ctypes
+import importlib
+
+import cupy_stand_in
+import numpy as np
+
+from fastopt.arrays import extent
+
+
+def memory_of(array):
+    """Copy the bytes that an array of NumPy spans; return them, and where among them its first element lies."""
+    start, end = extent(array)
+    whole = np.frombuffer(ctypes.string_at(start, end - start), np.uint8).copy()
+    return whole, array.__array_interface__["data"][0] - start
+
+
+class Recorded:
+    """What a stream has recorded, once that has ended."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.graph = None
+
+    def launch(self, stream=None):
+        """Put all of it on a stream: the one that has recorded it, or another."""
+        self.graph.launch(stream or self.stream)
+
+
+class Shared:
+    """What both have in common.
+
+    Attributes
+    ----------
+    cupy : module
+        CuPy, or what stands in for it.
+    """
+
+    def get(self, array):
+        """Return a copy on the host, after all work is done."""
+        self.synchronize()
+        return array.get()
+
+    def synchronize(self):
+        """Wait for all work."""
+        self.cupy.cuda.Device(0).synchronize()
+
+    def stream(self):
+        """Return a new stream, which does not wait for the default one."""
+        return self.cupy.cuda.Stream(non_blocking=True)
+
+    @contextlib.contextmanager
+    def capture(self, stream):
+        """Record what is put on a stream."""
+        recorded = Recorded(stream)
+        with stream:
+            stream.begin_capture()
+            try:
+                yield recorded
+            finally:
+                recorded.graph = stream.end_capture()
+
+
+class StandIn(Shared):
+    """The host, in the place of two GPUs: work waits for `synchronize`."""
+
+    cupy = cupy_stand_in
+
+    def array(self, array):
+        """Return a copy on the device, that lies as an array of NumPy does."""
+        if array.size == 0:
+            return cupy_stand_in.ndarray(array.copy())
+        whole, offset = memory_of(array)
+        first = whole[offset : offset + array.itemsize].view(array.dtype)
+        return cupy_stand_in.ndarray(np.lib.stride_tricks.as_strided(first, array.shape, array.strides))
+
+    def foreign(self, array):
+        """Return the same memory as an array of another library."""
+        return cupy_stand_in.Foreign(array.host)
+
+    def only_dlpack(self, array):
+        """Return the same memory as an array of a library that has nothing but DLPack."""
+        return cupy_stand_in.DLPackOnly(array.host)
+
+    def log(self):
+        """Name what was put on streams, in order, and forget it."""
+        names = [name for name, _ in cupy_stand_in.WORLD.log]
+        cupy_stand_in.WORLD.log.clear()
+        cupy_stand_in.WORLD.launches.clear()
+        return names
+
+
+class Interface:
+    """An array of another library, with CUDA's array interface."""
+
+    def __init__(self, array):
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+        self.array = array
+
+
+class OnlyDLPack:
+    """An array of another library, with DLPack."""
+
+    def __init__(self, array):
+        self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+
+
+class Cuda(Shared):
+    """A real GPU, through CuPy."""
+
+    def __init__(self):
+        self.cupy = importlib.import_module("cupy")
+
+    def array(self, array):
+        """Return a copy on the device, that lies as an array of NumPy does."""
+        if array.size == 0:
+            return self.cupy.empty(array.shape, array.dtype)
+        whole, offset = memory_of(array)
+        there = self.cupy.asarray(whole)
+        self.synchronize()  # other streams do not wait for the default one
+        return self.cupy.ndarray(array.shape, array.dtype, there.data + offset, array.strides)
+
+    def foreign(self, array):
+        """Return the same memory as an array of another library."""
+        return Interface(array)
+
+    def only_dlpack(self, array):
+        """Return the same memory as an array of a library that has nothing but DLPack."""
+        return OnlyDLPack(array)
+
+    def log(self):
+        """A real GPU does not say what was put on its streams."""
+        return []
