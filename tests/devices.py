@@ -84,6 +84,13 @@ class StandIn(Shared):
         """Return the same memory as an array of a library that has nothing but DLPack."""
         return cupy_stand_in.DLPackOnly(array.host)
 
+    def take_turns(self):
+        """Let all streams work at once, a piece of each at a time."""
+        while busy := [stream for stream in cupy_stand_in.STREAMS.values() if stream.queue]:
+            for stream in busy:
+                work, _ = stream.queue.pop(0)
+                work()
+
     def log(self):
         """Name what was put on streams, in order, and forget it."""
         names = [name for name, _ in cupy_stand_in.WORLD.log]
@@ -129,6 +136,9 @@ class Cuda(Shared):
     def only_dlpack(self, array):
         """Return the same memory as an array of a library that has nothing but DLPack."""
         return OnlyDLPack(array)
+
+    def take_turns(self):
+        """Let all streams work at once, as they do anyway."""
 
     def log(self):
         """A real GPU does not say what was put on its streams."""

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from schedule_cases import CASES
 from test_rules import OPTIMIZERS, OPTIONS
-from tolerances import BFLOAT16, TRAJECTORY, assert_close, assert_rounded
+from tolerances import BFLOAT16, STATE_OF_HALF, TRAJECTORY, assert_close, assert_rounded
 
 import fastopt
 from fastopt import fused, rules
@@ -59,17 +59,18 @@ def state_arrays(opt):
     return [value for entry in opt.state.values() for name, value in entry.items() if name != "step"]
 
 
-def assert_trained(device, opt, params, trainer, count=TRAJECTORY):
+def assert_trained(device, opt, params, trainer, of_half=STATE_OF_HALF):
     """Assert that parameters, states and counts are the oracle's."""
     kept = opt.state
     for i, (p, want) in enumerate(zip(params, trainer.params, strict=True)):
         got = device.get(p)
-        assert_close(got, want, BFLOAT16 if got.dtype == np.float16 else count)
+        half = got.dtype == np.float16
+        assert_close(got, want, BFLOAT16 if half else TRAJECTORY)
         entry = dict(kept.get(i, {"step": 0}))
         assert entry.pop("step") == trainer.steps[i]
         for state, expected in zip(entry.values(), trainer.states[i] or [], strict=True):
             assert state.dtype == REAL[p.dtype.name]
-            assert_close(device.get(state), expected, count)
+            assert_close(device.get(state), expected, of_half if half else TRAJECTORY)
 
 
 # Every rule
@@ -98,7 +99,7 @@ def test_trajectories(device, name, options, dtype):
                 if grads[i] is not None:
                     assert_rounded(got, want, DIGITS["float16"], LEAST["float16"], TRAJECTORY)
                 trainer.params[i] = got
-    assert_trained(device, opt, params, trainer)
+    assert_trained(device, opt, params, trainer, of_half=TRAJECTORY)
     assert [opt.param_groups[0]["step"], *trainer.steps] == [60, *(opt.state[i]["step"] for i in range(6))]
 
 
@@ -512,6 +513,7 @@ def test_single_calls_on_several_streams(device):
         for i, stream in enumerate(streams):
             with stream:
                 fused.sgd(p[turn][i], g[i], lr=2.0**-turn)
+    device.take_turns()
     for turn in range(3):
         for i in range(3):
             assert (device.get(p[turn][i]) == -(2.0 ** (i - turn))).all()
@@ -1354,7 +1356,8 @@ class Machine:
                 entry = dict(self.opt.state.get(i, {"step": 0}))
                 assert entry.pop("step") == steps
                 for state, expected in zip(entry.values(), states or [], strict=True):
-                    assert_close(self.device.get(state), expected, TRAJECTORY)
+                    half = got.dtype == np.float16
+                    assert_close(self.device.get(state), expected, STATE_OF_HALF if half else TRAJECTORY)
                 i += 1
 
     def load(self):
