@@ -28,8 +28,8 @@ HALF = 2.0
 # float32 tips a rounding, by one epsilon; momentum, and a later tip, may bring a second one.
 BFLOAT16 = 2
 
-# float32 states of float16 parameters, where these may be off by a tipped rounding: by weight decay, of 0.1 at most, and
-# momentum, by which that piles up tenfold, a state follows what its parameter is off.
+# float32 states of float16 parameters, where these may be off by a tipped rounding: by weight decay, of 0.1 at most,
+# and momentum, by which that piles up tenfold, a state follows what its parameter is off.
 STATE_OF_HALF = BFLOAT16 * 2**13
 
 # Losses of a network in training, absolute and relative: each step feeds rounding errors into the next one's gradients,
