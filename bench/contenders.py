@@ -134,9 +134,10 @@ def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool], library: Any
     """Make an optimizer of torch.optim, or of another library for torch, over the same memory."""
     import torch
 
-    params = [torch.from_dlpack(param) for param in arrays.params]  # type: ignore[attr-defined]  # which is public
+    same: Callable[[Any], Any] = torch.from_dlpack  # type: ignore[attr-defined]  # which is public all the same
+    params = [same(param) for param in arrays.params]
     for param, grad in zip(params, arrays.grads, strict=True):
-        param.grad = torch.from_dlpack(grad)  # type: ignore[attr-defined]
+        param.grad = same(grad)
     step: Step = optimizer(library or torch.optim, params, rule, **mode).step
     return step
 

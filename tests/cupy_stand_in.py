@@ -5,7 +5,6 @@ and runs when its stream is synchronised, not before, so that whatever reads mem
 What CUDA refuses while a graph is captured, is refused here.
 """
 
-import contextlib
 import ctypes
 import re
 import types
@@ -321,15 +320,3 @@ cuda = types.SimpleNamespace(
     get_current_stream=get_current_stream,
     runtime=runtime,
 )
-
-
-@contextlib.contextmanager
-def capture(stream):
-    """Record what is put on a stream; the graph is what comes out, once it has ended."""
-    recorded = types.SimpleNamespace(graph=None)
-    with stream:
-        stream.begin_capture()
-        try:
-            yield recorded
-        finally:
-            recorded.graph = stream.end_capture()

@@ -70,3 +70,11 @@ def assert_keeps_nan(narrow, dtype):
     mantissas = np.array([1, 0x0FFF, 0x7FFF, 0x8000, 0xFFFF, 0x400000, 0x7FFFFF], np.uint32)
     x = np.concatenate([0x7F800000 | mantissas, 0xFF800000 | mantissas]).view(np.float32)
     assert np.isnan(values(narrow(x, dtype), dtype)).all()
+
+
+def assert_converts(widen, narrow, dtype):
+    """Assert that all patterns are widened, and every border between two rounded, as NumPy and torch do it."""
+    assert_widens(widen, dtype)
+    assert_undoes(narrow, widen, dtype)
+    assert_rounds_to_even(narrow, dtype)
+    assert_keeps_nan(narrow, dtype)

@@ -248,12 +248,7 @@ def test_more_groups_than_a_message_holds(device):
     trainer = oracle.Trainer(plain(device, params))
     opt = fastopt.SGD([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
     opt.bind([[g] for g in grads])
-    stream = device.stream()
-    with stream:
-        opt.step()
-        opt.step()
-    with device.capture(stream) as graph:
-        opt.step()
+    graph = warmed_up(device, opt)
     for _ in range(3):
         graph.launch()
     for t in range(5):
@@ -755,6 +750,17 @@ def warm(device, optimizer=fastopt.SGD, name="momentum", shapes=SHAPES, dtype=np
     return opt, params, grads, stream, trainer
 
 
+def warmed_up(device, opt):
+    """A graph of an optimizer's third step, after two on the same stream."""
+    stream = device.stream()
+    with stream:
+        opt.step()
+        opt.step()
+    with device.capture(stream) as graph:
+        opt.step()
+    return graph
+
+
 def follow(device, trainer, name, grads, options):
     """Let the oracle take a step; halves are rounded as the device's are."""
     trainer.step(name, plain(device, grads), options)
@@ -826,12 +832,7 @@ def test_every_schedule_in_replays(device):
     grads = [device.array(np.full(3, -0.5, np.float32)) for _ in chosen]
     opt = fastopt.SGD([{"params": [p], "lr": schedule} for p, schedule in zip(params, chosen, strict=True)])
     opt.bind([[g] for g in grads])
-    stream = device.stream()
-    with stream:
-        opt.step()
-        opt.step()
-    with device.capture(stream) as graph:
-        opt.step()
+    graph = warmed_up(device, opt)
     for t in range(2, 12):
         graph.launch()
         if t in (2, 5, 11):
@@ -880,12 +881,7 @@ def test_groups_with_schedules_of_their_own_in_replays(device):
     trainers = [oracle.Trainer(plain(device, p)) for p in params]
     opt = fastopt.SGD([{"params": p, **o} for p, o in zip(params, options, strict=True)])
     opt.bind(grads)
-    stream = device.stream()
-    with stream:
-        opt.step()
-        opt.step()
-    with device.capture(stream) as graph:
-        opt.step()
+    graph = warmed_up(device, opt)
     for _ in range(10):
         graph.launch()
     for t in range(12):
@@ -1092,12 +1088,7 @@ def test_empty_parameters_are_captured_with_others(device):
     grads = [device.array(np.ones(3, np.float32)), device.array(np.ones((0, 3)))]
     opt = fastopt.SGD(params, lr=0.25)
     opt.bind(grads)
-    stream = device.stream()
-    with stream:
-        opt.step()
-        opt.step()
-    with device.capture(stream) as graph:
-        opt.step()
+    graph = warmed_up(device, opt)
     graph.launch()
     assert (device.get(params[0]) == 0.25).all()
     assert [opt.state[i]["step"] for i in range(2)] == [3, 3]
@@ -1267,7 +1258,6 @@ class Machine:
         self.trainers = [oracle.Trainer(plain(self.device, p)) for p in self.groups]
         self.stream, self.t = self.device.stream(), 0
         self.captured = False
-        self.fresh = 0  # steps alike since something changed
         self.changed = False  # whether options were assigned since the last step of the host's
         self.mask, self.last = None, None
         self.step(2**9 - 1, "dense")
@@ -1297,7 +1287,6 @@ class Machine:
                 self.opt.step(grads)
             event("refused after a capture")
             return
-        self.fresh = 0 if strided else self.fresh + 1 if taking == self.mask else 1
         self.mask, self.last = taking, grads
         self.take(grads)
 
@@ -1311,7 +1300,6 @@ class Machine:
     def again(self, times):
         """Take the last step again."""
         for _ in range(times):
-            self.fresh += 1
             self.take(self.last)
 
     def assign(self, group, change):
@@ -1319,7 +1307,7 @@ class Machine:
         group %= len(self.kinds)
         self.opt.param_groups[group][change[0]] = change[1]
         self.assigned[group][change[0]] = change[1]
-        self.fresh, self.changed = 0, True
+        self.changed = True
 
     def capture(self):
         """Record the last step, if it is warm."""
@@ -1369,7 +1357,6 @@ class Machine:
             return
         self.opt.load_state_dict(saved)
         self.device.synchronize()
-        self.fresh = 0
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
@@ -1451,5 +1438,5 @@ def test_the_stand_in_is_strict_while_it_captures(stand_in):
     assert graph.graph.work == []
     with pytest.raises(cupy.CUDARuntimeError, match="default stream"):
         cupy.get_current_stream().begin_capture()
-    with cupy.cuda.Device(1), pytest.raises(RuntimeError, match="does not match"), stream:
-        pass
+    with cupy.cuda.Device(1), pytest.raises(RuntimeError, match="does not match"):
+        stream.__enter__()

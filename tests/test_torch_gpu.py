@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch_cases
 from cuda_tensors import on_gpu, on_host
+from devices import StandIn
 from tolerances import BFLOAT16, ONE_STEP, TORCH_TRAINING, TRAJECTORY
 from torch.nn import Parameter
 
@@ -22,6 +23,7 @@ KINDS = torch_cases.KINDS
 ALL = pytest.mark.parametrize("kind", KINDS)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
 SHAPES = [(4, 3), (), (700,), (0,), (2, 3, 5)]
+DEVICE = StandIn()
 FLAGS = {"skipped": 1.0, "taken": 0.0}
 
 
@@ -302,20 +304,20 @@ def test_zero_grad_inside_a_second_capture():
             ours.step()
     graphs = []
     for _ in range(2):
-        with stand_in.capture(stream) as recorded:
+        with DEVICE.capture(stream) as graph:
             ours.zero_grad(set_to_none=False)
             ours.step()
-        graphs.append(recorded.graph)
+        graphs.append(graph)
     for graph in graphs:
-        graph.launch(stream)
+        graph.launch()
     assert ours.param_groups[0]["step"] == 5
 
 
 def captured(optimizer, stream):
     """Capture a step."""
-    with stand_in.capture(stream) as recorded:
+    with DEVICE.capture(stream) as graph:
         optimizer.step()
-    return recorded.graph
+    return graph
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -341,7 +343,7 @@ def test_capture(kind, dtype):
             with stream:
                 ours.step()
         else:
-            graph.launch(stream)
+            graph.launch()
         if step % 3 == 0:
             for name in ("lr", "step"):
                 assert ours.param_groups[0][name] == others.param_groups[0][name]
@@ -368,7 +370,7 @@ def test_a_captured_step_is_not_loaded_over():
         with pytest.raises(RuntimeError, match="captured"):
             act()
     before = [on_host(p) for p in there]
-    graph.launch(stream)
+    graph.launch()
     assert all(not torch.equal(on_host(p), old) for p, old in zip(there, before, strict=True) if old.numel())
     assert ours.state_dict()["state"][0].keys() == {"momentum_buffer"}
 
@@ -387,7 +389,7 @@ def test_what_cannot_be_captured(what):
     if what == "assigned":
         optimizer.param_groups[0]["lr"] = 0.2
     log = len(stand_in.WORLD.log)
-    with pytest.raises(RuntimeError, match=r"warm up|schedules"), stand_in.capture(stream):
+    with pytest.raises(RuntimeError, match=r"warm up|schedules"), DEVICE.capture(stream):
         optimizer.step()
     assert len(stand_in.WORLD.log) == log
 
