@@ -52,37 +52,76 @@ class Away:
     def __init__(self, plan: Plan) -> None:
         self.plan = weakref.proxy(plan)  # which owns this: no cycle that only the garbage collector could end
         self.active = self.capturing = self.captured = self.told = False
+        self.is_asked_for = False  # the next step, as one that devices count
+        self.only_python_knows = False  # one of the schedules
+        self.outdated = False  # what the devices were told
         self.fetched = 0  # of the steps that the devices have counted
         self.begun: list[tuple[Tensor, list[str]]] = []  # states that begin with the first of these, if one is taken
 
-    def is_asked_for(self, verdict: Verdict | None) -> bool:
-        """Find out how the next step is taken; from the first one that devices count, they go on."""
-        return self.begin(verdict) or self.active or verdict is not None
-
-    def begin(self, verdict: Verdict | None = None) -> bool:
-        """Find out on which streams the next step is put; say whether these are being captured, and it can be."""
+    def look(self, verdict: Verdict | None) -> None:
+        """Find out how the next step is taken, and by which options; from the first one away, all are."""
         plan = self.plan
+        if self.active and verdict is None and plan.scale != 1:  # a scale that the host knows is in its rows
+            plan.settle()
+            self.end()
         for course in plan.courses:
             course.begin(verdict)
         self.capturing = any(course.capturing for course in plan.courses)
         if self.capturing:
-            if not plan.on_devices:
-                raise RuntimeError("a step cannot be captured while some parameters are on the CPU: use two optimizers")
-            if not all(course.capturing for course in plan.courses):
-                raise RuntimeError("a step on several GPUs is captured on the streams of all, or on none")
-            changed = plan.versions != [group.version for group in plan.groups]
-            if changed or plan.formed is None or any(launch.cold for launch in plan.launches):
-                raise RuntimeError(COLD)
-        return self.capturing
+            self._check_capture()
+        self.is_asked_for = self.capturing or self.active or verdict is not None
+        if self.active:
+            self._ask_again()
+        else:
+            plan.ask()
+
+    def _check_capture(self) -> None:
+        plan = self.plan
+        if not plan.on_devices:
+            raise RuntimeError("a step cannot be captured while some parameters are on the CPU: use two optimizers")
+        if not all(course.capturing for course in plan.courses):
+            raise RuntimeError("a step on several GPUs is captured on the streams of all, or on none")
+        changed = plan.versions != [group.version for group in plan.groups]
+        if changed or plan.formed is None or any(launch.cold for launch in plan.launches):
+            raise RuntimeError(COLD)
+        for group in plan.groups:
+            for name, schedule in group.schedules.items():
+                if record_of(schedule) is None:
+                    raise RuntimeError(
+                        f"{name} of group {group.index} is a function that only Python can call, so that a captured "
+                        f"step would never change it: use one of fastopt.schedules, or assign a number"
+                    )
+            if "momentum" in group.schedules and group.schedules["momentum"](group.entries["step"]) == 0:
+                raise RuntimeError(
+                    f"the momentum of group {group.index} is 0 now, and a captured step would never keep a buffer: "
+                    f"capture it when its schedule has left 0"
+                )
+        if plan.scale != 1:
+            raise RuntimeError("a scale of gradients that the host knows cannot be captured: leave it on the GPU")
+
+    def _ask_again(self) -> None:
+        """Ask the groups for what has changed, of which the devices have to be told."""
+        plan = self.plan
+        versions = [group.version for group in plan.groups]
+        # A momentum that reaches 0 changes the rule, which a graph cannot.
+        moving = not self.captured and any("momentum" in group.schedules for group in plan.groups)
+        if versions == plan.versions and not moving and not self.only_python_knows:
+            return
+        self.settle()
+        if self.captured and self._rules_differ():
+            raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
+        plan.choose_rules()
+        self.note_schedules()
+        plan.versions = versions
+        self.outdated = True
 
     def step(self, gradients: Located) -> None:
-        """Take a step, after `begin`."""
+        """Take a step, after `look`."""
         plan = self.plan
         self._check(gradients)
-        outdated = self._look()
         if gradients is not plan.loaded:
             plan.load(gradients)
-        if not self.active or outdated:
+        if not self.active or self.outdated:
             self._describe()
         for course in plan.courses:
             if not self.told:
@@ -100,51 +139,10 @@ class Away:
                 "a step of this optimizer was captured with gradients for other parameters, or with other strides: "
                 "give gradients to the same ones, that lie as those did, or use an optimizer for each set"
             )
-        if not self.capturing:
-            return
-        if gradients.strided:
+        if self.capturing and gradients.strided:
             raise RuntimeError("gradients whose strides are not their parameters' cannot be captured: copy them")
-        if gradients.taking_part != plan.formed or any(launch.strided for launch in plan.launches):
+        if self.capturing and (gradients.taking_part != plan.formed or any(launch.strided for launch in plan.launches)):
             raise RuntimeError(COLD)
-        for group in plan.groups:
-            for name, schedule in group.schedules.items():
-                if record_of(schedule) is None:
-                    raise RuntimeError(
-                        f"{name} of group {group.index} is a function that only Python can call, so that a captured "
-                        f"step would never change it: use one of fastopt.schedules, or assign a number"
-                    )
-            if "momentum" in group.schedules and group.schedules["momentum"](group.entries["step"]) == 0:
-                raise RuntimeError(
-                    f"the momentum of group {group.index} is 0 now, and a captured step would never keep a buffer: "
-                    f"capture it when its schedule has left 0"
-                )
-        if plan.scale != 1:
-            raise RuntimeError("a scale of gradients that the host knows cannot be captured: leave it on the GPU")
-
-    def _look(self) -> bool:
-        """Ask the groups for what has changed; say whether the devices have to be told."""
-        plan = self.plan
-        if not self.active:
-            if not plan.looked:
-                plan.look()
-            plan.looked = False
-            return True
-        versions = [group.version for group in plan.groups]
-        if versions == plan.versions and not self._has_to_ask():
-            return False
-        self.settle()
-        if self.captured and self._rules_differ():
-            raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
-        plan.choose_rules()
-        self.hold_records()
-        plan.versions = versions
-        return True
-
-    def _has_to_ask(self) -> bool:
-        """Whether only the host can say what the next step's options are, or which rule they ask for."""
-        schedules = [pair for group in self.plan.groups for pair in group.schedules.items()]
-        own = any(record_of(schedule) is None for _, schedule in schedules)
-        return own or (not self.captured and any(name == "momentum" for name, _ in schedules))
 
     def _rules_differ(self) -> bool:
         plan = self.plan
@@ -161,7 +159,7 @@ class Away:
             self.fetched = 0
         for course in plan.courses:
             course.describe(plan.cohorts, self.fetched, restart)
-        self.active, self.told = True, False
+        self.active, self.told, self.outdated = True, False, False
         for cohort in plan.cohorts:
             if cohort.new_states and cohort.first:
                 self.begun += [(t, list(new)) for t, new in zip(cohort.tensors, cohort.new_states, strict=True)]
@@ -169,14 +167,14 @@ class Away:
         for group in plan.groups:
             group.fetch = self.fetch
 
-    def hold_records(self) -> None:
+    def note_schedules(self) -> None:
         """Put the schedules into the devices' memory, where a captured step will look for them."""
-        for group in self.plan.groups:
-            for schedule in group.schedules.values():
-                record = record_of(schedule)
-                if record is not None:
-                    for course in self.plan.courses:
-                        course.hold(record)
+        plan = self.plan
+        records = [record_of(schedule) for group in plan.groups for schedule in group.schedules.values()]
+        self.only_python_knows = any(record is None for record in records)
+        for record in records:
+            for course in plan.courses if record is not None else ():
+                course.hold(record)
 
     def fetch(self) -> None:
         """Bring the groups' counts and numbers up to date, for somebody who reads them."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from . import plan
 from .arrays import Extents, Layout, described, extent, is_on_device, owner_of
 from .away import COLD, record_of
 from .chunks import Strides, chunk_table, located
@@ -55,7 +56,7 @@ class Course:
         self.device = Device(place.cupy, place.index, place.current_stream)
         if self.device.capturing:
             raise RuntimeError(COLD)
-        self.formats: set[str] = set()  # of its launches
+        self.reals: set[Any] = set()  # that its launches compute in
         self.records: dict[bytes, Memory] = {}
         self.edition = self.started = 0
         self.rows = 0
@@ -77,7 +78,7 @@ class Course:
 
     def launch(self, rule: Rule, format: str, sizes: Sequence[int]) -> Launch:
         """Prepare a launch."""
-        self.formats.add(format)
+        self.reals.add(ELEMENTS[format][1])
         return Launch(self, rule, format, sizes)
 
     def form(self, rows: int) -> None:
@@ -96,10 +97,9 @@ class Course:
 
     def send_rows(self, hypers: npt.NDArray[np.float64]) -> None:
         """Send hyper rows that the host has computed."""
-        places = {self.rows_of(format) for format in self.formats}
-        if self.rounded in places:
+        if np.float32 in self.reals:
             self.device.send(self.rounded, hypers.astype(np.float32).reshape(-1).view(np.int64))
-        if self.exact in places:
+        if np.float64 in self.reals:
             self.device.send(self.exact, hypers.reshape(-1).view(np.int64))
 
     def hold(self, record: Array) -> int:
@@ -153,7 +153,7 @@ class Course:
         return taken if edition >= self.started else 0  # a graph that starts the count has not been replayed
 
 
-class Launch:
+class Launch(plan.Launch):
     """One kernel over tensors of one rule, one format, one device, and these sizes.
 
     The tensor table lies in the device's memory twice: a captured step has one of its own, so that a step beside the
@@ -161,15 +161,12 @@ class Launch:
     """
 
     def __init__(self, course: Course, rule: Rule, format: str, sizes: Sequence[int]) -> None:
+        super().__init__(sizes)
         self.course = course
         self.device = course.device
         self.format = format
         self.kernel = cuda.kernel(self.device.cupy, rule.name, format)
-        self.sizes = sizes
         self.elements = chunk_elements(sum(sizes))
-        self.strided: dict[int, Strides] | None = None
-        self.table = np.zeros(len(sizes), TENSOR)
-        self.gradients = self.table["grad"]
         self.memory = Memory(self.device, 2 * self.table.nbytes)
         self.job = np.zeros(1, JOB)
         self.job["abi"] = ABI
@@ -188,15 +185,9 @@ class Launch:
         self.strided = strided
         self.outdated, self.moved = True, False  # the table in the device's memory, its column of gradients
 
-    def write_params(self, addresses: Sequence[int]) -> None:
-        """Take the addresses of the parameters."""
-        self.table["param"] = addresses
-
     def write_members(self, members: Sequence[Member]) -> None:
         """Take hyper rows and states of tensors that take part."""
-        for row, hyper, states in members:
-            self.table[row]["hyper"] = hyper
-            self.table[row]["states"][: len(states)] = states
+        super().write_members(members)
         self.outdated = True
 
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
@@ -288,9 +279,14 @@ def stand_in(array: Any, format: str) -> Array:
     return described(array, int(array.data.ptr), ELEMENTS[format][0], array.shape, array.strides)
 
 
+def installed_cupy() -> Any:
+    """Import CuPy; which of the two extras brings it, nothing here can tell."""
+    return require("cupy", "cuda13")
+
+
 def as_cupy(what: str, given: Any) -> Any:
     """Return an array of CuPy over the same memory as an array of any library on a GPU."""
-    cupy = require("cupy", "cuda13")  # or cuda12, which the message has to leave to the reader
+    cupy = installed_cupy()
     if isinstance(given, cupy.ndarray):
         return given
     if not is_on_device(given):
@@ -332,8 +328,8 @@ class GpuTensor(ArrayTensor):
                 f"{what} is not dense in memory (shape {array.shape}, strides {array.strides}): "
                 f"pass a .copy() of it, and use that from now on"
             )
-        cupy = require("cupy", "cuda13")
-        super().__init__(key, array, layout, format, group, gpu_of_cupy(cupy, self.held.device.id))
+        place = gpu_of_cupy(installed_cupy(), self.held.device.id)
+        super().__init__(key, array, layout, format, group, place)
 
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them: arrays of CuPy."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from . import plan
 from .arrays import Extents, check_dense, check_like, extent, pin
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table, located
 from .groups import GroupOptions
@@ -15,7 +16,7 @@ from .kernels import pool
 from .kernels.cold import kernel
 from .kernels.reader import Array, address, read_alike
 from .kernels.tables import ABI, ELEMENTS, HYPERS, JOB, TENSOR
-from .plan import ArrayTensor, Idle, Member
+from .plan import ArrayTensor, Idle
 from .rules import Row, Rule
 
 # So many for each thread: below twice that one is faster than two, after a millisecond of other work (`fastopt bench`).
@@ -36,19 +37,16 @@ class Threads(Protocol):
         """Bind a kernel to a job: a function of (chunks, chunks a claim, threads)."""
 
 
-class Launch:
+class Launch(plan.Launch):
     """One kernel over tensors of one rule, one format and these sizes: the tables in memory, and the call."""
 
     def __init__(self, rule: Rule, format: str, sizes: Sequence[int], threads: Threads = pool) -> None:
+        super().__init__(sizes)
         self.rule = rule
         self.threads = threads
         self.itemsize = np.dtype(ELEMENTS[format][0]).itemsize
-        self.sizes = sizes
-        self.strided: dict[int, Strides] | None
         self.elements = sum(sizes)
-        self.table = np.zeros(len(sizes), TENSOR)
         self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
-        self.gradients = self.addresses[:, 1]
         self.job = np.zeros((), JOB)
         self.job["abi"] = ABI
         self.job["tensors"] = address(self.table)
@@ -90,16 +88,6 @@ class Launch:
             "grads": address(self.table) + self.gradients.itemsize,  # the second column
             "apart": TENSOR.itemsize // self.gradients.itemsize,
         }
-
-    def write_params(self, addresses: Sequence[int]) -> None:
-        """Take the addresses of the parameters."""
-        self.table["param"] = addresses
-
-    def write_members(self, members: Sequence[Member]) -> None:
-        """Take hyper rows and states of tensors that take part."""
-        for row, hyper, states in members:
-            self.table[row]["hyper"] = hyper
-            self.table[row]["states"][: len(states)] = states
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""

@@ -18,7 +18,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,29 +28,41 @@ from .away import Away
 from .chunks import Strides, located
 from .groups import GroupOptions
 from .kernels.reader import UNREAD, Array, Reader
-from .kernels.tables import HYPERS
+from .kernels.tables import HYPERS, TENSOR
 from .rules import RULES, Options, Row, Rule
 
 Member = tuple[int, int, Sequence[int]]  # of a launch: a tensor's row, its hyper row, the addresses of its states
 
 
-class Launch(Protocol):
-    """One kernel over tensors of one rule, one format and one place: the tables, and the call."""
+class Launch(ABC):
+    """One kernel over tensors of one rule, one format, one place and these sizes: the tables, and the call."""
 
     strided: dict[int, Strides] | None  # row of a tensor -> how its gradient lies, where not as the parameter
 
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = sizes
+        self.table = np.zeros(len(sizes), TENSOR)
+        self.gradients = self.table["grad"]
+
     def write_params(self, addresses: Sequence[int]) -> None:
         """Take the addresses of the parameters."""
+        self.table["param"] = addresses
 
     def write_members(self, members: Sequence[Member]) -> None:
         """Take hyper rows and states of the tensors that take part."""
+        for row, hyper, states in members:
+            self.table[row]["hyper"] = hyper
+            self.table[row]["states"][: len(states)] = states
 
+    @abstractmethod
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
         """Take the hyper rows, which may change in place."""
 
+    @abstractmethod
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Take the addresses of gradients, which the caller keeps until the work is done."""
 
+    @abstractmethod
     def __call__(self) -> None:
         """Update."""
 
@@ -288,8 +300,8 @@ class Plan:
         self.scale = 1.0  # of all gradients in the next step
         self.rules: list[Rule] = []
         self.launches: list[Launch] = []
-        self.opened: dict[Place, Any] = {}  # what prepares launches there
-        self.courses: list[Any] = []  # of the devices
+        self.opened: dict[Place, Launches] = {}
+        self.courses: list[Course] = []  # of the devices
         self.away = Away(self)
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's tensors
         self.cohorts: list[Cohort] = []
@@ -317,7 +329,7 @@ class Plan:
         for tensor in self.tensors:
             if tensor.place not in self.opened:
                 self.opened[tensor.place] = tensor.place.open()
-        self.courses = [opened for place, opened in self.opened.items() if place.on_device]
+        self.courses = [cast("Course", opened) for place, opened in self.opened.items() if place.on_device]
 
     @property
     def extents(self) -> Extents:
@@ -345,22 +357,15 @@ class Plan:
         """Whether all tensors lie on devices."""
         return all(tensor.place.on_device for tensor in self.tensors)
 
-    def step(self, gradients: Located, verdict: Verdict | None = None) -> None:
-        """Update every tensor that has a gradient; whatever can fail comes before the first launch.
-
-        Parameters
-        ----------
-        gradients : Located
-        verdict : Verdict, optional
-            Only where all tensors lie on devices.
-        """
+    def step(self, gradients: Located) -> None:
+        """Update every tensor that has a gradient; whatever can fail comes before the first launch."""
         self.refuse_inside_step()
-        if self.scale != 1 and verdict is None and self.away.active:  # a scale that the host knows is in its rows
-            self.settle()
-            self.away.end()
         self.stepping = True
         try:
-            if self.courses and self.away.is_asked_for(verdict):
+            if not self.looked:
+                self.look()
+            self.looked = False
+            if self.courses and self.away.is_asked_for:
                 self.away.step(gradients)
             else:
                 self._step(gradients)
@@ -375,9 +380,6 @@ class Plan:
             )
 
     def _step(self, gradients: Located) -> None:
-        if not self.looked:
-            self.look()
-        self.looked = False
         if gradients is not self.loaded:
             self.load(gradients)
         if not self.steady:
@@ -425,7 +427,25 @@ class Plan:
         self.loaded = self.formed = None
         self._forget_extents()
 
-    def look(self) -> None:
+    def look(self, scale: float = 1.0, verdict: Verdict | None = None) -> None:
+        """Find out how the next step is taken, and by which options.
+
+        Parameters
+        ----------
+        scale : float, default 1.0
+            What all gradients are first multiplied by.
+        verdict : Verdict, optional
+            Has another factor, and may be that the step is skipped. Only where all tensors lie on devices.
+        """
+        if scale != self.scale:
+            self.scale, self.steady = scale, False
+        if self.courses:
+            self.away.look(verdict)
+        else:
+            self.ask()
+        self.looked = True
+
+    def ask(self) -> None:
         """Ask the groups for the next step's options, where these may have changed, and choose their rules."""
         versions = []
         scheduled = False
@@ -434,11 +454,10 @@ class Plan:
             scheduled = scheduled or bool(group.schedules)
         if scheduled or versions != self.versions:
             self.choose_rules()
-            if versions != self.versions:
-                self.away.hold_records()
+            if self.courses and versions != self.versions:
+                self.away.note_schedules()
             self.versions = versions  # of before: what a schedule assigns counts for the next step
             self.steady = False
-        self.looked = True
 
     def choose_rules(self) -> None:
         """Ask the schedules, choose the rules, and split the tensors where these are others."""

@@ -70,16 +70,12 @@ class Device:
 
     def begin(self) -> None:
         """Find out which stream is the current one."""
-        self.stream = self.current_stream()
-        self.capturing = self.is_capturing()
-
-    def is_capturing(self) -> bool:
-        """Whether the current stream records a graph; the default one is that of whichever device is in force."""
-        stream, cuda_of = self.current_stream(), self.cupy.cuda
+        self.stream, cuda_of = self.current_stream(), self.cupy.cuda
         if cuda_of.runtime.getDevice() == self.index:
-            return bool(stream.is_capturing())
-        with cuda_of.Device(self.index):
-            return bool(stream.is_capturing())
+            self.capturing = bool(self.stream.is_capturing())
+        else:
+            with cuda_of.Device(self.index):  # where a default stream is another one
+                self.capturing = bool(self.stream.is_capturing())
 
     def launch(self, kernel: Any, blocks: int, argument: npt.NDArray[Any], threads: int = cuda.BLOCK) -> None:
         """Put a kernel on the stream, with a copy of its argument, one struct."""
@@ -127,7 +123,8 @@ class Device:
 
     def download(self, memory: Memory, count: int) -> list[int]:
         """Wait for all streams of the device, and return the first numbers in memory."""
-        if self.is_capturing():
+        self.begin()
+        if self.capturing:
             raise RuntimeError("steps cannot be counted while a graph is captured: ask for states and rates outside")
         words = np.zeros(count, np.int64)
         with self.cupy.cuda.Device(self.index) as device:

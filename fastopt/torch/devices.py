@@ -70,12 +70,12 @@ class Verdict:
 
     def addresses(self, place: Gpu) -> tuple[int, int]:
         """Return where the two lie on a device, as float32; 0 where there is no scale."""
-        if place.index not in self.held:
-            device = torch.device("cuda", place.index)
-            self.held[place.index] = tuple(  # type: ignore[assignment]  # there are two
-                None if tensor is None else tensor.to(device, torch.float32, non_blocking=True) for tensor in self.given
-            )
-        scale, found_inf = self.held[place.index]
+        device = torch.device("cuda", place.index)
+        scale, found_inf = self.given
+        if scale is not None:
+            scale = scale.to(device, torch.float32, non_blocking=True)
+        found_inf = found_inf.to(device, torch.float32, non_blocking=True)
+        self.held[place.index] = scale, found_inf
         return 0 if scale is None else scale.data_ptr(), found_inf.data_ptr()
 
     def on_host(self) -> tuple[float, bool]:

@@ -243,24 +243,21 @@ class Updater:
         """
         plan = self.plan
         self._stop_repeating()
-        if plan.courses:
-            plan.away.begin(verdict)
-        if not plan.away.active:
-            plan.look()
+        was_away = plan.away.active
+        skipped = False
+        if verdict is not None and not plan.on_devices:
+            scale, skipped = verdict.on_host()
+            verdict = None
+        plan.look(scale, verdict)
         gradients = Gradients(self, unread)
-        rows_scale = scale
-        if verdict is not None and (gradients.sparse or not plan.on_devices):
-            rows_scale, skipped = verdict.on_host()
-            if skipped:
-                return
-            if not plan.on_devices:
-                scale, verdict = rows_scale, None
+        if verdict is not None and gradients.sparse:
+            scale, skipped = verdict.on_host()
+        if skipped:
+            return
         if gradients.sparse and plan.away.active:  # their rows are the host's affair, and go by the count
             plan.settle()
             plan.choose_rules()
         rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
-        if scale != plan.scale:
-            plan.scale, plan.steady = scale, False
         if self.part is None or self.part.bits != gradients.taking_part:
             self.part = Part(self, gradients.taking_part)
         part = self.part
@@ -268,8 +265,7 @@ class Updater:
         for parameter in part.with_gaps:
             parameter.load()
         try:
-            was_away = plan.away.active
-            plan.step(gradients, verdict)
+            plan.step(gradients)
         finally:  # the plan remembers where they lay, and nothing may keep them alive
             gradients.tensors, gradients.sparse = [], {}
         for parameter in part.with_gaps:
@@ -282,7 +278,7 @@ class Updater:
                 self.counts.count(part.which)
         self._prepare(part)
         for i, row in rows.items():
-            row.update(rows_scale)
+            row.update(scale)
             if self.counts is not None:
                 self.counts.count(i)
 
