@@ -105,7 +105,8 @@ class Away:
         versions = [group.version for group in plan.groups]
         # A momentum that reaches 0 changes the rule, which a graph cannot.
         moving = not self.captured and any("momentum" in group.schedules for group in plan.groups)
-        if versions == plan.versions and not moving and not self.only_python_knows:
+        # Outdated it is where the last step has failed after its look; a graph may have gone on since.
+        if versions == plan.versions and not (moving or self.only_python_knows or self.outdated):
             return
         self.settle()
         if self.captured and self._rules_differ():

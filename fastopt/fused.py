@@ -174,8 +174,8 @@ def _checked(**options: Any) -> dict[str, Any]:
 def _update(rule: Rule, p: Array, g: Array, states: Mapping[str, Array], options: Mapping[str, Any]) -> None:
     numbers = rule.row(options, 2, False)  # a step like any other, not the first
     if is_on_device(p):
-        from . import gpu
+        from . import cupy_arrays
 
-        gpu.update_once(rule, p, g, states, numbers)
+        cupy_arrays.update_once(rule, p, g, states, numbers)
     else:
         host.update_once(rule, p, g, states, numbers)

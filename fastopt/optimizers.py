@@ -481,7 +481,7 @@ class Adagrad(Optimizer):
 def tensor_of(key: Hashable, param: Any, group: ParamGroup) -> ArrayTensor:
     """Return a parameter's tensor, by where it lies."""
     if is_on_device(param):
-        from .gpu import GpuTensor
+        from .cupy_arrays import GpuTensor
 
         return GpuTensor(key, param, group)
     return HostTensor(key, param, group)
