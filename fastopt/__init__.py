@@ -1,13 +1,43 @@
 """fastopt: the optimizer step, fused into one pass over memory.
 
 `SGD` and `Adagrad` are optimizers over NumPy and CuPy arrays; `fused` has the same updates as single calls;
-`schedules` has learning rates as functions of the step.
+`schedules` has learning rates as functions of the step; `embed` has the updates for loops in C and C++.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from . import fused, schedules
 from .kernels.pool import get_num_threads, set_num_threads
 from .optimizers import SGD, Adagrad, Optimizer
 
+if TYPE_CHECKING:
+    from . import embed
+    from .embed import get_include
+
 __version__ = "0.1.0"
 
-__all__ = ["SGD", "Adagrad", "Optimizer", "fused", "get_num_threads", "schedules", "set_num_threads"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Optimizer",
+    "embed",
+    "fused",
+    "get_include",
+    "get_num_threads",
+    "schedules",
+    "set_num_threads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `embed` when it is first asked for: cffi, which it brings, takes as long as all the rest."""
+    if name not in ("embed", "get_include"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    embed = importlib.import_module(".embed", __name__)
+    return embed if name == "embed" else embed.get_include
+
+
+def __dir__() -> list[str]:
+    """List what there is, imported or not."""
+    return sorted({*globals(), *__all__})

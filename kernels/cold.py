@@ -23,6 +23,14 @@ def kernel(name: str, dtype: Any) -> Any:
         return cpu.kernel(name, dtype)
 
 
+def update_for_c(name: str, dtype: Any) -> Any:
+    """Return the compiled update of an array by a rule; see `cpu.update_for_c`."""
+    with lock:
+        from . import cpu
+
+        return cpu.update_for_c(name, dtype)
+
+
 @functools.cache
 def evaluators() -> Any:
     """Return the compiled evaluators of schedules; see `schedules.evaluators`."""

@@ -5,8 +5,11 @@ It computes in the parameter's own type, whatever types its hyperparameters arri
 array would make Numba go on in float64, at half the speed. Rules stand from the simplest to the hardest. Of float16 and
 bfloat16 they see nothing: the loop widens what it reads to float32, and narrows what it writes.
 
+For loops of your own, which Numba compiles, there are the rules, each rule once more over whole arrays, and `schedule`,
+whose formulas are in ``schedules.py``. For those in C there is `update_for_c`.
+
 Rules, conversions and the loop stay in this one file: Numba's disk cache notices changes only in the file of the cached
-function. For loops of your own, `schedule` stands here as well; its formulas are in ``schedules.py``.
+function.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray by other means
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
 from . import cache
@@ -26,6 +30,7 @@ from .tables import ABI, CHUNK, ELEMENTS, HYPERS, JOB, LAYOUT, TENSOR, element_n
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
+inlined = njit(error_model="numpy", forceinline=True)
 
 STATES: dict = {}  # name of a rule -> how many states it has
 FUNCTIONS: list = []  # their functions, in the same order
@@ -42,10 +47,21 @@ def rule(states):
     return register
 
 
+def hypers_of(function):
+    """Name a rule's hyperparameters, in its order."""
+    return list(inspect.signature(function.py_func).parameters)[2 + STATES[function.__name__] :]
+
+
 @rule(states=0)
 def sgd(p, g, lr):
     real = type(p)
     return p - real(lr) * g
+
+
+@inlined
+def update_sgd(p, g, lr):
+    """Update a whole array, in place; `update_each` says what arrays may be."""
+    update_each("sgd", p, g, (), (lr,))
 
 
 @rule(states=1)
@@ -55,6 +71,11 @@ def momentum(p, g, v, lr, momentum):
     return p - real(lr) * v, v
 
 
+@inlined
+def update_momentum(p, g, v, lr, momentum):
+    update_each("momentum", p, g, (v,), (lr, momentum))
+
+
 @rule(states=1)
 def nesterov(p, g, v, lr, momentum):
     real = type(p)
@@ -62,11 +83,21 @@ def nesterov(p, g, v, lr, momentum):
     return p - real(lr) * (g + real(momentum) * v), v
 
 
+@inlined
+def update_nesterov(p, g, v, lr, momentum):
+    update_each("nesterov", p, g, (v,), (lr, momentum))
+
+
 @rule(states=1)
 def adagrad(p, g, s, lr, eps):
     real = type(p)
     s = s + g * g
     return p - real(lr) * g / (np.sqrt(s) + real(eps)), s
+
+
+@inlined
+def update_adagrad(p, g, s, lr, eps):
+    update_each("adagrad", p, g, (s,), (lr, eps))
 
 
 # Conversions are arithmetic on bits that packed instructions do, eight elements at once. LLVM's own need a processor
@@ -170,7 +201,7 @@ def apply(rule, i, p, g, states, hypers):
 def _apply(rule, i, p, g, states, hypers):
     function = FUNCTIONS[rule.literal_value]
     states_used = STATES[function.__name__]
-    used = len(inspect.signature(function.py_func).parameters) - 2 - states_used
+    used = len(hypers_of(function))
 
     def stateless(rule, i, p, g, states, hypers):
         p[i] = narrow(function(widen(p[i]), g, *hypers[:used]), p)
@@ -188,6 +219,85 @@ def _apply(rule, i, p, g, states, hypers):
         p[i], states[0][i], states[1][i], states[2][i] = narrow(x, p), a, b, c
 
     return (stateless, one_state, two_states, three_states)[states_used]
+
+
+def update_each(name, p, g, states, hypers):
+    """Every element of an array and of its states, updated in place by a rule, in a loop of someone's own.
+
+    Parameters
+    ----------
+    name : str
+        Of the rule: a literal.
+    p, g : ndarray of float32 or float64, any shape
+        Parameter and gradient, of one dtype and shape. Loops are packed where all arrays are C-contiguous; elsewhere
+        they are slower, and as right.
+    states : tuple of ndarray, dtype and shape of p
+    hypers : tuple of float
+        Of any number type; the rule converts them to p's.
+
+    Raises
+    ------
+    TypingError
+        Where the caller is compiled: if these are not arrays of one dtype and dimension, p and states writable.
+    ValueError
+        If their shapes differ; nothing has changed then. That no two overlap is not checked.
+    """
+    raise TypeError("update_each() exists in compiled code only")
+
+
+# The loops call rules by themselves: by way of `apply`, Numba's inliner takes what is stored in `flat` of a state for dead.
+@overload(update_each, prefer_literal=True, jit_options={"error_model": "numpy", "forceinline": True})
+def _update_each(name, p, g, states, hypers):
+    if not isinstance(name, types.StringLiteral):
+        return None
+    function = FUNCTIONS[list(STATES).index(name.literal_value)]
+    caller = f"update_{name.literal_value}"
+    arguments = list(inspect.signature(globals()[caller].py_func).parameters)
+    check_arrays(caller, dict(zip(arguments, (p, g, *states), strict=False)))
+    unlike = f"{caller}: {', '.join(arguments[: 2 + len(states)])} must have one shape"
+
+    def stateless(name, p, g, states, hypers):
+        if p.shape != g.shape:
+            raise ValueError(unlike)
+        for i in range(p.size):
+            p.flat[i] = function(p.flat[i], g.flat[i], *hypers)
+
+    def one_state(name, p, g, states, hypers):
+        if not p.shape == g.shape == states[0].shape:
+            raise ValueError(unlike)
+        a = states[0].flat
+        for i in range(p.size):
+            p.flat[i], a[i] = function(p.flat[i], g.flat[i], a[i], *hypers)
+
+    def two_states(name, p, g, states, hypers):
+        if not p.shape == g.shape == states[0].shape == states[1].shape:
+            raise ValueError(unlike)
+        a, b = states[0].flat, states[1].flat
+        for i in range(p.size):
+            p.flat[i], a[i], b[i] = function(p.flat[i], g.flat[i], a[i], b[i], *hypers)
+
+    def three_states(name, p, g, states, hypers):
+        if not p.shape == g.shape == states[0].shape == states[1].shape == states[2].shape:
+            raise ValueError(unlike)
+        a, b, c = states[0].flat, states[1].flat, states[2].flat
+        for i in range(p.size):
+            p.flat[i], a[i], b[i], c[i] = function(p.flat[i], g.flat[i], a[i], b[i], c[i], *hypers)
+
+    return (stateless, one_state, two_states, three_states)[len(states)]
+
+
+def check_arrays(function, arrays):
+    """Refuse what no loop can be compiled for, by the types that arguments have."""
+    p = arrays["p"]
+    for name, given in arrays.items():
+        if not isinstance(given, types.Array):
+            raise TypingError(f"{function}: {name} must be an array, not {given}")
+        if given.dtype not in (types.float32, types.float64):
+            raise TypingError(f"{function}: {name} must hold float32 or float64, not {given.dtype}")
+        if (given.dtype, given.ndim) != (p.dtype, p.ndim):
+            raise TypingError(f"{function}: {name} must have dtype and shape of p, {p}; it is {given}")
+        if name != "g" and not given.mutable:
+            raise TypingError(f"{function}: {name} is updated in place; it must be writable")
 
 
 def update(rule, p, g, states, scale, decay, hypers):
@@ -316,7 +426,52 @@ def make_kernel(name, dtype):
     return kernel
 
 
+@compiled
+def entry(array, k):
+    """Entry k of an array, or 0 where it is not so long."""
+    return array[k] if k < array.size else array.dtype.type(0)
+
+
+UPDATE = types.void(types.intp, types.intp, types.intp, types.int64, types.intp)  # fastopt_update
+make_cfunc_of_update = functools.partial(cfunc, UPDATE, error_model="numpy")
+
+
+def make_update(name, dtype):
+    """Define what C calls to update one array by a rule: a plain function, for ``cfunc``, like `make_kernel`'s."""
+    number = list(STATES).index(name)
+    states, hypers = STATES[name], len(hypers_of(FUNCTIONS[number]))
+    real = ELEMENTS[element_name(dtype)][1]
+
+    def function(param, grad, state_addresses, n, hyper):
+        at = carray(pointer(state_addresses), states, np.int64)
+        row = carray(pointer(hyper), hypers, np.float64)
+        update(
+            number,
+            carray(pointer(param), n, real),
+            carray(pointer(grad), n, real),
+            (
+                carray(pointer(entry(at, 0)), n, real),
+                carray(pointer(entry(at, 1)), n, real),
+                carray(pointer(entry(at, 2)), n, real),
+            ),
+            real(1),
+            real(0),
+            (
+                real(entry(row, 0)),
+                real(entry(row, 1)),
+                real(entry(row, 2)),
+                real(entry(row, 3)),
+                real(entry(row, 4)),
+                real(entry(row, 5)),
+            ),
+        )
+
+    function.__name__ = function.__qualname__ = f"update_{name}_{element_name(dtype)}_abi{ABI}"
+    return function
+
+
 _kernels: dict = {}
+_updates: dict = {}
 
 
 def kernel(name: str, dtype: Any) -> Any:
@@ -325,12 +480,21 @@ def kernel(name: str, dtype: Any) -> Any:
     The dtype is that of parameter and gradient: what NumPy takes for one, or "bfloat16". States of both halves are
     float32.
     """
-    key = name, element_name(dtype)
-    if key not in _kernels:
+    return compiled_once(_kernels, (name, element_name(dtype)), make_kernel, make_cfunc)
+
+
+def update_for_c(name: str, dtype: Any) -> Any:
+    """The compiled update of one array by a rule, for C, likewise; states are of the same dtype, which is no half."""
+    return compiled_once(_updates, (name, element_name(dtype)), make_update, make_cfunc_of_update)
+
+
+def compiled_once(known, key, make, wrap):
+    """What is known under a key; where nothing is, ``make(*key)`` is compiled, by ``wrap(cache=...)``."""
+    if key not in known:
         with lock, cache.one_process_at_a_time():
-            if key not in _kernels:
-                _kernels[key] = cache.compile_kept(make_kernel(name, dtype), make_cfunc)
-    return _kernels[key]
+            if key not in known:
+                known[key] = cache.compile_kept(make(*key), wrap)
+    return known[key]
 
 
 def cached(name: str, dtype: Any) -> bool:

@@ -24,6 +24,12 @@ void fastopt_run(fastopt_kernel kernel, const fastopt_job *job, int64_t chunks, 
 void fastopt_run_team(fastopt_kernel kernel, const fastopt_job *job, int64_t chunks, int64_t grain, int32_t threads,
                       const void *parallel);
 
+/* Updates n elements of an array, and of its states, in place: what fastopt.embed.update gives for a rule. Parameter,
+ * gradient and states are all of float, or all of double, as was asked for, aligned as these are, and no two overlap.
+ * There are as many states as the rule has; null will do where it has none. `hyper` holds what fastopt.embed.hyper lists,
+ * in that order. From any thread, any number at once, on arrays of their own. */
+typedef void (*fastopt_update)(void *param, const void *grad, void *const *states, int64_t n, const double *hyper);
+
 /* What an array, or a tensor of PyTorch, is expected to be. */
 typedef struct fastopt_shape {
     const int64_t *lengths; /* of the axes */
@@ -107,6 +113,12 @@ int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdi
 int64_t fastopt_abi(void);
 
 /* end */
+
+FASTOPT_SIZE(fastopt_shape, 48);
+FASTOPT_SIZE(fastopt_extents, 24);
+FASTOPT_SIZE(fastopt_holdings, 104);
+FASTOPT_SIZE(fastopt_gradients, 64);
+FASTOPT_SIZE(fastopt_repetition, 88);
 
 #ifdef __cplusplus
 }

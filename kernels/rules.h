@@ -9,6 +9,12 @@
 //     p[i] = fastopt::Momentum::apply(p[i], g[i], v, hypers);
 //     velocity[i] = v[0];
 //
+// Over whole arrays, on the host in vectors:
+//
+//     float *states[] = {velocity};
+//     const double hyper[] = {0.1, 0.9};
+//     fastopt::update<fastopt::Momentum>(p, g, states, n, hyper);
+//
 // Its hyperparameters in a step, with the gradient's factor and the weight decay before them, are computed by `row`, in
 // double, from an optimizer's options and the count of a parameter's steps, from 1; as the registry does on the host.
 //
@@ -18,6 +24,11 @@
 #define FASTOPT_RULES_H
 
 #include "schedules.h"  // with FASTOPT_DEVICE and <cmath>
+#include "vectors.h"
+
+#ifndef __CUDACC_RTC__
+#include <cstring>
+#endif
 
 // X(name, functor) for every rule.
 #define FASTOPT_RULES(X)  \
@@ -29,7 +40,10 @@
 namespace fastopt {
 
 #ifndef __CUDACC_RTC__
-using std::sqrt;
+using std::memcpy, std::sqrt;
+#endif
+#ifdef FASTOPT_VECTORS
+using vectors::sqrt;
 #endif
 
 // Turns ascent into descent.
@@ -110,6 +124,44 @@ struct Adagrad {
         return p - lr * g / (sqrt(s) + eps);
     }
 };
+
+// Updates the elements from `begin` on by vectors of type Real, as long as these fit in below n, and returns where it
+// stopped.
+template <class Rule, typename Real, typename T, typename Number>
+FASTOPT_DEVICE inline long long update_by(T *p, const T *g, T *const *states, long long begin, long long n,
+                                          const Number *hyper) {
+    constexpr int kept = Rule::states > 0 ? Rule::states : 1;  // there are no arrays of length 0
+    constexpr long long width = sizeof(Real) / sizeof(T);
+    Real hypers[Rule::hypers];
+    for (int k = 0; k < Rule::hypers; ++k) hypers[k] = static_cast<T>(hyper[k]) - Real{};  // in every place of it
+    long long i = begin;
+    for (; i + width <= n; i += width) {
+        Real x, gradient, state[kept];
+        memcpy(&x, p + i, sizeof x);
+        memcpy(&gradient, g + i, sizeof x);
+        for (int k = 0; k < Rule::states; ++k) memcpy(state + k, states[k] + i, sizeof x);
+        x = Rule::apply(x, gradient, state, hypers);
+        memcpy(p + i, &x, sizeof x);
+        for (int k = 0; k < Rule::states; ++k) memcpy(states[k] + i, state + k, sizeof x);
+    }
+    return i;
+}
+
+// A type that is not deduced: nullptr and arrays that are not const will do for what is declared otherwise.
+template <typename T>
+struct Itself {
+    using type = T;
+};
+
+// Updates n elements of an array and of its states in place. `hyper` holds the rule's hyperparameters, of any type; they
+// are converted to T. `states` points to as many arrays as the rule has, and may be null where it has none. No two arrays
+// may overlap; any alignment will do.
+template <class Rule, typename T, typename Number>
+FASTOPT_DEVICE inline void update(T *p, const typename Itself<T>::type *g, typename Itself<T>::type *const *states,
+                                  long long n, const Number *hyper) {
+    long long done = update_by<Rule, typename vectors::Vector<T>::type>(p, g, states, 0, n, hyper);
+    update_by<Rule, T>(p, g, states, done, n, hyper);
+}
 
 }  // namespace fastopt
 

@@ -97,4 +97,19 @@ typedef struct fastopt_message {
 
 /* end */
 
+/* Fails to compile where a struct is not as large as the host's side takes it to be. */
+#ifdef __cplusplus
+#define FASTOPT_SIZE(type, bytes) static_assert(sizeof(type) == bytes, #type " has another size")
+#else
+#define FASTOPT_SIZE(type, bytes) _Static_assert(sizeof(type) == bytes, #type " has another size")
+#endif
+
+FASTOPT_SIZE(fastopt_layout, 24);
+FASTOPT_SIZE(fastopt_tensor, 64);
+FASTOPT_SIZE(fastopt_chunk, 32);
+FASTOPT_SIZE(fastopt_job, 64);
+FASTOPT_SIZE(fastopt_cohort, 160);
+FASTOPT_SIZE(fastopt_course, 56);
+FASTOPT_SIZE(fastopt_message, 4008);
+
 #endif

@@ -6,6 +6,7 @@ What CUDA refuses while a graph is captured, is refused here.
 """
 
 import ctypes
+import functools
 import re
 import types
 
@@ -184,16 +185,42 @@ class Kernel:
         stream.put(lambda: host_cuda.launch(self.name, copied, blocks, threads), self.name)
 
 
+class UserKernel:
+    """A kernel of a source that is not fastopt's."""
+
+    def __init__(self, library, name):
+        self.library, self.name = library, name
+
+    def __call__(self, grid, block, args):
+        copied = [self.argument(given) for given in args]
+        (blocks,), (threads,) = grid, block
+        work = functools.partial(host_cuda.launched, self.library, self.name, copied, blocks, threads, seed=1)
+        get_current_stream().put(work, self.name)
+
+    @staticmethod
+    def argument(given):
+        """An argument as the kernel gets it: addresses of arrays, and scalars that have a type, as CuPy's are to."""
+        if isinstance(given, ndarray):
+            return np.array(given.data.ptr, np.uintp)
+        if not isinstance(given, np.generic):
+            raise TypeError(f"an argument without a type: {given!r}")
+        return np.array(given)
+
+
 class RawModule:
-    """A source, of which kernels are taken by name; it must be the one that `host_cuda` has compiled."""
+    """A source, of which kernels are taken by name: what `host_cuda` has compiled, or someone's own."""
 
     def __init__(self, *, code, options):
-        assert options == host_cuda.cuda.OPTIONS
         self.code = code
+        self.own = options == host_cuda.cuda.OPTIONS
+        if not self.own:
+            (standard,) = (option for option in options if option.startswith("-std"))
+            flags = [option for option in options if option.startswith(("-I", "-D"))]
+            self.library = host_cuda.compiled(code, standard, *flags)
 
     def get_function(self, name):
         assert re.search(rf"\b{name}\b", self.code)
-        return Kernel(name)
+        return Kernel(name) if self.own else UserKernel(self.library, name)
 
 
 class ndarray:  # noqa: N801 (CuPy's name)

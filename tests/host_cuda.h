@@ -8,6 +8,7 @@
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #define __device__
@@ -43,11 +44,15 @@ inline void __stcg(uint4 *at, uint4 value) {
     if (wide_access(at)) memcpy(static_cast<void *>(at), &value, 16);
 }
 
-// Runs every thread of every block; returns how many accesses were wide, or -1 where one was misaligned.
-template <typename Argument>
-int64_t host_launch(void (*kernel)(Argument), const void *bytes, unsigned grid, unsigned block, unsigned seed) {
-    Argument argument;
-    memcpy(&argument, bytes, sizeof argument);
+template <typename... Arguments, size_t... I>
+void host_call(void (*kernel)(Arguments...), void *const *arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<Arguments *>(arguments[I])...);
+}
+
+// Runs every thread of every block on arguments at these addresses, as cuLaunchKernel takes them; returns how many
+// accesses were wide, or -1 where one was misaligned.
+template <typename... Arguments>
+int64_t host_launch(void (*kernel)(Arguments...), void *const *arguments, unsigned grid, unsigned block, unsigned seed) {
     std::vector<unsigned> order(static_cast<size_t>(grid) * block);
     std::iota(order.begin(), order.end(), 0u);
     if (seed != 0) std::shuffle(order.begin(), order.end(), std::mt19937(seed));
@@ -58,15 +63,15 @@ int64_t host_launch(void (*kernel)(Argument), const void *bytes, unsigned grid, 
     for (unsigned number : order) {
         blockIdx = {number / block, 0, 0};
         threadIdx = {number % block, 0, 0};
-        kernel(argument);
+        host_call(kernel, arguments, std::index_sequence_for<Arguments...>());
     }
     return misaligned ? -1 : wide_accesses;
 }
 
 // What follows the source: a kernel's launcher, and the two conversions of a half.
 #define HOST_LAUNCHER(name)                                                                                      \
-    extern "C" int64_t launch_##name(const void *argument, unsigned grid, unsigned block, unsigned seed) {       \
-        return host_launch(name, argument, grid, block, seed);                                                   \
+    extern "C" int64_t launch_##name(void *const *arguments, unsigned grid, unsigned block, unsigned seed) {     \
+        return host_launch(name, arguments, grid, block, seed);                                                  \
     }
 #define HOST_CONVERSIONS(name, Half)                                               \
     extern "C" void widen_##name(const Half *from, float *to, int64_t n) {         \

@@ -6,6 +6,7 @@ Addresses of the "device" are addresses of the host. What a launch on a GPU woul
 import ctypes
 import functools
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -74,13 +75,30 @@ def launch(name, argument, grid, block=cuda.BLOCK, seed=0):
     threads = cuda.BLOCK if name in UPDATES else THREADS
     if not (1 <= grid < 2**31 and 1 <= block <= threads):
         raise ValueError(f"{name} cannot be launched with {grid} blocks of {block} threads")
-    function = getattr(library(), f"launch_{name}")
-    function.restype = ctypes.c_int64
-    argument = np.asarray(argument)
-    wide = function(ctypes.c_void_p(argument.ctypes.data), *map(ctypes.c_uint, (grid, block, seed)))
+    wide = launched(library(), name, [np.asarray(argument)], grid, block, seed)
     if wide < 0:
         raise RuntimeError(f"{name} moved 16 bytes at an address that is no multiple of 16")
     return wide
+
+
+def launched(loaded, name, arguments, grid, block, seed):
+    """Run a kernel of a library, on arguments that are arrays of one element each, as their types are declared."""
+    function = getattr(loaded, f"launch_{name}")
+    function.restype = ctypes.c_int64
+    addresses = (ctypes.c_void_p * len(arguments))(*(argument.ctypes.data for argument in arguments))
+    return function(addresses, *map(ctypes.c_uint, (grid, block, seed)))
+
+
+@functools.cache
+def compiled(source, *flags):
+    """Compile a source of someone's own, and return it as a library, with a launcher for each of its kernels."""
+    launchers = map("HOST_LAUNCHER({})".format, re.findall(r"__global__ void (\w+)", source))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernels.cpp"
+        file.write_text("\n".join([f'#include "{SHIM}"', source, *launchers]), encoding="utf-8")
+        linked = "-shared", "-Wl,-Bsymbolic"
+        subprocess.run([shutil.which("g++"), *FLAGS, *flags, *linked, file, "-o", file.with_suffix(".so")], check=True)
+        return ctypes.CDLL(str(file.with_suffix(".so")))
 
 
 def convert(function, values, dtype):

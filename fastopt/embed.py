@@ -1,0 +1,148 @@
+"""The updates for training loops that are not Python's: as pointers that C calls, and the folder of the headers.
+
+A pointer comes from a live Python process, and updates one array in place:
+
+>>> update = embed.update("momentum", "float32")
+>>> hyper = embed.hyper_values("momentum", lr=0.1, momentum=0.9)
+>>> states = embed.ffi.new("void *[]", [embed.ffi.from_buffer(velocity)])
+>>> update(embed.ffi.from_buffer(p), embed.ffi.from_buffer(g), states, p.size, embed.ffi.from_buffer("double *", hyper))
+
+From Python that is the long way round (`fastopt.fused` is the short one); it is for code that takes such a pointer and
+calls it in a loop. ``fastopt.h`` declares its type, `fastopt_update`. What C cannot check is the caller's to see to:
+
+- parameter, gradient and states are of the dtype asked for, aligned as it is, and hold n elements each;
+- no two of them overlap;
+- there are as many states as the rule has, and as many numbers as `hyper` names;
+- all of them stay in place during the call. Nothing is kept after it.
+
+C++ and CUDA include ``rules.h`` instead, and need no Python at run time; loops that Numba compiles call what
+``fastopt.kernels.cpu`` defines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import fused
+from .kernels import build_pool, cold
+from .kernels.tables import ABI as ABI
+from .rules import RULES, Rule, check
+
+#: Declares all of ``fastopt.h``, for pointers, casts and functions of yours: ``ffi.include(embed.ffi)`` takes it over.
+ffi = build_pool.ffi
+
+DTYPES = ("float32", "float64")
+
+
+def get_include() -> str:
+    """Return the folder of ``rules.h`` and ``fastopt.h``, for a compiler's ``-I``; CMake's package file is there too.
+
+    Returns
+    -------
+    str
+        What ``fastopt --includes`` prints after ``-I``, and ``fastopt --cmakedir`` by itself.
+    """
+    return str(Path(build_pool.__file__).parent)
+
+
+def update(rule: str, dtype: npt.DTypeLike) -> Any:
+    """Return a pointer to a function that updates one array by a rule.
+
+    Parameters
+    ----------
+    rule : str
+        "sgd", "momentum", "nesterov" or "adagrad".
+    dtype : dtype
+        Of parameter, gradient and states: float32 or float64.
+
+    Returns
+    -------
+    cffi pointer, fastopt_update
+        ``void (*)(void *param, const void *grad, void *const *states, int64_t n, const double *hyper)``. Valid as long
+        as the process lives; may be called from any thread, without the GIL, on one array by one thread at a time.
+        ``int(ffi.cast("intptr_t", pointer))`` is its address, for others than cffi.
+
+    Raises
+    ------
+    ValueError
+        If there is no such rule, or not for this dtype.
+
+    Notes
+    -----
+    Compiled when it is first asked for, in less than a second, and kept on disk.
+    """
+    return ffi.cast("fastopt_update", cold.update_for_c(known(rule).name, name_of(dtype)).address)
+
+
+def hyper(rule: str) -> tuple[str, ...]:
+    """Name the numbers that a rule's update takes, in their order.
+
+    Parameters
+    ----------
+    rule : str
+
+    Returns
+    -------
+    tuple of str
+        ``("lr", "momentum")``, for instance.
+
+    Raises
+    ------
+    ValueError
+        If there is no such rule.
+    """
+    return known(rule).hypers
+
+
+def hyper_values(rule: str, **options: float) -> npt.NDArray[np.float64]:
+    """Return the numbers that a rule's update takes, in the order of `hyper`.
+
+    Parameters
+    ----------
+    rule : str
+    **options : float
+        As in the call of that name in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``. Weight decay and
+        ``maximize`` are the gradient's, and so the loop's: ``g + weight_decay * p``, ``-g``.
+
+    Returns
+    -------
+    ndarray of float64, shape (len(hyper(rule)),)
+        New, and yours to change between calls: entry 0 is the learning rate.
+
+    Raises
+    ------
+    TypeError
+        If an option has no default and is not given, is not among `hyper`, or is no number.
+    ValueError
+        If there is no such rule, or a number is out of range.
+    """
+    names = hyper(rule)
+    if unknown := [name for name in options if name not in names]:
+        raise TypeError(f"the update of {rule!r} takes {', '.join(names)}, not {', '.join(unknown)}")
+    defaults = inspect.signature(getattr(fused, rule)).parameters
+    values = {name: options.get(name, defaults[name].default) for name in names}
+    if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
+        raise TypeError(f"the update of {rule!r} needs {' and '.join(missing)}: hyper_values({rule!r}, {missing[0]}=...)")
+    return np.array([check(name, value) for name, value in values.items()], np.float64)
+
+
+def known(rule: str) -> Rule:
+    """Look a rule up."""
+    if not isinstance(rule, str) or rule not in RULES:
+        raise ValueError(f"there is no rule {rule!r}, but {', '.join(RULES)}")
+    return RULES[rule]
+
+
+def name_of(dtype: npt.DTypeLike) -> str:
+    """Name a dtype that arrays may have."""
+    with contextlib.suppress(TypeError):  # what NumPy takes for no dtype; it does take None for one
+        given = np.dtype(dtype)
+        if dtype is not None and given.isnative and given.name in DTYPES:
+            return given.name
+    raise ValueError(f"there is no update for dtype {dtype!r}, but for {' and '.join(DTYPES)}")

@@ -1,0 +1,10 @@
+# For find_package(fastopt CONFIG): fastopt::fastopt, the folder of the headers, which is this one. Nothing is linked.
+if(NOT TARGET fastopt::fastopt)
+  add_library(fastopt::fastopt INTERFACE IMPORTED)
+  set_target_properties(fastopt::fastopt PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${CMAKE_CURRENT_LIST_DIR}")
+  get_property(_fastopt_languages GLOBAL PROPERTY ENABLED_LANGUAGES)
+  if("CXX" IN_LIST _fastopt_languages)
+    set_target_properties(fastopt::fastopt PROPERTIES INTERFACE_COMPILE_FEATURES cxx_std_17)
+  endif()
+  unset(_fastopt_languages)
+endif()

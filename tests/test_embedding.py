@@ -1,0 +1,98 @@
+"""The page about embedding: each example as printed, from the compiler's line to what the program says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cupy_stand_in
+import pytest
+from fastopt.kernels import cuda
+
+PAGE = (Path(__file__).parent.parent / "docs/embedding.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+BLOCK = re.compile(r"([^\n]*\n)\n```(\w+)\n(.*?)```", re.DOTALL)
+NAME = re.compile(r"`([\w.]+\.\w+)`[^`]*:$")
+
+
+def examples(section):
+    """The files that a section prints, by their names, and its commands; a block without a name has the name of None."""
+    files, commands = {}, []
+    for before, language, text in BLOCK.findall(SECTIONS[section]):
+        if language == "sh":
+            commands.append(text)
+        else:
+            named = NAME.search(before.strip())
+            files[named[1] if named else None] = text
+    return files, commands
+
+
+def run(section, folder):
+    """Write a section's files, run its commands in a shell, and return what each of them prints."""
+    files, commands = examples(section)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    printed = []
+    for command in commands:
+        shell = ["bash", "-euo", "pipefail", "-c", command]
+        done = subprocess.run(
+            shell, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed.append(done.stdout)
+    return printed
+
+
+def test_numba(capsys, monkeypatch):
+    """The three trainings end in the same place, to the share of images."""
+    (code,) = examples("Numba")[0].values()
+    exec(compile(code, "docs/embedding.md", "exec"), {})
+    shares = re.findall(r"^(.*): [\d.]+ s, ([\d.]+)% of the images right$", capsys.readouterr().out, re.MULTILINE)
+    assert [name for name, _ in shares] == ["Python, NumPy's update", "Numba, NumPy's update", "Numba, fastopt's update"]
+    assert len({share for _, share in shares}) == 1
+    assert float(shares[0][1]) > 90
+
+
+def losses(printed):
+    """The losses that a program prints."""
+    return [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+
+
+def test_cpp(tmp_path):
+    """By the compiler alone and by CMake, to the same end; nothing of Python's is linked."""
+    alone, by_cmake = run("C++ without Python", tmp_path)
+    assert losses(alone)[-1] < 0.02 < 1 < losses(alone)[0]
+    assert losses(by_cmake) == losses(alone)
+    for program in ("linear", "build/linear"):
+        linked = subprocess.run(["ldd", tmp_path / program], capture_output=True, text=True, check=True).stdout
+        assert "libstdc++" in linked
+        assert "python" not in linked.lower()
+
+
+def cuda_source():
+    """What the page's section on CUDA compiles."""
+    (code,) = examples("CUDA")[0].values()
+    return code, re.search(r'r"""(.*?)"""', code, re.DOTALL)[1]
+
+
+def test_cuda(monkeypatch, capsys):
+    """On a stand-in for CuPy, whose kernels run on the host."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in)
+    exec(compile(cuda_source()[0], "docs/embedding.md", "exec"), {})
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-3
+
+
+@pytest.mark.gpu
+def test_cuda_on_a_gpu(capsys):
+    """By CuPy itself."""
+    exec(compile(cuda_source()[0], "docs/embedding.md", "exec"), {})
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-3
+
+
+def test_c(tmp_path):
+    """The loss is far below log(2), where it began."""
+    (printed,) = run("C by pointer", tmp_path)
+    assert losses(printed)[-1] < 0.1
