@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, or 1 after an error that is named on stderr, 130 when interrupted. Wrong usage exits with 2.
     """
     parser = argparse.ArgumentParser(prog="fastopt", description="The optimizer step, fused into one pass over memory.")
-    parser.add_argument("--includes", action=Includes, template="-I{}", help="print the compiler's flag for the headers")
-    parser.add_argument("--cmakedir", action=Includes, template="{}", help="print where CMake finds the package fastopt")
+    parser.add_argument("--includes", action=Headers, template="-I{}", help="print a compiler's flag for the headers")
+    parser.add_argument("--cmakedir", action=Headers, template="{}", help="print where CMake finds package fastopt")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (add_info, add_compile, add_bench, add_lab):
         add(commands)
@@ -41,14 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130  # as shells report it
 
 
-class Includes(argparse.Action):
-    """Prints the folder of the headers, in a template, and ends the command."""
+class Headers(argparse.Action):
+    """Prints the folder of the headers, in a template, and ends the command, as --help does."""
 
     def __init__(self, template: str, **options: Any) -> None:
         super().__init__(nargs=0, **options)
         self.template = template
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print it."""
         from .embed import get_include
 
         print(self.template.format(get_include()))

@@ -107,8 +107,8 @@ def hyper_values(rule: str, **options: float) -> npt.NDArray[np.float64]:
     ----------
     rule : str
     **options : float
-        As in the call of that name in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``. Weight decay and
-        ``maximize`` are the gradient's, and so the loop's: ``g + weight_decay * p``, ``-g``.
+        As in the call of that name in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``. Weight decay
+        and ``maximize`` are the gradient's, and so the loop's: ``g + weight_decay * p``, ``-g``.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def hyper_values(rule: str, **options: float) -> npt.NDArray[np.float64]:
     defaults = inspect.signature(getattr(fused, rule)).parameters
     values = {name: options.get(name, defaults[name].default) for name in names}
     if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
-        raise TypeError(f"the update of {rule!r} needs {' and '.join(missing)}: hyper_values({rule!r}, {missing[0]}=...)")
+        raise TypeError(f"the update of {rule!r} needs {' and '.join(missing)}: pass {missing[0]}=...")
     return np.array([check(name, value) for name, value in values.items()], np.float64)
 
 

@@ -245,7 +245,7 @@ def update_each(name, p, g, states, hypers):
     raise TypeError("update_each() exists in compiled code only")
 
 
-# The loops call rules by themselves: by way of `apply`, Numba's inliner takes what is stored in `flat` of a state for dead.
+# These loops do not go by way of `apply`: Numba's inliner would take what is written to the `flat` of a state for dead.
 @overload(update_each, prefer_literal=True, jit_options={"error_model": "numpy", "forceinline": True})
 def _update_each(name, p, g, states, hypers):
     if not isinstance(name, types.StringLiteral):
@@ -295,7 +295,7 @@ def check_arrays(function, arrays):
         if given.dtype not in (types.float32, types.float64):
             raise TypingError(f"{function}: {name} must hold float32 or float64, not {given.dtype}")
         if (given.dtype, given.ndim) != (p.dtype, p.ndim):
-            raise TypingError(f"{function}: {name} must have dtype and shape of p, {p}; it is {given}")
+            raise TypingError(f"{function}: {name} must have dtype and number of axes of p, {p}; it is {given}")
         if name != "g" and not given.mutable:
             raise TypingError(f"{function}: {name} is updated in place; it must be writable")
 

@@ -11,6 +11,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #else
 #include <cmath>
 #endif
@@ -57,6 +59,9 @@ inline Doubles sqrt(Doubles x) { return _mm256_sqrt_pd(x); }
 #elif defined(__SSE2__)
 inline Floats sqrt(Floats x) { return _mm_sqrt_ps(x); }
 inline Doubles sqrt(Doubles x) { return _mm_sqrt_pd(x); }
+#elif defined(__aarch64__)
+inline Floats sqrt(Floats x) { return (Floats)vsqrtq_f32((float32x4_t)x); }
+inline Doubles sqrt(Doubles x) { return (Doubles)vsqrtq_f64((float64x2_t)x); }
 #else
 template <typename Real>
 inline Real roots(Real x) {

@@ -1,6 +1,7 @@
 """What an instruction looks like: packed and any arithmetic in a precision, and what must not be there."""
 
 import platform
+import re
 
 # The loop as a function of its own, by its mangled name: then not the code that is looked at runs, but another.
 OUTLINED = r"(?m)^_+ZN(?!08NumbaEnv)\w*3cpu6update\w*:"
@@ -38,3 +39,10 @@ else:
 
     FUSED = r"\bf(n?madd|n?msub|mla|mls)\b"
     SHIFT = r"\b(shl|ushr|[us]?shll)2?(\.4s\s|\s+v\d+\.4s)"
+
+
+def body(assembly, name):
+    """The code of a function by its Python name, and of no other, in what Numba makes of it."""
+    found = re.findall(rf"(?ms)^_+ZN\w*?{len(name)}{name}B.*?^\.Lfunc_end|^_+ZN\w*?{len(name)}{name}B.*\Z", assembly)
+    (own,) = (code for code in found if "cpython" not in code.partition(":")[0])
+    return own

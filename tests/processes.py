@@ -1,10 +1,11 @@
-"""Scripts in a Python process of their own, for tests; no tests here."""
+"""Scripts in a process of their own, of Python or a shell, for tests; no tests here."""
 
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 DEADLOCK = 60  # seconds after which something that waits is called a deadlock; nothing here takes one
 
@@ -28,3 +29,20 @@ def run_script(script, cwd, **environment):
         process.kill()
         raise
     return process.returncode, output, errors
+
+
+def run_commands(text, cwd):
+    """Run the lines that a user types, in a shell that stops at the first that fails: exit status, output and errors.
+
+    Commands that were installed with fastopt come first; CMake needs no `make`.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text],
+        cwd=cwd,
+        env={**os.environ, "PATH": path, "CMAKE_GENERATOR": "Ninja"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr

@@ -6,13 +6,16 @@ import io
 import re
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fastopt.kernels import cuda
 from fastopt.kernels.tables import ELEMENTS
 
+import fastopt
 from fastopt import cli
 from fastopt.rules import RULES
 
@@ -166,6 +169,39 @@ def test_a_kernel_that_does_not_compile_shows_the_log():
 
     with pytest.raises(RuntimeError, match=r"broken does not compile:\n.*identifier \"nothing\" is undefined"):
         cuda.cubin(nvrtc, "__device__ int f() { return nothing; }", "broken", "sm_90")
+
+
+HEADERS = ["rules.h", "schedules.h", "vectors.h", "tables.h"]
+
+
+@architectures
+@pytest.mark.parametrize("header", HEADERS)
+def test_headers_stand_alone(header, architecture):
+    """NVRTC takes a source that includes one header from the folder that a user is told, and nothing else."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = nvrtc.createProgram(f'#include "{header}"\n', "alone.cu", [], [])
+    nvrtc.compileProgram(program, ("-std=c++17", f"-I{fastopt.get_include()}", f"--gpu-architecture={architecture}"))
+    assert nvrtc.getProgramLog(program) == ""
+    nvrtc.destroyProgram(program)
+
+
+@architectures
+def test_a_kernel_of_ones_own(architecture):
+    """The one on the page about embedding: no stack, and no arithmetic in double."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    page = (Path(__file__).parent.parent / "docs/embedding.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r'source = r"""(.*?)"""', page, re.DOTALL)
+    source = source.replace('#include "rules.h"', cuda.inlined("rules.h"))
+    binary, usages = cuda.cubin(nvrtc, source, "own", architecture)
+    assert {usage.kernel for usage in usages} == {"predict", "descend"}
+    assert all(usage.local == usage.spilled == 0 for usage in usages)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        instructions = disassemble(file.name)
+    assert not any(map(FP64.match, instructions))
 
 
 def test_spills_and_shared_memory_are_reported():

@@ -1,15 +1,13 @@
 """The page about embedding: each example as printed, from the compiler's line to what the program says."""
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import cupy_stand_in
 import pytest
-from fastopt.kernels import cuda
+from processes import run_commands
 
 PAGE = (Path(__file__).parent.parent / "docs/embedding.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -18,7 +16,7 @@ NAME = re.compile(r"`([\w.]+\.\w+)`[^`]*:$")
 
 
 def examples(section):
-    """The files that a section prints, by their names, and its commands; a block without a name has the name of None."""
+    """The files that a section prints, by their names, or by None where there is none, and its commands."""
     files, commands = {}, []
     for before, language, text in BLOCK.findall(SECTIONS[section]):
         if language == "sh":
@@ -34,24 +32,21 @@ def run(section, folder):
     files, commands = examples(section)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     printed = []
     for command in commands:
-        shell = ["bash", "-euo", "pipefail", "-c", command]
-        done = subprocess.run(
-            shell, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        printed.append(done.stdout)
+        code, output, errors = run_commands(command, folder)
+        assert code == 0, output + errors
+        printed.append(output)
     return printed
 
 
-def test_numba(capsys, monkeypatch):
+def test_numba(capsys):
     """The three trainings end in the same place, to the share of images."""
     (code,) = examples("Numba")[0].values()
     exec(compile(code, "docs/embedding.md", "exec"), {})
     shares = re.findall(r"^(.*): [\d.]+ s, ([\d.]+)% of the images right$", capsys.readouterr().out, re.MULTILINE)
-    assert [name for name, _ in shares] == ["Python, NumPy's update", "Numba, NumPy's update", "Numba, fastopt's update"]
+    loops = ["Python, NumPy's update", "Numba, NumPy's update", "Numba, fastopt's update"]
+    assert [name for name, _ in shares] == loops
     assert len({share for _, share in shares}) == 1
     assert float(shares[0][1]) > 90
 

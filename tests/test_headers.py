@@ -16,6 +16,7 @@ import numpy as np
 import oracle
 import pytest
 from fastopt.kernels import cpu, extension, tables
+from instructions import any_arithmetic, packed
 from schedule_cases import CASES
 from tolerances import TRAJECTORY, assert_close
 
@@ -33,6 +34,9 @@ STRUCTS = {
     "fastopt_message": tables.MESSAGE,
     "fastopt_shape": tables.SHAPE,
     "fastopt_extents": tables.EXTENTS,
+    "fastopt_holdings": tables.HOLDINGS,
+    "fastopt_gradients": tables.GRADIENTS,
+    "fastopt_repetition": tables.REPETITION,
 }
 
 SOURCE = """
@@ -40,17 +44,31 @@ SOURCE = """
 #include "rules.h"
 
 template <class Rule, typename T>
-static void loop(T *p, const T *g, T *state, int64_t n, const T *hyper) {
-    for (int64_t i = 0; i < n; ++i) p[i] = Rule::apply(p[i], g[i], state + i, hyper);
+static void single(T *p, const T *g, T *state, int64_t n, const double *hyper) {
+    T hypers[Rule::hypers];
+    for (int k = 0; k < Rule::hypers; ++k) hypers[k] = static_cast<T>(hyper[k]);
+    for (int64_t i = 0; i < n; ++i) p[i] = Rule::apply(p[i], g[i], state + i, hypers);
 }
 
+template <class Rule, typename T>
+static void update(T *p, T *g, T *state, int64_t n, const double *hyper) {
+    T *states[] = {state};
+    if (Rule::states > 0) {
+        fastopt::update<Rule>(p, g, states, n, hyper);
+    } else {
+        fastopt::update<Rule>(p, g, nullptr, n, hyper);
+    }
+}
+
+#define LOOP(loop, name, Rule, type, T)                                                                   \\
+    static void loop##_##name##_##type(T *p, T *g, T *s, int64_t n, const double *hyper) {                \\
+        loop<fastopt::Rule>(p, g, s, n, hyper);                                                           \\
+    }
 #define DEFINE(name, Rule)                                                                                \\
-    static void name##_float32(float *p, const float *g, float *s, int64_t n, const float *hyper) {       \\
-        loop<fastopt::Rule>(p, g, s, n, hyper);                                                           \\
-    }                                                                                                     \\
-    static void name##_float64(double *p, const double *g, double *s, int64_t n, const double *hyper) {   \\
-        loop<fastopt::Rule>(p, g, s, n, hyper);                                                           \\
-    }                                                                                                     \\
+    LOOP(single, name, Rule, float32, float)                                                              \\
+    LOOP(single, name, Rule, float64, double)                                                             \\
+    LOOP(update, name, Rule, float32, float)                                                              \\
+    LOOP(update, name, Rule, float64, double)                                                             \\
     static void name##_row(const double *option, double step, int first, double *out) {                   \\
         fastopt::Rule::row(option, step, first != 0, out);                                                \\
     }                                                                                                     \\
@@ -70,6 +88,9 @@ static const char *shapes(void) { return FASTOPT_SHAPES(NAME); }
 static const char *modes(void) { return FASTOPT_MODES(NAME); }
 """
 
+FUNCTORS = dict(re.findall(r"X\((\w+), (\w+)\)", (KERNELS / "rules.h").read_text(encoding="utf-8")))
+FUNCTORS = {name: functor for name, functor in FUNCTORS.items() if name in rules.RULES}
+
 LISTS = {
     "rules": tuple(rules.RULES),
     "schedules": tables.KINDS,
@@ -78,8 +99,14 @@ LISTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+LOOPS = ("single", "update")  # by elements, in a loop of one's own, and over whole arrays
+
+# As narrow as vectors get, and as wide as this processor has them, where loops have other ends.
+TARGETS = {"narrow": [], "native": ["-march=native"]}
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def compiled(request, tmp_path_factory):
     """Rules, schedules and lists of the headers as C functions."""
     folder = tmp_path_factory.mktemp("headers")
     ffi = cffi.FFI()
@@ -89,17 +116,17 @@ def compiled(tmp_path_factory):
         declarations += [f"int {name}_{count}(void);" for count in ("states", "hypers", "options")]
         declarations.append(f"void {name}_row(const double *option, double step, int first, double *out);")
         for dtype, c in (("float32", "float"), ("float64", "double")):
-            arguments = f"{c} *p, const {c} *g, {c} *s, int64_t n, const {c} *hyper"
-            declarations.append(f"void {name}_{dtype}({arguments});")
+            arguments = f"{c} *p, {c} *g, {c} *s, int64_t n, const double *hyper"
+            declarations += [f"void {loop}_{name}_{dtype}({arguments});" for loop in LOOPS]
     ffi.cdef("\n".join(declarations))
     ffi.set_source(
-        "_headers",
+        f"_headers_{request.param}",
         SOURCE,
         source_extension=".cpp",
         include_dirs=[str(KERNELS)],
-        extra_compile_args=["-std=c++17", "-O2", "-ffp-contract=off"],
+        extra_compile_args=["-std=c++17", "-O2", "-ffp-contract=off", *TARGETS[request.param]],
     )
-    spec = importlib.util.spec_from_file_location("_headers", ffi.compile(tmpdir=str(folder)))
+    spec = importlib.util.spec_from_file_location(f"_headers_{request.param}", ffi.compile(tmpdir=str(folder)))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -142,23 +169,73 @@ def test_rows_are_the_registrys(compiled, name, step, first):
         assert got.tolist() == [*row, *[-1.0] * (tables.HYPERS - len(row))]
 
 
+OPTIONS = {"lr": 0.1, "momentum": 0.9, "eps": 1e-4}
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", rules.RULES)
-def test_rules_against_the_oracle(compiled, name, dtype):
+@pytest.mark.parametrize("loop", LOOPS)
+def test_rules_against_the_oracle(compiled, loop, name, dtype):
     """Five steps of 37 elements."""
     rng = np.random.default_rng(4)
-    options = {"lr": 0.1, "momentum": 0.9, "eps": 1e-4}
-    hypers = np.array([options[hyper] for hyper in rules.RULES[name].hypers], dtype)
+    hypers = np.array([OPTIONS[hyper] for hyper in rules.RULES[name].hypers])
     p, s = rng.standard_normal(37).astype(dtype), np.full(37, 0.5, dtype)
     want, states = p.astype(np.float64), tuple(s.astype(np.float64) for _ in rules.RULES[name].states)
     for step in range(1, 6):
         g = rng.standard_normal(37).astype(dtype)
-        function = getattr(compiled.lib, f"{name}_{np.dtype(dtype).name}")
+        function = getattr(compiled.lib, f"{loop}_{name}_{np.dtype(dtype).name}")
         function(*(array(compiled, values) for values in (p, g, s)), 37, array(compiled, hypers))
-        want, states = oracle.RULES[name](want, g, states, step, options)
+        want, states = oracle.RULES[name](want, g, states, step, OPTIONS)
     assert_close(p, want, TRAJECTORY)
     for expected in states:
         assert_close(s, expected, TRAJECTORY)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", rules.RULES)
+def test_arrays_are_updated_as_their_elements(compiled, name, dtype):
+    """To the bit, at every length around every vector's, wherever arrays begin, and not an element further."""
+    rng = np.random.default_rng(5)
+    hypers = np.array([OPTIONS[hyper] for hyper in rules.RULES[name].hypers])
+    for n in [*range(36), 63, 64, 65, 1000]:
+        start = n % 5  # in elements, from where NumPy begins: any alignment will do
+        arrays = rng.standard_normal((3, n + 7)).astype(dtype)
+        arrays[2] = abs(arrays[2])
+        arrays[:, start + n // 2] = np.nan if n % 2 else np.inf
+        results = []
+        for loop in LOOPS:
+            own = [values.copy() for values in arrays]
+            pointers = [array(compiled, values[start:]) for values in own]
+            getattr(compiled.lib, f"{loop}_{name}_{np.dtype(dtype).name}")(*pointers, n, array(compiled, hypers))
+            results.append(own)
+        np.testing.assert_array_equal(*results)
+        inside = np.zeros(n + 7, bool)
+        inside[start : start + n] = True
+        np.testing.assert_array_equal(results[1][1], arrays[1])
+        for k in (0, 2):
+            np.testing.assert_array_equal(results[1][k][~inside], arrays[k][~inside])
+
+
+@pytest.mark.parametrize("level", ["-O2", "-O3", "-O3 -fno-math-errno", "-O3 -march=native"])
+@pytest.mark.parametrize(("dtype", "c"), [("float32", "float"), ("float64", "double")])
+@pytest.mark.parametrize(("name", "functor"), FUNCTORS.items())
+def test_loops_are_vectorised(name, functor, dtype, c, level):
+    """By g++, whatever the level; what is single is the remainder of less than a vector, and in the same precision."""
+    source = f"""
+        #include "rules.h"
+        void loop({c} *p, const {c} *g, {c} *const *states, long n, const {c} *hyper) {{
+            fastopt::update<fastopt::{functor}>(p, g, states, n, hyper);
+        }}
+    """
+    command = [shutil.which("g++"), "-std=c++17", *level.split(), "-ffp-contract=off", "-S", "-x", "c++"]
+    done = subprocess.run(
+        [*command, "-I", str(KERNELS), "-o", "-", "-"], input=source, capture_output=True, text=True, check=True
+    )
+    operations = ["mul", "sub", *(["div", "sqrt", "add"] if name == "adagrad" else [])]
+    for operation in operations:
+        assert re.search(packed(operation, dtype), done.stdout), operation
+    other = any_arithmetic("float64" if dtype == "float32" else "float32")
+    assert re.findall(other, done.stdout) == []
 
 
 def test_every_kind_of_schedule_is_compared():
@@ -191,6 +268,24 @@ def test_structs_of_the_header_are_the_tables_dtypes():
         assert ffi.sizeof(struct) == dtype.itemsize
 
 
+def test_sizes_that_the_headers_assert_are_the_tables():
+    """Those of every struct: a compiler that lays one out otherwise stops there."""
+    text = "".join((KERNELS / header).read_text(encoding="utf-8") for header in ("tables.h", "fastopt.h"))
+    asserted = {struct: int(size) for struct, size in re.findall(r"^FASTOPT_SIZE\((\w+), (\d+)\)", text, re.MULTILINE)}
+    assert asserted == {struct: dtype.itemsize for struct, dtype in STRUCTS.items()}
+    assert set(asserted) == set(re.findall(r"typedef struct (\w+)", text))
+
+
+def test_a_struct_of_another_size_does_not_compile():
+    """The header says which."""
+    source = '#include "tables.h"\nFASTOPT_SIZE(fastopt_chunk, 31);\n'
+    for compiler, language in (("gcc", "c"), ("g++", "c++")):
+        command = [shutil.which(compiler), "-fsyntax-only", "-x", language, "-I", str(KERNELS), "-"]
+        done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "fastopt_chunk has another size" in done.stderr
+
+
 def test_constants_of_the_header_are_the_tables():
     """The #defines, which cffi does not read."""
     header = (KERNELS / "tables.h").read_text(encoding="utf-8")
@@ -211,7 +306,7 @@ def test_another_layout_has_another_abi():
     layouts = [dtype.descr for dtype in STRUCTS.values()]
     kinds = [tables.KINDS, tables.SHAPES, tables.MODES, tables.STEP_LIMIT]
     digest = hashlib.sha256(repr(layouts + kinds).encode()).hexdigest()[:12]
-    assert {2: "cf711be2b536"}[tables.ABI] == digest
+    assert {2: "2d194f73771c"}[tables.ABI] == digest
 
 
 @pytest.mark.parametrize(
@@ -222,6 +317,7 @@ def test_another_layout_has_another_abi():
         ("g++", "c++", "fastopt.h"),
         ("g++", "c++", "rules.h"),
         ("g++", "c++", "schedules.h"),
+        ("g++", "c++", "vectors.h"),
     ],
 )
 def test_headers_stand_alone(compiler, language, header):

@@ -1,0 +1,326 @@
+"""Updates as pointers, called from Python and from C; headers where a compiler and CMake look for them."""
+
+import ctypes
+import gc
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cffi
+import numpy as np
+import oracle
+import pytest
+from fastopt.kernels import cpu, tables
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instructions import FUSED, OUTLINED, any_arithmetic, packed
+from processes import run_commands, run_script
+from tolerances import TRAJECTORY, assert_close
+
+import fastopt
+from fastopt import cli, embed, fused
+from fastopt.rules import RULES
+
+OPTIONS = {"lr": 0.1, "momentum": 0.9, "eps": 1e-4}
+names = pytest.mark.parametrize("name", RULES)
+dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+def options(name):
+    """A rule's hyperparameters."""
+    return {hyper: OPTIONS[hyper] for hyper in RULES[name].hypers}
+
+
+def call(name, p, g, states):
+    """Update arrays through the pointer."""
+    pointers = [embed.ffi.from_buffer(array) for array in states]
+    kept = embed.ffi.new("void *[]", pointers) if pointers else embed.ffi.NULL
+    hyper = embed.ffi.from_buffer("double *", embed.hyper_values(name, **options(name)))
+    update = embed.update(name, p.dtype)
+    assert update(embed.ffi.from_buffer(p), embed.ffi.from_buffer(g), kept, p.size, hyper) is None
+
+
+@dtypes
+@names
+def test_pointers_against_the_oracle(name, dtype):
+    """Five steps at every length around a vector's, and not an element further."""
+    rng = np.random.default_rng(0)
+    for n in [*range(36), 63, 64, 65, 1000]:
+        guarded, state = rng.standard_normal(n + 2).astype(dtype), np.full(n, 0.5, dtype)
+        before = guarded.copy()
+        p = guarded[1:-1]
+        states = [state] * len(RULES[name].states)
+        want, want_states = p.astype(np.float64), tuple(state.astype(np.float64) for _ in states)
+        for step in range(2, 7):
+            g = rng.standard_normal(n).astype(dtype)
+            call(name, p, g, states)
+            want, want_states = oracle.RULES[name](want, g, want_states, step, OPTIONS)
+        assert_close(p, want, TRAJECTORY)
+        for got, expected in zip(states, want_states, strict=True):
+            assert_close(got, expected, TRAJECTORY)
+        assert (guarded[0], guarded[-1]) == (before[0], before[-1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from(list(RULES)), st.sampled_from(["float32", "float64"]), st.integers(0, 2**32 - 1), st.integers(0, 70)
+)
+def test_pointers_do_what_single_calls_do(name, dtype, seed, n):
+    """To the bit, infinities and NaN included."""
+    rng = np.random.default_rng(seed)
+    p, g, state = rng.standard_normal((3, n)).astype(dtype)
+    g[rng.random(n) < 0.1] = rng.choice([np.nan, np.inf, 0.0])
+    state = abs(state)
+    other, other_state = p.copy(), state.copy()
+    states = len(RULES[name].states)
+    call(name, p, g, [state] * states)
+    getattr(fused, name)(other, g, *[other_state] * states, **options(name))
+    np.testing.assert_array_equal(p, other)
+    np.testing.assert_array_equal(state, other_state)
+
+
+@dtypes
+@names
+def test_code(name, dtype):
+    """Packed, in its precision, and nothing fused."""
+    code = cpu.make_cfunc_of_update(cache=False)(cpu.make_update(name, dtype))._library.get_asm_str()
+    for operation in ("mul", "sub", *(["div", "sqrt", "add"] if name == "adagrad" else [])):
+        assert re.search(packed(operation, dtype), code), operation
+    other = any_arithmetic("float64" if dtype == "float32" else "float32")
+    assert [line.strip() for line in code.splitlines() if re.search(other, line)] == []
+    assert re.findall(FUSED, code) == []
+    assert not re.search(OUTLINED, code)
+
+
+def test_a_pointer_is_the_same_and_stays():
+    """Asked for again, after all that held it is gone."""
+    address = int(embed.ffi.cast("intptr_t", embed.update("sgd", "float32")))
+    gc.collect()
+    assert int(embed.ffi.cast("intptr_t", embed.update("sgd", np.float32))) == address
+    assert int(embed.ffi.cast("intptr_t", embed.update("sgd", np.dtype("f")))) == address
+    assert int(embed.ffi.cast("intptr_t", embed.update("sgd", float))) != address
+
+
+def test_ctypes_can_call_it():
+    """By its address alone."""
+    address = int(embed.ffi.cast("intptr_t", embed.update("sgd", "float64")))
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    update = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, number, pointer)(address)
+    p, g, hyper = np.ones(10), np.ones(10), embed.hyper_values("sgd", lr=0.25)
+    update(p.ctypes.data, g.ctypes.data, None, 10, hyper.ctypes.data)
+    assert (p == 0.75).all()
+
+
+def test_from_several_threads():
+    """Threads that ask first get one function, and may call it at once."""
+    results = []
+
+    def train(seed):
+        rng = np.random.default_rng(seed)
+        p, v = rng.standard_normal(5000), np.zeros(5000)
+        want, states = p.copy(), (v.copy(),)
+        for _ in range(50):
+            g = rng.standard_normal(5000)
+            call("momentum", p, g, [v])
+            want, states = oracle.momentum(want, g, states, 2, OPTIONS)
+        results.append((p, want))
+
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(train, range(8)))
+    for p, want in results:
+        assert_close(p, want, TRAJECTORY)
+
+
+def run(script, folder, **environment):
+    """Run a script in a process of its own, and return what it prints."""
+    code, output, errors = run_script(script, folder, **environment)
+    assert (code, errors) == (0, ""), errors
+    return output
+
+
+CALL = """
+    import sys
+    import numpy as np
+    from fastopt import embed
+    update = embed.update("sgd", "float32")
+    p, g, hyper = np.ones(9, "f"), np.ones(9, "f"), embed.hyper_values("sgd", lr=0.25)
+    buffer = embed.ffi.from_buffer
+    update(buffer(p), buffer(g), embed.ffi.NULL, 9, buffer("double *", hyper))
+    from fastopt.kernels import cpu, extension
+    print(p[0], cpu.update_for_c("sgd", "float32").cache_hits, extension.lib is None)
+"""
+
+
+def test_the_next_process_finds_it_compiled(tmp_path):
+    for hits in (0, 1):
+        assert run(CALL, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")).split() == ["0.75", str(hits), "False"]
+
+
+def test_without_the_extension(tmp_path):
+    """Where there was no compiler at installation."""
+    script = "import sys; sys.modules['fastopt.kernels._pool'] = None\n" + textwrap.dedent(CALL)
+    assert run(script, tmp_path).split()[::2] == ["0.75", "True"]
+
+
+def test_importing_fastopt_does_not_bring_it(tmp_path):
+    """It is there all the same, by name and in `dir`."""
+    script = """
+        import sys
+        import fastopt
+        print("fastopt.embed" in sys.modules, "cffi" in sys.modules, {"embed", "get_include"} <= set(dir(fastopt)))
+        print(fastopt.embed.get_include() == fastopt.get_include(), "numba" in sys.modules)
+    """
+    assert run(script, tmp_path).split() == ["False", "False", "True", "True", "False"]
+    with pytest.raises(AttributeError, match="module 'fastopt' has no attribute 'nothing'"):
+        fastopt.nothing  # noqa: B018 (that it raises is the point)
+
+
+# Numbers
+
+
+@names
+def test_numbers_in_the_rules_order(name):
+    """Names from the registry, which are the functor's; values as float64, new each time."""
+    assert embed.hyper(name) == RULES[name].hypers
+    values = embed.hyper_values(name, **options(name))
+    assert values.dtype == np.float64
+    assert values.tolist() == [OPTIONS[hyper] for hyper in RULES[name].hypers]
+    values[0] = 7.0
+    assert embed.hyper_values(name, **options(name))[0] == 0.1
+
+
+def test_defaults_are_those_of_single_calls():
+    assert embed.hyper_values("adagrad", lr=1).tolist() == [1.0, 1e-10]
+    assert embed.hyper_values("adagrad", eps=0, lr=np.float32(0.5)).tolist() == [0.5, 0.0]
+
+
+BAD_VALUES = [
+    (("sgd",), {}, TypeError, "the update of 'sgd' needs lr: pass lr=..."),
+    (("momentum",), {}, TypeError, "needs lr and momentum: pass lr=..."),
+    (("momentum",), {"lr": 0.1}, TypeError, "needs momentum: pass momentum=..."),
+    (("sgd",), {"lr": 0.1, "momentum": 0.9}, TypeError, "the update of 'sgd' takes lr, not momentum"),
+    (("adagrad",), {"lr": 0.1, "weight_decay": 0.0}, TypeError, "takes lr, eps, not weight_decay"),
+    (("adagrad",), {"lr": -0.1}, ValueError, "Invalid learning rate: -0.1"),
+    (("adagrad",), {"lr": float("nan")}, ValueError, "Invalid learning rate: nan"),
+    (("adagrad",), {"lr": "0.1"}, TypeError, "lr must be a number, not str"),
+    (("adam",), {"lr": 0.1}, ValueError, "there is no rule 'adam', but sgd, momentum, nesterov, adagrad"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "given_options", "error", "message"), BAD_VALUES)
+def test_bad_numbers(arguments, given_options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        embed.hyper_values(*arguments, **given_options)
+
+
+@pytest.mark.parametrize("rule", ["adam", "SGD", "", None, 3, ["sgd"]])
+def test_unknown_rules(rule):
+    """The error lists those that there are."""
+    message = re.escape(f"there is no rule {rule!r}, but sgd, momentum, nesterov, adagrad")
+    with pytest.raises(ValueError, match=message):
+        embed.update(rule, "float32")
+    with pytest.raises(ValueError, match=message):
+        embed.hyper(rule)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "int32", ">f8" if sys.byteorder == "little" else "<f8", "x", None, 3]
+)
+def test_unknown_dtypes(dtype):
+    """The error lists those that there are."""
+    message = re.escape(f"there is no update for dtype {dtype!r}, but for float32 and float64")
+    with pytest.raises(ValueError, match=message):
+        embed.update("sgd", dtype)
+
+
+# Headers
+
+
+def test_the_folder_of_the_headers(capsys):
+    """In Python and by the command, which prints nothing else."""
+    folder = Path(fastopt.get_include())
+    headers = {"fastopt.h", "tables.h", "rules.h", "schedules.h", "vectors.h"}
+    assert headers | {"fastopt-config.cmake", "fastopt-config-version.cmake"} <= {
+        path.name for path in folder.iterdir()
+    }
+    for option, text in (("--includes", f"-I{folder}\n"), ("--cmakedir", f"{folder}\n")):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([option])
+        assert stopped.value.code == 0
+        assert capsys.readouterr().out == text
+
+
+def test_the_abi_is_the_headers():
+    header = (Path(fastopt.get_include()) / "tables.h").read_text(encoding="utf-8")
+    assert int(re.search(r"#define FASTOPT_ABI +(\d+)", header)[1]) == embed.ABI == tables.ABI
+
+
+def test_the_type_of_a_pointer_is_the_headers():
+    """As cffi and a C compiler read it."""
+    source = """
+        #include "fastopt.h"
+        static void mine(void *param, const void *grad, void *const *states, int64_t n, const double *hyper) {
+            (void)param, (void)grad, (void)states, (void)n, (void)hyper;
+        }
+        fastopt_update update = mine;
+    """
+    command = [shutil.which("gcc"), "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c", "-"]
+    subprocess.run([*command, f"-I{fastopt.get_include()}"], input=source, text=True, check=True)
+    assert embed.ffi.typeof(embed.update("sgd", "float32")) is embed.ffi.typeof("fastopt_update")
+
+
+def test_a_module_of_ones_own_in_cffi(tmp_path):
+    """Compiled ahead, in which our types are included: what it takes is what `update` gives."""
+    builder = cffi.FFI()
+    builder.include(embed.ffi)
+    builder.cdef("void twice(fastopt_update update, float *p, const float *g, int64_t n, const double *hyper);")
+    builder.set_source(
+        "_twice",
+        """
+        #include "fastopt.h"
+        static void twice(fastopt_update update, float *p, const float *g, int64_t n, const double *hyper) {
+            update(p, g, 0, n, hyper);
+            update(p, g, 0, n, hyper);
+        }
+        """,
+        include_dirs=[fastopt.get_include()],
+    )
+    builder.compile(tmpdir=str(tmp_path))
+    script = """
+        import numpy as np
+        from _twice import ffi, lib
+        from fastopt import embed
+        p, g, hyper = np.ones(9, "f"), np.ones(9, "f"), embed.hyper_values("sgd", lr=0.25)
+        update = ffi.cast("fastopt_update", int(embed.ffi.cast("intptr_t", embed.update("sgd", "f"))))
+        arrays = [ffi.from_buffer("float *", array) for array in (p, g)]
+        lib.twice(update, *arrays, 9, ffi.from_buffer("double *", hyper))
+        print(p[0])
+    """
+    assert run(script, tmp_path) == "0.5\n"
+
+
+def cmake(folder, lines):
+    """Configure a project of some lines against the package, and return CMake's exit status and words."""
+    (folder / "CMakeLists.txt").write_text("\n".join(["cmake_minimum_required(VERSION 3.15)", *lines]) + "\n")
+    code, output, errors = run_commands('cmake -S . -B build -Dfastopt_DIR="$(fastopt --cmakedir)"', folder)
+    return code, output + errors
+
+
+@pytest.mark.parametrize("version", ["", "0.1", fastopt.__version__, f"{fastopt.__version__} EXACT"])
+@pytest.mark.parametrize("language", ["C", "CXX"])
+def test_cmake_finds_the_package(language, version, tmp_path):
+    """For either language, and by the version that Python names, or an older one."""
+    lines = [f"project(mine {language})", f"find_package(fastopt {version} CONFIG REQUIRED)"]
+    code, words = cmake(tmp_path, [*lines, 'message("version ${fastopt_VERSION}")'])
+    assert code == 0, words
+    assert f"version {fastopt.__version__}\n" in words
+
+
+def test_cmake_does_not_find_a_newer_one(tmp_path):
+    code, words = cmake(tmp_path, ["project(mine C)", "find_package(fastopt 99 CONFIG REQUIRED)"])
+    assert code != 0
+    assert "99" in words
