@@ -21,5 +21,6 @@ run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
 fill(ROOT / "README.md", "tables", report.markdown(run))
 fill(ROOT / "README.md", "gpu tables", gpu_report.markdown_of(ROOT / "bench/results/gpu.json"))
 fill(ROOT / "docs/schedules.md", "tables", report.schedules_markdown(run))
+fill(ROOT / "docs/embedding.md", "tables", report.loops_markdown(run))
 if (about_torch := ROOT / "docs/coming-from-torch.md").exists():
     fill(about_torch, "torch table", report.torch_markdown(run))

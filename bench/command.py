@@ -14,8 +14,8 @@ from fastopt.extras import require
 from fastopt.progress import track
 from fastopt.rules import RULES as REGISTRY
 
+from . import embedding, report
 from . import plot as chart
-from . import report
 from .contenders import CONTENDERS, HAS_TORCH, RULES, make
 from .iteration import iterations
 from .limit import limits
@@ -66,6 +66,7 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy"
         "ratios": report.ratios(timings),
         "iteration": where_installed(iterations, pace),
         "schedules": evaluations(pace),
+        "embedded": in_loops(pace),
         "torch": in_torch(workloads, pace) if HAS_TORCH else None,
     }
     report.show(found)
@@ -152,6 +153,16 @@ def timed_rule(workload: Workload, rule: str, arrays: Arrays, pace: Pace) -> Ite
         seconds = measure(contestants, mode, pace)
         limit = [min(round_) for round_ in zip(*(seconds.pop(name) for name in loops), strict=True)]
         yield Timing(workload.name + suffix, rule, bytes_moved, seconds, limit)
+
+
+def in_loops(pace: Pace) -> embedding.Embedded:
+    """Measure updates in loops that are not Python's: in C++ and C where there is a compiler."""
+    try:
+        library = embedding.compiled_loops()
+    except OSError as error:
+        say(f"loops in C++ and C are left out: {error}")
+        library = None
+    return embedding.embedded(library, pace)
 
 
 def in_torch(workloads: Sequence[Workload], pace: Pace) -> InTorch:

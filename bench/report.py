@@ -15,6 +15,7 @@ import fastopt
 from fastopt.extras import require
 
 from . import torch_report
+from .embedding import Embedded
 from .iteration import Iterations
 from .measure import MODES, Timing
 from .schedules import Evaluations
@@ -63,7 +64,7 @@ class Ratio(TypedDict):
 class Report(TypedDict):
     """All that was measured; `iteration` is None where the lab's data are not installed.
 
-    `torch` is None without torch. Files of older versions have no entry `schedules`, or no `torch`.
+    `torch` is None without torch. Files of older versions have no entry `schedules`, `torch` or `embedded`.
     """
 
     machine: Machine
@@ -71,6 +72,7 @@ class Report(TypedDict):
     ratios: list[Ratio]
     iteration: Iterations | None
     schedules: Evaluations | None
+    embedded: Embedded | None
     torch: torch_report.InTorch | None
 
 
@@ -203,6 +205,31 @@ def added(measured: Evaluations) -> str:
     return text + "."
 
 
+def in_loops(measured: Embedded) -> Lines:
+    """Make the table of embedded updates, its headings first: a rule and loop per line."""
+    lines = [["rule", "loop", "a step", "opt.step", "numpy"]]
+    for row in measured["rows"]:
+        ratios = times(row["of_step"]), times(row["of_numpy"])
+        lines.append([row["rule"], row["loop"], duration(row["seconds"]), *ratios])
+    return lines
+
+
+def about_loops(measured: Embedded) -> str:
+    """Say what the table of embedded updates is about."""
+    return (
+        f"Embedded in loops of Numba, C++ and C: a step of the MLP's {measured['parameters']:,} parameters, and how "
+        f"many times as long {SUBJECT}'s opt.step and NumPy take, back to back."
+    )
+
+
+def single_call(measured: Embedded) -> str:
+    """Say what one call through a pointer takes, where that was measured."""
+    if measured["call_seconds"] is None:
+        return ""
+    call = f"One call through the pointer on {measured['elements']} elements"
+    return f"{call} takes {1e9 * measured['call_seconds']:.0f} ns from C."
+
+
 def show(report: Report) -> None:
     """Print the tables, and what a training iteration gains."""
     console_type = require("rich.console", "bench").Console
@@ -223,6 +250,10 @@ def show(report: Report) -> None:
         console.print()
         console.print(table(evaluated(measured), 1, "Schedules: a vector of steps, and one step by itself"))
         console.print(added(measured))
+    if loops := report.get("embedded"):
+        console.print()
+        console.print(table(in_loops(loops), 2, "Embedded, and how many times as long others take"))
+        console.print(single_call(loops))
     if steps := report.get("torch"):
         torch_report.show(steps, console)
 
@@ -271,6 +302,8 @@ def markdown(report: Report) -> str:
     ]
     if costs := report.get("schedules"):
         lines += ["", f"{spread(costs)} {added(costs)}"]
+    if loops := report.get("embedded"):
+        lines += ["", *loops_lines(loops)]
     if steps := report.get("torch"):
         lines += ["", *torch_report.markdown(steps)]
     return "\n".join(lines) + "\n"
@@ -300,6 +333,19 @@ def iteration_markdown(report: Report) -> Iterator[str]:
         after = duration(entry["seconds_after"]), f"{entry['share_after']:.0%}"
         lines.append([entry["rule"], *before, *after, times(entry["gain"])])
     yield from markdown_table(lines, 1)
+
+
+def loops_lines(measured: Embedded) -> Iterator[str]:
+    """Write the table of embedded updates, line by line."""
+    yield from (about_loops(measured), "", *markdown_table(in_loops(measured), 2))
+    if call := single_call(measured):
+        yield from ("", call)
+
+
+def loops_markdown(report: Report) -> str:
+    """Write the table of embedded updates for their page, where the benchmark has measured them."""
+    measured = report.get("embedded")
+    return "\n".join([circumstances(report), "", *loops_lines(measured)]) + "\n" if measured else ""
 
 
 def schedules_markdown(report: Report) -> str:

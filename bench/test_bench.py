@@ -9,6 +9,7 @@ import gc
 import itertools
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from fastopt.bench import (
     command,
     contenders,
+    embedding,
     iteration,
     limit,
     measure,
@@ -110,6 +112,58 @@ def test_schedule(benchmark: Any, name: str) -> None:
 
     benchmark.group = f"{schedules.STEPS:,} steps of a schedule"
     benchmark(schedule, steps)
+
+
+@pytest.fixture(scope="module")
+def compiled_loops() -> Any:
+    """The loops in C++ and C."""
+    return embedding.compiled_loops()
+
+
+@pytest.mark.benchmark(disable_gc=True)
+@pytest.mark.parametrize("loop", [embedding.NUMBA, embedding.HEADER, embedding.POINTER])
+@pytest.mark.parametrize("rule", RULES)
+def test_loop(benchmark: Any, rule: str, loop: str, compiled_loops: Any) -> None:
+    arrays = Arrays.draw(embedding.WORKLOAD)
+    expected = trained("numpy", rule, arrays)
+    found = arrays.copy()
+    embedding.loops(compiled_loops, found, rule, STEPS)[loop]()
+    for got, wanted, start in zip(found.params, expected.params, arrays.params, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=TOLERANCE, atol=TOLERANCE)
+        assert not np.array_equal(got, start)
+
+    benchmark.extra_info["steps"] = embedding.STEPS
+    benchmark.group = f"{embedding.STEPS} steps of {embedding.WORKLOAD.name}, {rule}, in one loop"
+    step = embedding.loops(compiled_loops, arrays, rule)[loop]
+    step()
+    benchmark(step)
+
+
+def test_loops_are_measured_beside_an_optimizer_and_numpy(compiled_loops: Any) -> None:
+    found = embedding.embedded(compiled_loops, Pace(seconds=0, fewest=2, most=2))
+    names = [embedding.NUMBA, embedding.HEADER, embedding.POINTER]
+    assert [(row["rule"], row["loop"]) for row in found["rows"]] == list(itertools.product(RULES, names))
+    for row in found["rows"]:
+        assert min(row["seconds"], row["of_step"], row["of_numpy"]) > 0
+    assert found["parameters"] == 4801
+    call, slowest = found["call_seconds"], max(row["seconds"] for row in found["rows"])
+    assert call is not None
+    assert 0 < call < slowest
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("no-such-compiler", "there is no g"), ("false", "does not compile")]
+)
+def test_without_a_compiler_numbas_loops_are_measured(
+    compiler: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(embedding, "RULES", ("momentum",))
+    found = command.in_loops(Pace(seconds=0, fewest=2, most=2))
+    assert re.search(rf"loops in C\+\+ and C are left out: .*{message}", capsys.readouterr().err)
+    assert [row["loop"] for row in found["rows"]] == [embedding.NUMBA]
+    assert found["call_seconds"] is None
+    assert report.single_call(found) == ""
 
 
 def test_there_is_an_example_of_every_schedule() -> None:
@@ -322,6 +376,16 @@ def fake_report() -> report.Report:
             "added_seconds": 2e-6,
             "torch_seconds": 8e-6,
         },
+        "embedded": {
+            "parameters": 4801,
+            "rows": [
+                {"rule": rule, "loop": loop, "seconds": 9e-7, "of_step": 3.6, "of_numpy": 29.0}
+                for rule in RULES
+                for loop in (embedding.NUMBA, embedding.HEADER, embedding.POINTER)
+            ],
+            "elements": 64,
+            "call_seconds": 1.4e-8,
+        },
     }
 
 
@@ -384,6 +448,9 @@ def test_markdown_names_the_machine_and_the_share_of_an_iteration() -> None:
     assert "| momentum | 200 µs | 55% | 100 µs | 10% | 2.0x |" in text
     assert "takes 2.4x (Constant) to 2.4x (Product) the time of np.cos" in text
     assert "| Cosine | 30.0 ms | 2.4x | 1.00 µs |" in report.schedules_markdown(found)
+    for page in (text, report.loops_markdown(found)):
+        assert "| adagrad | C, by pointer | 0.90 µs | 3.6x | 29x |" in page
+        assert "One call through the pointer on 64 elements takes 14 ns from C." in page
     assert "adds 2.00 µs to fastopt's momentum step; the step of torch's CosineAnnealingLR takes 8.00 µs." in text
 
 
@@ -430,6 +497,16 @@ def test_reports_without_schedules_still_have_their_tables(capsys: pytest.Captur
     assert "np.cos" not in without
     report.show(found)
     assert "np.cos" not in capsys.readouterr().out
+
+
+def test_reports_without_loops_still_have_their_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    """Files of older versions have no entry."""
+    found: Any = fake_report()
+    del found["embedded"]
+    assert "pointer" not in report.markdown(found)
+    assert report.loops_markdown(found) == ""
+    report.show(found)
+    assert "pointer" not in capsys.readouterr().out
 
 
 def test_without_torch_nothing_is_said_of_its_scheduler() -> None:
@@ -514,6 +591,7 @@ def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "RULES", ("adagrad",))
     monkeypatch.setattr(command, "QUICK", Pace(seconds=0, fewest=2, most=2))
     monkeypatch.setattr(iteration, "RULES", ("adagrad",))
+    monkeypatch.setattr(embedding, "RULES", ("adagrad",))
     monkeypatch.setattr(tensors, "RULES", ("adagrad",))
     monkeypatch.setattr(tensors, "COUNTS", (1, 10))
     monkeypatch.setattr(torch_iteration, "RULES", ("adagrad",))
@@ -526,7 +604,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     command.run(True, str(data), str(chart), baseline="fastopt")
     assert "against fastopt" in capsys.readouterr().out
     found = json.loads(data.read_text(encoding="utf-8"))
-    assert list(found) == ["machine", "rows", "ratios", "iteration", "schedules", "torch"]
+    assert list(found) == ["machine", "rows", "ratios", "iteration", "schedules", "embedded", "torch"]
+    assert [row["loop"] for row in found["embedded"]["rows"]] == [embedding.NUMBA, embedding.HEADER, embedding.POINTER]
     assert list(found["torch"]) == ["threads", "rows", "curve", "iteration"]
     assert [row["implementation"] for row in found["torch"]["rows"]] == list(tensors.CONTENDERS)
     assert [point["tensors"] for point in found["torch"]["curve"]] == [1] * 4 + [10] * 4

@@ -146,3 +146,4 @@ def test_the_tables_are_those_of_the_committed_run():
     run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
     assert report.markdown(run) in (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.schedules_markdown(run) in (ROOT / "docs/schedules.md").read_text(encoding="utf-8")
+    assert report.loops_markdown(run) in (ROOT / "docs/embedding.md").read_text(encoding="utf-8")
