@@ -6,7 +6,8 @@ import zipfile
 
 def problems(names: list[str]) -> list[str]:
     """List what is wrong with a wheel's files."""
-    wanted = ["py.typed", "bench/command.py", "lab/digits.py"]
+    wanted = ["py.typed", "bench/command.py", "bench/loops.cpp", "lab/digits.py"]
+    wanted += ["kernels/vectors.h", "kernels/fastopt-config.cmake", "kernels/fastopt-config-version.cmake"]
     wanted += [f"kernels/{name}" for name in ("cpu.py", "schedules.py", "rules.h", "schedules.h", "fastopt.h")]
     wanted += [f"kernels/{name}" for name in ("cuda.py", "fused.cu", "advance.cu", "tables.h")]
     found = [f"fastopt/{name} is missing" for name in wanted if f"fastopt/{name}" not in names]
