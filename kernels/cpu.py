@@ -1,9 +1,10 @@
 """Every update rule as a scalar function, and the loop that runs any of them over the chunks of a job.
 
 A rule takes a parameter, its gradient, its states and its hyperparameters, and returns the new parameter and states.
-It computes in the parameter's own type, whatever types its hyperparameters arrive in: a Python float beside a float32
-array would make Numba go on in float64, at half the speed. Rules stand from the simplest to the hardest. Of float16 and
-bfloat16 they see nothing: the loop widens what it reads to float32, and narrows what it writes.
+It computes in the parameter's own type, float32 or float64, whatever types its hyperparameters arrive in: a Python
+float beside a float32 array would make Numba go on in float64, at half the speed. (An integer for a parameter would
+make integers of them.) Rules stand from the simplest to the hardest. Of float16 and bfloat16 they see nothing: the loop
+widens what it reads to float32, and narrows what it writes.
 
 For loops of your own, which Numba compiles, there are the rules, each rule once more over whole arrays, and `schedule`,
 whose formulas are in ``schedules.py``. For those in C there is `update_for_c`.
@@ -30,7 +31,6 @@ from .tables import ABI, CHUNK, ELEMENTS, HYPERS, JOB, LAYOUT, TENSOR, element_n
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
-inlined = njit(error_model="numpy", forceinline=True)
 
 STATES: dict = {}  # name of a rule -> how many states it has
 FUNCTIONS: list = []  # their functions, in the same order
@@ -47,6 +47,12 @@ def rule(states):
     return register
 
 
+def over_arrays(function):
+    """Compile what updates whole arrays by a rule, for loops of someone's own."""
+    function.__doc__ = "Update arrays in place by the rule of that name; `update_each` says what they may be."
+    return njit(error_model="numpy", forceinline=True)(function)
+
+
 def hypers_of(function):
     """Name a rule's hyperparameters, in its order."""
     return list(inspect.signature(function.py_func).parameters)[2 + STATES[function.__name__] :]
@@ -58,9 +64,8 @@ def sgd(p, g, lr):
     return p - real(lr) * g
 
 
-@inlined
+@over_arrays
 def update_sgd(p, g, lr):
-    """Update a whole array, in place; `update_each` says what arrays may be."""
     update_each("sgd", p, g, (), (lr,))
 
 
@@ -71,7 +76,7 @@ def momentum(p, g, v, lr, momentum):
     return p - real(lr) * v, v
 
 
-@inlined
+@over_arrays
 def update_momentum(p, g, v, lr, momentum):
     update_each("momentum", p, g, (v,), (lr, momentum))
 
@@ -83,7 +88,7 @@ def nesterov(p, g, v, lr, momentum):
     return p - real(lr) * (g + real(momentum) * v), v
 
 
-@inlined
+@over_arrays
 def update_nesterov(p, g, v, lr, momentum):
     update_each("nesterov", p, g, (v,), (lr, momentum))
 
@@ -95,7 +100,7 @@ def adagrad(p, g, s, lr, eps):
     return p - real(lr) * g / (np.sqrt(s) + real(eps)), s
 
 
-@inlined
+@over_arrays
 def update_adagrad(p, g, s, lr, eps):
     update_each("adagrad", p, g, (s,), (lr, eps))
 
@@ -252,9 +257,9 @@ def _update_each(name, p, g, states, hypers):
         return None
     function = FUNCTIONS[list(STATES).index(name.literal_value)]
     caller = f"update_{name.literal_value}"
-    arguments = list(inspect.signature(globals()[caller].py_func).parameters)
-    check_arrays(caller, dict(zip(arguments, (p, g, *states), strict=False)))
-    unlike = f"{caller}: {', '.join(arguments[: 2 + len(states)])} must have one shape"
+    names = list(inspect.signature(function.py_func).parameters)[: 2 + len(states)]
+    check_arrays(caller, dict(zip(names, (p, g, *states), strict=True)))
+    unlike = f"{caller}: {', '.join(names)} must have one shape"
 
     def stateless(name, p, g, states, hypers):
         if p.shape != g.shape:

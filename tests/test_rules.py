@@ -178,8 +178,12 @@ def test_hyper_rows_are_computed_once_in_float64():
     assert row[2] == 0.1 / (1.0 + (2**24 + 1) * 0.3)
 
 
-def test_rules_with_two_and_three_states(monkeypatch):
-    """What the descendants will need: the loop hands over as many states as a rule says it has."""
+# What the descendants will need: as many states are handed over as a rule says it has, however it is called.
+
+
+@pytest.fixture(params=[2, 3])
+def rule(request, monkeypatch):
+    """A rule with so many states, known to Numba."""
     monkeypatch.setattr(cpu, "STATES", dict(cpu.STATES))
     monkeypatch.setattr(cpu, "FUNCTIONS", list(cpu.FUNCTIONS))
 
@@ -189,17 +193,52 @@ def test_rules_with_two_and_three_states(monkeypatch):
     def three(p, g, a, b, c, lr, eps):
         return p - lr * g, a + g, b + a, c + eps
 
-    for states, function in ((2, two), (3, three)):
-        cpu.rule(states=states)(function)
-        rule = rules.Rule(
-            function.__name__, tuple("abc"[:states]), rules.OF_SGD, ("lr", "eps")[: states - 1], rules.sgd_row
-        )
-        kernel = cfunc(cpu.SIGNATURE, error_model="numpy")(cpu.make_kernel(rule.name, np.float64))
-        monkeypatch.setitem(cpu._kernels, (rule.name, "float64"), kernel)
-        launch = Launch(rule, "float64", [10])
-        p, g, *rest = (np.full(10, value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)[: 2 + states])
-        launch.addresses[0, : 2 + states] = [array.ctypes.data for array in (p, g, *rest)]
+    cpu.rule(states=2)(two)
+    cpu.rule(states=3)(three)  # each under a number of its own: by these Numba remembers what it has compiled
+    if request.param == 2:
+        return rules.Rule("two", ("a", "b"), rules.OF_SGD, ("lr",), rules.sgd_row)
+    return rules.Rule("three", ("a", "b", "c"), rules.OF_SGD, ("lr", "eps"), rules.sgd_row)
+
+
+def assert_called(rule, call):
+    """Assert what a call does to a parameter of 1, a gradient of 2 and states of 3, 4 and 5, with 0.5 and 0.25."""
+    count = len(rule.states)
+    p, g, *states = (np.full(10, value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)[: 2 + count])
+    call(p, g, *states)
+    assert (p == 0).all()
+    assert [array[0] for array in states] == [5.0, 7.0, 5.25][:count]
+
+
+def test_more_states_in_a_launch(rule, monkeypatch):
+    kernel = cfunc(cpu.SIGNATURE, error_model="numpy")(cpu.make_kernel(rule.name, np.float64))
+    monkeypatch.setitem(cpu._kernels, (rule.name, "float64"), kernel)
+    launch = Launch(rule, "float64", [10])
+
+    def call(*arrays):
+        launch.addresses[0, : len(arrays)] = [array.ctypes.data for array in arrays]
         launch.hypers[0, :4] = 1.0, 0.0, 0.5, 0.25
         launch()
-        assert (p == 0).all()
-        assert [array[0] for array in rest] == [5.0, 7.0, 5.25][:states]
+
+    assert_called(rule, call)
+
+
+def test_more_states_through_a_pointer(rule):
+    update = cfunc(cpu.UPDATE, error_model="numpy")(cpu.make_update(rule.name, np.float64))
+
+    def call(p, g, *states):
+        addresses, hypers = np.array([array.ctypes.data for array in states]), np.array([0.5, 0.25])
+        update.ctypes(p.ctypes.data, g.ctypes.data, addresses.ctypes.data, 10, hypers.ctypes.data)
+
+    assert_called(rule, call)
+
+
+def test_more_states_over_arrays(rule):
+    name, hypers = rule.name, (0.5, 0.25)[: len(rule.hypers)]
+
+    @njit
+    def call(p, g, *states):
+        cpu.update_each(name, p, g, states, hypers)
+
+    assert_called(rule, call)
+    with pytest.raises(ValueError, match=f"update_{name}: p, g, a, .* must have one shape"):
+        call(np.ones(3), np.ones(3), *[np.ones(3)] * (len(rule.states) - 1), np.ones(4))
