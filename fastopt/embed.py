@@ -75,7 +75,7 @@ def update(rule: str, dtype: npt.DTypeLike) -> Any:
 
     Notes
     -----
-    Compiled when it is first asked for, in less than a second, and kept on disk.
+    Compiled when it is first asked for, in about a second, and kept on disk.
     """
     return ffi.cast("fastopt_update", cold.update_for_c(known(rule).name, name_of(dtype)).address)
 
@@ -108,7 +108,8 @@ def hyper_values(rule: str, **options: float) -> npt.NDArray[np.float64]:
     rule : str
     **options : float
         As in the call of that name in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``. Weight decay
-        and ``maximize`` are the gradient's, and so the loop's: ``g + weight_decay * p``, ``-g``.
+        and ``maximize`` are the gradient's, and so the loop's: ``g + weight_decay * p``, ``-g``. A momentum of 0, which
+        the calls refuse for Nesterov, is gradient descent.
 
     Returns
     -------
@@ -141,7 +142,7 @@ def known(rule: str) -> Rule:
 
 def name_of(dtype: npt.DTypeLike) -> str:
     """Name a dtype that arrays may have."""
-    with contextlib.suppress(TypeError):  # what NumPy takes for no dtype; it does take None for one
+    with contextlib.suppress(TypeError, ValueError, SyntaxError):  # NumPy's, of what is none; but it takes None for one
         given = np.dtype(dtype)
         if dtype is not None and given.isnative and given.name in DTYPES:
             return given.name

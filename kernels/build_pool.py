@@ -23,7 +23,7 @@ ffi.set_source(
     "fastopt.kernels._pool",
     '#include "fastopt.h"',
     sources=["kernels/pool.cpp", "kernels/reader.cpp", "kernels/tensors.cpp", "kernels/team.cpp"],
-    depends=["kernels/tables.h", "kernels/fastopt.h", "kernels/python.h"],
+    depends=["kernels/tables.h", "kernels/fastopt.h", "kernels/interpreter.h"],
     include_dirs=["kernels"],
     source_extension=".cpp",
     py_limited_api=False,  # the reader uses the buffer protocol, which the limited API of Python 3.10 lacks

@@ -247,7 +247,14 @@ def update_each(name, p, g, states, hypers):
     ValueError
         If their shapes differ; nothing has changed then. That no two overlap is not checked.
     """
-    raise TypeError("update_each() exists in compiled code only")
+    # What follows runs where NUMBA_DISABLE_JIT has switched Numba off; the compiler chooses among the loops below.
+    function = FUNCTIONS[list(STATES).index(name)]
+    if any(array.shape != p.shape for array in (g, *states)):
+        raise ValueError(f"update_{name}: all arrays must have one shape")
+    for i in np.ndindex(p.shape):
+        updated = function(p[i], g[i], *(state[i] for state in states), *hypers)
+        for array, value in zip((p, *states), updated if states else (updated,), strict=True):
+            array[i] = value
 
 
 # These loops do not go by way of `apply`: Numba's inliner would take what is written to the `flat` of a state for dead.

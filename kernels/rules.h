@@ -9,7 +9,7 @@
 //     p[i] = fastopt::Momentum::apply(p[i], g[i], v, hypers);
 //     velocity[i] = v[0];
 //
-// Over whole arrays, on the host in vectors:
+// Over whole arrays, on the host, in vectors:
 //
 //     float *states[] = {velocity};
 //     const double hyper[] = {0.1, 0.9};
@@ -28,6 +28,7 @@
 
 #ifndef __CUDACC_RTC__
 #include <cstring>
+#include <type_traits>
 #endif
 
 // X(name, functor) for every rule.
@@ -61,7 +62,7 @@ struct Sgd {
     }
 
     template <typename T>
-    FASTOPT_DEVICE static T apply(T p, T g, T *, const T *hyper) {
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, const void *, const T *hyper) {
         T lr = hyper[0];
         return p - lr * g;
     }
@@ -81,7 +82,7 @@ struct Momentum {
     }
 
     template <typename T>
-    FASTOPT_DEVICE static T apply(T p, T g, T *state, const T *hyper) {
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], momentum = hyper[1];
         T v = state[0] = momentum * state[0] + g;
         return p - lr * v;
@@ -98,7 +99,7 @@ struct Nesterov {
     }
 
     template <typename T>
-    FASTOPT_DEVICE static T apply(T p, T g, T *state, const T *hyper) {
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], momentum = hyper[1];
         T v = state[0] = momentum * state[0] + g;
         return p - lr * (g + momentum * v);
@@ -118,17 +119,25 @@ struct Adagrad {
     }
 
     template <typename T>
-    FASTOPT_DEVICE static T apply(T p, T g, T *state, const T *hyper) {
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], eps = hyper[1];
         T s = state[0] = state[0] + g * g;
         return p - lr * g / (sqrt(s) + eps);
     }
 };
 
+#ifndef __CUDACC_RTC__  // where each thread has elements of its own
+
+// A type that is not deduced: nullptr and arrays that are not const will do for what is declared otherwise.
+template <typename T>
+struct Identity {
+    using type = T;
+};
+
 // Updates the elements from `begin` on by vectors of type Real, as long as these fit in below n, and returns where it
 // stopped.
 template <class Rule, typename Real, typename T, typename Number>
-FASTOPT_DEVICE inline long long update_by(T *p, const T *g, T *const *states, long long begin, long long n,
+FASTOPT_INLINE inline long long update_by(T *p, const T *g, T *const *states, long long begin, long long n,
                                           const Number *hyper) {
     constexpr int kept = Rule::states > 0 ? Rule::states : 1;  // there are no arrays of length 0
     constexpr long long width = sizeof(Real) / sizeof(T);
@@ -139,29 +148,30 @@ FASTOPT_DEVICE inline long long update_by(T *p, const T *g, T *const *states, lo
         Real x, gradient, state[kept];
         memcpy(&x, p + i, sizeof x);
         memcpy(&gradient, g + i, sizeof x);
-        for (int k = 0; k < Rule::states; ++k) memcpy(state + k, states[k] + i, sizeof x);
+        if constexpr (Rule::states > 0) {
+            for (int k = 0; k < Rule::states; ++k) memcpy(state + k, states[k] + i, sizeof x);
+        }
         x = Rule::apply(x, gradient, state, hypers);
         memcpy(p + i, &x, sizeof x);
-        for (int k = 0; k < Rule::states; ++k) memcpy(states[k] + i, state + k, sizeof x);
+        if constexpr (Rule::states > 0) {
+            for (int k = 0; k < Rule::states; ++k) memcpy(states[k] + i, state + k, sizeof x);
+        }
     }
     return i;
 }
-
-// A type that is not deduced: nullptr and arrays that are not const will do for what is declared otherwise.
-template <typename T>
-struct Itself {
-    using type = T;
-};
 
 // Updates n elements of an array and of its states in place. `hyper` holds the rule's hyperparameters, of any type; they
 // are converted to T. `states` points to as many arrays as the rule has, and may be null where it has none. No two arrays
 // may overlap; any alignment will do.
 template <class Rule, typename T, typename Number>
-FASTOPT_DEVICE inline void update(T *p, const typename Itself<T>::type *g, typename Itself<T>::type *const *states,
+FASTOPT_INLINE inline void update(T *p, const typename Identity<T>::type *g, typename Identity<T>::type *const *states,
                                   long long n, const Number *hyper) {
+    static_assert(std::is_floating_point<T>::value, "parameters must be float or double");
     long long done = update_by<Rule, typename vectors::Vector<T>::type>(p, g, states, 0, n, hyper);
     update_by<Rule, T>(p, g, states, done, n, hyper);
 }
+
+#endif
 
 }  // namespace fastopt
 

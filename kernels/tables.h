@@ -100,8 +100,10 @@ typedef struct fastopt_message {
 /* Fails to compile where a struct is not as large as the host's side takes it to be. */
 #ifdef __cplusplus
 #define FASTOPT_SIZE(type, bytes) static_assert(sizeof(type) == bytes, #type " has another size")
-#else
+#elif __STDC_VERSION__ >= 201112L
 #define FASTOPT_SIZE(type, bytes) _Static_assert(sizeof(type) == bytes, #type " has another size")
+#else
+#define FASTOPT_SIZE(type, bytes) typedef char type##_has_another_size[sizeof(type) == bytes ? 1 : -1]
 #endif
 
 FASTOPT_SIZE(fastopt_layout, 24);

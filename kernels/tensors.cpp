@@ -2,7 +2,7 @@
 // looks whether an optimizer's parameters and states are still the same objects in the same places. It answers for what
 // is as expected, and leaves all else to Python.
 
-#include "python.h"
+#include "interpreter.h"
 
 #include <cstring>
 

@@ -9,6 +9,9 @@
 #if defined(__GNUC__) && !defined(__CUDACC__)  // compilers with GCC's vectors
 #define FASTOPT_VECTORS
 
+// Into every caller. Else two files of one program, one of them compiled for a newer processor, might share one copy.
+#define FASTOPT_INLINE __attribute__((always_inline))
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -25,6 +28,8 @@
 #define FASTOPT_VECTOR_BYTES 16
 #endif
 
+#else
+#define FASTOPT_INLINE
 #endif
 
 namespace fastopt {
@@ -50,26 +55,26 @@ struct Vector<double> {
     typedef Doubles type;
 };
 
-#if defined(__AVX512F__)
-inline Floats sqrt(Floats x) { return _mm512_sqrt_ps(x); }
-inline Doubles sqrt(Doubles x) { return _mm512_sqrt_pd(x); }
+#if defined(__AVX512F__)  // masked, since g++ 12 warns of something uninitialised in the plain ones
+FASTOPT_INLINE inline Floats sqrt(Floats x) { return _mm512_maskz_sqrt_ps(0xFFFF, x); }
+FASTOPT_INLINE inline Doubles sqrt(Doubles x) { return _mm512_maskz_sqrt_pd(0xFF, x); }
 #elif defined(__AVX__)
-inline Floats sqrt(Floats x) { return _mm256_sqrt_ps(x); }
-inline Doubles sqrt(Doubles x) { return _mm256_sqrt_pd(x); }
+FASTOPT_INLINE inline Floats sqrt(Floats x) { return _mm256_sqrt_ps(x); }
+FASTOPT_INLINE inline Doubles sqrt(Doubles x) { return _mm256_sqrt_pd(x); }
 #elif defined(__SSE2__)
-inline Floats sqrt(Floats x) { return _mm_sqrt_ps(x); }
-inline Doubles sqrt(Doubles x) { return _mm_sqrt_pd(x); }
+FASTOPT_INLINE inline Floats sqrt(Floats x) { return _mm_sqrt_ps(x); }
+FASTOPT_INLINE inline Doubles sqrt(Doubles x) { return _mm_sqrt_pd(x); }
 #elif defined(__aarch64__)
-inline Floats sqrt(Floats x) { return (Floats)vsqrtq_f32((float32x4_t)x); }
-inline Doubles sqrt(Doubles x) { return (Doubles)vsqrtq_f64((float64x2_t)x); }
+FASTOPT_INLINE inline Floats sqrt(Floats x) { return (Floats)vsqrtq_f32((float32x4_t)x); }
+FASTOPT_INLINE inline Doubles sqrt(Doubles x) { return (Doubles)vsqrtq_f64((float64x2_t)x); }
 #else
 template <typename Real>
-inline Real roots(Real x) {
+FASTOPT_INLINE inline Real roots(Real x) {
     for (unsigned i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = std::sqrt(x[i]);
     return x;
 }
-inline Floats sqrt(Floats x) { return roots(x); }
-inline Doubles sqrt(Doubles x) { return roots(x); }
+FASTOPT_INLINE inline Floats sqrt(Floats x) { return roots(x); }
+FASTOPT_INLINE inline Doubles sqrt(Doubles x) { return roots(x); }
 #endif
 
 #endif

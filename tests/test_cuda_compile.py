@@ -204,6 +204,19 @@ def test_a_kernel_of_ones_own(architecture):
     assert not any(map(FP64.match, instructions))
 
 
+def test_the_loop_over_arrays_is_for_the_host():
+    """In a kernel it is an error: every thread would update all elements, byte by byte."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    loop = """
+        extern "C" __global__ void whole(float *p, const float *g, const float *hyper) {
+            fastopt::update<fastopt::Sgd>(p, g, nullptr, 9, hyper);
+        }
+    """
+    with pytest.raises(RuntimeError, match='has no member "update"'):
+        cuda.cubin(nvrtc, cuda.inlined("rules.h") + loop, "whole", "sm_90")
+
+
 def test_spills_and_shared_memory_are_reported():
     """What no kernel of ours shows: one with more numbers than registers, and one with shared memory."""
     from cupy_backends.cuda.libs import nvrtc

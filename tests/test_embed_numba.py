@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from instructions import FUSED, any_arithmetic, body, packed
 from numba import njit
 from numba.core.errors import TypingError
+from processes import run_script
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
 
 from fastopt.rules import RULES
@@ -321,6 +322,31 @@ def test_shapes_that_differ(which):
         with pytest.raises(ValueError, match="update_momentum: p, g, v must have one shape"):
             function(**arrays)
         assert all((array == 1).all() for array in arrays.values())
+
+
+def test_where_numba_is_switched_off(tmp_path):
+    """As its users do to look into a loop with a debugger."""
+    script = """
+        import numpy as np
+        from numba import njit
+        from fastopt.kernels import cpu
+
+        @njit
+        def train(p, g, v):
+            cpu.update_sgd(p, g, 0.25)
+            cpu.update_momentum(p, g, v, 0.5, 0.5)
+
+        p, g, v = np.ones((2, 3), np.float32), np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+        train(p, g, v)
+        print(p[1, 2], v[0, 0], p.dtype)
+        try:
+            train(p, g, np.zeros(3, np.float32))
+        except ValueError as error:
+            print(error)
+    """
+    code, output, errors = run_script(script, tmp_path, NUMBA_DISABLE_JIT="1")
+    assert (code, errors) == (0, "")
+    assert output == "0.25 1.0 float32\nupdate_momentum: all arrays must have one shape\n"
 
 
 def test_functions_of_users_that_are_cached(tmp_path):

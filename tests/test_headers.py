@@ -6,6 +6,7 @@ against the tables.
 
 import hashlib
 import importlib.util
+import platform
 import re
 import shutil
 import subprocess
@@ -101,8 +102,9 @@ LISTS = {
 
 LOOPS = ("single", "update")  # by elements, in a loop of one's own, and over whole arrays
 
-# As narrow as vectors get, and as wide as this processor has them, where loops have other ends.
-TARGETS = {"narrow": [], "native": ["-march=native"]}
+# As narrow as vectors get; as wide as this processor has them, where loops have other ends; and for a processor that is
+# not known, whose square roots are taken one by one.
+TARGETS = {"narrow": [], "native": ["-march=native"], "unknown": ["-U__SSE2__"]}
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -191,20 +193,27 @@ def test_rules_against_the_oracle(compiled, loop, name, dtype):
         assert_close(s, expected, TRAJECTORY)
 
 
+def misplaced(values, offset):
+    """A copy that begins so many bytes off where its dtype would."""
+    memory = np.empty(values.nbytes + offset, np.uint8)[offset:].view(values.dtype)
+    memory[...] = values
+    return memory
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", rules.RULES)
 def test_arrays_are_updated_as_their_elements(compiled, name, dtype):
-    """To the bit, at every length around every vector's, wherever arrays begin, and not an element further."""
+    """To the bit, at every length around a vector's, wherever arrays begin, to the byte, and not an element further."""
     rng = np.random.default_rng(5)
     hypers = np.array([OPTIONS[hyper] for hyper in rules.RULES[name].hypers])
     for n in [*range(36), 63, 64, 65, 1000]:
-        start = n % 5  # in elements, from where NumPy begins: any alignment will do
+        start = n % 5
         arrays = rng.standard_normal((3, n + 7)).astype(dtype)
         arrays[2] = abs(arrays[2])
         arrays[:, start + n // 2] = np.nan if n % 2 else np.inf
         results = []
         for loop in LOOPS:
-            own = [values.copy() for values in arrays]
+            own = [misplaced(values, n % 7 if loop == "update" else 0) for values in arrays]
             pointers = [array(compiled, values[start:]) for values in own]
             getattr(compiled.lib, f"{loop}_{name}_{np.dtype(dtype).name}")(*pointers, n, array(compiled, hypers))
             results.append(own)
@@ -220,22 +229,64 @@ def test_arrays_are_updated_as_their_elements(compiled, name, dtype):
 @pytest.mark.parametrize(("dtype", "c"), [("float32", "float"), ("float64", "double")])
 @pytest.mark.parametrize(("name", "functor"), FUNCTORS.items())
 def test_loops_are_vectorised(name, functor, dtype, c, level):
-    """By g++, whatever the level; what is single is the remainder of less than a vector, and in the same precision."""
+    """By g++, whatever the level, and in the same precision."""
     source = f"""
         #include "rules.h"
         void loop({c} *p, const {c} *g, {c} *const *states, long n, const {c} *hyper) {{
             fastopt::update<fastopt::{functor}>(p, g, states, n, hyper);
         }}
     """
-    command = [shutil.which("g++"), "-std=c++17", *level.split(), "-ffp-contract=off", "-S", "-x", "c++"]
-    done = subprocess.run(
-        [*command, "-I", str(KERNELS), "-o", "-", "-"], input=source, capture_output=True, text=True, check=True
-    )
+    code = assembled(source, *level.split(), "-ffp-contract=off")
     operations = ["mul", "sub", *(["div", "sqrt", "add"] if name == "adagrad" else [])]
     for operation in operations:
-        assert re.search(packed(operation, dtype), done.stdout), operation
+        assert re.search(packed(operation, dtype), code), operation
     other = any_arithmetic("float64" if dtype == "float32" else "float32")
-    assert re.findall(other, done.stdout) == []
+    assert re.findall(other, code) == []
+
+
+CALLS = """
+    #include "rules.h"
+    void sgd(float *p, float *g, long n, const double *h) { fastopt::update<fastopt::Sgd>(p, g, nullptr, n, h); }
+    float sgd(float p, float g, const float *h) { return fastopt::Sgd::apply(p, g, nullptr, h); }
+    void adagrad(double *p, const double *g, double *s, long n, const float *h) {
+        double *states[] = {s};
+        fastopt::update<fastopt::Adagrad>(p, g, states, n, h);
+    }
+"""
+
+
+def compile_calls(source, *flags, output="/dev/null"):
+    """Compile a source as a user would who is told of everything; return what g++ says."""
+    command = [shutil.which("g++"), "-std=c++17", "-Wall", "-Wextra", "-Werror", *flags, "-I", str(KERNELS)]
+    done = subprocess.run(
+        [*command, "-c", "-x", "c++", "-o", output, "-"], input=source, capture_output=True, text=True, check=False
+    )
+    return done.stderr
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O1", "-O2", "-O3", "-Os", "-Ofast"])
+def test_loops_compile_without_a_warning(level):
+    """Nor are they functions of their own, of which two files that are compiled for two processors might share one."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    for target in ([], ["-mavx"], ["-mavx512f"]) if x86 else ([],):
+        assert compile_calls(CALLS, level, *target) == ""
+        code = assembled(CALLS, level, *target)
+        assert re.findall(r"\.weak\s+(\S*fastopt\S*)", code) == []
+
+
+def assembled(source, *flags):
+    """The assembly that g++ makes of a source."""
+    command = [shutil.which("g++"), "-std=c++17", *flags, "-I", str(KERNELS), "-S", "-x", "c++", "-o", "-", "-"]
+    return subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+
+
+def test_integers_do_not_compile():
+    """They would take the learning rate for 0."""
+    source = """
+        #include "rules.h"
+        void sgd(int *p, const int *g, const double *h) { fastopt::update<fastopt::Sgd>(p, g, nullptr, 3, h); }
+    """
+    assert "parameters must be float or double" in compile_calls(source)
 
 
 def test_every_kind_of_schedule_is_compared():

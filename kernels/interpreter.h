@@ -1,7 +1,7 @@
 // What the two readers share: Python's interpreter lock, and ranges of addresses.
 
-#ifndef FASTOPT_PYTHON_H
-#define FASTOPT_PYTHON_H
+#ifndef FASTOPT_INTERPRETER_H
+#define FASTOPT_INTERPRETER_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
