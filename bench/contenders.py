@@ -16,7 +16,7 @@ import numpy as np
 
 import fastopt
 
-from .workloads import Arrays, aligned, like
+from .workloads import Arrays, aligned, like, zeros
 
 Step = Callable[[], object]  # what it returns is not looked at
 Factory = Callable[[Arrays, str], Step]
@@ -134,10 +134,9 @@ def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool], library: Any
     """Make an optimizer of torch.optim, or of another library for torch, over the same memory."""
     import torch
 
-    same: Callable[[Any], Any] = torch.from_dlpack  # type: ignore[attr-defined]  # which is public all the same
-    params = [same(param) for param in arrays.params]
+    params = [torch.from_numpy(param) for param in arrays.params]
     for param, grad in zip(params, arrays.grads, strict=True):
-        param.grad = same(grad)
+        param.grad = torch.from_numpy(grad)
     step: Step = optimizer(library or torch.optim, params, rule, **mode).step
     return step
 
@@ -159,8 +158,5 @@ WRITES_GRADIENTS = {("torch-foreach", "nesterov")}
 def make(name: str, rule: str, arrays: Arrays) -> Step:
     """Make a contender to be timed, on shared arrays."""
     if (name, rule) in WRITES_GRADIENTS:
-        zeros = [aligned(grad.shape) for grad in arrays.grads]
-        for grad in zeros:
-            grad[...] = 0
-        arrays = Arrays(arrays.params, zeros)
+        arrays = Arrays(arrays.params, [zeros(grad.shape) for grad in arrays.grads])
     return CONTENDERS[name](arrays, rule)

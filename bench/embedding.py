@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
@@ -22,7 +23,7 @@ from fastopt.progress import track
 
 from .contenders import CONTENDERS, EPS, LR, MOMENTUM, RULES, Step
 from .measure import Pace, back_to_back, measure, median_ratio
-from .workloads import WORKLOADS, Array, Arrays, aligned
+from .workloads import WORKLOADS, Array, Arrays, Workload, zeros
 
 WORKLOAD = WORKLOADS["mlp"]
 HYPERPARAMETERS = {"lr": LR, "momentum": MOMENTUM, "eps": EPS}
@@ -91,14 +92,6 @@ def hyper(rule: str) -> Any:
     return embed.hyper_values(rule, **{name: HYPERPARAMETERS[name] for name in embed.hyper(rule)})
 
 
-def zeros(arrays: Arrays) -> list[Array]:
-    """Allocate a state for each parameter."""
-    states = [aligned(param.shape) for param in arrays.params]
-    for state in states:
-        state[...] = 0
-    return states
-
-
 def numba_loop(arrays: Arrays, states: Sequence[Array], rule: str, steps: int) -> Step:
     """Make a loop over the six tensors that Numba compiles; left in their tuples, they took half as long again."""
     update = getattr(cpu, f"update_{rule}")
@@ -121,34 +114,47 @@ def numba_loop(arrays: Arrays, states: Sequence[Array], rule: str, steps: int) -
     return lambda: loop(params, grads, states, *numbers, steps)
 
 
-def header_loop(library: Any, arrays: Arrays, states: Sequence[Array], rule: str, steps: int) -> Step:
-    """Make the loop in C++."""
-    tensors, numbers, loop = table(arrays, states), hyper(rule), getattr(library, f"header_{rule}")
-    kept = arrays, states, tensors, numbers  # as long as there is a loop over them
-    arguments = embed.ffi.from_buffer(tensors), len(tensors), embed.ffi.from_buffer("double *", numbers), steps
-    return lambda kept=kept: loop(*arguments)  # type: ignore[misc]
+class CompiledLoop:
+    """A loop in C++ or C, ready to be called; it holds the arrays that its table of tensors points to.
+
+    Parameters
+    ----------
+    function : callable
+        Of the library, with what it takes ahead of the table.
+    arrays, states, rule, steps
+        What is updated, how, and how often.
+    """
+
+    def __init__(
+        self, function: Callable[..., object], arrays: Arrays, states: Sequence[Array], rule: str, steps: int
+    ) -> None:
+        self.function, self.held = function, (arrays, states)
+        addresses = [[array.ctypes.data for array in of] for of in (arrays.params, arrays.grads, states)]
+        table = np.array([(*row, p.size) for *row, p in zip(*addresses, arrays.params, strict=True)], TENSOR)
+        buffer = embed.ffi.from_buffer  # which keeps what it is given
+        self.arguments = buffer(table), len(table), buffer("double *", hyper(rule)), steps
+
+    def __call__(self) -> None:
+        """Take the steps."""
+        self.function(*self.arguments)
 
 
-def pointer_loop(library: Any, arrays: Arrays, states: Sequence[Array], rule: str, steps: int) -> Step:
-    """Make the loop that calls what it is given."""
-    tensors, numbers, update = table(arrays, states), hyper(rule), embed.update(rule, np.float32)
-    kept = arrays, states, tensors, numbers
-    arguments = embed.ffi.from_buffer(tensors), len(tensors), embed.ffi.from_buffer("double *", numbers), steps
-    return lambda kept=kept: library.by_pointer(update, *arguments)  # type: ignore[misc]
+def states_of(arrays: Arrays) -> list[Array]:
+    """Allocate a state for each parameter."""
+    return [zeros(param.shape) for param in arrays.params]
 
 
-def table(arrays: Arrays, states: Sequence[Array]) -> Any:
-    """Make the table of tensors that loops in C++ walk."""
-    addresses = [[array.ctypes.data for array in of] for of in (arrays.params, arrays.grads, states)]
-    return np.array([(*row, p.size) for *row, p in zip(*addresses, arrays.params, strict=True)], TENSOR)
+def by_pointer(library: Any, rule: str) -> Callable[..., object]:
+    """Hand an update over to the loop that calls what it is given."""
+    return functools.partial(library.by_pointer, embed.update(rule, np.float32))
 
 
 def loops(library: Any, arrays: Arrays, rule: str, steps: int = STEPS) -> dict[str, Step]:
     """Make all loops, by their names, each on states of its own; those of a library only where there is one."""
-    made = {NUMBA: numba_loop(arrays, zeros(arrays), rule, steps)}
+    made: dict[str, Step] = {NUMBA: numba_loop(arrays, states_of(arrays), rule, steps)}
     if library is not None:
-        made[HEADER] = header_loop(library, arrays, zeros(arrays), rule, steps)
-        made[POINTER] = pointer_loop(library, arrays, zeros(arrays), rule, steps)
+        functions = {HEADER: getattr(library, f"header_{rule}"), POINTER: by_pointer(library, rule)}
+        made |= {name: CompiledLoop(of, arrays, states_of(arrays), rule, steps) for name, of in functions.items()}
     return made
 
 
@@ -199,8 +205,6 @@ def timed_loops(own: Mapping[str, Step], others: Mapping[str, Step], pace: Pace)
 
 def call_seconds(library: Any, pace: Pace) -> float:
     """Measure a call of momentum's update, on one small array."""
-    one = Arrays([aligned((ELEMENTS,))], [aligned((ELEMENTS,))])
-    for array in (*one.params, *one.grads):
-        array[...] = 1
-    call = pointer_loop(library, one, zeros(one), "momentum", STEPS)
+    one = Arrays.draw(Workload("one", "one array", ((ELEMENTS,),)))
+    call = CompiledLoop(by_pointer(library, "momentum"), one, states_of(one), "momentum", STEPS)
     return median(timed_loops({POINTER: call}, {}, pace)[POINTER])

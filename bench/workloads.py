@@ -66,6 +66,13 @@ def aligned(shape: Shape) -> Array:
     return memory[start : start + size].view(np.float32).reshape(shape)
 
 
+def zeros(shape: Shape) -> Array:
+    """Allocate zeros in aligned memory."""
+    array = aligned(shape)
+    array[...] = 0
+    return array
+
+
 def like(array: Array) -> Array:
     """Copy an array into aligned memory."""
     copy = aligned(array.shape)

@@ -30,14 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import fused
+from .arrays import DTYPES
 from .kernels import build_pool, cold
 from .kernels.tables import ABI as ABI
 from .rules import RULES, Rule, check
 
 #: Declares all of ``fastopt.h``, for pointers, casts and functions of yours: ``ffi.include(embed.ffi)`` takes it over.
 ffi = build_pool.ffi
-
-DTYPES = ("float32", "float64")
 
 
 def get_include() -> str:
@@ -143,7 +142,7 @@ def known(rule: str) -> Rule:
 def name_of(dtype: npt.DTypeLike) -> str:
     """Name a dtype that arrays may have."""
     with contextlib.suppress(TypeError, ValueError, SyntaxError):  # NumPy's, of what is none; but it takes None for one
-        given = np.dtype(dtype)
-        if dtype is not None and given.isnative and given.name in DTYPES:
+        if dtype is not None and (given := np.dtype(dtype)) in DTYPES:
             return given.name
-    raise ValueError(f"there is no update for dtype {dtype!r}, but for {' and '.join(DTYPES)}")
+    names = " and ".join(known.name for known in DTYPES)
+    raise ValueError(f"there is no update for dtype {dtype!r}, but for {names}")

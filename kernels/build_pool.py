@@ -1,4 +1,7 @@
-"""Builds ``fastopt.kernels._pool``, the extension with the pool and the reader, through cffi for ``setup.py``."""
+"""Builds ``fastopt.kernels._pool``, the extension with the pool and the reader, through cffi for ``setup.py``.
+
+Its declarations serve `fastopt.embed` as well, which neither needs nor looks for the extension.
+"""
 
 import re
 import sys

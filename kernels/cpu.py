@@ -53,9 +53,10 @@ def over_arrays(function):
     return njit(error_model="numpy", forceinline=True)(function)
 
 
-def hypers_of(function):
-    """Name a rule's hyperparameters, in its order."""
-    return list(inspect.signature(function.py_func).parameters)[2 + STATES[function.__name__] :]
+def arguments_of(function):
+    """Name what a rule takes: numbers that stand for arrays, p, g and the states, and hyperparameters."""
+    names, arrays = list(inspect.signature(function).parameters), 2 + STATES[function.__name__]
+    return names[:arrays], names[arrays:]
 
 
 @rule(states=0)
@@ -206,7 +207,7 @@ def apply(rule, i, p, g, states, hypers):
 def _apply(rule, i, p, g, states, hypers):
     function = FUNCTIONS[rule.literal_value]
     states_used = STATES[function.__name__]
-    used = len(hypers_of(function))
+    used = len(arguments_of(function)[1])
 
     def stateless(rule, i, p, g, states, hypers):
         p[i] = narrow(function(widen(p[i]), g, *hypers[:used]), p)
@@ -250,11 +251,16 @@ def update_each(name, p, g, states, hypers):
     # What follows runs where NUMBA_DISABLE_JIT has switched Numba off; the compiler chooses among the loops below.
     function = FUNCTIONS[list(STATES).index(name)]
     if any(array.shape != p.shape for array in (g, *states)):
-        raise ValueError(f"update_{name}: all arrays must have one shape")
+        raise ValueError(shapes_differ(function))
     for i in np.ndindex(p.shape):
         updated = function(p[i], g[i], *(state[i] for state in states), *hypers)
         for array, value in zip((p, *states), updated if states else (updated,), strict=True):
             array[i] = value
+
+
+def shapes_differ(function):
+    """Say what is wrong with a rule's arrays where not all have one shape."""
+    return f"update_{function.__name__}: {', '.join(arguments_of(function)[0])} must have one shape"
 
 
 # These loops do not go by way of `apply`: Numba's inliner would take what is written to the `flat` of a state for dead.
@@ -263,10 +269,8 @@ def _update_each(name, p, g, states, hypers):
     if not isinstance(name, types.StringLiteral):
         return None
     function = FUNCTIONS[list(STATES).index(name.literal_value)]
-    caller = f"update_{name.literal_value}"
-    names = list(inspect.signature(function.py_func).parameters)[: 2 + len(states)]
-    check_arrays(caller, dict(zip(names, (p, g, *states), strict=True)))
-    unlike = f"{caller}: {', '.join(names)} must have one shape"
+    check_arrays(f"update_{name.literal_value}", dict(zip(arguments_of(function)[0], (p, g, *states), strict=True)))
+    unlike = shapes_differ(function)
 
     def stateless(name, p, g, states, hypers):
         if p.shape != g.shape:
@@ -451,7 +455,7 @@ make_cfunc_of_update = functools.partial(cfunc, UPDATE, error_model="numpy")
 def make_update(name, dtype):
     """Define what C calls to update one array by a rule: a plain function, for ``cfunc``, like `make_kernel`'s."""
     number = list(STATES).index(name)
-    states, hypers = STATES[name], len(hypers_of(FUNCTIONS[number]))
+    states, hypers = STATES[name], len(arguments_of(FUNCTIONS[number])[1])
     real = ELEMENTS[element_name(dtype)][1]
 
     def function(param, grad, state_addresses, n, hyper):

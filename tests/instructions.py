@@ -41,6 +41,11 @@ else:
     SHIFT = r"\b(shl|ushr|[us]?shll)2?(\.4s\s|\s+v\d+\.4s)"
 
 
+def operations(name):
+    """What a rule's loop does, and does packed."""
+    return ("mul", "sub", *(("div", "sqrt", "add") if name == "adagrad" else ()))
+
+
 def body(assembly, name):
     """The code of a function by its Python name, and of no other, in what Numba makes of it."""
     found = re.findall(rf"(?ms)^_+ZN\w*?{len(name)}{name}B.*?^\.Lfunc_end|^_+ZN\w*?{len(name)}{name}B.*\Z", assembly)

@@ -18,7 +18,7 @@ import pytest
 from compilation import Recorder
 from fastopt.kernels import cpu
 from fastopt.kernels.tables import ABI, ELEMENTS
-from instructions import FUSED, OUTLINED, any_arithmetic, packed
+from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed
 from numba import cfunc
 from numba.core import event
 
@@ -405,7 +405,7 @@ def assembly(filled):
 @variants
 def test_loops_are_vectorised(assembly, name, dtype):
     """Multiplications and subtractions are packed; with AdaGrad, roots and divisions too."""
-    for operation in ("mul", "sub", *(["div", "sqrt", "add"] if name == "adagrad" else [])):
+    for operation in operations(name):
         assert re.search(packed(operation, dtype), assembly[name, dtype]), operation
     assert not re.search(OUTLINED, assembly[name, dtype])
 
@@ -440,7 +440,7 @@ def test_the_patterns_find_what_they_look_for(dtype):
             x[i] = x[i] * x[i] + x[i]
 
     code = cfunc(cpu.SIGNATURE, error_model="numpy")(mixed)._library.get_asm_str()
-    for operation in ("mul", "sub", "div", "sqrt", "add"):
+    for operation in operations("adagrad"):
         assert re.search(packed(operation, other), code)
         assert not re.search(packed(operation, dtype), code)
     assert re.search(any_arithmetic(other), code)

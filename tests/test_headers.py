@@ -6,6 +6,7 @@ against the tables.
 
 import hashlib
 import importlib.util
+import os
 import platform
 import re
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import oracle
 import pytest
 from fastopt.kernels import cpu, extension, tables
-from instructions import any_arithmetic, packed
+from instructions import any_arithmetic, operations, packed
 from schedule_cases import CASES
 from tolerances import TRAJECTORY, assert_close
 
@@ -237,8 +238,7 @@ def test_loops_are_vectorised(name, functor, dtype, c, level):
         }}
     """
     code = assembled(source, *level.split(), "-ffp-contract=off")
-    operations = ["mul", "sub", *(["div", "sqrt", "add"] if name == "adagrad" else [])]
-    for operation in operations:
+    for operation in operations(name):
         assert re.search(packed(operation, dtype), code), operation
     other = any_arithmetic("float64" if dtype == "float32" else "float32")
     assert re.findall(other, code) == []
@@ -255,11 +255,11 @@ CALLS = """
 """
 
 
-def compile_calls(source, *flags, output="/dev/null"):
-    """Compile a source as a user would who is told of everything; return what g++ says."""
+def complaints(source, *flags):
+    """What g++ says of a source, to a user who wants to be told of everything."""
     command = [shutil.which("g++"), "-std=c++17", "-Wall", "-Wextra", "-Werror", *flags, "-I", str(KERNELS)]
     done = subprocess.run(
-        [*command, "-c", "-x", "c++", "-o", output, "-"], input=source, capture_output=True, text=True, check=False
+        [*command, "-c", "-x", "c++", "-o", os.devnull, "-"], input=source, capture_output=True, text=True, check=False
     )
     return done.stderr
 
@@ -269,7 +269,7 @@ def test_loops_compile_without_a_warning(level):
     """Nor are they functions of their own, of which two files that are compiled for two processors might share one."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     for target in ([], ["-mavx"], ["-mavx512f"]) if x86 else ([],):
-        assert compile_calls(CALLS, level, *target) == ""
+        assert complaints(CALLS, level, *target) == ""
         code = assembled(CALLS, level, *target)
         assert re.findall(r"\.weak\s+(\S*fastopt\S*)", code) == []
 
@@ -286,7 +286,7 @@ def test_integers_do_not_compile():
         #include "rules.h"
         void sgd(int *p, const int *g, const double *h) { fastopt::update<fastopt::Sgd>(p, g, nullptr, 3, h); }
     """
-    assert "parameters must be float or double" in compile_calls(source)
+    assert "parameters must be float or double" in complaints(source)
 
 
 def test_every_kind_of_schedule_is_compared():
