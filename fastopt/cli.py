@@ -170,11 +170,34 @@ def add_lab(commands: Commands[argparse.ArgumentParser]) -> None:
     names = parser.add_subparsers(metavar="NAME")
     for name, experiment in EXPERIMENTS.items():
         options = names.add_parser(name, help=experiment.description, description=experiment.description)
-        options.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
-        for option, parameter in inspect.signature(experiment.run).parameters.items():
-            default = parameter.default
-            options.add_argument(f"--{option}", type=type(default), default=default, help="(default: %(default)s)")
-        options.set_defaults(run=lab, name=name)
+        add_output(options)
+        for parameter in inspect.signature(experiment.run).parameters.values():
+            add_keyword(options, parameter)
+        options.set_defaults(run=lab, names=[name])
+    everything = names.add_parser("all", help="every experiment", description="every experiment, one after the other")
+    add_output(everything)
+    for keyword in ("seed", "csv"):
+        add_keyword(everything, inspect.signature(EXPERIMENTS["housing"].run).parameters[keyword])
+    everything.set_defaults(run=lab, names=[*EXPERIMENTS])
+
+
+def add_output(options: argparse.ArgumentParser) -> None:
+    """Define the options that all experiments share."""
+    options.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
+    options.add_argument("--animate", action="store_true", help="write a GIF too, in which the curves grow")
+
+
+def add_keyword(options: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
+    """Define an option for a keyword of an experiment: several values for a tuple, a word where the default is None."""
+    default = parameter.default
+    several = isinstance(default, tuple)
+    options.add_argument(
+        f"--{parameter.name.replace('_', '-')}",
+        type=str if default is None else type(default[0] if several else default),
+        nargs=len(default) if several else None,
+        default=default,
+        help="(default: %(default)s)",
+    )
 
 
 def list_experiments(arguments: argparse.Namespace) -> int:
@@ -187,19 +210,39 @@ def list_experiments(arguments: argparse.Namespace) -> int:
 
 
 def lab(arguments: argparse.Namespace) -> int:
-    """Run an experiment, write its picture and its numbers, and say what to see."""
-    from .lab import EXPERIMENTS
+    """Run an experiment, or all of them; one that fails does not keep the others from running."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if len(arguments.names) == 1:
+        print(experiment(arguments.names[0], arguments))
+        return 0
+    return max([attempt(name, arguments) for name in arguments.names])
 
-    name, out = arguments.name, arguments.out
-    experiment = EXPERIMENTS[name]
-    options = {option: getattr(arguments, option) for option in inspect.signature(experiment.run).parameters}
-    out.mkdir(parents=True, exist_ok=True)
-    figure, numbers = experiment.run(**options)
-    figure.savefig(out / f"{name}.png")
-    (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    print(experiment.report(numbers))
-    print(f"\nSee {out / name}.png; the numbers are in {name}.json beside it.")
+
+def attempt(name: str, arguments: argparse.Namespace) -> int:
+    """Run one experiment of several, under its name, and return 0, or 1 after an error that is told."""
+    print(f"{name}\n{'=' * len(name)}", flush=True)
+    try:
+        print(experiment(name, arguments), end="\n\n", flush=True)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"fastopt: error: {name}: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def experiment(name: str, arguments: argparse.Namespace) -> str:
+    """Run one experiment with those of the arguments that it takes, write what comes out, and return what to print."""
+    from .lab import EXPERIMENTS, animate
+
+    run, report = EXPERIMENTS[name].run, EXPERIMENTS[name].report
+    keywords = inspect.signature(run).parameters
+    figure, numbers = run(**{key: value for key, value in vars(arguments).items() if key in keywords})
+    path = arguments.out / f"{name}.png"
+    figure.savefig(path)
+    path.with_suffix(".json").write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if arguments.animate:
+        animate(figure, path.with_suffix(".gif"))
+    beside = f"{name}.gif and {name}.json" if arguments.animate else f"{name}.json"
+    return f"{report(numbers)}\n\nSee {path}; beside it {beside}."
 
 
 if __name__ == "__main__":

@@ -1,97 +1,262 @@
-"""The lab: the network's gradients, and what the experiments say of themselves."""
+"""What the lab is made of: the network and its training, descent in a landscape, the look, and motion."""
 
-import importlib
+import inspect
+import json
+from functools import partial
 
 import matplotlib.image
 import numpy as np
 import pytest
+import tolerances
+from lab_cases import FAST, experiment
+from PIL import Image
 
-from fastopt import schedules
-from fastopt.lab import look, network
+import fastopt
+from fastopt import cli, lab
+from fastopt.lab import animation, descent, look, network, training
 from fastopt.progress import _count, track
+from fastopt.schedules import Plateau
 
-module = importlib.import_module("fastopt.lab.digits")  # fastopt.lab.digits is the experiment itself
-gallery = importlib.import_module("fastopt.lab.schedules")
-
-
-def test_gradients_are_the_finite_differences_of_the_loss():
-    """In float64, for every parameter of a network of three layers."""
-    rng = np.random.default_rng(0)
-    params = network.new_parameters(rng, sizes=(5, 7, 6, 4), dtype=np.float64)
-    x, y = rng.standard_normal((9, 5)), rng.integers(0, 4, 9)
-    grads = {name: np.full_like(p, np.nan) for name, p in params.items()}
-    assert network.loss_and_gradients(params, x, y, grads) == pytest.approx(network.loss(params, x, y), rel=1e-12)
-    for name, p in params.items():
-        for index in np.ndindex(p.shape):
-            kept, step = p[index], 1e-6
-            p[index] = kept + step
-            above = network.loss(params, x, y)
-            p[index] = kept - step
-            below = network.loss(params, x, y)
-            p[index] = kept
-            assert grads[name][index] == pytest.approx((above - below) / (2 * step), abs=1e-8)
+FINITE_DIFFERENCE = 1e-6  # a step at which cancelled digits and curvature cost about as much, 1e-9 in all
 
 
-def test_scores_of_any_size_do_not_overflow():
-    """The softmax of large scores is as good as that of small ones."""
-    params = {"w1": np.full((2, 3), 1e4, np.float32), "b1": np.zeros(3, np.float32)}
-    assert network.loss(params, np.ones((1, 2), np.float32), np.array([1])) == pytest.approx(np.log(3), rel=1e-6)
+def test_the_lab_has_a_test_of_every_experiment():
+    """And a function of its name, whose arguments all have defaults."""
+    assert FAST.keys() == lab.EXPERIMENTS.keys()
+    for name, each in lab.EXPERIMENTS.items():
+        assert getattr(lab, name) is each.run
+        assert all(p.default is not p.empty for p in inspect.signature(each.run).parameters.values())
 
 
-def test_digits_are_split_once_and_for_all():
-    """1,797 images in two parts that share none, each digit in both."""
-    x_train, y_train, x_test, y_test = module.load()
-    assert x_train.shape == (1437, 64)
-    assert x_test.shape == (360, 64)
-    assert x_train.dtype == np.float32
-    assert (x_train.min(), x_train.max()) == (0, 1)
-    assert set(y_train) == set(y_test) == set(range(10))
-    np.testing.assert_array_equal(module.load()[0], x_train)
+@pytest.mark.parametrize("name", FAST)
+def test_an_experiment_says_three_things_with_numbers(name):
+    """After an empty line, each true to numbers that survive JSON; the picture opens, with the size it should have."""
+    figure, numbers = experiment(name)
+    assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
+    *_, empty, first, second, third = lab.EXPERIMENTS[name].report(numbers).splitlines()
+    assert empty == ""
+    for line in (first, second, third):
+        assert any(character.isdigit() for character in line), line
+        assert line.endswith(".")
+    assert figure.get_figwidth() == look.WIDTH
+    assert figure.dpi == look.DPI
 
 
-def test_digits_shows_what_it_claims(tmp_path):
-    """Losses fall, the network learns, the numbers are the network's own, and the picture has the size it should."""
-    figure, curves = module.digits(epochs=4)
-    assert list(curves) == ["sgd", "momentum", "nesterov", "adagrad"]
-    x_train, y_train, x_test, y_test = module.load()
-    for rule, curve in curves.items():
-        assert curve["loss"][-1] < curve["loss"][0]
-        assert curve["accuracy"][-1] > 0.9
-        *_, params = module.train(rule, x_train, y_train, lr=module.LEARNING_RATES[rule], epochs=4, seed=0)
-        assert network.accuracy(params, x_test, y_test) == curve["accuracy"][-1]
-    figure.savefig(tmp_path / "digits.png")
-    assert matplotlib.image.imread(tmp_path / "digits.png").shape[:2] == (800, 1800)
+@pytest.mark.parametrize("name", FAST)
+def test_nothing_in_a_picture_is_covered_or_cut_off(name):
+    """Labels of panels lie within the picture, and no two of them overlap; there are no warnings on the way."""
+    figure, _ = experiment(name)
+    figure.draw_without_rendering()
+    boxes = [(text.get_text(), text.get_window_extent()) for axes in figure.axes for text in labels(axes)]
+    page = figure.bbox
+    for i, (text, box) in enumerate(boxes):
+        assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1, text
+        assert page.y0 - 1 <= box.y0 <= box.y1 <= page.y1 + 1, text
+        assert [other for other, its_box in boxes[:i] if overlap(box, its_box)] == [], text
+
+
+def labels(axes):
+    """Return the texts around a flat panel that are drawn: title, names of axes, numbers within their limits."""
+    if not axes.axison or axes.name != "rectilinear":
+        return []
+    texts = [axes.title, axes.xaxis.label, axes.yaxis.label]
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        texts += [tick.label2 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [text for text in texts if text.get_visible() and text.get_text()]
+
+
+def overlap(one, other):
+    """Say whether two boxes share more than a pixel."""
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return width > 1 and height > 1
+
+
+def relative_luminance(colour):
+    """How bright a colour is, as WCAG 2 defines it."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+
+def test_rules_have_colours_of_their_own_that_are_seen():
+    """Different ones, each dark enough on white for a line."""
+    assert len({look.COLOURS[rule] for rule in fastopt.rules.RULES}) == len(fastopt.rules.RULES)
+    assert len(set(look.PALETTE)) == len(look.PALETTE) >= len(training.SCHEDULES)
+    assert all(relative_luminance(colour) < 0.5 for colour in look.PALETTE)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_curves_of_any_length_are_in_the_picture(epochs):
     """None is cut off, a single point is seen, and both axes have numbers."""
-    figure, axes = look.new_figure(panels=2)
-    curves = {rule: {"loss": list(np.geomspace(0.7, 0.3, epochs))} for rule in module.OPTIMIZERS}
-    look.draw(axes[0], curves, "loss")
-    look.use_log_scale(axes[0])
-    look.add_legend(figure, axes[0])
-    figure.canvas.draw()
-    low, high = axes[0].get_ylim()
-    assert low < curves["sgd"]["loss"][-1] <= curves["sgd"]["loss"][0] < high
-    assert any(low < tick < high for tick in axes[0].get_yticks())
-    assert len({line.get_color() for line in axes[0].lines}) == len(curves)
-    assert all((line.get_marker() == "o") == (epochs == 1) for line in axes[0].lines)
+    figure, panels = look.new_figure([["loss", "other"]])
+    axes = panels["loss"]
+    curves = {rule: list(np.geomspace(0.7, 0.3, epochs)) for rule in look.COLOURS}
+    for rule, curve in curves.items():
+        look.draw_curve(axes, curve, rule, look.COLOURS[rule])
+    look.label_epochs(axes)
+    look.use_log_scale(axes)
+    look.add_legend(figure, axes)
+    figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    assert low < curves["sgd"][-1] <= curves["sgd"][0] < high
+    assert any(low < tick < high for tick in axes.get_yticks())
+    assert len({line.get_color() for line in axes.lines}) == len(curves)
+    assert all((line.get_marker() == "o") == (epochs == 1) for line in axes.lines)
 
 
-def test_the_report_computes_its_words():
-    """Other numbers, other words."""
-    curves = {rule: {"loss": [0.5, 0.2], "accuracy": [0.8, 0.9]} for rule in module.OPTIMIZERS}
-    curves["momentum"] = {"loss": [0.6, 0.05], "accuracy": [0.8, 1.0]}
-    text = module.report(curves)
-    assert "sgd more than 2, momentum 2" in text
-    assert "after the last, 2: momentum, 0.0500" in text
-    assert "36 images of 360 apart, from 0.900 (sgd) to 1.000 (momentum)" in text
+def test_a_band_is_mean_and_standard_deviation():
+    """Of the runs, at each epoch."""
+    runs = np.array([[1.0, 2.0, 5.0], [3.0, 2.0, 1.0]])
+    _, panels = look.new_figure([["band"]])
+    look.draw_band(panels["band"], runs, "label", look.PALETTE[0])
+    (line,) = panels["band"].lines
+    np.testing.assert_allclose(line.get_ydata(), [2, 2, 3])
+    np.testing.assert_allclose(line.get_xdata(), [1, 2, 3])
+    (band,) = panels["band"].collections
+    edge = band.get_paths()[0].vertices
+    for epoch, (low, high) in enumerate([(1, 3), (2, 2), (1, 5)], start=1):
+        heights = edge[edge[:, 0] == epoch][:, 1]
+        assert (heights.min(), heights.max()) == (low, high)
 
 
-def test_rates_are_tuned_on_what_is_given():
-    """The best of two rates, one of which cannot learn."""
-    assert module.tune(rates=(1e-9, 0.1), epochs=1, seeds=[0]) == dict.fromkeys(module.OPTIMIZERS, 0.1)
+def test_the_deepest_point_of_a_map_is_its_darkest():
+    """Where a smooth loss is least; and the points are where they belong."""
+    _, panels = look.new_figure([["map"]])
+    look.draw_landscape(panels["map"], lambda p: (p[..., 0] - 1) ** 2 + 3 * (p[..., 1] + 0.5) ** 2, (-2, 2), (-1, 1))
+    (image,) = panels["map"].images
+    brightness = np.asarray(image.get_array())[..., :3].sum(axis=-1)
+    row, column = np.unravel_index(brightness.argmin(), brightness.shape)
+    assert -2 + 4 * column / (look.GRID - 1) == pytest.approx(1, abs=0.1)
+    assert -1 + 2 * row / (look.GRID - 1) == pytest.approx(-0.5, abs=0.1)
+    assert tuple(image.get_extent()) == (-2, 2, -1, 1)
+
+
+def test_a_gif_grows_and_the_figure_stays(tmp_path):
+    """The last frame has all of the picture, the first one less; the figure keeps its lines, size and canvas."""
+    figure, panels = look.new_figure([["curve", "path"]])
+    look.draw_curve(panels["curve"], np.arange(100.0), "sgd", look.PALETTE[1])
+    look.draw_path(panels["path"], np.random.default_rng(0).random((100, 2)), "sgd", look.PALETTE[2])
+    lines = [line for axes in figure.axes for line in axes.lines]
+    before, canvas = [line.get_xydata().copy() for line in lines], figure.canvas
+    lab.animate(figure, tmp_path / "curve.gif")
+    for line, points in zip(lines, before, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), points)
+        assert line.get_visible()
+    assert figure.canvas is canvas
+    assert figure.dpi == look.DPI
+    with Image.open(tmp_path / "curve.gif") as gif:
+        assert gif.size == (900, 400)
+        assert gif.n_frames == animation.FRAMES
+        coloured = []
+        for frame in (0, animation.FRAMES // 2, animation.FRAMES - 1):
+            gif.seek(frame)
+            pixels = np.asarray(gif.convert("RGB"), int)
+            coloured.append(int((np.ptp(pixels, axis=-1) > 100).sum()))
+    assert 0 < coloured[0] < coloured[1] < coloured[2]
+
+
+def test_a_gif_that_fails_leaves_the_figure(tmp_path):
+    """As it was."""
+    figure, panels = look.new_figure([["curve"]])
+    look.draw_curve(panels["curve"], [1.0, 2.0, 3.0], "sgd", look.PALETTE[1])
+    canvas = figure.canvas
+    with pytest.raises(OSError, match="no"):
+        lab.animate(figure, tmp_path / "no" / "folder.gif")
+    assert figure.canvas is canvas
+    assert figure.dpi == look.DPI
+    assert len(panels["curve"].lines[0].get_xdata()) == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "make", "hyper"),
+    [
+        ("sgd", partial(fastopt.SGD, lr=0.1), (0.1, 0.0)),
+        ("momentum", partial(fastopt.SGD, lr=0.1, momentum=0.9), (0.1, 0.0, 0.9, 0.0)),
+    ],
+)
+def test_descent_is_the_rule(rule, make, hyper):
+    """Step by step, and many points at once are so many descents."""
+    scale = np.array([1.0, 4.0])
+    starts = np.random.default_rng(0).standard_normal((5, 2))
+    path = descent.descend(make, lambda p: scale * p, starts, 30)
+    assert path.shape == (31, 5, 2)
+    for i, start in enumerate(starts):
+        np.testing.assert_array_equal(path[:, i], descent.descend(make, lambda p: scale * p, start, 30))
+    point, velocity = starts.copy(), None
+    for step in range(31):
+        tolerances.assert_close(path[step], point, tolerances.TRAJECTORY)
+        gradient = scale * point
+        velocity = gradient if velocity is None or rule == "sgd" else 0.9 * velocity + gradient
+        point = point - hyper[0] * velocity
+
+
+@pytest.mark.parametrize("activation", ["RELU", "SIGMOID"])
+@pytest.mark.parametrize("objective", ["cross_entropy", "squared_error"])
+def test_gradients_are_the_finite_differences_of_the_loss(activation, objective):
+    """In float64, for every parameter of a network of three layers."""
+    activation, objective = getattr(network, activation), getattr(network, objective)
+    rng = np.random.default_rng(0)
+    outputs = 4 if objective is network.cross_entropy else 1
+    params = network.new_parameters(rng, sizes=(5, 7, 6, outputs), dtype=np.float64)
+    x = rng.standard_normal((9, 5))
+    y = rng.integers(0, 4, 9) if outputs == 4 else rng.standard_normal(9)
+    grads = {name: np.full_like(p, np.nan) for name, p in params.items()}
+    loss = partial(network.loss, params, x, y, objective, activation)
+    assert network.loss_and_gradients(params, x, y, grads, objective, activation) == pytest.approx(loss(), rel=1e-12)
+    for name, p in params.items():
+        for index in np.ndindex(p.shape):
+            kept = p[index]
+            p[index] = kept + FINITE_DIFFERENCE
+            above = loss()
+            p[index] = kept - FINITE_DIFFERENCE
+            below = loss()
+            p[index] = kept
+            assert grads[name][index] == pytest.approx((above - below) / (2 * FINITE_DIFFERENCE), abs=1e-8)
+
+
+def test_scores_of_any_size_do_not_overflow():
+    """The softmax of large scores is as good as that of small ones, and a sigmoid has no limits."""
+    params = {"w1": np.full((2, 3), 1e4, np.float32), "b1": np.zeros(3, np.float32)}
+    assert network.loss(params, np.ones((1, 2), np.float32), np.array([1])) == pytest.approx(np.log(3), rel=1e-6)
+    np.testing.assert_array_equal(network.SIGMOID.value(np.array([-1e4, 0, 1e4])), [0, 0.5, 1])
+
+
+def test_training_takes_every_input_once_in_an_epoch():
+    """In batches of the size asked for, the last one being what is left; and stops after its epochs."""
+    rng = np.random.default_rng(0)
+    seen = []
+
+    def objective(outputs, y):
+        seen.append(y)
+        return network.squared_error(outputs, y)
+
+    params = network.new_parameters(rng, sizes=(3, 1), dtype=np.float64)
+    optimizer = fastopt.SGD(params, lr=0.1)
+    y = np.arange(10.0)
+    epochs = training.train(params, optimizer, rng.random((10, 3)), y, epochs=2, batch=4, rng=rng, objective=objective)
+    assert list(epochs) == [1, 2]
+    assert [len(batch) for batch in seen] == 2 * [4, 4, 2]
+    first, second = np.concatenate(seen[:3]), np.concatenate(seen[3:])
+    assert sorted(first) == sorted(second) == sorted(y)
+    assert list(first) != list(second)
+
+
+def test_schedules_to_compare_begin_alike_and_end_low():
+    """The first rate is lr but for the one that warms up, and the last one lower but for the constant one."""
+    for name, make in training.SCHEDULES.items():
+        schedule = make(0.5, 30, 45)
+        if name == "one-cycle":
+            assert max(schedule(np.arange(30 * 45))) == pytest.approx(0.5)
+        else:
+            assert schedule(0) == 0.5
+        if isinstance(schedule, Plateau):
+            for _ in range(30):
+                schedule.update(1.0)
+        end = schedule(30 * 45 - 1)
+        assert end == 0.5 if name == "constant" else end <= 0.01
 
 
 def test_progress_yields_what_it_is_given(capsys):
@@ -103,61 +268,66 @@ def test_progress_yields_what_it_is_given(capsys):
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("steps", [20, 1000, 12_345_678])
-def test_schedules_draws_what_the_schedules_are(steps):
-    """The values are those of the objects that the numbers name, the lines are the values, and none is cut off."""
-    figure, numbers = gallery.schedules(steps)
-    t = np.array(numbers["steps"])
-    assert (t[0], t[-1]) == (0, steps)
-    assert len(t) == min(steps + 1, 1001)
-    for axes, (title, curves) in zip(figure.axes, numbers["panels"].items(), strict=True):
-        assert axes.get_title() == title
-        low, high = axes.get_ylim()
-        for line, (label, curve) in zip(axes.lines, curves.items(), strict=True):
-            np.testing.assert_array_equal(line.get_xydata(), np.transpose([t, curve["values"]]))
-            assert low < min(curve["values"]) <= max(curve["values"]) < high
-            if title != "Plateau":
-                schedule = eval(curve["schedule"], vars(schedules))
-                assert type(schedule).__name__ == title.split()[0].strip(",")
-                np.testing.assert_array_equal(curve["values"], schedule(t), err_msg=f"{title}, {label}")
+@pytest.mark.parametrize("name", FAST)
+def test_the_command_writes_picture_numbers_and_motion(name, tmp_path, capsys, monkeypatch):
+    """With the options of the function; and prints what the report says."""
+    monkeypatch.chdir(tmp_path)
+    words = []
+    for option, value in FAST[name].items():
+        words += [f"--{option.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    assert cli.main(["lab", name, "--out", "new/folder", "--animate", *words]) == 0
+    printed = capsys.readouterr().out
+    numbers = json.loads((tmp_path / "new/folder" / f"{name}.json").read_text())
+    _, again = experiment(name)
+    assert numbers == again
+    assert lab.EXPERIMENTS[name].report(numbers) in printed
+    picture = matplotlib.image.imread(tmp_path / "new/folder" / f"{name}.png")
+    assert picture.shape[1] == look.WIDTH * look.DPI
+    with Image.open(tmp_path / "new/folder" / f"{name}.gif") as gif:
+        assert gif.n_frames > 1
+        assert gif.size[0] == look.WIDTH * animation.DPI
 
 
-def test_every_schedule_is_in_the_picture(tmp_path):
-    """A panel for each class at least, in a picture of the size that it should have."""
-    figure, numbers = gallery.schedules()
-    assert {title.split()[0].strip(",") for title in numbers["panels"]} == {*schedules.SCHEDULES, "Plateau"}
-    assert numbers["panels"]["OneCycle"].keys() == {"lr", "momentum"}
-    assert numbers["panels"]["WarmupStableDecay"].keys() == {"linear", "cosine", "1-sqrt"}
-    figure.savefig(tmp_path / "schedules.png")
-    assert matplotlib.image.imread(tmp_path / "schedules.png").shape[:2] == (1680, 1800)
+def test_all_experiments_in_one_command(tmp_path, capsys, monkeypatch):
+    """Each is run with what it takes of seed and csv; one that fails is named at the end, and the others run."""
+    taken = {}
+    figure, _ = look.new_figure([["panel"]])
+
+    def stand_in(name, each):
+        def run(**keywords):
+            taken[name] = keywords
+            if name == "digits":
+                raise OSError("no digits today")
+            return figure, {"number": 1}
+
+        run.__signature__ = inspect.signature(each.run)
+        return lab.Experiment(each.description, run, lambda numbers: f"{name} says {numbers['number']}")
+
+    experiments = {name: stand_in(name, each) for name, each in lab.EXPERIMENTS.items()}
+    monkeypatch.setattr(lab, "EXPERIMENTS", experiments)
+    assert cli.main(["lab", "all", "--out", str(tmp_path), "--seed", "7", "--csv", "houses.csv"]) == 1
+    captured = capsys.readouterr()
+    assert "digits: no digits today" in captured.err
+    assert taken.keys() == experiments.keys()
+    assert taken["housing"] == {"csv": "houses.csv", "seed": 7}
+    assert taken["schedules"] == {}
+    assert all(taken[name] == {"seed": 7} for name in ("landscape", "bounce", "sparse", "digits", "gradients"))
+    for name in experiments.keys() - {"digits"}:
+        assert f"{name} says 1" in captured.out
+        assert (tmp_path / f"{name}.png").exists()
 
 
-def test_the_plateau_in_the_picture_follows_its_metric():
-    """A new one that is told the same metrics, after epochs of 25 steps, takes the same rates, several of them."""
-    curves = gallery.schedules(steps=1000)[1]["panels"]["Plateau"]
-    plateau = eval(curves["lr"]["schedule"], vars(schedules))
-    for rate, metric in zip(curves["lr"]["values"][:1000:25], curves["metric"]["values"][:1000:25], strict=True):
-        assert plateau(0) == rate
-        plateau.update(metric)
-    assert len({*curves["lr"]["values"]}) > 3
+WRONG = [
+    (name, option, value)
+    for name, each in lab.EXPERIMENTS.items()
+    for option, parameter in inspect.signature(each.run).parameters.items()
+    if isinstance(parameter.default, (int, float))
+    for value in (-1, float("nan") if isinstance(parameter.default, float) else 1.5, "many", None)
+]
 
 
-def test_the_report_names_schedules_and_values():
-    """At the quarters, in a row for each that has a schedule."""
-    curve = {"schedule": "Linear(...)", "values": [1.0, 0.75, 0.5, 0.25, 0.125]}
-    numbers = {"steps": [0, 25, 50, 75, 100], "panels": {"Linear": {"lr": curve, "metric": {"values": [1.0] * 5}}}}
-    lines = gallery.report(numbers).splitlines()
-    assert [line.split() for line in lines] == [
-        ["0", "25", "50", "75", "100", "schedule"],
-        ["1.000", "0.750", "0.500", "0.250", "0.125", "Linear(...)"],
-    ]
-    assert len({line.index(word) for line, word in zip(lines, ("schedule", "Linear"), strict=True)}) == 1
-
-
-@pytest.mark.parametrize(
-    ("steps", "error"), [(19, ValueError), (-1, ValueError), (2**40, ValueError), (1e3, TypeError)]
-)
-def test_schedules_wants_steps_that_it_can_draw(steps, error):
-    """And says so."""
-    with pytest.raises(error, match="steps must be"):
-        gallery.schedules(steps)
+@pytest.mark.parametrize(("name", "option", "value"), WRONG)
+def test_wrong_arguments_are_named(name, option, value):
+    """Before anything is done."""
+    with pytest.raises((TypeError, ValueError), match=option):
+        lab.EXPERIMENTS[name].run(**{option: value})

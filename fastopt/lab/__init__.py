@@ -1,17 +1,29 @@
 """Experiments with pictures: ``fastopt lab NAME``, or ``fastopt.lab.NAME()``, which returns a figure and its numbers.
 
-An experiment is one file here and one line below. Its function takes keywords with defaults, numbers or strings, which
-become options of the command, and returns a matplotlib figure and plain numbers; its report puts those into words.
+An experiment is one file here and one line below. Its function takes keywords with defaults (numbers, tuples of
+numbers, words), which become options of the command, and returns a matplotlib figure and plain numbers, fit for JSON;
+its report puts those into words: tables, an empty line, and three lines of what to see.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .animation import animate
+from .bounce import bounce
+from .bounce import report as bounce_report
 from .digits import digits
 from .digits import report as digits_report
+from .gradients import gradients
+from .gradients import report as gradients_report
+from .housing import housing
+from .housing import report as housing_report
+from .landscape import landscape
+from .landscape import report as landscape_report
 from .schedules import report as schedules_report
 from .schedules import schedules
+from .sparse import report as sparse_report
+from .sparse import sparse
 
 
 @dataclass(frozen=True)
@@ -24,8 +36,24 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    "digits": Experiment("four update rules train a small network on handwritten digits", digits, digits_report),
+    "landscape": Experiment("which ways of descending get past potholes", landscape, landscape_report),
+    "bounce": Experiment("noisy gradients: a constant rate rattles, a decaying one homes in", bounce, bounce_report),
     "schedules": Experiment("every learning-rate schedule in a panel of its own", schedules, schedules_report),
+    "sparse": Experiment("why AdaGrad: a weight that few pairs concern", sparse, sparse_report),
+    "digits": Experiment("rules and schedules train a network on handwritten digits", digits, digits_report),
+    "housing": Experiment("schedules train a regression on house prices", housing, housing_report),
+    "gradients": Experiment("gradients that explode or vanish, and what helps", gradients, gradients_report),
 }
 
-__all__ = ["EXPERIMENTS", "Experiment", "digits", "schedules"]
+__all__ = [
+    "EXPERIMENTS",
+    "Experiment",
+    "animate",
+    "bounce",
+    "digits",
+    "gradients",
+    "housing",
+    "landscape",
+    "schedules",
+    "sparse",
+]

@@ -1,24 +1,30 @@
-"""Handwritten digits: one small network, one start, the same batches, four update rules."""
+"""Handwritten digits: one small network, by four update rules, and by five schedules of the learning rate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import Count
 from ..extras import require
 from ..optimizers import SGD, Adagrad, Optimizer
+from ..plateau import Plateau
 from ..progress import track
-from . import look, network
+from . import look, network, training
 from .network import Array
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BATCH = 32
 TEST_IMAGES = 360
+ZOOM = 0.08  # so far below the best accuracy reaches the panel of the schedules, which differ little
+SIDE = 8  # of an image, in pixels
+SCHEDULES = ("constant", "exponential", "step", "cosine", "plateau")
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
@@ -27,6 +33,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adagrad": Adagrad,
 }
 LEARNING_RATES = {"sgd": 0.3, "momentum": 0.1, "nesterov": 0.1, "adagrad": 0.1}  # the choice of `tune`
+EPS = 1e-10  # AdaGrad's, by default
 
 
 def load() -> tuple[Array, Array, Array, Array]:
@@ -53,100 +60,202 @@ def load() -> tuple[Array, Array, Array, Array]:
     return x_train, y_train, x_test, y_test
 
 
-def train(rule: str, x: Array, y: Array, *, lr: float, epochs: int, seed: int) -> Iterator[dict[str, Array]]:
-    """Train a new network by one rule, and yield its parameters after each epoch.
+def held_out(x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+    """Set a fifth of the training images aside, at random but always the same: inputs and digits of the rest, of it."""
+    order = np.random.default_rng(0).permutation(len(y))
+    aside, rest = np.split(order, [len(y) // 5])
+    return x[rest], y[rest], x[aside], y[aside]
 
-    The seed alone decides the start and the batches, so that all rules have the same.
+
+def train(
+    make_optimizer: Callable[..., Optimizer], x: Array, y: Array, *, epochs: int, seed: int, **options: Any
+) -> Iterator[tuple[dict[str, Array], Optimizer]]:
+    """Train a new network, and yield its parameters and the optimizer after each epoch.
+
+    The seed alone decides the start and the batches, so that all optimizers have the same.
     """
     rng = np.random.default_rng(seed)
     params = network.new_parameters(rng)
-    grads = {name: np.zeros_like(array) for name, array in params.items()}
-    optimizer = OPTIMIZERS[rule](params, lr=lr)
-    optimizer.bind(grads)
-    for _ in range(epochs):
-        order = rng.permutation(len(y))
-        for begin in range(0, len(y), BATCH):
-            batch = order[begin : begin + BATCH]
-            network.loss_and_gradients(params, x[batch], y[batch], grads)
-            optimizer.step()
-        yield params
+    optimizer = make_optimizer(params, **options)
+    for _ in training.train(params, optimizer, x, y, epochs=epochs, batch=BATCH, rng=rng):
+        yield params, optimizer
 
 
-def digits(epochs: int = 30, seed: int = 0) -> tuple[Figure, look.Curves]:
-    """Train a network of 64, 32 and 10 units on handwritten digits, by four rules: sgd, momentum, nesterov, adagrad.
+def digits(epochs: int = 30, seeds: int = 5, seed: int = 0) -> tuple[Figure, dict[str, Any]]:
+    """Train a network of 64, 32 and 10 units on handwritten digits, by four rules and on five schedules.
 
-    All four begin with the same parameters and see the same batches of 32 images. Each has the learning rate that
-    `tune` found best for it, on the training images alone; momentum is 0.9.
+    All begin with the same parameters and see the same batches of 32 images. Each rule has the learning rate that
+    `tune` found best for it, on the training images alone, and momentum is 0.9. The schedules are those of
+    plain descent, begin with its rate, and see four fifths of these images; the plateau goes by the loss on the rest.
 
     Parameters
     ----------
     epochs : int, default 30
         Passes over the training images, 1 or more.
+    seeds : int, default 5
+        How many times the schedules are compared, 1 or more.
     seed : int, default 0
-        Of the start and the batches, 0 or more.
+        The first one, of the start and the batches; the rules are compared with this one.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
-        Training loss and test accuracy by epoch.
-    curves : dict
-        ``{rule: {"loss": [...], "accuracy": [...]}}``, a number after each epoch: cross-entropy, as the mean over all
-        training images, and the share of test images that are recognised.
+        By rule, training loss and test accuracy by epoch; by schedule, test accuracy by epoch, as mean and standard
+        deviation; AdaGrad's effective rate for each pixel.
+    numbers : dict
+        ``{"rules": {rule: {"loss": [...], "accuracy": [...]}}, "schedules": {name: {"accuracy": [[...], ...],
+        "roughness": ...}}, "effective_lr": [[...], ...], "lr": ...}``. After each epoch: cross-entropy, as the mean
+        over all training images, and the share of test images that are recognised; for schedules, a list for each seed.
+        Roughness is the mean change of the accuracy from one epoch to the next, over the second half of the epochs,
+        up or down. The effective rate, ``lr / (sqrt(h) + eps)``, is that of AdaGrad at the end, h being its accumulator
+        as the mean over a pixel's 32 weights; None for a pixel that is dark in all images.
 
     Raises
     ------
     ImportError
         If matplotlib or scikit-learn is not installed; the extra ``fastopt[lab]`` has them.
-    ValueError
-        If epochs or seed are out of range.
+    TypeError, ValueError
+        If an argument is out of range.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be 1 or more, not {epochs}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, not {seed}")
-    figure, (loss_axes, accuracy_axes) = look.new_figure(panels=2)
+    epochs = Count(1, 2**20).check("epochs", epochs)
+    seeds = Count(1, 2**20).check("seeds", seeds)
+    seed = Count().check("seed", seed)
+    figure, axes = look.new_figure([["loss", "accuracy"], ["schedules", "pixels"]], height=8.0)
     x_train, y_train, x_test, y_test = load()
 
-    curves: look.Curves = {rule: {"loss": [], "accuracy": []} for rule in OPTIMIZERS}
+    rules = by_rule(x_train, y_train, x_test, y_test, epochs, seed)
+    schedules = by_schedule(x_train, y_train, x_test, y_test, epochs, range(seed, seed + seeds))
+    pixels = rules["adagrad"].pop("effective_lr")
+    numbers = {"rules": rules, "schedules": schedules, "lr": LEARNING_RATES["adagrad"], "effective_lr": pixels}
+    draw(figure, axes, numbers)
+    return figure, numbers
+
+
+def by_rule(
+    x_train: Array, y_train: Array, x_test: Array, y_test: Array, epochs: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Train by every rule: loss and accuracy after each epoch, and for AdaGrad its effective rates at the end."""
+    curves: dict[str, dict[str, Any]] = {rule: {"loss": [], "accuracy": []} for rule in OPTIMIZERS}
     trained = (
-        (rule, params)
-        for rule in OPTIMIZERS
-        for params in train(rule, x_train, y_train, lr=LEARNING_RATES[rule], epochs=epochs, seed=seed)
+        (rule, params, optimizer)
+        for rule, make_optimizer in OPTIMIZERS.items()
+        for params, optimizer in train(
+            make_optimizer, x_train, y_train, epochs=epochs, seed=seed, lr=LEARNING_RATES[rule]
+        )
     )
-    for rule, params in track(trained, "training", total=len(OPTIMIZERS) * epochs):
+    for rule, params, optimizer in track(trained, "training, by rule", total=len(OPTIMIZERS) * epochs):
         curves[rule]["loss"].append(network.loss(params, x_train, y_train))
         curves[rule]["accuracy"].append(network.accuracy(params, x_test, y_test))
-
-    look.draw(loss_axes, curves, "loss")
-    look.use_log_scale(loss_axes)
-    loss_axes.set_ylabel("training loss (cross-entropy, nats)")
-    look.draw(accuracy_axes, curves, "accuracy")
-    accuracy_axes.set(ylim=(None, 1.0), ylabel=f"test accuracy (share of {TEST_IMAGES} images)")
-    accuracy_axes.yaxis.set_major_formatter("{x:.2f}")
-    accuracy_axes.locator_params(axis="y", steps=[1, 2, 5, 10], nbins=6)
-    look.add_legend(figure, loss_axes)
-    return figure, curves
+        if rule == "adagrad":
+            curves[rule]["effective_lr"] = effective_rates(optimizer.state["w1"]["sum"], LEARNING_RATES[rule])
+    return curves
 
 
-def report(curves: look.Curves) -> str:
-    """Say in a table and three lines what there is to see."""
+def by_schedule(
+    x_train: Array, y_train: Array, x_test: Array, y_test: Array, epochs: int, seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Train by plain descent on every schedule, once for each seed: accuracy after each epoch, and how rough it is."""
+    x_rest, y_rest, x_aside, y_aside = held_out(x_train, y_train)
+    batches = -(-len(y_rest) // BATCH)
+    curves: dict[str, dict[str, Any]] = {name: {"accuracy": []} for name in SCHEDULES}
+    runs = [(name, seed) for name in SCHEDULES for seed in seeds]
+    for name, seed in track(runs, "training, by schedule"):
+        schedule = training.SCHEDULES[name](LEARNING_RATES["sgd"], epochs, batches)
+        accuracies = []
+        for params, _ in train(SGD, x_rest, y_rest, epochs=epochs, seed=seed, lr=schedule):
+            accuracies.append(network.accuracy(params, x_test, y_test))
+            if isinstance(schedule, Plateau):
+                schedule.update(network.loss(params, x_aside, y_aside))
+        curves[name]["accuracy"].append(accuracies)
+    for curve in curves.values():
+        curve["roughness"] = roughness(curve["accuracy"])
+    return curves
+
+
+def roughness(accuracies: Sequence[Sequence[float]]) -> float:
+    """Return the mean change from one epoch to the next, over the second half of the epochs; 0 where there is none."""
+    late = np.array(accuracies)[:, len(accuracies[0]) // 2 :]
+    changes = np.abs(np.diff(late, axis=1))
+    return float(changes.mean()) if changes.size else 0.0
+
+
+def effective_rates(accumulator: Array, lr: float) -> list[list[float | None]]:
+    """Return AdaGrad's effective rate of each pixel as an image, from the accumulator of the first layer's weights."""
+    history = np.mean(accumulator, axis=1, dtype=np.float64).reshape(SIDE, SIDE)
+    return [[lr / (h**0.5 + EPS) if h > 0 else None for h in row] for row in history.tolist()]
+
+
+def draw(figure: Figure, axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
+    """Draw all panels."""
+    for rule, curve in numbers["rules"].items():
+        look.draw_curve(axes["loss"], curve["loss"], rule, look.COLOURS[rule])
+        look.draw_curve(axes["accuracy"], curve["accuracy"], rule, look.COLOURS[rule])
+    look.use_log_scale(axes["loss"])
+    axes["loss"].set_ylabel("training loss (cross-entropy, nats)")
+    colours = look.colours(training.SCHEDULES)
+    for name, curve in numbers["schedules"].items():
+        look.draw_band(axes["schedules"], curve["accuracy"], name, colours[name])
+    highest = max(max(each) for curve in numbers["schedules"].values() for each in curve["accuracy"])
+    for panel, bottom in (("accuracy", None), ("schedules", highest - ZOOM)):
+        axes[panel].set(ylim=(bottom, 1.0), ylabel=f"test accuracy (share of {TEST_IMAGES} images)")
+        axes[panel].yaxis.set_major_formatter("{x:.2f}")
+        axes[panel].locator_params(axis="y", steps=[1, 2, 5, 10], nbins=6)
+    for panel in ("loss", "accuracy", "schedules"):
+        look.label_epochs(axes[panel])
+    axes["schedules"].legend(frameon=False, fontsize=look.FONT_SIZE, loc="lower right")
+    draw_pixels(figure, axes["pixels"], numbers["effective_lr"])
+    look.add_legend(figure, axes["loss"])
+
+
+def draw_pixels(figure: Figure, axes: Axes, rates: Sequence[Sequence[float | None]]) -> None:
+    """Draw the effective rates as an image; pixels that have none are hatched."""
+    values = np.array(rates, np.float64)  # None becomes NaN
+    norm = require("matplotlib.colors", "lab").LogNorm()
+    image = axes.imshow(values, cmap="cividis", norm=norm)
+    for row, column in np.argwhere(np.isnan(values)):
+        axes.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, facecolor="none", hatch="////", ec="0.6")
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("pixels of the image; hatched: always dark")
+    bar = figure.colorbar(image, ax=axes, label="AdaGrad's effective rate")
+    bar.ax.tick_params(labelsize=look.FONT_SIZE - 1)
+    bar.ax.yaxis.label.set_fontsize(look.FONT_SIZE)
+
+
+def corners_and_centre(rates: Sequence[Sequence[float | None]]) -> tuple[list[float], list[float]]:
+    """Return the rates of the 4 pixels in the corners, of those that have one, and of the 4 in the centre."""
+    ends, middle = (0, SIDE - 1), (SIDE // 2 - 1, SIDE // 2)
+    corners = [rates[row][column] for row in ends for column in ends]
+    centre = [rates[row][column] for row in middle for column in middle]
+    return [rate for rate in corners if rate is not None], [rate for rate in centre if rate is not None]
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """Say in two tables and three lines what there is to see."""
+    rules, schedules = numbers["rules"], numbers["schedules"]
     lines = [f"{'rule':10} {'lr':>5} {'training loss':>15} {'test accuracy':>15}"]
-    for rule, curve in curves.items():
+    for rule, curve in rules.items():
         lines.append(f"{rule:10} {LEARNING_RATES[rule]:>5g} {curve['loss'][-1]:>15.4f} {curve['accuracy'][-1]:>15.3f}")
-    epochs = len(curves["sgd"]["loss"])
-    reached = {rule: look.first_below(curve["loss"], 0.1) for rule, curve in curves.items()}
+    final = {name: float(np.mean(curve["accuracy"], axis=0)[-1]) for name, curve in schedules.items()}
+    ranking = sorted(final, key=final.__getitem__, reverse=True)
+    seeds = len(schedules[ranking[0]]["accuracy"])
+    lines += ["", f"{'schedule':12} {'test accuracy, mean of ' + str(seeds):>26} {'change per epoch, late':>24}"]
+    lines += [f"{name:12} {final[name]:>26.4f} {schedules[name]['roughness']:>24.4f}" for name in ranking]
+
+    epochs = len(rules["sgd"]["loss"])
+    reached = {rule: look.first_below(curve["loss"], 0.1) for rule, curve in rules.items()}
     counts = ", ".join(f"{rule} {count or f'more than {epochs}'}" for rule, count in reached.items())
-    early, late = (min(curves, key=lambda rule: curves[rule]["loss"][epoch]) for epoch in (0, -1))
-    final = {rule: curve["accuracy"][-1] for rule, curve in curves.items()}
-    worst, best = min(final, key=final.__getitem__), max(final, key=final.__getitem__)
-    images = round((final[best] - final[worst]) * TEST_IMAGES)
+    smoothest, roughest = (choose(schedules, key=lambda name: schedules[name]["roughness"]) for choose in (min, max))
+    corners, centre = corners_and_centre(numbers["effective_lr"])
     lines += [
         "",
         f"Epochs until the training loss is below 0.1: {counts}.",
-        f"Lowest loss after the first epoch: {early}, {curves[early]['loss'][0]:.2f}; "
-        f"after the last, {epochs}: {late}, {curves[late]['loss'][-1]:.4f}.",
-        f"Test accuracies end {images} images of {TEST_IMAGES} apart, from {final[worst]:.3f} ({worst}) to "
-        f"{final[best]:.3f} ({best}).",
+        f"Schedules by accuracy after {epochs} epochs: {', '.join(ranking)}; smoothest late is {smoothest}, by "
+        f"{100 * schedules[smoothest]['roughness']:.2f} points per epoch, roughest {roughest}, by "
+        f"{100 * schedules[roughest]['roughness']:.2f}.",
+        f"From lr {numbers['lr']:g} AdaGrad makes a rate of {np.median(centre):.3f} for the pixels in the centre, and "
+        + (f"{np.median(corners):.3g} for those in the corners." if corners else "none for the corners, always dark."),
     ]
     return "\n".join(lines)
 
@@ -156,7 +265,7 @@ def tune(
 ) -> dict[str, float]:
     """Find the learning rate of each rule that learns best, on the training images alone.
 
-    A fifth of them, chosen at random, is held out. Best is the lowest loss on these, as the mean over epochs and
+    A fifth of them is held out. Best is the lowest loss on these, as the mean over epochs and
     seeds: it rewards both getting there soon and getting far.
 
     Returns
@@ -165,13 +274,14 @@ def tune(
         Rule -> learning rate.
     """
     x, y, _, _ = load()
-    order = np.random.default_rng(0).permutation(len(y))
-    held_out, rest = np.split(order, [len(y) // 5])
+    x_rest, y_rest, x_aside, y_aside = held_out(x, y)
 
     def mean_loss(rule: str, lr: float) -> float:
         trained = (
-            params for seed in seeds for params in train(rule, x[rest], y[rest], lr=lr, epochs=epochs, seed=seed)
+            params
+            for seed in seeds
+            for params, _ in train(OPTIMIZERS[rule], x_rest, y_rest, epochs=epochs, seed=seed, lr=lr)
         )
-        return float(np.mean([network.loss(params, x[held_out], y[held_out]) for params in trained]))
+        return float(np.mean([network.loss(params, x_aside, y_aside) for params in trained]))
 
     return {rule: min(rates, key=lambda lr: mean_loss(rule, lr)) for rule in OPTIMIZERS}

@@ -1,10 +1,13 @@
-"""The look that all pictures of the lab share, and what they draw: curves by epoch, one for each rule."""
+"""The look that all pictures of the lab share, and how they draw a curve, a band, a landscape and a path in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from ..extras import require
 from ..rules import RULES
@@ -12,77 +15,177 @@ from ..rules import RULES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from mpl_toolkits.mplot3d import Axes3D
 
-Curves: TypeAlias = dict[str, dict[str, list[float]]]  # rule -> quantity -> its values, one after each epoch
+Array: TypeAlias = npt.NDArray[Any]
+Limits: TypeAlias = tuple[float, float]
+Loss: TypeAlias = Callable[[Array], Array]  # of points, shape (..., 2), each with a value
 
 # The colours of Okabe and Ito, which colour-blind people tell apart; without yellow, which is too pale for a line.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 COLOURS = dict(zip(RULES, cycle(PALETTE)))  # a rule has one colour in all pictures
 
 DPI = 200  # twice what a page shows, for sharp screens
+WIDTH = 9.0  # inches, which fill a page of 900 pixels
 FONT_SIZE = 11
+SMALL = FONT_SIZE - 2
+HEIGHTS = ("#6f8aa3", "#bccbd8", "#f4f1e8")  # of a landscape, from deep to high: pale, so that paths are seen
+LIGHT = {"azdeg": 315, "altdeg": 50}  # where a landscape is lit from
+LINES = 14  # of equal loss
+GRID = 201  # points of a landscape's picture along each axis
 
 
 def new_figure(
-    panels: int = 1, width: float = 9.0, height: float = 4.0, columns: int | None = None
-) -> tuple[Figure, Sequence[Axes]]:
-    """Make a figure with panels side by side, without pyplot and its global state.
+    mosaic: Sequence[Sequence[str]], height: float = 4.0, projections: Mapping[str, str] | None = None, **ratios: Any
+) -> tuple[Figure, dict[str, Axes]]:
+    """Make a figure of named panels, without pyplot and its global state.
 
     Parameters
     ----------
-    panels : int
-    width, height : float
-        In inches; 9 inches fill the width of a page of 900 pixels.
-    columns : int, optional
-        So many panels in a row; by default, all of them.
+    mosaic : sequence of sequences of str
+        Rows of names; a panel reaches over all places with its name, ``"."`` leaves a place empty.
+    height : float
+        In inches.
+    projections : mapping, optional
+        Panels that are not flat: name -> ``"3d"``.
+    **ratios
+        ``width_ratios`` and ``height_ratios``, as of matplotlib's subplot_mosaic.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
-    axes : sequence of matplotlib.axes.Axes
-        One for each panel.
+    axes : dict
+        Name -> its panel.
     """
     layout = require("matplotlib.layout_engine", "lab").ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
-    figure: Figure = require("matplotlib.figure", "lab").Figure((width, height), dpi=DPI, layout=layout)
-    columns = columns or panels
-    axes = [figure.add_subplot(-(-panels // columns), columns, i + 1) for i in range(panels)]
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
+    figure: Figure = require("matplotlib.figure", "lab").Figure((WIDTH, height), dpi=DPI, layout=layout)
+    special = {name: {"projection": projection} for name, projection in (projections or {}).items()}
+    rows: Any = [list(row) for row in mosaic]
+    axes = figure.subplot_mosaic(rows, per_subplot_kw=special, **ratios)
+    for each in axes.values():
         each.tick_params(labelsize=FONT_SIZE - 1)
-        each.xaxis.label.set_fontsize(FONT_SIZE)
-        each.yaxis.label.set_fontsize(FONT_SIZE)
-        each.grid(color="0.9", linewidth=0.8)
-        each.set_axisbelow(True)
-        each.margins(x=0.02)
+        for part in (each.xaxis.label, each.yaxis.label, each.title):
+            part.set_fontsize(FONT_SIZE)
+        if each.name == "rectilinear":
+            each.spines[["top", "right"]].set_visible(False)
+            each.grid(color="0.9", linewidth=0.8)
+            each.set_axisbelow(True)
+            each.margins(x=0.02)
     return figure, axes
 
 
-def draw(axes: Axes, curves: Curves, quantity: str) -> None:
-    """Draw one quantity of every rule by epoch, from 1."""
-    for rule, curve in curves.items():
-        values = curve[quantity]
-        marker = "o" if len(values) == 1 else None  # one point has no line
-        axes.plot(range(1, len(values) + 1), values, color=COLOURS[rule], linewidth=1.6, marker=marker, label=rule)
-    axes.set_xlabel("epoch")
+def colours(labels: Iterable[str]) -> dict[str, str]:
+    """Give each label a colour of its own, in the palette's order."""
+    return dict(zip(labels, cycle(PALETTE)))
+
+
+def draw_curve(axes: Axes, values: Sequence[float] | Array, label: str, colour: str, first: int = 1) -> None:
+    """Draw values by epoch, the first one of which is given: 0 for what begins with the start."""
+    marker = "o" if len(values) == 1 else None  # one point has no line
+    epochs = range(first, first + len(values))
+    axes.plot(epochs, values, color=colour, linewidth=1.6, marker=marker, label=label)
+
+
+def draw_band(axes: Axes, runs: Sequence[Sequence[float]] | Array, label: str, colour: str, first: int = 1) -> None:
+    """Draw the mean of several runs by epoch, and a band of one standard deviation to either side."""
+    mean, deviation = np.mean(runs, axis=0), np.std(runs, axis=0)
+    draw_curve(axes, mean, label, colour, first)
+    epochs = range(first, first + len(mean))
+    axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
+
+
+def label_epochs(axes: Axes, label: str = "epoch") -> None:
+    """Put whole numbers below a panel."""
     ticker = require("matplotlib.ticker", "lab")
+    axes.set_xlabel(label)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
-def use_log_scale(axes: Axes) -> None:
-    """Make the values' axis logarithmic, with plain numbers at 1, 2 and 5 of every power of ten."""
+def use_log_scale(axes: Axes, subs: Sequence[int] = (1, 2, 5)) -> None:
+    """Make the values' axis logarithmic, with plain numbers at 1, 2 and 5 times every power of ten, or as given."""
     ticker = require("matplotlib.ticker", "lab")
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def add_legend(figure: Figure, axes: Axes) -> None:
-    """Put the legend of one panel above all of them, where it covers no curve."""
+def add_legend(figure: Figure, axes: Axes, columns: int | None = None) -> None:
+    """Put the legend of one panel above all of them, where it covers no curve; in one row, if columns are not given."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=FONT_SIZE)
+    columns = columns or len(labels)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=FONT_SIZE)
 
 
-def first_below(values: Sequence[float], bound: float) -> int | None:
+def grid_of(x: Limits, y: Limits) -> tuple[Array, Array, Array]:
+    """Return the points of a rectangle: along x, along y, and all of them, shape (GRID, GRID, 2)."""
+    along_x, along_y = np.linspace(*x, GRID), np.linspace(*y, GRID)
+    return along_x, along_y, np.stack(np.meshgrid(along_x, along_y), axis=-1)
+
+
+def coloured(values: Array, x: Limits, y: Limits, relief: bool) -> Array:
+    """Return the colours of a landscape, from deep to high; with relief, lit from the upper left."""
+    colors = require("matplotlib.colors", "lab")
+    colormap = colors.LinearSegmentedColormap.from_list("heights", HEIGHTS)
+    if not relief:
+        plain: Array = colormap(colors.PowerNorm(0.5)(values))  # shades where it is deep and flat
+        return plain
+    steps = {"dx": (x[1] - x[0]) / (GRID - 1), "dy": (y[1] - y[0]) / (GRID - 1)}
+    exaggeration = 0.15 * (x[1] - x[0]) / np.ptp(values)
+    light = colors.LightSource(**LIGHT)
+    lit: Array = light.shade(values[::-1], colormap, blend_mode="soft", vert_exag=exaggeration, **steps)
+    return lit[::-1]
+
+
+def draw_landscape(axes: Axes, loss: Loss, x: Limits, y: Limits, relief: bool = False) -> None:
+    """Draw a loss of two parameters as a map, the deeper the darker, with lines of equal loss.
+
+    Relief shows what is small and steep; but its shadows look like depth, so that a smooth loss is better without.
+    """
+    along_x, along_y, points = grid_of(x, y)
+    values = loss(points)
+    colours_there = coloured(values, x, y, relief)
+    axes.imshow(colours_there, origin="lower", extent=(*x, *y), aspect="auto", interpolation="bilinear")
+    shares = np.linspace(0, 1, LINES) ** (1 if relief else 2)
+    levels = values.min() + np.ptp(values) * shares[1:-1]
+    axes.contour(along_x, along_y, values, levels=levels, colors="0.4", linewidths=0.35, alpha=0.7)
+    axes.set(xlim=x, ylim=y)
+    axes.grid(False)
+
+
+def draw_path(axes: Axes, path: Array, label: str, colour: str, linewidth: float = 1.5, alpha: float = 1.0) -> Line2D:
+    """Draw the way of a point over a map, shape (steps + 1, 2): a ring where it starts, a dot where it is."""
+    outline = require("matplotlib.patheffects", "lab").withStroke(linewidth=linewidth + 1.4, foreground="white")
+    axes.plot(*path[:1].T, marker="o", markersize=7, markerfacecolor="white", markeredgecolor="black", zorder=4)
+    (line,) = axes.plot(
+        *path.T, color=colour, linewidth=linewidth, alpha=alpha, label=label, zorder=3, path_effects=[outline],
+        marker="o", markevery=[-1], markersize=6, markeredgecolor="white",
+    )  # fmt: skip
+    return line
+
+
+def draw_surface(axes: Axes3D, loss: Loss, x: Limits, y: Limits, top: float) -> None:
+    """Draw a loss of two parameters as a landscape in space, cut off at the top."""
+    along_x, along_y, points = grid_of(x, y)
+    values = np.minimum(loss(points), top)
+    axes.computed_zorder = False  # what is drawn later lies above
+    surface = axes.plot_surface(
+        *np.meshgrid(along_x, along_y), values, facecolors=coloured(values, x, y, relief=True),
+        rstride=2, cstride=2, linewidth=0, antialiased=False, shade=False,
+    )  # fmt: skip
+    surface.set(clip_on=False, in_layout=False)  # corners may reach over the panel's edge
+    axes.set(xlim=x, ylim=y)
+
+
+def draw_path_in_space(axes: Axes3D, path: Array, loss: Loss, colour: str, top: float) -> None:
+    """Draw the way of a point over a landscape in space."""
+    axes.plot(
+        *path.T, np.minimum(loss(path), top), color=colour, linewidth=1.6, zorder=5,
+        marker="o", markevery=[-1], markersize=6, markeredgecolor="white", clip_on=False, in_layout=False,
+    )  # fmt: skip
+
+
+def first_below(values: Sequence[float] | Array, bound: float) -> int | None:
     """Return the first epoch, from 1, after which a value is below a bound."""
     return next((epoch for epoch, value in enumerate(values, start=1) if value < bound), None)

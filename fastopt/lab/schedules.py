@@ -41,6 +41,7 @@ Lines: TypeAlias = dict[str, dict[str, Any]]  # label -> the schedule, as text, 
 POINTS = 1001  # of a curve, at most
 UNITS = 20  # the lengths of all examples are multiples of the steps' 20th
 STEPS_LIMIT = 2**40  # far below the schedules' own, which those with several dips or periods reach sooner
+COLUMNS = 3  # of panels, which fill them
 METRICS = 40  # that the plateau is told, one after each epoch
 THIN = {"momentum": 0.79, "metric": 0.28}  # lines that are no rates, and where their names cover nothing
 
@@ -74,6 +75,7 @@ def examples(unit: int) -> dict[str, dict[str, Schedule]]:
         "Piecewise": {"lr": Piecewise([0.2, 1.0, 0.5, 0.1], [2 * unit, 8 * unit, 14 * unit])},
         "InverseSqrt": {"lr": InverseSqrt(1.0, warmup=2 * unit)},
         "Cosine": {"lr": Cosine(1.0, length)},
+        "Cosine, dips=2": {"lr": Cosine(1.0, length, dips=2)},
         "Cosine, dips=3": {"lr": Cosine(1.0, length, dips=3)},
         "WarmRestarts, mult=2": {"lr": WarmRestarts(1.0, period=3 * unit, mult=2)},
         "OneCycle": {"lr": one_cycle, "momentum": one_cycle.momentum()},
@@ -158,24 +160,42 @@ def schedules(steps: int = 1000) -> tuple[Figure, dict[str, Any]]:
         for title, lines in examples(steps // UNITS).items()
     }
     panels["Plateau"] = plateau(t)
-    figure, axes = look.new_figure(panels=len(panels), columns=4, height=8.4)
-    for each, (title, lines) in zip(axes, panels.items(), strict=True):
-        draw(each, title, t, lines)
+    titles = [*panels]
+    rows = [titles[first : first + COLUMNS] for first in range(0, len(titles), COLUMNS)]
+    figure, axes = look.new_figure(rows, height=10.8)
+    for title, lines in panels.items():
+        draw(axes[title], title, t, lines)
     figure.supxlabel("step", fontsize=look.FONT_SIZE)
     figure.supylabel("value", fontsize=look.FONT_SIZE)
     return figure, {"steps": t.tolist(), "panels": panels}
 
 
 def report(numbers: dict[str, Any]) -> str:
-    """Say in a table what each schedule is, and its values at the quarters."""
+    """Say in a table what each schedule is, and its values at the quarters; and in three lines what there is to see."""
     last = len(numbers["steps"]) - 1
     quarters = [last * i // 4 for i in range(5)]
     width = max(7, len(str(numbers["steps"][-1])) + 2)
+    panels = numbers["panels"]
     rows = ["".join(f"{numbers['steps'][i]:>{width}}" for i in quarters) + "  schedule"]
     rows += [
         "".join(f"{line['values'][i]:>{width}.3f}" for i in quarters) + f"  {line['schedule']}"
-        for lines in numbers["panels"].values()
+        for lines in panels.values()
         for line in lines.values()
         if "schedule" in line
+    ]
+    means = {title: float(np.mean(lines["lr"]["values"])) for title, lines in panels.items() if "lr" in lines}
+    changing = {title: mean for title, mean in means.items() if title not in ("Constant", "Plateau")}
+    lowest, highest = (choose(changing, key=changing.__getitem__) for choose in (min, max))
+    rates, momenta = (np.array(panels["OneCycle"][label]["values"]) for label in ("lr", "momentum"))
+    peak = int(rates.argmax())
+    drops = np.flatnonzero(np.diff(panels["Plateau"]["lr"]["values"])) + 1
+    rows += [
+        "",
+        f"All rates peak at 1. But for Constant and Plateau, {highest} has the highest mean, {changing[highest]:.2f}, "
+        f"and {lowest} the lowest, {changing[lowest]:.2f}.",
+        f"OneCycle's rate is highest, {rates[peak]:.3f}, at step {numbers['steps'][peak]}, where its momentum is "
+        f"{momenta[peak]:.3f}; at the end they are {rates[-1]:.3f} and {momenta[-1]:.3f}.",
+        f"The plateau, which sees its metric alone, lowers the rate {len(drops)} times"
+        + (f", first at step {numbers['steps'][drops[0]]}." if len(drops) else "."),
     ]
     return "\n".join(rows)

@@ -1,0 +1,151 @@
+"""Noisy gradients on a bowl: a constant rate rattles around the minimum, a decaying one homes in."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checks import Count, Number
+from ..optimizers import SGD
+from ..progress import track
+from ..schedules import Constant, Exponential, Schedule
+from . import look
+from .descent import descend
+from .network import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+START = (4.0, 3.0)
+CURVATURES = np.array([1.0, 3.0])
+EXTENT = (-2.2, 4.6), (-2.6, 3.6)  # of the map
+LAST = 0.25  # the share of the steps over which the distance at the end is averaged
+
+
+def loss(points: Array) -> Array:
+    """Return ``(x**2 + 3 * y**2) / 2``."""
+    value: Array = (CURVATURES * points**2).sum(axis=-1) / 2
+    return value
+
+
+def rattling(lr: float, noise: float) -> float:
+    """Return the distance from the minimum at which a constant rate stays, as a root mean square.
+
+    A step ``p -= lr * (c * p + noise)`` multiplies p by ``1 - lr * c``: along each axis the mean square of p is at rest
+    where ``p**2 == (1 - lr * c)**2 * p**2 + (lr * noise)**2``.
+    """
+    return float(np.sqrt((lr * noise**2 / (CURVATURES * (2 - lr * CURVATURES))).sum()))
+
+
+def bounce(
+    lr: float = 0.2, noise: float = 1.0, steps: int = 400, runs: int = 100, seed: int = 0
+) -> tuple[Figure, dict[str, Any]]:
+    """Descend in a bowl by gradients with noise, at a constant and at a decaying rate, which see the same noise.
+
+    The decaying rate falls by the same share at each step, to a hundredth of lr.
+
+    Parameters
+    ----------
+    lr : float, default 0.2
+        The constant rate, and the first of the decaying one: above 0, and below 2 / 3, where descent diverges.
+    noise : float, default 1.0
+        Standard deviation of the noise in each component of the gradient.
+    steps : int, default 400
+        8 or more.
+    runs : int, default 100
+        Descents over whose squared distances the mean is taken; the first one is drawn.
+    seed : int, default 0
+        Of the noise.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        The two paths, and the distance from the minimum by step.
+    numbers : dict
+        ``{"expected": ..., "constant": {"schedule": ..., "path": ..., "distance": ..., "mean_distance": ...},
+        "decaying": {...}}``: distances of the path and of all runs, as a root mean square; expected is where that of
+        the constant rate stays in theory.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed; the extra ``fastopt[lab]`` has it.
+    TypeError, ValueError
+        If an argument is out of range.
+    """
+    lr = Number("learning rate", 1e-6, 0.66).check("lr", lr)
+    noise = Number("noise", 1e-9, 1e9).check("noise", noise)
+    steps = Count(8, 2**20).check("steps", steps)
+    runs = Count(1, 2**20).check("runs", runs)
+    seed = Count().check("seed", seed)
+    figure, axes = look.new_figure([["paths", "distance"]], height=4.2)
+    schedules: dict[str, Schedule] = {
+        "constant": Constant(lr),
+        "decaying": Exponential.between(lr, lr / 100, steps),
+    }
+    numbers: dict[str, Any] = {"lr": lr, "noise": noise, "runs": runs, "expected": rattling(lr, noise)}
+
+    for name, schedule in track(schedules.items(), "descending"):
+        rng = np.random.default_rng(seed)
+
+        def gradient(points: Array, rng: np.random.Generator = rng) -> Array:
+            exact: Array = CURVATURES * points
+            return exact + noise * rng.standard_normal(points.shape)
+
+        path = descend(partial(SGD, lr=schedule), gradient, np.tile(START, (runs, 1)), steps)
+        squares = (path**2).sum(axis=-1)
+        numbers[name] = {
+            "schedule": repr(schedule),
+            "path": path[:, 0].tolist(),
+            "distance": np.sqrt(squares[:, 0]).tolist(),
+            "mean_distance": np.sqrt(squares.mean(axis=1)).tolist(),
+        }
+    draw(axes, numbers)
+    look.add_legend(figure, axes["distance"])
+    return figure, numbers
+
+
+def draw(axes: dict[str, Any], numbers: dict[str, Any]) -> None:
+    """Draw both paths, and the distances: thin ones of the paths, thick ones of all runs."""
+    look.draw_landscape(axes["paths"], loss, *EXTENT)
+    axes["paths"].set(xlabel="x", ylabel="y")
+    for name, colour in (("constant", look.PALETTE[2]), ("decaying", look.PALETTE[1])):
+        each = numbers[name]
+        look.draw_path(axes["paths"], np.array(each["path"]), f"{name} rate", colour, linewidth=0.9)
+        axes["distance"].plot(each["distance"], color=colour, linewidth=0.6, alpha=0.5)
+        axes["distance"].plot(each["mean_distance"], color=colour, linewidth=2.2, label=f"{name} rate")
+    axes["distance"].axhline(
+        numbers["expected"], color="black", linewidth=1.2, linestyle=":", label="expected, constant"
+    )
+    look.use_log_scale(axes["distance"])
+    look.label_epochs(axes["distance"], "step")
+    axes["distance"].set_ylabel("distance from the minimum")
+    axes["distance"].set_title(f"thin: one run; thick: root mean square of {numbers['runs']}", fontsize=look.SMALL)
+
+
+def late(distances: list[float]) -> float:
+    """Return the root mean square of the last quarter of distances."""
+    last = np.array(distances[-max(1, round(LAST * len(distances))) :])
+    return float(np.sqrt((last**2).mean()))
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """Say in a table and three lines what there is to see."""
+    mean = {name: numbers[name]["mean_distance"] for name in ("constant", "decaying")}
+    steps = len(mean["constant"]) - 1
+    marks = [0, steps // 8, steps // 4, steps // 2, steps]
+    lines = [f"{'distance at step':18}" + "".join(f"{step:>8}" for step in marks)]
+    lines += [f"{name:18}" + "".join(f"{values[step]:>8.3f}" for step in marks) for name, values in mean.items()]
+    ends = {name: late(values) for name, values in mean.items()}
+    lines += [
+        "",
+        f"The constant rate stays at a distance of {ends['constant']:.3f} over the last quarter of {steps} steps; "
+        f"theory says {numbers['expected']:.3f}.",
+        f"The decaying one comes to {mean['decaying'][-1]:.3f}, {mean['constant'][-1] / mean['decaying'][-1]:.1f} "
+        "times as close as the constant one.",
+        f"Both start at {mean['constant'][0]:.3f}, and are at {mean['constant'][marks[1]]:.3f} and "
+        f"{mean['decaying'][marks[1]]:.3f} after {marks[1]} steps.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,395 @@
+"""Gradients that explode, at a cliff in a recurrent unit's loss, and such that vanish, in a deep sigmoid network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checks import Count, Number
+from ..optimizers import SGD, Adagrad, Optimizer
+from ..progress import track
+from . import look, network, training
+from .descent import descend
+from .digits import load
+from .network import RELU, SIGMOID, Activation, Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNROLLED = 50  # steps in time of the recurrent unit
+FIRST = 0.5  # its state before them
+TARGET = 0.7  # what it should say after them
+START = (5.6, -2.5)  # w and b
+AROUND = 0.2  # how far off random starts may be, in w and in b
+EXTENT = (3.6, 6.6), (-3.6, -1.0)  # of the map; a point that leaves it is thrown out
+CLIFF = (5.72, -3.22)  # where the map names it
+LOW = 0.01  # a loss below which a descent has found the valley
+
+UNITS = 32  # of each hidden layer
+BATCH = 32
+DEAD = 0.01  # a unit whose outputs for all training images lie closer together is dead
+GUESSING = math.log(10)  # the loss of a network that gives each digit the same probability
+
+WAYS = {"plain": look.PALETTE[2], "clipped": look.PALETTE[1]}
+RUNS = {
+    "sigmoid, sgd": look.COLOURS["sgd"],
+    "sigmoid, adagrad": look.COLOURS["adagrad"],
+    "relu, sgd": look.PALETTE[5],
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a deep network begins and is trained."""
+
+    activation: Activation
+    gain: float  # of the variance of its first weights
+    optimizer: Callable[..., Optimizer]
+    lr: float
+
+
+def unroll(points: Array) -> list[Array]:
+    """Return what the recurrent unit says before and after each step in time: ``sigmoid(x_0), ..., sigmoid(x_50)``."""
+    w, b = points[..., 0], points[..., 1]
+    outputs = [SIGMOID.value(np.full(w.shape, FIRST))]
+    for _ in range(UNROLLED):
+        outputs.append(SIGMOID.value(w * outputs[-1] + b))
+    return outputs
+
+
+def loss(points: Array) -> Array:
+    """Return ``(sigmoid(x_50) - 0.7)**2`` at points (w, b), shape (..., 2)."""
+    squared: Array = (unroll(points)[-1] - TARGET) ** 2
+    return squared
+
+
+def gradient(points: Array) -> Array:
+    """Return the gradient of the loss at points, shape (..., 2), by backpropagation through time."""
+    *inputs, output = unroll(points)
+    total = np.zeros(points.shape)
+    delta = 2 * (output - TARGET) * SIGMOID.slope(output)  # the derivative of the loss by x_t, from the last t
+    for each in reversed(inputs):
+        total += np.stack([delta * each, delta], axis=-1)
+        delta = delta * points[..., 0] * SIGMOID.slope(each)
+    return total
+
+
+def clip(vectors: Array, max_norm: float) -> Array:
+    """Return vectors, shape (..., 2), those with a norm above max_norm scaled down to it."""
+    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    clipped: Array = vectors * (max_norm / np.maximum(norm, max_norm))
+    return clipped
+
+
+def inside(points: Array) -> Array:
+    """Say which points, shape (..., 2), are on the map."""
+    low, high = np.array(EXTENT).T
+    within: Array = ((low <= points) & (points <= high)).all(axis=-1)
+    return within
+
+
+def plain(values: Any) -> Any:
+    """Return numbers without NumPy, and None for those that are not finite, for which JSON has no word."""
+    objects = np.array(values, np.float64).astype(object)
+    objects[~np.isfinite(values)] = None
+    return objects.tolist()
+
+
+def descents(lr: float, max_norm: float, steps: int, starts: int, seed: int) -> dict[str, Any]:
+    """Descend from the start, and from random ones around it, by gradients as they are and by clipped ones."""
+    around = np.random.default_rng(seed).uniform(-AROUND, AROUND, (starts, 2))
+    everywhere = START + np.vstack([[0.0, 0.0], around])  # the path in the picture is the first of all
+
+    def clipped(points: Array) -> Array:
+        return clip(gradient(points), max_norm)
+
+    ways = {}
+    for name, followed in track({"plain": gradient, "clipped": clipped}.items(), "descending"):
+        with np.errstate(over="ignore", invalid="ignore"):  # a second cliff, far out, may throw to infinity
+            path = descend(partial(SGD, lr=lr), followed, everywhere, steps)
+            out = ~inside(path)
+            first = path[:, 0]
+            ways[name] = {
+                "path": plain(first),
+                "loss": plain(loss(first)),
+                "gradient_norm": plain(np.linalg.norm(gradient(first), axis=-1)),
+                "thrown_at": int(out[:, 0].argmax()) if out[:, 0].any() else None,
+                "thrown_share": float(out[:, 1:].any(axis=0).mean()),
+                "low_share": float((loss(path[-1, 1:]) < LOW).mean()),
+            }
+    return {
+        "start": list(START), "lr": lr, "max_norm": max_norm, "steps": steps, "starts": starts, "ways": ways,
+    }  # fmt: skip
+
+
+def train(run: Run, x: Array, y: Array, *, layers: int, epochs: int, seed: int) -> Iterator[dict[str, Array]]:
+    """Train a new network, and yield its parameters, which change in place: before the first epoch, and after each.
+
+    The seed alone decides the start, but for its scale, and the batches.
+    """
+    rng = np.random.default_rng(seed)
+    params = network.new_parameters(rng, (x.shape[1], *layers * [UNITS], 10), gain=run.gain)
+    yield params
+    optimizer = run.optimizer(params, lr=run.lr)
+    for _ in training.train(
+        params, optimizer, x, y, epochs=epochs, batch=BATCH, rng=rng, activation=run.activation
+    ):  # fmt: skip
+        yield params
+
+
+def weight_gradients(run: Run, params: dict[str, Array], x: Array, y: Array) -> list[Array]:
+    """Return the gradient of each layer's weights, over all images at once."""
+    grads = {name: np.empty_like(array) for name, array in params.items()}
+    network.loss_and_gradients(params, x, y, grads, activation=run.activation)
+    return [each for name, each in grads.items() if name.startswith("w")]
+
+
+def first_step(run: Run, slope: Array) -> float:
+    """Return how far the first step goes, divided by the rate; from zero, where no rounding hides a small one."""
+    weights = np.zeros_like(slope)
+    run.optimizer(weights, lr=run.lr).step(slope)
+    return float(np.linalg.norm(weights)) / run.lr
+
+
+def dead_units(run: Run, params: dict[str, Array], x: Array) -> list[int]:
+    """Count in each hidden layer the units whose output differs by less than `DEAD` between any two images."""
+    _, *hidden, _ = network.forward(params, x, run.activation)
+    return [int(np.sum(~(np.ptp(outputs, axis=0) >= DEAD))) for outputs in hidden]  # NaN is no output
+
+
+def trainings(sgd_lr: float, adagrad_lr: float, layers: int, epochs: int, seed: int) -> dict[str, Any]:
+    """Train the deep networks on the handwritten digits."""
+    x, y, _, _ = load()
+    settings = [Run(SIGMOID, 1.0, SGD, sgd_lr), Run(SIGMOID, 1.0, Adagrad, adagrad_lr), Run(RELU, 2.0, SGD, sgd_lr)]
+    runs = dict(zip(RUNS, settings, strict=True))
+    found: dict[str, Any] = {}
+    trained = (
+        (name, params)
+        for name, run in runs.items()
+        for params in train(run, x, y, layers=layers, epochs=epochs, seed=seed)
+    )
+    with np.errstate(over="ignore", invalid="ignore"):  # a rate that is too high throws parameters to infinity
+        for name, params in track(trained, "training", total=len(runs) * (epochs + 1)):
+            run = runs[name]
+            if name not in found:
+                slopes = weight_gradients(run, params, x, y)
+                found[name] = {
+                    "lr": run.lr,
+                    "gradient_norm": plain([np.linalg.norm(each) for each in slopes]),
+                    "first_step": plain([first_step(run, each) for each in slopes]),
+                    "dead_at_start": dead_units(run, params, x),
+                    "loss": [],
+                }
+            found[name]["loss"].append(plain(network.loss(params, x, y, activation=run.activation)))
+            found[name]["dead"] = dead_units(run, params, x)
+    return {"layers": layers, "units": UNITS, "epochs": epochs, "guessing": GUESSING, "runs": found}
+
+
+def gradients(
+    lr: float = 0.2,
+    max_norm: float = 0.3,
+    steps: int = 300,
+    starts: int = 100,
+    sgd_lr: float = 0.1,
+    adagrad_lr: float = 0.03,
+    layers: int = 8,
+    epochs: int = 40,
+    seed: int = 0,
+) -> tuple[Figure, dict[str, Any]]:
+    """Show gradients that explode, and what clipping does; and gradients that vanish, and what helps.
+
+    The first ones are those of a recurrent unit [1]_: ``x_t = w * sigmoid(x_{t-1}) + b`` for t from 1 to 50, with
+    ``x_0 = 0.5`` and the loss ``(sigmoid(x_50) - 0.7)**2`` of (w, b), which has a cliff beside its valley. Two descents
+    go from one start at the same rate, without momentum: a plain one, and one whose gradient g is clipped by its norm,
+    ``g <- g * min(1, max_norm / |g|)``.
+
+    The second ones are those of a network with many hidden layers of 32 units, on the handwritten digits: with sigmoids
+    and weights of variance 1 / inputs, trained by SGD and by AdaGrad from the same start; and with ReLUs and the
+    initialisation of He, variance 2 / inputs [2]_, by SGD.
+
+    Parameters
+    ----------
+    lr : float, default 0.2
+        Of the two descents.
+    max_norm : float, default 0.3
+        Of a gradient that is clipped; above 0.
+    steps : int, default 300
+        Of each descent, 1 or more.
+    starts : int, default 100
+        Random starts for the table, at most 0.2 from the picture's in w and in b; 1 or more.
+    sgd_lr, adagrad_lr : float, default 0.1 and 0.03
+        Of the networks.
+    layers : int, default 8
+        Hidden layers, 1 or more.
+    epochs : int, default 40
+        Passes over the training images, in batches of 32; 1 or more.
+    seed : int, default 0
+        Of the random starts, of the networks' first weights and of their batches.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        The two paths over a map of the loss, and the gradient's norm at each step; of the networks the first step by
+        layer, the loss by epoch, and the dead units.
+    numbers : dict
+        ``{"cliff": {"ways": {"plain": {"path": ..., "loss": ..., "gradient_norm": ..., "thrown_at": ...,
+        "thrown_share": ..., "low_share": ...}, "clipped": {...}}, ...}, "network": {"runs": {run: {"gradient_norm":
+        ..., "first_step": ..., "dead_at_start": ..., "dead": ..., "loss": ...}}, ...}}``. ``thrown_at`` is the step
+        that leaves the map, or None, the shares are those of the random starts: which of them leave it, and which end
+        at a loss below 0.01. Of each layer's weights there are the norm of the gradient at the start, over all training
+        images at once, and that of the step that follows from it, divided by the rate: for SGD these are the same.
+        The loss is that of all training images, from the start on. A number that is not finite is None.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib or scikit-learn is not installed; the extra ``fastopt[lab]`` has them.
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Notes
+    -----
+    A unit is dead whose output differs by less than 0.01 between any two training images.
+
+    References
+    ----------
+    .. [1] R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", ICML 2013,
+       figure 6.
+    .. [2] K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers: Surpassing Human-Level Performance on
+       ImageNet Classification", ICCV 2015.
+    """
+    lr = Number("learning rate", 1e-6, 1e3).check("lr", lr)
+    max_norm = Number("norm", 1e-9, 1e9).check("max_norm", max_norm)
+    steps = Count(1, 2**20).check("steps", steps)
+    starts = Count(1, 2**20).check("starts", starts)
+    sgd_lr = Number("learning rate", 1e-6, 1e3).check("sgd_lr", sgd_lr)
+    adagrad_lr = Number("learning rate", 1e-6, 1e3).check("adagrad_lr", adagrad_lr)
+    layers = Count(1, 2**6).check("layers", layers)
+    epochs = Count(1, 2**20).check("epochs", epochs)
+    seed = Count().check("seed", seed)
+    figure, axes = look.new_figure([["map", "map", "norm"], ["first step", "loss", "dead"]], height=7.2)
+    numbers = {
+        "cliff": descents(lr, max_norm, steps, starts, seed),
+        "network": trainings(sgd_lr, adagrad_lr, layers, epochs, seed),
+    }
+    draw_cliff(axes, numbers["cliff"])
+    draw_network(axes, numbers["network"])
+    look.add_legend(figure, axes["norm"])
+    handles, labels = axes["first step"].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=look.FONT_SIZE)
+    return figure, numbers
+
+
+def draw_cliff(axes: dict[str, Axes], cliff: dict[str, Any]) -> None:
+    """Draw both paths over the map, and their gradients; of one that is thrown out, up to the step that does it."""
+    look.draw_landscape(axes["map"], loss, *EXTENT)
+    axes["map"].set(xlabel="w", ylabel="b")
+    axes["map"].text(*CLIFF, "cliff", rotation=-20, fontsize=look.FONT_SIZE, ha="center", va="center")
+    axes["map"].set_title(rf"$x_t = w\,\sigma(x_{{t-1}}) + b$, {UNROLLED} steps in time", fontsize=look.SMALL)
+    for name, way in cliff["ways"].items():
+        end = cliff["steps"] if way["thrown_at"] is None else way["thrown_at"]
+        path = np.array(way["path"][: end + 1], float)
+        norms = np.array(way["gradient_norm"][:end], float)  # the last one leads to the last point
+        order = 3.5 if name == "plain" else 3  # where both go the same way, the one that ends first is seen
+        look.draw_path(axes["map"], path, name, WAYS[name]).set_zorder(order)
+        axes["norm"].plot(norms, color=WAYS[name], linewidth=1.1, zorder=order, label=f"{name} gradient")
+        if way["thrown_at"] is not None:
+            axes["norm"].plot(end - 1, norms[-1], color=WAYS[name], marker="o", markersize=5, zorder=order)
+            point_out(axes["map"], path, WAYS[name])
+    axes["norm"].axhline(cliff["max_norm"], color="black", linewidth=1.2, linestyle=":", label="max_norm")
+    axes["norm"].set(yscale="log", ylabel="norm of the gradient")
+    look.label_epochs(axes["norm"], "step")
+
+
+def point_out(axes: Axes, path: Array, colour: str) -> None:
+    """Say where a path that leaves the map goes, and point to where it leaves."""
+    w, b = path[-1]
+    edge = next((point for point in np.linspace(path[-1], path[-2], 10_000) if inside(point)), path[-2])
+    axes.annotate(
+        f"step {len(path) - 1} leaves the map\nand lands at w = {w:.1f}, b = {b:.1f}", edge, (0.03, 0.96),
+        textcoords="axes fraction", va="top", fontsize=look.FONT_SIZE,
+        arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.2},
+    )  # fmt: skip
+
+
+def draw_network(axes: dict[str, Axes], found: dict[str, Any]) -> None:
+    """Draw what each layer's first step is, how the losses fall, and which units are dead."""
+    layers = np.arange(1, found["layers"] + 2)
+    for i, (name, run) in enumerate(found["runs"].items()):
+        colour = RUNS[name]
+        steps = np.array(run["first_step"], float)
+        axes["first step"].plot(layers, steps, color=colour, marker="o", markersize=4, label=name)
+        look.draw_curve(axes["loss"], np.array(run["loss"], float), name, colour, first=0)
+        places = layers[:-1] + 0.27 * (i - 1)
+        axes["dead"].bar(places, run["dead"], width=0.24, color=colour)
+        axes["dead"].plot(
+            places, run["dead_at_start"], "o", color=colour, markerfacecolor="white", markersize=4, clip_on=False
+        )
+    axes["first step"].set(yscale="log", ylabel="norm of the first step / lr")
+    axes["first step"].set_title(f"{found['layers']} hidden layers of {found['units']} units", fontsize=look.SMALL)
+    look.label_epochs(axes["first step"], "layer")
+    look.use_log_scale(axes["loss"])
+    look.label_epochs(axes["loss"])
+    axes["loss"].set_ylabel("training loss (nats)")
+    axes["loss"].set_title(f"guessing: ln 10 = {found['guessing']:.3f}", fontsize=look.SMALL)
+    look.label_epochs(axes["dead"], "hidden layer")
+    axes["dead"].set(ylim=(0, 1.03 * found["units"]), ylabel=f"dead units of {found['units']}")
+    axes["dead"].set_title("rings: at the start; bars: at the end", fontsize=look.SMALL)
+
+
+def shown(value: float | None, form: str) -> str:
+    """Return a number as text, also one that is not finite."""
+    return "not finite" if value is None else format(value, form)
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """Say in a table and three lines what there is to see."""
+    cliff, found = numbers["cliff"], numbers["network"]
+    lines = [f"{'descent':18} {'off the map':>12} {f'loss < {LOW:g}':>16} {'largest gradient':>18} {'last loss':>11}"]
+    for name, way in cliff["ways"].items():
+        largest = max(each for each in way["gradient_norm"] if each is not None)
+        lines.append(
+            f"{name:18} {way['thrown_share']:>12.0%} {way['low_share']:>16.0%} {largest:>18.3g} "
+            f"{shown(way['loss'][-1], '.3g'):>11}"
+        )
+    lines.append(f"{'network':18} {'dead before':>12} {'dead after':>16} {'first gradient':>18} {'last loss':>11}")
+    for name, run in found["runs"].items():
+        lines.append(
+            f"{name:18} {sum(run['dead_at_start']):>12} {sum(run['dead']):>16} "
+            f"{shown(run['gradient_norm'][0], '.2g'):>18} {shown(run['loss'][-1], '.3g'):>11}"
+        )
+    return "\n".join([*lines, "", said_of_cliff(cliff), *said_of_network(found)])
+
+
+def said_of_cliff(cliff: dict[str, Any]) -> str:
+    """Say what becomes of the two paths."""
+    way, clipped = cliff["ways"]["plain"], cliff["ways"]["clipped"]
+    end = f"clipped to a norm of {cliff['max_norm']:g}, descent ends at a loss of {shown(clipped['loss'][-1], '.2g')}"
+    step = way["thrown_at"]
+    if step is None:
+        return f"Plain descent stays on the map for {cliff['steps']} steps; {end}."
+    w, b = (shown(each, ".1f") for each in way["path"][step])
+    norm = shown(way["gradient_norm"][step - 1], ".3g")
+    return f"Step {step} of plain descent, by a gradient of norm {norm}, lands off the map, at w = {w}, b = {b}; {end}."
+
+
+def said_of_network(found: dict[str, Any]) -> list[str]:
+    """Say what becomes of the gradient on its way to the first layer, and of the losses."""
+    sgd, adagrad, relu = (found["runs"][name] for name in RUNS)
+    (first, last), (relu_first, relu_last) = (
+        [shown(run["gradient_norm"][layer], ".2g") for layer in (0, -1)] for run in (sgd, relu)
+    )
+    losses = [shown(run["loss"][-1], ".2g") for run in (sgd, adagrad, relu)]
+    epochs = found["epochs"]
+    return [
+        f"At the start the norm of the weights' gradient is {last} in the last layer and {first} in the first one "
+        f"with sigmoids, {relu_last} and {relu_first} with ReLUs and He's initialisation.",
+        f"Guessing has a loss of ln 10 = {found['guessing']:.3f}; after {epochs} epochs the sigmoid network is "
+        f"at {losses[0]} by SGD and at {losses[1]} by AdaGrad, the ReLU network at {losses[2]}.",
+    ]

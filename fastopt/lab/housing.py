@@ -1,0 +1,323 @@
+"""House prices in California: a regression by a network of three layers, with Nesterov on every schedule."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checks import Count
+from ..extras import require
+from ..optimizers import SGD
+from ..plateau import Plateau
+from ..progress import track
+from . import look, network, training
+from .network import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIZES = (8, 64, 32, 1)
+BATCH = 64
+MOMENTUM = 0.9
+TARGET = "median_house_value"
+COLUMNS = (
+    "median_income", "housing_median_age", "total_rooms", "total_bedrooms", "population", "households", "latitude",
+    "longitude", TARGET,
+)  # fmt: skip
+TEST = 0.2  # the share of all rows that is set aside for the test
+VALIDATION = 0.1  # and of the others, for the validation
+FEWEST = 50  # rows
+LIMIT = 4.0  # standard deviations: districts of prisons and ships have hundreds of people in a household
+DOLLARS = 100_000  # the unit of prices
+LEARNING_RATES = {  # the choice of `tune`
+    "constant": 0.03,
+    "exponential": 0.03,
+    "step": 0.03,
+    "cosine": 0.03,
+    "plateau": 0.03,
+    "linear": 0.03,
+    "one-cycle": 0.1,
+}
+
+
+@dataclass(frozen=True)
+class Houses:
+    """Districts: eight features of each, NaN where one is missing, and the median price of a house."""
+
+    source: str
+    x: Array  # shape (n, 8)
+    y: Array  # shape (n,), in units of 100,000 dollars
+    without_price: int = 0  # rows left out
+
+
+@dataclass(frozen=True)
+class Split:
+    """The same in three parts, standardised by what the training part says, with nothing missing any more."""
+
+    x: Array
+    y: Array
+    x_validation: Array
+    y_validation: Array
+    x_test: Array
+    y_test: Array
+    missing: int  # numbers that were filled in
+    scale: float  # of y: one standard deviation, in units of 100,000 dollars
+
+
+def load(csv: str | os.PathLike[str] | None) -> Houses:
+    """Load the districts of the census of 1990: from a file, or by scikit-learn, which fetches them.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or the data cannot be fetched.
+    ValueError
+        If the file lacks a column or rows, or has something else where a number should be.
+    """
+    return fetched() if csv is None else read(Path(csv))
+
+
+def fetched() -> Houses:
+    """Return what scikit-learn has, or fetches at the first time."""
+    datasets = require("sklearn.datasets", "lab")
+    try:
+        x, y = datasets.fetch_california_housing(return_X_y=True)
+    except OSError as error:
+        raise OSError(
+            "the housing data are not on this machine and could not be fetched: --csv FILE takes a file with the "
+            f"columns {', '.join(COLUMNS)} ({error})"
+        ) from error
+    return Houses("sklearn.datasets.fetch_california_housing", x, y)
+
+
+def read(path: Path) -> Houses:
+    """Read a file with a line of names, in any order; a number that is missing is an empty field."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv_module.DictReader(file)
+        if absent := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
+            raise ValueError(f"{path.name} has no column {absent[0]}; it needs {', '.join(COLUMNS)}")
+        rows = [[number(row[name], path, reader.line_num, name) for name in COLUMNS] for row in reader]
+    table = np.array(rows, np.float64).reshape(-1, len(COLUMNS))
+    priced = table[~np.isnan(table[:, -1])]
+    if len(priced) < FEWEST:
+        raise ValueError(f"{path.name} has {len(priced)} rows with a price; it needs {FEWEST} or more")
+    income, age, rooms, bedrooms, population, households, latitude, longitude, price = priced.T
+    if not (households > 0).all():
+        raise ValueError(f"{path.name} has a row whose households are not above 0")
+    per_household = (rooms / households, bedrooms / households)
+    x = np.stack([income, age, *per_household, population, population / households, latitude, longitude], axis=1)
+    return Houses(path.name, x, price / DOLLARS, len(table) - len(priced))
+
+
+def number(text: str | None, path: Path, line: int, name: str) -> float:
+    """Return the number in a field, NaN where it is empty."""
+    if text is None or not text.strip():
+        return np.nan
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.inf
+    if not np.isfinite(value):
+        raise ValueError(f"{path.name}, line {line}: {name} is {text!r:.40}, which is no number")
+    return value
+
+
+def split(houses: Houses) -> Split:
+    """Split the districts, always in the same way, fill in what is missing, and standardise.
+
+    All of it goes by the training part: medians for what is missing, means and deviations. Features beyond 4 standard
+    deviations are cut off there.
+    """
+    order = np.random.default_rng(0).permutation(len(houses.y))
+    test, rest = np.split(order, [round(TEST * len(order))])
+    validation, rows = np.split(rest, [round(VALIDATION * len(rest))])
+    x = np.where(np.isnan(houses.x), np.nanmedian(houses.x[rows], axis=0), houses.x)
+    mean, deviation = x[rows].mean(axis=0), x[rows].std(axis=0)
+    x = np.clip((x - mean) / np.where(deviation > 0, deviation, 1), -LIMIT, LIMIT).astype(np.float32)
+    scale = float(houses.y[rows].std()) or 1.0
+    y = ((houses.y - houses.y[rows].mean()) / scale).astype(np.float32)
+    missing = int(np.isnan(houses.x).sum())
+    return Split(x[rows], y[rows], x[validation], y[validation], x[test], y[test], missing, scale)
+
+
+def predict(params: network.Params, x: Array) -> Array:
+    """Return the network's prices, standardised."""
+    return network.forward(params, x)[-1][:, 0]
+
+
+def train(name: str, data: Split, *, lr: float, epochs: int, seed: int) -> list[dict[str, Array]]:
+    """Train a new network on a schedule, and return copies of its parameters after each epoch."""
+    rng = np.random.default_rng(seed)
+    params = network.new_parameters(rng, SIZES)
+    schedule = training.SCHEDULES[name](lr, epochs, -(-len(data.y) // BATCH))
+    optimizer = SGD(params, lr=schedule, momentum=MOMENTUM, nesterov=True)
+    snapshots = []
+    for _ in training.train(
+        params, optimizer, data.x, data.y, epochs=epochs, batch=BATCH, rng=rng, objective=network.squared_error
+    ):
+        snapshots.append({key: array.copy() for key, array in params.items()})
+        if isinstance(schedule, Plateau):
+            schedule.update(validation_loss(params, data))
+    return snapshots
+
+
+def validation_loss(params: network.Params, data: Split) -> float:
+    """Return the mean squared error on the validation part."""
+    return network.loss(params, data.x_validation, data.y_validation, network.squared_error)
+
+
+def judge(snapshots: Sequence[network.Params], data: Split) -> dict[str, list[float]]:
+    """Return R² and the root of the mean squared error, in units of 100,000 dollars, of networks on the test part."""
+    errors = [float(np.mean((predict(params, data.x_test) - data.y_test) ** 2)) for params in snapshots]
+    variance = float(data.y_test.var())
+    return {"r2": [1 - error / variance for error in errors], "rmse": [data.scale * error**0.5 for error in errors]}
+
+
+def housing(
+    csv: str | os.PathLike[str] | None = None, epochs: int = 30, seeds: int = 5, seed: int = 0
+) -> tuple[Figure, dict[str, Any]]:
+    """Train a network of 8, 64, 32 and 1 units on house prices, with Nesterov on every schedule.
+
+    The data are the districts of California in the census of 1990 [1]_, with the eight features of scikit-learn:
+    median income and age of the houses, rooms, bedrooms and people per household, people, latitude and longitude. A
+    fifth of the districts is the test part. It is judged once, after all trainings have ended: every network as it was
+    after each epoch. Nothing is chosen by it; learning rates are those that `tune` found best, and a plateau goes by a
+    tenth of the other districts.
+
+    Parameters
+    ----------
+    csv : str or path, optional
+        A file with the columns median_income, housing_median_age, total_rooms, total_bedrooms, population, households,
+        latitude, longitude and median_house_value, in dollars. Without it, scikit-learn fetches the data.
+    epochs : int, default 30
+        Passes over the training part, 1 or more, in batches of 64.
+    seeds : int, default 5
+        How many networks are trained on each schedule, 1 or more.
+    seed : int, default 0
+        Of the first one's start and batches.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        R² and the root of the mean squared error on the test part by epoch, as mean and standard deviation.
+    numbers : dict
+        ``{"schedules": {name: {"lr": ..., "r2": [[...], ...], "rmse": [[...], ...]}}, "rows": {...}, "missing": ...,
+        ...}``, with a list for each seed and a number after each epoch; errors are in units of 100,000 dollars.
+        Missing are numbers that the median of their feature stands for.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib, or scikit-learn without a file, is not installed; the extra ``fastopt[lab]`` has them.
+    OSError
+        If there is no such file, or the data cannot be fetched.
+    TypeError, ValueError
+        If an argument is out of range, or the file has not what it should.
+
+    References
+    ----------
+    .. [1] R. K. Pace, R. Barry, "Sparse Spatial Autoregressions", Statistics and Probability Letters 33, 1997.
+    """
+    epochs = Count(1, 2**20).check("epochs", epochs)
+    seeds = Count(1, 2**20).check("seeds", seeds)
+    seed = Count().check("seed", seed)
+    figure, axes = look.new_figure([["r2", "rmse"]], height=4.6)
+    houses = load(csv)
+    data = split(houses)
+
+    runs = [(name, each) for name in training.SCHEDULES for each in range(seed, seed + seeds)]
+    trained = [
+        (name, train(name, data, lr=LEARNING_RATES[name], epochs=epochs, seed=each))
+        for name, each in track(runs, "training")
+    ]
+    results: dict[str, dict[str, Any]] = {
+        name: {"lr": LEARNING_RATES[name], "r2": [], "rmse": []} for name in training.SCHEDULES
+    }
+    for name, snapshots in trained:
+        for quantity, values in judge(snapshots, data).items():
+            results[name][quantity].append(values)
+    parts = {"training": data.y, "validation": data.y_validation, "test": data.y_test}
+    numbers = {
+        "source": houses.source, "rows": {name: len(part) for name, part in parts.items()}, "missing": data.missing,
+        "without_price": houses.without_price, "schedules": results,
+    }  # fmt: skip
+    draw(axes, results)
+    look.add_legend(figure, axes["r2"], columns=4)
+    return figure, numbers
+
+
+def draw(axes: dict[str, Axes], results: dict[str, dict[str, Any]]) -> None:
+    """Draw both quantities, so that differences late in training are seen; the first epochs are off the scale."""
+    colours = look.colours(results)
+    for quantity, label in (("r2", "test R²"), ("rmse", "test error (root mean square, $100,000)")):
+        for name, result in results.items():
+            look.draw_band(axes[quantity], result[quantity], name, colours[name])
+        axes[quantity].set(ylim=limits([result[quantity] for result in results.values()]), ylabel=label)
+        look.label_epochs(axes[quantity])
+
+
+def limits(values: Sequence[Sequence[Sequence[float]]]) -> look.Limits:
+    """Return the limits of an axis for what all schedules and seeds come to in the second half of their epochs."""
+    late = np.array(values)[..., len(values[0][0]) // 2 :]
+    margin = 0.2 * float(np.ptp(late)) or 0.01
+    return float(late.min()) - margin, float(late.max()) + margin
+
+
+def last(result: dict[str, Any], quantity: str) -> float:
+    """Return a quantity after the last epoch, as the median over the seeds."""
+    return float(np.median([values[-1] for values in result[quantity]]))
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """Say in a table and three lines what there is to see."""
+    results, rows = numbers["schedules"], numbers["rows"]
+    ranking = sorted(results, key=lambda name: last(results[name], "r2"), reverse=True)
+    lines = [
+        f"{'schedule':12} {'lr':>6} {'test R²':>9} {'test error':>12}   medians of {len(results[ranking[0]]['r2'])}"
+    ]
+    for name in ranking:
+        error = f"${DOLLARS * last(results[name], 'rmse'):,.0f}"
+        lines.append(f"{name:12} {results[name]['lr']:>6g} {last(results[name], 'r2'):>9.3f} {error:>12}")
+    best, worst = ranking[0], ranking[-1]
+    epochs = len(results[best]["r2"][0])
+    goal = 0.98 * last(results[best], "r2")
+    reached = {name: look.first_below(-np.mean(results[name]["r2"], axis=0), -goal) for name in results}
+    counts = ", ".join(f"{name} {count or f'more than {epochs}'}" for name, count in reached.items())
+    lines += [
+        "",
+        f"After {epochs} epochs {best} is best, with an R² of {last(results[best], 'r2'):.3f}, and {worst} last, with "
+        f"{last(results[worst], 'r2'):.3f}.",
+        f"Epochs until the mean R² is above {goal:.3f}: {counts}.",
+        f"Of {sum(rows.values()):,} districts {rows['test']:,} are the test, judged once; {numbers['missing']} missing "
+        f"numbers were filled in, {numbers['without_price']} districts without a price left out.",
+    ]
+    return "\n".join(lines)
+
+
+def tune(
+    csv: str | os.PathLike[str] | None = None,
+    rates: Sequence[float] = (0.003, 0.01, 0.03, 0.1),
+    epochs: int = 30,
+    seeds: Sequence[int] = range(3),
+) -> dict[str, float]:
+    """Find the learning rate for each schedule that ends with the lowest mean loss on the validation part.
+
+    Returns
+    -------
+    dict
+        Schedule -> learning rate.
+    """
+    data = split(load(csv))
+
+    def mean_loss(name: str, lr: float) -> float:
+        ends = [train(name, data, lr=lr, epochs=epochs, seed=seed)[-1] for seed in seeds]
+        return float(np.mean([validation_loss(params, data) for params in ends]))
+
+    return {name: min(rates, key=lambda lr: mean_loss(name, lr)) for name in training.SCHEDULES}

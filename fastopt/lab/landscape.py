@@ -1,0 +1,288 @@
+"""A bumpy landscape: which way of descending gets past the potholes, and comes to rest in the deep basin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from ..checks import Count, Number
+from ..optimizers import SGD, Optimizer
+from ..progress import track
+from ..schedules import Constant, Cosine, Linear, Sequence
+from . import look
+from .descent import descend
+from .network import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Strategies: TypeAlias = dict[str, Callable[[Array], Optimizer]]
+
+SLOPE = 0.5  # of the ground, far out: the same everywhere, so that no rate throws a point ever farther
+BASIN = (0.0, 0.0, 2.4, 1.3)  # x, y, depth, width
+POTHOLES = (
+    (-2.9, 2.3), (-1.9, 1.9), (-3.4, 1.2), (-2.4, 0.9), (-2.2, -1.4), (-0.6, 2.6), (1.2, 2.9), (2.6, 1.6),
+    (3.2, -0.4), (2.2, -2.0), (0.3, -2.9), (-1.2, -2.9), (-3.4, -2.9), (3.4, 3.2), (3.3, -3.1), (-3.5, 3.5),
+)  # fmt: skip
+POTHOLE = (0.7, 0.3)  # depth and width of each
+WELLS = np.array([BASIN, *((*middle, *POTHOLE) for middle in POTHOLES)])
+EXTENT = (-4.2, 4.2)  # of the map, along both axes
+TOP = 2.2  # of the view in space
+
+PEAKS = (5, 10, 20, 60)  # times lr: to which the rate is reheated; 20 in the picture
+SETTLED = 0.05  # so far above the deepest point a loss may be
+AT_REST = 0.05  # so large the slope may be
+ROLL = partial(SGD, lr=0.1), 600  # how, and in how many steps, a point rolls to the bottom of what it is in
+ENDS = {"settled": "#009E73", "stuck": "#D55E00", "moving": "#BBBBBB"}
+IN_SPACE = ("plain", "momentum", "reheating")
+
+
+def _wells(points: Array) -> tuple[Array, Array]:
+    """Return how far points are from the middle of each well, and how much each takes off the loss there."""
+    away = points[..., np.newaxis, :] - WELLS[:, :2]
+    depth, width = WELLS[:, 2:].T
+    return away, depth * np.exp(-(away**2).sum(axis=-1) / (2 * width**2))
+
+
+def loss(points: Array) -> Array:
+    """Return ``SLOPE * sqrt(1 + |p|**2) - sum_i depth_i * exp(-|p - c_i|**2 / (2 * width_i**2))``."""
+    ground: Array = SLOPE * np.sqrt(1 + (points**2).sum(axis=-1))
+    return ground - _wells(points)[1].sum(axis=-1)
+
+
+def gradient(points: Array) -> Array:
+    """Return the gradient of the loss at points, shape (..., 2)."""
+    away, taken = _wells(points)
+    ground: Array = SLOPE * points / np.sqrt(1 + (points**2).sum(axis=-1, keepdims=True))
+    return ground + (away * (taken / WELLS[:, 3] ** 2)[..., np.newaxis]).sum(axis=-2)
+
+
+def strategies(lr: float, momentum: float, steps: int) -> Strategies:
+    """Return the ways of descending, from the plain one."""
+    return {
+        "plain": partial(SGD, lr=lr),
+        "huge rate": partial(SGD, lr=60 * lr),
+        "tiny rate": partial(SGD, lr=lr / 50),
+        "momentum": partial(SGD, lr=lr, momentum=momentum),
+        "falling momentum": partial(SGD, lr=lr, momentum=Linear(momentum, 0.0, steps)),
+        "momentum, decaying rate": partial(SGD, lr=Cosine(lr, steps), momentum=momentum),
+        "reheating": reheating(20 * lr, lr, steps),
+    }
+
+
+def reheating(peak: float, lr: float, steps: int) -> Callable[[Array], Optimizer]:
+    """Return descent at the rate lr, which then falls to 0 from a peak, twice."""
+    cold = steps // 4
+    return partial(SGD, lr=Sequence([Constant(lr), Cosine(peak, steps - cold, dips=2)], [cold]))
+
+
+def coldest(steps: int) -> list[int]:
+    """Return the steps of `reheating` before the first peak, between the two, and after."""
+    cold = steps // 4
+    return [cold, cold + (steps - cold) // 3, steps]
+
+
+def in_basin(points: Array) -> Array:
+    """Say which points, left to roll down slowly, come to the bottom of the basin."""
+    make_optimizer, steps = ROLL
+    bottom = descend(make_optimizer, gradient, points, steps)[-1]
+    close: Array = np.linalg.norm(bottom - BASIN[:2], axis=-1) < BASIN[3] / 4
+    return close
+
+
+def endings(points: Array) -> Array:
+    """Say of each point how it ends: settled at the bottom of the basin, stuck in a pothole, or moving."""
+    settled = loss(points) < loss(np.array(BASIN[:2])) + SETTLED
+    at_rest = np.linalg.norm(gradient(points), axis=-1) < AT_REST
+    return np.where(settled, "settled", np.where(at_rest, "stuck", "moving"))
+
+
+def reheated(path: Array) -> dict[str, int]:
+    """Count what the two reheatings do.
+
+    Parameters
+    ----------
+    path : ndarray, shape (steps + 1, starts, 2)
+        By `reheating`.
+
+    Returns
+    -------
+    dict
+        ``{"outside": how many begin outside the basin, "escaped": and end in it, "in_basin": how many begin in it,
+        "left": and end elsewhere}``.
+    """
+    inside = in_basin(path[coldest(len(path) - 1)])
+    before, after = inside[:-1], inside[1:]
+    counts = {"outside": ~before, "escaped": ~before & after, "in_basin": before, "left": before & ~after}
+    return {name: int(which.sum()) for name, which in counts.items()}
+
+
+def landscape(
+    start: tuple[float, float] = (-2.5, 3.7),
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    steps: int = 300,
+    starts: int = 200,
+    seed: int = 0,
+) -> tuple[Figure, dict[str, Any]]:
+    """Send a marble through a landscape of potholes towards one wide, deep basin, in seven ways.
+
+    ``plain`` descends at the rate lr, ``huge rate`` and ``tiny rate`` at 60 times and a 50th of it; ``momentum`` has lr
+    and momentum, ``falling momentum`` a momentum that falls to 0 on the way, ``momentum, decaying rate`` a rate that
+    falls to 0. ``reheating`` has no momentum: it descends at the rate lr for a quarter of the steps, after which the
+    rate is raised to 20 times lr and annealed by a cosine, twice.
+
+    Parameters
+    ----------
+    start : tuple of two floats
+        Where the marble of the picture starts.
+    lr : float, default 0.05
+        Above 0.
+    momentum : float, default 0.9
+        0 or more.
+    steps : int, default 300
+        Of each way, 10 or more.
+    starts : int, default 200
+        Random starts, all over the map, for the table: 1 or more.
+    seed : int, default 0
+        Of these.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        The landscape in space, the loss by step, a map for each way, and how the random starts end.
+    numbers : dict
+        ``{"deepest": ..., "ways": {way: {"path": ..., "loss": ..., "end": ..., "ends": {"settled": ..., "stuck": ...,
+        "moving": ...}}}, "reheating": {peak: {"outside": ..., "escaped": ..., "in_basin": ...,
+        "left": ...}}, ...}``, where ``end`` is that of the marble and ``ends`` are shares of the random starts.
+        Reheatings of the random starts, to peaks of several times lr, are counted: how many begin outside the basin,
+        how many of these end in it; how many begin in it, and how many of these end elsewhere.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed; the extra ``fastopt[lab]`` has it.
+    TypeError, ValueError
+        If an argument is out of range.
+
+    Notes
+    -----
+    An end is settled where the loss is within 0.05 of the deepest, else stuck where the slope is below 0.05, else
+    moving.
+    """
+    x, y = (Number("start", -100.0, 100.0).check("start", each) for each in start)
+    lr = Number("learning rate", 1e-6, 10.0).check("lr", lr)
+    momentum = Number("momentum", maximum=1.0).check("momentum", momentum)
+    steps = Count(10, 2**20).check("steps", steps)
+    starts = Count(1, 2**20).check("starts", starts)
+    rng = np.random.default_rng(Count().check("seed", seed))
+    everywhere = np.vstack([[x, y], rng.uniform(*EXTENT, (starts, 2))])  # the picture's marble is the first of all
+    ways = strategies(lr, momentum, steps)
+    numbers: dict[str, Any] = {
+        "start": [x, y], "lr": lr, "momentum": momentum, "steps": steps, "starts": starts,
+        "deepest": float(loss(np.array(BASIN[:2]))), "ways": {}, "reheating": {},
+    }  # fmt: skip
+    figure, axes = new_figure(ways)
+
+    for way, make_optimizer in track(ways.items(), "descending"):
+        path = descend(make_optimizer, gradient, everywhere, steps)
+        end, *ends = endings(path[-1])
+        numbers["ways"][way] = {
+            "path": path[:, 0].tolist(),
+            "loss": loss(path[:, 0]).tolist(),
+            "end": str(end),
+            "ends": {each: ends.count(each) / starts for each in ENDS},
+        }
+    for peak in track(PEAKS, "reheating"):
+        path = descend(reheating(peak * lr, lr, steps), gradient, everywhere[1:], steps)
+        numbers["reheating"][str(peak)] = reheated(path)
+    draw(axes, numbers["ways"])
+    look.add_legend(figure, axes["loss"], columns=4)
+    return figure, numbers
+
+
+def new_figure(ways: Strategies) -> tuple[Figure, dict[str, Axes]]:
+    """Make the panels: loss and space on top, the maps below them, and the ends in the last corner."""
+    panels = [*ways, "ends"]
+    mosaic = [["loss", "loss", "space", "space"], panels[:4], panels[4:]]
+    return look.new_figure(mosaic, height=9.0, projections={"space": "3d"}, height_ratios=[1.35, 1, 1])
+
+
+def draw(axes: dict[str, Axes], ways: dict[str, Any]) -> None:
+    """Draw all panels."""
+    colours = look.colours(ways)
+    draw_space(axes["space"], {way: np.array(ways[way]["path"]) for way in IN_SPACE}, colours)
+    for way, numbers in ways.items():
+        thin = {"linewidth": 0.5, "alpha": 0.5} if way == "huge rate" else {"linewidth": 1.5}
+        axes["loss"].plot(numbers["loss"], color=colours[way], label=way, **thin)
+        look.draw_landscape(axes[way], loss, EXTENT, EXTENT, relief=True)
+        look.draw_path(axes[way], np.array(numbers["path"]), way, colours[way], **thin)
+        axes[way].set_title(f"{way}:\n{numbers['end']}", fontsize=look.SMALL)
+        axes[way].set(xticks=[], yticks=[])
+        axes[way].set_box_aspect(1)
+    axes["loss"].set_ylabel("loss")
+    look.label_epochs(axes["loss"], "step")
+    draw_ends(axes["ends"], ways)
+
+
+def draw_space(axes: Any, paths: dict[str, Array], colours: dict[str, str]) -> None:
+    """Draw the landscape and some paths in space, seen from across, the start being at the back."""
+    look.draw_surface(axes, loss, EXTENT, EXTENT, TOP)
+    for way, path in paths.items():
+        look.draw_path_in_space(axes, path, loss, colours[way], TOP)
+    axes.view_init(elev=46, azim=-70)
+    axes.set_zlim(-2.0, 4.4)  # which brings the ground into the middle of the panel
+    axes.set_box_aspect((1, 1, 0.7), zoom=1.48)
+    axes.set_axis_off()
+
+
+def draw_ends(axes: Axes, ways: dict[str, Any]) -> None:
+    """Draw the shares of the random starts that end in each way, as bars below their names."""
+    rows = np.arange(len(ways))
+    left = np.zeros(len(ways))
+    for end, colour in ENDS.items():
+        shares = np.array([100 * numbers["ends"][end] for numbers in ways.values()])
+        axes.barh(rows + 0.2, shares, left=left, color=colour, label=end, height=0.35)
+        left += shares
+    for row, way in zip(rows, ways, strict=True):
+        axes.text(0, row - 0.05, way, fontsize=look.SMALL - 1, va="bottom")
+    axes.set(yticks=[], xlim=(0, 100), ylim=(len(ways) - 0.4, -0.5))
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("% of random starts", fontsize=look.SMALL)
+    axes.tick_params(labelsize=look.SMALL)
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False,
+        fontsize=look.SMALL - 1, handlelength=0.8, columnspacing=0.8, handletextpad=0.3,
+    )  # fmt: skip
+
+
+def report(numbers: dict[str, Any]) -> str:
+    """Say in a table and three lines what there is to see."""
+    ways, starts = numbers["ways"], numbers["starts"]
+    lines = [f"{'way':24} {'last loss':>9} {'end':>9}   of {starts} starts: {'settled':>8} {'stuck':>6} {'moving':>7}"]
+    for way, each in ways.items():
+        shares = each["ends"]
+        lines.append(
+            f"{way:24} {each['loss'][-1]:>9.2f} {each['end']:>9} {'':{len(str(starts)) + 13}}"
+            f"{shares['settled']:>8.0%} {shares['stuck']:>6.0%} {shares['moving']:>7.0%}"
+        )
+    settled = {way: each["ends"]["settled"] for way, each in ways.items()}
+    best = max(settled, key=settled.__getitem__)
+    last = {way: each["loss"][-1] for way, each in ways.items()}
+    reheated = numbers["reheating"]
+    escapes = ", ".join(f"{each['escaped']} of {each['outside']} ({peak} times lr)" for peak, each in reheated.items())
+    left, inside = (sum(each[name] for each in reheated.values()) for name in ("left", "in_basin"))
+    lines += [
+        "",
+        f"From the marble's start, at a loss of {ways['plain']['loss'][0]:.2f}, plain descent comes to "
+        f"{last['plain']:.2f} and momentum to {last['momentum']:.2f}; the bottom lies at {numbers['deepest']:.2f}.",
+        f"Of {starts} random starts {settled['plain']:.0%} settle in the basin by plain descent, "
+        f"{settled['momentum']:.0%} with momentum, and most, {settled[best]:.0%}, by {best}.",
+        f"Reheated outside the basin, so many end in it: {escapes}; reheated in the basin, {left} of {inside} end "
+        "elsewhere.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,491 @@
+"""What each experiment of the lab claims, and what its picture shows."""
+
+import importlib
+
+import numpy as np
+import pytest
+from lab_cases import HEADER, HOUSES, experiment
+
+import fastopt
+from fastopt import lab, schedules
+from fastopt.lab import network, training
+from fastopt.lab.descent import descend
+
+# fastopt.lab.digits is the experiment itself, fastopt.lab's other names likewise: these are their modules
+landscape, bounce, gallery, sparse, digits, housing, gradients = (
+    importlib.import_module(f"fastopt.lab.{name}")
+    for name in ("landscape", "bounce", "schedules", "sparse", "digits", "housing", "gradients")
+)
+
+FINITE_DIFFERENCE = 1e-6
+
+
+def assert_gradient(loss, gradient, points):
+    """Assert that a gradient is that of a loss, by finite differences, within what these lose of float64's digits."""
+    got = gradient(points)
+    assert got.shape == points.shape
+    for axis in range(2):
+        step = FINITE_DIFFERENCE * np.eye(2)[axis]
+        want = (loss(points + step) - loss(points - step)) / (2 * FINITE_DIFFERENCE)
+        np.testing.assert_allclose(got[..., axis], want, atol=1e-7 * max(1, np.abs(want).max()))
+
+
+def test_the_slope_of_the_landscape():
+    """Is that of its formula, near and far."""
+    points = np.random.default_rng(0).uniform(-6, 6, (50, 2))
+    assert_gradient(landscape.loss, landscape.gradient, points)
+    deepest = landscape.loss(np.array(landscape.BASIN[:2]))
+    assert (landscape.loss(points) > deepest).all()
+
+
+@pytest.fixture(scope="module")
+def ways():
+    """The landscape, with fewer starts than by default."""
+    return lab.landscape(starts=40, seed=5)[1]
+
+
+def test_the_marble_does_what_the_lecture_says(ways):
+    """Stuck by plain descent, through by momentum, not at rest by a huge rate or a tiny one, out again by reheating."""
+    ends = {way: each["end"] for way, each in ways["ways"].items()}
+    assert ends["plain"] == "stuck"
+    assert ends["huge rate"] == ends["tiny rate"] == "moving"
+    assert all(ends[way] == "settled" for way in ends if "momentum" in way)
+    assert ends["reheating"] == "settled"
+    plain, reheated = (np.array(ways["ways"][way]["path"]) for way in ("plain", "reheating"))
+    quarter = ways["steps"] // 4
+    np.testing.assert_array_equal(plain[: quarter + 1], reheated[: quarter + 1])
+    np.testing.assert_allclose(reheated[quarter], plain[-1], atol=1e-2)  # it sat in the same pothole
+    assert np.ptp(ways["ways"]["tiny rate"]["loss"]) < 0.1
+    assert np.ptp(ways["ways"]["huge rate"]["loss"][-50:]) > 1
+
+
+def test_random_starts_end_as_counted(ways):
+    """Shares sum to 1, momentum passes more potholes than plain descent, and few leave the basin by reheating."""
+    shares = {way: each["ends"] for way, each in ways["ways"].items()}
+    assert all(sum(each.values()) == pytest.approx(1) for each in shares.values())
+    assert shares["momentum"]["settled"] > shares["plain"]["settled"] > shares["tiny rate"]["settled"]
+    assert shares["reheating"]["settled"] > shares["plain"]["settled"]
+    for each in ways["reheating"].values():
+        assert each["outside"] + each["in_basin"] == 2 * ways["starts"]
+        assert each["escaped"] <= each["outside"]
+        assert each["left"] <= 0.1 * each["in_basin"]
+    coldest, *_, hottest = ways["reheating"].values()
+    assert coldest["escaped"] / coldest["outside"] < 0.5 < hottest["escaped"] / hottest["outside"]
+
+
+def test_endings_are_told_apart():
+    """At the bottom, in a pothole, and on a slope."""
+    roll = landscape.ROLL[0]
+    pothole = descend(roll, landscape.gradient, np.array(landscape.POTHOLES[0]), 500)[-1]
+    points = np.array([landscape.BASIN[:2], pothole, (-4.0, 0.0)])
+    assert landscape.endings(points).tolist() == ["settled", "stuck", "moving"]
+    assert landscape.in_basin(points).tolist() == [True, False, True]
+
+
+def test_reheatings_are_counted():
+    """Between the coldest steps, those that cross the basin's edge, either way."""
+    inside, outside = landscape.BASIN[:2], landscape.POTHOLES[0]
+    path = np.zeros((9, 3, 2))
+    path[landscape.coldest(8)] = [
+        [outside, inside, outside],
+        [inside, inside, outside],
+        [inside, outside, outside],
+    ]
+    assert landscape.reheated(path) == {"outside": 3, "escaped": 1, "in_basin": 3, "left": 1}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_constant_rate_rattles_where_theory_says(seed):
+    """And a decaying one comes closer."""
+    numbers = lab.bounce(steps=200, runs=200, seed=seed)[1]
+    assert bounce.late(numbers["constant"]["mean_distance"]) == pytest.approx(numbers["expected"], rel=0.1)
+    assert numbers["decaying"]["mean_distance"][-1] < 0.5 * numbers["expected"]
+    first = [numbers[name]["path"][1] for name in ("constant", "decaying")]
+    np.testing.assert_array_equal(*first)  # the same rate and the same noise
+
+
+def test_the_theory_of_rattling():
+    """Along one axis the mean square is a fixed point of a step."""
+    lr, noise = 0.3, 2.0
+    squares = np.zeros(2)
+    for _ in range(1000):
+        squares = (1 - lr * bounce.CURVATURES) ** 2 * squares + (lr * noise) ** 2
+    assert bounce.rattling(lr, noise) == pytest.approx(np.sqrt(squares.sum()), rel=1e-12)
+
+
+def test_the_slope_of_the_neuron():
+    """Is that of its loss."""
+    neuron = sparse.Neuron(seed=0)
+    assert_gradient(neuron.loss, neuron.gradient, np.random.default_rng(1).uniform(-3, 3, (20, 2)))
+    assert (neuron.x == 0).sum() == sparse.ZEROS
+    assert ((neuron.y > 0) & (neuron.y < 1)).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adagrad_goes_both_ways_at_once(seed):
+    """Plain descent, momentum and Nesterov turn a right angle; momentum still arrives sooner; no seed is special."""
+    numbers = lab.sparse(seed=seed)[1]
+    rate, history, turn, reached = (numbers[key] for key in ("effective_lr", "history", "turn", "reached"))
+    assert rate["w"][0] > numbers["lr"] > 10 * rate["b"][0]
+    assert history["b"][0] > 100 * history["w"][0]
+    assert all((np.diff(values) >= 0).all() for values in history.values())
+    assert all((np.diff(values) <= 0).all() for values in rate.values())
+    assert max(turn["sgd"], turn["momentum"], turn["nesterov"]) < 0.1
+    assert turn["adagrad"] > 0.5
+    assert max(reached["momentum"], reached["nesterov"]) < reached["adagrad"]
+    first = np.diff(numbers["paths"]["adagrad"][:2], axis=0)
+    np.testing.assert_allclose(np.abs(first), numbers["lr"], rtol=1e-6)  # lr * g / |g|, both ways
+    without = numbers["without_root"]["effective_lr"]
+    assert without["b"][0] < 0.1 * rate["b"][0]
+    assert numbers["loss"][sparse.NO_ROOT][-1] > 5 * numbers["target"]
+
+
+def test_the_effective_rates_are_those_of_the_optimizer():
+    """Its accumulator is the history; and without the root, the rule is the one it says."""
+    numbers = experiment("sparse")[1]
+    neuron = sparse.Neuron(seed=0)
+    points = np.array(sparse.START)
+    optimizer = fastopt.Adagrad(points, lr=0.1)
+    for step in range(30):
+        optimizer.step(neuron.gradient(points))
+        accumulator = optimizer.state[0]["sum"]
+        for i, name in enumerate("wb"):
+            assert numbers["history"][name][step] == pytest.approx(accumulator[i], rel=1e-12)
+            assert numbers["effective_lr"][name][step] == pytest.approx(0.1 / np.sqrt(accumulator[i]), rel=1e-9)
+    path = np.array(numbers["paths"][sparse.NO_ROOT])
+    gradient = neuron.gradient(path[:-1])
+    np.testing.assert_allclose(
+        path[1:], path[:-1] - 0.1 * gradient / (np.cumsum(gradient**2, axis=0) + 1e-10), rtol=1e-12
+    )
+
+
+def test_what_is_reached_and_where_a_path_turns():
+    """The first step at or below the target; the way along w when nine tenths of that along b are done."""
+    assert sparse.reached(np.array([3.0, 2.0, 1.0, 0.5]), 1.0) == 2
+    assert sparse.reached(np.array([3.0, 2.0]), 1.0) is None
+    path = np.array([[0.0, 0.0], [1.0, 5.0], [2.0, 9.5], [4.0, 10.0]])
+    assert sparse.turn(path, np.array([4.0, 10.0])) == 0.5
+    assert sparse.turn(path[:2], np.array([4.0, 10.0])) is None
+
+
+def test_digits_are_split_once_and_for_all():
+    """1,797 images in two parts that share none, each digit in both."""
+    x_train, y_train, x_test, y_test = digits.load()
+    assert x_train.shape == (1437, 64)
+    assert x_test.shape == (360, 64)
+    assert x_train.dtype == np.float32
+    assert (x_train.min(), x_train.max()) == (0, 1)
+    assert set(y_train) == set(y_test) == set(range(10))
+    np.testing.assert_array_equal(digits.load()[0], x_train)
+    x_rest, y_rest, x_aside, y_aside = digits.held_out(x_train, y_train)
+    assert (len(x_rest), len(x_aside)) == (1150, 287)
+    np.testing.assert_array_equal(np.sort(np.concatenate([y_rest, y_aside])), np.sort(y_train))
+
+
+def test_digits_shows_what_it_claims():
+    """Losses fall, the network learns, and the numbers are the network's own."""
+    numbers = lab.digits(epochs=4, seeds=1)[1]
+    assert list(numbers["rules"]) == ["sgd", "momentum", "nesterov", "adagrad"]
+    assert tuple(numbers["schedules"]) == digits.SCHEDULES
+    x_train, y_train, x_test, y_test = digits.load()
+    for rule, curve in numbers["rules"].items():
+        assert curve["loss"][-1] < curve["loss"][0]
+        assert curve["accuracy"][-1] > 0.9
+        trained = digits.train(
+            digits.OPTIMIZERS[rule], x_train, y_train, epochs=4, seed=0, lr=digits.LEARNING_RATES[rule]
+        )
+        *_, (params, optimizer) = trained
+        assert network.accuracy(params, x_test, y_test) == curve["accuracy"][-1]
+    rates = np.array(numbers["effective_lr"], float)
+    accumulator = optimizer.state["w1"]["sum"].reshape(8, 8, 32)
+    row, column = 3, 4
+    want = 0.1 / np.sqrt(accumulator[row, column].mean(dtype=np.float64))
+    assert rates[row, column] == pytest.approx(want, rel=1e-6)
+    dark = (x_train == 0).all(axis=0).reshape(8, 8)
+    np.testing.assert_array_equal(np.isnan(rates), dark)
+
+
+def test_corners_keep_higher_rates_than_the_centre():
+    """They are dark in nearly all images: the lecture's sparse weight, in real data; for every seed."""
+    for seed in range(3):
+        x_train, y_train, _, _ = digits.load()
+        *_, (_, optimizer) = digits.train(fastopt.Adagrad, x_train, y_train, epochs=2, seed=seed, lr=0.1)
+        corners, centre = digits.corners_and_centre(digits.effective_rates(optimizer.state["w1"]["sum"], 0.1))
+        assert min(corners) > 2 * max(centre)
+
+
+def test_the_report_of_digits_computes_its_words():
+    """Other numbers, other words."""
+    rules = {rule: {"loss": [0.5, 0.2], "accuracy": [0.8, 0.9]} for rule in digits.OPTIMIZERS}
+    rules["momentum"] = {"loss": [0.6, 0.05], "accuracy": [0.8, 1.0]}
+    compared = {
+        name: {"accuracy": [[0.8, 0.9 + i / 100]], "roughness": 0.01 * (i + 1)}
+        for i, name in enumerate(digits.SCHEDULES)
+    }
+    rates = [[1.0] * 8 for _ in range(8)]
+    rates[0][0] = None
+    text = digits.report({"rules": rules, "schedules": compared, "lr": 0.1, "effective_lr": rates})
+    assert "sgd more than 2, momentum 2" in text
+    assert "after 2 epochs: plateau, cosine, step, exponential, constant" in text
+    assert "smoothest late is constant, by 1.00 points per epoch, roughest plateau, by 5.00" in text
+
+
+def test_roughness_is_the_mean_change_of_the_second_half():
+    """Up or down; the first epochs, which all curves begin with, do not count."""
+    assert digits.roughness([[0.0, 0.5, 0.9, 0.8, 0.9], [0.0, 0.5, 0.9, 0.9, 0.9]]) == pytest.approx(0.05)
+    assert digits.roughness([[0.5]]) == 0
+
+
+def test_rates_are_tuned_on_what_is_given():
+    """The best of two rates, one of which cannot learn."""
+    assert digits.tune(rates=(1e-9, 0.1), epochs=1, seeds=[0]) == dict.fromkeys(digits.OPTIMIZERS, 0.1)
+
+
+@pytest.mark.parametrize("steps", [20, 1000, 12_345_678])
+def test_schedules_draws_what_the_schedules_are(steps):
+    """The values are those of the objects that the numbers name, the lines are the values, and none is cut off."""
+    figure, numbers = gallery.schedules(steps)
+    t = np.array(numbers["steps"])
+    assert (t[0], t[-1]) == (0, steps)
+    assert len(t) == min(steps + 1, 1001)
+    for axes, (title, curves) in zip(figure.axes, numbers["panels"].items(), strict=True):
+        assert axes.get_title() == title
+        low, high = axes.get_ylim()
+        for line, (label, curve) in zip(axes.lines, curves.items(), strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), np.transpose([t, curve["values"]]))
+            assert low < min(curve["values"]) <= max(curve["values"]) < high
+            if title != "Plateau":
+                schedule = eval(curve["schedule"], vars(schedules))
+                assert type(schedule).__name__ == title.split()[0].strip(",")
+                np.testing.assert_array_equal(curve["values"], schedule(t), err_msg=f"{title}, {label}")
+
+
+def test_every_schedule_is_in_the_picture():
+    """A panel for each class at least."""
+    _, numbers = gallery.schedules()
+    assert {title.split()[0].strip(",") for title in numbers["panels"]} == {*schedules.SCHEDULES, "Plateau"}
+    assert numbers["panels"]["OneCycle"].keys() == {"lr", "momentum"}
+    assert numbers["panels"]["WarmupStableDecay"].keys() == {"linear", "cosine", "1-sqrt"}
+
+
+def test_the_plateau_in_the_picture_follows_its_metric():
+    """A new one that is told the same metrics, after epochs of 25 steps, takes the same rates, several of them."""
+    curves = gallery.schedules(steps=1000)[1]["panels"]["Plateau"]
+    plateau = eval(curves["lr"]["schedule"], vars(schedules))
+    for rate, metric in zip(curves["lr"]["values"][:1000:25], curves["metric"]["values"][:1000:25], strict=True):
+        assert plateau(0) == rate
+        plateau.update(metric)
+    assert len({*curves["lr"]["values"]}) > 3
+
+
+def test_the_report_of_schedules_names_them_and_their_values():
+    """At the quarters, in a row for each that has a schedule; and the lines below are computed."""
+    numbers = gallery.schedules(steps=100)[1]
+    numbers["panels"]["Linear"]["lr"] = {"schedule": "Linear(...)", "values": [1.0] + 49 * [0.9] + 51 * [0.8]}
+    text = gallery.report(numbers)
+    head, *rows = text.partition("\n\n")[0].splitlines()
+    assert head.split() == ["0", "25", "50", "75", "100", "schedule"]
+    linear = next(row for row in rows if "Linear(...)" in row)
+    assert linear.split() == ["1.000", "0.900", "0.800", "0.800", "0.800", "Linear(...)"]
+    assert head.index("schedule") == linear.index("Linear")
+    assert "Linear has the highest mean, 0.85, and Product the lowest" in text
+
+
+@pytest.mark.parametrize(
+    ("steps", "error"), [(19, ValueError), (-1, ValueError), (2**40, ValueError), (1e3, TypeError)]
+)
+def test_schedules_wants_steps_that_it_can_draw(steps, error):
+    """And says so."""
+    with pytest.raises(error, match="steps must be"):
+        gallery.schedules(steps)
+
+
+def test_houses_are_read_as_they_are_written(tmp_path):
+    """Features per household, prices in units of 100,000 dollars; columns in any order, others left out."""
+    houses = housing.load(HOUSES)
+    table = np.genfromtxt(HOUSES, delimiter=",", names=True, usecols=range(9))
+    assert houses.x.shape == (400, 8)
+    np.testing.assert_allclose(houses.y, table["median_house_value"] / 1e5)
+    want = [
+        table["median_income"], table["housing_median_age"], table["total_rooms"] / table["households"],
+        table["total_bedrooms"] / table["households"], table["population"],
+        table["population"] / table["households"], table["latitude"], table["longitude"],
+    ]  # fmt: skip
+    np.testing.assert_allclose(houses.x, np.transpose(want))
+    lines = [line.split(",") for line in HOUSES.read_text().splitlines()]
+    turned = tmp_path / "turned.csv"
+    turned.write_text("\n".join(",".join(reversed(line)) for line in lines))
+    np.testing.assert_array_equal(housing.load(turned).x, houses.x)
+
+
+def test_houses_are_split_once_and_standardised_by_the_training_part():
+    """Three parts that share none; what is missing is filled in and counted; far values are cut off."""
+    houses = housing.load(HOUSES)
+    data = housing.split(houses)
+    assert [len(part) for part in (data.y, data.y_validation, data.y_test)] == [288, 32, 80]
+    prices = np.concatenate([data.y, data.y_validation, data.y_test])
+    np.testing.assert_allclose(np.sort(prices * data.scale + houses.y.mean()), np.sort(houses.y), atol=0.3)
+    assert data.missing == np.isnan(houses.x).sum() == 7
+    assert not np.isnan(np.concatenate([data.x, data.x_validation, data.x_test])).any()
+    assert data.y.std() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(data.x.mean(axis=0), 0, atol=0.05)
+    assert abs(data.x).max() <= housing.LIMIT
+    np.testing.assert_array_equal(data.x_test, housing.split(houses).x_test)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("households", "homes", 1), "houses.csv has no column households"),
+        (
+            lambda text: text.replace("INLAND\n", "INLAND\nx,y,z,0,0,0,0,0,0,0\n", 1),
+            "line 3: housing_median_age is 'z'",
+        ),
+        (lambda text: "\n".join(text.splitlines()[:20]), "19 rows with a price; it needs 50"),
+        (lambda text: ",".join(HEADER), "0 rows with a price"),
+        (lambda text: "", "no column median_income"),
+        (lambda text: text + "1,1,1,1,1,1,0,1,1,INLAND\n", "households are not above 0"),
+        (lambda text: text + "1,1,1,1,1,1,inf,1,1,INLAND\n", "households is 'inf'"),
+    ],
+)
+def test_files_of_houses_that_do_not_fit(change, message, tmp_path):
+    """What is wrong is named, with its line where it has one."""
+    path = tmp_path / "houses.csv"
+    path.write_text(change(HOUSES.read_text()))
+    with pytest.raises(ValueError, match=message):
+        housing.load(path)
+
+
+def test_districts_without_a_price_are_left_out(tmp_path):
+    """And counted."""
+    path = tmp_path / "houses.csv"
+    path.write_text(HOUSES.read_text() + "1,1,1,1,1,1,1,1,,INLAND\n")
+    houses = housing.load(path)
+    assert (len(houses.y), houses.without_price) == (400, 1)
+
+
+def test_without_a_network_the_way_out_is_named(monkeypatch):
+    """A file does as well."""
+    datasets = importlib.import_module("sklearn.datasets")
+
+    def refused(**options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "fetch_california_housing", refused)
+    with pytest.raises(OSError, match=r"--csv FILE takes a file with the columns median_income.*no network"):
+        lab.housing()
+    with pytest.raises(FileNotFoundError):
+        lab.housing(csv="no/such/file.csv")
+
+
+def test_with_a_network_scikit_learns_data_are_taken(monkeypatch):
+    """As they are."""
+    datasets = importlib.import_module("sklearn.datasets")
+    x, y = np.random.default_rng(0).random((60, 8)), np.random.default_rng(1).random(60)
+    monkeypatch.setattr(datasets, "fetch_california_housing", lambda **options: (x, y))
+    numbers = lab.housing(epochs=1, seeds=1)[1]
+    assert numbers["source"] == "sklearn.datasets.fetch_california_housing"
+    assert sum(numbers["rows"].values()) == 60
+    assert numbers["missing"] == 0
+
+
+def test_the_test_part_is_judged_after_all_trainings(monkeypatch):
+    """Never before the last one has ended, and never by a training."""
+    order = []
+    train, judge = housing.train, housing.judge
+    monkeypatch.setattr(housing, "train", lambda *args, **options: order.append("train") or train(*args, **options))
+    monkeypatch.setattr(housing, "judge", lambda *args: order.append("judge") or judge(*args))
+    lab.housing(csv=HOUSES, epochs=1, seeds=2)
+    trainings = 2 * len(training.SCHEDULES)
+    assert order == trainings * ["train"] + trainings * ["judge"]
+    data = housing.split(housing.load(HOUSES))
+    hidden = housing.Split(**{**vars(data), "x_test": None, "y_test": None})
+    for seen, unseen in zip(
+        *(train("plateau", each, lr=0.03, epochs=3, seed=0) for each in (data, hidden)), strict=True
+    ):
+        assert all((seen[name] == unseen[name]).all() for name in seen)
+
+
+def test_housing_learns():
+    """R² and error by the networks' own predictions, in the table as medians; prices that can be learnt are learnt."""
+    numbers = lab.housing(csv=HOUSES, epochs=20, seeds=3)[1]
+    data = housing.split(housing.load(HOUSES))
+    *_, params = housing.train("cosine", data, lr=housing.LEARNING_RATES["cosine"], epochs=20, seed=1)
+    found = numbers["schedules"]["cosine"]
+    squares = (housing.predict(params, data.x_test).astype(float) - data.y_test) ** 2
+    assert found["rmse"][1][-1] == pytest.approx(data.scale * np.sqrt(squares.mean()), rel=1e-5)
+    spread = ((data.y_test - data.y_test.mean()) ** 2).sum()
+    assert found["r2"][1][-1] == pytest.approx(1 - squares.sum() / spread, rel=1e-5)
+    assert all(len(values) == 20 for each in numbers["schedules"].values() for values in each["r2"])
+    assert housing.last(found, "r2") == np.median([values[-1] for values in found["r2"]]) > 0.75
+    text = housing.report(numbers)
+    ranking = sorted(numbers["schedules"], key=lambda name: -housing.last(numbers["schedules"][name], "r2"))
+    assert [line.split()[0] for line in text.splitlines()[1:8]] == ranking
+    assert f"{ranking[0]} is best" in text
+    assert "7 missing numbers" in text
+
+
+def test_housing_rates_are_tuned_on_the_validation_part():
+    """The best of two rates, one of which cannot learn."""
+    assert housing.tune(HOUSES, rates=(1e-9, 0.01), epochs=1, seeds=[0]) == dict.fromkeys(training.SCHEDULES, 0.01)
+
+
+def test_the_slope_of_the_cliff():
+    """Backpropagation through time is the derivative of the loss, where finite differences can tell."""
+    points = np.random.default_rng(0).uniform((3.6, -2.0), (4.4, -1.0), (30, 2))
+    assert_gradient(gradients.loss, gradients.gradient, points)
+
+
+def test_clipping_keeps_the_direction():
+    """And a norm up to the largest one."""
+    vectors = np.array([[3.0, 4.0], [0.03, 0.04], [0.0, 0.0]])
+    np.testing.assert_allclose(gradients.clip(vectors, 1.0), [[0.6, 0.8], [0.03, 0.04], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_plain_descent_is_thrown_off_the_cliff_and_clipped_descent_is_not(seed):
+    """From the picture's start, and from most around it."""
+    cliff = gradients.descents(lr=0.2, max_norm=0.3, steps=300, starts=40, seed=seed)
+    plain, clipped = cliff["ways"]["plain"], cliff["ways"]["clipped"]
+    step = plain["thrown_at"]
+    assert step is not None
+    assert plain["gradient_norm"][step - 1] > 10 * cliff["max_norm"]
+    assert not gradients.inside(np.array(plain["path"][step]))
+    assert clipped["thrown_at"] is None
+    assert clipped["thrown_share"] == 0 < 0.5 < plain["thrown_share"]
+    assert clipped["low_share"] > plain["low_share"]
+    assert clipped["loss"][-1] < 0.01 < clipped["loss"][0]
+    jumps = np.linalg.norm(np.diff(clipped["path"], axis=0), axis=1)
+    assert jumps.max() <= 0.2 * 0.3 * (1 + 1e-12)
+
+
+def test_sigmoids_lose_the_gradient_layer_by_layer_and_relus_do_not():
+    """By factors, at the start; AdaGrad's first step has one length in all layers of one size."""
+    runs = experiment("gradients")[1]["network"]["runs"]
+    sigmoid, relu, adagrad = (
+        np.array(runs[name]["gradient_norm"]) for name in ("sigmoid, sgd", "relu, sgd", "sigmoid, adagrad")
+    )
+    assert (sigmoid[:-1] < 0.5 * sigmoid[1:]).all()
+    assert sigmoid[0] < 1e-3 * sigmoid[-1]
+    assert relu.max() < 10 * relu.min()
+    np.testing.assert_array_equal(sigmoid, adagrad)  # one start
+    np.testing.assert_allclose(runs["sigmoid, sgd"]["first_step"], sigmoid, rtol=1e-5)
+    between = np.array(runs["sigmoid, adagrad"]["first_step"])[1:-1]  # lr * g / |g| for each of 32 x 32 weights
+    np.testing.assert_allclose(between, 32, rtol=0.01)
+    assert runs["sigmoid, sgd"]["loss"][-1] == pytest.approx(np.log(10), abs=0.02)
+    assert runs["relu, sgd"]["loss"][-1] < runs["relu, sgd"]["loss"][0]
+
+
+def test_dead_units_are_counted():
+    """Those whose output is nearly the same for all images."""
+    run = gradients.Run(network.SIGMOID, 1.0, fastopt.SGD, 0.1)
+    params = {"w1": np.array([[0.0, 1.0, 0.01]]), "b1": np.zeros(3), "w2": np.zeros((3, 10)), "b2": np.zeros(10)}
+    assert gradients.dead_units(run, params, np.array([[0.0], [1.0]])) == [2]
+
+
+def test_descent_that_overflows_is_told_and_fits_json():
+    """A rate far too high."""
+    numbers = gradients.descents(lr=1000.0, max_norm=1e9, steps=50, starts=2, seed=0)
+    for way in numbers["ways"].values():
+        assert way["thrown_at"] is not None
+        assert all(value is None or np.isfinite(value) for value in way["loss"] + way["gradient_norm"])
