@@ -107,14 +107,12 @@ def test_curves_of_any_length_are_in_the_picture(epochs):
     assert all((line.get_marker() == "o") == (epochs == 1) for line in axes.lines)
 
 
-def test_a_band_is_mean_and_standard_deviation():
-    """Of the runs, at each epoch."""
-    runs = np.array([[1.0, 2.0, 5.0], [3.0, 2.0, 1.0]])
+def test_a_band_lies_around_its_line():
+    """At each epoch."""
     _, panels = look.new_figure([["band"]])
-    look.draw_band(panels["band"], runs, "label", look.PALETTE[0])
+    look.draw_band(panels["band"], np.array([2, 2, 3]), np.array([1, 2, 1]), np.array([3, 2, 5]), "name", "#000000")
     (line,) = panels["band"].lines
-    np.testing.assert_allclose(line.get_ydata(), [2, 2, 3])
-    np.testing.assert_allclose(line.get_xdata(), [1, 2, 3])
+    assert line.get_xydata().tolist() == [[1, 2], [2, 2], [3, 3]]
     (band,) = panels["band"].collections
     edge = band.get_paths()[0].vertices
     for epoch, (low, high) in enumerate([(1, 3), (2, 2), (1, 5)], start=1):

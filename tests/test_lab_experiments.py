@@ -214,6 +214,28 @@ def test_corners_keep_higher_rates_than_the_centre():
         assert min(corners) > 2 * max(centre)
 
 
+def assert_bands(axes, bands):
+    """Assert that a panel's lines and bands are those given: (low, middle, high), each by epoch."""
+    for line, band, (low, middle, high) in zip(axes.lines, axes.collections, bands, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), middle)
+        edges = band.get_paths()[0].vertices[:, 1]
+        np.testing.assert_allclose((edges.min(), edges.max()), (low.min(), high.max()))
+
+
+def test_bands_are_what_the_runs_come_to():
+    """Mean and standard deviation of the digits' accuracies, median and quartiles of the housing's R² and error."""
+    figure, numbers = experiment("digits")
+    panels = {axes.get_label(): axes for axes in figure.axes}
+    runs = [np.array(each["accuracy"]) for each in numbers["schedules"].values()]
+    bands = [[each.mean(axis=0) + side * each.std(axis=0) for side in (-1, 0, 1)] for each in runs]
+    assert_bands(panels["schedules"], bands)
+    figure, numbers = experiment("housing")
+    panels = {axes.get_label(): axes for axes in figure.axes}
+    for quantity in ("r2", "rmse"):
+        runs = [each[quantity] for each in numbers["schedules"].values()]
+        assert_bands(panels[quantity], [np.quantile(each, (0.25, 0.5, 0.75), axis=0) for each in runs])
+
+
 def test_the_report_of_digits_computes_its_words():
     """Other numbers, other words."""
     rules = {rule: {"loss": [0.5, 0.2], "accuracy": [0.8, 0.9]} for rule in digits.OPTIMIZERS}

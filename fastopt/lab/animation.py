@@ -63,20 +63,25 @@ def frames(figure: Figure) -> Iterator[Any]:
     """Draw what stays once, and yield a picture for each share of the lines."""
     canvas = require("matplotlib.backends.backend_agg", "lab").FigureCanvasAgg(figure)
     image = require("PIL.Image", "lab")
-    lines = sorted((line for axes in figure.axes for line in axes.lines), key=lambda line: line.get_zorder())
-    data = [line.get_data_3d() if hasattr(line, "get_data_3d") else line.get_data() for line in lines]
-    for line in lines:
+    lines = [(axes, line) for axes in figure.axes for line in axes.lines]
+    lines.sort(key=lambda pair: pair[1].get_zorder())
+    data = [line.get_data_3d() if hasattr(line, "get_data_3d") else line.get_data() for _, line in lines]
+    for _, line in lines:
         line.set_visible(False)
     canvas.draw()
-    for line in lines:
+    for _, line in lines:
         line.set_visible(True)
     still = canvas.copy_from_bbox(figure.bbox)
-    for frame in range(1, FRAMES + 1):
-        canvas.restore_region(still)
-        for line, points in zip(lines, data, strict=True):
-            grow(line, points, frame / FRAMES)
-            line.axes.draw_artist(line)
-        yield image.frombuffer("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
+    try:
+        for frame in range(1, FRAMES + 1):
+            canvas.restore_region(still)
+            for (axes, line), points in zip(lines, data, strict=True):
+                grow(line, points, frame / FRAMES)
+                axes.draw_artist(line)
+            yield image.frombuffer("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
+    finally:
+        for (_, line), points in zip(lines, data, strict=True):
+            grow(line, points, 1.0)
 
 
 def grow(line: Line2D, points: Any, share: float) -> None:

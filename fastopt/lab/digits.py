@@ -194,7 +194,8 @@ def draw(figure: Figure, axes: dict[str, Axes], numbers: dict[str, Any]) -> None
     axes["loss"].set_ylabel("training loss (cross-entropy, nats)")
     colours = look.colours(training.SCHEDULES)
     for name, curve in numbers["schedules"].items():
-        look.draw_band(axes["schedules"], curve["accuracy"], name, colours[name])
+        mean, deviation = np.mean(curve["accuracy"], axis=0), np.std(curve["accuracy"], axis=0)
+        look.draw_band(axes["schedules"], mean, mean - deviation, mean + deviation, name, colours[name])
     highest = max(max(each) for curve in numbers["schedules"].values() for each in curve["accuracy"])
     for panel, bottom in (("accuracy", None), ("schedules", highest - ZOOM)):
         axes[panel].set(ylim=(bottom, 1.0), ylabel=f"test accuracy (share of {TEST_IMAGES} images)")

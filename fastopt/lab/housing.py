@@ -206,7 +206,7 @@ def housing(
     Returns
     -------
     figure : matplotlib.figure.Figure
-        R² and the root of the mean squared error on the test part by epoch, as mean and standard deviation.
+        R² and the root of the mean squared error on the test part by epoch, as median and quartiles.
     numbers : dict
         ``{"schedules": {name: {"lr": ..., "r2": [[...], ...], "rmse": [[...], ...]}}, "rows": {...}, "missing": ...,
         ...}``, with a list for each seed and a number after each epoch; errors are in units of 100,000 dollars.
@@ -258,7 +258,8 @@ def draw(axes: dict[str, Axes], results: dict[str, dict[str, Any]]) -> None:
     colours = look.colours(results)
     for quantity, label in (("r2", "test R²"), ("rmse", "test error (root mean square, $100,000)")):
         for name, result in results.items():
-            look.draw_band(axes[quantity], result[quantity], name, colours[name])
+            low, median, high = np.quantile(result[quantity], (0.25, 0.5, 0.75), axis=0)
+            look.draw_band(axes[quantity], median, low, high, name, colours[name])
         axes[quantity].set(ylim=limits([result[quantity] for result in results.values()]), ylabel=label)
         look.label_epochs(axes[quantity])
 
@@ -288,13 +289,13 @@ def report(numbers: dict[str, Any]) -> str:
     best, worst = ranking[0], ranking[-1]
     epochs = len(results[best]["r2"][0])
     goal = 0.98 * last(results[best], "r2")
-    reached = {name: look.first_below(-np.mean(results[name]["r2"], axis=0), -goal) for name in results}
+    reached = {name: look.first_below(-np.median(results[name]["r2"], axis=0), -goal) for name in results}
     counts = ", ".join(f"{name} {count or f'more than {epochs}'}" for name, count in reached.items())
     lines += [
         "",
         f"After {epochs} epochs {best} is best, with an R² of {last(results[best], 'r2'):.3f}, and {worst} last, with "
         f"{last(results[worst], 'r2'):.3f}.",
-        f"Epochs until the mean R² is above {goal:.3f}: {counts}.",
+        f"Epochs until the median R² is above {goal:.3f}: {counts}.",
         f"Of {sum(rows.values()):,} districts {rows['test']:,} are the test, judged once; {numbers['missing']} missing "
         f"numbers were filled in, {numbers['without_price']} districts without a price left out.",
     ]

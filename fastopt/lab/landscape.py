@@ -50,15 +50,17 @@ def _wells(points: Array) -> tuple[Array, Array]:
 
 def loss(points: Array) -> Array:
     """Return ``SLOPE * sqrt(1 + |p|**2) - sum_i depth_i * exp(-|p - c_i|**2 / (2 * width_i**2))``."""
-    ground: Array = SLOPE * np.sqrt(1 + (points**2).sum(axis=-1))
-    return ground - _wells(points)[1].sum(axis=-1)
+    ground = SLOPE * np.sqrt(1 + (points**2).sum(axis=-1))
+    height: Array = ground - _wells(points)[1].sum(axis=-1)
+    return height
 
 
 def gradient(points: Array) -> Array:
     """Return the gradient of the loss at points, shape (..., 2)."""
     away, taken = _wells(points)
-    ground: Array = SLOPE * points / np.sqrt(1 + (points**2).sum(axis=-1, keepdims=True))
-    return ground + (away * (taken / WELLS[:, 3] ** 2)[..., np.newaxis]).sum(axis=-2)
+    ground = SLOPE * points / np.sqrt(1 + (points**2).sum(axis=-1, keepdims=True))
+    slope: Array = ground + (away * (taken / WELLS[:, 3] ** 2)[..., np.newaxis]).sum(axis=-2)
+    return slope
 
 
 def strategies(lr: float, momentum: float, steps: int) -> Strategies:
@@ -217,7 +219,7 @@ def draw(axes: dict[str, Axes], ways: dict[str, Any]) -> None:
     colours = look.colours(ways)
     draw_space(axes["space"], {way: np.array(ways[way]["path"]) for way in IN_SPACE}, colours)
     for way, numbers in ways.items():
-        thin = {"linewidth": 0.5, "alpha": 0.5} if way == "huge rate" else {"linewidth": 1.5}
+        thin: dict[str, Any] = {"linewidth": 0.4} if way == "huge rate" else {"linewidth": 1.5}
         axes["loss"].plot(numbers["loss"], color=colours[way], label=way, **thin)
         look.draw_landscape(axes[way], loss, EXTENT, EXTENT, relief=True)
         look.draw_path(axes[way], np.array(numbers["path"]), way, colours[way], **thin)
@@ -229,7 +231,7 @@ def draw(axes: dict[str, Axes], ways: dict[str, Any]) -> None:
     draw_ends(axes["ends"], ways)
 
 
-def draw_space(axes: Any, paths: dict[str, Array], colours: dict[str, str]) -> None:
+def draw_space(axes: look.Axes3D, paths: dict[str, Array], colours: dict[str, str]) -> None:
     """Draw the landscape and some paths in space, seen from across, the start being at the back."""
     look.draw_surface(axes, loss, EXTENT, EXTENT, TOP)
     for way, path in paths.items():

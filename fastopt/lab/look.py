@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from mpl_toolkits.mplot3d import Axes3D
 
 Array: TypeAlias = npt.NDArray[Any]
 Limits: TypeAlias = tuple[float, float]
+Axes3D: TypeAlias = Any  # mplot3d has no types
 Loss: TypeAlias = Callable[[Array], Array]  # of points, shape (..., 2), each with a value
 
 # The colours of Okabe and Ito, which colour-blind people tell apart; without yellow, which is too pale for a line.
@@ -60,7 +60,7 @@ def new_figure(
     """
     layout = require("matplotlib.layout_engine", "lab").ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
     figure: Figure = require("matplotlib.figure", "lab").Figure((WIDTH, height), dpi=DPI, layout=layout)
-    special = {name: {"projection": projection} for name, projection in (projections or {}).items()}
+    special: Any = {name: {"projection": projection} for name, projection in (projections or {}).items()}
     rows: Any = [list(row) for row in mosaic]
     axes = figure.subplot_mosaic(rows, per_subplot_kw=special, **ratios)
     for each in axes.values():
@@ -87,12 +87,10 @@ def draw_curve(axes: Axes, values: Sequence[float] | Array, label: str, colour: 
     axes.plot(epochs, values, color=colour, linewidth=1.6, marker=marker, label=label)
 
 
-def draw_band(axes: Axes, runs: Sequence[Sequence[float]] | Array, label: str, colour: str, first: int = 1) -> None:
-    """Draw the mean of several runs by epoch, and a band of one standard deviation to either side."""
-    mean, deviation = np.mean(runs, axis=0), np.std(runs, axis=0)
-    draw_curve(axes, mean, label, colour, first)
-    epochs = range(first, first + len(mean))
-    axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
+def draw_band(axes: Axes, middle: Array, low: Array, high: Array, label: str, colour: str) -> None:
+    """Draw what several runs come to after each epoch: a line, and a band around it."""
+    draw_curve(axes, middle, label, colour)
+    axes.fill_between(range(1, 1 + len(middle)), low, high, color=colour, alpha=0.13, linewidth=0)
 
 
 def label_epochs(axes: Axes, label: str = "epoch") -> None:
@@ -154,12 +152,12 @@ def draw_landscape(axes: Axes, loss: Loss, x: Limits, y: Limits, relief: bool = 
     axes.grid(False)
 
 
-def draw_path(axes: Axes, path: Array, label: str, colour: str, linewidth: float = 1.5, alpha: float = 1.0) -> Line2D:
+def draw_path(axes: Axes, path: Array, label: str, colour: str, linewidth: float = 1.5) -> Line2D:
     """Draw the way of a point over a map, shape (steps + 1, 2): a ring where it starts, a dot where it is."""
     outline = require("matplotlib.patheffects", "lab").withStroke(linewidth=linewidth + 1.4, foreground="white")
     axes.plot(*path[:1].T, marker="o", markersize=7, markerfacecolor="white", markeredgecolor="black", zorder=4)
     (line,) = axes.plot(
-        *path.T, color=colour, linewidth=linewidth, alpha=alpha, label=label, zorder=3, path_effects=[outline],
+        *path.T, color=colour, linewidth=linewidth, label=label, zorder=3, path_effects=[outline],
         marker="o", markevery=[-1], markersize=6, markeredgecolor="white",
     )  # fmt: skip
     return line

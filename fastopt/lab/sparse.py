@@ -156,7 +156,9 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
 
 def bottom(neuron: Neuron) -> Array:
     """Return the parameters with the least loss, by many steps of Nesterov's from those that made the pairs."""
-    return descend(partial(SGD, lr=0.01, momentum=0.9, nesterov=True), neuron.gradient, np.array(TRUTH), 2000)[-1]
+    nesterov = partial(SGD, lr=0.01, momentum=0.9, nesterov=True)
+    last: Array = descend(nesterov, neuron.gradient, np.array(TRUTH), 2000)[-1]
+    return last
 
 
 def reached(losses: Array, target: float) -> int | None:
