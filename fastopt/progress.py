@@ -30,7 +30,8 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         from rich.progress import track as rich_track
     except ImportError:
         return _count(items, description, total)
-    return iter(rich_track(items, description, total, auto_refresh=False, console=Console(stderr=True)))
+    console = Console(stderr=True, force_jupyter=False)  # in a notebook rich would warn that it wants ipywidgets
+    return iter(rich_track(items, description, total, auto_refresh=False, console=console))
 
 
 def _count(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:

@@ -1,6 +1,7 @@
 """What the lab is made of: the network and its training, descent in a landscape, the look, and motion."""
 
 import inspect
+import io
 import json
 from functools import partial
 
@@ -65,6 +66,12 @@ def labels(axes):
         texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
         texts += [tick.label2 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
     return [text for text in texts if text.get_visible() and text.get_text()]
+
+
+def test_a_notebook_shows_the_figure():
+    """As the value of a cell: a PNG as wide as a page."""
+    png = experiment("bounce")[0]._repr_png_()
+    assert Image.open(io.BytesIO(png)).size[0] == look.WIDTH * look.DPI / 2
 
 
 def overlap(one, other):

@@ -17,7 +17,7 @@ from fastopt.bench import report
 from fastopt import fused, schedules
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/schedules.md", "docs/coming-from-torch.md"]
+PAGES = ["README.md", "docs/schedules.md", "docs/coming-from-torch.md", "docs/lectures.md"]
 
 
 def blocks(page):

@@ -59,7 +59,9 @@ def new_figure(
         Name -> its panel.
     """
     layout = require("matplotlib.layout_engine", "lab").ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
-    figure: Figure = require("matplotlib.figure", "lab").Figure((WIDTH, height), dpi=DPI, layout=layout)
+    from .picture import Picture  # imports matplotlib, which is there by now
+
+    figure = Picture((WIDTH, height), dpi=DPI, layout=layout)
     special: Any = {name: {"projection": projection} for name, projection in (projections or {}).items()}
     rows: Any = [list(row) for row in mosaic]
     axes = figure.subplot_mosaic(rows, per_subplot_kw=special, **ratios)
