@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -171,13 +173,13 @@ def add_lab(commands: Commands[argparse.ArgumentParser]) -> None:
     for name, experiment in EXPERIMENTS.items():
         options = names.add_parser(name, help=experiment.description, description=experiment.description)
         add_output(options)
-        for parameter in inspect.signature(experiment.run).parameters.values():
-            add_keyword(options, parameter)
+        for keyword in inspect.signature(experiment.run).parameters:
+            add_keyword(options, experiment.run, keyword)
         options.set_defaults(run=lab, names=[name])
     everything = names.add_parser("all", help="every experiment", description="every experiment, one after the other")
     add_output(everything)
     for keyword in ("seed", "csv"):
-        add_keyword(everything, inspect.signature(EXPERIMENTS["housing"].run).parameters[keyword])
+        add_keyword(everything, EXPERIMENTS["housing"].run, keyword)
     everything.set_defaults(run=lab, names=[*EXPERIMENTS])
 
 
@@ -187,17 +189,25 @@ def add_output(options: argparse.ArgumentParser) -> None:
     options.add_argument("--animate", action="store_true", help="write a GIF too, in which the curves grow")
 
 
-def add_keyword(options: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
+def add_keyword(options: argparse.ArgumentParser, run: Callable[..., Any], keyword: str) -> None:
     """Define an option for a keyword of an experiment: several values for a tuple, a word where the default is None."""
-    default = parameter.default
+    default = inspect.signature(run).parameters[keyword].default
     several = isinstance(default, tuple)
     options.add_argument(
-        f"--{parameter.name.replace('_', '-')}",
+        f"--{keyword.replace('_', '-')}",
         type=str if default is None else type(default[0] if several else default),
         nargs=len(default) if several else None,
         default=default,
-        help="(default: %(default)s)",
+        help=described(run, keyword).replace("%", "%%"),
     )
+
+
+def described(run: Callable[..., Any], keyword: str) -> str:
+    """Return what the docstring of an experiment says of a keyword: its type and default, and the lines below."""
+    found = re.search(
+        rf"^(?:\w+, )*{keyword}(?:, \w+)* : (.*)\n((?:    .*\n)+)", inspect.getdoc(run) or "", re.MULTILINE
+    )
+    return f"{' '.join(found[2].split())} ({found[1]})" if found else ""  # python -OO leaves no docstrings
 
 
 def list_experiments(arguments: argparse.Namespace) -> int:
@@ -211,7 +221,11 @@ def list_experiments(arguments: argparse.Namespace) -> int:
 
 def lab(arguments: argparse.Namespace) -> int:
     """Run an experiment, or all of them; one that fails does not keep the others from running."""
+    if arguments.list:
+        return list_experiments(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if not os.access(arguments.out, os.W_OK):
+        raise PermissionError(f"--out: nothing can be written in {arguments.out}")
     if len(arguments.names) == 1:
         print(experiment(arguments.names[0], arguments))
         return 0

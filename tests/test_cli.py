@@ -1,7 +1,6 @@
 """The command, as a user types it."""
 
 import importlib
-import json
 import os
 import subprocess
 import sys

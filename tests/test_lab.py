@@ -1,5 +1,6 @@
 """What the lab is made of: the network and its training, descent in a landscape, the look, and motion."""
 
+import importlib
 import inspect
 import io
 import json
@@ -45,10 +46,16 @@ def test_an_experiment_says_three_things_with_numbers(name):
 
 @pytest.mark.parametrize("name", FAST)
 def test_nothing_in_a_picture_is_covered_or_cut_off(name):
-    """Labels of panels lie within the picture, and no two of them overlap; there are no warnings on the way."""
+    """Labels, legends and texts lie within the picture, and no two of the labels and legends around panels overlap."""
     figure, _ = experiment(name)
     figure.draw_without_rendering()
     boxes = [(text.get_text(), text.get_window_extent()) for axes in figure.axes for text in labels(axes)]
+    boxes += [("legend", legend.get_window_extent()) for legend in figure.legends]
+    texts = [text for axes in figure.axes if axes.name == "rectilinear" for text in axes.texts]
+    for i, text in enumerate(texts):
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1, text
+        assert not any(overlap(box, other.get_window_extent()) for other in texts[:i]), text
     page = figure.bbox
     for i, (text, box) in enumerate(boxes):
         assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1, text
@@ -90,7 +97,7 @@ def relative_luminance(colour):
 
 def test_rules_have_colours_of_their_own_that_are_seen():
     """Different ones, each dark enough on white for a line."""
-    assert len({look.COLOURS[rule] for rule in fastopt.rules.RULES}) == len(fastopt.rules.RULES)
+    assert len({look.RULE_COLOURS[rule] for rule in fastopt.rules.RULES}) == len(fastopt.rules.RULES)
     assert len(set(look.PALETTE)) == len(look.PALETTE) >= len(training.SCHEDULES)
     assert all(relative_luminance(colour) < 0.5 for colour in look.PALETTE)
 
@@ -100,9 +107,9 @@ def test_curves_of_any_length_are_in_the_picture(epochs):
     """None is cut off, a single point is seen, and both axes have numbers."""
     figure, panels = look.new_figure([["loss", "other"]])
     axes = panels["loss"]
-    curves = {rule: list(np.geomspace(0.7, 0.3, epochs)) for rule in look.COLOURS}
+    curves = {rule: list(np.geomspace(0.7, 0.3, epochs)) for rule in look.RULE_COLOURS}
     for rule, curve in curves.items():
-        look.draw_curve(axes, curve, rule, look.COLOURS[rule])
+        look.draw_curve(axes, curve, rule, look.RULE_COLOURS[rule])
     look.label_epochs(axes)
     look.use_log_scale(axes)
     look.add_legend(figure, axes)
@@ -176,13 +183,10 @@ def test_a_gif_that_fails_leaves_the_figure(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rule", "make", "hyper"),
-    [
-        ("sgd", partial(fastopt.SGD, lr=0.1), (0.1, 0.0)),
-        ("momentum", partial(fastopt.SGD, lr=0.1, momentum=0.9), (0.1, 0.0, 0.9, 0.0)),
-    ],
+    ("momentum", "make"),
+    [(0.0, partial(fastopt.SGD, lr=0.1)), (0.9, partial(fastopt.SGD, lr=0.1, momentum=0.9))],
 )
-def test_descent_is_the_rule(rule, make, hyper):
+def test_descent_is_the_rule(momentum, make):
     """Step by step, and many points at once are so many descents."""
     scale = np.array([1.0, 4.0])
     starts = np.random.default_rng(0).standard_normal((5, 2))
@@ -190,12 +194,11 @@ def test_descent_is_the_rule(rule, make, hyper):
     assert path.shape == (31, 5, 2)
     for i, start in enumerate(starts):
         np.testing.assert_array_equal(path[:, i], descent.descend(make, lambda p: scale * p, start, 30))
-    point, velocity = starts.copy(), None
+    point, velocity = starts, 0.0
     for step in range(31):
         tolerances.assert_close(path[step], point, tolerances.TRAJECTORY)
-        gradient = scale * point
-        velocity = gradient if velocity is None or rule == "sgd" else 0.9 * velocity + gradient
-        point = point - hyper[0] * velocity
+        velocity = momentum * velocity + scale * point
+        point = point - 0.1 * velocity
 
 
 @pytest.mark.parametrize("activation", ["RELU", "SIGMOID"])
@@ -290,11 +293,11 @@ def test_the_command_writes_picture_numbers_and_motion(name, tmp_path, capsys, m
     assert picture.shape[1] == look.WIDTH * look.DPI
     with Image.open(tmp_path / "new/folder" / f"{name}.gif") as gif:
         assert gif.n_frames > 1
-        assert gif.size[0] == look.WIDTH * animation.DPI
+        assert gif.size[0] == look.WIDTH * animation.GIF_DPI
 
 
 def test_all_experiments_in_one_command(tmp_path, capsys, monkeypatch):
-    """Each is run with what it takes of seed and csv; one that fails is named at the end, and the others run."""
+    """Each is run with what it takes of seed and csv; one that fails is named, and the others run."""
     taken = {}
     figure, _ = look.new_figure([["panel"]])
 
@@ -305,7 +308,7 @@ def test_all_experiments_in_one_command(tmp_path, capsys, monkeypatch):
                 raise OSError("no digits today")
             return figure, {"number": 1}
 
-        run.__signature__ = inspect.signature(each.run)
+        run.__signature__, run.__doc__ = inspect.signature(each.run), each.run.__doc__
         return lab.Experiment(each.description, run, lambda numbers: f"{name} says {numbers['number']}")
 
     experiments = {name: stand_in(name, each) for name, each in lab.EXPERIMENTS.items()}
@@ -329,10 +332,80 @@ WRONG = [
     if isinstance(parameter.default, (int, float))
     for value in (-1, float("nan") if isinstance(parameter.default, float) else 1.5, "many", None)
 ]
+WRONG += [("landscape", "start", value) for value in (None, 1.0, (1.0,), (1.0, 2.0, 3.0), ("a", "b"), (1e9, 0.0))]
+WRONG += [("housing", "csv", value) for value in (5, ["houses.csv"])]
 
 
 @pytest.mark.parametrize(("name", "option", "value"), WRONG)
-def test_wrong_arguments_are_named(name, option, value):
-    """Before anything is done."""
-    with pytest.raises((TypeError, ValueError), match=option):
+def test_wrong_arguments_are_named(name, option, value, monkeypatch):
+    """Before anything is trained."""
+    for function in ("descend", "train"):
+        for module in ("descent", "training", "landscape", "bounce", "sparse", "digits", "housing", "gradients"):
+            monkeypatch.delattr(importlib.import_module(f"fastopt.lab.{module}"), function, raising=False)
+    with pytest.raises((TypeError, ValueError), match=rf"\b{option}(\[\d\])? must be"):
         lab.EXPERIMENTS[name].run(**{option: value})
+
+
+@pytest.mark.parametrize("name", [name for name in FAST if name != "schedules"])
+def test_the_seed_makes_the_numbers(name):
+    """Another one other numbers, the same one the same."""
+    options = {**FAST[name], "seed": 11}
+    first, again = (lab.EXPERIMENTS[name].run(**options)[1] for _ in range(2))
+    other = {**lab.EXPERIMENTS[name].run(**{**options, "seed": 12})[1]}
+    assert first == again
+    seedless = [{key: value for key, value in each.items() if key != "seed"} for each in (first, other)]
+    for each in seedless:
+        each.get("cliff", {}).pop("seed", None)
+    assert seedless[0] != seedless[1]
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch, capsys):
+    """Before an experiment has taken its time."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.delattr(importlib.import_module("fastopt.lab.bounce"), "descend")
+    assert cli.main(["lab", "bounce", "--out", str(tmp_path)]) == 1
+    assert "--out: nothing can be written" in capsys.readouterr().err
+
+
+def test_a_list_is_no_run(capsys):
+    """Whatever follows."""
+    assert cli.main(["lab", "--list", "bounce"]) == 0
+    assert "sparse" in capsys.readouterr().out
+
+
+def test_options_are_described(capsys):
+    """By what the docstring says."""
+    with pytest.raises(SystemExit):
+        cli.main(["lab", "gradients", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Of a gradient that is clipped; above 0. (float, default 0.3)" in printed
+    for each in lab.EXPERIMENTS.values():
+        for keyword, parameter in inspect.signature(each.run).parameters.items():
+            said = cli.described(each.run, keyword)
+            assert parameter.default is None or str(parameter.default) in said
+
+
+def test_what_is_best_is_finite():
+    """A loss that is NaN or infinite is the worst, wherever it stands."""
+    losses = {"a": float("nan"), "b": 2.0, "c": 1.0, "d": float("inf"), "e": float("-inf")}
+    assert training.best(losses, losses.__getitem__) == "c"
+
+
+def test_the_first_epoch_is_counted_from_1():
+    """None where none is reached."""
+    assert training.first_epoch([3.0, 2.0, 1.0], lambda value: value < 2.5) == 2
+    assert training.first_epoch([3.0, 2.0, 1.0], lambda value: value < 0) is None
+
+
+def test_a_gif_keeps_its_colours(tmp_path):
+    """White is white, and each thin line has a colour of its own."""
+    figure, panels = look.new_figure([["panel"]])
+    for i, colour in enumerate(look.PALETTE):
+        panels["panel"].plot([0, 0.5, 1], [i, i, i], color=colour, linewidth=1)
+    lab.animate(figure, tmp_path / "lines.gif")
+    with Image.open(tmp_path / "lines.gif") as gif:
+        gif.seek(gif.n_frames - 1)
+        colours = {colour: count for count, colour in gif.convert("RGB").getcolors(100_000)}
+    assert colours[255, 255, 255] > 0.8 * 900 * 400
+    for colour in look.PALETTE:
+        assert tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) in colours

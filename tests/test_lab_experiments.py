@@ -1,14 +1,16 @@
 """What each experiment of the lab claims, and what its picture shows."""
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from lab_cases import HEADER, HOUSES, experiment
+from matplotlib.text import Text
 
 import fastopt
 from fastopt import lab, schedules
-from fastopt.lab import network, training
+from fastopt.lab import look, network, training
 from fastopt.lab.descent import descend
 
 # fastopt.lab.digits is the experiment itself, fastopt.lab's other names likewise: these are their modules
@@ -73,6 +75,52 @@ def test_random_starts_end_as_counted(ways):
     assert coldest["escaped"] / coldest["outside"] < 0.5 < hottest["escaped"] / hottest["outside"]
 
 
+def test_each_way_has_its_rate_and_momentum():
+    """At the first step and at the last."""
+    made = landscape.strategies(lr=0.05, momentum=0.9, steps=300)
+    found = {}
+    for way, make in made.items():
+        optimizer = make(np.zeros(2))
+        options = []
+        for _ in range(300):
+            optimizer.step(np.zeros(2))
+            options.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
+        found[way] = options
+    first, last = ({way: options[i] for way, options in found.items()} for i in (0, -1))
+    assert first["plain"] == last["plain"] == (0.05, 0)
+    assert first["huge rate"] == last["huge rate"] == (pytest.approx(3), 0)
+    assert first["tiny rate"] == last["tiny rate"] == (pytest.approx(0.001), 0)
+    assert first["momentum"] == last["momentum"] == (0.05, 0.9)
+    assert first["falling momentum"] == (0.05, 0.9)
+    assert last["falling momentum"] == (0.05, pytest.approx(0.9 / 300))
+    assert first["momentum, decaying rate"] == (0.05, 0.9)
+    assert last["momentum, decaying rate"] == (pytest.approx(0, abs=1e-5), 0.9)
+    rates = [lr for lr, _ in found["reheating"]]
+    assert set(rates[:75]) == {0.05}
+    assert rates[75] == pytest.approx(1) == max(rates)
+    _, between, _ = landscape.coldest(300)
+    assert rates[between] == pytest.approx(0, abs=1e-9)
+    assert max(rates[between:]) == pytest.approx(1)
+
+
+def test_the_bars_are_the_shares(ways):
+    """Of each way, stacked, in the colour of each end."""
+    _, axes = landscape.new_figure(landscape.strategies(0.05, 0.9, 300))
+    landscape.draw(axes, ways["ways"])
+    bars = axes["ends"].patches
+    widths = np.reshape([bar.get_width() for bar in bars], (len(landscape.ENDS), -1)).T
+    want = [[100 * each["ends"][end] for end in landscape.ENDS] for each in ways["ways"].values()]
+    np.testing.assert_allclose(widths, want)
+    assert [text.get_text() for text in axes["ends"].texts] == [*ways["ways"]]
+
+
+def test_a_point_that_flies_through_the_bottom_has_not_settled():
+    """A low loss is not enough: the slope must be low too."""
+    near = np.array([[0.12, 0.0], [0.0, 0.0]])
+    assert (landscape.loss(near) < landscape.loss(np.zeros(2)) + landscape.SETTLED).all()
+    assert landscape.endings(near).tolist() == ["moving", "settled"]
+
+
 def test_endings_are_told_apart():
     """At the bottom, in a pothole, and on a slope."""
     roll = landscape.ROLL[0]
@@ -100,6 +148,8 @@ def test_a_constant_rate_rattles_where_theory_says(seed):
     numbers = lab.bounce(steps=200, runs=200, seed=seed)[1]
     assert bounce.late(numbers["constant"]["mean_distance"]) == pytest.approx(numbers["expected"], rel=0.1)
     assert numbers["decaying"]["mean_distance"][-1] < 0.5 * numbers["expected"]
+    schedule = eval(numbers["decaying"]["schedule"], vars(schedules))
+    assert (schedule(0), schedule(200)) == (pytest.approx(0.2), pytest.approx(0.002))
     first = [numbers[name]["path"][1] for name in ("constant", "decaying")]
     np.testing.assert_array_equal(*first)  # the same rate and the same noise
 
@@ -138,6 +188,13 @@ def test_adagrad_goes_both_ways_at_once(seed):
     without = numbers["without_root"]["effective_lr"]
     assert without["b"][0] < 0.1 * rate["b"][0]
     assert numbers["loss"][sparse.NO_ROOT][-1] > 5 * numbers["target"]
+    neuron = sparse.Neuron(seed)
+    assert neuron.loss(np.array(numbers["best"])) > 0.5  # what made y is noisy
+    np.testing.assert_allclose(neuron.gradient(np.array(numbers["best"])), 0, atol=1e-6)
+    own = np.cumsum(neuron.gradient(np.array(numbers["paths"][sparse.NO_ROOT][:-1])) ** 2, axis=0)
+    for i, name in enumerate("wb"):
+        np.testing.assert_allclose(numbers["without_root"]["history"][name], own[:, i])
+        np.testing.assert_allclose(without[name], numbers["lr"] / (own[:, i] + 1e-10))
 
 
 def test_the_effective_rates_are_those_of_the_optimizer():
@@ -160,8 +217,11 @@ def test_the_effective_rates_are_those_of_the_optimizer():
 
 
 def test_what_is_reached_and_where_a_path_turns():
-    """The first step at or below the target; the way along w when nine tenths of that along b are done."""
+    """The step from which on the loss is at or below the target; the way along w when 9/10 of that along b are done."""
     assert sparse.reached(np.array([3.0, 2.0, 1.0, 0.5]), 1.0) == 2
+    assert sparse.reached(np.array([3.0, 0.5, 2.0, 0.5]), 1.0) == 3
+    assert sparse.reached(np.array([0.5, 2.0]), 1.0) is None
+    assert sparse.reached(np.array([0.5, 0.4]), 1.0) == 0
     assert sparse.reached(np.array([3.0, 2.0]), 1.0) is None
     path = np.array([[0.0, 0.0], [1.0, 5.0], [2.0, 9.5], [4.0, 10.0]])
     assert sparse.turn(path, np.array([4.0, 10.0])) == 0.5
@@ -192,7 +252,7 @@ def test_digits_shows_what_it_claims():
         assert curve["loss"][-1] < curve["loss"][0]
         assert curve["accuracy"][-1] > 0.9
         trained = digits.train(
-            digits.OPTIMIZERS[rule], x_train, y_train, epochs=4, seed=0, lr=digits.LEARNING_RATES[rule]
+            training.OPTIMIZERS[rule], x_train, y_train, epochs=4, seed=0, lr=digits.LEARNING_RATES[rule]
         )
         *_, (params, optimizer) = trained
         assert network.accuracy(params, x_test, y_test) == curve["accuracy"][-1]
@@ -210,7 +270,7 @@ def test_corners_keep_higher_rates_than_the_centre():
     for seed in range(3):
         x_train, y_train, _, _ = digits.load()
         *_, (_, optimizer) = digits.train(fastopt.Adagrad, x_train, y_train, epochs=2, seed=seed, lr=0.1)
-        corners, centre = digits.corners_and_centre(digits.effective_rates(optimizer.state["w1"]["sum"], 0.1))
+        corners, centre = digits.corners_and_centre(digits.rates_by_pixel(optimizer.state["w1"]["sum"], 0.1))
         assert min(corners) > 2 * max(centre)
 
 
@@ -238,7 +298,7 @@ def test_bands_are_what_the_runs_come_to():
 
 def test_the_report_of_digits_computes_its_words():
     """Other numbers, other words."""
-    rules = {rule: {"loss": [0.5, 0.2], "accuracy": [0.8, 0.9]} for rule in digits.OPTIMIZERS}
+    rules = {rule: {"loss": [0.5, 0.2], "accuracy": [0.8, 0.9]} for rule in training.OPTIMIZERS}
     rules["momentum"] = {"loss": [0.6, 0.05], "accuracy": [0.8, 1.0]}
     compared = {
         name: {"accuracy": [[0.8, 0.9 + i / 100]], "roughness": 0.01 * (i + 1)}
@@ -246,10 +306,10 @@ def test_the_report_of_digits_computes_its_words():
     }
     rates = [[1.0] * 8 for _ in range(8)]
     rates[0][0] = None
-    text = digits.report({"rules": rules, "schedules": compared, "lr": 0.1, "effective_lr": rates})
+    text = digits.report({"rules": rules, "schedules": compared, "lr": digits.LEARNING_RATES, "effective_lr": rates})
     assert "sgd more than 2, momentum 2" in text
-    assert "after 2 epochs: plateau, cosine, step, exponential, constant" in text
-    assert "smoothest late is constant, by 1.00 points per epoch, roughest plateau, by 5.00" in text
+    assert "after epoch 2: plateau, cosine, step, exponential, constant" in text
+    assert "changes by 1.00 points (constant) to 5.00 (plateau)" in text
 
 
 def test_roughness_is_the_mean_change_of_the_second_half():
@@ -258,9 +318,47 @@ def test_roughness_is_the_mean_change_of_the_second_half():
     assert digits.roughness([[0.5]]) == 0
 
 
+def test_schedules_are_compared_on_other_images_than_they_go_by(monkeypatch):
+    """A fifth of the training images is what the plateau sees, and nothing else of what is not trained on."""
+    trained, seen = [], []
+    train, loss = training.train, network.loss
+    monkeypatch.setattr(
+        training, "train", lambda p, o, x, y, **options: trained.append(x) or train(p, o, x, y, **options)
+    )
+    monkeypatch.setattr(network, "loss", lambda params, x, y: seen.append(x) or loss(params, x, y))
+    x_train, y_train, x_test, y_test = digits.load()
+    curves = digits.by_schedule(x_train, y_train, x_test, y_test, 2, range(3, 5))
+    x_rest, _, x_aside, _ = digits.held_out(x_train, y_train)
+    assert len(trained) == 10
+    assert len(seen) == 4
+    assert all(np.array_equal(x, x_rest) for x in trained)
+    assert all(np.array_equal(x, x_aside) for x in seen)
+    for curve in curves.values():
+        assert curve["roughness"] == digits.roughness(curve["accuracy"])
+        assert curve["accuracy"][0] != curve["accuracy"][1]
+    again = digits.by_schedule(x_train, y_train, x_test, y_test, 2, [4])
+    assert all(again[name]["accuracy"][0] == curves[name]["accuracy"][1] for name in curves)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_every_schedule_is_on_the_scale(epochs):
+    """Where it ends, at least."""
+    figure, numbers = lab.digits(epochs=epochs, seeds=1)
+    axes = next(each for each in figure.axes if each.get_label() == "schedules")
+    low, high = axes.get_ylim()
+    assert all(low < curve["accuracy"][0][-1] < high for curve in numbers["schedules"].values())
+
+
+def test_rates_are_tuned_without_the_test_images(monkeypatch):
+    """Which are not there."""
+    x, y, _, _ = digits.load()
+    monkeypatch.setattr(digits, "load", lambda: (x, y, None, None))
+    assert digits.tune(rates=(0.1,), epochs=1, seeds=[0]) == dict.fromkeys(training.OPTIMIZERS, 0.1)
+
+
 def test_rates_are_tuned_on_what_is_given():
     """The best of two rates, one of which cannot learn."""
-    assert digits.tune(rates=(1e-9, 0.1), epochs=1, seeds=[0]) == dict.fromkeys(digits.OPTIMIZERS, 0.1)
+    assert digits.tune(rates=(1e-9, 0.1), epochs=1, seeds=[0]) == dict.fromkeys(training.OPTIMIZERS, 0.1)
 
 
 @pytest.mark.parametrize("steps", [20, 1000, 12_345_678])
@@ -347,12 +445,47 @@ def test_houses_are_split_once_and_standardised_by_the_training_part():
     assert [len(part) for part in (data.y, data.y_validation, data.y_test)] == [288, 32, 80]
     prices = np.concatenate([data.y, data.y_validation, data.y_test])
     np.testing.assert_allclose(np.sort(prices * data.scale + houses.y.mean()), np.sort(houses.y), atol=0.3)
-    assert data.missing == np.isnan(houses.x).sum() == 7
+    assert houses.missing == np.isnan(houses.x).sum() == 7
     assert not np.isnan(np.concatenate([data.x, data.x_validation, data.x_test])).any()
     assert data.y.std() == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(data.x.mean(axis=0), 0, atol=0.05)
-    assert abs(data.x).max() <= housing.LIMIT
+    far = housing.split(replace(houses, x=houses.x * np.where(np.arange(400) % 50, 1, 100)[:, np.newaxis]))
+    assert abs(far.x).max() == housing.LIMIT
     np.testing.assert_array_equal(data.x_test, housing.split(houses).x_test)
+
+
+def test_nothing_of_the_test_part_is_in_the_others():
+    """Not in medians, means or deviations."""
+    houses = housing.load(HOUSES)
+    data = housing.split(houses)
+    order = np.random.default_rng(0).permutation(400)
+    hidden = replace(houses, x=houses.x.copy(), y=houses.y.copy())
+    hidden.x[order[:80]] *= 3
+    hidden.y[order[:80]] += 7
+    other = housing.split(hidden)
+    for part in ("x", "y", "x_validation", "y_validation", "scale"):
+        np.testing.assert_array_equal(getattr(other, part), getattr(data, part))
+    assert not np.array_equal(other.x_test, data.x_test)
+
+
+def test_housing_rates_are_tuned_without_the_test_part(monkeypatch):
+    """Which is not there."""
+    data = replace(housing.split(housing.load(HOUSES)), x_test=None, y_test=None)
+    monkeypatch.setattr(housing, "split", lambda houses: data)
+    assert housing.tune(HOUSES, rates=(0.01,), epochs=1, seeds=[0]) == dict.fromkeys(training.SCHEDULES, 0.01)
+
+
+def test_a_number_that_is_missing_is_counted_once(tmp_path):
+    """Whatever follows from it, households included."""
+    lines = HOUSES.read_text().splitlines()
+    fields = lines[5].split(",")
+    for name in ("households", "population"):
+        fields[HEADER.index(name)] = ""
+    path = tmp_path / "houses.csv"
+    path.write_text("\n".join([*lines[:5], ",".join(fields), *lines[6:]]))
+    before, after = housing.load(HOUSES), housing.load(path)
+    assert after.missing == before.missing + 2
+    assert not np.isnan(housing.split(after).x).any()
 
 
 @pytest.mark.parametrize(
@@ -366,16 +499,38 @@ def test_houses_are_split_once_and_standardised_by_the_training_part():
         (lambda text: "\n".join(text.splitlines()[:20]), "19 rows with a price; it needs 50"),
         (lambda text: ",".join(HEADER), "0 rows with a price"),
         (lambda text: "", "no column median_income"),
-        (lambda text: text + "1,1,1,1,1,1,0,1,1,INLAND\n", "households are not above 0"),
+        (lambda text: text + "1,1,1,1,1,1,0,1,1,INLAND\n", "line 402: households is 0; it must be 1 or more"),
         (lambda text: text + "1,1,1,1,1,1,inf,1,1,INLAND\n", "households is 'inf'"),
+        (lambda text: text + "1,1,1,1,1,1,1,1,1e300,INLAND\n", "median_house_value is '1e300'"),
+        (lambda text: text + '1,"' + 200_000 * "1", "houses.csv is no CSV file"),
+        (lambda text: with_column(text, "median_house_value", "250000"), "one price in all rows of a part"),
+        (lambda text: with_column(text, "total_bedrooms", ""), "no value of bedrooms per household"),
     ],
 )
 def test_files_of_houses_that_do_not_fit(change, message, tmp_path):
-    """What is wrong is named, with its line where it has one."""
+    """What is wrong is named, with its line where it has one, before anything is trained."""
     path = tmp_path / "houses.csv"
     path.write_text(change(HOUSES.read_text()))
     with pytest.raises(ValueError, match=message):
+        housing.split(housing.load(path))
+
+
+def with_column(text, name, value):
+    """Return the file with one value in all rows of a column."""
+    head, *lines = (line.split(",") for line in text.splitlines())
+    for fields in lines:
+        fields[HEADER.index(name)] = value
+    return "\n".join(",".join(fields) for fields in [head, *lines])
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    """And the one that it should have."""
+    path = tmp_path / "houses.csv"
+    path.write_bytes(HOUSES.read_text().encode("utf-16"))
+    with pytest.raises(ValueError, match=r"houses\.csv is no CSV file in UTF-8"):
         housing.load(path)
+    path.write_bytes(b"\xef\xbb\xbf" + HOUSES.read_bytes().replace(b"\n", b"\r\n"))  # as spreadsheets write
+    np.testing.assert_array_equal(housing.load(path).y, housing.load(HOUSES).y)
 
 
 def test_districts_without_a_price_are_left_out(tmp_path):
@@ -421,11 +576,27 @@ def test_the_test_part_is_judged_after_all_trainings(monkeypatch):
     trainings = 2 * len(training.SCHEDULES)
     assert order == trainings * ["train"] + trainings * ["judge"]
     data = housing.split(housing.load(HOUSES))
-    hidden = housing.Split(**{**vars(data), "x_test": None, "y_test": None})
+    hidden = replace(data, x_test=None, y_test=None)
     for seen, unseen in zip(
         *(train("plateau", each, lr=0.03, epochs=3, seed=0) for each in (data, hidden)), strict=True
     ):
         assert all((seen[name] == unseen[name]).all() for name in seen)
+
+
+def test_housing_trains_with_nesterov(monkeypatch):
+    """On the schedule of its name."""
+    made = []
+    nesterov = training.OPTIMIZERS["nesterov"]
+    monkeypatch.setitem(
+        training.OPTIMIZERS, "nesterov", lambda *args, **options: made.append(nesterov(*args, **options)) or made[-1]
+    )
+    data = housing.split(housing.load(HOUSES))
+    for name, make in training.SCHEDULES.items():
+        housing.train(name, data, lr=0.01, epochs=2, seed=0)
+        group = made.pop().param_groups[0]
+        assert (group["momentum"], group["nesterov"]) == (0.9, True)
+        if name != "plateau":
+            assert group["lr"] == make(0.01, 2, 5)(9)
 
 
 def test_housing_learns():
@@ -476,7 +647,8 @@ def test_plain_descent_is_thrown_off_the_cliff_and_clipped_descent_is_not(seed):
     assert clipped["thrown_at"] is None
     assert clipped["thrown_share"] == 0 < 0.5 < plain["thrown_share"]
     assert clipped["low_share"] > plain["low_share"]
-    assert clipped["loss"][-1] < 0.01 < clipped["loss"][0]
+    assert clipped["loss"][-1] < gradients.LOW == 0.01 < clipped["loss"][0]
+    assert plain["low_share"] + plain["thrown_share"] <= 1
     jumps = np.linalg.norm(np.diff(clipped["path"], axis=0), axis=1)
     assert jumps.max() <= 0.2 * 0.3 * (1 + 1e-12)
 
@@ -496,6 +668,27 @@ def test_sigmoids_lose_the_gradient_layer_by_layer_and_relus_do_not():
     np.testing.assert_allclose(between, 32, rtol=0.01)
     assert runs["sigmoid, sgd"]["loss"][-1] == pytest.approx(np.log(10), abs=0.02)
     assert runs["relu, sgd"]["loss"][-1] < runs["relu, sgd"]["loss"][0]
+
+
+@pytest.mark.parametrize(("name", "gain"), [("sigmoid, sgd", 1), ("sigmoid, adagrad", 1), ("relu, sgd", 2)])
+def test_deep_networks_begin_as_they_should(name, gain):
+    """Weights have the variance gain / inputs."""
+    run = gradients.settings(0.1, 0.03)[name]
+    x, y, _, _ = digits.load()
+    params = next(gradients.train(run, x, y, layers=3, epochs=1, seed=0))
+    assert params["w2"].var() == pytest.approx(gain / 32, rel=0.2)
+
+
+def test_descents_that_both_leave_are_both_told():
+    """In rows of their own, and in words."""
+    numbers = {**experiment("gradients")[1], "cliff": gradients.descents(2.0, 0.5, 300, 5, seed=0)}
+    assert all(way["thrown_at"] is not None for way in numbers["cliff"]["ways"].values())
+    figure, axes = look.new_figure([["map", "norm"]])
+    gradients.draw_cliff(axes, numbers["cliff"])
+    figure.draw_without_rendering()
+    plain, clipped = (Text.get_window_extent(text) for text in axes["map"].texts[1:])  # without their arrows
+    assert clipped.y1 <= plain.y0
+    assert gradients.report(numbers).count("is thrown off the map by step") == 2
 
 
 def test_dead_units_are_counted():

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..extras import require
 from ..progress import track
+from . import look
 from .look import PALETTE
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 FRAMES = 60
 MILLISECONDS = 70  # of each
-LAST = 2500  # milliseconds for which the whole picture stays
-DPI = 100
-COLOURS = 256  # of a GIF
+HOLD = 2500  # milliseconds for which the whole picture stays
+GIF_DPI = 100
+GIF_COLOURS = 256
+BLENDS = (1.0, 0.75, 0.5, 0.25)  # of a line's colour with white, at its edges
 
 
 def animate(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -37,58 +40,101 @@ def animate(figure: Figure, path: str | os.PathLike[str]) -> None:
         If matplotlib is not installed; the extra ``fastopt[lab]`` has it.
     """
     canvas, dpi = figure.canvas, figure.dpi
-    figure.dpi = DPI
+    figure.dpi = GIF_DPI
     try:
         images = list(track(frames(figure), "drawing", total=FRAMES))
     finally:
         figure.dpi = dpi
         figure.set_canvas(canvas)
     palette = palette_of(images[-1])  # one for all: where nothing moves, frames are equal, and the file stays small
-    first, *rest = (image.quantize(palette=palette, dither=0) for image in images)
-    durations = [MILLISECONDS] * (FRAMES - 1) + [LAST]
+    first, *rest = (reduced(image, palette) for image in images)
+    durations = [MILLISECONDS] * (FRAMES - 1) + [HOLD]
     first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def palette_of(image: Any) -> Any:
     """Return the colours of a picture, and all those of thin lines, which are too rare to be chosen among them."""
-    colors = require("matplotlib.colors", "lab")
-    lines = [round(255 * part) for colour in PALETTE for part in colors.to_rgb(colour)]
-    common = image.quantize(COLOURS - len(PALETTE)).getpalette()
+    to_rgb = require("matplotlib.colors", "lab").to_rgb
+    lines = [[1 - blend * (1 - part) for part in to_rgb(colour)] for colour in PALETTE for blend in BLENDS]
+    kept = [round(255 * part) for colour in [to_rgb("white"), *lines] for part in colour]
+    common = image.quantize(GIF_COLOURS - len(kept) // 3).getpalette()
     palette = require("PIL.Image", "lab").new("P", (1, 1))
-    palette.putpalette(common[: 3 * (COLOURS - len(PALETTE))] + lines)
+    palette.putpalette(kept + common[: 3 * GIF_COLOURS - len(kept)])
     return palette
 
 
+def reduced(image: Any, palette: Any) -> Any:
+    """Return a picture in the colours of a palette, the first of which is white."""
+    small = image.quantize(palette=palette, dither=0)
+    small.paste(0, mask=image.convert("L").point(lambda grey: 255 * (grey == 255)))  # Pillow takes near whites for it
+    return small
+
+
 def frames(figure: Figure) -> Iterator[Any]:
-    """Draw what stays once, and yield a picture for each share of the lines."""
+    """Draw what stays once, and yield a picture for each share of what grows."""
     canvas = require("matplotlib.backends.backend_agg", "lab").FigureCanvasAgg(figure)
     image = require("PIL.Image", "lab")
-    lines = [(axes, line) for axes in figure.axes for line in axes.lines]
-    lines.sort(key=lambda pair: pair[1].get_zorder())
-    data = [line.get_data_3d() if hasattr(line, "get_data_3d") else line.get_data() for _, line in lines]
-    for _, line in lines:
-        line.set_visible(False)
-    canvas.draw()
-    for _, line in lines:
-        line.set_visible(True)
-    still = canvas.copy_from_bbox(figure.bbox)
+    moving = sorted(growing(figure), key=lambda part: part.artist.get_zorder())
+    seen = [part.artist.get_visible() for part in moving]
     try:
+        for part in moving:
+            part.artist.set_visible(False)
+        canvas.draw()
+        still = canvas.copy_from_bbox(figure.bbox)
+        for part, visible in zip(moving, seen, strict=True):
+            part.artist.set_visible(visible)
         for frame in range(1, FRAMES + 1):
             canvas.restore_region(still)
-            for (axes, line), points in zip(lines, data, strict=True):
-                grow(line, points, frame / FRAMES)
-                axes.draw_artist(line)
+            for part in moving:
+                part.grow(frame / FRAMES)
+                part.axes.draw_artist(part.artist)
             yield image.frombuffer("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
     finally:
-        for (_, line), points in zip(lines, data, strict=True):
-            grow(line, points, 1.0)
+        for part, visible in zip(moving, seen, strict=True):
+            part.grow(1.0)
+            part.artist.set_visible(visible)
 
 
-def grow(line: Line2D, points: Any, share: float) -> None:
-    """Show the first points of a line; a single point, and a straight line between two, are there from the start."""
-    count = len(points[0])
-    shown = [values[: max(1, round(share * count)) if count > 2 else count] for values in points]
-    if hasattr(line, "set_data_3d"):
-        line.set_data_3d(shown)
-    else:
-        line.set_data(*shown)
+def growing(figure: Figure) -> list[Curve | Band]:
+    """Return what grows in a figure: curves and bands, but not straight lines across a panel."""
+    lines = [(axes, line) for axes in figure.axes for line in axes.lines]
+    curves: list[Curve | Band] = [Curve(axes, line) for axes, line in lines if not is_across(axes, line)]
+    return curves + [
+        Band(axes, each) for axes in figure.axes for each in axes.collections if each.get_gid() == look.BAND
+    ]
+
+
+def is_across(axes: Axes, line: Line2D) -> bool:
+    """Say whether a line is one of axhline, which does not end where data do."""
+    return axes.name == "rectilinear" and line.get_transform() != axes.transData
+
+
+class Curve:
+    """A line that grows from its first point."""
+
+    def __init__(self, axes: Axes, line: Any) -> None:
+        self.axes = axes
+        self.artist = line
+        self.points = line.get_data_3d() if hasattr(line, "get_data_3d") else line.get_data()
+
+    def grow(self, share: float) -> None:
+        """Show the first of its points."""
+        shown = [values[: max(1, round(share * len(values)))] for values in self.points]
+        if hasattr(self.artist, "set_data_3d"):
+            self.artist.set_data_3d(shown)
+        else:
+            self.artist.set_data(*shown)
+
+
+class Band:
+    """A band around a line, which grows from the left."""
+
+    def __init__(self, axes: Axes, band: Any) -> None:
+        self.axes = axes
+        self.artist = band
+
+    def grow(self, share: float) -> None:
+        """Show it up to a share of its panel."""
+        transforms = require("matplotlib.transforms", "lab")
+        part = transforms.TransformedBbox(transforms.Bbox([[0, 0], [share, 1]]), self.axes.transAxes)
+        self.artist.set_clip_box(part)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 START = (4.0, 3.0)
 CURVATURES = np.array([1.0, 3.0])
 EXTENT = (-2.2, 4.6), (-2.6, 3.6)  # of the map
-LAST = 0.25  # the share of the steps over which the distance at the end is averaged
+LATE = 0.25  # the share of the steps over which the distance at the end is averaged
 
 
 def loss(points: Array) -> Array:
@@ -49,9 +49,9 @@ def bounce(
     Parameters
     ----------
     lr : float, default 0.2
-        The constant rate, and the first of the decaying one: above 0, and below 2 / 3, where descent diverges.
+        The constant rate, and the first of the decaying one, from 1e-6 to 0.66: at 2 / 3 descent diverges.
     noise : float, default 1.0
-        Standard deviation of the noise in each component of the gradient.
+        Standard deviation of the noise in each component of the gradient, from 1e-9 to 1e9.
     steps : int, default 400
         8 or more.
     runs : int, default 100
@@ -85,7 +85,9 @@ def bounce(
         "constant": Constant(lr),
         "decaying": Exponential.between(lr, lr / 100, steps),
     }
-    numbers: dict[str, Any] = {"lr": lr, "noise": noise, "runs": runs, "expected": rattling(lr, noise)}
+    numbers: dict[str, Any] = {
+        "lr": lr, "noise": noise, "runs": runs, "seed": seed, "expected": rattling(lr, noise),
+    }  # fmt: skip
 
     for name, schedule in track(schedules.items(), "descending"):
         rng = np.random.default_rng(seed)
@@ -127,7 +129,7 @@ def draw(axes: dict[str, Any], numbers: dict[str, Any]) -> None:
 
 def late(distances: list[float]) -> float:
     """Return the root mean square of the last quarter of distances."""
-    last = np.array(distances[-max(1, round(LAST * len(distances))) :])
+    last = np.array(distances[-max(1, round(LATE * len(distances))) :])
     return float(np.sqrt((last**2).mean()))
 
 
@@ -136,16 +138,17 @@ def report(numbers: dict[str, Any]) -> str:
     mean = {name: numbers[name]["mean_distance"] for name in ("constant", "decaying")}
     steps = len(mean["constant"]) - 1
     marks = [0, steps // 8, steps // 4, steps // 2, steps]
-    lines = [f"{'distance at step':18}" + "".join(f"{step:>8}" for step in marks)]
-    lines += [f"{name:18}" + "".join(f"{values[step]:>8.3f}" for step in marks) for name, values in mean.items()]
+    lines = [f"{'distance at step':18}" + "".join(f"{step:>10}" for step in marks)]
+    lines += [f"{name:18}" + "".join(f"{values[step]:>10.3g}" for step in marks) for name, values in mean.items()]
     ends = {name: late(values) for name, values in mean.items()}
+    constant, decaying = mean["constant"], mean["decaying"]
     lines += [
         "",
-        f"The constant rate stays at a distance of {ends['constant']:.3f} over the last quarter of {steps} steps; "
-        f"theory says {numbers['expected']:.3f}.",
-        f"The decaying one comes to {mean['decaying'][-1]:.3f}, {mean['constant'][-1] / mean['decaying'][-1]:.1f} "
-        "times as close as the constant one.",
-        f"Both start at {mean['constant'][0]:.3f}, and are at {mean['constant'][marks[1]]:.3f} and "
-        f"{mean['decaying'][marks[1]]:.3f} after {marks[1]} steps.",
+        f"Over the last quarter of the steps, {steps} in number, the constant rate is at a distance of "
+        f"{ends['constant']:.3g}; theory has it rattle at {numbers['expected']:.3g}.",
+        f"In the end the decaying rate is at {decaying[-1]:.3g}, and the constant one at {constant[-1]:.3g}, "
+        f"{constant[-1] / decaying[-1]:.3g} times as far.",
+        f"Both start at {constant[0]:.3g}; after step {marks[1]} the constant rate is at "
+        f"{constant[marks[1]]:.3g} and the decaying one at {decaying[marks[1]]:.3g}.",
     ]
     return "\n".join(lines)

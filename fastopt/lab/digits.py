@@ -10,11 +10,12 @@ import numpy as np
 
 from ..checks import Count
 from ..extras import require
-from ..optimizers import SGD, Adagrad, Optimizer
+from ..optimizers import SGD, Optimizer
 from ..plateau import Plateau
 from ..progress import track
 from . import look, network, training
 from .network import Array
+from .training import OPTIMIZERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,14 +27,7 @@ ZOOM = 0.08  # so far below the best accuracy reaches the panel of the schedules
 SIDE = 8  # of an image, in pixels
 SCHEDULES = ("constant", "exponential", "step", "cosine", "plateau")
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "sgd": SGD,
-    "momentum": partial(SGD, momentum=0.9),
-    "nesterov": partial(SGD, momentum=0.9, nesterov=True),
-    "adagrad": Adagrad,
-}
 LEARNING_RATES = {"sgd": 0.3, "momentum": 0.1, "nesterov": 0.1, "adagrad": 0.1}  # the choice of `tune`
-EPS = 1e-10  # AdaGrad's, by default
 
 
 def load() -> tuple[Array, Array, Array, Array]:
@@ -104,8 +98,9 @@ def digits(epochs: int = 30, seeds: int = 5, seed: int = 0) -> tuple[Figure, dic
         deviation; AdaGrad's effective rate for each pixel.
     numbers : dict
         ``{"rules": {rule: {"loss": [...], "accuracy": [...]}}, "schedules": {name: {"accuracy": [[...], ...],
-        "roughness": ...}}, "effective_lr": [[...], ...], "lr": ...}``. After each epoch: cross-entropy, as the mean
-        over all training images, and the share of test images that are recognised; for schedules, a list for each seed.
+        "roughness": ...}}, "effective_lr": [[...], ...], "lr": {rule: ...}, ...}``. After each epoch:
+        cross-entropy, as the mean over all training images, and the share of test images that are recognised; for
+        schedules, a list for each seed.
         Roughness is the mean change of the accuracy from one epoch to the next, over the second half of the epochs,
         up or down. The effective rate, ``lr / (sqrt(h) + eps)``, is that of AdaGrad at the end, h being its accumulator
         as the mean over a pixel's 32 weights; None for a pixel that is dark in all images.
@@ -126,7 +121,10 @@ def digits(epochs: int = 30, seeds: int = 5, seed: int = 0) -> tuple[Figure, dic
     rules = by_rule(x_train, y_train, x_test, y_test, epochs, seed)
     schedules = by_schedule(x_train, y_train, x_test, y_test, epochs, range(seed, seed + seeds))
     pixels = rules["adagrad"].pop("effective_lr")
-    numbers = {"rules": rules, "schedules": schedules, "lr": LEARNING_RATES["adagrad"], "effective_lr": pixels}
+    numbers = {
+        "epochs": epochs, "seed": seed, "lr": LEARNING_RATES, "rules": rules, "schedules": schedules,
+        "effective_lr": pixels,
+    }  # fmt: skip
     draw(figure, axes, numbers)
     return figure, numbers
 
@@ -147,7 +145,7 @@ def by_rule(
         curves[rule]["loss"].append(network.loss(params, x_train, y_train))
         curves[rule]["accuracy"].append(network.accuracy(params, x_test, y_test))
         if rule == "adagrad":
-            curves[rule]["effective_lr"] = effective_rates(optimizer.state["w1"]["sum"], LEARNING_RATES[rule])
+            curves[rule]["effective_lr"] = rates_by_pixel(optimizer.state["w1"]["sum"], LEARNING_RATES[rule])
     return curves
 
 
@@ -179,25 +177,32 @@ def roughness(accuracies: Sequence[Sequence[float]]) -> float:
     return float(changes.mean()) if changes.size else 0.0
 
 
-def effective_rates(accumulator: Array, lr: float) -> list[list[float | None]]:
+def rates_by_pixel(accumulator: Array, lr: float) -> list[list[float | None]]:
     """Return AdaGrad's effective rate of each pixel as an image, from the accumulator of the first layer's weights."""
     history = np.mean(accumulator, axis=1, dtype=np.float64).reshape(SIDE, SIDE)
-    return [[lr / (h**0.5 + EPS) if h > 0 else None for h in row] for row in history.tolist()]
+    rates = np.where(history > 0, training.effective_rate(history, lr), np.nan)
+    return [[rate if rate > 0 else None for rate in row] for row in rates.tolist()]
 
 
 def draw(figure: Figure, axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
     """Draw all panels."""
     for rule, curve in numbers["rules"].items():
-        look.draw_curve(axes["loss"], curve["loss"], rule, look.COLOURS[rule])
-        look.draw_curve(axes["accuracy"], curve["accuracy"], rule, look.COLOURS[rule])
+        look.draw_curve(axes["loss"], curve["loss"], rule, look.RULE_COLOURS[rule])
+        look.draw_curve(axes["accuracy"], curve["accuracy"], rule, look.RULE_COLOURS[rule])
     look.use_log_scale(axes["loss"])
     axes["loss"].set_ylabel("training loss (cross-entropy, nats)")
-    colours = look.colours(training.SCHEDULES)
+    colours = look.assign_colours(training.SCHEDULES)
     for name, curve in numbers["schedules"].items():
         mean, deviation = np.mean(curve["accuracy"], axis=0), np.std(curve["accuracy"], axis=0)
         look.draw_band(axes["schedules"], mean, mean - deviation, mean + deviation, name, colours[name])
-    highest = max(max(each) for curve in numbers["schedules"].values() for each in curve["accuracy"])
-    for panel, bottom in (("accuracy", None), ("schedules", highest - ZOOM)):
+    accuracies = np.array([curve["accuracy"] for curve in numbers["schedules"].values()])
+    lowest = min(accuracies.max() - ZOOM, accuracies[..., -1].min() - 0.1 * ZOOM)
+    seeds = accuracies.shape[1]
+    axes["accuracy"].set_title("by rule", fontsize=look.SMALL)
+    axes["loss"].set_title("by rule", fontsize=look.SMALL)
+    title = f"plain descent by schedule: mean and deviation of {seeds}"
+    axes["schedules"].set_title(title, fontsize=look.SMALL)
+    for panel, bottom in (("accuracy", None), ("schedules", lowest)):
         axes[panel].set(ylim=(bottom, 1.0), ylabel=f"test accuracy (share of {TEST_IMAGES} images)")
         axes[panel].yaxis.set_major_formatter("{x:.2f}")
         axes[panel].locator_params(axis="y", steps=[1, 2, 5, 10], nbins=6)
@@ -237,7 +242,7 @@ def report(numbers: dict[str, Any]) -> str:
     rules, schedules = numbers["rules"], numbers["schedules"]
     lines = [f"{'rule':10} {'lr':>5} {'training loss':>15} {'test accuracy':>15}"]
     for rule, curve in rules.items():
-        lines.append(f"{rule:10} {LEARNING_RATES[rule]:>5g} {curve['loss'][-1]:>15.4f} {curve['accuracy'][-1]:>15.3f}")
+        lines.append(f"{rule:10} {numbers['lr'][rule]:>5g} {curve['loss'][-1]:>15.4f} {curve['accuracy'][-1]:>15.3f}")
     final = {name: float(np.mean(curve["accuracy"], axis=0)[-1]) for name, curve in schedules.items()}
     ranking = sorted(final, key=final.__getitem__, reverse=True)
     seeds = len(schedules[ranking[0]]["accuracy"])
@@ -245,17 +250,18 @@ def report(numbers: dict[str, Any]) -> str:
     lines += [f"{name:12} {final[name]:>26.4f} {schedules[name]['roughness']:>24.4f}" for name in ranking]
 
     epochs = len(rules["sgd"]["loss"])
-    reached = {rule: look.first_below(curve["loss"], 0.1) for rule, curve in rules.items()}
+    reached = {rule: training.first_epoch(curve["loss"], lambda loss: loss < 0.1) for rule, curve in rules.items()}
     counts = ", ".join(f"{rule} {count or f'more than {epochs}'}" for rule, count in reached.items())
     smoothest, roughest = (choose(schedules, key=lambda name: schedules[name]["roughness"]) for choose in (min, max))
     corners, centre = corners_and_centre(numbers["effective_lr"])
     lines += [
         "",
         f"Epochs until the training loss is below 0.1: {counts}.",
-        f"Schedules by accuracy after {epochs} epochs: {', '.join(ranking)}; smoothest late is {smoothest}, by "
-        f"{100 * schedules[smoothest]['roughness']:.2f} points per epoch, roughest {roughest}, by "
-        f"{100 * schedules[roughest]['roughness']:.2f}.",
-        f"From lr {numbers['lr']:g} AdaGrad makes a rate of {np.median(centre):.3f} for the pixels in the centre, and "
+        f"Schedules by accuracy after epoch {epochs}: {', '.join(ranking)}; from an epoch to the next, late, accuracy "
+        f"changes by {100 * schedules[smoothest]['roughness']:.2f} points ({smoothest}) to "
+        f"{100 * schedules[roughest]['roughness']:.2f} ({roughest}).",
+        f"From lr {numbers['lr']['adagrad']:g} AdaGrad makes a rate of {np.median(centre):.3f} for the pixels in the "
+        "centre, and "
         + (f"{np.median(corners):.3g} for those in the corners." if corners else "none for the corners, always dark."),
     ]
     return "\n".join(lines)
@@ -285,4 +291,4 @@ def tune(
         )
         return float(np.mean([network.loss(params, x_aside, y_aside) for params in trained]))
 
-    return {rule: min(rates, key=lambda lr: mean_loss(rule, lr)) for rule in OPTIMIZERS}
+    return {rule: training.best(rates, partial(mean_loss, rule)) for rule in OPTIMIZERS}

@@ -38,8 +38,8 @@ GUESSING = math.log(10)  # the loss of a network that gives each digit the same 
 
 WAYS = {"plain": look.PALETTE[2], "clipped": look.PALETTE[1]}
 RUNS = {
-    "sigmoid, sgd": look.COLOURS["sgd"],
-    "sigmoid, adagrad": look.COLOURS["adagrad"],
+    "sigmoid, sgd": look.RULE_COLOURS["sgd"],
+    "sigmoid, adagrad": look.RULE_COLOURS["adagrad"],
     "relu, sgd": look.PALETTE[5],
 }
 
@@ -115,16 +115,18 @@ def descents(lr: float, max_norm: float, steps: int, starts: int, seed: int) -> 
             path = descend(partial(SGD, lr=lr), followed, everywhere, steps)
             out = ~inside(path)
             first = path[:, 0]
+            stays: Array = np.logical_not(out.any(axis=0))
             ways[name] = {
                 "path": plain(first),
                 "loss": plain(loss(first)),
                 "gradient_norm": plain(np.linalg.norm(gradient(first), axis=-1)),
                 "thrown_at": int(out[:, 0].argmax()) if out[:, 0].any() else None,
-                "thrown_share": float(out[:, 1:].any(axis=0).mean()),
-                "low_share": float((loss(path[-1, 1:]) < LOW).mean()),
+                "thrown_share": float(1 - stays[1:].mean()),
+                "low_share": float((stays[1:] & (loss(path[-1, 1:]) < LOW)).mean()),
             }
     return {
-        "start": list(START), "lr": lr, "max_norm": max_norm, "steps": steps, "starts": starts, "ways": ways,
+        "start": list(START), "lr": lr, "max_norm": max_norm, "steps": steps, "starts": starts, "seed": seed,
+        "ways": ways,
     }  # fmt: skip
 
 
@@ -163,11 +165,16 @@ def dead_units(run: Run, params: dict[str, Array], x: Array) -> list[int]:
     return [int(np.sum(~(np.ptp(outputs, axis=0) >= DEAD))) for outputs in hidden]  # NaN is no output
 
 
+def settings(sgd_lr: float, adagrad_lr: float) -> dict[str, Run]:
+    """Return how each network begins and is trained."""
+    runs = Run(SIGMOID, 1.0, SGD, sgd_lr), Run(SIGMOID, 1.0, Adagrad, adagrad_lr), Run(RELU, 2.0, SGD, sgd_lr)
+    return dict(zip(RUNS, runs, strict=True))
+
+
 def trainings(sgd_lr: float, adagrad_lr: float, layers: int, epochs: int, seed: int) -> dict[str, Any]:
     """Train the deep networks on the handwritten digits."""
     x, y, _, _ = load()
-    settings = [Run(SIGMOID, 1.0, SGD, sgd_lr), Run(SIGMOID, 1.0, Adagrad, adagrad_lr), Run(RELU, 2.0, SGD, sgd_lr)]
-    runs = dict(zip(RUNS, settings, strict=True))
+    runs = settings(sgd_lr, adagrad_lr)
     found: dict[str, Any] = {}
     trained = (
         (name, params)
@@ -226,7 +233,7 @@ def gradients(
     sgd_lr, adagrad_lr : float, default 0.1 and 0.03
         Of the networks.
     layers : int, default 8
-        Hidden layers, 1 or more.
+        Hidden layers, 1 to 63.
     epochs : int, default 40
         Passes over the training images, in batches of 32; 1 or more.
     seed : int, default 0
@@ -241,9 +248,10 @@ def gradients(
         ``{"cliff": {"ways": {"plain": {"path": ..., "loss": ..., "gradient_norm": ..., "thrown_at": ...,
         "thrown_share": ..., "low_share": ...}, "clipped": {...}}, ...}, "network": {"runs": {run: {"gradient_norm":
         ..., "first_step": ..., "dead_at_start": ..., "dead": ..., "loss": ...}}, ...}}``. ``thrown_at`` is the step
-        that leaves the map, or None, the shares are those of the random starts: which of them leave it, and which end
-        at a loss below 0.01. Of each layer's weights there are the norm of the gradient at the start, over all training
-        images at once, and that of the step that follows from it, divided by the rate: for SGD these are the same.
+        that leaves the map, or None, the shares are those of the random starts: which of them leave it, and which stay
+        and end at a loss below 0.01. Of each layer's weights there are the norm of the gradient at the start, over all
+        training images at once, and that of the step that follows from it, divided by the rate: for SGD these are the
+        same.
         The loss is that of all training images, from the start on. A number that is not finite is None.
 
     Raises
@@ -292,29 +300,37 @@ def draw_cliff(axes: dict[str, Axes], cliff: dict[str, Any]) -> None:
     axes["map"].set(xlabel="w", ylabel="b")
     axes["map"].text(*CLIFF, "cliff", rotation=-20, fontsize=look.FONT_SIZE, ha="center", va="center")
     axes["map"].set_title(rf"$x_t = w\,\sigma(x_{{t-1}}) + b$, {UNROLLED} steps in time", fontsize=look.SMALL)
+    thrown = 0
     for name, way in cliff["ways"].items():
-        end = cliff["steps"] if way["thrown_at"] is None else way["thrown_at"]
-        path = np.array(way["path"][: end + 1], float)
-        norms = np.array(way["gradient_norm"][:end], float)  # the last one leads to the last point
+        path, norms = until_thrown(way)
         order = 3.5 if name == "plain" else 3  # where both go the same way, the one that ends first is seen
         look.draw_path(axes["map"], path, name, WAYS[name]).set_zorder(order)
-        axes["norm"].plot(norms, color=WAYS[name], linewidth=1.1, zorder=order, label=f"{name} gradient")
+        axes["norm"].plot(
+            range(1, len(norms) + 1), norms, color=WAYS[name], linewidth=1.1, zorder=order, label=f"{name} gradient",
+            marker="o", markevery=[-1], markersize=4,
+        )  # fmt: skip
         if way["thrown_at"] is not None:
-            axes["norm"].plot(end - 1, norms[-1], color=WAYS[name], marker="o", markersize=5, zorder=order)
-            point_out(axes["map"], path, WAYS[name])
+            point_out(axes["map"], path, name, row=thrown)
+            thrown += 1
     axes["norm"].axhline(cliff["max_norm"], color="black", linewidth=1.2, linestyle=":", label="max_norm")
     axes["norm"].set(yscale="log", ylabel="norm of the gradient")
     look.label_epochs(axes["norm"], "step")
 
 
-def point_out(axes: Axes, path: Array, colour: str) -> None:
-    """Say where a path that leaves the map goes, and point to where it leaves."""
+def until_thrown(way: dict[str, Any]) -> tuple[Array, Array]:
+    """Return a path, up to the step that leaves the map, and the gradient's norms of its steps."""
+    steps = len(way["path"]) - 1 if way["thrown_at"] is None else way["thrown_at"]
+    return np.array(way["path"][: steps + 1], float), np.array(way["gradient_norm"][:steps], float)
+
+
+def point_out(axes: Axes, path: Array, name: str, row: int) -> None:
+    """Say where a path that leaves the map goes, in one of two rows, and point to where it leaves."""
     w, b = path[-1]
     edge = next((point for point in np.linspace(path[-1], path[-2], 10_000) if inside(point)), path[-2])
     axes.annotate(
-        f"step {len(path) - 1} leaves the map\nand lands at w = {w:.1f}, b = {b:.1f}", edge, (0.03, 0.96),
-        textcoords="axes fraction", va="top", fontsize=look.FONT_SIZE,
-        arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.2},
+        f"{name}: step {len(path) - 1} leaves the map\nand lands at w = {w:.1f}, b = {b:.1f}", edge,
+        (0.03, 0.96 - 0.2 * row), textcoords="axes fraction", va="top", fontsize=look.FONT_SIZE,
+        arrowprops={"arrowstyle": "->", "color": "0.3", "linewidth": 0.8, "linestyle": "--"},
     )  # fmt: skip
 
 
@@ -332,12 +348,13 @@ def draw_network(axes: dict[str, Axes], found: dict[str, Any]) -> None:
             places, run["dead_at_start"], "o", color=colour, markerfacecolor="white", markersize=4, clip_on=False
         )
     axes["first step"].set(yscale="log", ylabel="norm of the first step / lr")
-    axes["first step"].set_title(f"{found['layers']} hidden layers of {found['units']} units", fontsize=look.SMALL)
+    axes["first step"].set_title(f"hidden layers: {found['layers']}, of {found['units']} units", fontsize=look.SMALL)
     look.label_epochs(axes["first step"], "layer")
     look.use_log_scale(axes["loss"])
     look.label_epochs(axes["loss"])
     axes["loss"].set_ylabel("training loss (nats)")
-    axes["loss"].set_title(f"guessing: ln 10 = {found['guessing']:.3f}", fontsize=look.SMALL)
+    axes["loss"].axhline(found["guessing"], color="black", linewidth=1, linestyle=":")
+    axes["loss"].set_title(f"dotted: guessing, ln 10 = {found['guessing']:.3f}", fontsize=look.SMALL)
     look.label_epochs(axes["dead"], "hidden layer")
     axes["dead"].set(ylim=(0, 1.03 * found["units"]), ylabel=f"dead units of {found['units']}")
     axes["dead"].set_title("rings: at the start; bars: at the end", fontsize=look.SMALL)
@@ -353,7 +370,7 @@ def report(numbers: dict[str, Any]) -> str:
     cliff, found = numbers["cliff"], numbers["network"]
     lines = [f"{'descent':18} {'off the map':>12} {f'loss < {LOW:g}':>16} {'largest gradient':>18} {'last loss':>11}"]
     for name, way in cliff["ways"].items():
-        largest = max(each for each in way["gradient_norm"] if each is not None)
+        largest = float(np.nanmax(until_thrown(way)[1]))
         lines.append(
             f"{name:18} {way['thrown_share']:>12.0%} {way['low_share']:>16.0%} {largest:>18.3g} "
             f"{shown(way['loss'][-1], '.3g'):>11}"
@@ -364,19 +381,19 @@ def report(numbers: dict[str, Any]) -> str:
             f"{name:18} {sum(run['dead_at_start']):>12} {sum(run['dead']):>16} "
             f"{shown(run['gradient_norm'][0], '.2g'):>18} {shown(run['loss'][-1], '.3g'):>11}"
         )
-    return "\n".join([*lines, "", said_of_cliff(cliff), *said_of_network(found)])
+    ends = [f"{name} descent {said_of_way(way)}" for name, way in cliff["ways"].items()]
+    said = f"From {tuple(cliff['start'])}, with max_norm {cliff['max_norm']:g}: {'; '.join(ends)}."
+    return "\n".join([*lines, "", said, *said_of_network(found)])
 
 
-def said_of_cliff(cliff: dict[str, Any]) -> str:
-    """Say what becomes of the two paths."""
-    way, clipped = cliff["ways"]["plain"], cliff["ways"]["clipped"]
-    end = f"clipped to a norm of {cliff['max_norm']:g}, descent ends at a loss of {shown(clipped['loss'][-1], '.2g')}"
+def said_of_way(way: dict[str, Any]) -> str:
+    """Say what becomes of a path."""
     step = way["thrown_at"]
     if step is None:
-        return f"Plain descent stays on the map for {cliff['steps']} steps; {end}."
+        return f"stays on the map and ends at a loss of {way['loss'][-1]:.2g}"
     w, b = (shown(each, ".1f") for each in way["path"][step])
     norm = shown(way["gradient_norm"][step - 1], ".3g")
-    return f"Step {step} of plain descent, by a gradient of norm {norm}, lands off the map, at w = {w}, b = {b}; {end}."
+    return f"is thrown off the map by step {step}, whose gradient has the norm {norm}, to w = {w}, b = {b}"
 
 
 def said_of_network(found: dict[str, Any]) -> list[str]:
@@ -390,6 +407,6 @@ def said_of_network(found: dict[str, Any]) -> list[str]:
     return [
         f"At the start the norm of the weights' gradient is {last} in the last layer and {first} in the first one "
         f"with sigmoids, {relu_last} and {relu_first} with ReLUs and He's initialisation.",
-        f"Guessing has a loss of ln 10 = {found['guessing']:.3f}; after {epochs} epochs the sigmoid network is "
+        f"Guessing has a loss of ln 10 = {found['guessing']:.3f}; after epoch {epochs} the sigmoid network is "
         f"at {losses[0]} by SGD and at {losses[1]} by AdaGrad, the ReLU network at {losses[2]}.",
     ]

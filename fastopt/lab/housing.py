@@ -6,6 +6,7 @@ import csv as csv_module
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ import numpy as np
 
 from ..checks import Count
 from ..extras import require
-from ..optimizers import SGD
 from ..plateau import Plateau
 from ..progress import track
 from . import look, network, training
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
 SIZES = (8, 64, 32, 1)
 BATCH = 64
-MOMENTUM = 0.9
 TARGET = "median_house_value"
 COLUMNS = (
     "median_income", "housing_median_age", "total_rooms", "total_bedrooms", "population", "households", "latitude",
     "longitude", TARGET,
 )  # fmt: skip
+FEATURES = (
+    "median income", "age of the houses", "rooms per household", "bedrooms per household", "population",
+    "people per household", "latitude", "longitude",
+)  # fmt: skip
+LARGEST = 1e12  # of a number in a file: what is larger is a mistake
 TEST = 0.2  # the share of all rows that is set aside for the test
 VALIDATION = 0.1  # and of the others, for the validation
 FEWEST = 50  # rows
@@ -54,6 +58,7 @@ class Houses:
     source: str
     x: Array  # shape (n, 8)
     y: Array  # shape (n,), in units of 100,000 dollars
+    missing: int  # numbers that the source does not have
     without_price: int = 0  # rows left out
 
 
@@ -67,7 +72,6 @@ class Split:
     y_validation: Array
     x_test: Array
     y_test: Array
-    missing: int  # numbers that were filled in
     scale: float  # of y: one standard deviation, in units of 100,000 dollars
 
 
@@ -94,26 +98,27 @@ def fetched() -> Houses:
             "the housing data are not on this machine and could not be fetched: --csv FILE takes a file with the "
             f"columns {', '.join(COLUMNS)} ({error})"
         ) from error
-    return Houses("sklearn.datasets.fetch_california_housing", x, y)
+    return Houses("sklearn.datasets.fetch_california_housing", x, y, int(np.isnan(x).sum()))
 
 
 def read(path: Path) -> Houses:
     """Read a file with a line of names, in any order; a number that is missing is an empty field."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv_module.DictReader(file)
-        if absent := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
-            raise ValueError(f"{path.name} has no column {absent[0]}; it needs {', '.join(COLUMNS)}")
-        rows = [[number(row[name], path, reader.line_num, name) for name in COLUMNS] for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv_module.DictReader(file)
+            if absent := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
+                raise ValueError(f"{path.name} has no column {absent[0]}; it needs {', '.join(COLUMNS)}")
+            rows = [[number(row[name], path, reader.line_num, name) for name in COLUMNS] for row in reader]
+    except (csv_module.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is no CSV file in UTF-8: {error}") from error
     table = np.array(rows, np.float64).reshape(-1, len(COLUMNS))
     priced = table[~np.isnan(table[:, -1])]
     if len(priced) < FEWEST:
         raise ValueError(f"{path.name} has {len(priced)} rows with a price; it needs {FEWEST} or more")
     income, age, rooms, bedrooms, population, households, latitude, longitude, price = priced.T
-    if not (households > 0).all():
-        raise ValueError(f"{path.name} has a row whose households are not above 0")
     per_household = (rooms / households, bedrooms / households)
     x = np.stack([income, age, *per_household, population, population / households, latitude, longitude], axis=1)
-    return Houses(path.name, x, price / DOLLARS, len(table) - len(priced))
+    return Houses(path.name, x, price / DOLLARS, int(np.isnan(priced).sum()), len(table) - len(priced))
 
 
 def number(text: str | None, path: Path, line: int, name: str) -> float:
@@ -124,8 +129,10 @@ def number(text: str | None, path: Path, line: int, name: str) -> float:
         value = float(text)
     except ValueError:
         value = np.inf
-    if not np.isfinite(value):
-        raise ValueError(f"{path.name}, line {line}: {name} is {text!r:.40}, which is no number")
+    if not abs(value) < LARGEST:
+        raise ValueError(f"{path.name}, line {line}: {name} is {text!r:.40}, which is no number that it could be")
+    if name == "households" and value < 1:
+        raise ValueError(f"{path.name}, line {line}: {name} is {text}; it must be 1 or more")
     return value
 
 
@@ -134,17 +141,25 @@ def split(houses: Houses) -> Split:
 
     All of it goes by the training part: medians for what is missing, means and deviations. Features beyond 4 standard
     deviations are cut off there.
+
+    Raises
+    ------
+    ValueError
+        If the training part has no value of a feature, or the prices of a part are all the same.
     """
     order = np.random.default_rng(0).permutation(len(houses.y))
     test, rest = np.split(order, [round(TEST * len(order))])
     validation, rows = np.split(rest, [round(VALIDATION * len(rest))])
+    if absent := [FEATURES[i] for i in np.flatnonzero(np.isnan(houses.x[rows]).all(axis=0))]:
+        raise ValueError(f"{houses.source} has no value of {absent[0]} in its training part")
+    if min(np.ptp(houses.y[rows]), np.ptp(houses.y[test])) == 0:
+        raise ValueError(f"{houses.source} has one price in all rows of a part: there is nothing to learn")
     x = np.where(np.isnan(houses.x), np.nanmedian(houses.x[rows], axis=0), houses.x)
     mean, deviation = x[rows].mean(axis=0), x[rows].std(axis=0)
     x = np.clip((x - mean) / np.where(deviation > 0, deviation, 1), -LIMIT, LIMIT).astype(np.float32)
-    scale = float(houses.y[rows].std()) or 1.0
+    scale = float(houses.y[rows].std())
     y = ((houses.y - houses.y[rows].mean()) / scale).astype(np.float32)
-    missing = int(np.isnan(houses.x).sum())
-    return Split(x[rows], y[rows], x[validation], y[validation], x[test], y[test], missing, scale)
+    return Split(x[rows], y[rows], x[validation], y[validation], x[test], y[test], scale)
 
 
 def predict(params: network.Params, x: Array) -> Array:
@@ -157,7 +172,7 @@ def train(name: str, data: Split, *, lr: float, epochs: int, seed: int) -> list[
     rng = np.random.default_rng(seed)
     params = network.new_parameters(rng, SIZES)
     schedule = training.SCHEDULES[name](lr, epochs, -(-len(data.y) // BATCH))
-    optimizer = SGD(params, lr=schedule, momentum=MOMENTUM, nesterov=True)
+    optimizer = training.OPTIMIZERS["nesterov"](params, lr=schedule)
     snapshots = []
     for _ in training.train(
         params, optimizer, data.x, data.y, epochs=epochs, batch=BATCH, rng=rng, objective=network.squared_error
@@ -210,7 +225,7 @@ def housing(
     numbers : dict
         ``{"schedules": {name: {"lr": ..., "r2": [[...], ...], "rmse": [[...], ...]}}, "rows": {...}, "missing": ...,
         ...}``, with a list for each seed and a number after each epoch; errors are in units of 100,000 dollars.
-        Missing are numbers that the median of their feature stands for.
+        Missing is how many numbers the source does not have; the median of a feature stands for one.
 
     Raises
     ------
@@ -229,6 +244,8 @@ def housing(
     seeds = Count(1, 2**20).check("seeds", seeds)
     seed = Count().check("seed", seed)
     figure, axes = look.new_figure([["r2", "rmse"]], height=4.6)
+    if csv is not None and not isinstance(csv, (str, os.PathLike)):
+        raise TypeError(f"csv must be a path, not {csv!r:.40}")
     houses = load(csv)
     data = split(houses)
 
@@ -245,8 +262,9 @@ def housing(
             results[name][quantity].append(values)
     parts = {"training": data.y, "validation": data.y_validation, "test": data.y_test}
     numbers = {
-        "source": houses.source, "rows": {name: len(part) for name, part in parts.items()}, "missing": data.missing,
-        "without_price": houses.without_price, "schedules": results,
+        "source": houses.source, "rows": {name: len(part) for name, part in parts.items()},
+        "missing": houses.missing, "without_price": houses.without_price, "epochs": epochs, "seed": seed,
+        "schedules": results,
     }  # fmt: skip
     draw(axes, results)
     look.add_legend(figure, axes["r2"], columns=4)
@@ -255,18 +273,20 @@ def housing(
 
 def draw(axes: dict[str, Axes], results: dict[str, dict[str, Any]]) -> None:
     """Draw both quantities, so that differences late in training are seen; the first epochs are off the scale."""
-    colours = look.colours(results)
+    colours = look.assign_colours(results)
     for quantity, label in (("r2", "test R²"), ("rmse", "test error (root mean square, $100,000)")):
         for name, result in results.items():
             low, median, high = np.quantile(result[quantity], (0.25, 0.5, 0.75), axis=0)
             look.draw_band(axes[quantity], median, low, high, name, colours[name])
-        axes[quantity].set(ylim=limits([result[quantity] for result in results.values()]), ylabel=label)
+        medians = [np.median(result[quantity], axis=0) for result in results.values()]
+        axes[quantity].set(ylim=limits(medians), ylabel=label)
+        axes[quantity].set_title(f"median and quartiles of {len(result[quantity])} networks", fontsize=look.SMALL)
         look.label_epochs(axes[quantity])
 
 
-def limits(values: Sequence[Sequence[Sequence[float]]]) -> look.Limits:
-    """Return the limits of an axis for what all schedules and seeds come to in the second half of their epochs."""
-    late = np.array(values)[..., len(values[0][0]) // 2 :]
+def limits(curves: Sequence[Array]) -> look.Limits:
+    """Return the limits of an axis for what all curves come to in the second half of their epochs."""
+    late = np.array(curves)[:, len(curves[0]) // 2 :]
     margin = 0.2 * float(np.ptp(late)) or 0.01
     return float(late.min()) - margin, float(late.max()) + margin
 
@@ -289,7 +309,8 @@ def report(numbers: dict[str, Any]) -> str:
     best, worst = ranking[0], ranking[-1]
     epochs = len(results[best]["r2"][0])
     goal = 0.98 * last(results[best], "r2")
-    reached = {name: look.first_below(-np.median(results[name]["r2"], axis=0), -goal) for name in results}
+    medians = {name: np.median(results[name]["r2"], axis=0) for name in results}
+    reached = {name: training.first_epoch(median, lambda r2: r2 > goal) for name, median in medians.items()}
     counts = ", ".join(f"{name} {count or f'more than {epochs}'}" for name, count in reached.items())
     lines += [
         "",
@@ -321,4 +342,4 @@ def tune(
         ends = [train(name, data, lr=lr, epochs=epochs, seed=seed)[-1] for seed in seeds]
         return float(np.mean([validation_loss(params, data) for params in ends]))
 
-    return {name: min(rates, key=lambda lr: mean_loss(name, lr)) for name in training.SCHEDULES}
+    return {name: training.best(rates, partial(mean_loss, name)) for name in training.SCHEDULES}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ..checks import Count, Number
+from ..checks import Count, Number, Several
 from ..optimizers import SGD, Optimizer
 from ..progress import track
 from ..schedules import Constant, Cosine, Linear, Sequence
@@ -39,6 +39,15 @@ AT_REST = 0.05  # so large the slope may be
 ROLL = partial(SGD, lr=0.1), 600  # how, and in how many steps, a point rolls to the bottom of what it is in
 ENDS = {"settled": "#009E73", "stuck": "#D55E00", "moving": "#BBBBBB"}
 IN_SPACE = ("plain", "momentum", "reheating")
+COLOURS = {
+    "plain": look.PALETTE[0],
+    "huge rate": "0.6",  # it is everywhere
+    "tiny rate": look.PALETTE[2],
+    "momentum": look.PALETTE[3],
+    "falling momentum": look.PALETTE[4],
+    "momentum, decaying rate": look.PALETTE[5],
+    "reheating": look.PALETTE[1],
+}
 
 
 def _wells(points: Array) -> tuple[Array, Array]:
@@ -98,9 +107,9 @@ def in_basin(points: Array) -> Array:
 
 def endings(points: Array) -> Array:
     """Say of each point how it ends: settled at the bottom of the basin, stuck in a pothole, or moving."""
-    settled = loss(points) < loss(np.array(BASIN[:2])) + SETTLED
+    low = loss(points) < loss(np.array(BASIN[:2])) + SETTLED
     at_rest = np.linalg.norm(gradient(points), axis=-1) < AT_REST
-    return np.where(settled, "settled", np.where(at_rest, "stuck", "moving"))
+    return np.where(~at_rest, "moving", np.where(low, "settled", "stuck"))
 
 
 def reheated(path: Array) -> dict[str, int]:
@@ -140,12 +149,12 @@ def landscape(
 
     Parameters
     ----------
-    start : tuple of two floats
-        Where the marble of the picture starts.
+    start : tuple of two floats, default (-2.5, 3.7)
+        Where the marble of the picture starts, x and y, each from -100 to 100.
     lr : float, default 0.05
-        Above 0.
+        The learning rate of plain descent, from 1e-6 to 10.
     momentum : float, default 0.9
-        0 or more.
+        From 0 to 1.
     steps : int, default 300
         Of each way, 10 or more.
     starts : int, default 200
@@ -173,19 +182,20 @@ def landscape(
 
     Notes
     -----
-    An end is settled where the loss is within 0.05 of the deepest, else stuck where the slope is below 0.05, else
-    moving.
+    An end is moving where the slope is 0.05 or more; else it is settled where the loss is within 0.05 of the deepest,
+    and stuck elsewhere.
     """
-    x, y = (Number("start", -100.0, 100.0).check("start", each) for each in start)
+    x, y = check_start(start)
     lr = Number("learning rate", 1e-6, 10.0).check("lr", lr)
     momentum = Number("momentum", maximum=1.0).check("momentum", momentum)
     steps = Count(10, 2**20).check("steps", steps)
     starts = Count(1, 2**20).check("starts", starts)
-    rng = np.random.default_rng(Count().check("seed", seed))
+    seed = Count().check("seed", seed)
+    rng = np.random.default_rng(seed)
     everywhere = np.vstack([[x, y], rng.uniform(*EXTENT, (starts, 2))])  # the picture's marble is the first of all
     ways = strategies(lr, momentum, steps)
     numbers: dict[str, Any] = {
-        "start": [x, y], "lr": lr, "momentum": momentum, "steps": steps, "starts": starts,
+        "start": [x, y], "lr": lr, "momentum": momentum, "steps": steps, "starts": starts, "seed": seed,
         "deepest": float(loss(np.array(BASIN[:2]))), "ways": {}, "reheating": {},
     }  # fmt: skip
     figure, axes = new_figure(ways)
@@ -207,6 +217,14 @@ def landscape(
     return figure, numbers
 
 
+def check_start(start: Any) -> tuple[float, ...]:
+    """Return x and y, or raise an error that names the start."""
+    numbers: tuple[float, ...] = Several(Number("start", -100.0, 100.0)).check("start", start)
+    if len(numbers) != 2:
+        raise ValueError(f"start must be two numbers, x and y, not {len(numbers)}")
+    return numbers
+
+
 def new_figure(ways: Strategies) -> tuple[Figure, dict[str, Axes]]:
     """Make the panels: loss and space on top, the maps below them, and the ends in the last corner."""
     panels = [*ways, "ends"]
@@ -216,30 +234,31 @@ def new_figure(ways: Strategies) -> tuple[Figure, dict[str, Axes]]:
 
 def draw(axes: dict[str, Axes], ways: dict[str, Any]) -> None:
     """Draw all panels."""
-    colours = look.colours(ways)
-    draw_space(axes["space"], {way: np.array(ways[way]["path"]) for way in IN_SPACE}, colours)
+    draw_space(axes["space"], {way: np.array(ways[way]["path"]) for way in IN_SPACE})
     for way, numbers in ways.items():
         thin: dict[str, Any] = {"linewidth": 0.4} if way == "huge rate" else {"linewidth": 1.5}
-        axes["loss"].plot(numbers["loss"], color=colours[way], label=way, **thin)
+        axes["loss"].plot(numbers["loss"], color=COLOURS[way], label=way, **thin)
         look.draw_landscape(axes[way], loss, EXTENT, EXTENT, relief=True)
-        look.draw_path(axes[way], np.array(numbers["path"]), way, colours[way], **thin)
+        look.draw_path(axes[way], np.array(numbers["path"]), way, COLOURS[way], **thin)
         axes[way].set_title(f"{way}:\n{numbers['end']}", fontsize=look.SMALL)
         axes[way].set(xticks=[], yticks=[])
         axes[way].set_box_aspect(1)
+        axes[way].spines[:].set_visible(False)
     axes["loss"].set_ylabel("loss")
     look.label_epochs(axes["loss"], "step")
     draw_ends(axes["ends"], ways)
 
 
-def draw_space(axes: look.Axes3D, paths: dict[str, Array], colours: dict[str, str]) -> None:
+def draw_space(axes: look.Axes3D, paths: dict[str, Array]) -> None:
     """Draw the landscape and some paths in space, seen from across, the start being at the back."""
     look.draw_surface(axes, loss, EXTENT, EXTENT, TOP)
     for way, path in paths.items():
-        look.draw_path_in_space(axes, path, loss, colours[way], TOP)
+        look.draw_path_in_space(axes, path, loss, COLOURS[way], TOP)
     axes.view_init(elev=46, azim=-70)
     axes.set_zlim(-2.0, 4.4)  # which brings the ground into the middle of the panel
     axes.set_box_aspect((1, 1, 0.7), zoom=1.48)
     axes.set_axis_off()
+    axes.set_title(", ".join(paths), fontsize=look.SMALL)
 
 
 def draw_ends(axes: Axes, ways: dict[str, Any]) -> None:
@@ -273,7 +292,8 @@ def report(numbers: dict[str, Any]) -> str:
             f"{shares['settled']:>8.0%} {shares['stuck']:>6.0%} {shares['moving']:>7.0%}"
         )
     settled = {way: each["ends"]["settled"] for way, each in ways.items()}
-    best = max(settled, key=settled.__getitem__)
+    most = max(settled.values())
+    best = ", ".join(way for way, share in settled.items() if share == most)
     last = {way: each["loss"][-1] for way, each in ways.items()}
     reheated = numbers["reheating"]
     escapes = ", ".join(f"{each['escaped']} of {each['outside']} ({peak} times lr)" for peak, each in reheated.items())
@@ -282,8 +302,8 @@ def report(numbers: dict[str, Any]) -> str:
         "",
         f"From the marble's start, at a loss of {ways['plain']['loss'][0]:.2f}, plain descent comes to "
         f"{last['plain']:.2f} and momentum to {last['momentum']:.2f}; the bottom lies at {numbers['deepest']:.2f}.",
-        f"Of {starts} random starts {settled['plain']:.0%} settle in the basin by plain descent, "
-        f"{settled['momentum']:.0%} with momentum, and most, {settled[best]:.0%}, by {best}.",
+        f"Of the random starts, {starts} in number, {settled['plain']:.0%} settle in the basin by plain descent and "
+        f"{settled['momentum']:.0%} with momentum; the most, {most:.0%}, by: {best}.",
         f"Reheated outside the basin, so many end in it: {escapes}; reheated in the basin, {left} of {inside} end "
         "elsewhere.",
     ]

@@ -7,24 +7,23 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from ..extras import require
 from ..rules import RULES
+from .network import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-Array: TypeAlias = npt.NDArray[Any]
 Limits: TypeAlias = tuple[float, float]
 Axes3D: TypeAlias = Any  # mplot3d has no types
 Loss: TypeAlias = Callable[[Array], Array]  # of points, shape (..., 2), each with a value
 
 # The colours of Okabe and Ito, which colour-blind people tell apart; without yellow, which is too pale for a line.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-COLOURS = dict(zip(RULES, cycle(PALETTE)))  # a rule has one colour in all pictures
+RULE_COLOURS = dict(zip(RULES, cycle(PALETTE)))  # a rule has one colour in all pictures
 
 DPI = 200  # twice what a page shows, for sharp screens
 WIDTH = 9.0  # inches, which fill a page of 900 pixels
@@ -33,6 +32,7 @@ SMALL = FONT_SIZE - 2
 HEIGHTS = ("#6f8aa3", "#bccbd8", "#f4f1e8")  # of a landscape, from deep to high: pale, so that paths are seen
 LIGHT = {"azdeg": 315, "altdeg": 50}  # where a landscape is lit from
 LINES = 14  # of equal loss
+BAND = "band"  # what a band is marked with, for its motion
 GRID = 201  # points of a landscape's picture along each axis
 
 
@@ -77,22 +77,24 @@ def new_figure(
     return figure, axes
 
 
-def colours(labels: Iterable[str]) -> dict[str, str]:
+def assign_colours(labels: Iterable[str]) -> dict[str, str]:
     """Give each label a colour of its own, in the palette's order."""
     return dict(zip(labels, cycle(PALETTE)))
 
 
-def draw_curve(axes: Axes, values: Sequence[float] | Array, label: str, colour: str, first: int = 1) -> None:
-    """Draw values by epoch, the first one of which is given: 0 for what begins with the start."""
+def draw_curve(
+    axes: Axes, values: Sequence[float] | Array, label: str, colour: str, first: int = 1, linestyle: str = "-"
+) -> None:
+    """Draw values by epoch, or by step, the first one of which is given: 0 for what begins with the start."""
     marker = "o" if len(values) == 1 else None  # one point has no line
     epochs = range(first, first + len(values))
-    axes.plot(epochs, values, color=colour, linewidth=1.6, marker=marker, label=label)
+    axes.plot(epochs, values, color=colour, linewidth=1.6, linestyle=linestyle, marker=marker, label=label)
 
 
 def draw_band(axes: Axes, middle: Array, low: Array, high: Array, label: str, colour: str) -> None:
     """Draw what several runs come to after each epoch: a line, and a band around it."""
     draw_curve(axes, middle, label, colour)
-    axes.fill_between(range(1, 1 + len(middle)), low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.fill_between(range(1, 1 + len(middle)), low, high, color=colour, alpha=0.13, linewidth=0, gid=BAND)
 
 
 def label_epochs(axes: Axes, label: str = "epoch") -> None:
@@ -124,7 +126,7 @@ def grid_of(x: Limits, y: Limits) -> tuple[Array, Array, Array]:
     return along_x, along_y, np.stack(np.meshgrid(along_x, along_y), axis=-1)
 
 
-def coloured(values: Array, x: Limits, y: Limits, relief: bool) -> Array:
+def shades(values: Array, x: Limits, y: Limits, relief: bool) -> Array:
     """Return the colours of a landscape, from deep to high; with relief, lit from the upper left."""
     colors = require("matplotlib.colors", "lab")
     colormap = colors.LinearSegmentedColormap.from_list("heights", HEIGHTS)
@@ -145,18 +147,18 @@ def draw_landscape(axes: Axes, loss: Loss, x: Limits, y: Limits, relief: bool = 
     """
     along_x, along_y, points = grid_of(x, y)
     values = loss(points)
-    colours_there = coloured(values, x, y, relief)
-    axes.imshow(colours_there, origin="lower", extent=(*x, *y), aspect="auto", interpolation="bilinear")
+    shaded = shades(values, x, y, relief)
+    axes.imshow(shaded, origin="lower", extent=(*x, *y), aspect="auto", interpolation="bilinear")
     shares = np.linspace(0, 1, LINES) ** (1 if relief else 2)
     levels = values.min() + np.ptp(values) * shares[1:-1]
-    axes.contour(along_x, along_y, values, levels=levels, colors="0.4", linewidths=0.35, alpha=0.7)
+    axes.contour(along_x, along_y, values, levels=levels, colors="0.4", linewidths=0.35, linestyles="solid", alpha=0.7)
     axes.set(xlim=x, ylim=y)
     axes.grid(False)
 
 
 def draw_path(axes: Axes, path: Array, label: str, colour: str, linewidth: float = 1.5) -> Line2D:
     """Draw the way of a point over a map, shape (steps + 1, 2): a ring where it starts, a dot where it is."""
-    outline = require("matplotlib.patheffects", "lab").withStroke(linewidth=linewidth + 1.4, foreground="white")
+    outline = require("matplotlib.patheffects", "lab").withStroke(linewidth=1.9 * linewidth, foreground="white")
     axes.plot(*path[:1].T, marker="o", markersize=7, markerfacecolor="white", markeredgecolor="black", zorder=4)
     (line,) = axes.plot(
         *path.T, color=colour, linewidth=linewidth, label=label, zorder=3, path_effects=[outline],
@@ -171,7 +173,7 @@ def draw_surface(axes: Axes3D, loss: Loss, x: Limits, y: Limits, top: float) -> 
     values = np.minimum(loss(points), top)
     axes.computed_zorder = False  # what is drawn later lies above
     surface = axes.plot_surface(
-        *np.meshgrid(along_x, along_y), values, facecolors=coloured(values, x, y, relief=True),
+        *np.meshgrid(along_x, along_y), values, facecolors=shades(values, x, y, relief=True),
         rstride=2, cstride=2, linewidth=0, antialiased=False, shade=False,
     )  # fmt: skip
     surface.set(clip_on=False, in_layout=False)  # corners may reach over the panel's edge
@@ -184,8 +186,3 @@ def draw_path_in_space(axes: Axes3D, path: Array, loss: Loss, colour: str, top: 
         *path.T, np.minimum(loss(path), top), color=colour, linewidth=1.6, zorder=5,
         marker="o", markevery=[-1], markersize=6, markeredgecolor="white", clip_on=False, in_layout=False,
     )  # fmt: skip
-
-
-def first_below(values: Sequence[float] | Array, bound: float) -> int | None:
-    """Return the first epoch, from 1, after which a value is below a bound."""
-    return next((epoch for epoch, value in enumerate(values, start=1) if value < bound), None)

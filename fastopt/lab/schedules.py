@@ -6,7 +6,6 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from ..checks import Count
 from ..kernels.tables import SHAPES
@@ -30,12 +29,12 @@ from ..schedules import (
     WarmupStableDecay,
 )
 from . import look
+from .network import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array: TypeAlias = npt.NDArray[Any]
 Lines: TypeAlias = dict[str, dict[str, Any]]  # label -> the schedule, as text, and its values
 
 POINTS = 1001  # of a curve, at most

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks import Count, Number
-from ..optimizers import SGD, Adagrad, Optimizer
+from ..optimizers import SGD, Optimizer
 from ..progress import track
 from . import look
 from .descent import descend
 from .network import SIGMOID, Array
+from .training import EPS, OPTIMIZERS, effective_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,6 @@ ZEROS = 400  # pairs whose x is 0
 TRUTH = (2.0, 0.0)  # w and b of the neuron that made y
 NOISE = 0.3  # in what that neuron's sigmoid takes, a standard deviation
 START = (-1.0, 2.0)
-EPS = 1e-10  # AdaGrad's, by default
 REACHED = 1e-3  # the share of the loss above the least one that may be left
 TURN = 0.9  # the share of the way along b after which a path's progress along w is told
 EXTENT = (-1.5, 2.9), (-1.7, 2.4)  # of the map
@@ -77,12 +77,7 @@ class Neuron:
 
 def optimizers(lr: float, rate: float) -> dict[str, Callable[[Array], Optimizer]]:
     """Return the rules that are compared."""
-    return {
-        "sgd": partial(SGD, lr=rate),
-        "momentum": partial(SGD, lr=rate, momentum=0.9),
-        "nesterov": partial(SGD, lr=rate, momentum=0.9, nesterov=True),
-        "adagrad": partial(Adagrad, lr=lr),
-    }
+    return {rule: partial(make, lr=lr if rule == "adagrad" else rate) for rule, make in OPTIMIZERS.items()}
 
 
 def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0) -> tuple[Figure, dict[str, Any]]:
@@ -94,9 +89,9 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
     Parameters
     ----------
     lr : float, default 0.1
-        AdaGrad's.
+        AdaGrad's, from 1e-9 to 1000.
     rate : float, default 0.02
-        Of the others; momentum is 0.9.
+        Of the others, likewise; momentum is 0.9.
     steps : int, default 300
         1 or more.
     seed : int, default 0
@@ -110,9 +105,9 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
         ``{"paths": {rule: ...}, "loss": {rule: ...}, "reached": {rule: ...}, "turn": {rule: ...}, "gradient": {"w":
         ..., "b": ...}, "history": {...}, "effective_lr": {...}, "without_root": {...}, ...}``. History is the sum of
         the squared gradients, the effective rate ``lr / (sqrt(history) + eps)``, of AdaGrad after each step;
-        ``without_root`` has the same of the rule that divides by the history itself. ``reached`` is the first step with
-        a loss of at most ``target``, or None, ``turn`` the share of the way along w that is done when the last tenth of
-        the way along b begins, or None.
+        ``without_root`` has the same of the rule that divides by the history itself. ``reached`` is the step from
+        which on the loss is at most ``target``, or None, ``turn`` the share of the way along w that is done when the
+        last tenth of the way along b first begins, or None.
 
     Raises
     ------
@@ -129,9 +124,10 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
     lr = Number("learning rate", 1e-9, 1e3).check("lr", lr)
     rate = Number("learning rate", 1e-9, 1e3).check("rate", rate)
     steps = Count(1, 2**20).check("steps", steps)
-    neuron = Neuron(Count().check("seed", seed))
+    seed = Count().check("seed", seed)
+    neuron = Neuron(seed)
     mosaic = [["map", "map", "loss"], ["gradient", "history", "effective rate"]]
-    figure, axes = look.new_figure(mosaic, height=6.6, height_ratios=[1.2, 1])
+    figure, axes = look.new_figure(mosaic, height=6.9, height_ratios=[1.2, 1])
 
     paths = {
         rule: descend(make_optimizer, neuron.gradient, np.array(START), steps)
@@ -142,13 +138,13 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
     losses = {rule: neuron.loss(path) for rule, path in paths.items()}
     target = float(neuron.loss(best) + REACHED * (losses["sgd"][0] - neuron.loss(best)))
     numbers = {
-        "lr": lr, "rate": rate, "start": list(START), "best": best.tolist(), "target": target,
+        "lr": lr, "rate": rate, "seed": seed, "start": list(START), "best": best.tolist(), "target": target,
         "paths": {rule: path.tolist() for rule, path in paths.items()},
         "loss": {rule: each.tolist() for rule, each in losses.items()},
         "reached": {rule: reached(each, target) for rule, each in losses.items()},
         "turn": {rule: turn(path, best) for rule, path in paths.items()},
-        **rates(neuron, paths["adagrad"], lr, np.sqrt),
-        "without_root": rates(neuron, paths[NO_ROOT], lr, np.positive),
+        **rates(neuron, paths["adagrad"], partial(effective_rate, lr=lr)),
+        "without_root": rates(neuron, paths[NO_ROOT], lambda history: lr / (history + EPS)),
     }  # fmt: skip
     draw(figure, axes, neuron, numbers)
     return figure, numbers
@@ -162,8 +158,10 @@ def bottom(neuron: Neuron) -> Array:
 
 
 def reached(losses: Array, target: float) -> int | None:
-    """Return the first step after which the loss is at most the target."""
-    return next((step for step, loss in enumerate(losses.tolist()) if loss <= target), None)
+    """Return the step from which on the loss is at most the target; None if it is not in the end."""
+    above = np.flatnonzero(~(losses <= target))
+    step = int(above[-1]) + 1 if len(above) else 0
+    return step if step < len(losses) else None
 
 
 def turn(path: Array, best: Array) -> float | None:
@@ -172,11 +170,11 @@ def turn(path: Array, best: Array) -> float | None:
     return next((float(w) for w, b in done if b >= TURN), None)
 
 
-def rates(neuron: Neuron, path: Array, lr: float, root: Callable[[Array], Array]) -> dict[str, dict[str, list[float]]]:
-    """Return gradient, history and effective rate of each parameter, of the steps along a path."""
+def rates(neuron: Neuron, path: Array, rate: Callable[[Array], Array]) -> dict[str, dict[str, list[float]]]:
+    """Return gradient, history and effective rate, by history, of each parameter, of the steps along a path."""
     gradient = neuron.gradient(path[:-1])
     history = np.cumsum(gradient**2, axis=0)
-    quantities = {"gradient": gradient, "history": history, "effective_lr": lr / (root(history) + EPS)}
+    quantities = {"gradient": gradient, "history": history, "effective_lr": rate(history)}
     return {
         quantity: {name: column.tolist() for name, column in zip(PARAMETERS, values.T, strict=True)}
         for quantity, values in quantities.items()
@@ -185,18 +183,26 @@ def rates(neuron: Neuron, path: Array, lr: float, root: Callable[[Array], Array]
 
 def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[str, Any]) -> None:
     """Draw all panels."""
-    colours = {**look.COLOURS, NO_ROOT: "0.5"}
+    colours = {**look.RULE_COLOURS, NO_ROOT: "0.5"}
     look.draw_landscape(axes["map"], neuron.loss, *EXTENT)
-    axes["map"].plot(*numbers["best"], marker="*", markersize=13, color="white", markeredgecolor="black")
     for rule, path in numbers["paths"].items():
         look.draw_path(axes["map"], np.array(path), rule, colours[rule])
         look.draw_curve(axes["loss"], numbers["loss"][rule], rule, colours[rule], first=0)
+    star: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 11,
+        "markerfacecolor": "white",
+        "markeredgecolor": "black",
+        "zorder": 5,
+    }
+    axes["map"].plot(*numbers["best"], linestyle="", **star)
+    axes["loss"].plot([], [], linestyle="", label="least loss", **star)
     axes["map"].set(xlabel="w, which few pairs concern", ylabel="b, which all do")
     look.use_log_scale(axes["loss"], subs=(1, 3))
     look.label_epochs(axes["loss"], "step")
     axes["loss"].set_ylabel("loss, summed over the pairs")
     draw_rates(axes, numbers)
-    look.add_legend(figure, axes["loss"])
+    look.add_legend(figure, axes["loss"], columns=3)
 
 
 def draw_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
@@ -204,11 +210,12 @@ def draw_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
     for name, style in PARAMETERS.items():
         for panel, key in (("gradient", "gradient"), ("history", "history"), ("effective rate", "effective_lr")):
             values = np.abs(numbers[key][name])
-            axes[panel].plot(range(1, len(values) + 1), values, color=look.COLOURS["adagrad"], ls=style, label=name)
+            look.draw_curve(axes[panel], values, name, look.RULE_COLOURS["adagrad"], linestyle=style)
         without = numbers["without_root"]["effective_lr"][name]
-        axes["effective rate"].plot(range(1, len(without) + 1), without, color="0.5", ls=style)
+        look.draw_curve(axes["effective rate"], without, "_without the root", "0.5", linestyle=style)
     for panel, label in (
-        ("gradient", "|gradient|"), ("history", "history, sum of squares"), ("effective rate", "effective rate"),
+        ("gradient", "AdaGrad's |gradient|"), ("history", "its history, sum of squares"),
+        ("effective rate", "its effective rate"),
     ):  # fmt: skip
         axes[panel].set(xscale="log", yscale="log", xlabel="step", ylabel=label)
         axes[panel].legend(frameon=False, fontsize=look.FONT_SIZE, handlelength=1.6)
@@ -224,16 +231,14 @@ def report(numbers: dict[str, Any]) -> str:
         share = "no turn" if done is None else f"{done:.0%}"
         lines.append(f"{rule:25} {'not reached' if step is None else step:>18} {share:>30}")
     rate, gradient, history = (numbers[key] for key in ("effective_lr", "gradient", "history"))
-    arrived = {rule: step for rule, step in numbers["reached"].items() if step is not None}
-    first = min(arrived, key=arrived.__getitem__) if arrived else None
+    steps = {rule: numbers["reached"][rule] for rule in ("sgd", "momentum", "nesterov", "adagrad")}
+    arrivals = ", ".join(f"{rule} {'not yet' if step is None else step}" for rule, step in steps.items())
     lines += [
         "",
-        f"The first gradient is {gradient['w'][0]:.2f} for w and {gradient['b'][0]:.1f} for b; AdaGrad makes a rate of "
-        f"{rate['w'][0]:.3f} for w and of {rate['b'][0]:.4f} for b from lr {numbers['lr']:g}.",
-        f"b's history is {history['b'][0]:.0f} after one step and {history['b'][-1]:.0f} at the end, where its rate is "
-        f"{rate['b'][-1]:.4f}; without the root it is {numbers['without_root']['effective_lr']['b'][-1]:.1g}.",
-        f"A loss of {numbers['target']:.3f} is reached first by {first}, after {arrived[first]} steps."
-        if first is not None
-        else f"A loss of {numbers['target']:.3f} is reached by none in {len(gradient['w'])} steps.",
+        f"The first gradient is {gradient['w'][0]:.3g} for w and {gradient['b'][0]:.3g} for b; AdaGrad makes a rate of "
+        f"{rate['w'][0]:.3g} for w and of {rate['b'][0]:.3g} for b from lr {numbers['lr']:g}.",
+        f"b's history is {history['b'][0]:.3g} after the first step and {history['b'][-1]:.3g} after the last, its "
+        f"rate {rate['b'][-1]:.3g}; without the root it is {numbers['without_root']['effective_lr']['b'][-1]:.3g}.",
+        f"The loss is below {numbers['target']:.4g} for good from these steps on: {arrivals}.",
     ]
     return "\n".join(lines)

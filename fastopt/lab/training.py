@@ -1,17 +1,31 @@
-"""How the lab's networks are trained: an optimizer of fastopt's over batches, and schedules by name to compare."""
+"""What the lab trains with: fastopt's optimizers over batches, the rules and the schedules to compare, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
-from ..optimizers import Optimizer
+from ..optimizers import SGD, Adagrad, Optimizer
 from ..schedules import Constant, Cosine, Exponential, Linear, OneCycle, Plateau, Schedule, StepDecay
 from . import network
 from .network import RELU, Activation, Array, Objective, Params, cross_entropy
 
 Scheduled = Schedule | Plateau
+Value = TypeVar("Value")
+
+MOMENTUM = 0.9
+EPS = 1e-10  # AdaGrad's, by default
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": SGD,
+    "momentum": partial(SGD, momentum=MOMENTUM),
+    "nesterov": partial(SGD, momentum=MOMENTUM, nesterov=True),
+    "adagrad": partial(Adagrad, eps=EPS),
+}
 
 # name -> schedule from lr, for a run of so many epochs of so many batches; a Plateau is told a loss after each epoch
 SCHEDULES: dict[str, Callable[[float, int, int], Scheduled]] = {
@@ -51,6 +65,15 @@ def train(
         Passes over the data, and how many inputs a step takes at once; the last batch may be smaller.
     rng : numpy.random.Generator
         Of the order, which is a new one in every epoch.
+    objective : callable
+        ``(outputs, y) -> (loss, its derivative by the outputs)``.
+    activation : Activation
+        Between the layers.
+
+    Yields
+    ------
+    int
+        The number of the epoch that has ended, from 1.
     """
     grads = {name: np.zeros_like(array) for name, array in params.items()}
     optimizer.bind(grads)  # they stay where they are
@@ -61,3 +84,24 @@ def train(
             network.loss_and_gradients(params, x[chosen], y[chosen], grads, objective, activation)
             optimizer.step()
         yield epoch
+
+
+def effective_rate(history: Array, lr: float) -> Array:
+    """Return AdaGrad's ``lr / (sqrt(history) + eps)``, where history is a sum of squared gradients."""
+    rate: Array = lr / (np.sqrt(history) + EPS)
+    return rate
+
+
+def best(choices: Iterable[Value], loss: Callable[[Value], float]) -> Value:
+    """Return the choice with the lowest loss; one that is not finite is the highest."""
+
+    def finite(choice: Value) -> float:
+        value = loss(choice)
+        return value if math.isfinite(value) else math.inf
+
+    return min(choices, key=finite)
+
+
+def first_epoch(values: Sequence[float] | Array, reached: Callable[[float], bool]) -> int | None:
+    """Return the first epoch, from 1, after which a value is what it should reach."""
+    return next((epoch for epoch, value in enumerate(values, start=1) if reached(value)), None)
