@@ -347,6 +347,21 @@ def test_every_schedule_is_on_the_scale(epochs):
     axes = next(each for each in figure.axes if each.get_label() == "schedules")
     low, high = axes.get_ylim()
     assert all(low < curve["accuracy"][0][-1] < high for curve in numbers["schedules"].values())
+    best = max(curve["accuracy"][0][-1] for curve in numbers["schedules"].values())
+    assert high - low > digits.ZOOM / 2 > 0.03
+    assert best - low >= digits.ZOOM / 2
+
+
+def test_each_seed_is_a_run_of_its_own():
+    """From the first one on, in the experiments that compare several."""
+    for run, options, key in (
+        (lab.digits, {"epochs": 1}, "accuracy"),
+        (lab.housing, {"csv": HOUSES, "epochs": 1}, "r2"),
+    ):
+        both = run(seeds=2, seed=3, **options)[1]["schedules"]["cosine"][key]
+        second = run(seeds=1, seed=4, **options)[1]["schedules"]["cosine"][key]
+        assert both[1:] == second
+        assert both[0] != both[1]
 
 
 def test_rates_are_tuned_without_the_test_images(monkeypatch):
@@ -503,6 +518,8 @@ def test_a_number_that_is_missing_is_counted_once(tmp_path):
         (lambda text: text + "1,1,1,1,1,1,inf,1,1,INLAND\n", "households is 'inf'"),
         (lambda text: text + "1,1,1,1,1,1,1,1,1e300,INLAND\n", "median_house_value is '1e300'"),
         (lambda text: text + '1,"' + 200_000 * "1", "houses.csv is no CSV file"),
+        (lambda text: text + "1,1,1\n", "line 402 has more or fewer fields"),
+        (lambda text: text + "1,1,1,1,1,1,1,1,1,INLAND,1\n", "line 402 has more or fewer fields"),
         (lambda text: with_column(text, "median_house_value", "250000"), "one price in all rows of a part"),
         (lambda text: with_column(text, "total_bedrooms", ""), "no value of bedrooms per household"),
     ],
@@ -677,6 +694,8 @@ def test_deep_networks_begin_as_they_should(name, gain):
     x, y, _, _ = digits.load()
     params = next(gradients.train(run, x, y, layers=3, epochs=1, seed=0))
     assert params["w2"].var() == pytest.approx(gain / 32, rel=0.2)
+    other = next(gradients.train(run, x, y, layers=3, epochs=1, seed=1))
+    assert not np.array_equal(params["w2"], other["w2"])
 
 
 def test_descents_that_both_leave_are_both_told():

@@ -108,7 +108,7 @@ def read(path: Path) -> Houses:
             reader = csv_module.DictReader(file)
             if absent := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
                 raise ValueError(f"{path.name} has no column {absent[0]}; it needs {', '.join(COLUMNS)}")
-            rows = [[number(row[name], path, reader.line_num, name) for name in COLUMNS] for row in reader]
+            rows = [numbers_of(row, path, reader.line_num) for row in reader]
     except (csv_module.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is no CSV file in UTF-8: {error}") from error
     table = np.array(rows, np.float64).reshape(-1, len(COLUMNS))
@@ -121,9 +121,18 @@ def read(path: Path) -> Houses:
     return Houses(path.name, x, price / DOLLARS, int(np.isnan(priced).sum()), len(table) - len(priced))
 
 
-def number(text: str | None, path: Path, line: int, name: str) -> float:
+def numbers_of(row: dict[str, Any], path: Path, line: int) -> list[float]:
+    """Return the numbers in a line, which has as many fields as the line of names."""
+    if (
+        None in row or None in row.values()
+    ):  # where DictReader keeps what is too much, and what it has in place of too few
+        raise ValueError(f"{path.name}, line {line} has more or fewer fields than the line of names")
+    return [number(row[name], path, line, name) for name in COLUMNS]
+
+
+def number(text: str, path: Path, line: int, name: str) -> float:
     """Return the number in a field, NaN where it is empty."""
-    if text is None or not text.strip():
+    if not text.strip():
         return np.nan
     try:
         value = float(text)
