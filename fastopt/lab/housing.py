@@ -123,9 +123,7 @@ def read(path: Path) -> Houses:
 
 def numbers_of(row: dict[str, Any], path: Path, line: int) -> list[float]:
     """Return the numbers in a line, which has as many fields as the line of names."""
-    if (
-        None in row or None in row.values()
-    ):  # where DictReader keeps what is too much, and what it has in place of too few
+    if None in row or None in row.values():  # a key for what is too much, a value for what is not there
         raise ValueError(f"{path.name}, line {line} has more or fewer fields than the line of names")
     return [number(row[name], path, line, name) for name in COLUMNS]
 
