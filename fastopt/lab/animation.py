@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from ..extras import require
 from ..progress import track
 from . import look
-from .look import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +54,7 @@ def animate(figure: Figure, path: str | os.PathLike[str]) -> None:
 def palette_of(image: Any) -> Any:
     """Return the colours of a picture, and all those of thin lines, which are too rare to be chosen among them."""
     to_rgb = require("matplotlib.colors", "lab").to_rgb
-    lines = [[1 - blend * (1 - part) for part in to_rgb(colour)] for colour in PALETTE for blend in BLENDS]
+    lines = [[1 - blend * (1 - part) for part in to_rgb(colour)] for colour in look.PALETTE for blend in BLENDS]
     kept = [round(255 * part) for colour in [to_rgb("white"), *lines] for part in colour]
     common = image.quantize(GIF_COLOURS - len(kept) // 3).getpalette()
     palette = require("PIL.Image", "lab").new("P", (1, 1))

@@ -118,9 +118,8 @@ def digits(epochs: int = 30, seeds: int = 5, seed: int = 0) -> tuple[Figure, dic
     figure, axes = look.new_figure([["loss", "accuracy"], ["schedules", "pixels"]], height=8.0)
     x_train, y_train, x_test, y_test = load()
 
-    rules = by_rule(x_train, y_train, x_test, y_test, epochs, seed)
+    rules, pixels = by_rule(x_train, y_train, x_test, y_test, epochs, seed)
     schedules = by_schedule(x_train, y_train, x_test, y_test, epochs, range(seed, seed + seeds))
-    pixels = rules["adagrad"].pop("effective_lr")
     numbers = {
         "epochs": epochs, "seed": seed, "lr": LEARNING_RATES, "rules": rules, "schedules": schedules,
         "effective_lr": pixels,
@@ -131,9 +130,10 @@ def digits(epochs: int = 30, seeds: int = 5, seed: int = 0) -> tuple[Figure, dic
 
 def by_rule(
     x_train: Array, y_train: Array, x_test: Array, y_test: Array, epochs: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Train by every rule: loss and accuracy after each epoch, and for AdaGrad its effective rates at the end."""
-    curves: dict[str, dict[str, Any]] = {rule: {"loss": [], "accuracy": []} for rule in OPTIMIZERS}
+) -> tuple[dict[str, dict[str, list[float]]], list[list[float | None]]]:
+    """Train by every rule: loss and accuracy after each epoch; and AdaGrad's effective rate by pixel at the end."""
+    curves: dict[str, dict[str, list[float]]] = {rule: {"loss": [], "accuracy": []} for rule in OPTIMIZERS}
+    optimizers = {}
     trained = (
         (rule, params, optimizer)
         for rule, make_optimizer in OPTIMIZERS.items()
@@ -144,9 +144,8 @@ def by_rule(
     for rule, params, optimizer in track(trained, "training, by rule", total=len(OPTIMIZERS) * epochs):
         curves[rule]["loss"].append(network.loss(params, x_train, y_train))
         curves[rule]["accuracy"].append(network.accuracy(params, x_test, y_test))
-        if rule == "adagrad":
-            curves[rule]["effective_lr"] = rates_by_pixel(optimizer.state["w1"]["sum"], LEARNING_RATES[rule])
-    return curves
+        optimizers[rule] = optimizer
+    return curves, rates_by_pixel(optimizers["adagrad"].state["w1"]["sum"], LEARNING_RATES["adagrad"])
 
 
 def by_schedule(
