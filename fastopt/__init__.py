@@ -1,7 +1,7 @@
 """fastopt: the optimizer step, fused into one pass over memory.
 
-`SGD` and `Adagrad` are optimizers over NumPy and CuPy arrays; `fused` has the same updates as single calls;
-`schedules` has learning rates as functions of the step; `embed` has the updates for loops in C and C++.
+`SGD`, `Adagrad`, `RMSprop` and `Adam` are optimizers over NumPy and CuPy arrays; `fused` has the same updates
+as single calls; `schedules` has learning rates as functions of the step; `embed` has the updates for loops in C.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import fused, schedules
 from .kernels.pool import get_num_threads, set_num_threads
-from .optimizers import SGD, Adagrad, Optimizer
+from .optimizers import SGD, Adagrad, Adam, Optimizer, RMSprop
 
 if TYPE_CHECKING:
     from . import embed
@@ -20,7 +20,9 @@ __version__ = "0.1.0"
 __all__ = [
     "SGD",
     "Adagrad",
+    "Adam",
     "Optimizer",
+    "RMSprop",
     "embed",
     "fused",
     "get_include",

@@ -50,6 +50,24 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Betas:
+    """The two coefficients of Adam's moving averages, each 0 or more and below 1; a tuple comes out."""
+
+    def check(self, name: str, value: Any) -> tuple[float, float]:
+        """Return the two as floats, or raise an error that names the one that is wrong."""
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise TypeError(f"Invalid {name}: {value!r:.80}; {name} must be a pair of numbers, as (0.9, 0.999)")
+        first, second = (self._checked(f"{name}[{i}]", i, beta) for i, beta in enumerate(value))
+        return first, second
+
+    def _checked(self, name: str, i: int, beta: Any) -> float:
+        number = Number(f"beta parameter at index {i}").check(name, beta)
+        if number >= 1:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta!r:.40}; {name} must be below 1")
+        return number
+
+
+@dataclass(frozen=True)
 class Flag:
     """True or False."""
 

@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from . import fused
 from .arrays import DTYPES
+from .checks import Count
 from .kernels import build_pool, cold
 from .kernels.tables import ABI as ABI
 from .rules import RULES, Rule, check
@@ -56,7 +57,8 @@ def update(rule: str, dtype: npt.DTypeLike) -> Any:
     Parameters
     ----------
     rule : str
-        "sgd", "momentum", "nesterov" or "adagrad".
+        "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", or a variant with states of its own:
+        "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum", "adam_amsgrad", "adamw_amsgrad".
     dtype : dtype
         Of parameter, gradient and states: float32 or float64.
 
@@ -99,37 +101,44 @@ def hyper(rule: str) -> tuple[str, ...]:
     return known(rule).hypers
 
 
-def hyper_values(rule: str, **options: float) -> npt.NDArray[np.float64]:
+def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.NDArray[np.float64]:
     """Return the numbers that a rule's update takes, in the order of `hyper`.
 
     Parameters
     ----------
     rule : str
-    **options : float
-        As in the call of that name in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``. Weight decay
-        and ``maximize`` are the gradient's, and so the loop's: ``g + weight_decay * p``, ``-g``. A momentum of 0, which
-        the calls refuse for Nesterov, is gradient descent.
+    step : int, optional
+        Which step it is, from 1; needed where the numbers are others at each, as Adam's are, and by no other rule.
+    **options
+        As in the call in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``. Weight decay and
+        ``maximize`` are the gradient's, and so the loop's: ``g + weight_decay * p``, ``-g``; but AdamW's weight decay
+        is its own. A momentum of 0, which the calls refuse for Nesterov, is gradient descent.
 
     Returns
     -------
     ndarray of float64, shape (len(hyper(rule)),)
-        New, and yours to change between calls: entry 0 is the learning rate.
+        New, and yours to change between calls: entry 0 is the learning rate, of Adam with the correction of the bias.
 
     Raises
     ------
     TypeError
-        If an option has no default and is not given, is not among `hyper`, or is no number.
+        If an option has no default and is not given, is none of the rule's, or is no number.
     ValueError
         If there is no such rule, or a number is out of range.
     """
-    names = hyper(rule)
+    found = known(rule)
+    call = inspect.signature(getattr(fused, rule.partition("_")[0])).parameters  # variants have no call of their own
+    names = [name for name in found.options if name in call and name not in found.of_gradient]
     if unknown := [name for name in options if name not in names]:
         raise TypeError(f"the update of {rule!r} takes {', '.join(names)}, not {', '.join(unknown)}")
-    defaults = inspect.signature(getattr(fused, rule)).parameters
-    values = {name: options.get(name, defaults[name].default) for name in names}
+    if ("step" in call) != (step is not None):
+        raise TypeError(f"the update of {rule!r} " + ("needs its step: pass step=1" if step is None else "has no step"))
+    values = {name: options.get(name, call[name].default) for name in names}
     if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
         raise TypeError(f"the update of {rule!r} needs {' and '.join(missing)}: pass {missing[0]}=...")
-    return np.array([check(name, value) for name, value in values.items()], np.float64)
+    checked = {name: check(name, value) for name, value in values.items()}
+    number = fused.ANY if step is None else Count(minimum=1).check("step", step)
+    return np.array(found.row({**dict.fromkeys(found.options, 0.0), **checked}, number, False)[2:])
 
 
 def known(rule: str) -> Rule:

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import host, rules
 from .arrays import is_on_device
+from .checks import Count
 from .kernels.reader import Array
 from .rules import Rule, check
 
@@ -167,12 +168,131 @@ def adagrad(
     _update(rules.ADAGRAD, p, g, {"accumulator": accumulator}, options)
 
 
+def rmsprop(
+    p: Array,
+    g: Array,
+    square_avg: Array,
+    momentum_buffer: Array | None = None,
+    grad_avg: Array | None = None,
+    *,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter by RMSProp: ``s <- alpha * s + (1 - alpha) * g * g; p <- p - lr * g / (sqrt(s) + eps)``.
+
+    Parameters
+    ----------
+    p : ndarray of float32 or float64, any shape
+        Parameter, updated in place; dense and writable.
+    g : ndarray, dtype and shape of p
+        Gradient, any strides.
+    square_avg : ndarray, dtype and shape of p
+        Average of squared gradients, updated in place; dense and writable; zeros before the first step.
+    momentum_buffer : ndarray, dtype and shape of p, optional
+        With it, ``v <- momentum * v + g / (sqrt(s) + eps); p <- p - lr * v``; like ``square_avg``.
+    grad_avg : ndarray, dtype and shape of p, optional
+        With it the update is centered, by ``sqrt(s - a * a)``; average of gradients, like ``square_avg``.
+    lr : float
+        Learning rate, 0 or more.
+    alpha : float, default 0.99
+        How much of an average is kept, from 0 to 1.
+    eps : float, default 1e-8
+        Added to the root; 0 or more.
+    weight_decay : float, default 0.0
+        ``g + weight_decay * p`` is used for g.
+    momentum : float, default 0.0
+        0 or more; other than 0 it needs a ``momentum_buffer``.
+    maximize : bool, default False
+        ``-g`` is used for g.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; nothing has changed then.
+    """
+    options = _checked(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, maximize=maximize)
+    if momentum_buffer is None and options["momentum"] != 0:
+        raise ValueError(f"momentum={options['momentum']:g} needs a momentum_buffer: pass an array of zeros like p")
+    states = {"square_avg": square_avg}
+    if momentum_buffer is not None:
+        states["momentum_buffer"] = momentum_buffer
+    if grad_avg is not None:
+        states["grad_avg"] = grad_avg
+    rule = next(rule for rule in rules.FAMILIES["RMSprop"].rules if rule.states == tuple(states))
+    _update(rule, p, g, states, options)
+
+
+def adam(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    max_exp_avg_sq: Array | None = None,
+    *,
+    lr: float,
+    step: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter by Adam; the formula is that of `fastopt.Adam`.
+
+    Parameters
+    ----------
+    p : ndarray of float32 or float64, any shape
+        Parameter, updated in place; dense and writable.
+    g : ndarray, dtype and shape of p
+        Gradient, any strides.
+    exp_avg, exp_avg_sq : ndarray, dtype and shape of p
+        Averages of gradients and of their squares, updated in place; dense and writable; zeros before the first step.
+    max_exp_avg_sq : ndarray, dtype and shape of p, optional
+        With it the update is AMSGrad's; the largest average of squares so far, like the others.
+    lr : float
+        Learning rate, 0 or more.
+    step : int
+        Which step of this parameter it is, from 1: by it the averages are corrected for their bias.
+    betas : pair of float, default (0.9, 0.999)
+        How much of each average is kept, 0 or more and below 1.
+    eps : float, default 1e-8
+        Added to the root; 0 or more.
+    weight_decay : float, default 0.0
+        ``g + weight_decay * p`` is used for g.
+    maximize : bool, default False
+        ``-g`` is used for g.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; nothing has changed then.
+    """
+    options = _checked(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+    _update_adam("Adam", p, g, (exp_avg, exp_avg_sq, max_exp_avg_sq), options, step)
+
+
+def _update_adam(
+    family: str, p: Array, g: Array, given: tuple[Any, Any, Any], options: Mapping[str, Any], step: int
+) -> None:
+    rule = rules.FAMILIES[family].choose({**options, "amsgrad": given[2] is not None})
+    states = dict(zip(rule.states, given, strict=False))  # two or three
+    _update(rule, p, g, states, options, Count(minimum=1).check("step", step))
+
+
 def _checked(**options: Any) -> dict[str, Any]:
     return {name: check(name, value) for name, value in options.items()}
 
 
-def _update(rule: Rule, p: Array, g: Array, states: Mapping[str, Array], options: Mapping[str, Any]) -> None:
-    numbers = rule.row(options, 2, False)  # a step like any other, not the first
+ANY = 2  # a step like any other, not the first
+
+
+def _update(
+    rule: Rule, p: Array, g: Array, states: Mapping[str, Array], options: Mapping[str, Any], step: int = ANY
+) -> None:
+    numbers = rule.row(options, step, False)
     if is_on_device(p):
         from . import cupy_arrays
 

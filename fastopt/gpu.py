@@ -17,7 +17,7 @@ from .kernels.device import Device, Memory
 from .kernels.reader import Array
 from .kernels.tables import ABI, CHUNK, COHORT, COURSE, ELEMENTS, HYPERS, JOB, TENSOR
 from .plan import Idle, Member, Verdict
-from .rules import RULES, Row, Rule
+from .rules import Row, Rule
 
 if TYPE_CHECKING:
     from .plan import Cohort
@@ -128,11 +128,10 @@ class Course:
 
     def _describe(self, row: Any, cohort: Cohort, taken: int) -> None:
         group = cohort.group
-        row["rule"] = list(RULES).index(cohort.rule.name)
-        row["first"] = cohort.first
-        row["steps"], row["clock"] = cohort.step - taken, group.entries["step"] - taken
-        for i, name in enumerate(cohort.rule.options):
-            row["options"][i] = group.upcoming[name]
+        cohort.describe(row)
+        row["steps"] -= taken
+        row["clock"] = group.entries["step"] - taken
+        for i, (name, _) in enumerate(cohort.rule.numbers(group.upcoming)):
             record = record_of(group.schedules.get(name))
             if record is not None:
                 row["schedules"][i] = self.hold(record)

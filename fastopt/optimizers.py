@@ -1,4 +1,4 @@
-"""The optimizers: SGD and Adagrad, as objects that own the state of the parameters they train."""
+"""The optimizers: SGD, Adagrad, RMSprop and Adam, as objects that own the state of what they train."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Optimizer:
     def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
         self._defaults = dict(defaults)
         if not hasattr(self, "_family"):
-            raise TypeError("Optimizer is what all optimizers share: use SGD or Adagrad")
+            raise TypeError("Optimizer is what all optimizers share: use SGD, Adam or another of its subclasses")
         given: Any = params
         if isinstance(params, Iterable) and not (isinstance(params, Mapping) or is_array(params)):
             given = list(params)
@@ -473,6 +473,193 @@ class Adagrad(Optimizer):
                 "weight_decay": weight_decay,
                 "initial_accumulator_value": initial_accumulator_value,
                 "eps": eps,
+                "maximize": maximize,
+            },
+        )
+
+
+class RMSprop(Optimizer):
+    r"""RMSProp: a learning rate for each element, divided by the root of a moving average of its squared gradients.
+
+    AdaGrad, with a history that fades. For each parameter p with gradient g::
+
+        g <- -g                                       if maximize
+        g <- g + weight_decay * p
+        s <- alpha * s + (1 - alpha) * g * g
+        a <- alpha * a + (1 - alpha) * g              centered, else a = 0
+        d <- g / (sqrt(s - a * a) + eps)
+        p <- p - lr * d                               momentum = 0, which keeps no v
+        v <- momentum * v + d;  p <- p - lr * v       else
+
+    All states start at 0.
+
+    Parameters
+    ----------
+    params : array, sequence of arrays, dict of arrays, or list of group dicts
+        As for `SGD`.
+    lr : float or schedule, default 0.01
+        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
+        completed steps, from 0.
+    alpha : float, default 0.99
+        How much of the average is kept at each step, from 0 to 1: it remembers some ``1 / (1 - alpha)`` steps.
+    eps : float, default 1e-8
+        Keeps the divisor from zero; added to the root, not under it; 0 or more.
+    weight_decay : float or schedule, default 0.0
+        L2 penalty, 0 or more.
+    momentum : float or schedule, default 0.0
+        Factor of the momentum buffer, 0 or more.
+    centered : bool, default False
+        Divide by the standard deviation of the gradients, not by the root of their mean square.
+    maximize : bool, default False
+        Ascend instead.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+
+    See Also
+    --------
+    fastopt.fused.rmsprop : the same as one call, on averages of your own.
+
+    Notes
+    -----
+    The semantics are those of torch.optim.RMSprop, whose state dict has the same names, ``step``, ``square_avg``,
+    ``momentum_buffer`` and ``grad_avg``. Different here: a variance that rounding makes negative is 0, where torch goes
+    on with NaN; an alpha above 1, of which nothing but NaN would come, is refused; gradients are never written, and
+    pair with their parameters by index.
+
+    Keras and optax start from alpha 0.9, and optax has eps under the root. In [2]_ alpha is 0.95, the momentum 0.9, and
+    eps is 1e-4, under the root.
+
+    References
+    ----------
+    .. [1] T. Tieleman, G. Hinton, "Lecture 6.5: RMSProp", COURSERA: Neural Networks for Machine Learning, 2012.
+    .. [2] A. Graves, "Generating Sequences With Recurrent Neural Networks", 2013, arXiv:1308.0850 (the centered one).
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.ones(3, np.float32)
+    >>> opt = fastopt.RMSprop(w, lr=0.05, alpha=0.99)
+    >>> opt.step(np.array([2.0, 0.2, 0.0], np.float32))
+    >>> w
+    array([0.5, 0.5, 1. ], dtype=float32)
+    """
+
+    _family = FAMILIES["RMSprop"]
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        lr: Scheduled = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: Scheduled = 0.0,
+        momentum: Scheduled = 0.0,
+        centered: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "alpha": alpha,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "centered": centered,
+                "maximize": maximize,
+            },
+        )
+
+
+class Adam(Optimizer):
+    r"""Adam: the moving average of the gradients, divided by the root of that of their squares.
+
+    RMSProp with a momentum, and without the bias of averages that begin at 0. For each parameter p with gradient g, at
+    this parameter's t-th step, from 1::
+
+        g <- -g                                       if maximize
+        g <- g + weight_decay * p
+        m <- beta1 * m + (1 - beta1) * g              m and v start at 0
+        v <- beta2 * v + (1 - beta2) * g * g
+        w <- max(w, v)                                amsgrad, else w = v
+        p <- p - lr * m / (1 - beta1**t) / (sqrt(w / (1 - beta2**t)) + eps)
+
+    Parameters
+    ----------
+    params : array, sequence of arrays, dict of arrays, or list of group dicts
+        As for `SGD`.
+    lr : float or schedule, default 0.001
+        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
+        completed steps, from 0. No element moves by much more in a step, whatever its gradient.
+    betas : pair of float, default (0.9, 0.999)
+        How much of each average is kept at each step, 0 or more and below 1.
+    eps : float, default 1e-8
+        Keeps the divisor from zero; added to the root, not under it; 0 or more.
+    weight_decay : float or schedule, default 0.0
+        L2 penalty, 0 or more: part of the gradient, and so divided by the root.
+    amsgrad : bool, default False
+        Divide by the largest average of squares so far.
+    maximize : bool, default False
+        Ascend instead.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+
+    See Also
+    --------
+    fastopt.fused.adam : the same as one call, on averages of your own.
+
+    Notes
+    -----
+    The semantics are those of torch.optim.Adam, whose state dict has the same names, ``step``, ``exp_avg``,
+    ``exp_avg_sq`` and ``max_exp_avg_sq``. Different here: steps are counted as whole numbers, for each parameter, and
+    the corrections computed from these in float64; gradients are never written, and pair with their parameters by
+    index. As in section 2 of [1]_, both corrections go into the rate and eps of a step; no element has to know them.
+
+    In [2]_ the largest average is of one that has no correction at all; torch and fastopt correct it by this step's.
+
+    References
+    ----------
+    .. [1] D. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, arXiv:1412.6980.
+    .. [2] S. Reddi, S. Kale, S. Kumar, "On the Convergence of Adam and Beyond", ICLR 2018 (AMSGrad).
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.ones(3, np.float32)
+    >>> opt = fastopt.Adam(w, lr=0.5)
+    >>> opt.step(np.array([2.0, 0.2, 0.0], np.float32))
+    >>> w
+    array([0.5, 0.5, 1. ], dtype=float32)
+    """
+
+    _family = FAMILIES["Adam"]
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        lr: Scheduled = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: Scheduled = 0.0,
+        amsgrad: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
                 "maximize": maximize,
             },
         )

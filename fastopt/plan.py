@@ -28,8 +28,10 @@ from .away import Away
 from .chunks import Strides, located
 from .groups import GroupOptions
 from .kernels.reader import UNREAD, Array, Reader
-from .kernels.tables import HYPERS, TENSOR
+from .kernels.tables import COHORT, HYPERS, TENSOR
 from .rules import RULES, Options, Row, Rule
+
+NUMBERS = {name: number for number, name in enumerate(RULES)}  # of the rules in a cohort
 
 Member = tuple[int, int, Sequence[int]]  # of a launch: a tensor's row, its hyper row, the addresses of its states
 
@@ -272,6 +274,12 @@ class Cohort:
     tensors: list[Tensor] = field(default_factory=list)
     new_states: list[dict[str, Array]] = field(default_factory=list)
 
+    def describe(self, row: Any) -> None:
+        """Write into a row of COHORT what hyper rows are computed from, but for schedules and their clock."""
+        row["rule"], row["first"], row["steps"] = NUMBERS[self.rule.name], self.first, self.step
+        numbers = [number for _, number in self.rule.numbers(self.group.upcoming)]
+        row["options"][: len(numbers)] = numbers
+
 
 class Plan:
     """All launches of an optimizer, and what changes between two of its steps.
@@ -310,7 +318,8 @@ class Plan:
         self.loaded: Located | None = None
         self.versions: list[int] = []  # of the groups, when they were asked last
         self.looked = False  # whether the groups have been asked for the next step
-        self.steady = False  # whether the hyper rows can stay as they are
+        self.steady = False  # whether the hyper rows follow from the counts of steps alone
+        self.moving = False  # whether they are others at each count
         self.stepping = False
         self._extents: Extents | None = None
         self._reader: Reader | None = None
@@ -382,7 +391,7 @@ class Plan:
     def _step(self, gradients: Located) -> None:
         if gradients is not self.loaded:
             self.load(gradients)
-        if not self.steady:
+        if self.moving or not self.steady:
             self._write_rows()
         # Counted first: an interrupt is delivered when a launch returns, and must find the books in order.
         for cohort in self.cohorts:
@@ -396,8 +405,17 @@ class Plan:
             launch()
 
     def can_repeat(self) -> bool:
-        """Say whether the next step can differ from the last one in nothing but where the gradients lie."""
+        """Say whether the next step can differ from the last one only in where the gradients lie, and in its count."""
         return self.steady and len(self.launches) == 1 and not self.launches[0].strided and not self.courses
+
+    def moving_rows(self) -> npt.NDArray[Any] | None:
+        """Describe what the hyper rows of further steps are computed from; None where they stay as they are."""
+        if not self.moving:
+            return None
+        described = np.zeros(len(self.cohorts), COHORT)
+        for row, cohort in zip(described, self.cohorts, strict=True):
+            cohort.describe(row)
+        return described
 
     def count(self, steps: int) -> None:
         """Count steps that somebody else has taken, as repetitions of the last one."""
@@ -531,12 +549,13 @@ class Plan:
     def _write_rows(self) -> None:
         for group in self.groups:
             group.take_upcoming()
-        self.steady = True
+        self.steady, self.moving = True, False
         for number, cohort in enumerate(self.cohorts):
             options = cohort.group.upcoming
             gain, *row = cohort.rule.row(options, cohort.step + 1, cohort.first)
             self.hypers[number, : len(row) + 1] = gain * self.scale, *row
-            self.steady = self.steady and not cohort.first and not cohort.rule.moves(options)
+            self.steady = self.steady and not cohort.first
+            self.moving = self.moving or cohort.rule.moves(options)
         for course in self.courses:
             course.send_rows(self.hypers)
 

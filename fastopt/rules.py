@@ -8,38 +8,48 @@ and the weight decay, which every rule knows, ``g <- factor * g + weight_decay *
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .checks import LARGEST, Flag, Number
+from .checks import LARGEST, Betas, Flag, Number
 
 Options = Mapping[str, Any]
 Row = tuple[float, ...]
 
-HYPERPARAMETERS: dict[str, Number | Flag] = {
+HYPERPARAMETERS: dict[str, Number | Flag | Betas] = {
     "lr": Number("learning rate"),
     "momentum": Number("momentum value"),
     "dampening": Number("dampening value", minimum=-LARGEST),
     "nesterov": Flag(),
     "lr_decay": Number("lr_decay value"),
     "initial_accumulator_value": Number("initial_accumulator_value value"),
+    "alpha": Number("alpha value", maximum=1.0),
+    "betas": Betas(),
     "eps": Number("epsilon value"),
     "weight_decay": Number("weight_decay value"),
+    "amsgrad": Flag(),
+    "centered": Flag(),
     "maximize": Flag(),
 }
 
 SCHEDULABLE = ("lr", "momentum", "weight_decay")  # those that may be functions of the step
 
 
-def check(name: str, value: Any) -> float | bool:
-    """Return a hyperparameter's value as a plain float or bool, or raise an error that names it."""
+def check(name: str, value: Any) -> Any:
+    """Return a hyperparameter's value as plain Python, or raise an error that names it."""
     return HYPERPARAMETERS[name].check(name, value)
 
 
 def never(options: Options) -> bool:
     """Say that a row depends on the options alone."""
     return False
+
+
+def always(options: Options) -> bool:
+    """Say that a row is another one at each step."""
+    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +75,8 @@ class Rule:
         ``moves(options)``, whether the row changes from step to step while the options stay.
     sparse : bool
         Whether an element whose gradient is zero stays as it is, with its states, so that it can be left out.
+    of_gradient : tuple of str
+        Those of the options that change the gradient, and so count in the first two numbers of the row alone.
     """
 
     name: str
@@ -75,6 +87,14 @@ class Rule:
     initial: str | None = None
     moves: Callable[[Options], bool] = never
     sparse: bool = False
+    of_gradient: tuple[str, ...] = ("maximize", "weight_decay")
+
+    def numbers(self, options: Options) -> Iterator[tuple[str, float]]:
+        """Iterate over the numbers that the functor computes the row from, with the option of each: betas are two."""
+        for name in self.options:
+            value = options[name]
+            for number in value if isinstance(value, tuple) else (value,):
+                yield name, float(number)
 
     def bytes_moved(self, itemsize: int) -> int:
         """Count what one step reads and writes for each element: p, g and the states read, p and the states written."""
@@ -107,12 +127,45 @@ def adagrad_row(options: Options, step: int, first: bool) -> Row:
     return factor(options), options["weight_decay"], lr, options["eps"]
 
 
+def rmsprop_row(options: Options, step: int, first: bool) -> Row:
+    """s <- alpha * s + (1 - alpha) * g * g; p <- p - lr * g / (sqrt(s) + eps).
+
+    Of an average the kernels get the gain, 1 - alpha, since that of a rounded alpha would be off by much more than it
+    is itself.
+    """
+    return factor(options), options["weight_decay"], options["lr"], 1.0 - options["alpha"], options["eps"]
+
+
+def rmsprop_momentum_row(options: Options, step: int, first: bool) -> Row:
+    """v <- momentum * v + g / (sqrt(s) + eps); p <- p - lr * v."""
+    return (*rmsprop_row(options, step, first), options["momentum"])
+
+
+def adam_row(options: Options, step: int, first: bool) -> Row:
+    """m <- beta1 * m + (1 - beta1) * g; v <- beta2 * v + (1 - beta2) * g * g; p <- p - lr * m' / (sqrt(v') + eps).
+
+    m' and v' are m / (1 - beta1 ** step) and v / (1 - beta2 ** step), the corrections of the bias towards 0 with which
+    the averages begin. They are the same for all elements, and go into lr and eps, as in section 2 of the paper.
+    """
+    beta1, beta2 = options["betas"]
+    root = math.sqrt(1.0 - beta2 ** float(step))
+    lr = options["lr"] * root / (1.0 - beta1 ** float(step))
+    return factor(options), options["weight_decay"], lr, 1.0 - beta1, 1.0 - beta2, options["eps"] * root
+
+
 OF_SGD = ("maximize", "weight_decay", "lr")
 OF_MOMENTUM = (*OF_SGD, "momentum", "dampening")
 
 SGD = Rule("sgd", (), OF_SGD, ("lr",), sgd_row, sparse=True)
-MOMENTUM = Rule("momentum", ("momentum_buffer",), OF_MOMENTUM, ("lr", "momentum"), momentum_row)
-NESTEROV = Rule("nesterov", ("momentum_buffer",), OF_MOMENTUM, ("lr", "momentum"), momentum_row)
+MOMENTUM = Rule(
+    "momentum",
+    ("momentum_buffer",),
+    OF_MOMENTUM,
+    ("lr", "momentum"),
+    momentum_row,
+    of_gradient=("maximize", "weight_decay", "dampening"),
+)
+NESTEROV = replace(MOMENTUM, name="nesterov")
 ADAGRAD = Rule(
     "adagrad",
     ("sum",),
@@ -124,7 +177,45 @@ ADAGRAD = Rule(
     sparse=True,
 )
 
-RULES = {rule.name: rule for rule in (SGD, MOMENTUM, NESTEROV, ADAGRAD)}
+OF_RMSPROP = (*OF_SGD, "alpha", "eps")
+RMSPROP = Rule("rmsprop", ("square_avg",), OF_RMSPROP, ("lr", "gain", "eps"), rmsprop_row)
+RMSPROP_MOMENTUM = Rule(
+    "rmsprop_momentum",
+    ("square_avg", "momentum_buffer"),
+    (*OF_RMSPROP, "momentum"),
+    ("lr", "gain", "eps", "momentum"),
+    rmsprop_momentum_row,
+)
+RMSPROP_CENTERED = replace(RMSPROP, name="rmsprop_centered", states=("square_avg", "grad_avg"))
+RMSPROP_CENTERED_MOMENTUM = replace(
+    RMSPROP_MOMENTUM, name="rmsprop_centered_momentum", states=("square_avg", "momentum_buffer", "grad_avg")
+)
+
+ADAM = Rule(
+    "adam",
+    ("exp_avg", "exp_avg_sq"),
+    (*OF_SGD, "betas", "eps"),
+    ("lr", "gain1", "gain2", "eps"),
+    adam_row,
+    moves=always,
+)
+ADAM_AMSGRAD = replace(ADAM, name="adam_amsgrad", states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        SGD,
+        MOMENTUM,
+        NESTEROV,
+        ADAGRAD,
+        RMSPROP,
+        RMSPROP_MOMENTUM,
+        RMSPROP_CENTERED,
+        RMSPROP_CENTERED_MOMENTUM,
+        ADAM,
+        ADAM_AMSGRAD,
+    )
+}
 
 
 def choose_sgd(options: Options) -> Rule:
@@ -142,6 +233,18 @@ def choose_sgd(options: Options) -> Rule:
 def choose_adagrad(options: Options) -> Rule:
     """AdaGrad has one rule."""
     return ADAGRAD
+
+
+def choose_rmsprop(options: Options) -> Rule:
+    """Choose RMSProp with or without momentum, centered or not."""
+    if options["centered"]:
+        return RMSPROP_CENTERED_MOMENTUM if options["momentum"] != 0 else RMSPROP_CENTERED
+    return RMSPROP_MOMENTUM if options["momentum"] != 0 else RMSPROP
+
+
+def choose_adam(options: Options) -> Rule:
+    """Choose Adam with or without AMSGrad's maximum."""
+    return ADAM_AMSGRAD if options["amsgrad"] else ADAM
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,4 +274,8 @@ class Family:
 FAMILIES = {
     "SGD": Family((SGD, MOMENTUM, NESTEROV), choose_sgd),
     "Adagrad": Family((ADAGRAD,), choose_adagrad, counts=True),
+    "RMSprop": Family(
+        (RMSPROP, RMSPROP_MOMENTUM, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM), choose_rmsprop, counts=True
+    ),
+    "Adam": Family((ADAM, ADAM_AMSGRAD), choose_adam, counts=True),
 }

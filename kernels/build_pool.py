@@ -10,6 +10,8 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
+HEADERS = ("tables", "fastopt", "interpreter", "rows", "rules", "schedules", "vectors")
+FLAGS = ["-std=c++17", "-O2", "-pthread", "-ffp-contract=off"]  # the last one since rows are to be Python's to the bit
 
 
 def declarations(header: str) -> str:
@@ -26,11 +28,11 @@ ffi.set_source(
     "fastopt.kernels._pool",
     '#include "fastopt.h"',
     sources=["kernels/pool.cpp", "kernels/reader.cpp", "kernels/tensors.cpp", "kernels/team.cpp"],
-    depends=["kernels/tables.h", "kernels/fastopt.h", "kernels/interpreter.h"],
+    depends=[f"kernels/{name}.h" for name in HEADERS],
     include_dirs=["kernels"],
     source_extension=".cpp",
     py_limited_api=False,  # the reader uses the buffer protocol, which the limited API of Python 3.10 lacks
-    extra_compile_args=["/std:c++17", "/EHsc"] if sys.platform == "win32" else ["-std=c++17", "-O2", "-pthread"],
+    extra_compile_args=["/std:c++17", "/EHsc"] if sys.platform == "win32" else FLAGS,
     extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
     optional=True,  # without a compiler the same kernels run on one thread; `fastopt info` says so
 )

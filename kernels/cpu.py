@@ -106,6 +106,98 @@ def update_adagrad(p, g, s, lr, eps):
     update_each("adagrad", p, g, (s,), (lr, eps))
 
 
+@compiled
+def average(old, new, gain):
+    """An exponential moving average, of which the new value is this share. As a difference, infinity would be NaN."""
+    real = type(old)
+    return (real(1) - real(gain)) * old + real(gain) * new
+
+
+@rule(states=1)
+def rmsprop(p, g, s, lr, gain, eps):
+    real = type(p)
+    s = average(s, g * g, gain)
+    return p - real(lr) * g / (np.sqrt(s) + real(eps)), s
+
+
+@over_arrays
+def update_rmsprop(p, g, s, lr, gain, eps):
+    update_each("rmsprop", p, g, (s,), (lr, gain, eps))
+
+
+@rule(states=2)
+def rmsprop_momentum(p, g, s, v, lr, gain, eps, momentum):
+    real = type(p)
+    s = average(s, g * g, gain)
+    v = real(momentum) * v + g / (np.sqrt(s) + real(eps))
+    return p - real(lr) * v, s, v
+
+
+@over_arrays
+def update_rmsprop_momentum(p, g, s, v, lr, gain, eps, momentum):
+    update_each("rmsprop_momentum", p, g, (s, v), (lr, gain, eps, momentum))
+
+
+@compiled
+def deviation(s, a):
+    """A standard deviation, from the averages of squares and of values; only rounding puts their difference below 0."""
+    variance = s - a * a
+    return np.sqrt(type(s)(0) if variance < 0 else variance)
+
+
+@rule(states=2)
+def rmsprop_centered(p, g, s, a, lr, gain, eps):
+    real = type(p)
+    s, a = average(s, g * g, gain), average(a, g, gain)
+    return p - real(lr) * g / (deviation(s, a) + real(eps)), s, a
+
+
+@over_arrays
+def update_rmsprop_centered(p, g, s, a, lr, gain, eps):
+    update_each("rmsprop_centered", p, g, (s, a), (lr, gain, eps))
+
+
+@rule(states=3)
+def rmsprop_centered_momentum(p, g, s, v, a, lr, gain, eps, momentum):
+    real = type(p)
+    s, a = average(s, g * g, gain), average(a, g, gain)
+    v = real(momentum) * v + g / (deviation(s, a) + real(eps))
+    return p - real(lr) * v, s, v, a
+
+
+@over_arrays
+def update_rmsprop_centered_momentum(p, g, s, v, a, lr, gain, eps, momentum):
+    update_each("rmsprop_centered_momentum", p, g, (s, v, a), (lr, gain, eps, momentum))
+
+
+# Of Adam, lr and eps are those of the step: with the corrections of the bias, by which the registry multiplies them.
+
+
+@rule(states=2)
+def adam(p, g, m, v, lr, gain1, gain2, eps):
+    real = type(p)
+    m, v = average(m, g, gain1), average(v, g * g, gain2)
+    return p - real(lr) * m / (np.sqrt(v) + real(eps)), m, v
+
+
+@over_arrays
+def update_adam(p, g, m, v, lr, gain1, gain2, eps):
+    update_each("adam", p, g, (m, v), (lr, gain1, gain2, eps))
+
+
+@rule(states=3)
+def adam_amsgrad(p, g, m, v, w, lr, gain1, gain2, eps):
+    real = type(p)
+    m, v = average(m, g, gain1), average(v, g * g, gain2)
+    w = w if v < w else v  # NaN, too
+    return p - real(lr) * m / (np.sqrt(w) + real(eps)), m, v, w
+
+
+@over_arrays
+def update_adam_amsgrad(p, g, m, v, w, lr, gain1, gain2, eps):
+    update_each("adam_amsgrad", p, g, (m, v, w), (lr, gain1, gain2, eps))
+
+
 # Conversions are arithmetic on bits that packed instructions do, eight elements at once. LLVM's own need a processor
 # with F16C, or call a function that Numba does not link, which ends the process. Nothing here depends on whether the
 # processor takes float32's subnormals for zero, as `torch.set_flush_denormal` makes it: halves' own survive it.

@@ -87,7 +87,7 @@ typedef struct fastopt_gradients {
     int64_t *addresses;
 } fastopt_gradients;
 
-/* A step that differs from the last one only in where the gradients lie. */
+/* A step that differs from the last one only in where the gradients lie, and in its count. */
 typedef struct fastopt_repetition {
     fastopt_kernel kernel;
     const fastopt_job *job;
@@ -100,6 +100,10 @@ typedef struct fastopt_repetition {
     void *increment;      /* called with `written`, to tell autograd */
     void *written;
     int64_t times; /* how often it was taken */
+    const fastopt_cohort *cohorts; /* of so many hyper rows; null: these stay as they are */
+    int64_t rows;
+    double *hypers;
+    double scale; /* what gradients are multiplied by */
 } fastopt_repetition;
 
 /* Reads where gradients of PyTorch's tensors lie, as fastopt_read does, through DLPack's table of functions. Returns -1
@@ -118,7 +122,7 @@ FASTOPT_SIZE(fastopt_shape, 48);
 FASTOPT_SIZE(fastopt_extents, 24);
 FASTOPT_SIZE(fastopt_holdings, 104);
 FASTOPT_SIZE(fastopt_gradients, 64);
-FASTOPT_SIZE(fastopt_repetition, 88);
+FASTOPT_SIZE(fastopt_repetition, 120);
 
 #ifdef __cplusplus
 }

@@ -32,16 +32,22 @@
 #endif
 
 // X(name, functor) for every rule.
-#define FASTOPT_RULES(X)  \
-    X(sgd, Sgd)           \
-    X(momentum, Momentum) \
-    X(nesterov, Nesterov) \
-    X(adagrad, Adagrad)
+#define FASTOPT_RULES(X)                                   \
+    X(sgd, Sgd)                                            \
+    X(momentum, Momentum)                                  \
+    X(nesterov, Nesterov)                                  \
+    X(adagrad, Adagrad)                                    \
+    X(rmsprop, Rmsprop)                                    \
+    X(rmsprop_momentum, RmspropMomentum)                   \
+    X(rmsprop_centered, RmspropCentered)                   \
+    X(rmsprop_centered_momentum, RmspropCenteredMomentum)  \
+    X(adam, Adam)                                          \
+    X(adam_amsgrad, AdamAmsgrad)
 
 namespace fastopt {
 
 #ifndef __CUDACC_RTC__
-using std::memcpy, std::sqrt;
+using std::memcpy, std::pow, std::sqrt;
 #endif
 #ifdef FASTOPT_VECTORS
 using vectors::sqrt;
@@ -123,6 +129,140 @@ struct Adagrad {
         T lr = hyper[0], eps = hyper[1];
         T s = state[0] = state[0] + g * g;
         return p - lr * g / (sqrt(s) + eps);
+    }
+};
+
+// An exponential moving average, of which the new value is this share. As a difference, infinity would be NaN.
+template <typename T>
+FASTOPT_DEVICE FASTOPT_INLINE inline T average(T old, T value, T gain) {
+    return (1.0f - gain) * old + gain * value;
+}
+
+struct Rmsprop {
+    static constexpr int states = 1;   // square_avg
+    static constexpr int hypers = 3;   // lr, gain, eps
+    static constexpr int options = 5;  // maximize, weight_decay, lr, alpha, eps
+
+    FASTOPT_DEVICE static void row(const double *option, double, bool, double *out) {
+        out[0] = factor(option[0]);
+        out[1] = option[1];
+        out[2] = option[2];
+        out[3] = 1.0 - option[3];
+        out[4] = option[4];
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T lr = hyper[0], gain = hyper[1], eps = hyper[2];
+        T s = state[0] = average(state[0], g * g, gain);
+        return p - lr * g / (sqrt(s) + eps);
+    }
+};
+
+struct RmspropMomentum {
+    static constexpr int states = 2;   // square_avg, momentum_buffer
+    static constexpr int hypers = 4;   // lr, gain, eps, momentum
+    static constexpr int options = 6;  // maximize, weight_decay, lr, alpha, eps, momentum
+
+    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
+        Rmsprop::row(option, step, first, out);
+        out[5] = option[5];
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T lr = hyper[0], gain = hyper[1], eps = hyper[2], momentum = hyper[3];
+        T s = state[0] = average(state[0], g * g, gain);
+        T v = state[1] = momentum * state[1] + g / (sqrt(s) + eps);
+        return p - lr * v;
+    }
+};
+
+// A standard deviation, from the averages of squares and of values; only rounding puts their difference below 0.
+template <typename T>
+FASTOPT_DEVICE FASTOPT_INLINE inline T deviation(T s, T a) {
+    T variance = s - a * a;
+    return sqrt(variance < T{} ? T{} : variance);
+}
+
+struct RmspropCentered {
+    static constexpr int states = 2;   // square_avg, grad_avg
+    static constexpr int hypers = 3;   // lr, gain, eps
+    static constexpr int options = 5;  // maximize, weight_decay, lr, alpha, eps
+
+    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
+        Rmsprop::row(option, step, first, out);
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T lr = hyper[0], gain = hyper[1], eps = hyper[2];
+        T s = state[0] = average(state[0], g * g, gain);
+        T a = state[1] = average(state[1], g, gain);
+        return p - lr * g / (deviation(s, a) + eps);
+    }
+};
+
+struct RmspropCenteredMomentum {
+    static constexpr int states = 3;   // square_avg, momentum_buffer, grad_avg
+    static constexpr int hypers = 4;   // lr, gain, eps, momentum
+    static constexpr int options = 6;  // maximize, weight_decay, lr, alpha, eps, momentum
+
+    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
+        RmspropMomentum::row(option, step, first, out);
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T lr = hyper[0], gain = hyper[1], eps = hyper[2], momentum = hyper[3];
+        T s = state[0] = average(state[0], g * g, gain);
+        T a = state[2] = average(state[2], g, gain);
+        T v = state[1] = momentum * state[1] + g / (deviation(s, a) + eps);
+        return p - lr * v;
+    }
+};
+
+// Of Adam, lr and eps are those of the step: with the corrections of the bias, by which `row` multiplies them.
+struct Adam {
+    static constexpr int states = 2;   // exp_avg, exp_avg_sq
+    static constexpr int hypers = 4;   // lr, gain1, gain2, eps
+    static constexpr int options = 6;  // maximize, weight_decay, lr, beta1, beta2, eps
+
+    FASTOPT_DEVICE static void row(const double *option, double step, bool, double *out) {
+        double root = sqrt(1.0 - pow(option[4], step));
+        out[0] = factor(option[0]);
+        out[1] = option[1];
+        out[2] = option[2] * root / (1.0 - pow(option[3], step));
+        out[3] = 1.0 - option[3];
+        out[4] = 1.0 - option[4];
+        out[5] = option[5] * root;
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T lr = hyper[0], gain1 = hyper[1], gain2 = hyper[2], eps = hyper[3];
+        T m = state[0] = average(state[0], g, gain1);
+        T v = state[1] = average(state[1], g * g, gain2);
+        return p - lr * m / (sqrt(v) + eps);
+    }
+};
+
+struct AdamAmsgrad {
+    static constexpr int states = 3;   // exp_avg, exp_avg_sq, max_exp_avg_sq
+    static constexpr int hypers = 4;   // lr, gain1, gain2, eps
+    static constexpr int options = 6;  // maximize, weight_decay, lr, beta1, beta2, eps
+
+    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
+        Adam::row(option, step, first, out);
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T lr = hyper[0], gain1 = hyper[1], gain2 = hyper[2], eps = hyper[3];
+        T m = state[0] = average(state[0], g, gain1);
+        T v = state[1] = average(state[1], g * g, gain2);
+        T w = state[2] = v < state[2] ? state[2] : v;  // NaN, too
+        return p - lr * m / (sqrt(w) + eps);
     }
 };
 

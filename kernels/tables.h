@@ -12,7 +12,7 @@ typedef long long int64_t;
 #include <stdint.h>
 #endif
 
-#define FASTOPT_ABI 2      /* changes with every change of a struct or a signature below */
+#define FASTOPT_ABI 3      /* changes with every change of a struct or a signature below */
 #define FASTOPT_STATES 3   /* state arrays that a tensor has room for */
 #define FASTOPT_HYPERS 8   /* numbers in a hyper row */
 #define FASTOPT_OPTIONS 8  /* options that a hyper row is computed from, at most */
@@ -63,8 +63,8 @@ typedef struct fastopt_job {
     const int32_t *skip; /* null, or a flag: where it is not 0, the step changes nothing; seen by GPU kernels alone */
 } fastopt_job;
 
-/* What one hyper row is computed from on a GPU, where steps are counted that the host does not see: those of a captured
- * graph, and those that may be skipped. */
+/* What one hyper row is computed from where Python does not: in a step that repeats the last one, and on a GPU, where
+ * steps are counted that the host does not see, those of a captured graph, and those that may be skipped. */
 typedef struct fastopt_cohort {
     int64_t rule;  /* its number in FASTOPT_RULES */
     int64_t first; /* whether states begin with the next step */

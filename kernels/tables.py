@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-ABI = 2
+ABI = 3
 STATES = 3
 HYPERS = 8
 OPTIONS = 8
@@ -103,6 +103,10 @@ REPETITION = np.dtype(
         ("increment", np.int64),
         ("written", np.int64),
         ("times", np.int64),
+        ("cohorts", np.int64),
+        ("rows", np.int64),
+        ("hypers", np.int64),
+        ("scale", np.float64),
     ]
 )
 JOB = np.dtype(

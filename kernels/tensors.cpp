@@ -3,6 +3,7 @@
 // is as expected, and leaves all else to Python.
 
 #include "interpreter.h"
+#include "rows.h"
 
 #include <cstring>
 
@@ -178,6 +179,11 @@ bool prepare(fastopt_repetition &step, const fastopt_holdings &holdings, const f
     }
     Py_DECREF(told);
     for (int64_t i = 0; i < wanted.n; ++i) step.grads[i * step.apart] = wanted.addresses[i];
+    for (int64_t i = 0; step.cohorts != nullptr && i < step.rows; ++i) {
+        double *row = step.hypers + i * FASTOPT_HYPERS;
+        fastopt::write_row(step.cohorts[i], step.times, row);
+        row[0] *= step.scale;
+    }
     // Counted first: an interrupt is delivered after the step, and must find the books in order.
     for (int64_t i = 0; i < holdings.counted; ++i) holdings.expected[i] = holdings.counts[i] += 1;
     ++step.times;

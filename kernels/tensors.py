@@ -189,6 +189,13 @@ class Watch:
         self.called = increment, written
         self.repetition_pointer = ffi.cast("fastopt_repetition *", address(self.repetition))
 
+    def prepare_rows(self, cohorts: npt.NDArray[Any] | None, hypers: npt.NDArray[np.float64], scale: float) -> None:
+        """Say how a repetition's hyper rows are computed, from COHORTs as they are now; None: they stay."""
+        self.rows = cohorts, hypers  # held
+        self.repetition["cohorts"] = 0 if cohorts is None else address(cohorts)
+        self.repetition["rows"] = 0 if cohorts is None else len(cohorts)
+        self.repetition["hypers"], self.repetition["scale"] = address(hypers), scale
+
     def step(self, threads: int) -> int:
         """Read the gradients, and where there is one for each parameter, as expected, take the step that was prepared.
 

@@ -49,7 +49,96 @@ def adagrad(p, g, states, step, options):
     return p - lr * g / (np.sqrt(s) + options.get("eps", 1e-10)), (s,)
 
 
-RULES = {"sgd": sgd, "momentum": momentum, "nesterov": nesterov, "adagrad": adagrad}
+def zeros(p, states, count):
+    """States before the first gradient, of which there are so many."""
+    return tuple(np.zeros_like(p) for _ in range(count)) if states is None else states
+
+
+def mean_square(s, g, options):
+    """The moving average of squared gradients."""
+    alpha = options.get("alpha", 0.99)
+    return alpha * s + (1.0 - alpha) * g**2
+
+
+def variance(s, a, g, options):
+    """Graves's: the mean square less the square of the mean, and that mean; no variance is negative."""
+    alpha = options.get("alpha", 0.99)
+    a = alpha * a + (1.0 - alpha) * g
+    return np.maximum(s - a**2, 0.0), a
+
+
+def rmsprop(p, g, states, step, options):
+    """Tieleman and Hinton's RMSProp, with eps outside the root."""
+    g, (s,) = regularised(p, g, options), zeros(p, states, 1)
+    s = mean_square(s, g, options)
+    return p - options["lr"] * g / (np.sqrt(s) + options.get("eps", 1e-8)), (s,)
+
+
+def rmsprop_momentum(p, g, states, step, options):
+    """The same with a momentum buffer of scaled gradients."""
+    g, (s, v) = regularised(p, g, options), zeros(p, states, 2)
+    s = mean_square(s, g, options)
+    v = options["momentum"] * v + g / (np.sqrt(s) + options.get("eps", 1e-8))
+    return p - options["lr"] * v, (s, v)
+
+
+def rmsprop_centered(p, g, states, step, options):
+    """Graves's RMSProp: by the standard deviation."""
+    g, (s, a) = regularised(p, g, options), zeros(p, states, 2)
+    s = mean_square(s, g, options)
+    var, a = variance(s, a, g, options)
+    return p - options["lr"] * g / (np.sqrt(var) + options.get("eps", 1e-8)), (s, a)
+
+
+def rmsprop_centered_momentum(p, g, states, step, options):
+    """The same with a momentum buffer."""
+    g, (s, v, a) = regularised(p, g, options), zeros(p, states, 3)
+    s = mean_square(s, g, options)
+    var, a = variance(s, a, g, options)
+    v = options["momentum"] * v + g / (np.sqrt(var) + options.get("eps", 1e-8))
+    return p - options["lr"] * v, (s, v, a)
+
+
+def moments(g, m, v, options):
+    """Kingma and Ba's two moving averages."""
+    beta1, beta2 = options.get("betas", (0.9, 0.999))
+    return beta1 * m + (1.0 - beta1) * g, beta2 * v + (1.0 - beta2) * g**2
+
+
+def adam_step(p, m, v, step, options):
+    """Algorithm 1 of Adam from there on: both averages corrected for their bias towards zero."""
+    beta1, beta2 = options.get("betas", (0.9, 0.999))
+    corrected_m, corrected_v = m / (1.0 - beta1**step), v / (1.0 - beta2**step)
+    return p - options["lr"] * corrected_m / (np.sqrt(corrected_v) + options.get("eps", 1e-8))
+
+
+def adam(p, g, states, step, options):
+    """Adam with an L2 penalty."""
+    g, (m, v) = regularised(p, g, options), zeros(p, states, 2)
+    m, v = moments(g, m, v, options)
+    return adam_step(p, m, v, step, options), (m, v)
+
+
+def adam_amsgrad(p, g, states, step, options):
+    """Reddi, Kale and Kumar's, as torch has it: the largest average is corrected for bias as if it were this step's."""
+    g, (m, v, w) = regularised(p, g, options), zeros(p, states, 3)
+    m, v = moments(g, m, v, options)
+    w = np.maximum(w, v)
+    return adam_step(p, m, w, step, options), (m, v, w)
+
+
+RULES = {
+    "sgd": sgd,
+    "momentum": momentum,
+    "nesterov": nesterov,
+    "adagrad": adagrad,
+    "rmsprop": rmsprop,
+    "rmsprop_momentum": rmsprop_momentum,
+    "rmsprop_centered": rmsprop_centered,
+    "rmsprop_centered_momentum": rmsprop_centered_momentum,
+    "adam": adam,
+    "adam_amsgrad": adam_amsgrad,
+}
 
 
 class Trainer:

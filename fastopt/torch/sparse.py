@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arrays import extent
-from ..rules import Rule
+from ..rules import Family, Rule
 from .tensors import Parameter, array_of
 
 
@@ -28,12 +28,18 @@ class Rows:
     Raises
     ------
     ValueError
-        If the rule would also change rows whose gradient is zero.
+        If options have the rule also change rows whose gradient is zero.
+    RuntimeError
+        If it does so by itself.
     """
 
-    def __init__(self, parameter: Parameter, rule: Rule, gradient: Tensor) -> None:
-        options = parameter.group.upcoming
-        if not rule.sparse or options["weight_decay"] != 0:
+    def __init__(self, parameter: Parameter, family: Family, rule: Rule, gradient: Tensor) -> None:
+        if not any(able.sparse for able in family.rules):
+            raise RuntimeError(
+                f"the gradient of {parameter} is sparse, and {rule.name} does not support that: its averages change in "
+                "the rows that it leaves out, too; pass .to_dense() of it, or use Adagrad, or torch.optim.SparseAdam"
+            )
+        if not rule.sparse or parameter.group.upcoming["weight_decay"] != 0:
             raise ValueError(
                 f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
                 "move the rows that it leaves out; pass .to_dense() of it, or put the parameter into a group without"

@@ -143,6 +143,7 @@ class Updater:
         states: dict[Any, Any],
         eager: bool,
     ) -> None:
+        self.family = family
         self.parameters: list[Parameter] = []
         for group, keys, members in zip(groups, names, given, strict=True):
             named = zip(keys, members[PARAMS], strict=True)
@@ -226,6 +227,7 @@ class Updater:
             if self.last is None or launch.chunks is not self.last[0] or part is not self.last[1]:
                 self.watch.prepare(launch.fields(THREADS.parallel), INCREMENT, part.written)
                 self.last = launch.chunks, part
+            self.watch.prepare_rows(self.plan.moving_rows(), self.plan.hypers, self.plan.scale)
             self.prepared = True
 
     def step(self, unread: int, scale: float, verdict: Verdict | None = None) -> None:
@@ -284,4 +286,4 @@ class Updater:
 
     def _rows(self, i: int, gradient: Tensor) -> Rows:
         parameter = self.parameters[i]
-        return Rows(parameter, self.plan.rules[parameter.group.index], gradient)
+        return Rows(parameter, self.family, self.plan.rules[parameter.group.index], gradient)
