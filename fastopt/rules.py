@@ -29,6 +29,7 @@ HYPERPARAMETERS: dict[str, Number | Flag | Betas] = {
     "betas": Betas(),
     "eps": Number("epsilon value"),
     "weight_decay": Number("weight_decay value"),
+    "decoupled_weight_decay": Flag(),
     "amsgrad": Flag(),
     "centered": Flag(),
     "maximize": Flag(),
@@ -153,6 +154,12 @@ def adam_row(options: Options, step: int, first: bool) -> Row:
     return factor(options), options["weight_decay"], lr, 1.0 - beta1, 1.0 - beta2, options["eps"] * root
 
 
+def adamw_row(options: Options, step: int, first: bool) -> Row:
+    """p <- (1 - lr * weight_decay) * p, then as Adam without weight decay."""
+    gradients_factor, weight_decay, *adams = adam_row(options, step, first)
+    return gradients_factor, 0.0, *adams, 1.0 - options["lr"] * weight_decay
+
+
 OF_SGD = ("maximize", "weight_decay", "lr")
 OF_MOMENTUM = (*OF_SGD, "momentum", "dampening")
 
@@ -200,6 +207,8 @@ ADAM = Rule(
     moves=always,
 )
 ADAM_AMSGRAD = replace(ADAM, name="adam_amsgrad", states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
+ADAMW = replace(ADAM, name="adamw", hypers=(*ADAM.hypers, "keep"), row=adamw_row, of_gradient=("maximize",))
+ADAMW_AMSGRAD = replace(ADAMW, name="adamw_amsgrad", states=ADAM_AMSGRAD.states)
 
 RULES = {
     rule.name: rule
@@ -214,6 +223,8 @@ RULES = {
         RMSPROP_CENTERED_MOMENTUM,
         ADAM,
         ADAM_AMSGRAD,
+        ADAMW,
+        ADAMW_AMSGRAD,
     )
 }
 
@@ -243,8 +254,15 @@ def choose_rmsprop(options: Options) -> Rule:
 
 
 def choose_adam(options: Options) -> Rule:
-    """Choose Adam with or without AMSGrad's maximum."""
+    """Choose Adam with or without AMSGrad's maximum; AdamW by an option that torch's Adam has, and ours has not."""
+    if options.get("decoupled_weight_decay", False):
+        return choose_adamw(options)
     return ADAM_AMSGRAD if options["amsgrad"] else ADAM
+
+
+def choose_adamw(options: Options) -> Rule:
+    """Choose AdamW with or without AMSGrad's maximum."""
+    return ADAMW_AMSGRAD if options["amsgrad"] else ADAMW
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,5 +295,6 @@ FAMILIES = {
     "RMSprop": Family(
         (RMSPROP, RMSPROP_MOMENTUM, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM), choose_rmsprop, counts=True
     ),
-    "Adam": Family((ADAM, ADAM_AMSGRAD), choose_adam, counts=True),
+    "Adam": Family((ADAM, ADAM_AMSGRAD, ADAMW, ADAMW_AMSGRAD), choose_adam, counts=True),
+    "AdamW": Family((ADAMW, ADAMW_AMSGRAD), choose_adamw, counts=True),
 }

@@ -198,6 +198,26 @@ def update_adam_amsgrad(p, g, m, v, w, lr, gain1, gain2, eps):
     update_each("adam_amsgrad", p, g, (m, v, w), (lr, gain1, gain2, eps))
 
 
+@rule(states=2)
+def adamw(p, g, m, v, lr, gain1, gain2, eps, keep):
+    return adam(type(p)(keep) * p, g, m, v, lr, gain1, gain2, eps)
+
+
+@over_arrays
+def update_adamw(p, g, m, v, lr, gain1, gain2, eps, keep):
+    update_each("adamw", p, g, (m, v), (lr, gain1, gain2, eps, keep))
+
+
+@rule(states=3)
+def adamw_amsgrad(p, g, m, v, w, lr, gain1, gain2, eps, keep):
+    return adam_amsgrad(type(p)(keep) * p, g, m, v, w, lr, gain1, gain2, eps)
+
+
+@over_arrays
+def update_adamw_amsgrad(p, g, m, v, w, lr, gain1, gain2, eps, keep):
+    update_each("adamw_amsgrad", p, g, (m, v, w), (lr, gain1, gain2, eps, keep))
+
+
 # Conversions are arithmetic on bits that packed instructions do, eight elements at once. LLVM's own need a processor
 # with F16C, or call a function that Numba does not link, which ends the process. Nothing here depends on whether the
 # processor takes float32's subnormals for zero, as `torch.set_flush_denormal` makes it: halves' own survive it.

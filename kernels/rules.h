@@ -42,7 +42,9 @@
     X(rmsprop_centered, RmspropCentered)                   \
     X(rmsprop_centered_momentum, RmspropCenteredMomentum)  \
     X(adam, Adam)                                          \
-    X(adam_amsgrad, AdamAmsgrad)
+    X(adam_amsgrad, AdamAmsgrad)                           \
+    X(adamw, AdamW)                                        \
+    X(adamw_amsgrad, AdamWAmsgrad)
 
 namespace fastopt {
 
@@ -263,6 +265,40 @@ struct AdamAmsgrad {
         T v = state[1] = average(state[1], g * g, gain2);
         T w = state[2] = v < state[2] ? state[2] : v;  // NaN, too
         return p - lr * m / (sqrt(w) + eps);
+    }
+};
+
+struct AdamW {
+    static constexpr int states = 2;   // exp_avg, exp_avg_sq
+    static constexpr int hypers = 5;   // lr, gain1, gain2, eps, keep
+    static constexpr int options = 6;  // maximize, weight_decay, lr, beta1, beta2, eps
+
+    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
+        Adam::row(option, step, first, out);
+        out[1] = 0.0;
+        out[6] = 1.0 - option[2] * option[1];
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T keep = hyper[4];
+        return Adam::apply(keep * p, g, state, hyper);
+    }
+};
+
+struct AdamWAmsgrad {
+    static constexpr int states = 3;   // exp_avg, exp_avg_sq, max_exp_avg_sq
+    static constexpr int hypers = 5;   // lr, gain1, gain2, eps, keep
+    static constexpr int options = 6;  // maximize, weight_decay, lr, beta1, beta2, eps
+
+    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
+        AdamW::row(option, step, first, out);
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T keep = hyper[4];
+        return AdamAmsgrad::apply(keep * p, g, state, hyper);
     }
 };
 

@@ -127,6 +127,23 @@ def adam_amsgrad(p, g, states, step, options):
     return adam_step(p, m, w, step, options), (m, v, w)
 
 
+def decayed(p, options):
+    """Loshchilov and Hutter's weight decay, and the options without it."""
+    return p - options["lr"] * options.get("weight_decay", 0.0) * p, {**options, "weight_decay": 0.0}
+
+
+def adamw(p, g, states, step, options):
+    """Adam on a parameter that has decayed by itself."""
+    p, options = decayed(p, options)
+    return adam(p, g, states, step, options)
+
+
+def adamw_amsgrad(p, g, states, step, options):
+    """AMSGrad on a parameter that has decayed by itself."""
+    p, options = decayed(p, options)
+    return adam_amsgrad(p, g, states, step, options)
+
+
 RULES = {
     "sgd": sgd,
     "momentum": momentum,
@@ -138,6 +155,8 @@ RULES = {
     "rmsprop_centered_momentum": rmsprop_centered_momentum,
     "adam": adam,
     "adam_amsgrad": adam_amsgrad,
+    "adamw": adamw,
+    "adamw_amsgrad": adamw_amsgrad,
 }
 
 

@@ -18,6 +18,8 @@ OPTIMIZERS = {
     "rmsprop_centered_momentum": (fastopt.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.9}),
     "adam": (fastopt.Adam, {"lr": 0.1}),
     "adam_amsgrad": (fastopt.Adam, {"lr": 0.1, "amsgrad": True}),
+    "adamw": (fastopt.AdamW, {"lr": 0.1, "weight_decay": 0.1}),
+    "adamw_amsgrad": (fastopt.AdamW, {"lr": 0.1, "weight_decay": 0.1, "amsgrad": True}),
 }
 
 # All that a row may be computed from: what a rule has no use for it does not look at.
@@ -33,4 +35,4 @@ OPTIONS = {
     "maximize": False,
 }
 
-BY_STATES = ("sgd", "adagrad", "rmsprop_momentum", "adam_amsgrad")  # with none, one, two and three
+BY_STATES = ("sgd", "adagrad", "rmsprop_momentum", "adamw_amsgrad")  # with none, one, two and three
