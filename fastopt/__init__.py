@@ -1,6 +1,6 @@
 """fastopt: the optimizer step, fused into one pass over memory.
 
-`SGD`, `Adagrad`, `RMSprop` and `Adam` are optimizers over NumPy and CuPy arrays; `fused` has the same updates
+`SGD`, `Adagrad`, `RMSprop`, `Adam` and `AdamW` are optimizers over NumPy and CuPy arrays; `fused` has the same updates
 as single calls; `schedules` has learning rates as functions of the step; `embed` has the updates for loops in C.
 """
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import fused, schedules
 from .kernels.pool import get_num_threads, set_num_threads
-from .optimizers import SGD, Adagrad, Adam, Optimizer, RMSprop
+from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 if TYPE_CHECKING:
     from . import embed
@@ -21,6 +21,7 @@ __all__ = [
     "SGD",
     "Adagrad",
     "Adam",
+    "AdamW",
     "Optimizer",
     "RMSprop",
     "embed",

@@ -274,6 +274,38 @@ def adam(
     _update_adam("Adam", p, g, (exp_avg, exp_avg_sq, max_exp_avg_sq), options, step)
 
 
+def adamw(
+    p: Array,
+    g: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    max_exp_avg_sq: Array | None = None,
+    *,
+    lr: float,
+    step: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    maximize: bool = False,
+) -> None:
+    """Update a parameter by AdamW: ``p <- (1 - lr * weight_decay) * p``, then as `adam` does without weight decay.
+
+    Parameters
+    ----------
+    p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, step, betas, eps, maximize
+        As for `adam`.
+    weight_decay : float, default 0.01
+        The share of p that a step with a rate of 1 takes off, 0 or more.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; nothing has changed then.
+    """
+    options = _checked(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+    _update_adam("AdamW", p, g, (exp_avg, exp_avg_sq, max_exp_avg_sq), options, step)
+
+
 def _update_adam(
     family: str, p: Array, g: Array, given: tuple[Any, Any, Any], options: Mapping[str, Any], step: int
 ) -> None:

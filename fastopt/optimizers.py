@@ -1,4 +1,4 @@
-"""The optimizers: SGD, Adagrad, RMSprop and Adam, as objects that own the state of what they train."""
+"""The optimizers: SGD, Adagrad, RMSprop, Adam and AdamW, as objects that own the state of what they train."""
 
 from __future__ import annotations
 
@@ -600,7 +600,7 @@ class Adam(Optimizer):
     eps : float, default 1e-8
         Keeps the divisor from zero; added to the root, not under it; 0 or more.
     weight_decay : float or schedule, default 0.0
-        L2 penalty, 0 or more: part of the gradient, and so divided by the root.
+        L2 penalty, 0 or more: part of the gradient, and so divided by the root; `AdamW` keeps it out of that.
     amsgrad : bool, default False
         Divide by the largest average of squares so far.
     maximize : bool, default False
@@ -662,6 +662,69 @@ class Adam(Optimizer):
                 "amsgrad": amsgrad,
                 "maximize": maximize,
             },
+        )
+
+
+class AdamW(Adam):
+    r"""AdamW: Adam with a weight decay of its own, which the gradients' history does not divide.
+
+    For each parameter p with gradient g, ahead of `Adam`'s formula without its weight decay::
+
+        p <- (1 - lr * weight_decay) * p
+
+    Parameters
+    ----------
+    params : array, sequence of arrays, dict of arrays, or list of group dicts
+        As for `SGD`.
+    lr, betas, eps, amsgrad, maximize
+        As for `Adam`.
+    weight_decay : float or schedule, default 0.01
+        The share of a parameter that a step with a rate of 1 takes off, 0 or more.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+
+    See Also
+    --------
+    fastopt.fused.adamw : the same as one call, on averages of your own.
+
+    Notes
+    -----
+    The semantics are those of torch.optim.AdamW. Different here is what `Adam` names.
+
+    In [1]_ a schedule's factor multiplies the weight decay, and the learning rate does not; in torch and here both do.
+
+    References
+    ----------
+    .. [1] I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, arXiv:1711.05101.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.ones(3, np.float32)
+    >>> opt = fastopt.AdamW(w, lr=0.5, weight_decay=0.5)
+    >>> opt.step(np.array([2.0, 0.2, 0.0], np.float32))
+    >>> w
+    array([0.25, 0.25, 0.75], dtype=float32)
+    """
+
+    _family = FAMILIES["AdamW"]
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        lr: Scheduled = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: Scheduled = 0.01,
+        amsgrad: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize
         )
 
 
