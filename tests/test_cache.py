@@ -14,13 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
+import rule_cases
 from compilation import Recorder
 from fastopt.kernels import cpu
 from fastopt.kernels.tables import ABI, ELEMENTS
 from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed
 from numba import cfunc
 from numba.core import event
+from tolerances import ONE_STEP
 
 import fastopt
 
@@ -28,26 +31,40 @@ VARIANTS = [(name, dtype) for name in cpu.STATES for dtype in ("float32", "float
 variants = pytest.mark.parametrize(("name", "dtype"), VARIANTS)
 TIMEOUT = 120
 
-# Values that are exact in both dtypes and different for every rule, so that a wrong kernel shows.
-CHECK = """
-    import json, os, sys, numpy as np
+# For two steps, of which every rule makes another number, so that a wrong kernel shows. Gradients that become smaller tell
+# AMSGrad from Adam.
+OPTIONS = {**rule_cases.OPTIONS, "betas": (0.5, 0.5), "alpha": 0.5, "eps": 0.5, "weight_decay": 0.1}
+GRADIENTS = (0.5, 0.25)
 
-    EXPECTED = {"sgd": 0.5, "momentum": 0.375, "nesterov": 0.1875, "adagrad": 0.75}
+
+def after_two_steps(name):
+    """What the oracle makes of a parameter of 1."""
+    p, states = np.ones(()), None
+    for step, g in enumerate(GRADIENTS, 1):
+        p, states = oracle.RULES[name](p, g, states, step, OPTIONS)
+    return float(p)
+
+
+EXPECTED = {name: after_two_steps(name) for name in oracle.RULES}
+
+CHECK = f"""
+    import json, os, sys, numpy as np
 
     def check(name, dtype):
         import fastopt
-        options = {"momentum": {"momentum": 0.5}, "nesterov": {"momentum": 0.5}, "adagrad": {"eps": 0.0}}.get(name, {})
-        lr = 0.25 if name == "adagrad" else 0.5
+        from fastopt.host import HOST
+        rule, epsilon = fastopt.rules.RULES[name], np.finfo(dtype).eps
         for size in (3, 1000):
-            p, g, v = np.ones(size, dtype), np.full(size, 0.5, dtype), np.zeros(size, dtype)
-            for _ in range(2):
-                getattr(fastopt.fused, name)(p, g, *([] if name == "sgd" else [v]), lr=lr, **options)
-                g = g * 0 if name == "adagrad" else g
-            assert p.dtype == dtype and (p == EXPECTED[name]).all(), (name, dtype, p)
+            p, g, *states = arrays = [np.full(size, x, dtype) for x in (1.0, 0.0, *[0.0] * len(rule.states))]
+            for step, gradient in enumerate({GRADIENTS}, 1):
+                g[:] = gradient
+                row = rule.row({OPTIONS}, step, step == 1)
+                HOST.update(rule, dtype, size, [array.ctypes.data for array in arrays], {{}}, row)
+            assert (abs(p - {EXPECTED}[name]) < {ONE_STEP} * epsilon).all(), (name, dtype, p)
 
     def check_all(shift=0):
         from fastopt.kernels import cpu
-        variants = [(name, dtype) for name in EXPECTED for dtype in ("float32", "float64")]
+        variants = [(name, dtype) for name in cpu.STATES for dtype in ("float32", "float64")]
         for name, dtype in variants[shift:] + variants[:shift]:
             check(name, dtype)
         return cpu
@@ -120,7 +137,7 @@ def test_concurrent_cold_starts_compile_each_kernel_once(filled):
         names = sorted(path.name for path in filled.rglob(f"*.{suffix}"))
         assert len(names) == len(VARIANTS), names
         for name, dtype in VARIANTS:
-            assert sum(f".{name}_{dtype}_abi{ABI}-" in found for found in names) == 1
+            assert sum(f".{name}_{dtype}_abi{ABI}-" in found for found in names) == 1, name
 
 
 def test_a_fresh_process_gets_every_kernel_from_the_cache(filled, tmp_path):
@@ -239,14 +256,19 @@ def test_without_a_writable_cache(directory, tmp_path):
     assert sorted(tmp_path.rglob("*")) == files
 
 
+def test_a_wrong_kernel_would_show():
+    """By more than rounding, in either dtype."""
+    numbers = sorted(EXPECTED.values())
+    assert np.diff(numbers).min() > 2 * ONE_STEP * np.finfo(np.float32).eps
+
+
 def test_kernels_have_names_of_their_own():
     """No two variants share a cache index; the names say rule, dtype and ABI; closures hold plain constants."""
     every = [(name, dtype) for name in cpu.STATES for dtype in ELEMENTS]
     types = {kind for kinds in ELEMENTS.values() for kind in kinds}
     kernels = [cpu.make_kernel(*variant) for variant in every]
     for (name, dtype), kernel in zip(every, kernels, strict=True):
-        assert kernel.__qualname__ == kernel.__name__
-        assert {name, dtype, f"abi{ABI}"} <= set(kernel.__qualname__.split("_"))
+        assert kernel.__qualname__ == kernel.__name__ == f"{name}_{dtype}_abi{ABI}"
         for value in inspect.getclosurevars(kernel).nonlocals.values():
             assert isinstance(value, int | float | str) or value in types
     assert len({kernel.__qualname__ for kernel in kernels}) == len(every)
@@ -255,10 +277,10 @@ def test_kernels_have_names_of_their_own():
 def test_threads_that_ask_at_once_get_one_kernel(monkeypatch):
     """A kernel is compiled once, by whoever comes first."""
     monkeypatch.setattr(cpu, "_kernels", {})
+    some = VARIANTS[:6]
     with ThreadPoolExecutor(8) as executor:
-        found = list(executor.map(lambda variant: cpu.kernel(*variant), VARIANTS * 8))
-    assert len(set(map(id, found))) == len(VARIANTS)
-    assert len(cpu._kernels) == len(VARIANTS)
+        found = list(executor.map(lambda variant: cpu.kernel(*variant), some * 8))
+    assert len(set(map(id, found))) == len(cpu._kernels) == len(some)
 
 
 # Imports
@@ -287,6 +309,7 @@ KINDS = {
     "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     "adagrad": (fastopt.Adagrad, {"lr": 0.1}),
     "decaying": (fastopt.Adagrad, {"lr": 0.1, "lr_decay": 0.1}),
+    "adam": (fastopt.Adam, {"lr": 0.1}),
     "scheduled": (fastopt.SGD, {"lr": lambda step: 0.1 / (1 + step), "momentum": 0.9}),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -383,13 +406,22 @@ def test_a_step_with_fresh_gradients_allocates_no_array(kind, count, size):
     assert peak_bytes(lambda: [opt.step(grads) for grads in several]) < 2500
 
 
-@pytest.mark.parametrize("name", cpu.STATES)
-def test_a_single_call_allocates_no_array(name):
+@pytest.mark.parametrize(
+    ("name", "states", "options"),
+    [
+        ("sgd", 0, {}),
+        ("momentum", 1, {"momentum": 0.9}),
+        ("nesterov", 1, {"momentum": 0.9}),
+        ("adagrad", 1, {}),
+        ("rmsprop", 3, {"momentum": 0.9}),
+        ("adam", 2, {"step": 1}),
+        ("adamw", 3, {"step": 1}),
+    ],
+)
+def test_a_single_call_allocates_no_array(name, states, options):
     """A second call of the same size keeps its tables."""
-    p, g, state = (np.ones(500_000, np.float32) for _ in range(3))
-    options = {"lr": 0.1, **({"momentum": 0.9} if name in ("momentum", "nesterov") else {})}
-    states = [] if name == "sgd" else [state]
-    assert peak_bytes(lambda: getattr(fastopt.fused, name)(p, g, *states, **options)) < 2500
+    p, g, *given = (np.ones(500_000, np.float32) for _ in range(2 + states))
+    assert peak_bytes(lambda: getattr(fastopt.fused, name)(p, g, *given, lr=0.1, **options)) < 2500
 
 
 # The code

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,7 +23,13 @@ KINDS = {
     "momentum": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}),
     "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     "adagrad": (fastopt.Adagrad, {"lr": 0.1, "lr_decay": 0.01}),
+    "adam": (fastopt.Adam, {"lr": 0.1, "amsgrad": True}),
 }
+OTHERS = {  # whose options are tested, and no more
+    "rmsprop": (fastopt.RMSprop, {"lr": 0.1}),
+    "adamw": (fastopt.AdamW, {"lr": 0.1}),
+}
+STATE = {"momentum": "momentum_buffer", "nesterov": "momentum_buffer", "adagrad": "sum", "adam": "max_exp_avg_sq"}
 
 
 def values(seed=0):
@@ -48,7 +55,7 @@ class Subject:
     def __init__(self, kind="momentum", steps=0, bound=False, form=dict, **options):
         self.kind, self.form = kind, form
         self.params = values()
-        make, defaults = KINDS[kind]
+        make, defaults = {**KINDS, **OTHERS}[kind]
         self.opt = make(self.shaped(self.params), **{**defaults, **options})
         for seed in range(steps):
             self.opt.step(self.mirrored(values(1 + seed)))
@@ -125,10 +132,15 @@ NUMBERS = {
     "lr_decay": "lr_decay",
     "initial_accumulator_value": "initial_accumulator_value",
     "eps": "eps",
+    "alpha": "alpha",
 }
+PAIRS = ("betas",)
 OPTIONS = {
     "momentum": ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"),
     "adagrad": ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps", "maximize"),
+    "rmsprop": ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize"),
+    "adam": ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"),
+    "adamw": ("lr", "betas", "weight_decay", "amsgrad"),
 }
 BAD_NUMBERS = [
     (math.nan, ValueError),
@@ -152,12 +164,16 @@ BAD_NUMBERS = [
     (np.array([0.1]), TypeError),
     (np.array("0.1"), TypeError),
 ]
+BAD_PAIRS = [(value, TypeError) for value in (0.9, None, "ab", (), (0.9,), (0.9, 0.9, 0.9), {0.9: 1, 0.99: 2})]
+BAD_PAIRS += [((0.9, value), error) for value, error in BAD_NUMBERS]
+BAD_PAIRS += [((value, 0.999), error) for value, error in BAD_NUMBERS]
+BAD_PAIRS += [((1.0, 0.999), ValueError), ([0.9, 1], ValueError), ((0.9, 1.5), ValueError)]
 BAD_FLAGS = [(value, TypeError) for value in (1, 0, 1.0, "yes", None, [], np.array([True]))]
 
 
 def bad_values(name):
     """Every value that an option cannot have, and the error."""
-    for value, error in BAD_NUMBERS if name in NUMBERS else BAD_FLAGS:
+    for value, error in BAD_PAIRS if name in PAIRS else BAD_NUMBERS if name in NUMBERS else BAD_FLAGS:
         if name == "dampening" and error is ValueError and -math.inf < value < 0:
             continue  # as in torch, dampening may be negative
         yield value, error
@@ -171,7 +187,7 @@ every_option = pytest.mark.parametrize(
 @every_option
 def test_options_of_constructors(kind, name):
     """A constructor refuses them, for all parameters and in a group; the parameters are as before and can be used."""
-    make, defaults = KINDS[kind]
+    make, defaults = {**KINDS, **OTHERS}[kind]
     params = values()
     for value, error in bad_values(name):
         for call in (
@@ -346,7 +362,7 @@ def test_contradictions_between_steps(kind, change, bound):
 @pytest.mark.parametrize("name", ["learning_rate", "beta", "step", "foreach", "Lr"])
 def test_unknown_options(kind, name):
     """Unknown to the constructor, in a group, and when assigned."""
-    make, defaults = KINDS[kind]
+    make, defaults = {**KINDS, **OTHERS}[kind]
     params = values()
     with pytest.raises(TypeError, match=name):
         make(params, **defaults, **{name: 0.1})
@@ -644,7 +660,7 @@ def test_gradients_that_do_not_fit(way, make_array, error, words):
 
 
 @ways
-@pytest.mark.parametrize("kind", ["momentum", "nesterov", "adagrad"])
+@pytest.mark.parametrize("kind", ["momentum", "nesterov", "adagrad", "adam"])
 @pytest.mark.parametrize(
     "view",
     [
@@ -657,7 +673,7 @@ def test_gradients_that_do_not_fit(way, make_array, error, words):
 )
 def test_gradients_over_a_state(kind, way, view):
     """A gradient may not be a state, whichever parameter's, seen in any way."""
-    name = "sum" if kind == "adagrad" else "momentum_buffer"
+    name = STATE[kind]
     act = lambda s: getattr(s.opt, way)(s.grads(w1=view(s.opt.state["w1"][name])))  # noqa: E731
     refused(ValueError, [IN_W1, f"overlaps the {name} of parameter 'w1'", ".copy()"], act, kind=kind, steps=1)
 
@@ -722,6 +738,21 @@ def test_nothing_bound():
             refused(RuntimeError, ["bind(grads)"], lambda s: s.opt.step(), **situation)
 
 
+# Single calls: their states, all that they can take, and options that they need; and the states that they need.
+MOMENTUM = {"lr": 0.1, "momentum": 0.9}
+ADAMS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+CALLS = {
+    "sgd": ((), {"lr": 0.1}),
+    "momentum": (("velocity",), MOMENTUM),
+    "nesterov": (("velocity",), MOMENTUM),
+    "adagrad": (("accumulator",), {"lr": 0.1}),
+    "rmsprop": (("square_avg", "momentum_buffer", "grad_avg"), {"lr": 0.1}),
+    "adam": (ADAMS, {"lr": 0.1, "step": 1}),
+    "adamw": (ADAMS, {"lr": 0.1, "step": 1}),
+}
+NEEDED = {name: states[:2] if "adam" in name else states[:1] for name, (states, _) in CALLS.items()}
+
+
 def test_scalars_cannot_be_bound():
     """A NumPy scalar never changes: a step takes it, a binding does not."""
     p = np.ones((), F32)
@@ -732,32 +763,29 @@ def test_scalars_cannot_be_bound():
     assert p == 0.5
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adagrad"])
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(("make_array", "error", "words"), BAD_GRADIENTS.values(), ids=BAD_GRADIENTS.keys())
 def test_gradients_of_single_calls(name, make_array, error, words):
     """The same gradients are refused there, and no argument has changed."""
     subject = Subject()
-    p, state = subject.params["w1"], np.ones((3, 4), F32)
-    states = [] if name == "sgd" else [state]
-    options = {"lr": 0.1, **({"momentum": 0.9} if name in ("momentum", "nesterov") else {})}
+    p, options = subject.params["w1"], CALLS[name][1]
+    states = [np.ones((3, 4), F32) for _ in CALLS[name][0]]
     gradient = make_array(subject)
     if isinstance(gradient, np.ndarray) and error is ValueError and not np.shares_memory(gradient, p):
         words = ["(3, 4)"]
         if gradient.shape == (3, 4):
             return  # over another parameter, of which a single call knows nothing
-    before = frozen([p, state])
+    before = frozen([p, states])
     assert_refused(
         error,
         ["g", *(word.replace("parameter 'w1'", "p") for word in words if "'w1'" not in word)],
         lambda: getattr(fastopt.fused, name)(p, gradient, *states, **options),
     )
-    assert frozen([p, state]) == before
+    assert frozen([p, states]) == before
     getattr(fastopt.fused, name)(p, np.ones_like(p), *states, **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "state_name"), [("momentum", "velocity"), ("nesterov", "velocity"), ("adagrad", "accumulator")]
-)
+@pytest.mark.parametrize(("name", "state_name"), [(name, state) for name in CALLS for state in CALLS[name][0]])
 @pytest.mark.parametrize(
     ("make_state", "error", "words"),
     [
@@ -775,23 +803,48 @@ def test_gradients_of_single_calls(name, make_array, error, words):
 def test_states_of_single_calls(name, state_name, make_state, error, words):
     """A velocity or accumulator must be like the parameter, lie like it, and be apart from all else."""
     p, g = np.ones((3, 4), F32), np.ones((3, 4), F32)
-    options = {"lr": 0.1, **({} if name == "adagrad" else {"momentum": 0.9})}
-    call = lambda: getattr(fastopt.fused, name)(p, g, make_state(p, g), **options)  # noqa: E731
-    assert_refused(error, [state_name, *words], call)
-    assert frozen([p, g]) == frozen([np.ones((3, 4), F32)] * 2)
+    states, options = CALLS[name]
+    given = {state: np.ones((3, 4), F32) for state in states}
+    given[state_name] = make_state(p, g)
+    if given[state_name] is None and state_name not in NEEDED[name]:
+        return  # without it, the call asks for another rule
+    others = [given[state] for state in states if state != state_name]
+    assert_refused(error, [state_name, *words], partial(getattr(fastopt.fused, name), p, g, **given, **options))
+    assert frozen([p, g, *others]) == frozen([np.ones((3, 4), F32)] * (1 + len(states)))
 
 
-@pytest.mark.parametrize("call", ["sgd", "momentum", "nesterov", "adagrad"])
+@pytest.mark.parametrize("call", CALLS)
 def test_options_of_single_calls(call):
     """Hyperparameters are checked before the arrays change."""
     function = getattr(fastopt.fused, call)
-    options = {"lr": 0.1, **({"momentum": 0.9} if call in ("momentum", "nesterov") else {})}
-    arrays = [np.ones(3, F32) for _ in range(2 if call == "sgd" else 3)]
-    for name in {*options, *function.__kwdefaults__}:
+    states, options = CALLS[call]
+    arrays = [np.ones(3, F32) for _ in ("p", "g", *states)]
+    for name in {*options, *function.__kwdefaults__} - {"step"}:
         for value, error in bad_values(name):
             act = lambda name=name, value=value: function(*arrays, **{**options, name: value})  # noqa: E731
             assert_refused(error, [name, "must be"], act, value)
     assert frozen(arrays) == frozen([np.ones(3, F32)] * len(arrays))
+
+
+@pytest.mark.parametrize("call", ["adam", "adamw"])
+def test_steps_of_single_calls(call):
+    """A step is a whole number from 1; with another one a correction would be of nothing, or of a power that grows."""
+    arrays = [np.ones(3, F32) for _ in range(4)]
+    for step, error in ((0, ValueError), (-1, ValueError), (2**63, ValueError), (1.0, TypeError), (None, TypeError)):
+        act = partial(getattr(fastopt.fused, call), *arrays, lr=0.1, step=step)
+        assert_refused(error, ["step must be"], act, step)
+    assert frozen(arrays) == frozen([np.ones(3, F32)] * 4)
+    getattr(fastopt.fused, call)(*arrays, lr=0.1, step=np.int64(1))
+
+
+def test_a_momentum_needs_its_buffer():
+    """RMSProp's call says so; without a momentum, a buffer is used all the same."""
+    p, g, s, v = (np.ones(3, F32) for _ in range(4))
+    act = partial(fastopt.fused.rmsprop, p, g, s, lr=0.1, momentum=0.9)
+    assert_refused(ValueError, ["momentum=0.9 needs a momentum_buffer", "zeros"], act)
+    assert frozen([p, g, s, v]) == frozen([np.ones(3, F32)] * 4)
+    fastopt.fused.rmsprop(p, 2 * g, s, v, lr=0.1)
+    assert (v != 1).all()
 
 
 def test_single_calls_have_no_other_options():
@@ -806,6 +859,11 @@ def test_single_calls_have_no_other_options():
         lambda: fastopt.fused.momentum(p, g, lr=0.1, momentum=0.9),
         lambda: fastopt.fused.nesterov(p, g, v, lr=0.1, momentum=0.9, dampening=0.0),
         lambda: fastopt.fused.adagrad(p, g, v, lr=0.1, lr_decay=0.1),
+        lambda: fastopt.fused.rmsprop(p, g, lr=0.1),
+        lambda: fastopt.fused.rmsprop(p, g, v, lr=0.1, centered=True),
+        lambda: fastopt.fused.adam(p, g, v, v, lr=0.1),
+        lambda: fastopt.fused.adam(p, g, v, lr=0.1, step=1),
+        lambda: fastopt.fused.adamw(p, g, v, v, lr=0.1, step=1, amsgrad=True),
     ):
         with pytest.raises(TypeError):
             call()
@@ -850,7 +908,6 @@ def renamed(state_dict):
     state_dict["param_groups"][0]["params"] = ["v1", "w2", "w3"]
 
 
-STATE = {"momentum": "momentum_buffer", "nesterov": "momentum_buffer", "adagrad": "sum"}
 GROUP = ("param_groups", 0)
 BAD_STATE_DICTS = {
     "no state": (without("state"), ValueError, ["'state'", "state_dict()"]),
@@ -881,7 +938,7 @@ BAD_STATE_DICTS = {
     "state of a stranger": (entry("state", "w9")({"step": 1}), ValueError, ["'w9'", "'w1'"]),
     "state an array": (entry("state", "w1")(np.ones((3, 4), F32)), ValueError, ["parameter 'w1'", "step"]),
     "state without step": (without("state", "w1", "step"), ValueError, ["parameter 'w1'", "step"]),
-    "state of another rule": (entry("state", "w1", "exp_avg")(np.ones((3, 4), F32)), ValueError, ["parameter 'w1'"]),
+    "state of another rule": (entry("state", "w1", "square_avg")(np.ones((3, 4), F32)), ValueError, ["parameter 'w1'"]),
     "step negative": (entry("state", "w1", "step")(-1), ValueError, ["parameter 'w1'", "step"]),
     "step a float": (entry("state", "w1", "step")(1.0), TypeError, ["parameter 'w1'", "step", "int"]),
     "step a bool": (entry("state", "w1", "step")(True), TypeError, ["parameter 'w1'", "step", "int"]),
@@ -945,9 +1002,11 @@ def test_what_is_no_state_dict(given):
     refused(ValueError, ["'state'", "'param_groups'"], lambda s: s.opt.load_state_dict(given), steps=1)
 
 
-@pytest.mark.parametrize(("kind", "other"), [("momentum", "adagrad"), ("adagrad", "momentum"), ("sgd", "adagrad")])
+@pytest.mark.parametrize(
+    ("kind", "other"), [("momentum", "adagrad"), ("adagrad", "momentum"), ("sgd", "adagrad"), ("adam", "rmsprop")]
+)
 def test_state_dicts_of_another_class(kind, other):
-    """SGD's for Adagrad and the other way round."""
+    """SGD's for Adagrad and the other way round, RMSprop's for Adam."""
     foreign = Subject(other, steps=2).opt.state_dict()
     refused(ValueError, [KINDS[kind][0].__name__], lambda s: s.opt.load_state_dict(foreign), kind=kind, steps=1)
 

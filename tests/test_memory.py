@@ -10,8 +10,10 @@ import weakref
 
 import numpy as np
 import pytest
+from rule_cases import BY_STATES, OPTIMIZERS
 
 import fastopt
+from fastopt.rules import RULES
 
 KINDS = {
     "sgd": (fastopt.SGD, {"lr": 0.1}, None),
@@ -147,6 +149,22 @@ def test_states_cannot_be_resized(kind, form):
         assert_cannot_be_resized(optimizer.state[0][KINDS[kind][2]])
         optimizer.load_state_dict(optimizer.state_dict())
         assert_cannot_be_resized(optimizer.state[0][KINDS[kind][2]])
+
+
+@pytest.mark.parametrize("name", BY_STATES)
+def test_all_states_of_a_rule_cannot_be_resized(name):
+    """However many it has, and those that begin later."""
+    p = np.ones(8)
+    make, options = OPTIMIZERS[name]
+    optimizer = make(p, **options)
+    optimizer.step(np.ones(8))
+    if name.endswith("_amsgrad"):
+        optimizer.param_groups[0]["amsgrad"] = False
+        optimizer.step(np.ones(8))
+        optimizer.param_groups[0]["amsgrad"] = True
+        optimizer.step(np.ones(8))
+    for state in RULES[name].states:
+        assert_cannot_be_resized(optimizer.state[0][state])
 
 
 @forms

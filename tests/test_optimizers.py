@@ -11,10 +11,12 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rule_cases import OPTIMIZERS
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
 from fastopt import schedules
+from fastopt.rules import RULES
 
 
 def arrays(rng, *shapes, dtype=np.float32):
@@ -93,7 +95,7 @@ def test_schedule_gets_the_count_of_completed_steps():
     assert q[0] == -60.0
 
 
-@pytest.mark.parametrize("rule", ["momentum", "nesterov", "adagrad"])
+@pytest.mark.parametrize("rule", ["momentum", "nesterov", "adagrad", "rmsprop_momentum", "adamw"])
 def test_schedules_drive_rate_momentum_and_weight_decay(rule):
     """Each step by the numbers of its own, in each group its own, as the oracle has it."""
     rng = np.random.default_rng(11)
@@ -101,13 +103,14 @@ def test_schedules_drive_rate_momentum_and_weight_decay(rule):
         {"lr": schedules.OneCycle(0.1, 30), "weight_decay": schedules.Linear(0.1, 0.0, 20)},
         {"lr": schedules.Warmup(schedules.Cosine(0.2, 20), 5), "weight_decay": 0.01},
     ]
-    if rule != "adagrad":
+    if "momentum" in RULES[rule].options:
         options[0]["momentum"] = options[0]["lr"].momentum(0.5, 0.9)
         options[1]["momentum"] = lambda step: 0.3 + 0.01 * step
     p = arrays(rng, (4, 3), (5,))
     trainer = oracle.Trainer(p)
     groups = [{"params": [x], **o} for x, o in zip(p, options, strict=True)]
-    opt = fastopt.Adagrad(groups) if rule == "adagrad" else fastopt.SGD(groups, nesterov=rule == "nesterov")
+    make, defaults = OPTIMIZERS[rule]
+    opt = make(groups, **defaults)
     for step in range(40):
         g = [rng.standard_normal(x.shape).astype(x.dtype) for x in p]
         opt.step([[x] for x in g])
@@ -624,5 +627,5 @@ def test_a_step_inside_a_step_is_refused():
 
 def test_the_base_class_is_not_an_optimizer():
     """It says which are."""
-    with pytest.raises(TypeError, match="use SGD or Adagrad"):
+    with pytest.raises(TypeError, match="use SGD, Adam or another of its subclasses"):
         fastopt.Optimizer(np.ones(2), {})

@@ -16,6 +16,7 @@ from fastopt.kernels.extension import ffi, lib
 from numba import carray, cfunc, types
 from numba.extending import intrinsic
 from processes import DEADLOCK, run_script
+from rule_cases import BY_STATES, OPTIMIZERS
 
 import fastopt
 
@@ -205,11 +206,11 @@ def test_the_gil_is_released(threads, monkeypatch):
 # Updates
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_threads_do_not_change_a_bit(kind):
+@pytest.mark.parametrize("name", BY_STATES)
+def test_threads_do_not_change_a_bit(name):
     """Any number of threads, changing between steps, on sizes of many chunks and an odd last one."""
     sizes = (1_000_003, 2_500_000, 5_000_000)
-    make, options = KINDS[kind]
+    make, options = OPTIMIZERS[name]
     grads = [normal(size, seed=size) for size in sizes]
     results = []
     for threads in ([1] * 6, [2, 3, 8, 64, 1, 2]):

@@ -1,19 +1,22 @@
 """Every rule, in every dtype, against the float64 oracle."""
 
 import inspect
+import re
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import oracle
 import pytest
 from fastopt.kernels import cpu, tables
-from numba import cfunc, njit
-from tolerances import ONE_STEP, TRAJECTORY, assert_close
+from numba import njit
+from rule_cases import OPTIMIZERS, OPTIONS
+from tolerances import BIAS, ONE_STEP, TRAJECTORY, assert_close
 
 import fastopt
 from fastopt import rules
 from fastopt.chunks import CHUNK_ELEMENTS
-from fastopt.host import ELEMENTS_PER_THREAD, Launch
+from fastopt.host import ELEMENTS_PER_THREAD
 
 DTYPES = [np.float32, np.float64]
 # around every vector width and unrolled loop, around the chunk, and around the size at which threads come in
@@ -21,13 +24,7 @@ SIZES = [0, *range(1, 36), 63, 64, 65, 127, 128, 129, 255, 256, 257]
 SIZES += [n * CHUNK_ELEMENTS + d for n in (1, 2, 3) for d in (-1, 0, 1)]
 SIZES += [2 * ELEMENTS_PER_THREAD + d for d in (-1, 0, 1)]
 
-OPTIMIZERS = {
-    "sgd": (fastopt.SGD, {"lr": 0.1}),
-    "momentum": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9}),
-    "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-    "adagrad": (fastopt.Adagrad, {"lr": 0.1}),
-}
-OPTIONS = [
+VARIED = [
     ("sgd", {}),
     ("sgd", {"weight_decay": 0.01}),
     ("sgd", {"weight_decay": 0.01, "maximize": True}),
@@ -41,6 +38,20 @@ OPTIONS = [
     ("adagrad", {"lr_decay": 0.1}),
     ("adagrad", {"lr_decay": 0.1, "weight_decay": 0.01, "maximize": True}),
     ("adagrad", {"initial_accumulator_value": 0.5, "eps": 1e-3}),
+    ("rmsprop", {}),
+    ("rmsprop", {"alpha": 0.9, "weight_decay": 0.01, "maximize": True}),
+    ("rmsprop", {"alpha": 0.0, "eps": 0.1}),
+    ("rmsprop_momentum", {}),
+    ("rmsprop_momentum", {"momentum": 0.5, "weight_decay": 0.01, "maximize": True}),
+    ("rmsprop_centered", {"weight_decay": 0.01, "maximize": True}),
+    ("rmsprop_centered_momentum", {}),
+    ("adam", {}),
+    ("adam", {"weight_decay": 0.01, "maximize": True}),
+    ("adam", {"betas": (0.0, 0.5), "eps": 1e-3}),
+    ("adam_amsgrad", {"betas": (0.5, 0.9), "weight_decay": 0.01}),
+    ("adamw", {}),
+    ("adamw", {"weight_decay": 0.0, "maximize": True}),
+    ("adamw_amsgrad", {"betas": (0.9, 0.5), "maximize": True}),
 ]
 
 
@@ -55,6 +66,17 @@ def test_the_four_places_hold_the_same_names():
     macro = header[header.index("#define FASTOPT_RULES(X)") : header.index("namespace fastopt")]
     in_header = [line.split("(")[1].split(",")[0] for line in macro.splitlines()[1:] if "X(" in line]
     assert list(rules.RULES) == list(cpu.STATES) == in_header == list(oracle.RULES)
+
+
+def test_the_worked_example_is_the_code():
+    """What CONTRIBUTING shows of AdamW stands in the four places, as it is."""
+    repository = Path(__file__).parents[1]
+    page = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    places = ("fastopt/rules.py", "kernels/cpu.py", "kernels/rules.h", "tests/oracle.py")
+    code = "".join((repository / place).read_text(encoding="utf-8") for place in places)
+    blocks = re.findall(r"^```(?:python|cpp)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 5
+    assert [block for block in blocks if block not in code] == []
 
 
 @pytest.mark.parametrize("name", rules.RULES)
@@ -86,7 +108,7 @@ def test_sizes(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@pytest.mark.parametrize(("name", "options"), VARIED)
 def test_trajectories(name, options, dtype):
     """Sixty steps of a small model with a gradient that is missing now and then, options and state included."""
     rng = np.random.default_rng(2)
@@ -113,20 +135,32 @@ def test_fused_calls(size, dtype):
     rng = np.random.default_rng(3)
     options = {"lr": 0.1, "weight_decay": 0.01, "maximize": True}
     with_momentum = {**options, "momentum": 0.9}
+    averaged = {**options, "eps": 1e-4}
+    fused = fastopt.fused
     calls = [
-        ("sgd", fastopt.fused.sgd, options),
-        ("momentum", fastopt.fused.momentum, {**with_momentum, "dampening": 0.25}),
-        ("nesterov", fastopt.fused.nesterov, with_momentum),
-        ("nesterov", fastopt.fused.momentum, {**with_momentum, "nesterov": True}),
-        ("adagrad", fastopt.fused.adagrad, {**options, "eps": 1e-4}),
+        ("sgd", fused.sgd, options),
+        ("momentum", fused.momentum, {**with_momentum, "dampening": 0.25}),
+        ("nesterov", fused.nesterov, with_momentum),
+        ("nesterov", fused.momentum, {**with_momentum, "nesterov": True}),
+        ("adagrad", fused.adagrad, averaged),
+        ("rmsprop", fused.rmsprop, {**averaged, "alpha": 0.9}),
+        ("rmsprop_momentum", fused.rmsprop, {**averaged, "momentum": 0.9}),
+        ("rmsprop_centered", lambda p, g, s, a, **given: fused.rmsprop(p, g, s, grad_avg=a, **given), averaged),
+        ("rmsprop_centered_momentum", fused.rmsprop, {**averaged, "momentum": 0.5}),
+        ("adam", fused.adam, {**averaged, "betas": (0.8, 0.9)}),
+        ("adam_amsgrad", fused.adam, averaged),
+        ("adamw", fused.adamw, averaged),
+        ("adamw_amsgrad", fused.adamw, {**averaged, "betas": (0.8, 0.9)}),
     ]
+    assert {name for name, _, _ in calls} == set(rules.RULES)
     for name, call, given in calls:
         p = normal(rng, size, dtype)
         states = [np.full(size, 0.5, dtype) for _ in rules.RULES[name].states]
         want, want_states = p.astype(np.float64), tuple(state.astype(np.float64) for state in states)
         for step in range(1, 4):
             g = normal(rng, size, dtype)
-            assert call(p, g, *states, **given) is None
+            counted = {"step": step} if name.startswith("adam") else {}
+            assert call(p, g, *states, **given, **counted) is None
             want, want_states = oracle.RULES[name](want, g, want_states, step, given)
         assert_close(p, want, TRAJECTORY)
         for state, expected in zip(states, want_states, strict=True):
@@ -152,6 +186,30 @@ def test_zero_gradient_of_adagrad_moves_nothing():
     assert (p == 1).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_variance_that_rounding_makes_negative_is_zero(dtype):
+    """Of a gradient that stays, mean square and squared mean meet; torch goes on with NaN from there."""
+    p = np.ones(64, dtype)
+    g = np.linspace(0.1, 3.0, 64).astype(dtype)
+    opt = fastopt.RMSprop(p, lr=1e-6, alpha=0.5, eps=1e-3, centered=True)
+    for _ in range(200):
+        opt.step(g)
+    s, a = (opt.state[0][name] for name in ("square_avg", "grad_avg"))
+    assert (s - a * a < 0).any()
+    assert np.isfinite(p).all()
+
+
+@pytest.mark.parametrize("name", ["adam_amsgrad", "adamw_amsgrad"])
+def test_a_nan_is_the_largest_average(name):
+    """As in torch.maximum: what is no number shows in all that comes after it."""
+    optimizer, options = OPTIMIZERS[name]
+    p = np.ones(9, np.float32)
+    opt = optimizer(p, **options)
+    for value in (1.0, np.nan, 1.0):
+        opt.step(np.full(9, value, np.float32))
+    assert np.isnan(opt.state[0]["max_exp_avg_sq"]).all()
+
+
 @pytest.mark.parametrize("hyper", [0.1, np.float64(0.1), np.float32(0.1)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", rules.RULES)
@@ -173,72 +231,46 @@ def test_scalar_rules_stay_in_the_parameters_type(name, dtype, hyper):
 
 def test_hyper_rows_are_computed_once_in_float64():
     """A rate that float32 cannot hold exactly decays exactly on the host."""
-    options = {"lr": 0.1, "lr_decay": 0.3, "weight_decay": 0.0, "eps": 1e-10, "maximize": False}
-    row = rules.ADAGRAD.row(options, 2**24 + 2, False)
+    row = rules.ADAGRAD.row({**OPTIONS, "lr_decay": 0.3}, 2**24 + 2, False)
     assert row[2] == 0.1 / (1.0 + (2**24 + 1) * 0.3)
 
 
-# What the descendants will need: as many states are handed over as a rule says it has, however it is called.
+@pytest.mark.parametrize("step", [1, 2, 1000, 2**24 + 1, 2**40 + 1])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (1 - 2.0**-30, 1 - 2.0**-32), (0.0, 0.0)])
+def test_bias_corrections_are_exact(betas, step):
+    """In float64, by the count itself, where float32 counts no further; and before the averages fill as after it."""
+    first, second, lr, gain1, gain2, eps = rules.ADAM.row({**OPTIONS, "betas": betas}, step, False)
+    with mpmath.workdps(50):
+        bias1, bias2 = (1 - mpmath.mpf(beta) ** step for beta in betas)
+        assert lr == pytest.approx(float(0.1 * mpmath.sqrt(bias2) / bias1), rel=BIAS)
+        assert eps == pytest.approx(float(1e-10 * mpmath.sqrt(bias2)), rel=BIAS)
+    assert (first, second, gain1, gain2) == (1.0, 0.0, 1 - betas[0], 1 - betas[1])
 
 
-@pytest.fixture(params=[2, 3])
-def rule(request, monkeypatch):
-    """A rule with so many states, known to Numba."""
-    monkeypatch.setattr(cpu, "STATES", dict(cpu.STATES))
-    monkeypatch.setattr(cpu, "FUNCTIONS", list(cpu.FUNCTIONS))
-
-    def two(p, g, a, b, lr):
-        return p - lr * g, a + g, b + a
-
-    def three(p, g, a, b, c, lr, eps):
-        return p - lr * g, a + g, b + a, c + eps
-
-    cpu.rule(states=2)(two)
-    cpu.rule(states=3)(three)  # each under a number of its own: by these Numba remembers what it has compiled
-    if request.param == 2:
-        return rules.Rule("two", ("a", "b"), rules.OF_SGD, ("lr",), rules.sgd_row)
-    return rules.Rule("three", ("a", "b", "c"), rules.OF_SGD, ("lr", "eps"), rules.sgd_row)
-
-
-def assert_called(rule, call):
-    """Assert what a call does to a parameter of 1, a gradient of 2 and states of 3, 4 and 5, with 0.5 and 0.25."""
-    count = len(rule.states)
-    p, g, *states = (np.full(10, value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)[: 2 + count])
-    call(p, g, *states)
-    assert (p == 0).all()
-    assert [array[0] for array in states] == [5.0, 7.0, 5.25][:count]
+def test_steps_past_the_integers_of_float32():
+    """The next one is another one there, and its correction its own; through the optimizer, as the oracle has it."""
+    betas = (1 - 2.0**-24, 1 - 2.0**-25)
+    p, g = np.ones(3), np.array([1.0, -2.0, 0.5])
+    opt = fastopt.Adam(p, lr=0.1, betas=betas)
+    opt.step(g)
+    saved = opt.state_dict()
+    saved["state"][0]["step"] = 2**24
+    opt.load_state_dict(saved)
+    trainer = oracle.Trainer([p])
+    trainer.steps, trainer.states = [2**24], [tuple(saved["state"][0][name] for name in rules.ADAM.states)]
+    for count in (2**24 + 1, 2**24 + 2, 2**24 + 3):
+        opt.step(g)
+        trainer.step("adam", [g], {"lr": 0.1, "betas": betas})
+        assert opt.state[0]["step"] == count
+    assert_close(p, trainer.params[0], TRAJECTORY)
 
 
-def test_more_states_in_a_launch(rule, monkeypatch):
-    kernel = cfunc(cpu.SIGNATURE, error_model="numpy")(cpu.make_kernel(rule.name, np.float64))
-    monkeypatch.setitem(cpu._kernels, (rule.name, "float64"), kernel)
-    launch = Launch(rule, "float64", [10])
-
-    def call(*arrays):
-        launch.addresses[0, : len(arrays)] = [array.ctypes.data for array in arrays]
-        launch.hypers[0, :4] = 1.0, 0.0, 0.5, 0.25
-        launch()
-
-    assert_called(rule, call)
-
-
-def test_more_states_through_a_pointer(rule):
-    update = cfunc(cpu.UPDATE, error_model="numpy")(cpu.make_update(rule.name, np.float64))
-
-    def call(p, g, *states):
-        addresses, hypers = np.array([array.ctypes.data for array in states]), np.array([0.5, 0.25])
-        update.ctypes(p.ctypes.data, g.ctypes.data, addresses.ctypes.data, 10, hypers.ctypes.data)
-
-    assert_called(rule, call)
-
-
-def test_more_states_over_arrays(rule):
-    name, hypers = rule.name, (0.5, 0.25)[: len(rule.hypers)]
-
-    @njit
-    def call(p, g, *states):
-        cpu.update_each(name, p, g, states, hypers)
-
-    assert_called(rule, call)
-    with pytest.raises(ValueError, match=f"update_{name}: p, g, a, .* must have one shape"):
-        call(np.ones(3), np.ones(3), *[np.ones(3)] * (len(rule.states) - 1), np.ones(4))
+def test_a_step_moves_by_the_rate_at_most():
+    """Adam's first one by the rate itself, whatever the gradient; with AdamW less what the weight loses by itself."""
+    for scale in (1e-6, 1.0, 1e6):
+        p, q = np.full(3, 2.0), np.full(3, 2.0)
+        g = scale * np.array([1.0, -3.0, 100.0])
+        fastopt.Adam(p, lr=0.5, eps=0.0).step(g)
+        fastopt.AdamW(q, lr=0.5, eps=0.0, weight_decay=0.25).step(g)
+        assert_close(p, 2.0 - 0.5 * np.sign(g), ONE_STEP)
+        assert_close(q, 2.0 - 0.125 * 2.0 - 0.5 * np.sign(g), ONE_STEP)

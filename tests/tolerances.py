@@ -17,6 +17,10 @@ TRAJECTORY = 80
 # A half is what float32 arithmetic came to, rounded once: off by half a unit in its last place, at most.
 ROUNDED = 0.5
 
+# Adam's corrections of the bias, relative: 1 - beta ** step cancels where the power is near 1, of which the last bit is
+# 1e-16. The smallest correction that is tested is 2**-32.
+BIAS = 1e-6
+
 # torch works in the same dtype, with its own order of operations and fused multiply-adds: twice our own distance.
 TORCH = 2 * TRAJECTORY
 
