@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..groups import GroupOptions, StepFunction
 
-MOVING = (Tensor, np.ndarray)  # whose number may be another one at the next step
+ARRAYS = (Tensor, np.ndarray)
+MOVING = (*ARRAYS, list)  # in which another number may be found at the next step
 
 NOT_OFFERED = {
     "differentiable": "autograd cannot see through a fused update",
@@ -24,8 +25,13 @@ ROUNDING = 1e-12  # torch's LinearLR ends so far below 0 where it should end the
 
 
 def number(name: str, value: Any) -> Any:
-    """Return what a tensor or an array of one element holds, and 0 for what is below it by rounding."""
-    if isinstance(value, MOVING):
+    """Return what a tensor, an array or a list holds now, and 0 for a number that rounding has put below it."""
+    if isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            if isinstance(item, Tensor):
+                raise TypeError(f"{name}[{i}] is a tensor; only numbers are taken there: pass its .item()")
+        return tuple(value)
+    if isinstance(value, ARRAYS):
         if math.prod(value.shape) != 1:
             raise ValueError(f"Tensor {name} must be 1-element")
         if isinstance(value, Tensor) and value.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -1,4 +1,4 @@
-"""SGD and Adagrad as optimizers of torch: what torch.optim's are, with fastopt's step."""
+"""The optimizers for torch: what torch.optim's are, by the same names, with fastopt's step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,18 @@ from .updater import Updater
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 
 # Options that torch has added over the years, and old checkpoints do not have.
-ADDED = ("nesterov", "maximize", "foreach", "differentiable", "fused")
+ADDED = (
+    "nesterov",
+    "momentum",
+    "centered",
+    "amsgrad",
+    "maximize",
+    "foreach",
+    "capturable",
+    "differentiable",
+    "fused",
+    "decoupled_weight_decay",
+)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -39,6 +50,7 @@ class Optimizer(torch.optim.Optimizer):
 
     _family: ClassVar[Family]
     _eager: ClassVar[bool]  # whether states are made with the optimizer, or with a parameter's first gradient
+    _fixed: ClassVar[Mapping[str, Any]] = {}  # options that no state dict can change
     _updater: Updater | None = None
     _made = False  # or still inside the constructor
     _inside = False  # a step
@@ -46,7 +58,7 @@ class Optimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and skipping to the step
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
-        if defaults["foreach"] and defaults["fused"]:
+        if defaults.get("foreach") and defaults.get("fused"):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         self._make_lock()
         super().__init__(params, defaults)
@@ -288,7 +300,8 @@ class Optimizer(torch.optim.Optimizer):
                 )
             named = {"param_names": old["param_names"]} if "param_names" in old else {}
             options = {name: value for name, value in new.items() if name != "params"}
-            groups.append({**self._filled(), **named, **deepcopy(options), "params": old["params"]})
+            filled = {**self._filled(), **named, **deepcopy(options), **self._fixed}
+            groups.append({**filled, "params": old["params"]})
             for name in HYPERPARAMETERS:
                 if name in self.defaults and name not in groups[-1]:
                     raise ValueError(f"loaded state dict has no {name!r} in a group: it is of another optimizer")
@@ -328,6 +341,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self._filled().items():
                 group.setdefault(name, value)
+            group.update(self._fixed)
 
 
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -512,3 +526,239 @@ class Adagrad(Optimizer):
         """Move the accumulators into memory that processes share, as torch.optim.Adagrad does."""
         for state in self.state.values():
             state["sum"].share_memory_()
+
+
+class RMSprop(Optimizer):
+    r"""RMSProp, a learning rate for each element by a history that fades: torch.optim.RMSprop, fused.
+
+    The formulas are those of `fastopt.RMSprop`.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        As for `SGD`.
+    lr : float, tensor of one element, or schedule, default 0.01
+        Learning rate, 0 or more; as for `SGD`.
+    alpha : float, default 0.99
+        How much of an average is kept at each step, from 0 to 1.
+    eps : float, default 1e-8
+        Keeps the divisor from zero; added to the root, not under it; 0 or more.
+    weight_decay : float or schedule, default 0.0
+        L2 penalty, 0 or more.
+    momentum : float or schedule, default 0.0
+        Factor of the momentum buffer, 0 or more.
+    centered : bool, default False
+        Divide by the standard deviation of the gradients, not by the root of their mean square.
+    capturable : bool, default False
+        True is refused: a step on a GPU can be captured without it.
+    maximize : bool, default False
+        Ascend instead.
+    foreach, differentiable
+        As for `SGD`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As for `SGD`.
+
+    Notes
+    -----
+    Different from torch.optim.RMSprop, besides what `SGD` names: a variance that rounding makes negative is 0, and not
+    NaN; an alpha above 1 is refused; momentum and ``centered`` can begin later; ``step`` is a tensor of float64.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fastopt.torch.RMSprop([w], lr=0.05)
+    >>> w.grad = torch.tensor([2.0, 0.2, 0.0])
+    >>> opt.step()
+    >>> w.detach()
+    tensor([0.5000, 0.5000, 1.0000])
+    """
+
+    _family = FAMILIES["RMSprop"]
+    _eager = False
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scheduled = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: Scheduled = 0.0,
+        momentum: Scheduled = 0.0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "alpha": alpha,
+                "eps": eps,
+                "centered": centered,
+                "weight_decay": weight_decay,
+                "capturable": capturable,
+                "foreach": foreach,
+                "maximize": maximize,
+                "differentiable": differentiable,
+            },
+        )
+
+
+class Adam(Optimizer):
+    r"""Adam, the average of the gradients divided by the root of that of their squares: torch.optim.Adam, fused.
+
+    The formulas are those of `fastopt.Adam`, and with ``decoupled_weight_decay`` those of `fastopt.AdamW`.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        As for `SGD`.
+    lr : float, tensor of one element, or schedule, default 0.001
+        Learning rate, 0 or more; as for `SGD`.
+    betas : pair of float, default (0.9, 0.999)
+        How much of each average is kept at each step, 0 or more and below 1. Tensors are refused.
+    eps : float, default 1e-8
+        Keeps the divisor from zero; added to the root, not under it; 0 or more.
+    weight_decay : float or schedule, default 0.0
+        L2 penalty, 0 or more.
+    amsgrad : bool, default False
+        Divide by the largest average of squares so far.
+    maximize : bool, default False
+        Ascend instead.
+    capturable : bool, default False
+        True is refused: a step on a GPU can be captured without it.
+    decoupled_weight_decay : bool, default False
+        Whether weight decay is AdamW's.
+    foreach, differentiable, fused
+        As for `SGD`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As for `SGD`.
+
+    Notes
+    -----
+    Different from torch.optim.Adam, besides what `SGD` names: ``amsgrad`` can begin later; ``step`` is a tensor of
+    float64, which counts exactly where float32 stops at 2**24.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fastopt.torch.Adam([w], lr=0.5)
+    >>> w.grad = torch.tensor([2.0, 0.2, 0.0])
+    >>> opt.step()
+    >>> w.detach()
+    tensor([0.5000, 0.5000, 1.0000])
+    """
+
+    _family = FAMILIES["Adam"]
+    _eager = False
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scheduled = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: Scheduled = 0.0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
+                "maximize": maximize,
+                "foreach": foreach,
+                "capturable": capturable,
+                "differentiable": differentiable,
+                "fused": fused,
+                "decoupled_weight_decay": decoupled_weight_decay,
+            },
+        )
+
+
+class AdamW(Adam):
+    r"""AdamW, Adam with a weight decay that the gradients' history does not divide: torch.optim.AdamW, fused.
+
+    The formulas are those of `fastopt.AdamW`.
+
+    Parameters
+    ----------
+    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
+        As for `SGD`.
+    lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused
+        As for `Adam`.
+    weight_decay : float or schedule, default 0.01
+        The share of a parameter that a step with a rate of 1 takes off, 0 or more.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As for `SGD`.
+
+    Notes
+    -----
+    Different from torch.optim.AdamW is what `Adam` names.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fastopt.torch.AdamW([w], lr=0.5, weight_decay=0.5)
+    >>> w.grad = torch.tensor([2.0, 0.2, 0.0])
+    >>> opt.step()
+    >>> w.detach()
+    tensor([0.2500, 0.2500, 0.7500])
+    """
+
+    _fixed: ClassVar[Mapping[str, Any]] = {"decoupled_weight_decay": True}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scheduled = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: Scheduled = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+        )

@@ -118,7 +118,11 @@ class Parameter(plan.Tensor):
         What is updated: the same, or, where that has gaps, a dense copy, which is copied back.
     registry, state : dict
         The states of all parameters in torch, and this one's.
+    count : tensor or None
+        The count of its steps, where that is part of the state.
     """
+
+    count: Tensor | None = None
 
     def __init__(self, key: Any, given: Any, group: Group, registry: dict[Any, dict[str, Any]]) -> None:
         self.key = key
@@ -216,11 +220,19 @@ class Parameter(plan.Tensor):
         super().keep(states)
         self.state.update(self.allocated)
         self.registry[self.given] = self.state
+        self.show_count()
+
+    def show_count(self) -> None:
+        """Make the count part of the state; in torch's order, the first one there."""
+        if self.count is not None:
+            others = {name: value for name, value in self.state.items() if name != "step"}
+            self.state.clear()
+            self.state.update({"step": self.count, **others})
 
     def drop(self, names: Iterable[str]) -> None:
         """Give up states that no step has written."""
         super().drop(names)
-        for name in names:
+        for name in names if self.states else (*names, "step"):
             self.state.pop(name, None)
         if not self.state:
             self.registry.pop(self.given, None)
@@ -247,8 +259,9 @@ class Counts:
             self.table = torch.tensor([parameter.step for parameter in parameters], dtype=torch.float64)
         self.tensors = list(self.table.unbind())
         for parameter, tensor in zip(parameters, self.tensors, strict=True):
-            parameter.state["step"] = tensor
-            parameter.registry[parameter.given] = parameter.state
+            parameter.count = tensor
+            if parameter.states or "step" in parameter.state:  # else with its first gradient, as in torch
+                parameter.show_count()
         self.array: Array = self.table.numpy()
         self.expected = self.array.copy()  # to see whether anybody else has written there
 
