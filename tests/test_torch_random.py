@@ -44,10 +44,16 @@ class Run:
         group["weight_decay"] = 0.0 if group["weight_decay"] else 0.02
 
     def momentum(self):
-        """Assign a momentum, 0 too, where there is one."""
+        """Assign a momentum to SGD, 0 too; torch's RMSprop cannot begin with one later."""
         group = self.optimizer.param_groups[0]
-        if "momentum" in group and not group["nesterov"]:
+        if "dampening" in group and not group["nesterov"]:
             group["momentum"] = 0.0 if group["momentum"] else 0.5
+
+    def betas(self):
+        """Assign betas, where there are any: a pair, or a list."""
+        group = self.optimizer.param_groups[0]
+        if "betas" in group:
+            group["betas"] = [0.8, 0.99] if isinstance(group["betas"], tuple) else (0.9, 0.999)
 
     def schedule(self):
         """Put a scheduler of torch over it."""
@@ -83,7 +89,7 @@ class Run:
 
     def clear(self):
         """Forget the states, where torch begins anew then."""
-        if "momentum" in self.optimizer.param_groups[0]:
+        if "lr_decay" not in self.optimizer.param_groups[0]:
             self.optimizer.state.clear()
 
     def copy(self):

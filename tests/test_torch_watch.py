@@ -21,8 +21,9 @@ from fastopt.kernels.tensors import ASSIGNED, OUT_OF_DATE
 from numba.core import event
 from tolerances import TORCH
 from torch.nn import Parameter
-from torch_cases import KINDS, bits, give, states
+from torch_cases import KINDS, STATES, bits, give, states
 
+import fastopt
 import fastopt.torch as subject
 from fastopt import host
 from fastopt.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
@@ -31,8 +32,8 @@ from fastopt.torch import updater as updaters
 
 ALL = pytest.mark.parametrize("kind", KINDS)
 DEADLOCK = 60
-STATE = {"momentum": "momentum_buffer", "nesterov": "momentum_buffer", "adagrad": "sum"}
-STATEFUL = pytest.mark.parametrize("kind", ["momentum", "adagrad"])
+STATE = {kind: states[-1] for kind, states in STATES.items() if states}
+STATEFUL = pytest.mark.parametrize("kind", ["momentum", "adagrad", "adamw_amsgrad"])
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
 
 
@@ -63,7 +64,8 @@ def train_beside_torch(name, options, dtype):
     """Late gradients, other memory and states, state dicts: as torch.optim; and refusals as ever."""
     mine, theirs, ours, others = torch_cases.pair(name, dtype, **options)
     both = [(mine, ours), (theirs, others)]
-    state = {"SGD": "momentum_buffer", "Adagrad": "sum"}[name]
+    names = fastopt.rules.FAMILIES[name].states
+    state = names[len(names) // 2]
 
     def go_on(steps, start, given=torch_cases.always):
         for params, optimizer in both:
@@ -125,7 +127,7 @@ def test_training_without_the_table(kind, dtype, monkeypatch):
 WITHOUT_EXTENSION = """
     import sys
     sys.modules["fastopt.kernels._pool"] = None
-    import copy, torch, torch_cases, fastopt.torch as subject
+    import copy, torch, torch_cases, fastopt, fastopt.torch as subject
     from fastopt.kernels import extension
     from fastopt.torch import updater
     from tolerances import TORCH
@@ -250,8 +252,8 @@ NOTICED_COUNTS = {
     "another count": with_state(lambda state, name: state["step"].add_(1)),
     "shared": with_state(lambda state, name: state["step"].share_memory_()),
 }
-CHANGES = [(kind, change) for kind in ("momentum", "adagrad") for change in NOTICED_STATES.values()]
-CHANGES += [("adagrad", change) for change in NOTICED_COUNTS.values()]
+CHANGES = [(kind, change) for kind in ("momentum", "adagrad", "adamw_amsgrad") for change in NOTICED_STATES.values()]
+CHANGES += [(kind, change) for kind in ("adagrad", "adamw_amsgrad") for change in NOTICED_COUNTS.values()]
 
 
 @both_readers
@@ -639,12 +641,18 @@ NARROW = {("TENSOR", "hyper"), ("TENSOR", "flags"), ("CHUNK", "tensor"), ("CHUNK
 NARROW |= {("SHAPE", "device_type"), ("SHAPE", "device_id")}  # counts of few
 
 
+WIDE = {"scale": np.float64}  # which is neither
+
+
 def test_every_offset_and_length_has_64_bits():
     """Of every table, and of its struct in C; what has 32 counts tensors, groups and the rows of a tile."""
     for name in ("TENSOR", "LAYOUT", "CHUNK", "JOB", "SHAPE", "EXTENTS", "HOLDINGS", "GRADIENTS", "REPETITION"):
         dtype = getattr(tables, name)
         for field in dtype.names:
-            assert dtype[field].base == (np.int32 if (name, field) in NARROW else np.int64), (name, field)
+            assert dtype[field].base == (np.int32 if (name, field) in NARROW else WIDE.get(field, np.int64)), (
+                name,
+                field,
+            )
         struct = extension.ffi.typeof(f"fastopt_{name.lower()}")
         fields = [(field, at.offset, extension.ffi.sizeof(at.type)) for field, at in struct.fields]
         assert fields == [(field, dtype.fields[field][1], dtype[field].itemsize) for field in dtype.names]

@@ -1,6 +1,7 @@
 """Shared by the tests of fastopt.torch: parameters, gradients, training, comparison with torch.optim; no tests."""
 
 import functools
+import inspect
 import sys
 import types
 import unittest
@@ -12,15 +13,20 @@ from tolerances import assert_close
 from torch.nn import Parameter
 
 import fastopt.torch as subject
+from fastopt.rules import FAMILIES, RULES
 
 SHAPES = [(4, 3), (), (17,), (2, 3, 5), (1, 1)]
-NAMES = ["SGD", "Adagrad"]
-KINDS = {
+NAMES = ["SGD", "Adagrad", "RMSprop", "Adam", "AdamW"]
+KINDS = {  # named after their rules
     "sgd": ("SGD", {"lr": 0.1}),
     "momentum": ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}),
     "nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     "adagrad": ("Adagrad", {"lr": 0.1, "lr_decay": 0.01}),
+    "rmsprop_centered_momentum": ("RMSprop", {"lr": 0.01, "momentum": 0.9, "centered": True}),
+    "adamw_amsgrad": ("AdamW", {"lr": 0.1, "weight_decay": 0.1, "amsgrad": True}),
 }
+STATES = {kind: RULES[kind].states for kind in KINDS}
+ALL_STATES = {state for family in FAMILIES.values() for state in family.states}
 REFUSAL = (RuntimeError, TypeError, ValueError)  # whichever fits best
 
 
@@ -85,11 +91,19 @@ def train(optimizer, params, steps, seed=0, start=0, given=always, scheduler=Non
             scheduler(step)
 
 
+FLAGS = ("foreach", "fused")  # of torch, for other code that does the same
+FUSED = [name for name in NAMES if "fused" in inspect.signature(getattr(torch.optim, name)).parameters]
+
+
 def make(name, params, plainest=False, **options):
-    """An optimizer under test; or torch's, in its plainest code."""
+    """An optimizer under test; or torch's, in its plainest code. A flag that the class has not is left out."""
     options = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
     if plainest:
-        return getattr(torch.optim, name)(params, **{**options, "foreach": False, "fused": False})
+        options |= dict.fromkeys(FLAGS, False)
+    if name not in FUSED:
+        options.pop("fused", None)
+    if plainest:
+        return getattr(torch.optim, name)(params, **options)
     return getattr(subject, name)(params, **options)
 
 
@@ -125,7 +139,7 @@ def assert_same(mine, theirs, ours, others, count):
     for p, q in zip(mine, theirs, strict=True):
         assert_near(p, q, count)
         got, want = states(ours, p), states(others, q)
-        for name in ("momentum_buffer", "sum"):
+        for name in ALL_STATES:
             assert (got.get(name) is None) == (want.get(name) is None)
             if want.get(name) is not None:
                 assert_near(got[name], want[name], count)
