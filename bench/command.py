@@ -122,8 +122,8 @@ def fits(workload: Workload) -> bool:
     if not hasattr(os, "sysconf"):
         return True
     # Parameters, gradients, the fresh ones, zeros, NumPy's scratch, torch's two temporaries, the limit's three streams,
-    # and a state for each contender. Steps in torch, which come later, need fewer.
-    copies = 10 + len(CONTENDERS)
+    # and the states of each contender. Steps in torch, which come later, need fewer.
+    copies = 10 + max(len(REGISTRY[rule].states) for rule in RULES) * len(CONTENDERS)
     needed = workload.elements * ITEMSIZE * copies / 1e9
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     if needed <= SHARE_OF_MEMORY * there:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import fastopt
+from fastopt.rules import RULES as REGISTRY
 
 from .workloads import Arrays, aligned, like, zeros
 
@@ -24,11 +26,13 @@ Factory = Callable[[Arrays, str], Step]
 LR = 1e-3
 MOMENTUM = 0.9
 EPS = 1e-10
+BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "momentum": ("SGD", {"lr": LR, "momentum": MOMENTUM}),
     "nesterov": ("SGD", {"lr": LR, "momentum": MOMENTUM, "nesterov": True}),
     "adagrad": ("Adagrad", {"lr": LR, "eps": EPS}),
+    "adam": ("Adam", {"lr": LR, "betas": (BETA1, BETA2), "eps": ADAM_EPS}),
 }
 RULES = tuple(OPTIMIZERS)
 
@@ -51,6 +55,17 @@ def largest(arrays: Arrays) -> int:
     return max(param.size for param in arrays.params)
 
 
+def corrected(step: int) -> tuple[np.float32, np.float32]:
+    """Return Adam's rate and eps in a step, with the corrections of the bias, which no array needs to know then."""
+    root = math.sqrt(1 - BETA2**step)
+    return np.float32(LR * root / (1 - BETA1**step)), np.float32(ADAM_EPS * root)
+
+
+def states_of(library: Any, arrays: Arrays, rule: str) -> list[tuple[Any, ...]]:
+    """Allocate the states of each parameter, as many as the rule has."""
+    return [tuple(library.zeros_like(param) for _ in REGISTRY[rule].states) for param in arrays.params]
+
+
 def in_place(library: Any, memory: Any, arrays: Arrays, rule: str) -> Step:
     """Make array expressions: in place, no temporaries, one scratch for all so that it stays cached.
 
@@ -66,19 +81,21 @@ def in_place(library: Any, memory: Any, arrays: Arrays, rule: str) -> Step:
     rule : str
     """
     params, grads = arrays.params, arrays.grads
-    states = [library.zeros_like(param) for param in params]
+    states = states_of(library, arrays, rule)
     scratch = [memory[: param.size].reshape(param.shape) for param in params]
     lr, mu, eps = np.float32(LR), np.float32(MOMENTUM), np.float32(EPS)
+    beta1, beta2, gain1, gain2 = (np.float32(share) for share in (BETA1, BETA2, 1 - BETA1, 1 - BETA2))
+    count = itertools.count(1)
 
     def momentum() -> None:
-        for p, g, v, t in zip(params, grads, states, scratch, strict=True):
+        for p, g, (v,), t in zip(params, grads, states, scratch, strict=True):
             v *= mu
             v += g
             library.multiply(v, lr, out=t)
             p -= t
 
     def nesterov() -> None:
-        for p, g, v, t in zip(params, grads, states, scratch, strict=True):
+        for p, g, (v,), t in zip(params, grads, states, scratch, strict=True):
             v *= mu
             v += g
             library.multiply(v, mu, out=t)
@@ -87,7 +104,7 @@ def in_place(library: Any, memory: Any, arrays: Arrays, rule: str) -> Step:
             p -= t
 
     def adagrad() -> None:
-        for p, g, s, t in zip(params, grads, states, scratch, strict=True):
+        for p, g, (s,), t in zip(params, grads, states, scratch, strict=True):
             library.multiply(g, g, out=t)
             s += t
             library.sqrt(s, out=t)
@@ -96,7 +113,23 @@ def in_place(library: Any, memory: Any, arrays: Arrays, rule: str) -> Step:
             t *= lr
             p -= t
 
-    return {"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad}[rule]
+    def adam() -> None:
+        rate, floor = corrected(next(count))
+        for p, g, (m, v), t in zip(params, grads, states, scratch, strict=True):
+            m *= beta1
+            library.multiply(g, gain1, out=t)
+            m += t
+            v *= beta2
+            library.multiply(g, g, out=t)
+            t *= gain2
+            v += t
+            library.sqrt(v, out=t)
+            t += floor
+            library.divide(m, t, out=t)
+            t *= rate
+            p -= t
+
+    return {"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad, "adam": adam}[rule]
 
 
 def optimizer(library: Any, params: Any, rule: str, **mode: bool) -> Any:
@@ -143,6 +176,7 @@ def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool], library: Any
 
 FASTOPT_TORCH = "fastopt.torch"  # the contenders of `tensors`, and what `torch_iteration` trains with besides
 IN_BACKWARD = "step_in_backward"
+DEEPSPEED = "deepspeed"  # its Adam alone, where it is installed
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 

@@ -15,25 +15,28 @@ from typing import Any, TypedDict
 
 import cffi
 import numpy as np
+import numpy.typing as npt
 from fastopt.kernels import cpu
+from fastopt.kernels.tables import STATES
 from numba import njit
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastopt import embed
 from fastopt.progress import track
 
-from .contenders import CONTENDERS, EPS, LR, MOMENTUM, RULES, Step
+from .contenders import CONTENDERS, OPTIMIZERS, RULES, Step, states_of
 from .measure import Pace, back_to_back, measure, median_ratio
-from .workloads import WORKLOADS, Array, Arrays, Workload, zeros
+from .workloads import WORKLOADS, Array, Arrays, Workload
 
 WORKLOAD = WORKLOADS["mlp"]
-HYPERPARAMETERS = {"lr": LR, "momentum": MOMENTUM, "eps": EPS}
 STEPS = 1000  # that a loop takes when it is called, so that the call does not show
 ELEMENTS = 64  # of the array of a single call
 SHARE = 0.25  # of the time that a workload gets: these steps are short, and need fewer rounds
 
 SOURCE = Path(__file__).with_name("loops.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
-TENSOR = np.dtype([("param", np.int64), ("grad", np.int64), ("state", np.int64), ("n", np.int64)])  # as in the source
+# As in the source.
+TENSOR = np.dtype([("param", np.int64), ("grad", np.int64), ("states", np.int64, (STATES,)), ("n", np.int64)])
 
 NUMBA, HEADER, POINTER = "Numba", "C++", "C, by pointer"  # the loops
 
@@ -81,37 +84,42 @@ def declared() -> Any:
     """Declare the functions of the source."""
     ffi = cffi.FFI()
     ffi.include(embed.ffi)
-    arguments = "const void *tensors, int64_t count, const double *hyper, int64_t steps"
+    arguments = "const void *tensors, int64_t count, const double *hyper, int64_t hypers, int64_t steps"
     ffi.cdef("\n".join(f"void header_{rule}({arguments});" for rule in RULES))
     ffi.cdef(f"void by_pointer(fastopt_update update, {arguments});")
     return ffi
 
 
-def hyper(rule: str) -> Any:
-    """Return a rule's numbers, as all contenders have them."""
-    return embed.hyper_values(rule, **{name: HYPERPARAMETERS[name] for name in embed.hyper(rule)})
+def hypers(rule: str, steps: int) -> npt.NDArray[np.float64]:
+    """Return a rule's numbers in each of so many steps, as all contenders have them."""
+    options = {name: value for name, value in OPTIMIZERS[rule][1].items() if name != "nesterov"}
+    if rule == "adam":
+        return np.array([embed.hyper_values(rule, step=step, **options) for step in range(1, steps + 1)])
+    return np.tile(embed.hyper_values(rule, **options), (steps, 1))
 
 
-def numba_loop(arrays: Arrays, states: Sequence[Array], rule: str, steps: int) -> Step:
+def numba_loop(arrays: Arrays, states: Sequence[tuple[Array, ...]], rule: str, steps: int) -> Step:
     """Make a loop over the six tensors that Numba compiles; left in their tuples, they took half as long again."""
     update = getattr(cpu, f"update_{rule}")
-    params, grads, states = tuple(arrays.params), tuple(arrays.grads), tuple(states)
-    numbers = tuple(hyper(rule))
+    params, grads = tuple(arrays.params), tuple(arrays.grads)
+    rows = hypers(rule, steps)
+    count = rows.shape[1]
 
     @njit
-    def loop(p: Any, g: Any, s: Any, first: float, second: float, steps: int) -> None:
+    def loop(p: Any, g: Any, s: Any, rows: Any) -> None:
         w1, b1, w2, b2, w3, b3 = p
         dw1, db1, dw2, db2, dw3, db3 = g
         s1, t1, s2, t2, s3, t3 = s
-        for _ in range(steps):
-            update(w1, dw1, s1, first, second)
-            update(b1, db1, t1, first, second)
-            update(w2, dw2, s2, first, second)
-            update(b2, db2, t2, first, second)
-            update(w3, dw3, s3, first, second)
-            update(b3, db3, t3, first, second)
+        for step in range(len(rows)):
+            row = to_fixed_tuple(rows[step], count)
+            update(w1, dw1, *s1, *row)
+            update(b1, db1, *t1, *row)
+            update(w2, dw2, *s2, *row)
+            update(b2, db2, *t2, *row)
+            update(w3, dw3, *s3, *row)
+            update(b3, db3, *t3, *row)
 
-    return lambda: loop(params, grads, states, *numbers, steps)
+    return lambda: loop(params, grads, tuple(states), rows)
 
 
 class CompiledLoop:
@@ -126,22 +134,25 @@ class CompiledLoop:
     """
 
     def __init__(
-        self, function: Callable[..., object], arrays: Arrays, states: Sequence[Array], rule: str, steps: int
+        self,
+        function: Callable[..., object],
+        arrays: Arrays,
+        states: Sequence[tuple[Array, ...]],
+        rule: str,
+        steps: int,
     ) -> None:
         self.function, self.held = function, (arrays, states)
-        addresses = [[array.ctypes.data for array in of] for of in (arrays.params, arrays.grads, states)]
-        table = np.array([(*row, p.size) for *row, p in zip(*addresses, arrays.params, strict=True)], TENSOR)
+        table = np.zeros(len(arrays.params), TENSOR)
+        for row, p, g, own in zip(table, arrays.params, arrays.grads, states, strict=True):
+            row["param"], row["grad"], row["n"] = p.ctypes.data, g.ctypes.data, p.size
+            row["states"][: len(own)] = [state.ctypes.data for state in own]
+        rows = hypers(rule, steps)
         buffer = embed.ffi.from_buffer  # which keeps what it is given
-        self.arguments = buffer(table), len(table), buffer("double *", hyper(rule)), steps
+        self.arguments = buffer(table), len(table), buffer("double *", rows), rows.shape[1], steps
 
     def __call__(self) -> None:
         """Take the steps."""
         self.function(*self.arguments)
-
-
-def states_of(arrays: Arrays) -> list[Array]:
-    """Allocate a state for each parameter."""
-    return [zeros(param.shape) for param in arrays.params]
 
 
 def by_pointer(library: Any, rule: str) -> Callable[..., object]:
@@ -151,10 +162,12 @@ def by_pointer(library: Any, rule: str) -> Callable[..., object]:
 
 def loops(library: Any, arrays: Arrays, rule: str, steps: int = STEPS) -> dict[str, Step]:
     """Make all loops, by their names, each on states of its own; those of a library only where there is one."""
-    made: dict[str, Step] = {NUMBA: numba_loop(arrays, states_of(arrays), rule, steps)}
+    made: dict[str, Step] = {NUMBA: numba_loop(arrays, states_of(np, arrays, rule), rule, steps)}
     if library is not None:
         functions = {HEADER: getattr(library, f"header_{rule}"), POINTER: by_pointer(library, rule)}
-        made |= {name: CompiledLoop(of, arrays, states_of(arrays), rule, steps) for name, of in functions.items()}
+        made |= {
+            name: CompiledLoop(of, arrays, states_of(np, arrays, rule), rule, steps) for name, of in functions.items()
+        }
     return made
 
 
@@ -206,5 +219,5 @@ def timed_loops(own: Mapping[str, Step], others: Mapping[str, Step], pace: Pace)
 def call_seconds(library: Any, pace: Pace) -> float:
     """Measure a call of momentum's update, on one small array."""
     one = Arrays.draw(Workload("one", "one array", ((ELEMENTS,),)))
-    call = CompiledLoop(by_pointer(library, "momentum"), one, states_of(one), "momentum", STEPS)
+    call = CompiledLoop(by_pointer(library, "momentum"), one, states_of(np, one, "momentum"), "momentum", STEPS)
     return median(timed_loops({POINTER: call}, {}, pace)[POINTER])

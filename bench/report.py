@@ -22,7 +22,7 @@ from .schedules import Evaluations
 from .text import Lines, duration, markdown_table, table, times
 
 SUBJECT = "fastopt"
-LIBRARIES = ("fastopt", "numpy", "numba", "torch")
+LIBRARIES = ("fastopt", "numpy", "numba", "torch", "deepspeed")
 AFTER = list(MODES)[1]
 
 

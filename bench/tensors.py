@@ -6,8 +6,11 @@ Python has looked at them yet.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any, TypedDict
 
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 
 import fastopt.torch
 
-from .contenders import FASTOPT_TORCH, RULES, TORCH_MODES, Step, optimizer
+from .contenders import DEEPSPEED, FASTOPT_TORCH, OPTIMIZERS, RULES, TORCH_MODES, Step, optimizer
 from .measure import WARM_UP, Pace, each_after, measure, median_ratio
 from .workloads import Arrays, Workload
 
@@ -74,16 +77,30 @@ class Tensors:
         torch.autograd.backward(self.params, self.sources)
 
 
+@functools.cache
+def deepspeed_adam() -> Any:
+    """Return DeepSpeed's Adam for the CPU, where it is installed and can be compiled, which it does at first use."""
+    with contextlib.suppress(Exception):  # whatever an import, a compiler or a loader raises
+        found = importlib.import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
+        found([nn.Parameter(torch.ones(1))])
+        return found
+    return None
+
+
 def make(name: str, rule: str, params: Sequence[Tensor]) -> Step:
     """Make a contender, which owns its state."""
-    library, mode = CONTENDERS[name]
-    step: Step = optimizer(library, params, rule, **mode).step
+    if name == DEEPSPEED:
+        made = deepspeed_adam()(params, **OPTIMIZERS[rule][1], adamw_mode=False)
+    else:
+        library, mode = CONTENDERS[name]
+        made = optimizer(library, params, rule, **mode)
+    step: Step = made.step
     return step
 
 
-def compared(tensors: Tensors, rule: str, pace: Pace) -> Iterator[Comparison]:
-    """Compare all contenders on the same parameters by one rule; their states are gone afterwards."""
-    contestants = {name: make(name, rule, tensors.params) for name in CONTENDERS}
+def compared(tensors: Tensors, rule: str, pace: Pace, names: Iterable[str] = tuple(CONTENDERS)) -> Iterator[Comparison]:
+    """Compare contenders on the same parameters by one rule; their states are gone afterwards."""
+    contestants = {name: make(name, rule, tensors.params) for name in names}
     for _ in range(WARM_UP - 1):  # the mode takes one more, to see how long it is
         for step in contestants.values():
             tensors.backward()
@@ -100,7 +117,11 @@ def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:
     for workload in workloads:
         tensors = Tensors.of(Arrays.draw(workload))
         for rule in RULES:
-            yield [{"workload": workload.name, "rule": rule, **one} for one in compared(tensors, rule, pace)]
+            found = list(compared(tensors, rule, pace))
+            if rule == "adam" and deepspeed_adam() is not None:
+                # Not among the others: beside its own OpenMP threads torch's took fifteen times as long.
+                found += list(compared(tensors, rule, pace, (FASTOPT_TORCH, DEEPSPEED)))[1:]
+            yield [{"workload": workload.name, "rule": rule, **one} for one in found]
 
 
 def curve(pace: Pace) -> Iterator[list[Point]]:

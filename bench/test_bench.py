@@ -10,7 +10,9 @@ import itertools
 import json
 import random
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.image
@@ -176,10 +178,16 @@ def test_numpy_follows_the_rule(rule: str) -> None:
     arrays = Arrays.draw(Workload("small", "small", ((5, 3), (7,))))
     found = trained("numpy", rule, arrays)
     for param, grad, got in zip(arrays.params, arrays.grads, found.params, strict=True):
-        p, g, s = param.astype(np.float64), grad.astype(np.float64), np.zeros(param.shape)
-        for _ in range(STEPS):
+        p, g, s, m, v = param.astype(np.float64), grad.astype(np.float64), *(np.zeros(param.shape) for _ in range(3))
+        for step in range(1, STEPS + 1):
             s = s + g * g if rule == "adagrad" else 0.9 * s + g
-            directions = {"momentum": s, "nesterov": g + 0.9 * s, "adagrad": g / (np.sqrt(abs(s)) + 1e-10)}
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            directions = {
+                "momentum": s,
+                "nesterov": g + 0.9 * s,
+                "adagrad": g / (np.sqrt(abs(s)) + 1e-10),
+                "adam": m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8),
+            }
             p = p - 1e-3 * directions[rule]
         np.testing.assert_allclose(got, p, rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -238,6 +246,40 @@ def test_contenders_in_torch_share_parameters_and_leave_the_gradients_numbers_al
     assert found[0]["ratio"] == 1
     assert all(map(torch.equal, own.sources, sources))
     assert all(torch.isfinite(param).all() for param in own.params)
+
+
+def test_deepspeed_is_measured_for_adam_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In rounds of its own, and in a column of its own, which other rules leave empty."""
+    made: list[dict[str, Any]] = []
+
+    def stand_in(params: Any, adamw_mode: bool, **options: Any) -> torch.optim.Optimizer:
+        made.append({"adamw_mode": adamw_mode, **options})
+        return torch.optim.Adam(params, **options)
+
+    small, pace = Workload("small", "small", ((5,),)), Pace(seconds=0, fewest=2, most=2)
+    monkeypatch.setattr(tensors, "RULES", ("momentum", "adam"))
+    found = {}
+    for there in (False, True):
+        monkeypatch.setattr(tensors, "deepspeed_adam", lambda there=there: stand_in if there else None)
+        found[there] = list(itertools.chain.from_iterable(tensors.rows([small], pace)))
+    everyone = [(rule, name) for rule in ("momentum", "adam") for name in tensors.CONTENDERS]
+    assert [(row["rule"], row["implementation"]) for row in found[False]] == everyone
+    assert [(row["rule"], row["implementation"]) for row in found[True]] == [*everyone, ("adam", "deepspeed")]
+    assert made == [{"adamw_mode": False, **contenders.OPTIMIZERS["adam"][1]}]
+    headings, momentum, adam = torch_report.comparison(found[True])
+    assert headings[-2:] == ["against the fastest", "deepspeed"]
+    assert momentum[-1] == ""
+    assert adam[-1].endswith("x")
+    assert torch_report.comparison(found[False])[0] == headings[:-1]
+
+
+def test_what_cannot_be_had_of_deepspeed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not installed, or its operation does not compile."""
+    tensors.deepspeed_adam.cache_clear()
+    for module in (None, SimpleNamespace(DeepSpeedCPUAdam=lambda params: 1 / 0)):
+        monkeypatch.setitem(sys.modules, "deepspeed.ops.adam", module)
+        assert tensors.deepspeed_adam() is None
+        tensors.deepspeed_adam.cache_clear()
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypedDict
 
-from .contenders import FASTOPT_TORCH, IN_BACKWARD, TORCH_MODES
+from .contenders import DEEPSPEED, FASTOPT_TORCH, IN_BACKWARD, TORCH_MODES
 from .text import Lines, duration, markdown_table, table, times
 
 if TYPE_CHECKING:  # torch may be missing
@@ -27,15 +27,20 @@ class InTorch(TypedDict):
 
 
 def comparison(rows: list[Row]) -> Lines:
-    """Make the table of steps: a workload and rule per line; the fastest mode is the one whose median is lowest."""
+    """Make the table of steps: a workload and rule per line; the fastest mode is the one whose median is lowest.
+
+    DeepSpeed has a column where it was measured.
+    """
     found: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         found.setdefault((row["workload"], row["rule"]), {})[row["implementation"]] = row
-    lines = [["workload", "rule", FASTOPT_TORCH, *TORCH_MODES, "against the fastest"]]
+    others = [DEEPSPEED] if any(DEEPSPEED in contenders for contenders in found.values()) else []
+    lines = [["workload", "rule", FASTOPT_TORCH, *TORCH_MODES, "against the fastest", *others]]
     for names, contenders in found.items():
         modes = [contenders[mode] for mode in TORCH_MODES]
         fastest = min(modes, key=lambda mode: mode["seconds"])
         ratios = [times(mode["ratio"]) for mode in (*modes, fastest)]
+        ratios += [times(contenders[name]["ratio"]) if name in contenders else "" for name in others]
         lines.append([*names, duration(contenders[FASTOPT_TORCH]["seconds"]), *ratios])
     return lines
 

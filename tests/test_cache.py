@@ -31,7 +31,7 @@ VARIANTS = [(name, dtype) for name in cpu.STATES for dtype in ("float32", "float
 variants = pytest.mark.parametrize(("name", "dtype"), VARIANTS)
 TIMEOUT = 120
 
-# For two steps, of which every rule makes another number, so that a wrong kernel shows. Gradients that become smaller tell
+# For two steps, of which every rule makes another number, so that a wrong kernel shows. Gradients that get smaller tell
 # AMSGrad from Adam.
 OPTIONS = {**rule_cases.OPTIONS, "betas": (0.5, 0.5), "alpha": 0.5, "eps": 0.5, "weight_decay": 0.1}
 GRADIENTS = (0.5, 0.25)

@@ -36,6 +36,14 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "momentum": ("SGD", {"momentum": 0.9}),
     "nesterov": ("SGD", {"momentum": 0.9, "nesterov": True}),
     "adagrad": ("Adagrad", {"eps": 1e-10, "lr_decay": LR_DECAY}),
+    "rmsprop": ("RMSprop", {"alpha": 0.9}),
+    "rmsprop_momentum": ("RMSprop", {"alpha": 0.9, "momentum": 0.9}),
+    "rmsprop_centered": ("RMSprop", {"alpha": 0.9, "centered": True}),
+    "rmsprop_centered_momentum": ("RMSprop", {"alpha": 0.9, "centered": True, "momentum": 0.9}),
+    "adam": ("Adam", {}),
+    "adam_amsgrad": ("Adam", {"amsgrad": True}),
+    "adamw": ("AdamW", {}),
+    "adamw_amsgrad": ("AdamW", {"amsgrad": True}),
 }
 
 # Of each format: half the distance from 1 to the next number, and how many roundings of about a parameter's size a step
@@ -100,23 +108,61 @@ def trained_by_formula(
     lr_decay: float = LR_DECAY,
 ) -> Trained:
     """Take the steps by the formulas, with a weight decay."""
-    params, states = list(params), [np.zeros_like(param) for param in params]
-    for t, grads in enumerate(gradients):
+    params = list(params)
+    states = [[np.zeros_like(param) for _ in REGISTRY[rule].states] for param in params]
+    for step, grads in enumerate(gradients, 1):
         for i, given in enumerate(grads):
-            g = given + decay * params[i]
-            states[i] = states[i] + g * g if rule == "adagrad" else 0.9 * states[i] + g
-            directions = {"sgd": g, "momentum": states[i], "nesterov": g + 0.9 * states[i]}
-            if rule == "adagrad":
-                directions[rule] = g / (np.sqrt(states[i]) + 1e-10) / (1 + t * lr_decay)
-            params[i] = params[i] - lr * directions[rule]
-    return Trained(params, states if REGISTRY[rule].states else [])
+            p, g = params[i], given + decay * params[i]
+            if rule.startswith("adamw"):
+                p, g = (1 - lr * decay) * p, given
+            direction, states[i] = directed(rule, g, states[i], step, lr_decay)
+            params[i] = p - lr * direction
+    return Trained(params, [state for of in states for state in of])
+
+
+def directed(rule: str, g: Array, states: Sequence[Array], step: int, lr_decay: float) -> tuple[Array, list[Array]]:
+    """Return by what a parameter moves at a rate of 1, and its new states, by the formula."""
+    if rule.startswith("adam"):
+        return by_adam(g, states, step)
+    if rule.startswith("rmsprop"):
+        return by_rmsprop(rule, g, states)
+    if rule == "sgd":
+        return g, []
+    if rule == "adagrad":
+        s = states[0] + g * g
+        return g / (np.sqrt(s) + 1e-10) / (1 + (step - 1) * lr_decay), [s]
+    v = 0.9 * states[0] + g
+    return v if rule == "momentum" else g + 0.9 * v, [v]
+
+
+def by_rmsprop(rule: str, g: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """RMSProp's, whose last states are the buffer and the average of gradients, where it has them."""
+    s, *others = states
+    s, spread = 0.9 * s + 0.1 * g * g, 0.0
+    if "centered" in rule:
+        others[-1] = 0.9 * others[-1] + 0.1 * g
+        spread = others[-1] ** 2
+    direction = g / (np.sqrt(s - spread) + 1e-8)
+    if "momentum" in rule:
+        direction = others[0] = 0.9 * others[0] + direction
+    return direction, [s, *others]
+
+
+def by_adam(g: Array, states: Sequence[Array], step: int) -> tuple[Array, list[Array]]:
+    """Adam's, with its largest average of squares where it has one."""
+    m, v, *largest = states
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    largest = [np.maximum(w, v) for w in largest]
+    root = np.sqrt((largest or [v])[0] / (1 - 0.999**step))
+    return m / (1 - 0.9**step) / (root + 1e-8), [m, v, *largest]
 
 
 def compare(what: str, found: Trained, expected: Trained, allowed: float, reference: str = "the formula") -> None:
     """Raise where numbers differ by more than is allowed, and say which."""
     for kind in ("params", "states"):
-        pairs = zip(getattr(found, kind), getattr(expected, kind), strict=True)
-        for i, (got, wanted) in enumerate(pairs):
+        arrays = getattr(expected, kind)
+        for place, (got, wanted) in enumerate(zip(getattr(found, kind), arrays, strict=True)):
+            i = place * len(expected.params) // len(arrays)  # a tensor has several states, or one
             off = np.abs(got - wanted)
             wrong = ~(off <= allowed * (1 + np.abs(wanted)))  # NaN is wrong
             if wrong.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..contenders import (
+    BETA1,
+    BETA2,
     EPS,
     FASTOPT_TORCH,
     LR,
@@ -21,8 +24,10 @@ from ..contenders import (
     Factory,
     Step,
     bound_step,
+    corrected,
     in_place,
     largest,
+    states_of,
     torch_step,
 )
 from ..workloads import WORKLOADS as OF_CPU
@@ -50,7 +55,7 @@ WORKLOADS = {
 # many or large: torch's argument tables have room for some tens of tensors, and some hundreds of their chunks.
 LAUNCHES = 800
 MOST_STEPS = 20
-PASSES = 6  # of several launches each, at most: torch's foreach AdaGrad
+PASSES = 12  # of several launches each, at most: torch's foreach Adam
 TENSORS, ELEMENTS = 30, 2**24  # to a launch
 
 
@@ -137,9 +142,10 @@ def plain_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
 
 def fused_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
     """Make the formula as `cupy.fuse` fuses it: a kernel for each tensor."""
-    states = [cupy.zeros_like(param) for param in arrays.params]
+    states = states_of(cupy, arrays, rule)
     # To the right of arrays: a NumPy scalar on the left would take what stands for an array there for its own.
     lr, mu, eps = np.float32(LR), np.float32(MOMENTUM), np.float32(EPS)
+    beta1, beta2, gain1, gain2 = (np.float32(share) for share in (BETA1, BETA2, 1 - BETA1, 1 - BETA2))
 
     def momentum(p: Any, g: Any, v: Any) -> None:
         v *= mu
@@ -155,32 +161,62 @@ def fused_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
         s += g * g
         p -= g / (cupy.sqrt(s) + eps) * lr
 
-    update = cupy.fuse()({"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad}[rule])
+    def adam(p: Any, g: Any, m: Any, v: Any, rate: Any, floor: Any) -> None:
+        m *= beta1
+        m += g * gain1
+        v *= beta2
+        v += g * g * gain2
+        p -= m / (cupy.sqrt(v) + floor) * rate
+
+    rules = {"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad, "adam": adam}
+    update, numbers = cupy.fuse()(rules[rule]), numbers_of(rule)
 
     def step() -> None:
-        for p, g, state in zip(arrays.params, arrays.grads, states, strict=True):
-            update(p, g, state)
+        moving = next(numbers)
+        for p, g, own in zip(arrays.params, arrays.grads, states, strict=True):
+            update(p, g, *own, *moving)
 
     return step
 
 
-# As C++, of one element: p, g, a state, and three numbers.
+def numbers_of(rule: str) -> Iterator[tuple[Any, ...]]:
+    """Iterate over the numbers of a rule that are others in each step: Adam's rate and eps, and none of the others."""
+    return (corrected(step) if rule == "adam" else () for step in itertools.count(1))
+
+
+# As C++, of one element: names of numbers and of states, and what is done with them, p and g.
 FORMULAS = {
-    "momentum": "state = mu * state + g; p -= lr * state",
-    "nesterov": "state = mu * state + g; p -= lr * (g + mu * state)",
-    "adagrad": "state += g * g; p -= lr * g / (sqrt(state) + eps)",
+    "momentum": (("lr", "mu"), ("v",), "v = mu * v + g; p -= lr * v"),
+    "nesterov": (("lr", "mu"), ("v",), "v = mu * v + g; p -= lr * (g + mu * v)"),
+    "adagrad": (("lr", "eps"), ("s",), "s += g * g; p -= lr * g / (sqrt(s) + eps)"),
+    "adam": (
+        ("beta1", "beta2", "gain1", "gain2", "rate", "floor_"),
+        ("m", "v"),
+        "m = beta1 * m + gain1 * g; v = beta2 * v + gain2 * g * g; p -= rate * m / (sqrt(v) + floor_)",
+    ),
+}
+NUMBERS = {
+    "lr": LR,
+    "mu": MOMENTUM,
+    "eps": EPS,
+    "beta1": BETA1,
+    "beta2": BETA2,
+    "gain1": 1 - BETA1,
+    "gain2": 1 - BETA2,
 }
 
 
 def kernel_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
     """Make a `cupy.ElementwiseKernel` of the formula, launched for each tensor: what a careful user of CuPy writes."""
-    states = [cupy.zeros_like(param) for param in arrays.params]
-    given, updated = "float32 g, float32 lr, float32 mu, float32 eps", "float32 p, float32 state"
-    update = cupy.ElementwiseKernel(given, updated, FORMULAS[rule], f"bench_{rule}")
-    lr, mu, eps = np.float32(LR), np.float32(MOMENTUM), np.float32(EPS)
+    states, numbers = states_of(cupy, arrays, rule), numbers_of(rule)
+    names, names_of_states, formula = FORMULAS[rule]
+    given, updated = (", ".join(f"float32 {name}" for name in of) for of in (("g", *names), ("p", *names_of_states)))
+    update = cupy.ElementwiseKernel(given, updated, formula, f"bench_{rule}")
+    fixed = [np.float32(NUMBERS[name]) for name in names if name in NUMBERS]
 
     def step() -> None:
-        for p, g, state in zip(arrays.params, arrays.grads, states, strict=True):
-            update(g, lr, mu, eps, p, state)
+        moving = next(numbers)
+        for p, g, own in zip(arrays.params, arrays.grads, states, strict=True):
+            update(g, *fixed, *moving, p, *own)
 
     return step

@@ -67,11 +67,12 @@ class Budget:
 def needed(elements: int, contestants: int) -> int:
     """Count the bytes that a workload takes at most.
 
-    Parameters, gradients, zeros for who overwrites these, a scratch, three temporaries, a state for each contestant,
+    Parameters, gradients, zeros for who overwrites these, a scratch, three temporaries, the states of each contestant,
     and the two ends of a copy.
     """
+    states = max(len(REGISTRY[rule].states) for rule in RULES) * contestants
     copied = max(REGISTRY[rule].bytes_moved(ITEMSIZE) for rule in RULES)
-    return elements * (ITEMSIZE * (7 + contestants) + copied)
+    return elements * (ITEMSIZE * (7 + states) + copied)
 
 
 def fits(device: Device, workload: Workload, contestants: int, say: Say) -> bool:
