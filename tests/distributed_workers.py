@@ -44,8 +44,15 @@ KINDS = {
     "momentum": ("SGD", {"lr": 0.05, "momentum": 0.9}),
     "nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     "adagrad": ("Adagrad", {"lr": 0.05, "lr_decay": 0.2}),
+    "adamw": ("AdamW", {"lr": 0.05, "weight_decay": 0.1, "amsgrad": True}),
 }
-STATES = {"plain": [], "momentum": ["momentum_buffer"], "nesterov": ["momentum_buffer"], "adagrad": ["sum"]}
+STATES = {
+    "plain": [],
+    "momentum": ["momentum_buffer"],
+    "nesterov": ["momentum_buffer"],
+    "adagrad": ["sum"],
+    "adamw": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
+}
 STEPS = range(8)
 CHECKS = {}
 

@@ -28,7 +28,22 @@ ADAGRAD_OPTIONS = [
     {"initial_accumulator_value": 0.1, "eps": 1e-4},
     {"lr_decay": 0.2, "weight_decay": 0.1, "eps": 1e-3},
 ]
+RMSPROP_OPTIONS = [
+    {},
+    {"alpha": 0.5, "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+    {"momentum": 0.9},
+    {"centered": True},
+    {"centered": True, "momentum": 0.9, "weight_decay": 0.1},
+]
+ADAM_OPTIONS = [
+    {},
+    {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+    {"betas": (0.0, 0.0), "weight_decay": 0.0},
+    {"amsgrad": True, "weight_decay": 0.1},
+]
 CASES = [("SGD", options) for options in SGD_OPTIONS] + [("Adagrad", options) for options in ADAGRAD_OPTIONS]
+CASES += [("RMSprop", options) for options in RMSPROP_OPTIONS]
+CASES += [(name, options) for name in ("Adam", "AdamW") for options in ADAM_OPTIONS]
 SHAPES = [(4, 3), (), (17,), (2, 3, 5)]
 
 
@@ -57,9 +72,9 @@ def test_trajectories(name, options, dtype):
         theirs.step()
     for i, (p, tensor) in enumerate(zip(params, tensors, strict=True)):
         assert_close(p, tensor.detach().numpy(), TORCH)
-        for state in ("momentum_buffer", "sum"):
-            if state in theirs.state[tensor] and theirs.state[tensor][state] is not None:
-                assert_close(mine.state[i][state], theirs.state[tensor][state].numpy(), TORCH)
+        for state, want in theirs.state[tensor].items():
+            if state != "step" and want is not None:
+                assert_close(mine.state[i][state], want.numpy(), TORCH)
 
 
 def test_a_groups_initial_accumulator_value_counts():
@@ -91,7 +106,7 @@ def test_a_first_gradient_may_come_late():
     assert (p[1] == -1).all()
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RMSprop", "Adam", "AdamW"])
 def test_elements_pair_by_index_whatever_the_strides(name):
     """torch's fused CPU kernels pair them by storage order (bug 4)."""
     rng = np.random.default_rng(8)
@@ -113,10 +128,11 @@ def test_gradients_are_never_written(options):
     assert (g == 0.5).all()
 
 
-def test_steps_count_past_the_integers_of_float32():
+@pytest.mark.parametrize("make", [fastopt.Adagrad, fastopt.RMSprop, fastopt.Adam, fastopt.AdamW])
+def test_steps_count_past_the_integers_of_float32(make):
     """A float32 step stops at 2**24 (bug 9)."""
     p = np.zeros(1)
-    opt = fastopt.Adagrad(p, lr=1.0, lr_decay=1.0, eps=0.0)
+    opt = make(p)
     opt.step(np.ones(1))
     saved = opt.state_dict()
     saved["state"][0]["step"] = 2**24

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import math
 import pickle
 import threading
@@ -16,9 +17,11 @@ from torch_cases import KINDS, NAMES, assert_near, assert_refused, assert_same, 
 
 import fastopt.torch as subject
 from fastopt import schedules
+from fastopt.rules import HYPERPARAMETERS
 
 ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
+ONE = [Parameter(torch.ones(1))]
 
 
 def victim(kind="momentum", steps=2, shapes=torch_cases.SHAPES, dtype=torch.float32, **more):
@@ -53,20 +56,28 @@ def test_it_is_an_optimizer_of_torch(name, options):
         assert mine.param_groups[0][key] == mine.defaults[key] == value
 
 
-def test_options_by_position():
-    """In torch's order."""
+BY_POSITION = {
+    "SGD": (0.1, 0.9, 0.0, 0.2, True),
+    "Adagrad": (0.1, 0.2, 0.3, 0.4, 0.5, True),
+    "RMSprop": (0.1, 0.2, 0.3, 0.4, 0.5, True, False, True, True, False),
+    "Adam": (0.1, (0.2, 0.3), 0.4, 0.5, True),
+    "AdamW": (0.1, [0.2, 0.3], 0.4, 0.5, True),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_constructors_take_what_torchs_do(name):
+    """The same options in the same order, by position or by keyword, with the same defaults; each arrives."""
+
+    def taken(module):
+        return [(p.name, p.kind, p.default) for p in inspect.signature(getattr(module, name)).parameters.values()]
+
+    assert taken(subject) == taken(torch.optim)
     [p] = torch_cases.parameters([(3,)])
-    sgd = subject.SGD([p], 0.1, 0.9, 0.0, 0.2, True).param_groups[0]
-    assert [sgd[key] for key in ("lr", "momentum", "dampening", "weight_decay", "nesterov")] == [
-        0.1,
-        0.9,
-        0.0,
-        0.2,
-        True,
-    ]
-    adagrad = subject.Adagrad([p], 0.1, 0.2, 0.3, 0.4, 0.5, True).param_groups[0]
-    names = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps", "foreach")
-    assert [adagrad[key] for key in names] == [0.1, 0.2, 0.3, 0.4, 0.5, True]
+    kinds = [kind for _, kind, _ in taken(subject)]
+    assert len(BY_POSITION[name]) + 1 == kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)  # that is all of them
+    mine, theirs = (getattr(module, name)([p], *BY_POSITION[name]).param_groups[0] for module in (subject, torch.optim))
+    assert {key: mine[key] for key in theirs} == theirs
 
 
 def test_adagrad_has_its_state_from_the_start():
@@ -95,6 +106,72 @@ def test_sgd_makes_its_buffer_at_the_first_gradient():
     plain = subject.SGD([p])
     plain.step()
     assert not any(plain.state.values())
+
+
+LAZY = [
+    ("RMSprop", {}),
+    ("RMSprop", {"momentum": 0.9, "centered": True}),
+    ("Adam", {}),
+    ("Adam", {"amsgrad": True}),
+    ("AdamW", {"amsgrad": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), LAZY)
+def test_states_begin_with_the_first_gradient(name, options):
+    """In torch's order, the count first; a parameter that has had no gradient has nothing, not even a count."""
+    mine, theirs, ours, others = torch_cases.pair(name, **options)
+    ours.step()
+    assert ours.state == {}
+    for start, steps in ((0, 2), (2, 4)):
+        train(ours, mine, steps, start=start, given=torch_cases.late)
+        train(others, theirs, steps, start=start, given=torch_cases.late)
+        assert [p in ours.state for p in mine] == [p in others.state for p in theirs]
+        ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+        for p, q in zip(mine, theirs, strict=True):
+            assert list(states(ours, p)) == list(states(others, q))
+            assert {s.dtype for key, s in states(ours, p).items() if key == "step"} <= {torch.float64}
+    assert mine[-1] not in ours.state
+    assert_same(mine, theirs, ours, others, TORCH)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_betas_in_a_list(name):
+    """Assigned, and changed in place between steps; a list that the constructor got may be used for something else."""
+    runs = []
+    for plainest in (False, True):
+        betas, others = [0.8, 0.99], [0.7, 0.95]
+        params = torch_cases.parameters()
+        optimizer = torch_cases.make(name, params, plainest, betas=betas)
+        betas[0] = 0.1
+        train(optimizer, params, 3)
+        optimizer.param_groups[0]["betas"] = others
+        train(optimizer, params, 3, start=3)
+        others[1] = 0.6
+        train(optimizer, params, 3, start=6)
+        assert optimizer.param_groups[0]["betas"] is others
+        runs.append((params, optimizer))
+    assert_same(runs[0][0], runs[1][0], runs[0][1], runs[1][1], TORCH)
+    others = runs[0][1].param_groups[0]["betas"]
+    others[0] = torch.tensor(0.9)
+    assert_refused(runs[0][1], runs[0][1].step, r"betas\[0\] is a tensor", TypeError)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adam_with_decoupled_weight_decay_is_adamw(amsgrad):
+    """To the bit; and in a group alone."""
+    ends = []
+    decoupled = {"decoupled_weight_decay": True}
+    for cls, option, of_group in (
+        (subject.AdamW, {}, {}),
+        (subject.Adam, decoupled, {}),
+        (subject.Adam, {}, decoupled),
+    ):
+        params = torch_cases.parameters()
+        optimizer = cls([{"params": params, **of_group}], lr=0.1, weight_decay=0.1, amsgrad=amsgrad, **option)
+        train(optimizer, params, 6, given=torch_cases.now_and_then)
+        ends.append(bits([params, [states(optimizer, p) for p in params]]))
+    assert ends[0] == ends[1] == ends[2]
 
 
 @ALL
@@ -586,7 +663,7 @@ def test_overflows_change_nothing(name, options, dtype, unscale, flags):
     options = {**options, **flags, "lr": schedules.Linear(0.1, 0.01, 10)}
     _, optimizer = scaled_run(name, options, dtype, True, unscale, overflow=(0, 1, 5))
     assert optimizer.param_groups[0]["step"] == 9
-    if name == "Adagrad":
+    if optimizer._family.counts:
         assert {float(state["step"]) for state in optimizer.state.values()} == {9.0}
 
 
@@ -1164,6 +1241,12 @@ BAD_OPTIONS = [
     ("momentum", {"capturable": True}, "capturable"),
     ("adagrad", {"eps": -1.0}, "eps"),
     ("adagrad", {"lr_decay": math.inf}, "lr_decay"),
+    ("rmsprop_centered_momentum", {"alpha": 1.5}, "alpha"),
+    ("rmsprop_centered_momentum", {"centered": "yes"}, "centered"),
+    ("adamw_amsgrad", {"betas": (0.9, 1.0)}, "beta parameter at index 1"),
+    ("adamw_amsgrad", {"betas": (0.9,)}, "betas must be a pair"),
+    ("adamw_amsgrad", {"amsgrad": 2}, "amsgrad"),
+    ("adamw_amsgrad", {"capturable": True}, "capturable"),
 ]
 
 
@@ -1181,6 +1264,21 @@ def test_options_out_of_range_in_a_group(kind, options, words):
     with pytest.raises(torch_cases.REFUSAL, match=f"(?i){words}"):
         act()
     assert bits([params, [states(optimizer, p) for p in params]]) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, option) for name in NAMES for option in HYPERPARAMETERS if option in getattr(subject, name)(ONE).defaults],
+)
+def test_options_that_are_none(name, option):
+    """Refused by their name when the optimizer is made, and in a group later; never taken for a NaN."""
+    with pytest.raises(TypeError, match=option):
+        getattr(subject, name)(torch_cases.parameters(), **{option: None})
+    params = torch_cases.parameters()
+    optimizer = getattr(subject, name)(params)
+    train(optimizer, params, 2)
+    optimizer.param_groups[0][option] = None
+    assert_refused(optimizer, optimizer.step, option, TypeError)
 
 
 def test_a_step_that_fails_counts_nothing():

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch_cases
+from mpmath import mpf, sqrt
 from sklearn.datasets import load_digits
-from tolerances import HALF, TORCH, TORCH_TRAINING
+from tolerances import HALF, TORCH, TORCH_TRAINING, TRAJECTORY, assert_close
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, swa_utils
-from torch_cases import FUSED, KINDS, NAMES, always, assert_near, assert_same, bits, late, now_and_then, train
+from torch_cases import FUSED, KINDS, NAMES, STATES, always, assert_near, assert_same, bits, late, now_and_then, train
 
 import fastopt.torch as subject
 
@@ -102,9 +103,10 @@ def test_mixed_dtypes_in_one_optimizer(name, options, flags):
     assert_same(mine, theirs, ours, others, TORCH)
 
 
-@pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
-def test_non_finite_gradients_propagate(name, options):
-    """Infinity and NaN go where they go in torch."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_non_finite_gradients_propagate(kind):
+    """Infinity and NaN go where they go in torch; and to the same elements of the states."""
+    name, options = KINDS[kind]
     mine, theirs, ours, others = torch_cases.pair(name, shapes=[(40,)], **options)
     for step in range(3):
         for p, optimizer in ((mine[0], ours), (theirs[0], others)):
@@ -114,6 +116,10 @@ def test_non_finite_gradients_propagate(name, options):
     np.testing.assert_array_equal(mine[0].isnan(), theirs[0].isnan())
     np.testing.assert_array_equal(mine[0].isinf(), theirs[0].isinf())
     assert_near(mine[0].nan_to_num(0.0, 1.0, -1.0), theirs[0].nan_to_num(0.0, 1.0, -1.0), TORCH)
+    for state in STATES[kind]:
+        got, want = ours.state[mine[0]][state], others.state[theirs[0]][state]
+        np.testing.assert_array_equal(got.isfinite(), want.isfinite())  # inf in a lerp is NaN a step later
+        assert_near(got.nan_to_num(0.0, 0.0, 0.0), want.nan_to_num(0.0, 0.0, 0.0), TORCH)
 
 
 # Half precision
@@ -305,6 +311,24 @@ def test_what_sparse_gradients_cannot_be_combined_with(name, options, word):
     torch_cases.assert_refused(optimizer, optimizer.step, rf"(?s)(?i)(?=.*{word})(?=.*sparse)(?=.*\b1\b)")
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("name", ["RMSprop", "Adam", "AdamW"])
+def test_sparse_gradients_are_refused_where_torch_refuses_them(name, scaled):
+    """With torch's type of error; nothing has changed, neither a dense parameter before it nor a count."""
+    dense, p = torch_cases.parameters([(3,), (8, 5)])
+    optimizer = torch_cases.make(name, [dense, p])
+    train(optimizer, [dense, p], 2)
+    dense.grad, p.grad = torch.ones(3), sparse([3, 1], (8, 5), 0)
+    if scaled:
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+    torch_cases.assert_refused(optimizer, optimizer.step, r"(?s)(?=.*\b1\b)(?=.*sparse)", RuntimeError)
+    train(optimizer, [dense, p], 1, start=2)
+    theirs = torch_cases.make(name, [p], plainest=True)
+    p.grad = sparse([3, 1], (8, 5), 0)
+    with pytest.raises(RuntimeError, match="sparse"):
+        theirs.step()
+
+
 # Schedulers
 
 
@@ -317,8 +341,9 @@ class EveryOther(lr_scheduler.LRScheduler):
 
 
 def momentum_cycles(optimizer):
-    """Whether the optimizer has a momentum to be cycled."""
-    return optimizer.param_groups[0].get("momentum", 0) > 0
+    """Whether the optimizer has a momentum to be cycled, as Adam's first beta is."""
+    group = optimizer.param_groups[0]
+    return group.get("momentum", 0) > 0 or "betas" in group
 
 
 SCHEDULERS = {
@@ -367,7 +392,7 @@ def assert_scheduled(name, options, makes):
 
         def after(step, seen=seen, schedulers=schedulers, optimizer=optimizer):
             advance(schedulers, max(5 - step, 1))
-            seen.append([(float(g["lr"]), g.get("momentum")) for g in optimizer.param_groups])
+            seen.append([(float(g["lr"]), g.get("momentum"), g.get("betas")) for g in optimizer.param_groups])
 
         train(optimizer, params, SCHEDULED, given=now_and_then, scheduler=after)
         runs.append((params, optimizer, seen))
@@ -533,13 +558,16 @@ def test_options_that_are_not_had_are_refused(name, option):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_differentiable_is_refused(name):
-    """A step that autograd could follow is not had; False, torch's default, is what there is."""
-    for options in ({"differentiable": True}, {"differentiable": True, "foreach": True}):
-        with pytest.raises(ValueError, match="differentiable"):
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, "differentiable") for name in NAMES] + [(name, "capturable") for name in ("RMSprop", "Adam", "AdamW")],
+)
+def test_flags_that_are_not_had_are_refused(name, option):
+    """A step that autograd could follow is not had, nor one that must be told of graphs; False is what there is."""
+    for options in ({option: True}, {option: True, "foreach": True}):
+        with pytest.raises(ValueError, match=option):
             getattr(subject, name)(ONE, **options)
-    getattr(subject, name)(ONE, differentiable=False)
+    getattr(subject, name)(ONE, **{option: False})
 
 
 # A training run
@@ -691,18 +719,28 @@ def test_bug_6_no_element_of_half_precision_is_left_out(dtype):
         assert (update(torch.optim.SGD) == 0).any()
 
 
-def test_bug_7_a_zero_gradient_of_float16_is_no_nan():
+def ones_after_a_step(optim, name, gradient):
+    """Ones of float16 after a step with gradients of this size."""
+    p = Parameter(torch.ones(40, dtype=torch.float16))
+    p.grad = torch.full_like(p, gradient)
+    getattr(optim, name)([p], lr=2.0**-6, weight_decay=0.0, foreach=False).step()
+    return p.detach()
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "RMSprop", "Adam", "AdamW"])
+def test_bug_7_a_zero_gradient_of_float16_is_no_nan(name):
     """In torch's float16 accumulator eps is 0, and 0 / 0 follows."""
-
-    def update(make):
-        p = Parameter(torch.ones(40, dtype=torch.float16))
-        p.grad = torch.zeros_like(p)
-        make([p], foreach=False).step()
-        return p.detach()
-
-    assert (update(subject.Adagrad) == 1).all()
+    assert (ones_after_a_step(subject, name, 0.0) == 1).all()
     if BUGGY:
-        assert update(torch.optim.Adagrad).isnan().all()
+        assert ones_after_a_step(torch.optim, name, 0.0).isnan().all()
+
+
+@pytest.mark.parametrize(("name", "times"), [("RMSprop", 10), ("Adam", 1), ("AdamW", 1)])
+def test_a_small_gradient_of_float16_is_no_infinity(name, times):
+    """In torch's float16 its share in the average of the squares is 0, and eps is 0 as well: bug 7 again."""
+    assert (ones_after_a_step(subject, name, 1e-3) == 1 - times * 2.0**-6).all()
+    if BUGGY:
+        assert ones_after_a_step(torch.optim, name, 1e-3).isinf().all()
 
 
 def test_bug_8_loading_keeps_the_states_own_dtype():
@@ -722,20 +760,102 @@ def test_bug_8_loading_keeps_the_states_own_dtype():
         assert loaded(torch.optim.Adagrad).dtype == torch.bfloat16
 
 
-def test_bug_9_steps_count_past_the_integers_of_float32():
+def far_on(optim, name, steps, dtype=torch.float32, **options):
+    """A parameter that begins at 0, after steps beyond the 2**24 that torch has saved, and its state."""
+    p = Parameter(torch.zeros(1, dtype=dtype))
+    p.grad = torch.ones(1, dtype=dtype)
+    theirs = getattr(torch.optim, name)([p], **{**options, "lr": 0.0})
+    theirs.step()
+    saved = theirs.state_dict()
+    saved["param_groups"][0].update(options)
+    saved["state"][0]["step"] = torch.tensor(2.0**24)
+    optimizer = getattr(optim, name)([p])
+    optimizer.load_state_dict(saved)
+    for _ in range(steps):
+        optimizer.step()
+    return p.item(), optimizer.state[p]
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "RMSprop", "Adam", "AdamW"])
+def test_bug_9_steps_count_past_the_integers_of_float32(name):
     """torch's float32 step stops at 2**24; one that was saved by torch goes on here."""
-
-    def counted(make):
-        p = Parameter(torch.zeros(1))
-        p.grad = torch.ones(1)
-        saved = torch.optim.Adagrad([p]).state_dict()
-        saved["state"][0]["step"] = torch.tensor(2.0**24)
-        optimizer = make([p])
-        optimizer.load_state_dict(saved)
-        for _ in range(3):
-            optimizer.step()
-        return optimizer.state[p]["step"].item()
-
-    assert counted(subject.Adagrad) == 2**24 + 3
+    assert far_on(subject, name, 3)[1]["step"] == 2**24 + 3
     if BUGGY:
-        assert counted(torch.optim.Adagrad) == 2**24
+        assert far_on(torch.optim, name, 3)[1]["step"] == 2**24
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_corrections_of_the_bias_go_on_with_the_count(name):
+    """With betas so near to 1 that they are not over by 2**24; torch's stand still there, by bug 9."""
+    betas, steps = (1 - 2.0**-25, 1 - 2.0**-26), 20
+    m, v, want = mpf(1 - betas[0]), mpf(1 - betas[1]), mpf(0)  # after a step with a gradient of 1
+    for step in range(2**24 + 1, 2**24 + 1 + steps):
+        m, v = betas[0] * m + (1 - betas[0]), betas[1] * v + (1 - betas[1])
+        want -= m / (1 - mpf(betas[0]) ** step) / sqrt(v / (1 - mpf(betas[1]) ** step))
+    options = {"dtype": torch.float64, "lr": 1.0, "betas": betas, "eps": 0.0, "weight_decay": 0.0}
+    assert_close(far_on(subject, name, steps, **options)[0], float(want), TRAJECTORY)
+    if BUGGY:
+        with pytest.raises(AssertionError):
+            assert_close(far_on(torch.optim, name, steps, **options)[0], float(want), TRAJECTORY)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_bug_10_a_gradient_that_stays_the_same_is_no_nan(momentum, dtype):
+    """Its variance is 0, and where rounding makes it negative, torch's centered RMSprop takes the root all the same."""
+
+    def train_on(optim):
+        p = Parameter(torch.zeros(500, dtype=dtype))
+        optimizer = optim.RMSprop([p], lr=0.01, eps=1.0, alpha=0.5, centered=True, momentum=momentum)
+        p.grad = torch_cases.gradient(p, 1)
+        for _ in range(100):
+            optimizer.step()
+        return p.detach()
+
+    assert (train_on(subject).sign() == -torch_cases.gradient(torch.empty(500, dtype=dtype), 1).sign()).all()
+    if BUGGY:
+        assert train_on(torch.optim).isnan().any()
+
+
+def test_bug_11_an_average_of_bfloat16_fades():
+    """In torch's bfloat16, 0.999 times a number is that number."""
+
+    def share(optim):
+        p = Parameter(torch.zeros(5, dtype=torch.bfloat16))
+        optimizer = optim.Adam([p], foreach=False)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        first = optimizer.state[p]["exp_avg_sq"].clone()
+        p.grad = torch.zeros_like(p)
+        for _ in range(1000):
+            optimizer.step()
+        return (optimizer.state[p]["exp_avg_sq"] / first).double()
+
+    assert (share(subject) - 0.999**1000).abs().max() < 1e-3
+    if BUGGY:
+        assert (share(torch.optim) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "state"),
+    [
+        ("RMSprop", "momentum", 0.9, "momentum_buffer"),
+        ("RMSprop", "centered", True, "grad_avg"),
+        ("Adam", "amsgrad", True, "max_exp_avg_sq"),
+        ("AdamW", "amsgrad", True, "max_exp_avg_sq"),
+    ],
+)
+def test_bug_12_what_needs_another_state_may_begin_later(name, option, value, state):
+    """It begins with zeros; torch raises KeyError, and goes on where somebody puts them there."""
+    mine, theirs, ours, others = torch_cases.pair(name, torch.float64)
+    for params, optimizer in ((mine, ours), (theirs, others)):
+        train(optimizer, params, 5)
+        optimizer.param_groups[0][option] = value
+    if BUGGY:
+        with pytest.raises(KeyError, match=state):
+            others.step()
+    for q in theirs:
+        others.state[q][state] = torch.zeros_like(q)
+    for params, optimizer in ((mine, ours), (theirs, others)):
+        train(optimizer, params, 5, start=5, given=now_and_then)
+    assert_same(mine, theirs, ours, others, TORCH)

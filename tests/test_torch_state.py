@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import itertools
+import pickle
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch_cases import KINDS, NAMES, assert_refused, assert_same, bits, late, n
 
 import fastopt.torch as subject
 from fastopt import schedules
+from fastopt.torch.optimizers import ADDED
 
 ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 TORCHS = [{"foreach": False}, {"foreach": True}, {"fused": True}]
@@ -181,13 +184,13 @@ def test_state_that_torch_has_rounded(name, options, dtype):
     assert all(p.isfinite().all() for p in params)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "momentum", "adagrad"])
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adagrad", "rmsprop_centered_momentum", "adamw_amsgrad"])
 def test_schedules_go_on(kind):
     """A resumed trajectory is the uninterrupted one, whatever the optimizer was made with; a plateau remembers."""
     name, options = KINDS[kind]
     plateau = schedules.Plateau(0.1, patience=1)
     more = {"weight_decay": schedules.Linear(0.1, 0.0, 20)}
-    if kind == "momentum":
+    if "momentum" in options:
         more["momentum"] = schedules.Linear(0.5, 0.9, 20)
     for lr in (schedules.Sequence([schedules.Linear(0.0, 0.1, 3), schedules.Exponential(0.1, 0.9)], [3]), plateau):
         params = torch_cases.parameters()
@@ -234,16 +237,17 @@ def test_the_saved_options_count(name):
         assert optimizer.param_groups[1]["params"][0] is params[2]
 
 
-@ALL
+@pytest.mark.parametrize(("name", "options"), [*KINDS.values(), ("RMSprop", {"lr": 0.01}), ("Adam", {"lr": 0.1})])
 def test_checkpoints_of_older_versions_of_torch(name, options):
-    """Their groups lack the newer options, and their AdaGrad counts steps in plain numbers."""
+    """Their groups lack the newer options, which were as their defaults are, and they count steps in plain numbers."""
     params, alone = torch_cases.parameters(), torch_cases.parameters()
     theirs, reference = torch_cases.make(name, params, True, **options), torch_cases.make(name, alone, True, **options)
     train(theirs, params, 3)
     train(reference, alone, 6)
     saved = theirs.state_dict()
-    for option in ("maximize", "foreach", "differentiable", "fused", "capturable", "decoupled_weight_decay"):
-        saved["param_groups"][0].pop(option, None)
+    [group] = saved["param_groups"]
+    for option in (option for option in ADDED if option in group and option not in options):
+        del group[option]
     for state in saved["state"].values():
         if "step" in state:
             state["step"] = int(state["step"])
@@ -251,6 +255,26 @@ def test_checkpoints_of_older_versions_of_torch(name, options):
     optimizer.load_state_dict(saved)
     train(optimizer, params, 3, start=3)
     assert_same(params, alone, optimizer, reference, TORCH)
+
+
+@pytest.mark.parametrize("module", [subject, torch.optim])
+def test_adamw_stays_adamw(module):
+    """Whatever is loaded: what Adam has saved, an older AdamW, or a pickled one that had no such option."""
+    params, alone = torch_cases.parameters(), torch_cases.parameters()
+    options = {"lr": 0.1, "weight_decay": 0.1}
+    theirs, reference = module.Adam(params, **options), torch_cases.make("AdamW", alone, True, **options)
+    optimizer = subject.AdamW(params, lr=9.0)
+    optimizer.load_state_dict(theirs.state_dict())
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
+    del optimizer.param_groups[0]["decoupled_weight_decay"]
+    params, optimizer = pickle.loads(pickle.dumps((params, optimizer)))
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
+    train(optimizer, params, 5)
+    train(reference, alone, 5)
+    assert_same(params, alone, optimizer, reference, TORCH)
+    adam = subject.Adam(params)
+    adam.load_state_dict(optimizer.state_dict())
+    assert adam.param_groups[0]["decoupled_weight_decay"] is True  # as in torch: an option that is saved counts
 
 
 def test_names_are_kept():
@@ -348,6 +372,9 @@ WRONG_STATES = {
     "adagrad": [("sum", WRONG_SHAPE), ("sum", WRONG_DTYPE), ("sum", 3.0), ("sum", None), ("step", torch.tensor(-1.0)),
                 ("step", torch.zeros(2)), ("step", "two"), ("step", torch.tensor(0.5))],
     "momentum": [("momentum_buffer", WRONG_SHAPE), ("momentum_buffer", WRONG_DTYPE), ("momentum_buffer", 3.0)],
+    "rmsprop_centered_momentum": [("grad_avg", WRONG_SHAPE), ("square_avg", WRONG_DTYPE), ("step", torch.tensor(-1.0))],
+    "adamw_amsgrad": [("exp_avg", WRONG_SHAPE), ("exp_avg_sq", WRONG_DTYPE), ("max_exp_avg_sq", 3.0),
+                      ("step", torch.zeros(2)), ("step", torch.tensor(0.5))],
 }  # fmt: skip
 
 
@@ -381,11 +408,13 @@ def test_states_that_do_not_fit_are_not_loaded(kind, state, value):
     train(optimizer, params, 1, start=2)
 
 
-def test_the_other_optimizers_state_is_not_loaded():
-    """AdaGrad's into SGD or the other way round: its groups lack options."""
+@pytest.mark.parametrize(
+    ("name", "other"), [pair for pair in itertools.permutations(NAMES, 2) if {*pair} != {"Adam", "AdamW"}]
+)
+def test_another_optimizers_state_is_not_loaded(name, other):
+    """AdaGrad's into SGD, say: its groups lack options."""
     params = torch_cases.parameters()
-    sgd, adagrad = subject.SGD(params, lr=0.1, momentum=0.9), subject.Adagrad(params, lr=0.1)
-    train(sgd, params, 1)
-    train(adagrad, params, 1)
-    assert_refused(sgd, lambda: sgd.load_state_dict(adagrad.state_dict()), error=(KeyError, *torch_cases.REFUSAL))
-    assert_refused(adagrad, lambda: adagrad.load_state_dict(sgd.state_dict()), error=(KeyError, *torch_cases.REFUSAL))
+    optimizer, stranger = (torch_cases.make(each, params, lr=0.1) for each in (name, other))
+    train(optimizer, params, 1)
+    train(stranger, params, 1)
+    assert_refused(optimizer, lambda: optimizer.load_state_dict(stranger.state_dict()), "another optimizer", ValueError)

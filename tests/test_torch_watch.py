@@ -17,7 +17,7 @@ import torch
 import torch_cases
 from compilation import Recorder
 from fastopt.kernels import cpu, extension, tables
-from fastopt.kernels.tensors import ASSIGNED, OUT_OF_DATE
+from fastopt.kernels.tensors import ASSIGNED, OUT_OF_DATE, REPEATED
 from numba.core import event
 from tolerances import TORCH
 from torch.nn import Parameter
@@ -611,6 +611,77 @@ def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch
     assert recorder.events == []
     for launch, table in zip(optimizer._updater.plan.launches, tables_before, strict=True):
         assert launch.table is table
+
+
+MOVING = {
+    "adagrad": ("Adagrad", {"lr_decay": 0.1}),
+    "rmsprop": ("RMSprop", {"momentum": 0.9}),
+    "adam": ("Adam", {"weight_decay": 0.1}),
+    "adamw_amsgrad": ("AdamW", {"amsgrad": True}),
+    "adam, betas near 1": ("Adam", {"betas": (1 - 2.0**-30, 1 - 2.0**-31)}),
+}
+CHANGED = {
+    10: ("lr", 0.03),
+    22: ("weight_decay", 0.02),
+    28: ("betas", (0.5, 0.75)),
+    34: ("eps", 1e-3),
+    46: ("lr", 0.04),
+}
+
+
+def take_fifty_steps(name, options, dtype):
+    """Two groups, a late gradient, scales, a skipped step, options that change, states and counts that are read."""
+    params = torch_cases.parameters([(4, 3), (17,), (2, 3, 5), (1, 1), (9,)], dtype)
+    groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.02, "weight_decay": 0.01}]
+    optimizer = torch_cases.make(name, groups, **options)
+    seen = []
+    for step in range(50):
+        give(params, step, given=lambda step, i: i < 4 or step >= 4)
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0 ** (step // 20)), torch.tensor(float(step == 33))
+        option, value = CHANGED.get(step, (None, None))
+        if option in optimizer.defaults:
+            optimizer.param_groups[1][option] = value
+        if step % 9 == 0:
+            seen.append(bits([states(optimizer, p) for p in params]))
+        optimizer.step()
+    optimizer.state_dict()
+    assert [states(optimizer, p)["step"].item() for p in params] == [49, 49, 49, 49, 45]
+    return seen, bits([params, [states(optimizer, p) for p in params]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "options"), MOVING.values(), ids=MOVING)
+def test_repetitions_are_the_steps_they_repeat(name, options, dtype, monkeypatch):
+    """To the bit, where Python computes no row."""
+    results = []
+    take = updaters.Watch.step
+    monkeypatch.setattr(updaters.Watch, "step", lambda *given: (results.append(take(*given)), results[-1])[1])
+    repeated = take_fifty_steps(name, options, dtype)
+    assert results.count(REPEATED) > 25
+    monkeypatch.setattr(updaters.Updater, "_prepare", lambda updater, part: None)
+    results.clear()
+    assert take_fifty_steps(name, options, dtype) == repeated
+    assert results == []
+
+
+@pytest.mark.parametrize("kind", ["adagrad", "rmsprop_centered_momentum", "adamw_amsgrad"])
+def test_what_a_repetition_points_to_is_held(kind):
+    """Rows, and what they are computed from: by the watch itself, whatever the plan has become meanwhile."""
+    _, optimizer = victim(kind, steps=5)
+    updater = optimizer._updater
+    assert updater.prepared
+    updater.plan.hypers = updater.plan.hypers.copy()
+    updater.plan.reset()
+    gc.collect()
+    cohorts, hypers = updater.watch.rows
+    pointed_to = updater.watch.repetition
+    assert pointed_to["hypers"] == hypers.ctypes.data
+    if kind == "rmsprop_centered_momentum":  # whose rows stay as they are
+        assert cohorts is None
+        assert pointed_to["cohorts"] == 0
+    else:
+        assert pointed_to["cohorts"] == cohorts.ctypes.data
+        assert pointed_to["rows"] == len(cohorts) == len(hypers) == 1
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 500_000), (6, 1000), (300, 8)])

@@ -76,7 +76,7 @@ class Group(GroupOptions):
     def __init__(
         self, index: int, given: dict[str, Any], names: Iterable[str], own: Mapping[str, StepFunction] | None = None
     ) -> None:
-        super().__init__(index, {"step": 0, **dict.fromkeys(names)})
+        super().__init__(index, {"step": 0, **dict.fromkeys(names, math.nan)})  # which no value equals, None neither
         self.given = given
         self.seen: dict[str, Any] = dict.fromkeys(names, self)  # which is no option's value
         self.told: Any = None

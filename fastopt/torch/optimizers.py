@@ -683,7 +683,7 @@ class Adam(Optimizer):
             params,
             {
                 "lr": lr,
-                "betas": betas,
+                "betas": tuple(betas) if isinstance(betas, list) else betas,  # as in torch: no list is shared by groups
                 "eps": eps,
                 "weight_decay": weight_decay,
                 "amsgrad": amsgrad,
