@@ -77,12 +77,12 @@ class Course:
         cohort = self.cohorts[i : i + 1]
         cohort["rule"], cohort["first"] = list(RULES).index(name), first
         cohort["steps"], cohort["clock"] = steps, clock
-        for place, option in enumerate(RULES[name].options):
+        at_first = {option: 0.0 if hasattr(value, "record") else value for option, value in options.items()}
+        for place, (option, number) in enumerate(RULES[name].numbers(at_first)):
+            cohort["options"][0, place] = number
             if hasattr(options[option], "record"):
                 self.records.append(options[option].record())
                 cohort["schedules"][0, place] = self.records[-1].ctypes.data
-            else:
-                cohort["options"][0, place] = options[option]
 
     def advance(self):
         """Run the kernel."""

@@ -27,20 +27,21 @@ UPDATES = {cuda.kernel_name(rule, format): (rule, format) for rule in RULES for 
 ARGUMENTS = {**dict.fromkeys(UPDATES, JOB), "send": MESSAGE, "advance": COURSE}
 
 
-def fused():
-    """All updates as one source: the text that every kernel's source begins with, and the rest of each."""
+def fused(rules):
+    """All updates by some rules as one source: the text that every kernel begins with, and the rest of each."""
     common = cuda.inlined("fused.cu")
-    sources = [cuda.source(*update) for update in UPDATES.values()]
+    updates = {name: update for name, update in UPDATES.items() if update[0] in rules}
+    sources = [cuda.source(*update) for update in updates.values()]
     assert all(source.startswith(common) for source in sources)
     rests = [source.removeprefix(common) for source in sources]
     conversions = [f"HOST_CONVERSIONS({name}, {cuda.TYPES[name]})" for name in ("float16", "bfloat16")]
-    return "\n".join([common, *rests, *map("HOST_LAUNCHER({})".format, UPDATES), *conversions])
+    return "\n".join([common, *rests, *map("HOST_LAUNCHER({})".format, updates), *conversions])
 
 
-def build(folder, *flags):
-    """Compile all kernels into a shared library in a folder, and return its path."""
+def build(folder, *flags, rules=RULES):
+    """Compile the kernels of some rules into a shared library in a folder, and return its path."""
     small = "\n".join([cuda.inlined("advance.cu"), "HOST_LAUNCHER(send)", "HOST_LAUNCHER(advance)"])
-    path, sources = Path(folder) / "kernels.so", {"fused": fused(), "advance": small}
+    path, sources = Path(folder) / "kernels.so", {"fused": fused(rules), "advance": small}
     compiler, objects, running = shutil.which("g++"), [], []
     for name, source in sources.items():
         file = path.with_name(f"{name}.cpp")

@@ -3,15 +3,18 @@
 import platform
 import re
 
+from fastopt.rules import RULES
+
 # The loop as a function of its own, by its mangled name: then not the code that is looked at runs, but another.
 OUTLINED = r"(?m)^_+ZN(?!08NumbaEnv)\w*3cpu6update\w*:"
 
 if platform.machine().lower() in ("x86_64", "amd64"):
     SUFFIX = {"float32": "s", "float64": "d"}
+    COMPARED = {"max": r"(max|cmp\w*)"}
 
     def packed(operation, dtype):
         """Match a packed operation."""
-        return rf"\bv?{operation}p{SUFFIX[dtype]}\b"
+        return rf"\bv?{COMPARED.get(operation, operation)}p{SUFFIX[dtype]}\b"
 
     def any_arithmetic(dtype):
         """Match arithmetic in a precision, or a conversion into it."""
@@ -23,10 +26,11 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 else:
     LANES = {"float32": "4s", "float64": "2d"}
     SCALAR = {"float32": "s", "float64": "d"}
+    COMPARED = {"max": r"(max(nm)?|cm\w\w)"}
 
     def packed(operation, dtype):
         """Match a packed operation."""
-        return rf"\bf{operation}(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]})"
+        return rf"\bf{COMPARED.get(operation, operation)}(\.{LANES[dtype]}\s|\s+v\d+\.{LANES[dtype]})"
 
     def any_arithmetic(dtype):
         """Match arithmetic in a precision, or a conversion into it."""
@@ -42,8 +46,10 @@ else:
 
 
 def operations(name):
-    """What a rule's loop does, and does packed."""
-    return ("mul", "sub", *(("div", "sqrt", "add") if name == "adagrad" else ()))
+    """What a rule's loop does, and does packed: the larger of two is one instruction, or a comparison and a choice."""
+    scaled = ("div", "sqrt", "add") if "eps" in RULES[name].hypers else ()
+    bounded = ("max",) if "centered" in name or "amsgrad" in name else ()
+    return ("mul", "sub", *scaled, *bounded)
 
 
 def body(assembly, name):

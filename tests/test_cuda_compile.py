@@ -1,8 +1,6 @@
 """CUDA kernels compiled ahead, with neither GPU nor driver, by the command; and the machine code that comes out."""
 
-import contextlib
 import importlib.metadata
-import io
 import re
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from fastopt.kernels import cuda
 from fastopt.kernels.tables import ELEMENTS
+from processes import run_commands
 
 import fastopt
 from fastopt import cli
@@ -56,16 +55,19 @@ def disassemble(path):
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """For each architecture: the numbers of each kernel that the command prints, and the code in each of its files."""
-    printed, code = {}, {}
+    folder = tmp_path_factory.mktemp("cubins")
+
+    def compile_for(architecture):
+        """In a process of its own: NVRTC compiles one source at a time."""
+        code, output, errors = run_commands(f"fastopt compile --cuda {architecture} --out new/{architecture}", folder)
+        assert code == 0, errors
+        lines = [LINE.fullmatch(line) for line in output.splitlines()]
+        printed = {line[1]: tuple(map(int, line.groups()[1:])) for line in lines}
+        return printed, {path.name: disassemble(path) for path in (folder / "new" / architecture).iterdir()}
+
     with ThreadPoolExecutor(2) as pool:
-        for architecture in ARCHITECTURES:
-            folder, output = tmp_path_factory.mktemp("cubins") / "new" / architecture, io.StringIO()
-            with contextlib.redirect_stdout(output):
-                assert cli.main(["compile", "--cuda", architecture, "--out", str(folder)]) == 0
-            lines = [LINE.fullmatch(line) for line in output.getvalue().splitlines()]
-            printed[architecture] = {line[1]: tuple(map(int, line.groups()[1:])) for line in lines}
-            code[architecture] = {path.name: pool.submit(disassemble, path) for path in folder.iterdir()}
-        return printed, {key: {name: job.result() for name, job in jobs.items()} for key, jobs in code.items()}
+        found = dict(zip(ARCHITECTURES, pool.map(compile_for, ARCHITECTURES), strict=True))
+    return [{architecture: pair[i] for architecture, pair in found.items()} for i in range(2)]
 
 
 @architectures
@@ -87,7 +89,10 @@ def test_updates_stay_in_registers(compiled, architecture, name):
     """No stack, no spills and no shared memory by the compiler's account, and no access to local memory in the code."""
     printed, code = compiled
     registers, *memory = printed[architecture][name]
-    assert 0 < registers <= 64  # so that a multiprocessor, which has 65,536, holds 1,024 threads
+    # A multiprocessor has 65,536, for 1,024 threads; where each holds doubles of five arrays at once, for 896. Held to
+    # 64 by launch bounds, these spilled.
+    rule, format = UPDATES[name]
+    assert 0 < registers <= (72 if len(RULES[rule].states) == 3 and format == "float64" else 64)
     assert memory == [0, 0, 0]
     assert not any(map(LOCAL.match, code[architecture][f"{name}.cubin"]))
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import inspect
 import re
 import shutil
 import subprocess
@@ -18,30 +19,46 @@ from fastopt.kernels import cpu, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed
+from loop_cases import options_of, states_of
 from processes import run_commands, run_script
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
 from fastopt import cli, embed, fused
-from fastopt.rules import RULES
+from fastopt.rules import RULES, always
 
-OPTIONS = {"lr": 0.1, "momentum": 0.9, "eps": 1e-4}
 names = pytest.mark.parametrize("name", RULES)
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
 def options(name):
-    """A rule's hyperparameters."""
-    return {hyper: OPTIONS[hyper] for hyper in RULES[name].hypers}
+    """What `embed.hyper_values` is to be given for a rule, but for the step."""
+    given = inspect.signature(getattr(fused, name.partition("_")[0])).parameters
+    rule, values = RULES[name], options_of(name)
+    return {option: values[option] for option in rule.options if option in given and option not in rule.of_gradient}
 
 
-def call(name, p, g, states):
+def step_of(name, step):
+    """The step, for those whose numbers are others at each."""
+    return {"step": step} if RULES[name].moves is always else {}
+
+
+def call(name, p, g, states, step=2):
     """Update arrays through the pointer."""
     pointers = [embed.ffi.from_buffer(array) for array in states]
     kept = embed.ffi.new("void *[]", pointers) if pointers else embed.ffi.NULL
-    hyper = embed.ffi.from_buffer("double *", embed.hyper_values(name, **options(name)))
+    hyper = embed.ffi.from_buffer("double *", embed.hyper_values(name, **step_of(name, step), **options(name)))
     update = embed.update(name, p.dtype)
     assert update(embed.ffi.from_buffer(p), embed.ffi.from_buffer(g), kept, p.size, hyper) is None
+
+
+def call_once(name, p, g, states, step=2):
+    """Update arrays by the single call."""
+    function, arrays = getattr(fused, name.partition("_")[0]), dict(zip(STATES.get(name, ()), states, strict=False))
+    function(p, g, *([] if arrays else states), **arrays, **step_of(name, step), **options(name))
+
+
+STATES = {name: RULES[name].states for name in RULES if name.startswith("rmsprop")}  # whose call takes any of them
 
 
 @dtypes
@@ -49,38 +66,41 @@ def call(name, p, g, states):
 def test_pointers_against_the_oracle(name, dtype):
     """Five steps at every length around a vector's, and not an element further."""
     rng = np.random.default_rng(0)
+    without_decay = {**options_of(name), "lr_decay": 0.0}
     for n in [*range(36), 63, 64, 65, 1000]:
-        guarded, state = rng.standard_normal(n + 2).astype(dtype), np.full(n, 0.5, dtype)
+        guarded, states = rng.standard_normal(n + 2).astype(dtype), states_of(name, rng, n, dtype)
         before = guarded.copy()
         p = guarded[1:-1]
-        states = [state] * len(RULES[name].states)
-        want, want_states = p.astype(np.float64), tuple(state.astype(np.float64) for _ in states)
+        want, want_states = p.astype(np.float64), tuple(state.astype(np.float64) for state in states)
         for step in range(2, 7):
             g = rng.standard_normal(n).astype(dtype)
-            call(name, p, g, states)
-            want, want_states = oracle.RULES[name](want, g, want_states, step, OPTIONS)
+            call(name, p, g, states, step)
+            want, want_states = oracle.RULES[name](want, g, want_states, step, without_decay)
         assert_close(p, want, TRAJECTORY)
         for got, expected in zip(states, want_states, strict=True):
             assert_close(got, expected, TRAJECTORY)
         assert (guarded[0], guarded[-1]) == (before[0], before[-1])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    st.sampled_from(list(RULES)), st.sampled_from(["float32", "float64"]), st.integers(0, 2**32 - 1), st.integers(0, 70)
+    st.sampled_from(list(RULES)),
+    st.sampled_from(["float32", "float64"]),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 70),
+    st.one_of(st.integers(1, 3), st.integers(1, 2**53)),
 )
-def test_pointers_do_what_single_calls_do(name, dtype, seed, n):
+def test_pointers_do_what_single_calls_do(name, dtype, seed, n, step):
     """To the bit, infinities and NaN included."""
     rng = np.random.default_rng(seed)
-    p, g, state = rng.standard_normal((3, n)).astype(dtype)
+    p, g = rng.standard_normal((2, n)).astype(dtype)
     g[rng.random(n) < 0.1] = rng.choice([np.nan, np.inf, 0.0])
-    state = abs(state)
-    other, other_state = p.copy(), state.copy()
-    states = len(RULES[name].states)
-    call(name, p, g, [state] * states)
-    getattr(fused, name)(other, g, *[other_state] * states, **options(name))
-    np.testing.assert_array_equal(p, other)
-    np.testing.assert_array_equal(state, other_state)
+    states = [abs(rng.standard_normal(n)).astype(dtype) for _ in RULES[name].states]
+    other, other_states = p.copy(), [state.copy() for state in states]
+    call(name, p, g, states, step)
+    call_once(name, other, g, other_states, step)
+    for one, another in zip((p, *states), (other, *other_states), strict=True):
+        np.testing.assert_array_equal(one, another)
 
 
 @dtypes
@@ -126,7 +146,7 @@ def test_from_several_threads():
         for _ in range(50):
             g = rng.standard_normal(5000)
             call("momentum", p, g, [v])
-            want, states = oracle.momentum(want, g, states, 2, OPTIONS)
+            want, states = oracle.momentum(want, g, states, 2, options("momentum"))
         results.append((p, want))
 
     with ThreadPoolExecutor(8) as executor:
@@ -206,30 +226,56 @@ def test_importing_fastopt_does_not_bring_it(tmp_path):
 
 @names
 def test_numbers_in_the_rules_order(name):
-    """Names from the registry, which are the functor's; values as float64, new each time."""
-    assert embed.hyper(name) == RULES[name].hypers
-    values = embed.hyper_values(name, **options(name))
-    assert values.dtype == np.float64
-    assert values.tolist() == [OPTIONS[hyper] for hyper in RULES[name].hypers]
+    """Names from the registry, which are the functor's; values as float64, new each time, and of the step."""
+    rule, without_decay = RULES[name], {**options_of(name), "lr_decay": 0.0}
+    assert embed.hyper(name) == rule.hypers
+    for step in (1, 2, 1000):
+        values = embed.hyper_values(name, **step_of(name, step), **options(name))
+        assert values.dtype == np.float64
+        assert tuple(values) == rule.row(without_decay, step, False)[2:]
     values[0] = 7.0
-    assert embed.hyper_values(name, **options(name))[0] == 0.1
+    assert embed.hyper_values(name, **step_of(name, 1), **options(name))[0] != 7.0
 
 
 def test_defaults_are_those_of_single_calls():
     assert embed.hyper_values("adagrad", lr=1).tolist() == [1.0, 1e-10]
     assert embed.hyper_values("adagrad", eps=0, lr=np.float32(0.5)).tolist() == [0.5, 0.0]
+    assert embed.hyper_values("rmsprop", lr=1).tolist() == [1.0, 1.0 - 0.99, 1e-8]
+    assert embed.hyper_values("rmsprop_centered_momentum", lr=1).tolist() == [1.0, 1.0 - 0.99, 1e-8, 0.0]
+    for name, decay in (("adam", []), ("adam_amsgrad", []), ("adamw", [0.01]), ("adamw_amsgrad", [0.01])):
+        lr, *gains, eps = embed.hyper_values(name, lr=1, step=2**53)[:4]  # where all corrections are 1
+        assert [lr, *gains, eps] == [1.0, 1.0 - 0.9, 1.0 - 0.999, 1e-8]
+        assert embed.hyper_values(name, lr=1, step=1)[4:].tolist() == [1.0 - number for number in decay]
+    given = embed.hyper_values("adamw", lr=0.5, step=1, betas=(0.5, 0.75), eps=1, weight_decay=0.5).tolist()
+    assert given == [0.5, 0.5, 0.25, 0.5, 0.75]  # of which lr is 0.5 * sqrt(0.25) / 0.5
 
 
 BAD_VALUES = [
     (("sgd",), {}, TypeError, "the update of 'sgd' needs lr: pass lr=..."),
     (("momentum",), {}, TypeError, "needs lr and momentum: pass lr=..."),
     (("momentum",), {"lr": 0.1}, TypeError, "needs momentum: pass momentum=..."),
+    (("momentum",), {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}, TypeError, "takes lr, momentum, not dampening"),
     (("sgd",), {"lr": 0.1, "momentum": 0.9}, TypeError, "the update of 'sgd' takes lr, not momentum"),
+    (("sgd",), {"lr": 0.1, "step": 1}, TypeError, "the update of 'sgd' has no step"),
     (("adagrad",), {"lr": 0.1, "weight_decay": 0.0}, TypeError, "takes lr, eps, not weight_decay"),
+    (("adagrad",), {"lr": 0.1, "lr_decay": 0.1}, TypeError, "takes lr, eps, not lr_decay"),
+    (("adagrad",), {"lr": 0.1, "step": 1}, TypeError, "the update of 'adagrad' has no step"),
     (("adagrad",), {"lr": -0.1}, ValueError, "Invalid learning rate: -0.1"),
     (("adagrad",), {"lr": float("nan")}, ValueError, "Invalid learning rate: nan"),
     (("adagrad",), {"lr": "0.1"}, TypeError, "lr must be a number, not str"),
-    (("adam",), {"lr": 0.1}, ValueError, "there is no rule 'adam', but sgd, momentum, nesterov, adagrad"),
+    (("rmsprop",), {"lr": 0.1, "momentum": 0.9}, TypeError, "takes lr, alpha, eps, not momentum"),
+    (("rmsprop",), {"lr": 0.1, "centered": True}, TypeError, "takes lr, alpha, eps, not centered"),
+    (("rmsprop_centered",), {"lr": 0.1, "step": 1}, TypeError, "the update of 'rmsprop_centered' has no step"),
+    (("rmsprop",), {"lr": 0.1, "alpha": 1.5}, ValueError, "Invalid alpha value: 1.5"),
+    (("adam",), {"lr": 0.1}, TypeError, "the update of 'adam' needs its step: pass step=1"),
+    (("adamw_amsgrad",), {"lr": 0.1}, TypeError, "the update of 'adamw_amsgrad' needs its step: pass step=1"),
+    (("adam",), {"step": 1}, TypeError, "the update of 'adam' needs lr: pass lr=..."),
+    (("adam",), {"lr": 0.1, "step": 1, "weight_decay": 0.1}, TypeError, "takes lr, betas, eps, not weight_decay"),
+    (("adamw",), {"lr": 0.1, "step": 1, "maximize": True}, TypeError, "not maximize"),
+    (("adam",), {"lr": 0.1, "step": 0}, ValueError, "step must be 1 or more, and below 2**63, not 0"),
+    (("adam",), {"lr": 0.1, "step": 1.5}, TypeError, "step must be an int, not a float"),
+    (("adam",), {"lr": 0.1, "step": 1, "betas": (0.9, 1.0)}, ValueError, "Invalid beta parameter at index 1: 1"),
+    (("nadam",), {"lr": 0.1}, ValueError, "there is no rule 'nadam', but sgd, momentum, nesterov, adagrad"),
 ]
 
 
@@ -239,7 +285,7 @@ def test_bad_numbers(arguments, given_options, error, message):
         embed.hyper_values(*arguments, **given_options)
 
 
-@pytest.mark.parametrize("rule", ["adam", "SGD", "", None, 3, ["sgd"]])
+@pytest.mark.parametrize("rule", ["nadam", "SGD", "", None, 3, ["sgd"]])
 def test_unknown_rules(rule):
     """The error lists those that there are."""
     message = re.escape(f"there is no rule {rule!r}, but sgd, momentum, nesterov, adagrad")

@@ -13,9 +13,11 @@ from fastopt.kernels import cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instructions import FUSED, any_arithmetic, body, operations, packed
+from loop_cases import numbers_of, options_of, states_of
 from numba import njit
 from numba.core.errors import TypingError
 from processes import run_script
+from rule_cases import BY_STATES
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
 
 from fastopt.rules import RULES
@@ -23,36 +25,31 @@ from fastopt.schedules import Cosine
 
 names = pytest.mark.parametrize("name", RULES)
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-OPTIONS = {"lr": 0.1, "momentum": 0.9, "eps": 1e-4}
 
 
-def drawn(rng, shape, dtype):
-    """A parameter, its gradient, and something that can be any state: a velocity, or a sum of squares."""
-    p, g, state = (np.array(rng.standard_normal(shape), dtype) for _ in "pgs")
-    return p, g, np.abs(state, out=state)
+def drawn(name, rng, shape, dtype):
+    """A parameter, its gradient, and its states."""
+    p, g = (np.array(rng.standard_normal(shape), dtype) for _ in "pg")
+    return [p, g, *(np.array(state) for state in states_of(name, rng, shape, np.dtype(dtype).type))]
 
 
-def hypers(name):
-    """A rule's hyperparameters, in its order."""
-    return [OPTIONS[hyper] for hyper in RULES[name].hypers]
-
-
-def update(name, p, g, state):
+def update(name, *arrays):
     """Update an array by the function for whole arrays."""
-    getattr(cpu, f"update_{name}")(p, g, *[state] * len(RULES[name].states), *hypers(name))
+    getattr(cpu, f"update_{name}")(*arrays, *numbers_of(name, 2))
 
 
-def expected(name, p, g, state):
+def expected(name, p, g, *states):
     """The parameter and its states as the oracle has them after a step, in float64."""
-    p, g, state = (np.asarray(array, np.float64) for array in (p, g, state))
-    return oracle.RULES[name](p, g, (state,) * len(RULES[name].states), 2, OPTIONS)
+    p, *states = (np.asarray(array, np.float64) for array in (p, *states))
+    want, states = oracle.RULES[name](p, g, states, 2, options_of(name))
+    return [want, *states]
 
 
-def assert_updated(p, state, want, states):
-    """Assert that a step came to what the oracle has."""
-    assert_close(p, want, ONE_STEP)
-    for expected_state in states:
-        assert_close(state, expected_state, ONE_STEP)
+def assert_updated(arrays, want, count=ONE_STEP):
+    """Assert that parameter and states came to what the oracle has."""
+    p, _, *states = arrays
+    for got, expected_array in zip((p, *states), want, strict=True):
+        assert_close(got, expected_array, count)
 
 
 @names
@@ -68,12 +65,12 @@ def test_sizes(name, dtype):
     """From plain Python, at every size around a vector's, and not an element further."""
     rng = np.random.default_rng(0)
     for size in [*range(36), 63, 64, 65, 1000]:
-        guarded = drawn(rng, (size + 2,), dtype)
+        guarded = drawn(name, rng, (size + 2,), dtype)
         before = [array.copy() for array in guarded]
         inner = [array[1:-1] for array in guarded]
         want = expected(name, *inner)
         update(name, *inner)
-        assert_updated(inner[0], inner[2], *want)
+        assert_updated(inner, want)
         for array, old in zip(guarded, before, strict=True):
             assert (array[0], array[-1]) == (old[0], old[-1])
         assert np.array_equal(guarded[1], before[1])
@@ -89,34 +86,33 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4)])
-@names
+@pytest.mark.parametrize("name", BY_STATES)
 def test_layouts(name, shape):
-    """Whatever the strides of each array: p, g and the state each lie in every way beside the others in order C."""
+    """Whatever the strides of each array: p, g and each state lie in every way beside the others in order C."""
     rng = np.random.default_rng(1)
     layouts = LAYOUTS if shape else {"C": LAYOUTS["C"]}
     for layout in layouts.values():
-        for which in range(3):
-            arrays = list(drawn(rng, shape, np.float32))
+        for which in range(2 + len(RULES[name].states)):
+            arrays = drawn(name, rng, shape, np.float32)
             want = expected(name, *arrays)
             arrays[which] = layout(arrays[which])
             update(name, *arrays)
-            assert_updated(arrays[0], arrays[2], *want)
+            assert_updated(arrays, want)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(list(RULES)), st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40), st.integers(1, 20))
 def test_arrays_are_updated_as_their_elements(name, values, steps):
     """To the bit, step after step, with gradients that follow the parameter."""
     p = np.array(values)
-    state = np.zeros_like(p)
-    single = [(value, *[0.0] * len(RULES[name].states)) for value in values]
-    rule = getattr(cpu, name)
+    states = [np.zeros_like(p) for _ in RULES[name].states]
+    single = [(value, *[0.0] * len(states)) for value in values]
+    rule, numbers = getattr(cpu, name), numbers_of(name, 2)
     for _ in range(steps):
-        update(name, p, 0.5 * p, state)
-        single = [as_tuple(rule(x[0], 0.5 * x[0], *x[1:], *hypers(name))) for x in single]
-    np.testing.assert_array_equal(p, [x[0] for x in single])
-    if RULES[name].states:
-        np.testing.assert_array_equal(state, [x[1] for x in single])
+        update(name, p, 0.5 * p, *states)
+        single = [as_tuple(rule(x[0], 0.5 * x[0], *x[1:], *numbers)) for x in single]
+    for array, elements in zip((p, *states), zip(*single, strict=True), strict=True):
+        np.testing.assert_array_equal(array, elements)
 
 
 def as_tuple(returned):
@@ -125,96 +121,64 @@ def as_tuple(returned):
 
 
 # Loops as users write them, with literals, and nothing but @njit.
-
-
+LOOP = """
 @njit
-def sgd_arrays(p, g, s, steps):
+def {name}_arrays(steps, {arrays}):
     for _ in range(steps):
-        cpu.update_sgd(p, g, 0.1)
-
-
-@njit
-def momentum_arrays(p, g, s, steps):
-    for _ in range(steps):
-        cpu.update_momentum(p, g, s, 0.1, momentum=0.9)
-
+        cpu.update_{name}({arrays}, {literals})
 
 @njit
-def nesterov_arrays(p, g, s, steps):
-    for _ in range(steps):
-        cpu.update_nesterov(p, g, s, lr=0.1, momentum=0.9)
-
-
-@njit
-def adagrad_arrays(p, g, s, steps):
-    for _ in range(steps):
-        cpu.update_adagrad(p, g, s, 0.1, 1e-4)
-
-
-@njit
-def sgd_numbers(p, g, s, steps):
+def {name}_numbers(steps, {arrays}):
     for _ in range(steps):
         for i in range(p.size):
-            p[i] = cpu.sgd(p[i], g[i], 0.1)
+            {elements} = cpu.{name}({given}, {literals})
+"""
 
 
-@njit
-def momentum_numbers(p, g, s, steps):
-    for _ in range(steps):
-        for i in range(p.size):
-            p[i], s[i] = cpu.momentum(p[i], g[i], s[i], 0.1, 0.9)
+def written(name):
+    """The two loops of a rule, over arrays and over their elements."""
+    states = [f"{letter}[i]" for letter in "abc"[: len(RULES[name].states)]]
+    source = LOOP.format(
+        name=name,
+        arrays=", ".join(["p", "g", *"abc"[: len(states)]]),
+        elements=", ".join(["p[i]", *states]),
+        given=", ".join(["p[i]", "g[i]", *states]),
+        literals=", ".join(map(repr, numbers_of(name, 2))),
+    )
+    defined = {"njit": njit, "cpu": cpu}
+    exec(source, defined)
+    return {(name, what): defined[f"{name}_{what}"] for what in ("arrays", "numbers")}
 
 
-@njit
-def nesterov_numbers(p, g, s, steps):
-    for _ in range(steps):
-        for i in range(p.size):
-            p[i], s[i] = cpu.nesterov(p[i], g[i], s[i], 0.1, 0.9)
-
-
-@njit
-def adagrad_numbers(p, g, s, steps):
-    for _ in range(steps):
-        for i in range(p.size):
-            p[i], s[i] = cpu.adagrad(p[i], g[i], s[i], 0.1, 1e-4)
-
-
-LOOPS = [sgd_arrays, momentum_arrays, nesterov_arrays, adagrad_arrays]
-LOOPS += [sgd_numbers, momentum_numbers, nesterov_numbers, adagrad_numbers]
-loops = pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
-
-
-def test_there_are_loops_for_every_rule():
-    assert {loop.__name__ for loop in LOOPS} == {f"{name}_{what}" for name in RULES for what in ("arrays", "numbers")}
+LOOPS = {key: loop for name in RULES for key, loop in written(name).items()}
+loops = pytest.mark.parametrize(("name", "what"), LOOPS)
 
 
 @dtypes
 @loops
-def test_loops_of_users(loop, dtype):
+def test_loops_of_users(name, what, dtype):
     """Fifty steps in one call."""
-    name = loop.__name__.partition("_")[0]
-    p, g, state = drawn(np.random.default_rng(2), (100,), dtype)
-    want, states = expected(name, p, g, state)
-    for _ in range(49):
-        want, states = oracle.RULES[name](want, g, states, 2, OPTIONS)
-    loop(p, g, state, 50)
-    assert_close(p, want, TRAJECTORY)
-    for expected_state in states:
-        assert_close(state, expected_state, TRAJECTORY)
+    arrays = drawn(name, np.random.default_rng(2), (100,), dtype)
+    p, g, *states = (array.astype(np.float64) for array in arrays)
+    for _ in range(50):
+        p, states = oracle.RULES[name](p, g, states, 2, options_of(name))
+    LOOPS[name, what](50, *arrays)
+    assert_updated(arrays, [p, *states], TRAJECTORY)
 
 
 def written_out(name):
-    """The operations of a loop with literals: AdaGrad's rate is negated then, and its subtraction an addition."""
-    return {*operations(name)} - ({"sub"} if name == "adagrad" else set())
+    """The operations of a loop with literals: where it divides, a rate is negated then, its subtraction an addition."""
+    negated = "eps" in RULES[name].hypers and "centered" not in name
+    return {*operations(name)} - ({"sub"} if negated else set())
 
 
 @dtypes
 @loops
-def test_code(loop, dtype):
+def test_code(name, what, dtype):
     """Inlined and packed in the user's own function, in the arrays' precision, and no fused multiply-add."""
-    name, dtype_name = loop.__name__.partition("_")[0], np.dtype(dtype).name
-    loop(*(np.ones(3, dtype) for _ in range(3)), 1)
-    (code,) = (code for types, code in loop.inspect_asm().items() if types[0].dtype.name == dtype_name)
+    loop, dtype_name = LOOPS[name, what], np.dtype(dtype).name
+    loop(1, *drawn(name, np.random.default_rng(5), (3,), dtype))
+    (code,) = (code for types, code in loop.inspect_asm().items() if types[1].dtype.name == dtype_name)
     own = body(code, loop.__name__)
     for operation in written_out(name):
         assert re.search(packed(operation, dtype_name), own), operation
@@ -246,7 +210,7 @@ def test_in_a_parallel_function():
 
     results = []
     for function in (njit(parallel=True)(train), njit(train)):
-        p, g, v = drawn(np.random.default_rng(3), (100,), np.float64)
+        p, g, v = drawn("momentum", np.random.default_rng(3), (100,), np.float64)
         results.append((function(p, g, v), p, v))
     assert results[0][0] == pytest.approx(results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
@@ -262,12 +226,31 @@ def test_schedules_in_a_loop():
             cpu.update_momentum(p, g, v, cpu.schedule(record, step), 0.9)
 
     schedule = Cosine(0.1, 20)
-    p, g, v = drawn(np.random.default_rng(4), (30,), np.float64)
+    p, g, v = drawn("momentum", np.random.default_rng(4), (30,), np.float64)
     want, states = p.copy(), (v.copy(),)
     for step in range(20):
-        want, states = oracle.momentum(want, g, states, 2, {**OPTIONS, "lr": schedule(step)})
+        want, states = oracle.momentum(want, g, states, 2, {"lr": schedule(step), "momentum": 0.9})
     train(p, g, v, schedule.record())
     assert_close(p, want, TRAJECTORY)
+
+
+def test_the_correction_of_the_bias_in_a_loop():
+    """Adam's rate and eps of a step, computed where the steps are counted."""
+
+    @njit
+    def train(p, g, m, v):
+        for step in range(1, 21):
+            root = np.sqrt(1 - 0.999**step)
+            lr = 0.1 * root / (1 - 0.9**step)
+            cpu.update_adam(p, g, m, v, lr, 1 - 0.9, 1 - 0.999, 1e-8 * root)
+
+    p, g = drawn("sgd", np.random.default_rng(6), (30,), np.float32)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    trainer = oracle.Trainer([p])
+    for _ in range(20):
+        trainer.step("adam", [g], {"lr": 0.1})
+    train(p, g, m, v)
+    assert_updated([p, g, m, v], [*trainer.params, *trainer.states[0]], TRAJECTORY)
 
 
 def one(dtype=np.float64, shape=(3,)):
@@ -306,19 +289,29 @@ def test_a_gradient_may_be_readonly():
     assert (p == 0.9).all()
 
 
-@pytest.mark.parametrize("which", ["g", "v"])
-def test_shapes_that_differ(which):
-    """An error before anything changes, in compiled code as in Python."""
+@pytest.mark.parametrize("name", BY_STATES)
+def test_shapes_that_differ(name):
+    """An error before anything changes, in compiled code as in Python; whichever of the arrays is another one."""
+    function, numbers = getattr(cpu, f"update_{name}"), numbers_of(name, 2)
+    count = 2 + len(RULES[name].states)
+    for which in range(1, count):
+        arrays = [one(shape=(4 if i == which else 3,)) for i in range(count)]
+        with pytest.raises(ValueError, match=f"update_{name}: p, g.* must have one shape"):
+            function(*arrays, *numbers)
+        assert all((array == 1).all() for array in arrays)
+
+
+def test_shapes_that_differ_in_a_loop():
+    """The error comes out of compiled code."""
 
     @njit
     def compiled(p, g, v):
         cpu.update_momentum(p, g, v, 0.1, 0.9)
 
-    for function in (compiled, lambda p, g, v: cpu.update_momentum(p, g, v, 0.1, 0.9)):
-        arrays = {"p": one(), "g": one(), "v": one()} | {which: one(shape=(4,))}
-        with pytest.raises(ValueError, match="update_momentum: p, g, v must have one shape"):
-            function(**arrays)
-        assert all((array == 1).all() for array in arrays.values())
+    arrays = one(), one(), one(shape=(4,))
+    with pytest.raises(ValueError, match="update_momentum: p, g, v must have one shape"):
+        compiled(*arrays)
+    assert all((array == 1).all() for array in arrays)
 
 
 def test_where_numba_is_switched_off(tmp_path):
@@ -333,9 +326,16 @@ def test_where_numba_is_switched_off(tmp_path):
             cpu.update_sgd(p, g, 0.25)
             cpu.update_momentum(p, g, v, 0.5, 0.5)
 
+        @njit
+        def largest(p, g, m, v, w):
+            cpu.update_adamw_amsgrad(p, g, m, v, w, 0.5, 0.5, 0.75, 0.0, 0.5)
+
         p, g, v = np.ones((2, 3), np.float32), np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
         train(p, g, v)
         print(p[1, 2], v[0, 0], p.dtype)
+        states = [np.full((2, 3), value, np.float32) for value in (0.0, 1.0, 4.0)]
+        largest(p, g, *states)
+        print(p[1, 2], *(state[0, 0] for state in states), p.dtype)
         try:
             train(p, g, np.zeros(3, np.float32))
         except ValueError as error:
@@ -343,7 +343,8 @@ def test_where_numba_is_switched_off(tmp_path):
     """
     code, output, errors = run_script(script, tmp_path, NUMBA_DISABLE_JIT="1")
     assert (code, errors) == (0, "")
-    assert output == "0.25 1.0 float32\nupdate_momentum: p, g, v must have one shape\n"
+    lines = ["0.25 1.0 float32", "0.0 0.5 1.0 4.0 float32", "update_momentum: p, g, v must have one shape"]
+    assert output.splitlines() == lines
 
 
 def test_functions_of_users_that_are_cached(tmp_path):

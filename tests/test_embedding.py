@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import cupy_stand_in
+import numpy as np
 import pytest
 from processes import run_commands
+from tolerances import TRAJECTORY, assert_close
+
+from fastopt import fused
+from fastopt.rules import RULES
 
 PAGE = (Path(__file__).parent.parent / "docs/embedding.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -16,14 +21,14 @@ NAME = re.compile(r"`([\w.]+\.\w+)`[^`]*:$")
 
 
 def examples(section):
-    """The files that a section prints, by their names, or by None where there is none, and its commands."""
+    """The files that a section prints, by their names, or numbers where there are none, and its commands."""
     files, commands = {}, []
     for before, language, text in BLOCK.findall(SECTIONS[section]):
         if language == "sh":
             commands.append(text)
         else:
             named = NAME.search(before.strip())
-            files[named[1] if named else None] = text
+            files[named[1] if named else len(files)] = text
     return files, commands
 
 
@@ -42,13 +47,33 @@ def run(section, folder):
 
 def test_numba(capsys):
     """The three trainings end in the same place, to the share of images."""
-    (code,) = examples("Numba")[0].values()
+    code, _ = examples("Numba")[0].values()
     exec(compile(code, "docs/embedding.md", "exec"), {})
     shares = re.findall(r"^(.*): [\d.]+ s, ([\d.]+)% of the images right$", capsys.readouterr().out, re.MULTILINE)
     loops = ["Python, NumPy's update", "Numba, NumPy's update", "Numba, fastopt's update"]
     assert [name for name, _ in shares] == loops
     assert len({share for _, share in shares}) == 1
     assert float(shares[0][1]) > 90
+
+
+def furthest(capsys):
+    """What an example says of its result, at its end."""
+    return float(capsys.readouterr().out.split()[-1])
+
+
+def test_numba_with_adam(capsys):
+    """It finds the truth, and takes the steps that the single call does."""
+    _, code = examples("Numba")[0].values()
+    defined = {}
+    exec(compile(code, "docs/embedding.md", "exec"), defined)
+    assert furthest(capsys) < 1e-3
+    x, y = np.eye(3), np.arange(1.0, 4.0)
+    w, want, m, v = (np.zeros(3) for _ in range(4))
+    defined["fit"](x, y, w, 20, 0.05, 0.8, 0.99, 1e-3)
+    for step in range(1, 21):
+        gradient = 2 * (x @ want - y) @ x / len(x)
+        fused.adam(want, gradient, m, v, lr=0.05, step=step, betas=(0.8, 0.99), eps=1e-3)
+    assert_close(w, want, TRAJECTORY)
 
 
 def losses(printed):
@@ -58,7 +83,8 @@ def losses(printed):
 
 def test_cpp(tmp_path):
     """By the compiler alone and by CMake, to the same end; nothing of Python's is linked."""
-    alone, by_cmake = run("C++ without Python", tmp_path)
+    alone, by_cmake, adam = run("C++ without Python", tmp_path)
+    assert adam == "w = 3.000, -1.000\n"
     assert losses(alone)[-1] < 0.02 < 1 < losses(alone)[0]
     assert losses(by_cmake) == losses(alone)
     for program in ("linear", "build/linear"):
@@ -77,14 +103,24 @@ def test_cuda(monkeypatch, capsys):
     """On a stand-in for CuPy, whose kernels run on the host."""
     monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in)
     exec(compile(cuda_source()[0], "docs/embedding.md", "exec"), {})
-    assert float(capsys.readouterr().out.split()[-1]) < 1e-3
+    assert furthest(capsys) < 1e-3
 
 
 @pytest.mark.gpu
 def test_cuda_on_a_gpu(capsys):
     """By CuPy itself."""
     exec(compile(cuda_source()[0], "docs/embedding.md", "exec"), {})
-    assert float(capsys.readouterr().out.split()[-1]) < 1e-3
+    assert furthest(capsys) < 1e-3
+
+
+def test_the_rules_of_the_page():
+    """All of them, with as many states, and their hyperparameters in the registry's order."""
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|", PAGE, re.MULTILINE)
+    printed = [
+        (name, len(states.split(",")) if states.strip() else 0, tuple(re.findall(r"`(\w+)`", hypers)))
+        for name, states, hypers in rows
+    ]
+    assert printed == [(name, len(rule.states), rule.hypers) for name, rule in RULES.items()]
 
 
 def test_c(tmp_path):

@@ -14,8 +14,9 @@ from fastopt.kernels import tables
 from halves import DIGITS, LEAST
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from rule_cases import OPTIMIZERS
 from schedule_cases import CASES
-from test_rules import OPTIMIZERS, OPTIONS
+from test_rules import VARIED
 from tolerances import BFLOAT16, STATE_OF_HALF, TRAJECTORY, assert_close, assert_rounded
 
 import fastopt
@@ -77,7 +78,7 @@ def assert_trained(device, opt, params, trainer, of_half=STATE_OF_HALF):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@pytest.mark.parametrize(("name", "options"), VARIED)
 def test_trajectories(device, name, options, dtype):
     """Sixty steps, with gradients that are missing now and then or come late; no elements, one, and several chunks."""
     rng = np.random.default_rng(2)
@@ -472,6 +473,10 @@ CALLS = {
     "momentum": (fused.momentum, "momentum", {"lr": 0.1, "momentum": 0.9, "dampening": 0.25, "maximize": True}),
     "nesterov": (fused.nesterov, "nesterov", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
     "adagrad": (fused.adagrad, "adagrad", {"lr": 0.1, "eps": 1e-4, "maximize": True}),
+    "rmsprop": (fused.rmsprop, "rmsprop_momentum", {"lr": 0.1, "momentum": 0.9, "alpha": 0.9, "maximize": True}),
+    "centered": (fused.rmsprop, "rmsprop_centered_momentum", {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01}),
+    "adam": (fused.adam, "adam", {"lr": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.01}),
+    "adamw": (fused.adamw, "adamw_amsgrad", {"lr": 0.1, "weight_decay": 0.1, "eps": 1e-4, "maximize": True}),
 }
 
 
@@ -483,6 +488,7 @@ def test_single_calls(device, call, name, options, dtype, shape):
     rng = np.random.default_rng(3)
     p, real = normal(rng, shape, dtype), REAL[np.dtype(dtype).name]
     here = [np.full(shape, 0.5, real) for _ in rules.RULES[name].states]
+    counted = {"step": 2} if "adam" in name else {}
     there, states = device.array(p), [device.array(state) for state in here]
     want, want_states = p.astype(np.float64), tuple(state.astype(np.float64) for state in here)
     views = [lambda g: g, lambda g: np.repeat(g, 2, axis=-1)[..., ::2] if g.ndim else g, lambda g: g.T.copy().T]
@@ -490,7 +496,7 @@ def test_single_calls(device, call, name, options, dtype, shape):
     for view in [*views, views[0]]:
         g = view(normal(rng, shape, dtype))
         kept.append(device.array(g))
-        assert call(there, kept[-1], *states, **options) is None
+        assert call(there, kept[-1], *states, **counted, **options) is None
         want, want_states = oracle.RULES[name](want, g.astype(np.float64), want_states, 2, options)
         if dtype == np.float16:
             want = np.asarray(want).astype(np.float16).astype(np.float64)
@@ -645,7 +651,7 @@ def test_gradients_on_another_device(stand_in):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["momentum", "adagrad"])
+@pytest.mark.parametrize("name", ["momentum", "adagrad", "rmsprop_momentum", "adamw_amsgrad"])
 def test_states_go_there_and_back(device, name, dtype):
     """Into a new optimizer, also by way of NumPy; both go on alike, bit for bit."""
     optimizer, options = OPTIMIZERS[name]
@@ -784,6 +790,16 @@ CAPTURED = {
     "nesterov": ("nesterov", {"lr": Linear(0.1, 0.0, 15), "nesterov": True, "maximize": True, "weight_decay": 0.01}),
     "sgd": ("sgd", {"lr": Exponential(0.1, 0.9), "momentum": 0.0}),
     "adagrad": ("adagrad", {"lr": Cosine(0.1, 40), "lr_decay": 0.1, "eps": 1e-3, "initial_accumulator_value": 0.1}),
+    "rmsprop": (
+        "rmsprop_centered_momentum",
+        {"lr": Cosine(0.01, 40), "momentum": OneCycle(0.1, 30).momentum(0.5, 0.9), "centered": True, "alpha": 0.9},
+    ),
+    "adam": ("adam", {"lr": 0.01}),
+    "adam, everything": (
+        "adam_amsgrad",
+        {"lr": Cosine(0.01, 40), "weight_decay": Linear(0.1, 0.0, 20), "betas": (0.8, 0.99), "amsgrad": True},
+    ),
+    "adamw": ("adamw", {"lr": Linear(0.01, 0.0, 30), "weight_decay": Linear(0.1, 0.0, 20), "maximize": True}),
 }
 
 
@@ -843,25 +859,32 @@ def test_every_schedule_in_replays(device):
         assert_close(device.get(p), want, TRAJECTORY, scale=max(want[0], 1e-30))
 
 
-def test_replays_with_late_parameters_and_missing_gradients(device):
+LATE = {
+    "adagrad": (fastopt.Adagrad, {"lr": 0.1, "lr_decay": 0.5, "weight_decay": 0.01}),
+    "adam": (fastopt.Adam, {"lr": 0.1, "weight_decay": 0.01}),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_replays_with_late_parameters_and_missing_gradients(device, name):
     """Parameters of one group that have taken different numbers of steps, and one that takes part in none."""
     shapes = [(3,), (5,), (600,), (7,)]
-    options = {"lr": 0.1, "lr_decay": 0.5, "weight_decay": 0.01}
+    optimizer, options = LATE[name]
     params, grads = arrays(device, shapes), arrays(device, shapes, seed=1)
     trainer = oracle.Trainer(plain(device, params))
-    opt = fastopt.Adagrad(params, **options)
+    opt = optimizer(params, **options)
     stream = device.stream()
     masks = [[0, 3], [0], [0, 1, 2], [0, 1, 2]]
     for mask in masks:
         some = [g if i in mask else None for i, g in enumerate(grads)]
         with stream:
             opt.step(some)
-        follow(device, trainer, "adagrad", some, options)
+        follow(device, trainer, name, some, options)
     with device.capture(stream) as graph:
         opt.step(some)
     for _ in range(4):
         graph.launch()
-        follow(device, trainer, "adagrad", some, options)
+        follow(device, trainer, name, some, options)
     assert trainer.steps == [8, 6, 6, 1]
     assert_trained(device, opt, params, trainer)
 
@@ -959,7 +982,7 @@ def test_two_optimizers_in_one_graph(device):
     """Each counts its own steps."""
     first, params, grads, stream, trainer = warm(device, lr=Cosine(0.1, 9))
     other = device.array(np.ones(50, np.float32))
-    second = fastopt.Adagrad([other], lr=0.1, lr_decay=0.5)
+    second = fastopt.Adam([other], lr=0.1)
     g = device.array(np.full(50, 0.5, np.float32))
     second.bind([g])
     beside = oracle.Trainer([device.get(other)])
@@ -975,7 +998,7 @@ def test_two_optimizers_in_one_graph(device):
     for t in range(2, 6):
         follow(device, trainer, "momentum", grads, {"lr": Cosine(0.1, 9)(t), "momentum": 0.9})
     for _ in range(5):
-        beside.step("adagrad", [device.get(g)], {"lr": 0.1, "lr_decay": 0.5})
+        beside.step("adam", [device.get(g)], {"lr": 0.1})
     assert_trained(device, first, params, trainer)
     assert_trained(device, second, [other], beside)
 
@@ -1208,14 +1231,18 @@ def test_what_a_graph_uses_stays(device, active):
 
 # Anything in any order
 
-SGD_KINDS = {
+KIND_OPTIONS = {
     "sgd": {"weight_decay": 0.01},
-    "momentum": {"momentum": 0.9, "dampening": 0.3},
-    "nesterov": {"momentum": 0.9, "nesterov": True, "maximize": True},
+    "momentum": {"dampening": 0.3},
+    "nesterov": {"maximize": True},
+    "adagrad": {"lr_decay": 0.1},
+    "adam_amsgrad": {"betas": (0.8, 0.99), "maximize": True},
 }
 KINDS = st.one_of(
-    st.tuples(st.just(fastopt.SGD), st.lists(st.sampled_from(list(SGD_KINDS)), min_size=1, max_size=3)),
+    st.tuples(st.just(fastopt.SGD), st.lists(st.sampled_from(["sgd", "momentum", "nesterov"]), min_size=1, max_size=3)),
     st.tuples(st.just(fastopt.Adagrad), st.lists(st.just("adagrad"), min_size=1, max_size=3)),
+    st.tuples(st.just(fastopt.Adam), st.lists(st.sampled_from(["adam", "adam_amsgrad"]), min_size=1, max_size=3)),
+    st.tuples(st.just(fastopt.AdamW), st.lists(st.sampled_from(["adamw", "adamw_amsgrad"]), min_size=1, max_size=3)),
 )
 VALUES = st.sampled_from(
     [("lr", 0.05), ("lr", Cosine(0.1, 12)), ("lr", Linear(0.0, 0.1, 9)), ("lr", Constant(0.02)), ("weight_decay", 0.1),
@@ -1250,8 +1277,7 @@ class Machine:
             arrays(self.device, shapes, dtype, seed=i)
             for i, (shapes, dtype) in enumerate(zip(self.shapes, self.dtypes, strict=True))
         ]
-        base = {"lr_decay": 0.1} if self.optimizer is fastopt.Adagrad else {}
-        self.assigned = [{"lr": 0.1, **base, **SGD_KINDS.get(kind, {})} for kind in self.kinds]
+        self.assigned = [{**OPTIMIZERS[kind][1], **KIND_OPTIONS.get(kind, {})} for kind in self.kinds]
         given_ = [{"params": p, **o} for p, o in zip(self.groups, self.assigned, strict=True)]
         self.opt = self.optimizer(given_)
         self.in_force = [dict(o) for o in self.assigned]

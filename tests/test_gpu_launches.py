@@ -9,6 +9,7 @@ from fastopt.kernels import tables
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
+from fastopt.rules import ADAM
 from fastopt.schedules import Cosine
 
 WORLD = cupy.WORLD
@@ -101,6 +102,23 @@ def test_a_schedule_sends_its_row():
     message = WORLD.launches[0][1]
     row = message["words"][0, : message["count"][0]].view(np.float32)
     assert row[:4].tolist() == [1.0, 0.0, np.float32(opt.param_groups[0]["lr"]), np.float32(0.9)]
+
+
+def test_a_row_of_each_step_is_sent():
+    """Adam's, with the correction of the bias: one message, of which nothing is left to the kernel."""
+    params, grads = model()
+    opt = fastopt.Adam(params, lr=0.1)
+    opt.bind(grads)
+    opt.step()
+    for step in range(2, 5):
+        cupy.synchronize_all()
+        forget()
+        opt.step()
+        assert names() == ["send", "adam_float32_float32_float32"]
+        message = WORLD.launches[0][1]
+        row = message["words"][0, : message["count"][0]].view(np.float32)
+        want = ADAM.row(opt.param_groups[0], step, False)
+        assert row[: len(want)].tolist() == np.array(want, np.float32).tolist()
 
 
 def test_launches_are_of_one_rule_one_format_and_one_device():

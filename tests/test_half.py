@@ -22,13 +22,13 @@ from halves import (
 )
 from instructions import FUSED, OUTLINED, SHIFT, any_arithmetic, operations, packed
 from numba import njit
+from rule_cases import BY_STATES, OPTIONS
 from tolerances import ONE_STEP, assert_close, assert_rounded
 
 from fastopt import rules
 from fastopt.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 
 SIZES = [*range(36), 63, 64, 65, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1]
-OPTIONS = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "eps": 1e-10, "lr_decay": 0.1}
 halves = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 names = pytest.mark.parametrize("name", rules.RULES)
 
@@ -115,7 +115,7 @@ def normal(rng, shape, dtype):
     return rounded(rng.standard_normal(shape, np.float32), dtype)
 
 
-@pytest.mark.parametrize("more", [{"weight_decay": 0.0, "maximize": False}, {"weight_decay": 0.01, "maximize": True}])
+@pytest.mark.parametrize("more", [{}, {"weight_decay": 0.01, "maximize": True}], ids=["plain", "all options"])
 @halves
 @names
 def test_rules_against_the_oracle(name, dtype, more):
@@ -137,7 +137,7 @@ def test_rules_against_the_oracle(name, dtype, more):
 
 @pytest.mark.parametrize("strided", STRIDED.values(), ids=STRIDED)
 @halves
-@names
+@pytest.mark.parametrize("name", BY_STATES)
 def test_strided_gradients(name, dtype, strided):
     """The same bits as with a gradient in the parameter's order."""
     rng = np.random.default_rng(3)
@@ -145,7 +145,7 @@ def test_strided_gradients(name, dtype, strided):
     assert not g.flags.c_contiguous
     p = normal(rng, g.shape, dtype)
     states = [rng.random(g.shape, np.float32) for _ in rules.RULES[name].states]
-    row = rules.RULES[name].row({**OPTIONS, "weight_decay": 0.01, "maximize": False}, 2, False)
+    row = rules.RULES[name].row({**OPTIONS, "weight_decay": 0.01}, 2, False)
     want, want_states = p.copy(), [state.copy() for state in states]
     step(name, dtype, want, np.ascontiguousarray(g), want_states, row)
     step(name, dtype, p, g, states, row)
@@ -162,7 +162,7 @@ def test_non_finite_gradients_propagate(name, dtype):
     g[7], g[20] = np.nan, np.inf
     p, g = rounded(p, dtype), rounded(g, dtype)
     states = [np.zeros(40, np.float32) for _ in rules.RULES[name].states]
-    step(name, dtype, p, g, states, rules.RULES[name].row({**OPTIONS, "weight_decay": 0, "maximize": False}, 1, True))
+    step(name, dtype, p, g, states, rules.RULES[name].row(OPTIONS, 1, True))
     finite = np.isfinite(values(p, dtype))
     assert not finite[[7, 20]].any()
     assert np.delete(finite, [7, 20]).all()

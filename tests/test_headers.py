@@ -6,6 +6,7 @@ against the tables.
 
 import hashlib
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -19,8 +20,9 @@ import oracle
 import pytest
 from fastopt.kernels import cpu, extension, tables
 from instructions import any_arithmetic, operations, packed
+from loop_cases import OPTIONS, numbers_of, options_of, states_of
 from schedule_cases import CASES
-from tolerances import TRAJECTORY, assert_close
+from tolerances import ONE_STEP, TRAJECTORY, assert_close
 
 from fastopt import rules
 from fastopt.schedules import Product
@@ -46,25 +48,24 @@ SOURCE = """
 #include "rules.h"
 
 template <class Rule, typename T>
-static void single(T *p, const T *g, T *state, int64_t n, const double *hyper) {
-    T hypers[Rule::hypers];
+static void single(T *p, const T *g, T *const *states, int64_t n, const double *hyper) {
+    T hypers[Rule::hypers], state[Rule::states + 1];
     for (int k = 0; k < Rule::hypers; ++k) hypers[k] = static_cast<T>(hyper[k]);
-    for (int64_t i = 0; i < n; ++i) p[i] = Rule::apply(p[i], g[i], state + i, hypers);
-}
-
-template <class Rule, typename T>
-static void update(T *p, T *g, T *state, int64_t n, const double *hyper) {
-    T *states[] = {state};
-    if (Rule::states > 0) {
-        fastopt::update<Rule>(p, g, states, n, hyper);
-    } else {
-        fastopt::update<Rule>(p, g, nullptr, n, hyper);
+    for (int64_t i = 0; i < n; ++i) {
+        for (int k = 0; k < Rule::states; ++k) state[k] = states[k][i];
+        p[i] = Rule::apply(p[i], g[i], state, hypers);
+        for (int k = 0; k < Rule::states; ++k) states[k][i] = state[k];
     }
 }
 
+template <class Rule, typename T>
+static void update(T *p, const T *g, T *const *states, int64_t n, const double *hyper) {
+    fastopt::update<Rule>(p, g, Rule::states > 0 ? states : nullptr, n, hyper);
+}
+
 #define LOOP(loop, name, Rule, type, T)                                                                   \\
-    static void loop##_##name##_##type(T *p, T *g, T *s, int64_t n, const double *hyper) {                \\
-        loop<fastopt::Rule>(p, g, s, n, hyper);                                                           \\
+    static void loop##_##name##_##type(T *p, T *g, T **states, int64_t n, const double *hyper) {          \\
+        loop<fastopt::Rule>(p, g, states, n, hyper);                                                      \\
     }
 #define DEFINE(name, Rule)                                                                                \\
     LOOP(single, name, Rule, float32, float)                                                              \\
@@ -101,6 +102,7 @@ LISTS = {
 }
 
 
+TYPES = {"float32": "float", "float64": "double"}
 LOOPS = ("single", "update")  # by elements, in a loop of one's own, and over whole arrays
 
 # As narrow as vectors get; as wide as this processor has them, where loops have other ends; and for a processor that is
@@ -118,8 +120,8 @@ def compiled(request, tmp_path_factory):
     for name in rules.RULES:
         declarations += [f"int {name}_{count}(void);" for count in ("states", "hypers", "options")]
         declarations.append(f"void {name}_row(const double *option, double step, int first, double *out);")
-        for dtype, c in (("float32", "float"), ("float64", "double")):
-            arguments = f"{c} *p, {c} *g, {c} *s, int64_t n, const double *hyper"
+        for dtype, c in TYPES.items():
+            arguments = f"{c} *p, {c} *g, {c} **states, int64_t n, const double *hyper"
             declarations += [f"void {loop}_{name}_{dtype}({arguments});" for loop in LOOPS]
     ffi.cdef("\n".join(declarations))
     ffi.set_source(
@@ -137,7 +139,15 @@ def compiled(request, tmp_path_factory):
 
 def array(module, values):
     """A NumPy array as the C pointer that a function takes."""
-    return module.ffi.from_buffer(f"{'float' if values.dtype == np.float32 else 'double'} *", values)
+    return module.ffi.from_buffer(f"{TYPES[values.dtype.name]} *", values)
+
+
+def run(module, loop, name, p, g, states, step=2):
+    """Update arrays by a loop, in a step of that count."""
+    pointers = module.ffi.new(f"{TYPES[p.dtype.name]} *[]", [array(module, state) for state in states])
+    hyper = np.array(numbers_of(name, step))
+    function = getattr(module.lib, f"{loop}_{name}_{p.dtype.name}")
+    function(array(module, p), array(module, g), pointers, p.size, array(module, hyper))
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -151,28 +161,30 @@ def test_counts(compiled):
     for name, rule in rules.RULES.items():
         assert getattr(compiled.lib, f"{name}_states")() == len(rule.states)
         assert getattr(compiled.lib, f"{name}_hypers")() == len(rule.hypers)
-        assert getattr(compiled.lib, f"{name}_options")() == len(rule.options) <= tables.OPTIONS
+        numbers = list(rule.numbers(OPTIONS))
+        assert getattr(compiled.lib, f"{name}_options")() == len(numbers) <= tables.OPTIONS
 
 
-@pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("step", [1, 2, 3, 10**6 + 1, 2**53])
+# Of moving averages, how much is kept: what is usual, nothing, and so much that corrections of the bias are far from 1.
+BETAS = [(0.9, 0.999), (0.0, 0.0), (0.0, 1.0 - 2.0**-30), (1.0 - 2.0**-30, 0.5), (1.0 - 2.0**-53, 1.0 - 2.0**-53)]
+
+
+@pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("name", rules.RULES)
-def test_rows_are_the_registrys(compiled, name, step, first):
-    """To the bit, and no number beyond them; each option has a number of its own, in the registry's order."""
+def test_rows_are_the_registrys(compiled, name, betas):
+    """To the bit, at any step, and no number beyond them; numbers of options are in the registry's order."""
     rule = rules.RULES[name]
-    numbers = [0.1 + 0.7 * place for place in range(len(rule.options))]
-    for maximize in (False, True):
-        options = {**dict(zip(rule.options, numbers, strict=True)), "maximize": maximize}
+    options = {option: 0.1 + 0.7 * place for place, option in enumerate(rule.options)} | {"betas": betas}
+    for maximize, first, step in itertools.product((False, True), (False, True), (1, 2, 3, 10**6 + 1, 2**31, 2**53)):
+        options["maximize"] = maximize
         row = rule.row(options, step, first)
         assert len(row) == 2 + len(rule.hypers)
+        numbers = [number for _, number in rule.numbers(options)]
         given = np.full(tables.OPTIONS, np.nan)
-        given[: len(numbers)] = [float(options[option]) for option in rule.options]
+        given[: len(numbers)] = numbers
         got = np.full(tables.HYPERS, -1.0)
         getattr(compiled.lib, f"{name}_row")(array(compiled, given), step, first, array(compiled, got))
         assert got.tolist() == [*row, *[-1.0] * (tables.HYPERS - len(row))]
-
-
-OPTIONS = {"lr": 0.1, "momentum": 0.9, "eps": 1e-4}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -181,17 +193,15 @@ OPTIONS = {"lr": 0.1, "momentum": 0.9, "eps": 1e-4}
 def test_rules_against_the_oracle(compiled, loop, name, dtype):
     """Five steps of 37 elements."""
     rng = np.random.default_rng(4)
-    hypers = np.array([OPTIONS[hyper] for hyper in rules.RULES[name].hypers])
-    p, s = rng.standard_normal(37).astype(dtype), np.full(37, 0.5, dtype)
-    want, states = p.astype(np.float64), tuple(s.astype(np.float64) for _ in rules.RULES[name].states)
+    p, states = rng.standard_normal(37).astype(dtype), states_of(name, rng, 37, dtype)
+    want, want_states = p.astype(np.float64), tuple(state.astype(np.float64) for state in states)
     for step in range(1, 6):
         g = rng.standard_normal(37).astype(dtype)
-        function = getattr(compiled.lib, f"{loop}_{name}_{np.dtype(dtype).name}")
-        function(*(array(compiled, values) for values in (p, g, s)), 37, array(compiled, hypers))
-        want, states = oracle.RULES[name](want, g, states, step, OPTIONS)
+        run(compiled, loop, name, p, g, states, step)
+        want, want_states = oracle.RULES[name](want, g, want_states, step, options_of(name))
     assert_close(p, want, TRAJECTORY)
-    for expected in states:
-        assert_close(s, expected, TRAJECTORY)
+    for state, expected in zip(states, want_states, strict=True):
+        assert_close(state, expected, TRAJECTORY)
 
 
 def misplaced(values, offset):
@@ -206,42 +216,96 @@ def misplaced(values, offset):
 def test_arrays_are_updated_as_their_elements(compiled, name, dtype):
     """To the bit, at every length around a vector's, wherever arrays begin, to the byte, and not an element further."""
     rng = np.random.default_rng(5)
-    hypers = np.array([OPTIONS[hyper] for hyper in rules.RULES[name].hypers])
     for n in [*range(36), 63, 64, 65, 1000]:
         start = n % 5
-        arrays = rng.standard_normal((3, n + 7)).astype(dtype)
-        arrays[2] = abs(arrays[2])
-        arrays[:, start + n // 2] = np.nan if n % 2 else np.inf
+        arrays = [*rng.standard_normal((2, n + 7)).astype(dtype), *states_of(name, rng, n + 7, dtype)]
+        for values in arrays:
+            values[start + n // 2] = np.nan if n % 2 else np.inf
         results = []
         for loop in LOOPS:
             own = [misplaced(values, n % 7 if loop == "update" else 0) for values in arrays]
-            pointers = [array(compiled, values[start:]) for values in own]
-            getattr(compiled.lib, f"{loop}_{name}_{np.dtype(dtype).name}")(*pointers, n, array(compiled, hypers))
+            inside = [values[start : start + n] for values in own]
+            run(compiled, loop, name, inside[0], inside[1], inside[2:])
             results.append(own)
-        np.testing.assert_array_equal(*results)
-        inside = np.zeros(n + 7, bool)
-        inside[start : start + n] = True
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(results[1][1], arrays[1])
-        for k in (0, 2):
-            np.testing.assert_array_equal(results[1][k][~inside], arrays[k][~inside])
+        for got, values in zip(results[1], arrays, strict=True):
+            np.testing.assert_array_equal(
+                np.delete(got, np.s_[start : start + n]), np.delete(values, np.s_[start : start + n])
+            )
 
 
-@pytest.mark.parametrize("level", ["-O2", "-O3", "-O3 -fno-math-errno", "-O3 -march=native"])
-@pytest.mark.parametrize(("dtype", "c"), [("float32", "float"), ("float64", "double")])
-@pytest.mark.parametrize(("name", "functor"), FUNCTORS.items())
-def test_loops_are_vectorised(name, functor, dtype, c, level):
+def test_a_maximum_with_nan_is_nan(compiled):
+    """Of a gradient, or kept in the average of squares: what is compared with it is not what is stepped by."""
+    for name, dtype, loop in itertools.product(("adam_amsgrad", "adamw_amsgrad"), TYPES, LOOPS):
+        g = np.full(40, 0.5, dtype)
+        p, m, v, w = (np.ones(40, dtype) for _ in range(4))
+        g[7], v[20] = np.nan, np.nan
+        run(compiled, loop, name, p, g, [m, v, w])
+        for values in (p, v, w):
+            assert np.flatnonzero(np.isnan(values)).tolist() == [7, 20]
+
+
+CENTERED = ["rmsprop_centered", "rmsprop_centered_momentum"]
+
+
+@pytest.mark.parametrize("name", CENTERED)
+def test_a_variance_below_zero_is_zero(compiled, name):
+    """Averages as no gradients leave them: eps is what is divided by. A gradient that is NaN is no such case."""
+    options = options_of(name)
+    for dtype, loop in itertools.product(TYPES, LOOPS):
+        g = np.linspace(-3, 3, 37).astype(dtype)
+        p = np.zeros(37, dtype)
+        states = [np.zeros(37, dtype) for _ in rules.RULES[name].states]
+        states[0][...], states[-1][...] = 0.5 * g * g, g
+        want = -options["lr"] * g.astype(np.float64) / options["eps"]
+        g[9] = np.nan
+        run(compiled, loop, name, p, g, states)
+        assert np.isnan(p[9])
+        assert_close(np.delete(p, 9), np.delete(want, 9), ONE_STEP)
+
+
+@pytest.mark.parametrize("name", CENTERED)
+def test_averages_of_one_gradient_over_and_over(compiled, name):
+    """In float32 their difference is rounded below 0, of which the root would be NaN."""
+    for loop in LOOPS:
+        g = np.linspace(-3, 3, 37, dtype=np.float32)
+        p = np.zeros(37, np.float32)
+        states = [np.zeros(37, np.float32) for _ in rules.RULES[name].states]
+        below = False
+        for _ in range(2000):
+            run(compiled, loop, name, p, g, states)
+            below |= bool((states[0] - states[-1] * states[-1] < 0).any())
+        assert below
+        assert np.isfinite(p).all()
+
+
+@pytest.fixture(scope="module", params=["-O2", "-O3", "-O3 -fno-math-errno", "-O3 -march=native"])
+def loops(request):
+    """The assembly of each rule's loop in each dtype, at a level."""
+    code = {}
+    for dtype, c in TYPES.items():
+        arguments = f"{c} *p, const {c} *g, {c} *const *states, long n, const {c} *hyper"
+        functions = [
+            f"void {name}({arguments}) {{ fastopt::update<fastopt::{functor}>(p, g, states, n, hyper); }}"
+            for name, functor in FUNCTORS.items()
+        ]
+        source = "\n".join(['#include "rules.h"', 'extern "C" {', *functions, "}"])
+        text = assembled(source, *request.param.split(), "-ffp-contract=off")
+        for name in FUNCTORS:
+            (code[name, dtype],) = re.findall(rf"(?ms)^{name}:$.*?^\s*\.size\s+{name},", text)
+    return code
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", rules.RULES)
+def test_loops_are_vectorised(loops, name, dtype):
     """By g++, whatever the level, and in the same precision."""
-    source = f"""
-        #include "rules.h"
-        void loop({c} *p, const {c} *g, {c} *const *states, long n, const {c} *hyper) {{
-            fastopt::update<fastopt::{functor}>(p, g, states, n, hyper);
-        }}
-    """
-    code = assembled(source, *level.split(), "-ffp-contract=off")
     for operation in operations(name):
-        assert re.search(packed(operation, dtype), code), operation
+        assert re.search(packed(operation, dtype), loops[name, dtype]), operation
     other = any_arithmetic("float64" if dtype == "float32" else "float32")
-    assert re.findall(other, code) == []
+    assert re.findall(other, loops[name, dtype]) == []
 
 
 CALLS = """
@@ -252,12 +316,28 @@ CALLS = """
         double *states[] = {s};
         fastopt::update<fastopt::Adagrad>(p, g, states, n, h);
     }
+    void centered(float *p, const float *g, float *const *states, long n, const double *h) {
+        fastopt::update<fastopt::RmspropCenteredMomentum>(p, g, states, n, h);
+    }
+    void amsgrad(double *p, const double *g, double *const *states, long n, const double *h) {
+        fastopt::update<fastopt::AdamWAmsgrad>(p, g, states, n, h);
+    }
+    double amsgrad(double p, double g, double *state, const double *h) {
+        return fastopt::AdamWAmsgrad::apply(p, g, state, h);
+    }
 """
+ROWS = """
+    #include "rules.h"
+    void row(const double *option, double step, double *out) { fastopt::AdamWAmsgrad::row(option, step, false, out); }
+"""
+
+
+STRICT = ("-Wall", "-Wextra", "-Werror")
 
 
 def complaints(source, *flags):
     """What g++ says of a source, to a user who wants to be told of everything."""
-    command = [shutil.which("g++"), "-std=c++17", "-Wall", "-Wextra", "-Werror", *flags, "-I", str(KERNELS)]
+    command = [shutil.which("g++"), "-std=c++17", *STRICT, *flags, "-I", str(KERNELS)]
     done = subprocess.run(
         [*command, "-c", "-x", "c++", "-o", os.devnull, "-"], input=source, capture_output=True, text=True, check=False
     )
@@ -269,15 +349,19 @@ def test_loops_compile_without_a_warning(level):
     """Nor are they functions of their own, of which two files that are compiled for two processors might share one."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     for target in ([], ["-mavx"], ["-mavx512f"]) if x86 else ([],):
-        assert complaints(CALLS, level, *target) == ""
-        code = assembled(CALLS, level, *target)
+        code = assembled(CALLS, *STRICT, level, *target)
         assert re.findall(r"\.weak\s+(\S*fastopt\S*)", code) == []
 
 
 def assembled(source, *flags):
     """The assembly that g++ makes of a source."""
     command = [shutil.which("g++"), "-std=c++17", *flags, "-I", str(KERNELS), "-S", "-x", "c++", "-o", "-", "-"]
-    return subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, input=source, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O2"])
+def test_rows_compile_without_a_warning(level):
+    assert complaints(ROWS, level) == ""
 
 
 def test_integers_do_not_compile():
@@ -357,7 +441,7 @@ def test_another_layout_has_another_abi():
     layouts = [dtype.descr for dtype in STRUCTS.values()]
     kinds = [tables.KINDS, tables.SHAPES, tables.MODES, tables.STEP_LIMIT]
     digest = hashlib.sha256(repr(layouts + kinds).encode()).hexdigest()[:12]
-    assert {2: "2d194f73771c"}[tables.ABI] == digest
+    assert {3: "5af9e1495bab"}[tables.ABI] == digest
 
 
 @pytest.mark.parametrize(
