@@ -38,6 +38,8 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 # As in the source.
 TENSOR = np.dtype([("param", np.int64), ("grad", np.int64), ("states", np.int64, (STATES,)), ("n", np.int64)])
 
+as_tuple: Any = to_fixed_tuple  # typed as what Numba calls while it compiles
+
 NUMBA, HEADER, POINTER = "Numba", "C++", "C, by pointer"  # the loops
 
 
@@ -111,7 +113,7 @@ def numba_loop(arrays: Arrays, states: Sequence[tuple[Array, ...]], rule: str, s
         dw1, db1, dw2, db2, dw3, db3 = g
         s1, t1, s2, t2, s3, t3 = s
         for step in range(len(rows)):
-            row = to_fixed_tuple(rows[step], count)
+            row = as_tuple(rows[step], count)
             update(w1, dw1, *s1, *row)
             update(b1, db1, *t1, *row)
             update(w2, dw2, *s2, *row)

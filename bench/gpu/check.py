@@ -138,7 +138,7 @@ def directed(rule: str, g: Array, states: Sequence[Array], step: int, lr_decay: 
 def by_rmsprop(rule: str, g: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
     """RMSProp's, whose last states are the buffer and the average of gradients, where it has them."""
     s, *others = states
-    s, spread = 0.9 * s + 0.1 * g * g, 0.0
+    s, spread = 0.9 * s + 0.1 * g * g, np.zeros_like(g)
     if "centered" in rule:
         others[-1] = 0.9 * others[-1] + 0.1 * g
         spread = others[-1] ** 2
