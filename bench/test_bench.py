@@ -684,4 +684,4 @@ def test_a_workload_too_large_for_the_memory_is_left_out_visibly(
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1_000_000}.get, raising=False)
     assert command.fits(WORKLOADS["resnet50"])
     assert not command.fits(WORKLOADS["gpt2"])
-    assert "gpt2 is left out: it needs 8.0 GB of memory" in capsys.readouterr().err
+    assert "gpt2 is left out: it needs 11.0 GB of memory" in capsys.readouterr().err

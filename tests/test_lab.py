@@ -97,7 +97,7 @@ def relative_luminance(colour):
 
 def test_rules_have_colours_of_their_own_that_are_seen():
     """Different ones, each dark enough on white for a line."""
-    assert len({look.RULE_COLOURS[rule] for rule in fastopt.rules.RULES}) == len(fastopt.rules.RULES)
+    assert len({look.RULE_COLOURS[rule] for rule in training.OPTIMIZERS}) == len(training.OPTIMIZERS)
     assert len(set(look.PALETTE)) == len(look.PALETTE) >= len(training.SCHEDULES)
     assert all(relative_luminance(colour) < 0.5 for colour in look.PALETTE)
 

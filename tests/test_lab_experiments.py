@@ -216,6 +216,44 @@ def test_the_effective_rates_are_those_of_the_optimizer():
     )
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_rmsprop_and_adam_are_the_answer(seed):
+    """All three begin alike; AdaGrad's rates only fall, and the others' rise again; Adam is there with the momenta."""
+    numbers = lab.sparse(seed=seed)[1]
+    rates, reached, turn = (numbers[key] for key in ("rates", "reached", "turn"))
+    for rule in ("rmsprop", "adam"):
+        first = np.diff(numbers["paths"][rule][:2], axis=0)
+        np.testing.assert_allclose(np.abs(first), numbers["lr"], rtol=1e-6)
+        assert turn[rule] > 0.5
+        for name in "wb":
+            assert rates[rule][name][0] == pytest.approx(rates["adagrad"][name][0], rel=1e-6)
+            assert rates[rule][name][-1] > 1.5 * min(rates[rule][name])
+            assert rates[rule][name][-1] > 2 * rates["adagrad"][name][-1]
+    assert rates["adagrad"] == numbers["effective_lr"]
+    assert reached["adam"] < reached["rmsprop"] < reached["adagrad"]
+    assert reached["adam"] < 2 * max(reached["momentum"], reached["nesterov"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "make", "average"),
+    [
+        ("rmsprop", fastopt.RMSprop, "square_avg"),
+        ("adam", fastopt.Adam, "exp_avg_sq"),
+    ],
+)
+def test_the_faded_rates_are_those_of_the_optimizer(rule, make, average):
+    """By its own average of squares, and Adam's correction."""
+    numbers = experiment("sparse")[1]
+    lr = sparse.adaptive(0.1)[rule]
+    neuron, points = sparse.Neuron(seed=0), np.array(sparse.START)
+    optimizer = make(points, lr=lr)
+    for step in range(30):
+        optimizer.step(neuron.gradient(points))
+        squares = optimizer.state[0][average] / (1 - 0.999 ** (step + 1) if rule == "adam" else 1)
+        for i, name in enumerate("wb"):
+            assert numbers["rates"][rule][name][step] == pytest.approx(lr / np.sqrt(squares[i]), rel=1e-6)
+
+
 def test_what_is_reached_and_where_a_path_turns():
     """The step from which on the loss is at or below the target; the way along w when 9/10 of that along b are done."""
     assert sparse.reached(np.array([3.0, 2.0, 1.0, 0.5]), 1.0) == 2
@@ -245,7 +283,7 @@ def test_digits_are_split_once_and_for_all():
 def test_digits_shows_what_it_claims():
     """Losses fall, the network learns, and the numbers are the network's own."""
     numbers = lab.digits(epochs=4, seeds=1)[1]
-    assert list(numbers["rules"]) == ["sgd", "momentum", "nesterov", "adagrad"]
+    assert list(numbers["rules"]) == ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam"]
     assert tuple(numbers["schedules"]) == digits.SCHEDULES
     x_train, y_train, x_test, y_test = digits.load()
     for rule, curve in numbers["rules"].items():
@@ -256,8 +294,9 @@ def test_digits_shows_what_it_claims():
         )
         *_, (params, optimizer) = trained
         assert network.accuracy(params, x_test, y_test) == curve["accuracy"][-1]
+        if rule == "adagrad":
+            accumulator = optimizer.state["w1"]["sum"].reshape(8, 8, 32)
     rates = np.array(numbers["effective_lr"], float)
-    accumulator = optimizer.state["w1"]["sum"].reshape(8, 8, 32)
     row, column = 3, 4
     want = 0.1 / np.sqrt(accumulator[row, column].mean(dtype=np.float64))
     assert rates[row, column] == pytest.approx(want, rel=1e-6)

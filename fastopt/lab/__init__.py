@@ -39,7 +39,7 @@ EXPERIMENTS = {
     "landscape": Experiment("which ways of descending get past potholes", landscape, landscape_report),
     "bounce": Experiment("noisy gradients: a constant rate rattles, a decaying one homes in", bounce, bounce_report),
     "schedules": Experiment("every learning-rate schedule in a panel of its own", schedules, schedules_report),
-    "sparse": Experiment("why AdaGrad: a weight that few pairs concern", sparse, sparse_report),
+    "sparse": Experiment("why AdaGrad, RMSProp and Adam: a weight that few pairs concern", sparse, sparse_report),
     "digits": Experiment("rules and schedules train a network on handwritten digits", digits, digits_report),
     "housing": Experiment("schedules train a regression on house prices", housing, housing_report),
     "gradients": Experiment("gradients that explode or vanish, and what helps", gradients, gradients_report),

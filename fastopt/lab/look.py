@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ..extras import require
-from ..rules import RULES
 from .network import Array
+from .training import OPTIMIZERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ Loss: TypeAlias = Callable[[Array], Array]  # of points, shape (..., 2), each wi
 
 # The colours of Okabe and Ito, which colour-blind people tell apart; without yellow, which is too pale for a line.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-RULE_COLOURS = dict(zip(RULES, cycle(PALETTE)))  # a rule has one colour in all pictures
+RULE_COLOURS = dict(zip(OPTIMIZERS, cycle(PALETTE)))  # a rule has one colour in all pictures
 
 DPI = 200  # twice what a page shows, for sharp screens
 WIDTH = 9.0  # inches, which fill a page of 900 pixels

@@ -1,7 +1,8 @@
-"""Why AdaGrad: one neuron, whose weight hears of few pairs and whose bias hears of all."""
+"""Why AdaGrad, and what came after: one neuron, whose weight hears of few pairs and whose bias hears of all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ..progress import track
 from . import look
 from .descent import descend
 from .network import SIGMOID, Array
-from .training import EPS, OPTIMIZERS, effective_rate
+from .training import ALPHA, EPS, OPTIMIZERS, effective_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,7 @@ REACHED = 1e-3  # the share of the loss above the least one that may be left
 TURN = 0.9  # the share of the way along b after which a path's progress along w is told
 EXTENT = (-1.5, 2.9), (-1.7, 2.4)  # of the map
 NO_ROOT = "adagrad without the root"
+BETA2 = 0.999  # Adam's
 PARAMETERS = {"w": "-", "b": "--"}  # and how their lines look
 
 
@@ -75,13 +77,22 @@ class Neuron:
         return np.array(path)
 
 
+def adaptive(lr: float) -> dict[str, float]:
+    """Return the rates of the rules that have one for each parameter, such that the first step of all is ``lr`` long.
+
+    RMSProp's average begins at 0, so that its first root is small; AdaGrad begins with the whole square, and Adam
+    corrects its averages.
+    """
+    return {"adagrad": lr, "rmsprop": lr * math.sqrt(1 - ALPHA), "adam": lr}
+
+
 def optimizers(lr: float, rate: float) -> dict[str, Callable[[Array], Optimizer]]:
     """Return the rules that are compared."""
-    return {rule: partial(make, lr=lr if rule == "adagrad" else rate) for rule, make in OPTIMIZERS.items()}
+    return {rule: partial(make, lr=adaptive(lr).get(rule, rate)) for rule, make in OPTIMIZERS.items()}
 
 
 def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0) -> tuple[Figure, dict[str, Any]]:
-    """Train one sigmoid neuron on 500 pairs (x, y), of which 400 have x = 0, by four rules from one start.
+    """Train one sigmoid neuron on 500 pairs (x, y), of which 400 have x = 0, by six rules from one start.
 
     The loss is ``sum_i (sigmoid(w * x_i + b) - y_i)**2 / 2``, a sum over all pairs at each step. Hence the gradient of
     b is large, and that of w small: few pairs have a part in it.
@@ -89,7 +100,7 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
     Parameters
     ----------
     lr : float, default 0.1
-        AdaGrad's, from 1e-9 to 1000.
+        AdaGrad's and Adam's, from 1e-9 to 1000; RMSProp's is a tenth of it, so that its first step is as long.
     rate : float, default 0.02
         Of the others, likewise; momentum is 0.9.
     steps : int, default 300
@@ -100,14 +111,16 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
     Returns
     -------
     figure : matplotlib.figure.Figure
-        The paths over a map of the loss, the loss by step, and AdaGrad's gradient, history and effective rate.
+        The paths over a map of the loss, the loss by step, AdaGrad's gradient, history and effective rate, and this
+        rate beside RMSProp's and Adam's.
     numbers : dict
         ``{"paths": {rule: ...}, "loss": {rule: ...}, "reached": {rule: ...}, "turn": {rule: ...}, "gradient": {"w":
-        ..., "b": ...}, "history": {...}, "effective_lr": {...}, "without_root": {...}, ...}``. History is the sum of
-        the squared gradients, the effective rate ``lr / (sqrt(history) + eps)``, of AdaGrad after each step;
-        ``without_root`` has the same of the rule that divides by the history itself. ``reached`` is the step from
-        which on the loss is at most ``target``, or None, ``turn`` the share of the way along w that is done when the
-        last tenth of the way along b first begins, or None.
+        ..., "b": ...}, "history": {...}, "effective_lr": {...}, "without_root": {...}, "rates": {rule: {...}}, ...}``.
+        History is the sum of the squared gradients, the effective rate ``lr / (sqrt(history) + eps)``, of AdaGrad
+        after each step; ``without_root`` has the same of the rule that divides by the history itself, and ``rates``
+        the effective rates of AdaGrad, RMSProp and Adam: what each multiplies its gradients by, or their average.
+        ``reached`` is the step from which on the loss is at most ``target``, or None, ``turn`` the share of the way
+        along w that is done when the last tenth of the way along b first begins, or None.
 
     Raises
     ------
@@ -120,14 +133,21 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
     ----------
     .. [1] J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
        Optimization", JMLR 12, 2011.
+    .. [2] T. Tieleman, G. Hinton, "Lecture 6.5: RMSProp", COURSERA, 2012.
+    .. [3] D. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, arXiv:1412.6980.
     """
     lr = Number("learning rate", 1e-9, 1e3).check("lr", lr)
     rate = Number("learning rate", 1e-9, 1e3).check("rate", rate)
     steps = Count(1, 2**20).check("steps", steps)
     seed = Count().check("seed", seed)
     neuron = Neuron(seed)
-    mosaic = [["map", "map", "loss"], ["gradient", "history", "effective rate"]]
-    figure, axes = look.new_figure(mosaic, height=6.9, height_ratios=[1.2, 1])
+    thirds, halves = ["gradient", "history", "effective rate"], ["rates of w", "rates of b"]
+    mosaic = [
+        4 * ["map"] + 2 * ["loss"],
+        [panel for panel in thirds for _ in (1, 2)],
+        [panel for panel in halves for _ in (1, 2, 3)],
+    ]
+    figure, axes = look.new_figure(mosaic, height=9.6, height_ratios=[1.2, 1, 1])
 
     paths = {
         rule: descend(make_optimizer, neuron.gradient, np.array(START), steps)
@@ -145,6 +165,7 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
         "turn": {rule: turn(path, best) for rule, path in paths.items()},
         **rates(neuron, paths["adagrad"], partial(effective_rate, lr=lr)),
         "without_root": rates(neuron, paths[NO_ROOT], lambda history: lr / (history + EPS)),
+        "rates": {rule: effective_rates(rule, neuron, paths[rule], rate) for rule, rate in adaptive(lr).items()},
     }  # fmt: skip
     draw(figure, axes, neuron, numbers)
     return figure, numbers
@@ -181,6 +202,29 @@ def rates(neuron: Neuron, path: Array, rate: Callable[[Array], Array]) -> dict[s
     }
 
 
+def effective_rates(rule: str, neuron: Neuron, path: Array, lr: float) -> dict[str, list[float]]:
+    """Return what a rule multiplies gradients by, or Adam their average, in each step of its own path."""
+    squares = neuron.gradient(path[:-1]) ** 2
+    if rule == "adagrad":
+        history = np.cumsum(squares, axis=0)
+    else:
+        kept = ALPHA if rule == "rmsprop" else BETA2
+        history = faded(squares, kept)
+        if rule == "adam":
+            history /= 1 - kept ** np.arange(1, len(history) + 1)[:, np.newaxis]
+    values = lr / (np.sqrt(history) + EPS)
+    return {name: column.tolist() for name, column in zip(PARAMETERS, values.T, strict=True)}
+
+
+def faded(squares: Array, kept: float) -> Array:
+    """Return the moving average after each step, from 0."""
+    average, averages = np.zeros_like(squares[0]), []
+    for square in squares:
+        average = kept * average + (1 - kept) * square
+        averages.append(average)
+    return np.array(averages)
+
+
 def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[str, Any]) -> None:
     """Draw all panels."""
     colours = {**look.RULE_COLOURS, NO_ROOT: "0.5"}
@@ -202,7 +246,8 @@ def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[st
     look.label_epochs(axes["loss"], "step")
     axes["loss"].set_ylabel("loss, summed over the pairs")
     draw_rates(axes, numbers)
-    look.add_legend(figure, axes["loss"], columns=3)
+    draw_all_rates(axes, numbers)
+    look.add_legend(figure, axes["loss"], columns=4)
 
 
 def draw_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
@@ -223,6 +268,16 @@ def draw_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
     axes["effective rate"].text(1, numbers["lr"], " lr", va="bottom", fontsize=look.SMALL)
 
 
+def draw_all_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
+    """Draw the effective rates of AdaGrad, RMSProp and Adam, for each parameter in a panel."""
+    for name in PARAMETERS:
+        panel = axes[f"rates of {name}"]
+        for rule, rates in numbers["rates"].items():
+            look.draw_curve(panel, rates[name], rule, look.RULE_COLOURS[rule])
+        look.use_log_scale(panel, subs=(1, 3))
+        panel.set(xscale="log", xlabel="step", ylabel=f"effective rate of {name}")
+
+
 def report(numbers: dict[str, Any]) -> str:
     """Say in a table and three lines what there is to see."""
     lines = [f"{'rule':25} {'steps to reach it':>18} {'way along w done at the turn':>30}"]
@@ -231,14 +286,15 @@ def report(numbers: dict[str, Any]) -> str:
         share = "no turn" if done is None else f"{done:.0%}"
         lines.append(f"{rule:25} {'not reached' if step is None else step:>18} {share:>30}")
     rate, gradient, history = (numbers[key] for key in ("effective_lr", "gradient", "history"))
-    steps = {rule: numbers["reached"][rule] for rule in ("sgd", "momentum", "nesterov", "adagrad")}
+    steps = {rule: numbers["reached"][rule] for rule in OPTIMIZERS}
+    last = ", ".join(f"{rule} {rates['b'][-1]:.3g}" for rule, rates in numbers["rates"].items())
     arrivals = ", ".join(f"{rule} {'not yet' if step is None else step}" for rule, step in steps.items())
     lines += [
         "",
         f"The first gradient is {gradient['w'][0]:.3g} for w and {gradient['b'][0]:.3g} for b; AdaGrad makes a rate of "
         f"{rate['w'][0]:.3g} for w and of {rate['b'][0]:.3g} for b from lr {numbers['lr']:g}.",
-        f"b's history is {history['b'][0]:.3g} after the first step and {history['b'][-1]:.3g} after the last, its "
-        f"rate {rate['b'][-1]:.3g}; without the root it is {numbers['without_root']['effective_lr']['b'][-1]:.3g}.",
+        f"b's history is {history['b'][0]:.3g} after the first step and {history['b'][-1]:.3g} after the last. "
+        f"Its rates then: {last}; without the root {numbers['without_root']['effective_lr']['b'][-1]:.3g}.",
         f"The loss is below {numbers['target']:.4g} for good from these steps on: {arrivals}.",
     ]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..optimizers import SGD, Adagrad, Optimizer
+from ..optimizers import SGD, Adagrad, Adam, Optimizer, RMSprop
 from ..schedules import Constant, Cosine, Exponential, Linear, OneCycle, Plateau, Schedule, StepDecay
 from . import network
 from .network import RELU, Activation, Array, Objective, Params, cross_entropy
@@ -19,12 +19,15 @@ Value = TypeVar("Value")
 
 MOMENTUM = 0.9
 EPS = 1e-10  # AdaGrad's, by default
+ALPHA = 0.99  # RMSProp's
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
     "momentum": partial(SGD, momentum=MOMENTUM),
     "nesterov": partial(SGD, momentum=MOMENTUM, nesterov=True),
     "adagrad": partial(Adagrad, eps=EPS),
+    "rmsprop": partial(RMSprop, alpha=ALPHA),
+    "adam": Adam,
 }
 
 # name -> schedule from lr, for a run of so many epochs of so many batches; a Plateau is told a loss after each epoch
