@@ -117,11 +117,8 @@ def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:
     for workload in workloads:
         tensors = Tensors.of(Arrays.draw(workload))
         for rule in RULES:
-            found = list(compared(tensors, rule, pace))
-            if rule == "adam" and deepspeed_adam() is not None:
-                # Not among the others: beside its own OpenMP threads torch's took fifteen times as long.
-                found += list(compared(tensors, rule, pace, (FASTOPT_TORCH, DEEPSPEED)))[1:]
-            yield [{"workload": workload.name, "rule": rule, **one} for one in found]
+            names = (*CONTENDERS, DEEPSPEED) if rule == "adam" and deepspeed_adam() is not None else tuple(CONTENDERS)
+            yield [{"workload": workload.name, "rule": rule, **one} for one in compared(tensors, rule, pace, names)]
 
 
 def curve(pace: Pace) -> Iterator[list[Point]]:

@@ -249,7 +249,7 @@ def test_contenders_in_torch_share_parameters_and_leave_the_gradients_numbers_al
 
 
 def test_deepspeed_is_measured_for_adam_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In rounds of its own, and in a column of its own, which other rules leave empty."""
+    """In the rounds of the others, and in a column of its own, which other rules leave empty."""
     made: list[dict[str, Any]] = []
 
     def stand_in(params: Any, adamw_mode: bool, **options: Any) -> torch.optim.Optimizer:
