@@ -121,9 +121,9 @@ def fits(workload: Workload) -> bool:
     """Say whether the memory is large enough for a workload, and say so where it is not."""
     if not hasattr(os, "sysconf"):
         return True
-    # Parameters, gradients, the fresh ones, zeros, NumPy's scratch, torch's two temporaries, the limit's three streams,
-    # and the states of each contender. Steps in torch, which come later, need fewer.
-    copies = 10 + max(len(REGISTRY[rule].states) for rule in RULES) * len(CONTENDERS)
+    # Parameters, gradients, the fresh ones, zeros, NumPy's scratch, torch's two temporaries, the limit's parameters and
+    # gradients, and the states of each contender and of the limit. Steps in torch, which come later, need fewer.
+    copies = 9 + max(len(REGISTRY[rule].states) for rule in RULES) * (len(CONTENDERS) + 1)
     needed = workload.elements * ITEMSIZE * copies / 1e9
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     if needed <= SHARE_OF_MEMORY * there:
@@ -143,7 +143,7 @@ def timed(workloads: Sequence[Workload], pace: Pace) -> Iterator[Timing]:
 def timed_rule(workload: Workload, rule: str, arrays: Arrays, pace: Pace) -> Iterator[Timing]:
     """Time every contender on one workload by one rule; their states are gone afterwards."""
     contestants = {name: make(name, rule, arrays) for name in CONTENDERS}
-    loops = limits(workload.elements)
+    loops = limits(workload.elements, len(REGISTRY[rule].states))
     contestants |= loops
     for step in contestants.values():
         for _ in range(WARM_UP):

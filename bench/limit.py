@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 from fastopt.kernels import pool
 from fastopt.kernels.cpu import SIGNATURE, pointer
@@ -13,31 +16,39 @@ from .workloads import aligned
 BLOCK = 16_384  # elements that a thread takes at a time
 
 
-@cfunc(SIGNATURE)
-def stream(addresses, begin, end, worker):  # type: ignore[no-untyped-def]
-    """Read p, g and s, write p and s: the traffic of every rule with one state. The numbers swing, and never grow."""
-    streams = carray(pointer(addresses), 3, np.int64)  # type: ignore[call-arg]
-    p = carray(pointer(streams[0]), end, np.float32)[begin:]
-    g = carray(pointer(streams[1]), end, np.float32)[begin:]
-    s = carray(pointer(streams[2]), end, np.float32)[begin:]
-    for i in range(p.size):  # from 0: where an index might be negative, Numba's loop is scalar
-        s[i] = g[i] - s[i]
-        p[i] = g[i] - p[i]
+@functools.cache
+def stream(states: int) -> Any:
+    """Compile the loop: it reads p, g and states, and writes p and states. The numbers swing, and never grow."""
+
+    @cfunc(SIGNATURE)
+    def loop(addresses, begin, end, worker):  # type: ignore[no-untyped-def]
+        streams = carray(pointer(addresses), 4, np.int64)  # type: ignore[call-arg]
+        p = carray(pointer(streams[0]), end, np.float32)[begin:]
+        g = carray(pointer(streams[1]), end, np.float32)[begin:]
+        s = carray(pointer(streams[2]), (states, streams[3]), np.float32)[:, begin:]
+        for i in range(p.size):  # from 0: where an index might be negative, Numba's loop is scalar
+            for state in range(states):
+                s[state, i] = g[i] - s[state, i]
+            p[i] = g[i] - p[i]
+
+    return loop
 
 
-def limits(elements: int) -> dict[str, Step]:
+def limits(elements: int, states: int) -> dict[str, Step]:
     """Make the loop on one thread, and on as many as fastopt may use; the faster of the two is the limit.
 
     Parameters
     ----------
     elements : int
-        Length of each of the three streams.
+        Length of parameters, gradients and each state.
+    states : int
+        How many states the rule has.
     """
-    streams = [aligned((elements,)) for _ in range(3)]
+    streams = [aligned(shape) for shape in ((elements,), (elements,), (states, elements))]
     for array in streams:
         array[...] = 1
-    addresses = np.array([array.ctypes.data for array in streams])
-    run = pool.runner(stream, addresses.ctypes.data)
+    addresses = np.array([*(array.ctypes.data for array in streams), elements])
+    run = pool.runner(stream(states), addresses.ctypes.data)
 
     def on(threads: int) -> Step:
         # The arrays live as long as the step does.

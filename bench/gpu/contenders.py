@@ -55,7 +55,7 @@ WORKLOADS = {
 # many or large: torch's argument tables have room for some tens of tensors, and some hundreds of their chunks.
 LAUNCHES = 800
 MOST_STEPS = 20
-PASSES = 12  # of several launches each, at most: torch's foreach Adam
+PASSES = 8  # of several launches each, at most: torch's foreach Adam
 TENSORS, ELEMENTS = 30, 2**24  # to a launch
 
 
