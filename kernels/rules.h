@@ -55,15 +55,17 @@ using std::memcpy, std::pow, std::sqrt;
 using vectors::sqrt;
 #endif
 
+// A variant of a rule that it derives from has its numbers, and their row; its own states, and its own formula.
+
 // Turns ascent into descent.
-FASTOPT_DEVICE inline double factor(double maximize) { return maximize != 0 ? -1.0 : 1.0; }
+FASTOPT_DEVICE FASTOPT_INLINE inline double factor(double maximize) { return maximize != 0 ? -1.0 : 1.0; }
 
 struct Sgd {
     static constexpr int states = 0;
     static constexpr int hypers = 1;   // lr
     static constexpr int options = 3;  // maximize, weight_decay, lr
 
-    FASTOPT_DEVICE static void row(const double *option, double, bool, double *out) {
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double, bool, double *out) {
         out[0] = factor(option[0]);
         out[1] = option[1];
         out[2] = option[2];
@@ -81,7 +83,7 @@ struct Momentum {
     static constexpr int hypers = 2;   // lr, momentum
     static constexpr int options = 5;  // maximize, weight_decay, lr, momentum, dampening
 
-    FASTOPT_DEVICE static void row(const double *option, double, bool first, double *out) {
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double, bool first, double *out) {
         double gain = first ? 1.0 : 1.0 - option[4];  // as if the gradient, with its weight decay, were less
         out[0] = gain * factor(option[0]);
         out[1] = gain * option[1];
@@ -97,15 +99,7 @@ struct Momentum {
     }
 };
 
-struct Nesterov {
-    static constexpr int states = 1;   // momentum_buffer
-    static constexpr int hypers = 2;   // lr, momentum
-    static constexpr int options = 5;  // maximize, weight_decay, lr, momentum, dampening
-
-    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
-        Momentum::row(option, step, first, out);
-    }
-
+struct Nesterov : Momentum {
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], momentum = hyper[1];
@@ -119,7 +113,7 @@ struct Adagrad {
     static constexpr int hypers = 2;   // lr, eps
     static constexpr int options = 5;  // maximize, weight_decay, lr, eps, lr_decay
 
-    FASTOPT_DEVICE static void row(const double *option, double step, bool, double *out) {
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double step, bool, double *out) {
         out[0] = factor(option[0]);
         out[1] = option[1];
         out[2] = option[2] / (1.0 + (step - 1.0) * option[4]);
@@ -145,7 +139,7 @@ struct Rmsprop {
     static constexpr int hypers = 3;   // lr, gain, eps
     static constexpr int options = 5;  // maximize, weight_decay, lr, alpha, eps
 
-    FASTOPT_DEVICE static void row(const double *option, double, bool, double *out) {
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double, bool, double *out) {
         out[0] = factor(option[0]);
         out[1] = option[1];
         out[2] = option[2];
@@ -166,7 +160,7 @@ struct RmspropMomentum {
     static constexpr int hypers = 4;   // lr, gain, eps, momentum
     static constexpr int options = 6;  // maximize, weight_decay, lr, alpha, eps, momentum
 
-    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double step, bool first, double *out) {
         Rmsprop::row(option, step, first, out);
         out[5] = option[5];
     }
@@ -187,14 +181,8 @@ FASTOPT_DEVICE FASTOPT_INLINE inline T deviation(T s, T a) {
     return sqrt(variance < T{} ? T{} : variance);
 }
 
-struct RmspropCentered {
-    static constexpr int states = 2;   // square_avg, grad_avg
-    static constexpr int hypers = 3;   // lr, gain, eps
-    static constexpr int options = 5;  // maximize, weight_decay, lr, alpha, eps
-
-    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
-        Rmsprop::row(option, step, first, out);
-    }
+struct RmspropCentered : Rmsprop {
+    static constexpr int states = 2;  // square_avg, grad_avg
 
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
@@ -205,14 +193,8 @@ struct RmspropCentered {
     }
 };
 
-struct RmspropCenteredMomentum {
-    static constexpr int states = 3;   // square_avg, momentum_buffer, grad_avg
-    static constexpr int hypers = 4;   // lr, gain, eps, momentum
-    static constexpr int options = 6;  // maximize, weight_decay, lr, alpha, eps, momentum
-
-    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
-        RmspropMomentum::row(option, step, first, out);
-    }
+struct RmspropCenteredMomentum : RmspropMomentum {
+    static constexpr int states = 3;  // square_avg, momentum_buffer, grad_avg
 
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
@@ -230,7 +212,7 @@ struct Adam {
     static constexpr int hypers = 4;   // lr, gain1, gain2, eps
     static constexpr int options = 6;  // maximize, weight_decay, lr, beta1, beta2, eps
 
-    FASTOPT_DEVICE static void row(const double *option, double step, bool, double *out) {
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double step, bool, double *out) {
         double root = sqrt(1.0 - pow(option[4], step));
         out[0] = factor(option[0]);
         out[1] = option[1];
@@ -249,14 +231,8 @@ struct Adam {
     }
 };
 
-struct AdamAmsgrad {
-    static constexpr int states = 3;   // exp_avg, exp_avg_sq, max_exp_avg_sq
-    static constexpr int hypers = 4;   // lr, gain1, gain2, eps
-    static constexpr int options = 6;  // maximize, weight_decay, lr, beta1, beta2, eps
-
-    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
-        Adam::row(option, step, first, out);
-    }
+struct AdamAmsgrad : Adam {
+    static constexpr int states = 3;  // exp_avg, exp_avg_sq, max_exp_avg_sq
 
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
@@ -273,7 +249,7 @@ struct AdamW {
     static constexpr int hypers = 5;   // lr, gain1, gain2, eps, keep
     static constexpr int options = 6;  // maximize, weight_decay, lr, beta1, beta2, eps
 
-    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double step, bool first, double *out) {
         Adam::row(option, step, first, out);
         out[1] = 0.0;
         out[6] = 1.0 - option[2] * option[1];
@@ -286,14 +262,8 @@ struct AdamW {
     }
 };
 
-struct AdamWAmsgrad {
-    static constexpr int states = 3;   // exp_avg, exp_avg_sq, max_exp_avg_sq
-    static constexpr int hypers = 5;   // lr, gain1, gain2, eps, keep
-    static constexpr int options = 6;  // maximize, weight_decay, lr, beta1, beta2, eps
-
-    FASTOPT_DEVICE static void row(const double *option, double step, bool first, double *out) {
-        AdamW::row(option, step, first, out);
-    }
+struct AdamWAmsgrad : AdamW {
+    static constexpr int states = 3;  // exp_avg, exp_avg_sq, max_exp_avg_sq
 
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {

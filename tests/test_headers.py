@@ -325,9 +325,6 @@ CALLS = """
     double amsgrad(double p, double g, double *state, const double *h) {
         return fastopt::AdamWAmsgrad::apply(p, g, state, h);
     }
-"""
-ROWS = """
-    #include "rules.h"
     void row(const double *option, double step, double *out) { fastopt::AdamWAmsgrad::row(option, step, false, out); }
 """
 
@@ -357,11 +354,6 @@ def assembled(source, *flags):
     """The assembly that g++ makes of a source."""
     command = [shutil.which("g++"), "-std=c++17", *flags, "-I", str(KERNELS), "-S", "-x", "c++", "-o", "-", "-"]
     return subprocess.run(command, input=source, stdout=subprocess.PIPE, text=True, check=True).stdout
-
-
-@pytest.mark.parametrize("level", ["-O0", "-O2"])
-def test_rows_compile_without_a_warning(level):
-    assert complaints(ROWS, level) == ""
 
 
 def test_integers_do_not_compile():
