@@ -15,7 +15,7 @@ from ..progress import track
 from . import look
 from .descent import descend
 from .network import SIGMOID, Array
-from .training import ALPHA, EPS, OPTIMIZERS, effective_rate
+from .training import ALPHA, BETAS, EPS, OPTIMIZERS, effective_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,6 @@ REACHED = 1e-3  # the share of the loss above the least one that may be left
 TURN = 0.9  # the share of the way along b after which a path's progress along w is told
 EXTENT = (-1.5, 2.9), (-1.7, 2.4)  # of the map
 NO_ROOT = "adagrad without the root"
-BETA2 = 0.999  # Adam's
 PARAMETERS = {"w": "-", "b": "--"}  # and how their lines look
 
 
@@ -165,8 +164,12 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
         "turn": {rule: turn(path, best) for rule, path in paths.items()},
         **rates(neuron, paths["adagrad"], partial(effective_rate, lr=lr)),
         "without_root": rates(neuron, paths[NO_ROOT], lambda history: lr / (history + EPS)),
-        "rates": {rule: effective_rates(rule, neuron, paths[rule], rate) for rule, rate in adaptive(lr).items()},
     }  # fmt: skip
+    numbers["rates"] = {
+        "adagrad": numbers["effective_lr"],
+        "rmsprop": faded_rates(neuron, paths["rmsprop"], adaptive(lr)["rmsprop"], ALPHA, corrected=False),
+        "adam": faded_rates(neuron, paths["adam"], adaptive(lr)["adam"], BETAS[1], corrected=True),
+    }
     draw(figure, axes, neuron, numbers)
     return figure, numbers
 
@@ -202,27 +205,21 @@ def rates(neuron: Neuron, path: Array, rate: Callable[[Array], Array]) -> dict[s
     }
 
 
-def effective_rates(rule: str, neuron: Neuron, path: Array, lr: float) -> dict[str, list[float]]:
-    """Return what a rule multiplies gradients by, or Adam their average, in each step of its own path."""
-    squares = neuron.gradient(path[:-1]) ** 2
-    if rule == "adagrad":
-        history = np.cumsum(squares, axis=0)
-    else:
-        kept = ALPHA if rule == "rmsprop" else BETA2
-        history = faded(squares, kept)
-        if rule == "adam":
-            history /= 1 - kept ** np.arange(1, len(history) + 1)[:, np.newaxis]
-    values = lr / (np.sqrt(history) + EPS)
-    return {name: column.tolist() for name, column in zip(PARAMETERS, values.T, strict=True)}
+def faded_rates(neuron: Neuron, path: Array, lr: float, kept: float, corrected: bool) -> dict[str, list[float]]:
+    """Return what a rule whose history fades multiplies gradients by, or Adam their average, along a path.
 
-
-def faded(squares: Array, kept: float) -> Array:
-    """Return the moving average after each step, from 0."""
-    average, averages = np.zeros_like(squares[0]), []
-    for square in squares:
-        average = kept * average + (1 - kept) * square
-        averages.append(average)
-    return np.array(averages)
+    Parameters
+    ----------
+    kept : float
+        How much of the average of squares stays at each step.
+    corrected : bool
+        Whether that is freed of its bias towards 0, where it begins.
+    """
+    average, rates = np.zeros(2), []
+    for step, gradient in enumerate(neuron.gradient(path[:-1]), start=1):
+        average = kept * average + (1 - kept) * gradient**2
+        rates.append(effective_rate(average / (1 - kept**step) if corrected else average, lr))
+    return {name: column.tolist() for name, column in zip(PARAMETERS, np.array(rates).T, strict=True)}
 
 
 def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ Value = TypeVar("Value")
 MOMENTUM = 0.9
 EPS = 1e-10  # AdaGrad's, by default
 ALPHA = 0.99  # RMSProp's
+BETAS = (0.9, 0.999)  # Adam's
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
@@ -27,7 +28,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "nesterov": partial(SGD, momentum=MOMENTUM, nesterov=True),
     "adagrad": partial(Adagrad, eps=EPS),
     "rmsprop": partial(RMSprop, alpha=ALPHA),
-    "adam": Adam,
+    "adam": partial(Adam, betas=BETAS),
 }
 
 # name -> schedule from lr, for a run of so many epochs of so many batches; a Plateau is told a loss after each epoch
