@@ -1,7 +1,8 @@
 """fastopt: the optimizer step, fused into one pass over memory.
 
 `SGD`, `Adagrad`, `RMSprop`, `Adam` and `AdamW` are optimizers over NumPy and CuPy arrays; `fused` has the same updates
-as single calls; `schedules` has learning rates as functions of the step; `embed` has the updates for loops in C.
+as single calls; `schedules` has learning rates as functions of the step; `embed` has the updates for loops in C and
+C++.
 """
 
 import importlib
