@@ -321,7 +321,12 @@ def test_the_limit_has_the_traffic_of_the_rule(monkeypatch: pytest.MonkeyPatch, 
     """It allocates what the rule reads: parameters, gradients and states."""
     arrays = Arrays.draw(small := Workload("small", "small", ((64,),)))
     shapes: list[tuple[int, ...]] = []
-    monkeypatch.setattr(limit, "aligned", lambda shape: shapes.append(shape) or np.empty(shape, np.float32))
+
+    def allocated(shape: tuple[int, ...]) -> Any:
+        shapes.append(shape)
+        return np.empty(shape, np.float32)
+
+    monkeypatch.setattr(limit, "aligned", allocated)
     timing = next(command.timed_rule(small, rule, arrays, Pace(seconds=0, fewest=2, most=2)))
     written = sum(math.prod(shape) for shape in (shapes[0], shapes[2]))
     read = sum(math.prod(shape) for shape in shapes)
