@@ -76,7 +76,8 @@ def draw_pairs(
     rows = list(dict.fromkeys(workload for workload, _ in pairs))
     rules = list(dict.fromkeys(rule for _, rule in pairs))
     figure_type = require("matplotlib.figure", "bench").Figure
-    figure = figure_type(figsize=(9, 1.7 + 0.17 * len(styles) * len(rows)), dpi=200, layout="constrained")
+    figure = figure_type(figsize=(9, 1.7 + 0.17 * len(styles) * len(rows)), dpi=200)
+    figure.set_layout_engine("constrained", wspace=0.08)  # so that labels at the ends of axes stand apart
     panels = figure.subplots(1, len(rules), sharex=True, sharey=True, squeeze=False)[0]
     for panel, rule in zip(panels, rules, strict=True):
         for row, workload in enumerate(rows):
