@@ -41,11 +41,11 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def stand_in(monkeypatch):
     """The host in the place of a GPU, with nothing on its streams."""
-    stand_in = importlib.import_module("cupy_stand_in")
-    stand_in.reset()
-    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    cuda = importlib.import_module("cuda_stand_in")
+    cuda.reset()
+    monkeypatch.setitem(sys.modules, "cupy", importlib.import_module("cupy_stand_in"))
     yield importlib.import_module("devices").StandIn()
-    stand_in.reset()
+    cuda.reset()
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -2,7 +2,7 @@
 
 import types
 
-import cupy_stand_in
+import cuda_stand_in
 import torch
 from torch.nn import Parameter
 
@@ -47,7 +47,7 @@ def on_gpu(tensor):
 
 def on_host(tensor):
     """Return a copy on the host, after all work is done."""
-    cupy_stand_in.synchronize_all()
+    cuda_stand_in.synchronize_all()
     return tensor.detach().as_subclass(torch.Tensor).clone()
 
 
@@ -55,10 +55,10 @@ def pretend(monkeypatch):
     """Let torch's functions speak of the stand-in's streams."""
 
     def current_stream(index):
-        return types.SimpleNamespace(cuda_stream=cupy_stand_in.get_current_stream().ptr)
+        return types.SimpleNamespace(cuda_stream=cuda_stand_in.get_current_stream().ptr)
 
     def capturing():
-        return cupy_stand_in.get_current_stream().is_capturing()
+        return cuda_stand_in.get_current_stream().is_capturing()
 
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", capturing)

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib
 
+import cuda_stand_in
 import cupy_stand_in
 import numpy as np
 
@@ -86,16 +87,16 @@ class StandIn(Shared):
 
     def take_turns(self):
         """Let all streams work at once, a piece of each at a time."""
-        while busy := [stream for stream in cupy_stand_in.STREAMS.values() if stream.queue]:
+        while busy := [stream for stream in cuda_stand_in.STREAMS.values() if stream.queue]:
             for stream in busy:
                 work, _ = stream.queue.pop(0)
                 work()
 
     def log(self):
         """Name what was put on streams, in order, and forget it."""
-        names = [name for name, _ in cupy_stand_in.WORLD.log]
-        cupy_stand_in.WORLD.log.clear()
-        cupy_stand_in.WORLD.launches.clear()
+        names = [name for name, _ in cuda_stand_in.WORLD.log]
+        cuda_stand_in.WORLD.log.clear()
+        cuda_stand_in.WORLD.launches.clear()
         return names
 
 

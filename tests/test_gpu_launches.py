@@ -2,6 +2,7 @@
 
 import sys
 
+import cuda_stand_in
 import cupy_stand_in as cupy
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import fastopt
 from fastopt.rules import ADAM
 from fastopt.schedules import Cosine
 
-WORLD = cupy.WORLD
+WORLD = cuda_stand_in.WORLD
 MOMENTUM = "momentum_float32_float32_float32"
 
 
@@ -22,7 +23,7 @@ def stand_in(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     forget()
     yield
-    cupy.synchronize_all()
+    cuda_stand_in.synchronize_all()
 
 
 def forget():
@@ -49,7 +50,7 @@ def stepped(steps=2, **options):
     opt.bind(grads)
     for _ in range(steps):
         opt.step()
-    cupy.synchronize_all()
+    cuda_stand_in.synchronize_all()
     forget()
     return opt, params, grads
 
@@ -111,7 +112,7 @@ def test_a_row_of_each_step_is_sent():
     opt.bind(grads)
     opt.step()
     for step in range(2, 5):
-        cupy.synchronize_all()
+        cuda_stand_in.synchronize_all()
         forget()
         opt.step()
         assert names() == ["send", "adam_float32_float32_float32"]
@@ -124,7 +125,7 @@ def test_a_row_of_each_step_is_sent():
 def test_launches_are_of_one_rule_one_format_and_one_device():
     """And there is one for each."""
     small, large = model()[0], model(dtype=np.float64)[0]
-    with cupy.Device(1):
+    with cuda_stand_in.Device(1):
         there = model()[0]
     half = model(dtype=np.float16)[0]
     groups = [{"params": small}, {"params": large}, {"params": half}, {"params": there, "momentum": 0.0}]
@@ -144,14 +145,14 @@ def test_launches_are_of_one_rule_one_format_and_one_device():
 
 def elsewhere(array):
     """A copy on the second device."""
-    with cupy.Device(1):
+    with cuda_stand_in.Device(1):
         return cupy.asarray(array.get())
 
 
 def test_work_goes_on_the_current_stream():
     """All of it."""
     opt, _, _ = stepped()
-    stream = cupy.Stream()
+    stream = cuda_stand_in.Stream()
     forget()
     with stream:
         opt.step(model(seed=3)[1])
@@ -166,7 +167,7 @@ def test_more_tensors_than_a_message_holds():
     opt = fastopt.SGD(params, lr=0.5)
     opt.step(grads)
     others = [cupy.asarray(2 * g.get()) for g in grads]
-    cupy.synchronize_all()
+    cuda_stand_in.synchronize_all()
     forget()
     opt.step(others)
     assert names() == ["send"] * 3 + ["sgd_float32_float32_float32"]

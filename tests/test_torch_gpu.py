@@ -4,8 +4,9 @@ import copy
 import io
 import sys
 
+import cuda_stand_in
 import cuda_tensors
-import cupy_stand_in as stand_in
+import cupy_stand_in
 import pytest
 import torch
 import torch_cases
@@ -30,10 +31,10 @@ FLAGS = {"skipped": 1.0, "taken": 0.0}
 @pytest.fixture(autouse=True)
 def pretended(monkeypatch):
     """A GPU that torch believes in."""
-    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in)
     cuda_tensors.pretend(monkeypatch)
     yield
-    stand_in.synchronize_all()
+    cuda_stand_in.synchronize_all()
     cuda_tensors.KEPT.clear()
 
 
@@ -42,7 +43,7 @@ def give(there, here, step, dtype=None, given=torch_cases.always, scale=1.0):
 
     The old ones are not given back before the GPU has read them, which torch's allocator sees to on a real one.
     """
-    stand_in.synchronize_all()
+    cuda_stand_in.synchronize_all()
     for i, (p, q) in enumerate(zip(there, here, strict=True)):
         q.grad = torch_cases.gradient(q, 100 * step + i) if given(step, i) else None
         p.grad = None if q.grad is None else on_gpu(q.grad * scale)
@@ -114,7 +115,7 @@ def test_layouts(kind):
         there[1].grad = on_gpu(here[1].grad.contiguous())
         ours.step()
         others.step()
-        stand_in.synchronize_all()  # what torch copies here, it copies at once
+        cuda_stand_in.synchronize_all()  # what torch copies here, it copies at once
     assert_equal(there[:2], here[:2], ours, others)
     assert torch.equal(on_host(gaps)[:, 1::2], whole[:, 1::2])
 
@@ -125,7 +126,7 @@ def scaled_step(optimizer, flag, scale=8.0, gpu=True):
     optimizer.grad_scale = None if scale is None else wrap(torch.tensor(scale))
     optimizer.found_inf = wrap(torch.tensor(FLAGS[flag]))
     optimizer.step()
-    stand_in.synchronize_all()  # before the two are given back, as above
+    cuda_stand_in.synchronize_all()  # before the two are given back, as above
     del optimizer.grad_scale, optimizer.found_inf
 
 
@@ -139,9 +140,9 @@ def test_a_scalers_verdict_stays_on_the_gpu(kind, flags, dtype):
     there, here, ours, others = model(kind, dtype)
     for step, flag in enumerate(flags):
         give(there, here, step, scale=8.0)
-        log = len(stand_in.WORLD.log)
+        log = len(cuda_stand_in.WORLD.log)
         scaled_step(ours, flag)
-        assert len(stand_in.WORLD.log) > log
+        assert len(cuda_stand_in.WORLD.log) > log
         if flag == "taken":
             others.step()
     give(there, here, 50)
@@ -203,7 +204,7 @@ def test_a_momentum_that_is_scheduled_through_zero():
         both(ours, others, there, here, ["taken", "skipped"] + ["taken"] * 8)
         assert_equal(there, here, ours, others)
     there, here, ours, _ = model("momentum", momentum=Piecewise([0.0, 0.9], [9]))
-    stream = stand_in.Stream()
+    stream = cuda_stand_in.Stream()
     give(there, here, 0)
     with stream:
         for _ in range(2):
@@ -259,14 +260,14 @@ def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
     update = Gpu.update
 
     def at_once(*arguments):  # the rows are torch's own operations, which do not wait here
-        stand_in.synchronize_all()
+        cuda_stand_in.synchronize_all()
         update(*arguments)
-        stand_in.synchronize_all()
+        cuda_stand_in.synchronize_all()
 
     monkeypatch.setattr(Gpu, "update", at_once)
     there, here, ours, others = cuda_tensors.pair(name, [torch.zeros(4), torch.zeros(6, 2)], lr=lr)
     for kind in pattern:
-        stand_in.synchronize_all()
+        cuda_stand_in.synchronize_all()
         here[0].grad, there[0].grad = torch.ones(4), on_gpu(torch.full((4,), 8.0))
         here[1].grad = there[1].grad = None
         if kind == "s":
@@ -285,19 +286,19 @@ def test_nobody_waits_for_the_gpu(kind):
     give(there, here, 0, scale=8.0)
     for flag in ("taken", "taken", "skipped"):
         scaled_step(ours, flag)
-    waits = stand_in.WORLD.waits
+    waits = cuda_stand_in.WORLD.waits
     for flag in ("taken", "skipped", "taken"):
         scaled_step(ours, flag)
         assert len(ours.param_groups[0]["params"]) == len(SHAPES)  # which zero_grad and GradScaler walk along
-    assert stand_in.WORLD.waits == waits
+    assert cuda_stand_in.WORLD.waits == waits
     assert ours.state_dict()["state"][0].get("step", 4) == 4
-    assert stand_in.WORLD.waits > waits
+    assert cuda_stand_in.WORLD.waits > waits
 
 
 def test_zero_grad_inside_a_second_capture():
     """Where groups cannot be brought up to date."""
     there, here, ours, _ = model("momentum", lr=Cosine(0.1, 20))
-    stream = stand_in.Stream()
+    stream = cuda_stand_in.Stream()
     give(there, here, 0)
     with stream:
         for _ in range(3):
@@ -326,7 +327,7 @@ def test_capture(kind, dtype):
     """Replays with a moving rate, gradients written in place, a look at groups and states, and a step beside them."""
     options = {"weight_decay": 0.01}
     there, here, ours, others = model(kind, dtype, lr=Cosine(0.1, 20), **options)
-    stream = stand_in.Stream()
+    stream = cuda_stand_in.Stream()
     give(there, here, 0)
     with stream:
         for _ in range(3):
@@ -334,7 +335,7 @@ def test_capture(kind, dtype):
             others.step()
     graph = captured(ours, stream)
     for step in range(1, 9):
-        stand_in.synchronize_all()
+        cuda_stand_in.synchronize_all()
         for i, (p, q) in enumerate(zip(there, here, strict=True)):
             q.grad = torch_cases.gradient(q, 100 * step + i)
             torch.Tensor.copy_(p.grad, q.grad)
@@ -356,7 +357,7 @@ def test_capture(kind, dtype):
 def test_a_captured_step_is_not_loaded_over():
     """Its graph would go on with what was there before."""
     there, here, ours, _ = model("momentum")
-    stream = stand_in.Stream()
+    stream = cuda_stand_in.Stream()
     give(there, here, 0)
     with stream:
         for _ in range(2):
@@ -382,16 +383,16 @@ def test_what_cannot_be_captured(what):
     there = [Parameter(on_gpu(torch.ones(4, 2)))]
     optimizer = subject.SGD(there, lr=lr)
     there[0].grad = on_gpu(torch.ones(4, 2))
-    stream = stand_in.Stream()
+    stream = cuda_stand_in.Stream()
     with stream:
         for _ in range(0 if what == "first" else 2):
             optimizer.step()
     if what == "assigned":
         optimizer.param_groups[0]["lr"] = 0.2
-    log = len(stand_in.WORLD.log)
+    log = len(cuda_stand_in.WORLD.log)
     with pytest.raises(RuntimeError, match=r"warm up|schedules"), DEVICE.capture(stream):
         optimizer.step()
-    assert len(stand_in.WORLD.log) == log
+    assert len(cuda_stand_in.WORLD.log) == log
 
 
 @ALL
@@ -402,7 +403,7 @@ def test_state_dicts_travel(kind):
         give(there, here, step)
         ours.step()
         others.step()
-    stand_in.synchronize_all()
+    cuda_stand_in.synchronize_all()
     file = io.BytesIO()
     plain = ours.state_dict()
     for state in plain["state"].values():
@@ -424,7 +425,7 @@ def test_parameters_on_both():
     mixed = [there[0], Parameter(here[1].detach().clone())]
     ours = subject.SGD(mixed, **KINDS["momentum"][1])
     for step, flag in enumerate(["taken", "skipped", "taken"]):
-        stand_in.synchronize_all()
+        cuda_stand_in.synchronize_all()
         for i, (p, q) in enumerate(zip(mixed, here, strict=True)):
             q.grad = torch_cases.gradient(q, 100 * step + i)
             p.grad = on_gpu(q.grad) if p.is_cuda else q.grad.clone()
