@@ -57,6 +57,7 @@ class Away:
         self.outdated = False  # what the devices were told
         self.fetched = 0  # of the steps that the devices have counted
         self.begun: list[tuple[Tensor, list[str]]] = []  # states that begin with the first of these, if one is taken
+        self.verdict: Verdict | None = None  # of the step that is recorded
 
     def look(self, verdict: Verdict | None) -> None:
         """Find out how the next step is taken, and by which options; from the first one away, all are."""
@@ -67,6 +68,7 @@ class Away:
         for course in plan.courses:
             course.begin(verdict)
         self.capturing = any(course.capturing for course in plan.courses)
+        self.verdict = verdict if self.capturing else None
         if self.capturing:
             self._check_capture()
         self.is_asked_for = self.capturing or self.active or verdict is not None
@@ -124,6 +126,8 @@ class Away:
             plan.load(gradients)
         if not self.active or self.outdated:
             self._describe()
+        if self.capturing:
+            self._give_to_graph()
         for course in plan.courses:
             if not self.told:
                 course.tell()
@@ -144,6 +148,15 @@ class Away:
             raise RuntimeError("gradients whose strides are not their parameters' cannot be captured: copy them")
         if self.capturing and (gradients.taking_part != plan.formed or any(launch.strided for launch in plan.launches)):
             raise RuntimeError(COLD)
+
+    def _give_to_graph(self) -> None:
+        """Let the graph own what its kernels use, but for gradients: it may be replayed when the optimizer is gone."""
+        plan = self.plan
+        memories = [memory for launch in plan.launches for memory in launch.memories()]
+        memories += [array for tensor in plan.tensors for array in tensor.memories()]
+        for course in plan.courses:
+            course.own([*memories, self.verdict])
+        self.verdict = None
 
     def _rules_differ(self) -> bool:
         plan = self.plan

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from . import plan
 from .away import COLD, record_of
 from .chunks import Strides, chunk_table
-from .kernels import cuda
+from .kernels import cuda, graphs
 from .kernels.device import Device, Memory
 from .kernels.reader import Array
 from .kernels.tables import ABI, CHUNK, COHORT, COURSE, ELEMENTS, HYPERS, JOB, TENSOR
@@ -118,6 +118,10 @@ class Course:
         self.course["taken"] = self.memory.address + WORD
         self.course["hypers"], self.course["rounded"] = self.exact, self.rounded
 
+    def own(self, memories: Sequence[Any]) -> None:
+        """Let the graph that is recorded own this memory, and the course's."""
+        graphs.own(self.device.stream.ptr, [self.memory, *self.records.values(), *memories])
+
     def tell(self) -> None:
         """Send that, unless the device has it already, from a graph."""
         edition = {"edition": self.memory.address, "number": self.edition}
@@ -195,6 +199,10 @@ class Launch(plan.Launch):
             self.cut(strided)
         self.moved = self.moved or not np.array_equal(self.gradients, addresses)
         self.gradients[:] = addresses
+
+    def memories(self) -> list[Any]:
+        """Return what the tables lie in."""
+        return [self.memory, self.cuts]
 
     @property
     def cold(self) -> bool:

@@ -56,6 +56,10 @@ class Launch(ABC):
             self.table[row]["hyper"] = hyper
             self.table[row]["states"][: len(states)] = states
 
+    def memories(self) -> list[Any]:
+        """Return what the tables lie in that a device reads."""
+        return []
+
     @abstractmethod
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
         """Take the hyper rows, which may change in place."""
@@ -99,6 +103,9 @@ class Course(Launches, Protocol):
 
     def describe(self, cohorts: Sequence[Cohort], taken: int, restart: bool) -> None:
         """Take over what hyper rows are computed from, after so many steps away, and count from there, or anew."""
+
+    def own(self, memories: Sequence[Any]) -> None:
+        """Let the graph that is recorded own this memory, and the course's."""
 
     def tell(self) -> None:
         """Send that, unless the device has it already, from a graph."""
@@ -159,6 +166,10 @@ class Tensor(ABC):
         yield str(self), self.array
         for name, array in self.states.items():
             yield f"the {name} of {self}", array
+
+    def memories(self) -> list[Array]:
+        """Return the arrays that keep all memory alive which an update writes."""
+        return [self.array, *(array for _, array in self.arrays())]
 
     def new_states(self, rule: Rule) -> dict[str, Array]:
         """Allocate what a rule needs and the tensor does not have."""

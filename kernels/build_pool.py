@@ -11,6 +11,7 @@ import cffi
 
 HERE = Path(__file__).parent
 HEADERS = ("tables", "fastopt", "interpreter", "rows", "rules", "schedules", "vectors")
+SOURCES = ("pool", "reader", "tensors", "team", "graphs")
 FLAGS = ["-std=c++17", "-O2", "-pthread", "-ffp-contract=off"]  # the last one since rows are to be Python's to the bit
 
 
@@ -27,7 +28,7 @@ ffi.cdef(declarations("tables.h") + declarations("fastopt.h"))
 ffi.set_source(
     "fastopt.kernels._pool",
     '#include "fastopt.h"',
-    sources=["kernels/pool.cpp", "kernels/reader.cpp", "kernels/tensors.cpp", "kernels/team.cpp"],
+    sources=[f"kernels/{name}.cpp" for name in SOURCES],
     depends=[f"kernels/{name}.h" for name in HEADERS],
     include_dirs=["kernels"],
     source_extension=".cpp",

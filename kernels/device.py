@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import cuda
+from . import cuda, graphs
 from .tables import MESSAGE, WORDS
 
 Words = npt.NDArray[np.int64]
@@ -69,13 +69,15 @@ class Device:
         self.begin()
 
     def begin(self) -> None:
-        """Find out which stream is the current one."""
+        """Find out which stream is the current one, and let go of what belonged to graphs that are gone."""
         self.stream, cuda_of = self.current_stream(), self.cupy.cuda
         if cuda_of.runtime.getDevice() == self.index:
             self.capturing = bool(self.stream.is_capturing())
         else:
             with cuda_of.Device(self.index):  # where a default stream is another one
                 self.capturing = bool(self.stream.is_capturing())
+        if not self.capturing:
+            graphs.drop_gone()
 
     def launch(self, kernel: Any, blocks: int, argument: npt.NDArray[Any], threads: int = cuda.BLOCK) -> None:
         """Put a kernel on the stream, with a copy of its argument, one struct."""

@@ -113,6 +113,13 @@ typedef struct fastopt_repetition {
 int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings, const fastopt_gradients *gradients,
                              fastopt_repetition *repetition, int32_t threads);
 
+/* Lets the CUDA graph that a stream records own something, which has a number: 1, or 0 where it does not, since nobody has
+ * loaded the driver by that name, the driver is too old, or the stream records nothing. */
+int32_t fastopt_graph_owns(const char *library, void *stream, int64_t number);
+
+/* Writes the numbers, so many at most, of what was owned by graphs that are gone, each once; returns how many. */
+int64_t fastopt_graphs_gone(int64_t *numbers, int64_t room);
+
 /* FASTOPT_ABI as compiled. */
 int64_t fastopt_abi(void);
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-ABI = 3
+ABI = 4
 STATES = 3
 HYPERS = 8
 OPTIONS = 8

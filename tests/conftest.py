@@ -44,6 +44,7 @@ def stand_in(monkeypatch):
     cuda = importlib.import_module("cuda_stand_in")
     cuda.reset()
     monkeypatch.setitem(sys.modules, "cupy", importlib.import_module("cupy_stand_in"))
+    monkeypatch.setattr("fastopt.kernels.graphs.LIBRARY", cuda.driver()[1])
     yield importlib.import_module("devices").StandIn()
     cuda.reset()
 

@@ -1,35 +1,113 @@
 """A stand-in for CUDA whose devices are the host: memory, streams and graphs, as CuPy shows them; no tests here.
 
 Work waits until its stream is synchronised, so that whatever reads memory of the host too late fails a test. What CUDA
-refuses while a graph is captured, is refused here.
+refuses while a graph is captured, is refused here. Memory that was given back is poisoned and never used again: a
+kernel that is to follow an address into it is a fault, which every later call reports, as CUDA does.
 """
 
+import bisect
 import ctypes
+import functools
+import shutil
+import subprocess
+import sys
+import tempfile
 import types
+from pathlib import Path
 
 import numpy as np
+
+from fastopt.arrays import extent
+
+POISON = 0xFF  # not a number, as a float
+DRIVER = Path(__file__).with_name("libcuda_stand_in.cpp")
 
 
 class CUDARuntimeError(RuntimeError):
     """What CuPy raises where CUDA refuses something."""
 
 
-class Memory:
-    """Memory on a device: full of ones at first, so that nothing can rely on zeros."""
+@functools.cache
+def driver():
+    """Return the part of CUDA's driver that graphs need, and the file that it was loaded from.
+
+    Its functions are called without releasing Python's lock, so that a destructor that wanted it would never end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "libcuda-stand-in.so")
+        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-pthread"]
+        subprocess.run([shutil.which("g++"), *flags, str(DRIVER), "-o", path], check=True)
+        library = ctypes.PyDLL(path)
+    for name in ("stand_in_begin", "stand_in_end", "stand_in_destroy", "stand_in_destroy_at_exit"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+    library.stand_in_end.restype = ctypes.c_void_p
+    return library, path
+
+
+class Freed:
+    """Memory that was given back: kept, so that nobody gets it again, and poisoned."""
+
+    def __init__(self):
+        self.starts, self.blocks = [], []
+
+    def add(self, block):
+        """Poison some bytes."""
+        block[...] = POISON
+        start = block.ctypes.data
+        at = bisect.bisect(self.starts, start)
+        self.starts.insert(at, start)
+        self.blocks.insert(at, block)
+
+    def has(self, address):
+        """Say whether an address lies in it."""
+        at = bisect.bisect(self.starts, address) - 1
+        return at >= 0 and address < self.starts[at] + len(self.blocks[at])
+
+    def written(self):
+        """Count the blocks into which somebody has written since."""
+        return sum(bool((block != POISON).any()) for block in self.blocks)
+
+
+class Block:
+    """Bytes on a device, given back with the last array over them."""
 
     def __init__(self, size):
-        self.bytes = np.zeros(0, np.uint8)
-        if any(stream.capturing is not None for stream in STREAMS.values()):
-            raise CUDARuntimeError("cudaMalloc while a stream is capturing")
-        self.bytes = np.full(size, 255, np.uint8)
+        self.bytes = np.full(max(size, 1), POISON, np.uint8)
         self.ptr = self.bytes.ctypes.data
+        self.__array_interface__ = self.bytes.__array_interface__
+
+    def __del__(self, ending=sys.is_finalizing):
+        if not ending():
+            synchronize_all()  # a pool has other uses for the memory once all streams are done with it
+            WORLD.freed.add(self.bytes)
+
+
+def placed(array):
+    """Return a copy of an array of NumPy in a block of its own, with the same strides."""
+    if array.size == 0:
+        return np.ndarray(array.shape, array.dtype, np.asarray(Block(0)))
+    start, end = extent(array)
+    block = np.asarray(Block(end - start))
+    block[:] = np.frombuffer(ctypes.string_at(start, end - start), np.uint8)
+    return np.ndarray(array.shape, array.dtype, block, array.__array_interface__["data"][0] - start, array.strides)
+
+
+class Memory:
+    """What cudaMalloc allocates: full of ones at first, so that nothing can rely on zeros."""
+
+    def __init__(self, size):
+        self.block = None
+        if any(stream.capturing for stream in STREAMS.values()):
+            raise CUDARuntimeError("cudaMalloc while a stream is capturing")
+        self.block = Block(size)
+        self.ptr = self.block.ptr
         self.device = runtime.getDevice()
         WORLD.allocated += 1
 
-    def __del__(self):
-        WORLD.allocated -= len(self.bytes) > 0  # unless it was refused
-        synchronize_all()  # as cudaFree does
-        self.bytes[...] = 255
+    def __del__(self, ending=sys.is_finalizing):
+        if self.block is not None and not ending():  # it was refused
+            wait()  # as cudaFree does
+            WORLD.allocated -= 1
 
 
 class MemoryPointer:
@@ -53,19 +131,25 @@ class MemoryPointer:
         assert data is not None
 
     def copy_to_host(self, address, size):
+        wait()
         ctypes.memmove(address, self.ptr, size)
 
 
 class Graph:
-    """What a stream has recorded."""
+    """What a stream has recorded, and what the driver was told that it owns."""
 
-    def __init__(self, work):
-        self.work = work
+    def __init__(self, work, handle):
+        self.work, self.handle = work, handle
 
     def launch(self, stream=None):
         stream = stream or get_current_stream()
         for work, name in self.work:
             stream.put(work, name)
+
+    def __del__(self, ending=sys.is_finalizing):
+        if not ending():
+            synchronize_all()  # a graph that is destroyed while it runs is destroyed afterwards
+            driver()[0].stand_in_destroy(self.handle)
 
 
 class Stream:
@@ -75,7 +159,7 @@ class Stream:
         self.device_id = runtime.getDevice() if device is None else device
         self.ptr = len(STREAMS) * 8 if ptr is None else ptr
         self.queue = []
-        self.capturing = None
+        self.recorded = None
         self.running = False
         STREAMS[self.ptr] = self
 
@@ -85,9 +169,14 @@ class Stream:
         assert version == 0
         return STREAMS.get(ptr) or cls(runtime.getDevice(), ptr)
 
+    @property
+    def capturing(self):
+        return self.recorded is not None
+
     def put(self, work, name):
+        report()
         WORLD.log.append((name, self.ptr))
-        (self.queue if self.capturing is None else self.capturing).append((work, name))
+        (self.recorded if self.capturing else self.queue).append((work, name))
 
     def run(self):
         if not self.running:  # what is given back while work is done waits no more than it must
@@ -95,25 +184,30 @@ class Stream:
             try:
                 while self.queue:
                     self.queue.pop(0)[0]()
+            except Exception as error:  # this may be inside of a destructor, where it would be lost
+                WORLD.fault = WORLD.fault or error
             finally:
                 self.running = False
 
     def synchronize(self):
-        if self.capturing is not None:
+        if self.capturing:
             raise CUDARuntimeError("cudaStreamSynchronize while the stream is capturing")
+        WORLD.waits += 1
         self.run()
+        report()
 
     def is_capturing(self):
-        return self.capturing is not None
+        return self.capturing
 
     def begin_capture(self):
         if self.ptr == 0:
             raise CUDARuntimeError("the default stream cannot be captured")
-        self.capturing = []
+        self.recorded = []
+        driver()[0].stand_in_begin(self.ptr)
 
     def end_capture(self):
-        work, self.capturing = self.capturing, None
-        return Graph(work)
+        work, self.recorded = self.recorded, None
+        return Graph(work, driver()[0].stand_in_end(self.ptr))
 
     def __enter__(self):
         device = runtime.getDevice()
@@ -148,10 +242,10 @@ class Device:
         return self.id
 
     def synchronize(self):
-        if any(stream.capturing is not None for stream in STREAMS.values()):
+        if any(stream.capturing for stream in STREAMS.values()):
             raise CUDARuntimeError("cudaDeviceSynchronize while a stream is capturing")
-        WORLD.waits += 1
-        synchronize_all()
+        wait()
+        report()
 
 
 def get_current_stream(device_id=None):
@@ -162,8 +256,26 @@ def get_current_stream(device_id=None):
 
 def synchronize_all():
     """Let all streams do their work."""
-    for stream in STREAMS.values():
+    for stream in [*STREAMS.values()]:
         stream.run()
+
+
+def wait():
+    """Do so for a call of CUDA's that waits, which is counted."""
+    WORLD.waits += 1
+    synchronize_all()
+
+
+def report():
+    """Raise what has gone wrong on a device, from the next call on."""
+    if WORLD.fault is not None:
+        raise CUDARuntimeError(f"cudaErrorIllegalAddress: {WORLD.fault}")
+
+
+def follow(name, addresses):
+    """Fault where a kernel is to follow an address into memory that was given back."""
+    if stale := [address for address in addresses if WORLD.freed.has(address)]:
+        raise CUDARuntimeError(f"{name} follows {len(stale)} addresses into memory that was given back")
 
 
 class runtime:  # noqa: N801 (CuPy's name)
@@ -176,18 +288,26 @@ class runtime:  # noqa: N801 (CuPy's name)
 
 
 STREAMS = {}
-WORLD = types.SimpleNamespace(devices=[0], streams=[], log=[], launches=[], allocated=0, waits=0)
+WORLD = types.SimpleNamespace(
+    devices=[0], streams=[], log=[], launches=[], allocated=0, waits=0, freed=Freed(), fault=None
+)
 Stream(-1, ptr=0)
 
 
 def reset():
-    """Forget all streams, and what was put on them, after their work."""
+    """Forget all streams, and what was put on them, after their work; raise where a device has faulted."""
     synchronize_all()
+    fault, written = WORLD.fault, WORLD.freed.written()
     STREAMS.clear()
     Stream(-1, ptr=0)
     WORLD.devices[:] = [0]
+    WORLD.fault, WORLD.freed = None, Freed()
     for record in (WORLD.streams, WORLD.log, WORLD.launches):
         record.clear()
+    if fault is not None:
+        raise fault
+    if written:
+        raise CUDARuntimeError(f"{written} blocks of memory were written to after they were given back")
 
 
 cuda = types.SimpleNamespace(

@@ -10,7 +10,7 @@ import types
 
 import host_cuda
 import numpy as np
-from cuda_stand_in import WORLD, Device, get_current_stream, runtime, synchronize_all
+from cuda_stand_in import WORLD, Device, follow, get_current_stream, runtime, synchronize_all
 from cuda_stand_in import cuda as cuda
 
 
@@ -26,7 +26,14 @@ class Kernel:
         copied = argument.copy()  # as cuLaunchKernel copies it
         device, stream = runtime.getDevice(), get_current_stream()
         WORLD.launches.append((self.name, copied, device, stream.ptr))
-        stream.put(lambda: host_cuda.launch(self.name, copied, blocks, threads), self.name)
+
+        def work():
+            follow(self.name, host_cuda.addresses(self.name, copied[0]))
+            if self.name in host_cuda.UPDATES:
+                follow(self.name, host_cuda.tables(copied[0], blocks))
+            host_cuda.launch(self.name, copied, blocks, threads)
+
+        stream.put(work, self.name)
 
 
 class UserKernel:

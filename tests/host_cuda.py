@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from fastopt.kernels import cuda
-from fastopt.kernels.tables import COURSE, JOB, MESSAGE
+from fastopt.kernels.tables import CHUNK, COURSE, JOB, MESSAGE, TENSOR
 
 from fastopt.rules import RULES
 
@@ -64,6 +64,26 @@ def library():
         return ctypes.CDLL(os.environ[BUILT])
     with tempfile.TemporaryDirectory() as folder:
         return ctypes.CDLL(str(build(folder)))
+
+
+def table(address, dtype, rows):
+    """View a table of a kernel's."""
+    return np.frombuffer((ctypes.c_char * (rows * dtype.itemsize)).from_address(int(address)), dtype)
+
+
+def addresses(name, argument):
+    """List the addresses in a kernel's argument."""
+    kinds = {"send": ("to", "edition"), "advance": ("cohorts", "taken", "hypers", "rounded", "scale", "skip")}
+    found = [argument[field] for field in kinds.get(name, ("tensors", "chunks", "hypers", "skip"))]
+    return [int(address) for address in found if address]
+
+
+def tables(job, grid):
+    """List the addresses in the tables of an update: of parameters, gradients, states and layouts."""
+    chunks = table(job["chunks"], CHUNK, grid)
+    tensors = table(job["tensors"], TENSOR, int(chunks["tensor"].max()) + 1)
+    columns = [tensors[name].ravel() for name in ("param", "grad", "states", "layout")]
+    return [int(address) for address in np.concatenate(columns) if address]
 
 
 def launch(name, argument, grid, block=cuda.BLOCK, seed=0):

@@ -1,0 +1,125 @@
+// Lets the graph that a stream records own what its kernels use, by CUDA's user objects: they are the graph's, those of its
+// copies and of what is instantiated from it, and their destructor is called when the last of these is gone. It is called
+// on a thread of the driver's, which may call neither CUDA nor Python and must not wait: it only lists a number.
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+
+#if defined(_WIN32)
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#endif
+
+#include "fastopt.h"
+
+namespace {
+
+// What was owned, by the number under which Python holds it.
+struct Owned {
+    Owned *next;
+    int64_t number;
+};
+
+std::atomic<Owned *> gone{nullptr};  // a list; it has no destructor, so that the driver may add to it until the very end
+
+void list(Owned *owned) {
+    owned->next = gone.load(std::memory_order_relaxed);
+    while (!gone.compare_exchange_weak(owned->next, owned, std::memory_order_release, std::memory_order_relaxed)) {
+    }
+}
+
+// CUDA's types and constants, as in cuda.h.
+#if defined(_WIN32)
+#define FASTOPT_CUDA __stdcall
+#else
+#define FASTOPT_CUDA
+#endif
+using Destructor = void(FASTOPT_CUDA *)(void *);
+using CreateObject = int(FASTOPT_CUDA *)(void **object, void *pointer, Destructor, unsigned references, unsigned flags);
+using RetainObject = int(FASTOPT_CUDA *)(void *graph, void *object, unsigned count, unsigned flags);
+using CaptureInfo2 = int(FASTOPT_CUDA *)(void *stream, int *status, uint64_t *id, void **graph, const void ***nodes,
+                                         size_t *count);
+using CaptureInfo3 = int(FASTOPT_CUDA *)(void *stream, int *status, uint64_t *id, void **graph, const void ***nodes,
+                                         const void **edges, size_t *count);
+constexpr int CAPTURE_ACTIVE = 1;
+constexpr unsigned NO_DESTRUCTOR_SYNC = 1, MOVE = 1;
+
+void FASTOPT_CUDA destroy(void *owned) { list(static_cast<Owned *>(owned)); }
+
+// The driver, if somebody has loaded it. It is never closed.
+class Driver {
+public:
+#if defined(_WIN32)
+    explicit Driver(const char *library) : handle_(GetModuleHandleA(library)) {}
+    void *find(const char *name) const { return reinterpret_cast<void *>(GetProcAddress(handle_, name)); }
+
+private:
+    HMODULE handle_;
+#else
+    explicit Driver(const char *library) : handle_(dlopen(library, RTLD_LAZY | RTLD_NOLOAD)) {}
+    void *find(const char *name) const { return dlsym(handle_, name); }
+
+private:
+    void *handle_;
+#endif
+
+public:
+    explicit operator bool() const { return handle_ != nullptr; }
+
+    template <typename Function>
+    Function get(const char *name) const {
+        return reinterpret_cast<Function>(find(name));
+    }
+};
+
+// The graph that a stream records; null where there is none, or nobody can tell. The plain name is that of a function
+// which gives no graph, or of one that takes other arguments, by version.
+void *recorded(const Driver &driver, void *stream) {
+    int status = 0, failed = 1;
+    uint64_t id = 0;
+    void *graph = nullptr;
+    if (auto info = driver.get<CaptureInfo2>("cuStreamGetCaptureInfo_v2")) {
+        failed = info(stream, &status, &id, &graph, nullptr, nullptr);
+    } else if (auto newer = driver.get<CaptureInfo3>("cuStreamGetCaptureInfo_v3")) {
+        failed = newer(stream, &status, &id, &graph, nullptr, nullptr, nullptr);
+    }
+    return failed == 0 && status == CAPTURE_ACTIVE ? graph : nullptr;
+}
+
+bool owns(const Driver &driver, void *stream, int64_t number) {
+    auto create = driver.get<CreateObject>("cuUserObjectCreate");
+    auto retain = driver.get<RetainObject>("cuGraphRetainUserObject");
+    if (create == nullptr || retain == nullptr) return false;
+    void *graph = recorded(driver, stream), *object = nullptr;
+    if (graph == nullptr) return false;
+    Owned *owned = new Owned{nullptr, number};
+    if (create(&object, owned, destroy, 1, NO_DESTRUCTOR_SYNC) != 0) {
+        delete owned;
+        return false;
+    }
+    return retain(graph, object, 1, MOVE) == 0;  // else the object is nobody's: to release it would list it
+}
+
+}  // namespace
+
+extern "C" int32_t fastopt_graph_owns(const char *library, void *stream, int64_t number) {
+    Driver driver(library);
+    return driver && owns(driver, stream, number);
+}
+
+extern "C" int64_t fastopt_graphs_gone(int64_t *numbers, int64_t room) {
+    int64_t count = 0;
+    for (Owned *owned = gone.exchange(nullptr, std::memory_order_acquire); owned != nullptr;) {
+        Owned *next = owned->next;
+        if (count < room) {
+            numbers[count++] = owned->number;
+            delete owned;
+        } else {
+            list(owned);
+        }
+        owned = next;
+    }
+    return count;
+}
