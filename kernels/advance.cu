@@ -10,6 +10,16 @@ extern "C" __global__ void send(const __grid_constant__ fastopt_message message)
     }
 }
 
+// A double as a float, below its normal numbers too, which the conversion takes for zero.
+__device__ inline float narrow(double x) {
+    double size = x < 0 ? -x : x;
+    if (!(size < 0x1p-126)) return static_cast<float>(x);
+    unsigned bits = static_cast<unsigned>(rint(size * 0x1p149)) | (x < 0 ? 0x80000000u : 0u);
+    float narrowed;
+    memcpy(&narrowed, &bits, sizeof narrowed);
+    return narrowed;
+}
+
 // One thread: there is a cohort for each group, as a rule.
 extern "C" __global__ void advance(const __grid_constant__ fastopt_course course) {
     if (course.skip != nullptr && *course.skip != 0) return;
@@ -18,7 +28,7 @@ extern "C" __global__ void advance(const __grid_constant__ fastopt_course course
         float *rounded = course.rounded + i * FASTOPT_HYPERS;
         fastopt::write_row(course.cohorts[i], *course.taken, row);
         if (course.scale != nullptr) row[0] *= 1.0 / *course.scale;
-        for (int k = 0; k < FASTOPT_HYPERS; ++k) rounded[k] = static_cast<float>(row[k]);
+        for (int k = 0; k < FASTOPT_HYPERS; ++k) rounded[k] = narrow(row[k]);
     }
     ++*course.taken;
 }

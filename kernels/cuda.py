@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .tables import ELEMENTS
 
 HERE = Path(__file__).parent
@@ -27,7 +29,8 @@ FORMATS = {name: (name, name, "float64" if name == "float64" else "float32") for
 
 # CuPy adds -ftz=true at the end, and no option before it helps. Here as well, so that all are compiled alike.
 OPTIONS = ("-std=c++17", "-ftz=true")
-BLOCK = 128  # threads
+PACK = 16  # bytes that a thread moves at once
+MOST_THREADS = 512  # of a block, as the kernels are compiled
 
 
 @functools.cache
@@ -68,6 +71,11 @@ def source(rule: str, format: str) -> str:
     """Return the whole CUDA source of a rule's kernel for a format."""
     types = ", ".join(TYPES[element] for element in FORMATS[format])
     return f"{inlined('fused.cu')}\nFASTOPT_UPDATE({kernel_name(rule, format)}, {functor(rule)}, {types})\n"
+
+
+def pack(format: str) -> int:
+    """Count the elements that a thread moves at once."""
+    return PACK // np.dtype(ELEMENTS[format][0]).itemsize
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from .tables import MESSAGE, WORDS
 
 Words = npt.NDArray[np.int64]
 
+MESSENGERS = 128  # threads that write a message into memory
 SMALL = 8 * WORDS  # a few messages do not keep the host as long as waiting for the stream
 
 RELEASED: list[Any] = []  # memory that nobody uses any more
@@ -79,7 +80,7 @@ class Device:
         if not self.capturing:
             graphs.drop_gone()
 
-    def launch(self, kernel: Any, blocks: int, argument: npt.NDArray[Any], threads: int = cuda.BLOCK) -> None:
+    def launch(self, kernel: Any, blocks: int, argument: npt.NDArray[Any], threads: int = MESSENGERS) -> None:
         """Put a kernel on the stream, with a copy of its argument, one struct."""
         cuda_of = self.cupy.cuda
         # The contexts take as long as the launch, and as a rule both are in force.

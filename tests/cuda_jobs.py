@@ -8,6 +8,7 @@ from fastopt.kernels import cuda
 from fastopt.kernels.tables import ABI, COHORT, COURSE, ELEMENTS, HYPERS, JOB, MESSAGE, STATES, TENSOR
 
 from fastopt.chunks import Strides, chunk_table
+from fastopt.gpu import TILE_THREADS
 from fastopt.rules import RULES
 
 APART = TENSOR.itemsize // 8  # int64 from one tensor's gradient to the next one's
@@ -29,17 +30,19 @@ def computed(format):
 
 
 class Job:
-    """A launch of one update: its tables, and all arrays that they point to."""
+    """A launch of one update in blocks of so many threads: its tables, and all arrays that they point to."""
 
-    def __init__(self, name, format, tensors, rows=((),), skip=None):
+    def __init__(self, name, format, tensors, rows=((),), skip=None, threads=TILE_THREADS):
         self.kernel, self.tensors, self.skip = cuda.kernel_name(name, format), tensors, skip
+        self.threads = threads
         strided = {
             row: Strides.of(tensor.grad)
             for row, tensor in enumerate(tensors)
             if tensor.grad is not None and not tensor.grad.flags.c_contiguous
         }
         self.table = np.zeros(len(tensors), TENSOR)
-        self.chunks, self.layouts = chunk_table([tensor.param.size for tensor in tensors], strided)
+        sizes = [tensor.param.size for tensor in tensors]
+        self.chunks, self.layouts = chunk_table(sizes, strided, threads * cuda.pack(format))
         for row, tensor in enumerate(tensors):
             addresses = [state.ctypes.data for state in tensor.states]
             self.table["param"][row] = tensor.param.ctypes.data
@@ -58,7 +61,7 @@ class Job:
         job["tensors"], job["chunks"] = self.table.ctypes.data, self.chunks.ctypes.data
         job["hypers"] = self.hypers.ctypes.data
         job["skip"] = 0 if self.skip is None else self.skip.ctypes.data
-        return host_cuda.launch(self.kernel, job, len(self.chunks), seed=seed) if len(self.chunks) else 0
+        return host_cuda.launch(self.kernel, job, len(self.chunks), self.threads, seed) if len(self.chunks) else 0
 
 
 class Course:

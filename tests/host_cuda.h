@@ -10,11 +10,14 @@
 #include <random>
 #include <utility>
 #include <vector>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #define __device__
 #define __global__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct uint3 {
     unsigned x, y, z;
@@ -44,6 +47,18 @@ inline void __stcg(uint4 *at, uint4 value) {
     if (wide_access(at)) memcpy(static_cast<void *>(at), &value, 16);
 }
 
+// Small numbers are zero while this lives, as CuPy compiles kernels; double's too, which on a GPU are not.
+class Flushing {
+public:
+#if defined(__SSE2__)
+    Flushing() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }  // results, and what is read
+    ~Flushing() { _mm_setcsr(before_); }
+
+private:
+    unsigned before_;
+#endif
+};
+
 template <typename... Arguments, size_t... I>
 void host_call(void (*kernel)(Arguments...), void *const *arguments, std::index_sequence<I...>) {
     kernel(*static_cast<Arguments *>(arguments[I])...);
@@ -60,6 +75,7 @@ int64_t host_launch(void (*kernel)(Arguments...), void *const *arguments, unsign
     blockDim = {block, 1, 1};
     wide_accesses = 0;
     misaligned = false;
+    Flushing flushing;
     for (unsigned number : order) {
         blockIdx = {number / block, 0, 0};
         threadIdx = {number % block, 0, 0};

@@ -86,16 +86,26 @@ def tables(job, grid):
     return [int(address) for address in np.concatenate(columns) if address]
 
 
-def launch(name, argument, grid, block=cuda.BLOCK, seed=0):
+def longest(job, grid):
+    """Return the length of the longest chunk of a tensor without a layout."""
+    job = np.reshape(job, ())[()]
+    chunks = table(job["chunks"], CHUNK, grid)
+    tensors = table(job["tensors"], TENSOR, int(chunks["tensor"].max()) + 1)
+    return chunks["length"][tensors["layout"][chunks["tensor"]] == 0].max(initial=0)
+
+
+def launch(name, argument, grid, block, seed=0):
     """Run a kernel, its threads in order or, with a seed, in another; return how many of its accesses were wide.
 
     The argument is a NumPy structure, of one element, of the type that the kernel takes.
     """
     if np.shape(argument) not in ((), (1,)) or argument.dtype != ARGUMENTS[name]:
         raise TypeError(f"{name} takes one {ARGUMENTS[name]}, not {argument!r}")
-    threads = cuda.BLOCK if name in UPDATES else THREADS
+    threads = cuda.MOST_THREADS if name in UPDATES else THREADS
     if not (1 <= grid < 2**31 and 1 <= block <= threads):
         raise ValueError(f"{name} cannot be launched with {grid} blocks of {block} threads")
+    if name in UPDATES and longest(argument, grid) > block * cuda.pack(UPDATES[name][1]):
+        raise ValueError(f"{name} has chunks of more packs than the {block} threads of a block")
     wide = launched(library(), name, [np.asarray(argument)], grid, block, seed)
     if wide < 0:
         raise RuntimeError(f"{name} moved 16 bytes at an address that is no multiple of 16")

@@ -89,10 +89,13 @@ def test_updates_stay_in_registers(compiled, architecture, name):
     """No stack, no spills and no shared memory by the compiler's account, and no access to local memory in the code."""
     printed, code = compiled
     registers, *memory = printed[architecture][name]
-    # A multiprocessor has 65,536, for 1,024 threads; where each holds doubles of five arrays at once, for 896. Held to
-    # 64 by launch bounds, these spilled.
+    # A multiprocessor has 65,536: for 1,536 threads where each holds four packs or fewer, for 1,024 where it holds more
+    # or doubles, for 682 where it holds doubles of five arrays. Held to less by launch bounds, these spilled.
     rule, format = UPDATES[name]
-    assert 0 < registers <= (72 if len(RULES[rule].states) == 3 and format == "float64" else 64)
+    element, real = (np.dtype(dtype).itemsize for dtype in ELEMENTS[format])
+    few = 2 + len(RULES[rule].states) * real // element <= 4  # packs
+    three = few and architecture != "sm_75"  # which has no room for more than 1,024 threads anyway
+    assert 0 < registers <= ((64 if few else 96) if format == "float64" else (40 if three else 64))
     assert memory == [0, 0, 0]
     assert not any(map(LOCAL.match, code[architecture][f"{name}.cubin"]))
 
@@ -110,7 +113,7 @@ def test_double_is_for_double(compiled, architecture, name):
 def test_sixteen_bytes_at_once(compiled, architecture, name):
     """A load for each array, or two where a state is wider than its parameter, and a store for each that is written.
 
-    That is once around the loop; the compiler may have written the loop out several times.
+    That is for one pack; the compiler may have written it several times.
     """
     rule, format = UPDATES[name]
     states = len(RULES[rule].states) * np.dtype(ELEMENTS[format][1]).itemsize // np.dtype(ELEMENTS[format][0]).itemsize

@@ -13,7 +13,7 @@ import oracle
 import pytest
 from cuda_jobs import APART, Course, Job, Tensor, computed, send
 from fastopt.kernels import cuda
-from fastopt.kernels.tables import CHUNK, JOB, MESSAGE, TENSOR, WORDS
+from fastopt.kernels.tables import CHUNK, ELEMENTS, JOB, MESSAGE, TENSOR, WORDS
 from gradient_layouts import STRIDED
 from guarded import Guarded
 from halves import (
@@ -32,12 +32,12 @@ from schedule_cases import CASES
 from tolerances import ONE_STEP, TRAJECTORY, assert_close, assert_rounded
 
 from fastopt.checks import LARGEST
-from fastopt.chunks import CHUNK_ELEMENTS
+from fastopt.gpu import BLOCKS, TILE_THREADS
 from fastopt.rules import RULES
 from fastopt.schedules import Cosine, Linear, Warmup
 
-SIZES = [0, *range(1, 36), 63, 64, 65, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025]
-SIZES += [n * CHUNK_ELEMENTS + d for n in (1, 2) for d in (-1, 0, 1)]
+SIZES = [0, *range(1, 36), 63, 64, 65, 127, 128, 129]
+SIZES += [n * TILE_THREADS + d for n in (2, 4, 8, 16) for d in (-1, 0, 1)]  # chunks of all formats
 MORE = {**OPTIONS, "dampening": 0.3, "weight_decay": 0.01, "maximize": True}
 OF_BITS = {np.dtype(np.uint16): "float16"}  # or bfloat16: both are computed in float32
 
@@ -152,9 +152,7 @@ def test_every_alignment(name, format):
     rng = np.random.default_rng(2)
     size = 1000
     p, g = normal(rng, size, format), normal(rng, size, format)
-    states = len(RULES[name].states)
-    pieces = np.dtype(computed(format)).itemsize // p.itemsize  # of a state's pack, where a parameter's has one
-    moved = size // (16 // p.itemsize) * (3 + 2 * states * pieces)
+    moved = moves(name, format, size)
     options = options_of(name, MORE)
     for offsets in {offsets for k in range(8) for offsets in ((k, 0, 0), (0, k, 0), (0, 0, k), (k, k, k))}:
         guards = Guards()
@@ -164,6 +162,29 @@ def test_every_alignment(name, format):
         was = before(tensor, format)
         assert guards.launch(Job(name, format, [tensor], [row_of(name, options, 2)])) == (moved if aligned else 0)
         assert_updated(name, format, tensor, was, options, 2)
+
+
+@pytest.mark.parametrize("threads", sorted(threads for _, threads in BLOCKS))
+@formats
+@by_states
+def test_every_size_of_a_block(name, format, threads):
+    """A pack for each thread: sizes around one chunk and two, of which every pack is moved at once."""
+    rng = np.random.default_rng(9)
+    options, elements = options_of(name, MORE), threads * cuda.pack(format)
+    for size in (1, elements - 1, elements, elements + 1, 2 * elements + 3):
+        guards = Guards()
+        tensor = guards.tensor(name, normal(rng, size, format), normal(rng, size, format), state=0.5)
+        was = before(tensor, format)
+        job = Job(name, format, [tensor], [row_of(name, options, 2)], threads=threads)
+        assert len(job.chunks) == -(-size // elements)
+        assert guards.launch(job) == moves(name, format, size)
+        assert_updated(name, format, tensor, was, options, 2)
+
+
+def moves(name, format, size):
+    """How often 16 bytes are moved for so many elements, where all is aligned."""
+    pieces = np.dtype(computed(format)).itemsize // np.dtype(ELEMENTS[format][0]).itemsize  # of a state's pack
+    return size // cuda.pack(format) * (3 + 2 * len(RULES[name].states) * pieces)
 
 
 @formats
@@ -188,7 +209,7 @@ def test_chunks_cut_anywhere(name, format):
 
 def model(name, format, rng, guards):
     """Several tensors of three groups: sizes around chunks, gradients in both orders, and two that are missing."""
-    sizes = [5, CHUNK_ELEMENTS, 9000, 1, 0, 300, 2 * CHUNK_ELEMENTS + 1, 77]
+    sizes = [5, 1024, 9000, 1, 0, 300, 2 * 1024 + 1, 77]
     tensors = []
     for i, size in enumerate(sizes):
         g = None if i in (2, 7) else normal(rng, size, format)
@@ -299,6 +320,22 @@ def test_the_gradients_factor(name, format):
         assert_updated(name, format, tensor, was, options, 2)
 
 
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "float64"])
+@names
+def test_a_factor_below_the_normal_numbers(name, format):
+    """1 over a scale of 2^127, which arithmetic would take for zero, and less; as if the gradient had been so."""
+    rng = np.random.default_rng(10)
+    options = options_of(name, {**OPTIONS, "weight_decay": 0.01})
+    for factor in (2.0**-126, 2.0**-127, -(2.0**-127), 1.25 * 2.0**-128, 2.0**-149, 0.0):
+        guards = Guards()
+        tensor = guards.tensor(name, normal(rng, 500, format), normal(rng, 500, format), state=0.5)
+        tensor.grad[...] = stored(meant(tensor.grad, format) * 2.0**124, format)
+        was = before(tensor, format)
+        was[1] *= factor
+        guards.launch(Job(name, format, [tensor], [(factor, *row_of(name, options, 2)[1:])]))
+        assert_updated(name, format, tensor, was, options, 2)
+
+
 @formats
 @by_states
 def test_a_step_that_is_skipped_changes_nothing(name, format):
@@ -336,14 +373,20 @@ def test_conversions(dtype):
 @halves
 @by_states
 def test_all_patterns_pass_through_an_update(name, dtype):
-    """Loaded, widened, rounded and stored, all of them: with a rate of 0, an update changes no bit but those of NaN."""
+    """Loaded, widened, rounded and stored: with a rate of 0, an update changes no bit but those of NaN.
+
+    And but those of bfloat16's small numbers, which are float32's, and zero as these are; float16's own are not.
+    """
     patterns = np.arange(2**16, dtype=np.uint16)
     guards = Guards()
     tensor = guards.tensor(name, patterns, np.full(2**16, rounded(np.ones(1, np.float32), dtype)))
     guards.launch(Job(name, dtype, [tensor], [row_of(name, {**OPTIONS, "lr": 0.0}, 1)]))
-    nan = np.isnan(values(patterns, dtype))
-    np.testing.assert_array_equal(tensor.param[~nan], patterns[~nan])
-    assert np.isnan(values(tensor.param[nan], dtype)).all()
+    before, after = values(patterns, dtype), values(tensor.param, dtype)
+    nan, small = np.isnan(before), np.abs(before) < np.finfo(np.float32).tiny
+    np.testing.assert_array_equal(tensor.param[~nan & ~small], patterns[~nan & ~small])
+    assert np.isnan(after[nan]).all()
+    assert (after[small] == 0).all()
+    assert small.sum() == (2 if dtype == "float16" else 256)
 
 
 @halves
@@ -431,7 +474,7 @@ def bits(x):
 @given(
     drawn=st.lists(cohorts(), max_size=5),
     taken=st.one_of(st.integers(0, 2), st.integers(0, 2**50)),
-    scale=st.none() | st.floats(0.0, float(np.finfo(np.float32).max), width=32),
+    scale=st.none() | st.floats(0.0, float(np.finfo(np.float32).max), width=32, allow_subnormal=False),
     skip=st.none() | st.integers(-(2**31), 2**31 - 1),
 )
 def test_advance_computes_the_rows_of_the_registry(drawn, taken, scale, skip):
@@ -510,7 +553,7 @@ def test_a_training_run(name, format):
         {**OPTIONS, "lr": 0.02, "momentum": 0.5, "weight_decay": Linear(0.1, 0.0, 30)},
     ]
     groups = [options_of(name, options) for options in groups]
-    shapes = [(5,), (CHUNK_ELEMENTS + 3,), (13, 10)]
+    shapes = [(5,), (515,), (13, 10)]
     guards = Guards()
     sets = [[guards.place(normal(rng, shape, format)) for shape in shapes] for _ in range(2)]
     tensors = [
@@ -557,14 +600,20 @@ def test_the_launcher_refuses_what_a_gpu_would():
     """Launches of no or too many threads, and arguments of another type."""
     job, message = np.zeros((), JOB), np.zeros((), MESSAGE)
     with pytest.raises(TypeError, match="send takes one"):
-        host_cuda.launch("send", job, 1)
+        host_cuda.launch("send", job, 1, 32)
     with pytest.raises(TypeError, match="send takes one"):
-        host_cuda.launch("send", np.zeros(2, MESSAGE), 1)
+        host_cuda.launch("send", np.zeros(2, MESSAGE), 1, 32)
     for grid, block in ((0, 128), (1, 0), (1, 1025), (2**31, 128)):
         with pytest.raises(ValueError, match="cannot be launched"):
             host_cuda.launch("send", message, grid, block)
     with pytest.raises(ValueError, match="cannot be launched"):
-        host_cuda.launch("sgd_float32_float32_float32", job, 1, cuda.BLOCK + 1)
+        host_cuda.launch("sgd_float32_float32_float32", job, 1, cuda.MOST_THREADS + 1)
+    arrays = np.zeros(513, np.float32), np.zeros(513, np.float32)
+    job = Job("sgd", "float32", [Tensor(*arrays, [])], [row_of("sgd", OPTIONS, 1)])
+    job.chunks = job.chunks[:1].copy()
+    job.chunks["length"] = 513
+    with pytest.raises(ValueError, match="more packs than the 128 threads"):
+        job.launch()
 
 
 def test_the_launcher_sees_what_is_not_aligned(monkeypatch, tmp_path):
