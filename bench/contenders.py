@@ -164,12 +164,13 @@ def fresh_step(arrays: Arrays, rule: str) -> Step:
 
 
 def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool], library: Any = None) -> Step:
-    """Make an optimizer of torch.optim, or of another library for torch, over the same memory."""
+    """Make an optimizer of torch.optim, or of another library for torch, over the same memory, of NumPy or of CuPy."""
     import torch
+    from torch.utils.dlpack import from_dlpack
 
-    params = [torch.from_numpy(param) for param in arrays.params]
+    params = [from_dlpack(param) for param in arrays.params]
     for param, grad in zip(params, arrays.grads, strict=True):
-        param.grad = torch.from_numpy(grad)
+        param.grad = from_dlpack(grad)
     step: Step = optimizer(library or torch.optim, params, rule, **mode).step
     return step
 

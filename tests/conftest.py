@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import sys
 
 import pytest
 
@@ -41,12 +40,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def stand_in(monkeypatch):
     """The host in the place of a GPU, with nothing on its streams."""
-    cuda = importlib.import_module("cuda_stand_in")
-    cuda.reset()
-    monkeypatch.setitem(sys.modules, "cupy", importlib.import_module("cupy_stand_in"))
-    monkeypatch.setattr("fastopt.kernels.graphs.LIBRARY", cuda.driver()[1])
-    yield importlib.import_module("devices").StandIn()
-    cuda.reset()
+    with importlib.import_module("devices").standing_in(monkeypatch) as device:
+        yield device
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from pathlib import Path
 
@@ -82,12 +83,27 @@ class Block:
             WORLD.freed.add(self.bytes)
 
 
+class PoolBlock(Block):
+    """Bytes of a pool's, which are another's as soon as nobody holds them: for the stream that asked for them.
+
+    Work that is on that stream by then comes before; what other streams have still to do with them comes too late.
+    """
+
+    def __init__(self, size):
+        self.stream = get_current_stream()
+        super().__init__(size)
+
+    def __del__(self, ending=sys.is_finalizing):
+        if not ending():
+            self.stream.queue.append((functools.partial(WORLD.freed.add, self.bytes), "given back"))
+
+
 def placed(array):
     """Return a copy of an array of NumPy in a block of its own, with the same strides."""
     if array.size == 0:
-        return np.ndarray(array.shape, array.dtype, np.asarray(Block(0)))
+        return np.ndarray(array.shape, array.dtype, np.asarray(PoolBlock(0)))
     start, end = extent(array)
-    block = np.asarray(Block(end - start))
+    block = np.asarray(PoolBlock(end - start))
     block[:] = np.frombuffer(ctypes.string_at(start, end - start), np.uint8)
     return np.ndarray(array.shape, array.dtype, block, array.__array_interface__["data"][0] - start, array.strides)
 
@@ -220,6 +236,31 @@ class Stream:
         WORLD.streams.pop()
 
 
+class Event:
+    """A point in time, which comes when its stream gets there."""
+
+    def __init__(self):
+        self.at = None
+
+    def record(self, stream=None):
+        stream = stream or get_current_stream()
+        if stream.capturing:
+            raise CUDARuntimeError("an event that a graph records, which has no time")
+        self.at = None
+        stream.put(self.take, "event")
+
+    def take(self):
+        self.at = time.perf_counter()
+
+
+def get_elapsed_time(start, end):
+    """Return the milliseconds between two events, both of which have come."""
+    report()
+    if start.at is None or end.at is None:
+        raise CUDARuntimeError("cudaErrorNotReady: an event that has not come yet")
+    return 1e3 * (end.at - start.at)
+
+
 class Device:
     """A device, as a context."""
 
@@ -279,12 +320,50 @@ def follow(name, addresses):
 
 
 class runtime:  # noqa: N801 (CuPy's name)
-    """CUDA's runtime."""
+    """CUDA's runtime, with two devices."""
+
+    CUDARuntimeError = CUDARuntimeError
+    memcpyDeviceToDevice = 3  # noqa: N815 (CUDA's name)
 
     @staticmethod
-    def getDevice():  # noqa: N802 (CUDA's name)
+    def getDevice():
         """Return the number of the device in force."""
         return WORLD.devices[-1]
+
+    @staticmethod
+    def getDeviceCount():
+        return 2
+
+    @staticmethod
+    def getDeviceProperties(index):
+        return {"name": b"stand-in", "multiProcessorCount": 108, "totalGlobalMem": 2 * 10**10}
+
+    @staticmethod
+    def driverGetVersion():
+        return 13020
+
+    @staticmethod
+    def runtimeGetVersion():
+        return 12090
+
+    @staticmethod
+    def memGetInfo():
+        return 10**10, 2 * 10**10
+
+    @staticmethod
+    def deviceSynchronize():
+        Device(runtime.getDevice()).synchronize()
+
+    @staticmethod
+    def memcpyAsync(target, source, size, kind, stream):
+        if kind != runtime.memcpyDeviceToDevice:
+            raise CUDARuntimeError("cudaErrorInvalidMemcpyDirection: only within a device's memory here")
+
+        def work():
+            follow("memcpyAsync", [target, source])
+            ctypes.memmove(target, source, size)
+
+        STREAMS[stream].put(work, "memcpy")
 
 
 STREAMS = {}
@@ -312,9 +391,11 @@ def reset():
 
 cuda = types.SimpleNamespace(
     Device=Device,
+    Event=Event,
     Memory=Memory,
     MemoryPointer=MemoryPointer,
     Stream=Stream,
     get_current_stream=get_current_stream,
+    get_elapsed_time=get_elapsed_time,
     runtime=runtime,
 )

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib
+import sys
 
 import cuda_stand_in
 import cupy_stand_in
@@ -94,6 +95,16 @@ class StandIn(Shared):
         cuda_stand_in.WORLD.log.clear()
         cuda_stand_in.WORLD.launches.clear()
         return names
+
+
+@contextlib.contextmanager
+def standing_in(monkeypatch):
+    """Let the host stand in for a GPU, with nothing on its streams; what has gone wrong there is raised at the end."""
+    cuda_stand_in.reset()
+    monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in)
+    monkeypatch.setattr("fastopt.kernels.graphs.LIBRARY", cuda_stand_in.driver()[1])
+    yield StandIn()
+    cuda_stand_in.reset()
 
 
 class Interface:

@@ -79,9 +79,10 @@ def addresses(name, argument):
 
 
 def tables(job, grid):
-    """List the addresses in the tables of an update: of parameters, gradients, states and layouts."""
+    """List the addresses that an update follows from its tables: of what has elements and a gradient."""
     chunks = table(job["chunks"], CHUNK, grid)
-    tensors = table(job["tensors"], TENSOR, int(chunks["tensor"].max()) + 1)
+    tensors = table(job["tensors"], TENSOR, int(chunks["tensor"].max()) + 1)[np.unique(chunks["tensor"])]
+    tensors = tensors[tensors["grad"] != 0]
     columns = [tensors[name].ravel() for name in ("param", "grad", "states", "layout")]
     return [int(address) for address in np.concatenate(columns) if address]
 

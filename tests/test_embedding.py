@@ -2,10 +2,8 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
-import cupy_stand_in
 import numpy as np
 import pytest
 from processes import run_commands
@@ -99,9 +97,8 @@ def cuda_source():
     return code, re.search(r'r"""(.*?)"""', code, re.DOTALL)[1]
 
 
-def test_cuda(monkeypatch, capsys):
+def test_cuda(stand_in, capsys):
     """On a stand-in for CuPy, whose kernels run on the host."""
-    monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in)
     exec(compile(cuda_source()[0], "docs/embedding.md", "exec"), {})
     assert furthest(capsys) < 1e-3
 

@@ -430,6 +430,7 @@ def test_a_replay_is_what_was_captured(stand_in):
         stand_in.log()
         opt.step()
     assert stand_in.log() == ["advance", "momentum_float32_float32_float32"]
+    stand_in.synchronize()  # before the arrays go, which are the default stream's
 
 
 def test_memory_is_given_back(stand_in):

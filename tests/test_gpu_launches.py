@@ -10,6 +10,7 @@ from fastopt.kernels import tables
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
+from fastopt import gpu
 from fastopt.rules import ADAM
 from fastopt.schedules import Cosine
 
@@ -17,13 +18,7 @@ WORLD = cuda_stand_in.WORLD
 MOMENTUM = "momentum_float32_float32_float32"
 
 
-@pytest.fixture(autouse=True)
-def stand_in(monkeypatch):
-    """CuPy is the stand-in, with an empty log."""
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    forget()
-    yield
-    cuda_stand_in.synchronize_all()
+pytestmark = pytest.mark.usefixtures("stand_in")
 
 
 def forget():
@@ -66,6 +61,7 @@ def test_new_gradients_are_one_message():
     """Their addresses, a row of the table apart; the same ones again are not sent."""
     opt, params, _ = stepped()
     others = model(seed=5)[1]
+    forget()
     for _ in range(2):
         opt.step(others)
     assert names() == ["send", MOMENTUM, MOMENTUM]
@@ -143,6 +139,24 @@ def test_launches_are_of_one_rule_one_format_and_one_device():
     assert WORLD.devices == [0]
 
 
+@pytest.mark.parametrize(("packs", "threads"), [(0, 128), (2**18 - 1, 128), (2**18, 256), (2**22, 512), (2**40, 512)])
+def test_threads_of_a_block_by_the_work(packs, threads):
+    """As measured."""
+    assert gpu.block_threads(packs) == threads
+
+
+@pytest.mark.parametrize(("dtype", "elements"), [(np.float16, 1024), (np.float32, 512), (np.float64, 256)])
+def test_a_chunk_is_a_pack_for_each_thread(dtype, elements):
+    """Of 16 bytes; gradients that lie otherwise have tiles, and the others of that launch the same small blocks."""
+    params, grads = model(shapes=[(3 * elements + 1,), (130, 7)], dtype=dtype)
+    opt = fastopt.SGD(params, lr=0.1)
+    opt.step(grads)
+    (launch,) = opt._plan.launches
+    assert (launch.threads, launch.count) == (128, 4 + -(-910 // elements))
+    opt.step([grads[0], grads[1].copy(order="F")])
+    assert (launch.threads, launch.count) == (gpu.TILE_THREADS, 4 + 1)
+
+
 def elsewhere(array):
     """A copy on the second device."""
     with cuda_stand_in.Device(1):
@@ -157,6 +171,7 @@ def test_work_goes_on_the_current_stream():
     with stream:
         opt.step(model(seed=3)[1])
     assert {pointer for _, pointer in WORLD.log} == {stream.ptr}
+    stream.synchronize()  # before the parameters go, which are the default stream's
 
 
 def test_more_tensors_than_a_message_holds():

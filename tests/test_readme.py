@@ -5,10 +5,8 @@ import inspect
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
-import cupy_stand_in
 import numpy as np
 import pytest
 import torch
@@ -33,9 +31,8 @@ def test_code_runs_as_printed(page, code, capsys):
 
 
 @pytest.mark.parametrize("code", [code for code in blocks("docs/gpu.md") if "import torch" not in code])
-def test_code_for_cupy_runs_as_printed(code, monkeypatch, capsys):
+def test_code_for_cupy_runs_as_printed(code, stand_in, capsys):
     """On a stand-in for it, whose kernels run on the host."""
-    monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in)
     exec(compile(code, "docs/gpu.md", "exec"), {})
     assert capsys.readouterr().out
 

@@ -1,0 +1,21 @@
+"""What tests of the benchmark on GPUs share."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """The host in the place of a GPU: with stand-ins for CuPy and for torch's CUDA, from the folder of tests."""
+    import torch
+    from fastopt.bench.gpu.device import Device
+
+    cupy, tensors, devices = map(importlib.import_module, ("cupy_stand_in", "cuda_tensors", "devices"))
+    with devices.standing_in(monkeypatch):
+        tensors.pretend(monkeypatch)
+        yield Device(cupy, torch)
+        tensors.KEPT.clear()
