@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastopt.extras import require
@@ -19,10 +19,13 @@ STYLES = {
     "torch-foreach": ("#009E73", "^"),
     "torch-fused": ("#D55E00", "D"),
 }
+SHORT = 300  # an axis whose end is fewer times its beginning has labels between powers of ten
 LANES = 0.76  # of a workload's row, which is 1 high, for all implementations
 MODES = ("back to back", "after 1 ms of other work")
 
-Pairs = Mapping[tuple[str, str], Mapping[str, tuple[float | None, float | None]]]
+FILLED_AND_HOLLOW: tuple[dict[str, str], ...] = ({}, {"markerfacecolor": "white"})
+
+Ratios = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # (workload, rule) -> implementation -> its ratios
 
 CURVES = {FASTOPT_TORCH: ("#000000", "o")} | {name: STYLES[name] for name in STYLES if name.startswith("torch")}
 APART = 1.25  # the least factor between the heights of two labels
@@ -39,59 +42,80 @@ def draw(report: Report, path: str) -> None:
         Of the file; its suffix says which format.
     """
     found = compared(report)
-    pairs: dict[tuple[str, str], dict[str, tuple[float | None, float | None]]] = {}
+    pairs: dict[tuple[str, str], dict[str, list[float]]] = {}
     for (workload, rule), ratios in found.items():
         if not workload.endswith(AFTER):
-            rested = found.get((workload + AFTER, rule), {})
-            pairs[workload, rule] = {name: (ratio, rested.get(name)) for name, ratio in ratios.items()}
+            modes = ratios, found.get((workload + AFTER, rule), {})
+            pairs[workload, rule] = {name: [mode[name] for mode in modes if name in mode] for name in ratios}
     where = report["machine"]
     axis = "time of a step as a multiple of fastopt's, log scale; right of the line, fastopt is faster"
     caption = f"{axis}\n{where['cpu']}, {where['threads']} threads, {where['date']}"
-    draw_pairs(pairs, STYLES, WORKLOADS, MODES, caption, path)
+    draw_ratios({"": pairs}, STYLES, WORKLOADS, MODES, caption, path)
 
 
-def draw_pairs(
-    pairs: Pairs,
+def draw_ratios(
+    blocks: Mapping[str, Ratios],
     styles: Mapping[str, tuple[str, str]],
     workloads: Mapping[str, Workload],
-    kinds: tuple[str, str],
+    kinds: Sequence[str],
     caption: str,
     path: str,
 ) -> None:
-    """Write a chart of pairs of ratios as an image: a panel for each rule, a row for each workload.
+    """Write a chart of ratios as an image: in each block a panel for each rule, with a row for each workload.
 
     Parameters
     ----------
-    pairs : dict
-        (workload, rule) -> implementation -> its two ratios.
+    blocks : dict
+        Title -> (workload, rule) -> implementation -> its ratios, one or two.
     styles : dict
         Implementation -> colour and shape, in the order in which they stand.
     workloads : dict
         Name -> workload, for its title.
-    kinds : tuple of str
-        What the first ratio of each pair is, and the second.
+    kinds : sequence of str
+        What the first ratio of each pair is, and the second; nothing where there is one.
     caption, path : str
     """
-    names = [name for name in styles if any(name in of for of in pairs.values())]
-    rows = list(dict.fromkeys(workload for workload, _ in pairs))
-    rules = list(dict.fromkeys(rule for _, rule in pairs))
+    measured = [of for ratios in blocks.values() for of in ratios.values()]
+    names = [name for name in styles if any(name in of for of in measured)]
+    rows = max(len(rows_of(ratios)) for ratios in blocks.values())
     figure_type = require("matplotlib.figure", "bench").Figure
-    figure = figure_type(figsize=(9, 1.7 + 0.17 * len(styles) * len(rows)), dpi=200)
+    height = (0.17 if kinds else 0.095) * len(styles) * rows + (0.7 if len(blocks) > 1 else 0.0)
+    figure = figure_type(figsize=(9, 1.7 + height * len(blocks)), dpi=200)
     figure.set_layout_engine("constrained", wspace=0.08)  # so that labels at the ends of axes stand apart
-    panels = figure.subplots(1, len(rules), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, rule in zip(panels, rules, strict=True):
-        for row, workload in enumerate(rows):
-            for lane, name in enumerate(styles):
-                both = pairs.get((workload, rule), {}).get(name, (None, None))
-                mark(panel, row + (lane - (len(styles) - 1) / 2) * LANES / len(styles), *both, *styles[name])
-        dress(panel, rule, rows)
-    panels[0].set_yticks(range(len(rows)), [title(workloads, workload) for workload in rows])
-    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    parts = figure.subfigures(len(blocks), 1, squeeze=False)[:, 0]
+    for part, (about, ratios) in zip(parts, blocks.items(), strict=True):
+        if about:
+            part.suptitle(about, fontsize=11, fontweight="bold")
+        draw_block(part, ratios, styles, workloads)
     figure.supxlabel(caption, fontsize=9)
     handles = legend({name: styles[name] for name in names}, kinds)
     columns = min(len(handles), 6)
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
     figure.savefig(path)
+
+
+def rows_of(ratios: Ratios) -> list[str]:
+    """List the workloads."""
+    return list(dict.fromkeys(workload for workload, _ in ratios))
+
+
+def draw_block(
+    figure: Any, ratios: Ratios, styles: Mapping[str, tuple[str, str]], workloads: Mapping[str, Workload]
+) -> None:
+    """Draw the panels of one block."""
+    rows, rules = rows_of(ratios), list(dict.fromkeys(rule for _, rule in ratios))
+    panels = figure.subplots(1, len(rules), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, rule in zip(panels, rules, strict=True):
+        for row, workload in enumerate(rows):
+            for lane, name in enumerate(styles):
+                values = ratios.get((workload, rule), {}).get(name, ())
+                mark(panel, row + (lane - (len(styles) - 1) / 2) * LANES / len(styles), values, *styles[name])
+        dress(panel, rule, rows)
+    panels[0].set_yticks(range(len(rows)), [title(workloads, workload) for workload in rows])
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    low, high = panels[0].get_xlim()
+    if high < SHORT * low:
+        panels[0].xaxis.set_major_locator(require("matplotlib.ticker", "bench").LogLocator(subs=(1.0, 3.0)))
 
 
 def title(workloads: Mapping[str, Workload], workload: str) -> str:
@@ -100,13 +124,14 @@ def title(workloads: Mapping[str, Workload], workload: str) -> str:
     return name.replace(" of ", "\nof ")
 
 
-def mark(panel: Any, y: float, first: float | None, second: float | None, colour: str, marker: str) -> None:
-    """Mark one implementation: its first ratio filled, its second hollow, and a line between the two."""
-    if first is not None and second is not None:
-        panel.plot([first, second], [y, y], color=colour, linewidth=1, alpha=0.6, zorder=2)
-    if first is not None:
-        panel.plot(first, y, marker, color=colour, markersize=4.5, zorder=4)
-    if second is not None:
+def mark(panel: Any, y: float, ratios: Sequence[float], colour: str, marker: str) -> None:
+    """Mark one implementation: its first ratio filled, its second hollow, a line between, or to 1 from one alone."""
+    if not ratios:
+        return
+    first, second = ratios[0], ratios[-1]
+    panel.plot([first, second if len(ratios) > 1 else 1.0], [y, y], color=colour, linewidth=1, alpha=0.6, zorder=2)
+    panel.plot(first, y, marker, color=colour, markersize=4.5, zorder=4)
+    if len(ratios) > 1:
         panel.plot(second, y, marker, color=colour, markersize=4.5, markerfacecolor="white", zorder=3)
 
 
@@ -126,17 +151,15 @@ def dress(panel: Any, rule: str, workloads: list[str]) -> None:
         panel.spines[side].set_visible(False)
 
 
-def legend(styles: Mapping[str, tuple[str, str]], kinds: tuple[str, str]) -> list[Any]:
-    """Explain the colours and shapes, and filled and hollow."""
+def legend(styles: Mapping[str, tuple[str, str]], kinds: Sequence[str]) -> list[Any]:
+    """Explain the colours and shapes, and filled and hollow where there are both."""
     line = require("matplotlib.lines", "bench").Line2D
     handles = [
         line([], [], color=colour, marker=marker, linestyle="", markersize=5, label=name)
         for name, (colour, marker) in styles.items()
     ]
     grey = {"color": "0.3", "marker": "o", "linestyle": "", "markersize": 5}
-    filled, hollow = kinds
-    handles.append(line([], [], label=filled, **grey))
-    handles.append(line([], [], label=hollow, markerfacecolor="white", **grey))
+    handles += [line([], [], label=kind, **grey, **how) for kind, how in zip(kinds, FILLED_AND_HOLLOW, strict=False)]
     return handles
 
 

@@ -1,14 +1,13 @@
-"""The benchmark of GPUs where there is none: NumPy stands in for CuPy, the CPU for the device; no time is asserted."""
+"""The benchmark of GPUs where there is none, on the tests' stand-ins for CuPy and torch's CUDA; no time is asserted."""
 
 from __future__ import annotations
 
+import copy
+import importlib
 import json
 import math
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,15 @@ from fastopt.bench.gpu import check as gpu_check
 from fastopt.bench.gpu import command as gpu_command
 from fastopt.bench.gpu import contenders as gpu_contenders
 from fastopt.bench.gpu import device as gpu
+from fastopt.bench.gpu import figures as gpu_figures
+from fastopt.bench.gpu import iteration as gpu_iteration
 from fastopt.bench.gpu import measure as gpu_measure
+from fastopt.bench.gpu import parts as gpu_parts
 from fastopt.bench.gpu import plot as gpu_plot
 from fastopt.bench.gpu import report as gpu_report
+from fastopt.bench.gpu import saved
 from fastopt.bench.gpu.check import Case, Trained, WrongResultError
+from fastopt.bench.gpu.compiled import COMPILED
 from fastopt.bench.gpu.contenders import WORKLOADS, Contender
 from fastopt.bench.gpu.device import Cost, Device
 from fastopt.bench.measure import Pace, measure
@@ -32,98 +36,30 @@ from fastopt import cli, extras
 from fastopt.rules import RULES as REGISTRY
 from fastopt.schedules import Cosine
 
+# Of the tests' folder, which is no part of the package.
+cuda, cupy = map(importlib.import_module, ("cuda_stand_in", "cupy_stand_in"))
+
 ROOT = Path(__file__).parent.parent
 SMALL = Workload("small", "small", ((64,), (5, 3), (7,)))
 OF_TORCH = ["fastopt.torch", *TORCH_MODES]
 OF_CUPY = ["fastopt", "cupy", "cupy-fuse", "cupy-kernel"]
 
 
-class Event:
-    """A point in time."""
-
-    def record(self) -> None:
-        """Take it."""
-        self.at = time.perf_counter()
-
-
-class ElementwiseKernel:
-    """A formula that C++ and Python read alike, for each element."""
-
-    def __init__(self, given: str, updated: str, operation: str, name: str) -> None:
-        self.names = [part.split()[1] for part in f"{given}, {updated}".split(", ")]
-        self.operation = operation
-        self.updated = len(updated.split(", "))
-
-    def __call__(self, *arguments: Any) -> None:
-        """Update the last ones."""
-        flat = [np.atleast_1d(argument).reshape(-1) for argument in arguments]
-        named = dict(zip(self.names, flat, strict=True))
-        for i in range(flat[-1].size):
-            values = {name: float(array[i % array.size]) for name, array in named.items()}
-            exec(self.operation, {"sqrt": math.sqrt}, values)
-            for name in self.names[-self.updated :]:
-                named[name][i] = values[name]
-
-
-def stand_in(free: int = 10**10) -> Any:
-    """NumPy, as far as the benchmark uses CuPy."""
-    functions = ("zeros", "zeros_like", "empty", "asarray", "arange", "sin", "multiply", "sqrt", "divide")
-    runtime = SimpleNamespace(
-        getDevice=lambda: 0,
-        deviceSynchronize=lambda: None,
-        memGetInfo=lambda: (free, 2 * free),
-        driverGetVersion=lambda: 13020,
-        runtimeGetVersion=lambda: 12090,
-        getDeviceProperties=lambda index: {"name": b"A100", "multiProcessorCount": 108, "totalGlobalMem": 2 * free},
-    )
-    return SimpleNamespace(
-        **{name: getattr(np, name) for name in functions},
-        asnumpy=np.asarray,
-        fuse=lambda: lambda function: function,
-        ElementwiseKernel=ElementwiseKernel,
-        RawKernel=lambda code, name: lambda blocks, threads, arguments: None,
-        get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
-        cuda=SimpleNamespace(
-            Event=Event, get_elapsed_time=lambda start, end: 1e3 * (end.at - start.at), runtime=runtime
-        ),
-    )
-
-
-def warmed_up(device: Device, step: Any) -> Any:
-    """What a capture does, where the step is its own replay."""
-    for _ in range(gpu.WARM_UP):
-        step()
-    return step
-
-
-def copier(device: Device, traffic: int) -> Any:
-    """A copy of as many bytes."""
-    source, target = np.zeros(traffic // 2, np.uint8), np.empty(traffic // 2, np.uint8)
-    return lambda: np.copyto(target, source)
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    monkeypatch.setattr(Device, "captured_by_cupy", warmed_up)
-    monkeypatch.setattr(Device, "captured_by_torch", warmed_up)
-    monkeypatch.setattr(Device, "copier", copier)
-    monkeypatch.setattr(gpu_check.OfCupy, "formats", ("float32", "float64"))  # NumPy's halves cannot be trained
-    here = Device(stand_in(), torch)
-    here.in_torch = "cpu"
-    return here
-
-
 def give_workloads(monkeypatch: pytest.MonkeyPatch, *workloads: Workload) -> None:
     """Put others in the place of the workloads."""
-    for module in (gpu_command, gpu_measure, gpu_plot, gpu_report):
+    for module in (gpu_figures, gpu_parts, gpu_plot, gpu_report):
         monkeypatch.setattr(module, "WORKLOADS", {workload.name: workload for workload in workloads})
 
 
 @pytest.fixture
 def small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    give_workloads(monkeypatch, *(Workload(name, name, SMALL.shapes) for name in gpu_measure.GRAPH_WORKLOADS))
+    give_workloads(monkeypatch, *(Workload(name, name, SMALL.shapes) for name in gpu_parts.GRAPH_WORKLOADS))
+    for name, size in {"WIDTH": 8, "BLOCKS": 1, "LENGTH": 4, "VOCABULARY": 16, "HIDDEN": 8, "ITERATIONS": 1}.items():
+        monkeypatch.setattr(gpu_iteration, name, size)
     monkeypatch.setattr(gpu_command, "QUICK_SECONDS", 0.0)
     monkeypatch.setattr(gpu_command, "QUICK_ROUNDS", (2, 2))
+    for module in (gpu_contenders, gpu_parts):
+        monkeypatch.setattr(module, "MOST_STEPS", 3)
 
 
 def never(message: str) -> None:
@@ -167,28 +103,27 @@ def test_everything_is_right_in_all_formats_and_by_everyone(device: Device) -> N
     assert {f"{name}, {rule}" for name in everyone for rule in RULES} < set(found)
 
 
+def spoiled(right: Trained, kind: str, by: float) -> Trained:
+    """Return a copy with a wrong number among the parameters or the states of the third tensor."""
+    found = copy.deepcopy(right)
+    arrays = getattr(found, kind)
+    arrays[2 * len(arrays) // len(found.params)].flat[17] += by
+    return found
+
+
 @pytest.mark.parametrize("rule", REGISTRY)
 def test_wrong_results_are_named(device: Device, rule: str) -> None:
     """A parameter off by a few units in the last place, a state, or not a number."""
-    right = gpu_check.OfTorch(device).trained
-
-    def spoiled(kind: str, by: float) -> gpu_check.Run:
-        def run(case: Case, params: Sequence[Any], gradients: Sequence[Any]) -> Trained:
-            found = right(case, params, gradients)
-            arrays = getattr(found, kind)
-            arrays[2 * len(arrays) // len(found.params)].flat[17] += by
-            return found
-
-        return run
-
     for format in gpu_check.ROUNDINGS:
         case = Case("fastopt.torch", rule, format)
-        gpu_check.check_case(case, right)
+        right = gpu_check.OfTorch(device).trained(case, *gpu_check.drawn(0, gpu_check.STEPS))
+        gpu_check.check_case(case, lambda *given, found=right: found)
         off = 8 * gpu_check.tolerance(format, gpu_check.STEPS)
         for kind in ("params", "states") if REGISTRY[rule].states else ("params",):
             for by in (off, -off, math.nan):
+                wrong = spoiled(right, kind, 4 * by)
                 with pytest.raises(WrongResultError, match=rf"fastopt.torch's {rule} in {format} is wrong") as error:
-                    gpu_check.check_case(case, spoiled(kind, 4 * by))
+                    gpu_check.check_case(case, lambda *given, found=wrong: found)
                 message = f"of the {kind} of tensor 2, of shape (3, 5, 7), 1 of 105 elements differ from the formula"
                 assert message in str(error.value)
                 assert "element 17 is" in str(error.value)
@@ -242,42 +177,33 @@ def test_numbers_stay_finite_however_long_it_takes(device: Device, rule: str) ->
     for step in gpu_measure.started(device, everyone, rule, arrays, never).values():
         for _ in range(200):
             step()
-    assert all(np.isfinite(array).all() for array in arrays.params + arrays.grads)
-    assert all((array != 0).any() for array in arrays.grads)
+    device.synchronize()
+    params, grads = ([cupy.asnumpy(array) for array in of] for of in (arrays.params, arrays.grads))
+    assert all(np.isfinite(array).all() for array in params + grads)
+    assert all((array != 0).any() for array in grads)
 
 
 def test_shares_of_the_time_that_is_left() -> None:
     now = [100.0]
-    budget = gpu_measure.Budget(60.0, 3, 2, 9, clock=lambda: now[0])
-    assert budget.pace() == Pace(20.0, 2, 9)
+    budget = gpu_measure.Budget(60.0, 2, 9, clock=lambda: now[0])
+    assert budget.pace(3) == Pace(20.0, 2, 9)
     now[0] = 110.0  # the first part was quick
-    assert budget.pace().seconds == 25.0
+    assert budget.pace(2).seconds == 25.0
     now[0] = 170.0  # the second one was late
-    assert budget.pace().seconds == 0.0
-    assert budget.pace().seconds == 0.0
-
-
-def test_the_parts_are_as_many_as_there_are_measurements(device: Device, small_workloads: None) -> None:
-    budget = gpu_measure.Budget(0.0, gpu_measure.parts(), 2, 2)
-    everyone = gpu_contenders.contenders(device)
-    found = [*gpu_measure.comparisons(device, everyone, budget, never)]
-    found += gpu_measure.graphs(device, everyone, budget, never)
-    assert budget.parts == 0
-    assert len(found) == gpu_measure.parts() == 3 * len(RULES) + 3
-    assert all(list(both.gpu.seconds) == list(both.host.seconds) for both in found if both is not None)
+    assert budget.pace(1).seconds == 0.0
 
 
 def test_what_does_not_fit_is_left_out_visibly(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And its share of the time goes to the others."""
+    """And takes none of the time."""
     notes: list[str] = []
-    device.cupy = stand_in(free=10**7)
+    monkeypatch.setattr(cuda.runtime, "memGetInfo", lambda: (10**7, 2 * 10**7))
     give_workloads(monkeypatch, Workload("large", "large", ((10**6,),)))
-    monkeypatch.setattr(gpu_measure, "GRAPH_WORKLOADS", ("large",))
-    budget = gpu_measure.Budget(1.0, gpu_measure.parts(), 2, 2)
+    monkeypatch.setattr(gpu_parts, "GRAPH_WORKLOADS", ("large",))
+    monkeypatch.setattr(gpu_parts, "TRAININGS", {})
     everyone = gpu_contenders.contenders(device)
-    assert [*gpu_measure.comparisons(device, everyone, budget, notes.append)] == [None] * len(RULES)
-    assert [*gpu_measure.graphs(device, everyone, budget, notes.append)] == [None]
-    assert budget.parts == 0
+    listed = gpu_parts.parts(gpu_parts.Bench(device, everyone, "cupy", notes.append))
+    assert [part.name for part in listed] == [*(f"{rule} on large" for rule in RULES), "graphs of large"]
+    assert {part.measure(lambda: pytest.fail("rounds")) for part in listed} == {gpu_figures.Figures()}
     assert "large is left out: it needs 0.1 GB of the GPU's memory, and 80% of what is free there are 0.0 GB" in notes
 
 
@@ -294,7 +220,7 @@ def test_a_step_has_two_costs(device: Device) -> None:
 
     def slow() -> None:
         calls.append("a")
-        time.sleep(0.015)
+        cuda.get_current_stream().put(lambda: time.sleep(0.015), "slow")
 
     measure({"a": slow}, mode, Pace(0, 2, 2))
     assert len(calls) == 5 + 2 * 1
@@ -302,7 +228,7 @@ def test_a_step_has_two_costs(device: Device) -> None:
     assert waits[-1] == 1e9 * gpu.LONGEST_WAIT
 
 
-def fake_report() -> gpu_report.Report:
+def fake_report() -> gpu_figures.Report:
     """Costs such that torch-fused takes three times the GPU's time and twice the host's; AdaGrad has none."""
     everyone = {"fastopt.torch": 1.0, "torch-fused": 3.0, "fastopt": 2.0, "cupy": 8.0, gpu_measure.COPY: 0.5}
     timings = []
@@ -319,19 +245,22 @@ def fake_report() -> gpu_report.Report:
     others = {"torch-fused": "fastopt.torch", "cupy": "fastopt"}
     makers = subjects | {name: Contender(subjects[of].make, of) for name, of in others.items()}
     return {
-        "machine": gpu_report.machine(Device(stand_in(), torch), "torch-fused", quick=True),
+        "machine": gpu_figures.machine(Device(cupy, torch), "torch-fused", quick=True),
         "checked": 50,
-        "rows": gpu_report.rows(timings, "torch-fused"),
-        "ratios": gpu_report.ratios(timings, makers),
-        "graphs": gpu_report.replays([gpu_measure.timed(WORKLOADS["gpt2"], "momentum", 10**9, eager)]),
-        "notes": ["torch-fused is left out of adagrad: not there"],
+        "rows": gpu_figures.rows(timings, "torch-fused"),
+        "ratios": gpu_figures.ratios(timings, makers),
+        "compiled": [],
+        "graphs": gpu_figures.replays([gpu_measure.timed(WORKLOADS["gpt2"], "momentum", 10**9, eager)]),
+        "iterations": [],
+        "notes": ["torch-fused is left out of adagrad: not there", "cupy-fuse is left out of adam: not there"],
+        "missing": [],
     }
 
 
 def test_rows_and_ratios_are_what_the_json_file_promises() -> None:
     found = fake_report()
     assert json.loads(json.dumps(found)) == found
-    assert found["machine"]["gpu"] == "A100"
+    assert found["machine"]["gpu"] == "stand-in"
     assert (found["machine"]["driver"], found["machine"]["runtime"]) == ("13.2", "12.9")
     assert "cupy" in found["machine"]["versions"]
     row = found["rows"][0]
@@ -354,14 +283,15 @@ def test_rows_and_ratios_are_what_the_json_file_promises() -> None:
 def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(json.dumps(fake_report()))
     text = gpu_report.markdown(found)
-    assert "A100" in text
+    assert "stand-in" in text
     assert "driver for CUDA 13.2, CUDA 12.9 in CuPy" in text
-    assert "| gpt2 | momentum | 4.00 ms / 40.0 µs | 50% | 3.0x / 2.0x |" in text
-    assert "| gpt2 | adagrad | 4.00 ms / 40.0 µs | 50% |  |" in text
-    assert "| gpt2 | adagrad | 8.00 ms / 40.0 µs | 25% | 4.0x / 1.00x |" in text
+    of_cupy = "8.00 ms / 40.0 µs | 25% | 4.0x / 1.00x |"
+    assert f"| gpt2 | momentum | 4.00 ms / 40.0 µs | 50% | 3.0x / 2.0x | {of_cupy}" in text
+    assert f"| gpt2 | adagrad | 4.00 ms / 40.0 µs | 50% |  | {of_cupy}" in text
     assert "| gpt2 | fastopt | 6.00 µs / 8.00 µs | 3.00 µs / 2.00 µs | 2.0x / 4.0x |" in text
     assert "For a momentum step over 161 bound arrays of CuPy the host takes 40.0 µs." in text
-    assert "Torch-fused is left out of adagrad: not there." in text
+    assert "On CUDA torch has no fused AdaGrad" in text
+    assert "Cupy-fuse is left out of adam: not there." in text
     gpu_report.show(found)
     printed = capsys.readouterr().out
     for part in ("against torch-fused", "3.0x / 2.0x", "2.0x / 4.0x", "50 checks against the formulas came first"):
@@ -394,46 +324,45 @@ def test_the_readme_has_the_committed_run_or_says_that_there_is_none(tmp_path: P
 def test_the_chart_is_drawn(tmp_path: Path, suffix: str) -> None:
     gpu_plot.draw(fake_report(), str(tmp_path / f"gpu.{suffix}"))
     assert (tmp_path / f"gpu.{suffix}").stat().st_size > 10_000
-    assert set(gpu_plot.OF_GPU) == {*OF_TORCH, *OF_CUPY} - {"fastopt", "fastopt.torch"}
+    assert set(gpu_plot.OF_GPU) == {*OF_TORCH, *OF_CUPY, COMPILED} - {"fastopt", "fastopt.torch"}
 
 
 @pytest.mark.usefixtures("small_workloads")
 def test_the_command_checks_measures_prints_and_writes(
-    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_command, "open_device", lambda say: device)
     data, chart = tmp_path / "gpu.json", tmp_path / "gpu.png"
     assert cli.main(["bench", "--gpu", "--quick", "--json", str(data), "--plot", str(chart), "--baseline", "cupy"]) == 0
     found = json.loads(data.read_text(encoding="utf-8"))
-    assert list(found) == ["machine", "checked", "rows", "ratios", "graphs", "notes"]
-    assert found["notes"] == []
+    assert list(found) == list(saved.KINDS)
+    assert found["notes"] == ["torch-compiled is left out of a quick run: it takes too long to compile"]
+    assert found["missing"] == []
     assert found["checked"] == gpu_check.count(device, gpu_contenders.contenders(device))
     assert [row["implementation"] for row in found["rows"]] == (OF_TORCH + OF_CUPY) * 3 * len(RULES)
     assert all(row["speedup"] == 1 for row in found["rows"] if row["implementation"] == "cupy")
     assert len(found["ratios"]) == 6 * 3 * len(RULES)
     assert [entry["implementation"] for entry in found["graphs"]] == ["fastopt.torch", "fastopt"] * 3
+    assert [entry["implementation"] for entry in found["iterations"]] == ["fastopt.torch", "torch-fused"] * 2
     assert chart.stat().st_size > 0
     assert "against cupy" in capsys.readouterr().out
     assert "fastopt.torch" in gpu_report.markdown(found)
     assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.png"}
 
 
-@pytest.mark.usefixtures("small_workloads")
+@pytest.mark.usefixtures("device", "small_workloads")
 def test_a_wrong_result_ends_the_command_before_anything_is_measured(
-    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_command, "open_device", lambda say: device)
-    monkeypatch.setattr(gpu_command, "comparisons", lambda *arguments: never("measured"))
+    part = gpu_parts.Part("a part", lambda begin: pytest.fail("measured"))
+    monkeypatch.setattr(gpu_command, "parts", lambda bench: [part])
     monkeypatch.setattr(gpu_check, "DECAY", 0.5)  # of the optimizers, and not of the formulas
     assert cli.main(["bench", "--gpu", "--quick", "--json", str(tmp_path / "gpu.json")]) == 1
     assert "fastopt: error: fastopt's sgd in float32 is wrong" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_work_is_said_before_measuring(
-    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(gpu_command, "open_device", lambda say: device)
+@pytest.mark.usefixtures("device")
+def test_what_cannot_work_is_said_before_measuring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--baseline", "numpy"], "baseline 'numpy' is not among fastopt.torch, torch-default"),
         (["--baseline", ""], "baseline '' is not among fastopt.torch, torch-default"),
@@ -459,21 +388,16 @@ def test_without_cupy_the_extras_are_named(monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.parametrize("count", [0, None])
+@pytest.mark.usefixtures("device")
 def test_without_a_gpu_that_is_the_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int | None
 ) -> None:
-    class CUDARuntimeError(RuntimeError):
-        """What CuPy raises."""
-
-    def devices() -> int:
+    def counted() -> int:
         if count is None:
-            raise CUDARuntimeError("cudaErrorNoDevice")
+            raise cuda.CUDARuntimeError("cudaErrorNoDevice")
         return count
 
-    cupy = stand_in()
-    cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.runtime.getDeviceCount = CUDARuntimeError, devices
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(cuda.runtime, "getDeviceCount", counted)
     assert cli.main(["bench", "--gpu"]) == 1
     assert capsys.readouterr().err.startswith("fastopt: error: there is no GPU that CuPy can use")
 

@@ -139,8 +139,10 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     """Define ``fastopt bench``."""
     parser = commands.add_parser("bench", help="measure against NumPy, PyTorch and this machine's memory limit")
     parser.add_argument("--gpu", action="store_true", help="measure on the GPU, against PyTorch and CuPy, after checks")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, about a minute and a half")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, a minute and a half; with --gpu one")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers; with --gpu after each part")
+    resume = "measure what is missing in a file of --gpu --json, and add it there"
+    parser.add_argument("--resume", metavar="FILE", help=resume)
     plot = "draw fastopt's ratios; steps in torch into FILE-torch.png, without --gpu"
     parser.add_argument("--plot", metavar="FILE.png", help=plot)
     baseline = "what speed-ups are over (default: numpy; with --gpu torch-fused, or cupy where torch has no CUDA)"
@@ -153,7 +155,9 @@ def bench(arguments: argparse.Namespace) -> int:
     if arguments.gpu:
         from .bench.gpu import command as gpu_command
 
-        gpu_command.run(arguments.quick, arguments.json, arguments.plot, arguments.baseline)
+        gpu_command.run(arguments.quick, arguments.json, arguments.plot, arguments.baseline, arguments.resume)
+    elif arguments.resume is not None:
+        raise ValueError("--resume goes with --gpu: only its parts are kept one by one")
     else:
         from .bench import command
 

@@ -1,26 +1,31 @@
-"""The command ``fastopt bench --gpu``: check, measure, print, write."""
+"""The command ``fastopt bench --gpu``: check, measure, keep what is measured, print."""
 
 from __future__ import annotations
 
-import json as jsonlib
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from fastopt.progress import track
 
 from ..command import check_files, say
-from ..contenders import RULES
+from . import compiled, figures, report, saved
 from . import plot as chart
-from . import report
 from .check import checks, count
-from .contenders import WORKLOADS, Contender, contenders
-from .device import open_device
-from .measure import GRAPH_WORKLOADS, Budget, comparisons, graphs, parts
+from .contenders import Contender, Say, contenders
+from .device import Device, open_device
+from .measure import Budget
+from .parts import Bench, parts
 
-SECONDS, ROUNDS = 400.0, (7, 200)  # with what a first run compiles, and a last part that takes longer, below 480
-QUICK_SECONDS, QUICK_ROUNDS = 90.0, (3, 50)
+# For the whole command, with its checks and all that is compiled. The rest of 200 and of 60 seconds is for a last part
+# that takes longer than its share, for tables and for the chart.
+SECONDS, ROUNDS = 190.0, (7, 200)
+QUICK_SECONDS, QUICK_ROUNDS = 54.0, (3, 50)
 
 
-def run(quick: bool, json: str | None, plot: str | None, baseline: str | None = None) -> None:
+def run(
+    quick: bool, json: str | None, plot: str | None, baseline: str | None = None, resume: str | None = None
+) -> None:
     """Check that updates on the GPU are right, then measure everyone there, print the tables, and write files.
 
     Parameters
@@ -28,19 +33,47 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str | None = 
     quick : bool
         Whether fewer rounds will do.
     json, plot : str or None
-        Files to write, of the data and of the chart.
+        Files to write, of the data and of the chart. The data are written after each part.
     baseline : str, optional
         The contender that speed-ups are over: torch's fused step, else CuPy's expressions.
+    resume : str, optional
+        The data of an earlier run on this machine, whose missing parts are measured and added there. Whether it is
+        quick, and its baseline, are its own.
 
     Raises
     ------
     ValueError, OSError
-        If there is no such baseline or no GPU here, a file cannot be written, or an update is wrong; before anything is
-        measured.
+        If there is no such baseline or no GPU here, a file cannot be written or is no run of this machine's, or an
+        update is wrong; before anything is measured.
     ImportError
         If something is not installed that this needs.
     """
-    notes: list[str] = []
+    earlier = None if resume is None else saved.read(Path(resume))
+    if earlier is not None:
+        if quick or baseline is not None:
+            raise ValueError("--quick and --baseline are for a new run: one that is resumed has its own")
+        quick, baseline = earlier["machine"]["quick"], earlier["machine"]["baseline"]
+    budget = Budget(QUICK_SECONDS, *QUICK_ROUNDS) if quick else Budget(SECONDS, *ROUNDS)
+    check_files(json, plot)
+    files = [Path(name) for name in (resume, json) if name is not None]
+    for path in files:
+        saved.check_writable(path)
+    if earlier is None or earlier["missing"]:
+        found = measured(earlier, quick, baseline, budget, files)
+    else:
+        say(f"{resume} is complete: there was nothing left to measure")
+        found = earlier
+        keep(found, files[1:])
+    report.show(found)
+    if plot is not None:
+        chart.draw(found, plot)
+
+
+def measured(
+    earlier: figures.Report | None, quick: bool, baseline: str | None, budget: Budget, files: Sequence[Path]
+) -> figures.Report:
+    """Check, and measure all parts that are missing; write the files after each."""
+    notes = [] if earlier is None else earlier["notes"]
 
     def note(message: str) -> None:
         if message not in notes:
@@ -48,30 +81,41 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str | None = 
             say(message)
 
     device = open_device(note)
-    everyone = contenders(device)
+    eager = contenders(device)
+    everyone = eager | compiling(device, quick, note)
+    if earlier is not None:
+        there = earlier["machine"]
+        saved.check_machine(files[0], there, figures.machine(device, there["baseline"], quick))
     baseline = chosen(baseline, everyone)
-    check_files(json, plot)
-    fewest, most = QUICK_ROUNDS if quick else ROUNDS
-    budget = Budget(QUICK_SECONDS if quick else SECONDS, parts(), fewest, most)
-    right = track(checks(device, everyone, note), "Checking", total=count(device, everyone))
-    checked = sum(1 for _ in right)
-    steps = track(comparisons(device, everyone, budget, note), "Measuring", total=len(WORKLOADS) * len(RULES))
-    timings = [timing for timing in steps if timing is not None]
-    steps = track(graphs(device, everyone, budget, note), "Measuring graphs", total=len(GRAPH_WORKLOADS))
-    replays = [timing for timing in steps if timing is not None]
-    found: report.Report = {
-        "machine": report.machine(device, baseline, quick),
-        "checked": checked,
-        "rows": report.rows(timings, baseline),
-        "ratios": report.ratios(timings, everyone),
-        "graphs": report.replays(replays),
-        "notes": notes,
-    }
-    report.show(found)
-    if json is not None:
-        Path(json).write_text(jsonlib.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if plot is not None:
-        chart.draw(found, plot)
+    listed = parts(Bench(device, everyone, baseline, note))
+    names = [part.name for part in listed]
+    found = earlier or figures.empty(figures.machine(device, baseline, quick), notes, names)
+    if unknown := [name for name in found["missing"] if name not in names]:
+        raise ValueError(f"{files[0]} misses what is not measured here: {', '.join(unknown)}")
+    right = track(checks(device, eager, note), "Checking", total=count(device, eager))
+    found["checked"] = sum(1 for _ in right)
+    keep(found, files)
+    for part in track([part for part in listed if part.name in found["missing"]], "Measuring"):
+        figures.add(found, part.measure(partial(budget.pace, len(found["missing"]))))
+        found["missing"].remove(part.name)
+        keep(found, files)
+    return found
+
+
+def keep(found: figures.Report, files: Sequence[Path]) -> None:
+    """Write all that was measured so far."""
+    for path in files:
+        saved.write(found, path)
+
+
+def compiling(device: Device, quick: bool, note: Say) -> dict[str, Contender]:
+    """Name what torch compiles, which a quick run has no time for."""
+    if device.torch is None:
+        return {}
+    if quick:
+        note(f"{compiled.COMPILED} is left out of a quick run: it takes too long to compile")
+        return {}
+    return {compiled.COMPILED: compiled.contender(compiled.BACKEND)}
 
 
 def chosen(baseline: str | None, everyone: dict[str, Contender]) -> str:

@@ -7,16 +7,16 @@ began, and the host's, for enqueueing them. Which of the two a training feels de
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from fastopt.rules import RULES as REGISTRY
 
-from ..contenders import FASTOPT_TORCH, RULES, Step
-from ..measure import WARM_UP, Pace, Timing, measure
+from ..contenders import RULES, Step
+from ..measure import WARM_UP, Pace, Timing
 from ..workloads import Arrays, Workload
-from .contenders import FASTOPT, MOST_STEPS, SUBJECTS, WORKLOADS, Contender, Say, draw, left_out, make
+from .contenders import Contender, Say, left_out, make
 from .device import Cost, Device
 
 ITEMSIZE = 4
@@ -25,9 +25,7 @@ SHARE_OF_MEMORY = 0.8
 LONG_SECONDS = 20e-3  # a run need not take longer
 
 COPY = "copy"
-GRAPH_WORKLOADS = ("tensor_64k", "resnet50", "gpt2")
 GRAPH = ", graph"  # what the name of a contestant in a graph ends with
-GRAPH_RULE = "momentum"
 
 
 class Both(NamedTuple):
@@ -43,36 +41,30 @@ class Budget:
     Parameters
     ----------
     seconds : float
-        For all parts, with all that comes between them.
-    parts : int
+        From now on, for everything: checks, what is compiled, and all parts.
     fewest, most : int
         How many rounds a part has.
     clock : callable, optional
     """
 
-    def __init__(
-        self, seconds: float, parts: int, fewest: int, most: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, seconds: float, fewest: int, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.end = clock, clock() + seconds
-        self.parts, self.fewest, self.most = parts, fewest, most
+        self.fewest, self.most = fewest, most
 
-    def pace(self) -> Pace:
-        """Return the pace of the next part."""
-        left = max(0.0, self.end - self.clock())
-        share = left / max(self.parts, 1)
-        self.parts -= 1
-        return Pace(share, self.fewest, self.most)
+    def pace(self, parts: int) -> Pace:
+        """Return the pace of a part where so many are left, itself among them."""
+        return Pace(max(0.0, self.end - self.clock()) / parts, self.fewest, self.most)
 
 
 def needed(elements: int, contestants: int) -> int:
     """Count the bytes that a workload takes at most.
 
-    Parameters, gradients, zeros for who overwrites these, a scratch, three temporaries, the states of each contestant,
-    and the two ends of a copy.
+    Parameters, gradients, those of the two who overwrite them, a scratch, three temporaries, the states of each
+    contestant, and the two ends of a copy.
     """
     states = max(len(REGISTRY[rule].states) for rule in RULES) * contestants
     copied = max(REGISTRY[rule].bytes_moved(ITEMSIZE) for rule in RULES)
-    return elements * (ITEMSIZE * (7 + states) + copied)
+    return elements * (ITEMSIZE * (8 + states) + copied)
 
 
 def fits(device: Device, workload: Workload, contestants: int, say: Say) -> bool:
@@ -126,62 +118,3 @@ def timed(workload: Workload, rule: str, bytes_moved: int, costs: Mapping[str, S
         limit = seconds.pop(COPY, [])
         sides.append(Timing(workload.name, rule, bytes_moved, seconds, limit))
     return Both(*sides)
-
-
-def compared(
-    device: Device,
-    contenders: Mapping[str, Contender],
-    workload: Workload,
-    rule: str,
-    arrays: Arrays,
-    budget: Budget,
-    say: Say,
-) -> Both:
-    """Time everyone on one workload by one rule, and a copy of as many bytes; their states are gone afterwards."""
-    bytes_moved = REGISTRY[rule].bytes_moved(ITEMSIZE) * workload.elements
-    contestants = started(device, contenders, rule, arrays, say)
-    counts = {name: contenders[name].steps(workload) for name in contestants} | {COPY: MOST_STEPS}
-    contestants[COPY] = device.copier(bytes_moved)
-    costs = measure(contestants, queued(device, counts), budget.pace())
-    return timed(workload, rule, bytes_moved, costs)
-
-
-def comparisons(device: Device, contenders: Mapping[str, Contender], budget: Budget, say: Say) -> Iterator[Both | None]:
-    """Time everyone on every workload that fits, by every rule; None for each rule on one that does not fit."""
-    for workload in WORKLOADS.values():
-        if not fits(device, workload, len(contenders), say):
-            for _ in RULES:
-                budget.pace()
-                yield None
-            continue
-        arrays = draw(device.cupy, workload)
-        for rule in RULES:
-            device.free_memory()
-            yield compared(device, contenders, workload, rule, arrays, budget, say)
-        del arrays
-
-
-def graphs(device: Device, contenders: Mapping[str, Contender], budget: Budget, say: Say) -> Iterator[Both | None]:
-    """Time fastopt's steps as they are and as graphs replay them; None for a workload that does not fit."""
-    capture = {FASTOPT_TORCH: device.captured_by_torch, FASTOPT: device.captured_by_cupy}
-    subjects = [name for name in SUBJECTS if name in contenders]
-    for workload in (WORKLOADS[name] for name in GRAPH_WORKLOADS):
-        if not fits(device, workload, 2 * len(subjects), say):
-            budget.pace()
-            yield None
-            continue
-        arrays = draw(device.cupy, workload)
-        own = {name: contenders[name] for name in subjects}
-        contestants = started(device, own, GRAPH_RULE, arrays, say)
-        for name in subjects:
-            step = make(contenders[name], name, GRAPH_RULE, arrays, device.cupy)
-            contestants[name + GRAPH] = capture[name](step)
-        counts = dict.fromkeys(contestants, MOST_STEPS)
-        costs = measure(contestants, queued(device, counts), budget.pace())
-        yield timed(workload, GRAPH_RULE, REGISTRY[GRAPH_RULE].bytes_moved(ITEMSIZE) * workload.elements, costs)
-        del arrays, contestants, step
-
-
-def parts() -> int:
-    """Count what a budget is divided among."""
-    return len(WORKLOADS) * len(RULES) + len(GRAPH_WORKLOADS)

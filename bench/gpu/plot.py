@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from ..contenders import TORCH_MODES
-from ..plot import STYLES, draw_pairs
+from ..plot import STYLES, draw_ratios
+from .compiled import COMPILED
 from .contenders import WORKLOADS
-from .report import Report, compared
+from .figures import Report
+from .report import compared
 
 OF_GPU = {name: STYLES[name] for name in TORCH_MODES} | {
+    COMPILED: ("#000000", "X"),
     "cupy": ("#0072B2", "o"),
     "cupy-fuse": ("#56B4E9", "v"),
     "cupy-kernel": ("#CC79A7", "P"),
 }
+BLOCKS = ("The GPU's time of a step", "The host's time of a step")
 
 
 def draw(report: Report, path: str) -> None:
-    """Write the chart as an image.
+    """Write the chart as an image: the GPU's time above, the host's below.
 
     Parameters
     ----------
@@ -24,7 +28,13 @@ def draw(report: Report, path: str) -> None:
     path : str
         Of the file; its suffix says which format.
     """
+    found = compared(report)
+    blocks = {
+        about: {key: {name: (ratios[side],) for name, ratios in of.items()} for key, of in found.items()}
+        for side, about in enumerate(BLOCKS)
+    }
+    styles = {name: style for name, style in OF_GPU.items() if any(name in of for of in found.values())}
     where = report["machine"]
-    axis = "time of a step as a multiple of fastopt's, log scale; torch's modes against fastopt.torch"
+    axis = "as a multiple of fastopt's, log scale; right of the line, fastopt is faster; torch's against fastopt.torch"
     caption = f"{axis}\n{where['gpu']}, {where['date']}"
-    draw_pairs(compared(report), OF_GPU, WORKLOADS, ("GPU", "host"), caption, path)
+    draw_ratios(blocks, styles, WORKLOADS, (), caption, path)

@@ -1,21 +1,18 @@
-"""What came out of a run on a GPU: plain data, which goes into the JSON file, and its tables."""
+"""The tables of a run on a GPU, for the terminal and for the README."""
 
 from __future__ import annotations
 
-import datetime
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from fastopt.extras import require
-from fastopt.info import library
 
-from ..report import cpu_model, versions
+from ..contenders import FASTOPT_TORCH
 from ..text import Lines, duration, markdown_table, table, times
-from .contenders import FASTOPT, SUBJECTS, WORKLOADS, Contender
-from .device import Described, Device
-from .measure import GRAPH, Both
+from .contenders import FASTOPT, SUBJECTS, WORKLOADS
+from .figures import TRAININGS, Report, Row
+from .saved import read
 
 UNMEASURED = "The figures on GPUs are still to be measured: no run of `fastopt bench --gpu` is committed yet.\n"
 
@@ -24,135 +21,8 @@ EXPLAINED = (
     "enqueueing them without waiting. Of a copy: the rule's bytes per second as a share of what a copy within the "
     "device's memory reads and writes, of as many bytes, in the same rounds; what fits into the caches can exceed it."
 )
-
-
-class Machine(Described):
-    """Where, when and against what it was measured."""
-
-    cpu: str
-    versions: dict[str, str]
-    date: str
-    baseline: str
-    quick: bool
-
-
-class Row(TypedDict):
-    """One contender: median seconds of GPU and host, the GPU's speed-up over the baseline (None where that is not).
-
-    `gbps` in 10^9 bytes a second.
-    """
-
-    workload: str
-    rule: str
-    implementation: str
-    gpu_seconds: float
-    host_seconds: float
-    speedup: float | None
-    gbps: float
-    of_copy: float
-
-
-class Ratio(TypedDict):
-    """How many times as long as its subject's an implementation's GPU and host take: medians over so many rounds."""
-
-    workload: str
-    rule: str
-    implementation: str
-    subject: str
-    gpu: float
-    host: float
-    rounds: int
-
-
-class Replay(TypedDict):
-    """A step as it is and as a graph replays it: median seconds, and how many times as long the former takes."""
-
-    workload: str
-    implementation: str
-    eager_gpu: float
-    eager_host: float
-    graph_gpu: float
-    graph_host: float
-    gpu: float
-    host: float
-
-
-class Report(TypedDict):
-    """All that was measured; `checked` counts the checks that came before, `notes` say what was left out."""
-
-    machine: Machine
-    checked: int
-    rows: list[Row]
-    ratios: list[Ratio]
-    graphs: list[Replay]
-    notes: list[str]
-
-
-def machine(device: Device, baseline: str, quick: bool) -> Machine:
-    """Describe the device and the run."""
-    return {
-        **device.described(),
-        "cpu": cpu_model(),
-        "versions": versions() | {"cupy": library("cupy")},
-        "date": datetime.date.today().isoformat(),
-        "baseline": baseline,
-        "quick": quick,
-    }
-
-
-def rows(timings: Sequence[Both], baseline: str) -> list[Row]:
-    """Make a row for each contestant of each timing."""
-    return [
-        {
-            "workload": gpu.workload,
-            "rule": gpu.rule,
-            "implementation": name,
-            "gpu_seconds": gpu.typical(name),
-            "host_seconds": host.typical(name),
-            "speedup": gpu.ratio(baseline, name) if baseline in gpu.seconds else None,
-            "gbps": gpu.gbps(name),
-            "of_copy": gpu.of_limit(name),
-        }
-        for gpu, host in timings
-        for name in gpu.seconds
-    ]
-
-
-def ratios(timings: Sequence[Both], contenders: Mapping[str, Contender]) -> list[Ratio]:
-    """Compare each other contestant of each timing with fastopt's of the same library."""
-    return [
-        {
-            "workload": gpu.workload,
-            "rule": gpu.rule,
-            "implementation": name,
-            "subject": subject,
-            "gpu": gpu.ratio(name, subject),
-            "host": host.ratio(name, subject),
-            "rounds": len(gpu.seconds[name]),
-        }
-        for gpu, host in timings
-        for name, subject in ((name, contenders[name].subject) for name in gpu.seconds)
-        if name != subject
-    ]
-
-
-def replays(timings: Sequence[Both]) -> list[Replay]:
-    """Compare steps with their graphs."""
-    return [
-        {
-            "workload": gpu.workload,
-            "implementation": name,
-            "eager_gpu": gpu.typical(name),
-            "eager_host": host.typical(name),
-            "graph_gpu": gpu.typical(name + GRAPH),
-            "graph_host": host.typical(name + GRAPH),
-            "gpu": gpu.ratio(name, name + GRAPH),
-            "host": host.ratio(name, name + GRAPH),
-        }
-        for gpu, host in timings
-        for name in gpu.seconds
-        if name + GRAPH in gpu.seconds
-    ]
+FUSED = "torch-fused"
+FASTEST = {FASTOPT_TORCH: "torch's fastest", FASTOPT: "CuPy's fastest"}
 
 
 def compared(report: Report) -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
@@ -166,41 +36,90 @@ def compared(report: Report) -> dict[tuple[str, str], dict[str, tuple[float, flo
 
 def comparison(report: Report, subject: str) -> Lines:
     """Make the table of one of fastopt's, its headings first: a workload and rule per line, both times in each cell."""
-    own = {(row["workload"], row["rule"]): row for row in report["rows"] if row["implementation"] == subject}
     names = list(dict.fromkeys(entry["implementation"] for entry in report["ratios"] if entry["subject"] == subject))
     found = compared(report)
     lines = [["workload", "rule", subject, "of a copy", *names]]
-    for key, row in own.items():
-        others = [found[key].get(name) for name in names]
-        cells = ["" if other is None else " / ".join(map(times, other)) for other in others]
-        both = f"{duration(row['gpu_seconds'])} / {duration(row['host_seconds'])}"
-        lines.append([*key, both, f"{row['of_copy']:.0%}", *cells])
+    for key, row in own_rows(report, subject).items():
+        ratios = [found.get(key, {}).get(name, ()) for name in names]
+        lines.append([*key, *own_cells(row), *(" / ".join(map(times, each)) for each in ratios)])
     return lines
+
+
+def summary(report: Report) -> Lines:
+    """Make the table of all, its headings first: a workload and rule per line, and the fastest others of each library.
+
+    The fastest on the GPU and the fastest on the host may be two.
+    """
+    found = compared(report)
+    keys = list(dict.fromkeys((row["workload"], row["rule"]) for row in report["rows"]))
+    headings, lines = ["workload", "rule"], [list(key) for key in keys]
+    for subject, fastest in FASTEST.items():
+        own = own_rows(report, subject)
+        others = {entry["implementation"] for entry in report["ratios"] if entry["subject"] == subject}
+        headings += [subject, "of a copy", fastest] if own else []
+        for line, key in zip(lines, keys, strict=True):
+            if key in own:
+                ratios = [ratio for name, ratio in found.get(key, {}).items() if name in others]
+                line += [*own_cells(own[key]), " / ".join(times(min(side)) for side in zip(*ratios, strict=True))]
+    return [headings, *lines]
+
+
+def own_rows(report: Report, subject: str) -> dict[tuple[str, str], Row]:
+    """Find the rows of one of fastopt's: (workload, rule) -> row."""
+    return {(row["workload"], row["rule"]): row for row in report["rows"] if row["implementation"] == subject}
+
+
+def own_cells(row: Row) -> tuple[str, str]:
+    """Write what one of fastopt's takes."""
+    return both(row["gpu_seconds"], row["host_seconds"]), f"{row['of_copy']:.0%}"
+
+
+def both(gpu: float, host: float) -> str:
+    """Write the GPU's seconds and the host's."""
+    return f"{duration(gpu)} / {duration(host)}"
 
 
 def replayed(report: Report) -> Lines:
     """Make the table of graphs, its headings first."""
     lines = [["workload", "implementation", "step by step", "replayed", "the graph gains"]]
     for entry in report["graphs"]:
-        eager = f"{duration(entry['eager_gpu'])} / {duration(entry['eager_host'])}"
-        graph = f"{duration(entry['graph_gpu'])} / {duration(entry['graph_host'])}"
+        eager, graph = both(entry["eager_gpu"], entry["eager_host"]), both(entry["graph_gpu"], entry["graph_host"])
         gain = f"{times(entry['gpu'])} / {times(entry['host'])}"
         lines.append([entry["workload"], entry["implementation"], eager, graph, gain])
     return lines
 
 
-def tables(report: Report) -> Iterator[tuple[str, Lines]]:
-    """Yield the tables that have lines, each after what it is about."""
-    for subject in SUBJECTS:
-        lines = comparison(report, subject)
-        if len(lines) > 1:
-            yield f"A step of {subject}, and how many times as long others take: GPU / host.", lines
+def trained(report: Report) -> Lines:
+    """Make the table of whole iterations, its headings first: a model and an optimizer per line."""
+    lines = [
+        [
+            "model",
+            "AdamW of",
+            "tensors",
+            "parameters",
+            "an iteration",
+            "the host's part",
+            f"times as long as {FASTOPT_TORCH}",
+        ]
+    ]
+    for entry in report["iterations"]:
+        sizes = f"{entry['tensors']}", f"{entry['parameters']:,}"
+        spent = duration(entry["seconds"]), duration(entry["host_seconds"]), times(entry["ratio"])
+        lines.append([TRAININGS[entry["workload"]], entry["implementation"], *sizes, *spent])
+    return lines
+
+
+def other_tables(report: Report) -> Iterator[tuple[str, Lines]]:
+    """Yield the tables of all else that was measured, each after what it is about."""
     if report["graphs"]:
         yield "A momentum step, enqueued anew each time and replayed as a CUDA graph: GPU / host.", replayed(report)
+    if report["iterations"]:
+        about = "Whole training iterations in torch, in bfloat16 (autocast) and with clipping, with either AdamW."
+        yield about, trained(report)
 
 
-def bound(report: Report) -> Iterator[str]:
-    """Say what the host spends on a step over many arrays."""
+def remarks(report: Report) -> Iterator[str]:
+    """Say in sentences what tables do not: the host's time over many arrays, what compiles, what is not there."""
     for row in report["rows"]:
         if (row["workload"], row["rule"], row["implementation"]) == ("resnet50", "momentum", FASTOPT):
             tensors = len(WORKLOADS["resnet50"].shapes)
@@ -208,6 +127,38 @@ def bound(report: Report) -> Iterator[str]:
                 f"For a momentum step over {tensors} bound arrays of CuPy the host takes "
                 f"{duration(row['host_seconds'])}."
             )
+    for rule in unfused(report):
+        yield f"On CUDA torch has no fused {title(rule)}: its fastest there is another of its modes."
+    if took := sorted(report["compiled"], key=lambda entry: entry["seconds"]):
+        ends = " to ".join(
+            f"{duration(entry['seconds'])} ({entry['rule']} on {entry['workload']})" for entry in (took[0], took[-1])
+        )
+        yield f"Before its rounds torch-compiled took {ends} to compile; the first time it loads the compiler as well."
+    if report["missing"]:
+        yield f"Still to be measured: {', '.join(report['missing'])}."
+
+
+def title(rule: str) -> str:
+    """Write a rule's name as people do."""
+    return {"adagrad": "AdaGrad"}.get(rule, rule.capitalize())
+
+
+def unfused(report: Report) -> list[str]:
+    """Name the rules that torch has no fused kernel for on this device."""
+    found: dict[str, set[str]] = {}
+    for row in report["rows"]:
+        found.setdefault(row["rule"], set()).add(row["implementation"])
+    if not any(FUSED in names for names in found.values()):
+        return []
+    return [rule for rule, names in found.items() if FASTOPT_TORCH in names and FUSED not in names]
+
+
+def notes(report: Report) -> Iterator[str]:
+    """Repeat what was left out, but for what `remarks` says by itself."""
+    known = tuple(f"{FUSED} is left out of {rule}:" for rule in unfused(report))
+    for note in report["notes"]:
+        if not note.startswith(known):
+            yield f"{note[:1].upper()}{note[1:]}."
 
 
 def circumstances(report: Report) -> str:
@@ -227,9 +178,14 @@ def show(report: Report) -> None:
     if not console.is_terminal:
         console = console_type(highlight=False, width=140)
     console.print(full_table(report))
-    for title, lines in tables(report):
-        console.print(table(lines, 2, title))
-    for line in (EXPLAINED, *bound(report), f"{report['checked']} checks against the formulas came first."):
+    for subject in SUBJECTS:
+        lines = comparison(report, subject)
+        if len(lines) > 1:
+            about = f"A step of {subject}, and how many times as long others take: GPU / host."
+            console.print(table(lines, 2, about))
+    for about, lines in other_tables(report):
+        console.print(table(lines, 2, about))
+    for line in (EXPLAINED, *remarks(report), f"{report['checked']} checks against the formulas came first."):
         console.print(line)
 
 
@@ -246,16 +202,17 @@ def full_table(report: Report) -> Any:
 
 
 def markdown(report: Report) -> str:
-    """Write the README's tables from a report, or from what `json.load` makes of its file."""
+    """Write the README's tables from a report: of others only the fastest, since the chart has all."""
+    subjects = " and of ".join(name for name in SUBJECTS if own_rows(report, name))
+    steps = f"A step of {subjects}, and how many times as long the fastest of others takes, on the GPU / on the host."
     lines = [f"On a GPU: {circumstances(report)} {EXPLAINED}"]
-    for title, found in tables(report):
-        lines += ["", title, "", *markdown_table(found, 2)]
-    remarks = [*bound(report), *(f"{note[:1].upper()}{note[1:]}." for note in report["notes"])]
-    if remarks:
-        lines += ["", " ".join(remarks)]
+    for about, cells in ((steps, summary(report)), *other_tables(report)):
+        lines += ["", about, "", *markdown_table(cells, 2)]
+    if said := [*remarks(report), *notes(report)]:
+        lines += ["", " ".join(said)]
     return "\n".join(lines) + "\n"
 
 
 def markdown_of(run: Path) -> str:
     """Write the README's tables of a committed run, or that there is none."""
-    return markdown(json.loads(run.read_text(encoding="utf-8"))) if run.exists() else UNMEASURED
+    return markdown(read(run)) if run.exists() else UNMEASURED

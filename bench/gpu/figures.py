@@ -1,0 +1,221 @@
+"""What came out of a run on a GPU, as plain data: what goes into the JSON file."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict, TypeVar
+
+from fastopt.info import library
+
+from ..contenders import RULES
+from ..report import cpu_model, versions
+from .contenders import WORKLOADS, Contender
+from .device import Described, Device
+from .measure import GRAPH, Both
+
+TRAININGS = {"mlp": "an MLP", "gpt": "a small GPT"}  # of which whole iterations are measured
+
+Entry = TypeVar("Entry", bound=Mapping[str, Any])
+
+
+class Machine(Described):
+    """Where, when and against what it was measured."""
+
+    cpu: str
+    versions: dict[str, str]
+    date: str
+    baseline: str
+    quick: bool
+
+
+class Row(TypedDict):
+    """One contender: median seconds of GPU and host, the GPU's speed-up over the baseline (None where that is not).
+
+    `gbps` in 10^9 bytes a second.
+    """
+
+    workload: str
+    rule: str
+    implementation: str
+    gpu_seconds: float
+    host_seconds: float
+    speedup: float | None
+    gbps: float
+    of_copy: float
+
+
+class Ratio(TypedDict):
+    """How many times as long as its subject's an implementation's GPU and host take: medians over so many rounds."""
+
+    workload: str
+    rule: str
+    implementation: str
+    subject: str
+    gpu: float
+    host: float
+    rounds: int
+
+
+class Replay(TypedDict):
+    """A step as it is and as a graph replays it: median seconds, and how many times as long the former takes."""
+
+    workload: str
+    implementation: str
+    eager_gpu: float
+    eager_host: float
+    graph_gpu: float
+    graph_host: float
+    gpu: float
+    host: float
+
+
+class Compilation(TypedDict):
+    """Seconds of the first steps of `torch-compiled`, which compile; the first of a run loads the compiler besides."""
+
+    workload: str
+    rule: str
+    seconds: float
+
+
+class Iteration(TypedDict):
+    """A whole training iteration: median seconds, those of the host alone, and how many times as long as fastopt's."""
+
+    workload: str
+    implementation: str
+    parameters: int
+    tensors: int
+    seconds: float
+    host_seconds: float
+    ratio: float
+    rounds: int
+
+
+class Report(TypedDict):
+    """All that was measured; `checked` counts the checks that came before, `notes` say what was left out.
+
+    `missing` names the parts that are still to be measured.
+    """
+
+    machine: Machine
+    checked: int
+    rows: list[Row]
+    ratios: list[Ratio]
+    compiled: list[Compilation]
+    graphs: list[Replay]
+    iterations: list[Iteration]
+    notes: list[str]
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one part adds to a report; nothing where it was left out."""
+
+    rows: Sequence[Row] = ()
+    ratios: Sequence[Ratio] = ()
+    compiled: Sequence[Compilation] = ()
+    graphs: Sequence[Replay] = ()
+    iterations: Sequence[Iteration] = ()
+
+
+def machine(device: Device, baseline: str, quick: bool) -> Machine:
+    """Describe the device and the run."""
+    return {
+        **device.described(),
+        "cpu": cpu_model(),
+        "versions": versions() | {"cupy": library("cupy")},
+        "date": datetime.date.today().isoformat(),
+        "baseline": baseline,
+        "quick": quick,
+    }
+
+
+def rows(timings: Sequence[Both], baseline: str) -> list[Row]:
+    """Make a row for each contestant of each timing."""
+    return [
+        {
+            "workload": gpu.workload,
+            "rule": gpu.rule,
+            "implementation": name,
+            "gpu_seconds": gpu.typical(name),
+            "host_seconds": host.typical(name),
+            "speedup": gpu.ratio(baseline, name) if baseline in gpu.seconds else None,
+            "gbps": gpu.gbps(name),
+            "of_copy": gpu.of_limit(name),
+        }
+        for gpu, host in timings
+        for name in gpu.seconds
+    ]
+
+
+def ratios(timings: Sequence[Both], contenders: Mapping[str, Contender]) -> list[Ratio]:
+    """Compare each other contestant of each timing with fastopt's of the same library."""
+    return [
+        {
+            "workload": gpu.workload,
+            "rule": gpu.rule,
+            "implementation": name,
+            "subject": subject,
+            "gpu": gpu.ratio(name, subject),
+            "host": host.ratio(name, subject),
+            "rounds": len(gpu.seconds[name]),
+        }
+        for gpu, host in timings
+        for name, subject in ((name, contenders[name].subject) for name in gpu.seconds)
+        if name != subject
+    ]
+
+
+def replays(timings: Sequence[Both]) -> list[Replay]:
+    """Compare steps with their graphs."""
+    return [
+        {
+            "workload": gpu.workload,
+            "implementation": name,
+            "eager_gpu": gpu.typical(name),
+            "eager_host": host.typical(name),
+            "graph_gpu": gpu.typical(name + GRAPH),
+            "graph_host": host.typical(name + GRAPH),
+            "gpu": gpu.ratio(name, name + GRAPH),
+            "host": host.ratio(name, name + GRAPH),
+        }
+        for gpu, host in timings
+        for name in gpu.seconds
+        if name + GRAPH in gpu.seconds
+    ]
+
+
+def empty(machine: Machine, notes: list[str], missing: list[str]) -> Report:
+    """Begin a report."""
+    return {
+        "machine": machine,
+        "checked": 0,
+        "rows": [],
+        "ratios": [],
+        "compiled": [],
+        "graphs": [],
+        "iterations": [],
+        "notes": notes,
+        "missing": missing,
+    }
+
+
+def add(report: Report, part: Figures) -> None:
+    """Put a part's figures among the others, in the order of the workloads, whichever run has measured them."""
+    report["rows"] = in_order(report["rows"], part.rows)
+    report["ratios"] = in_order(report["ratios"], part.ratios)
+    report["compiled"] = in_order(report["compiled"], part.compiled)
+    report["graphs"] = in_order(report["graphs"], part.graphs)
+    report["iterations"] = in_order(report["iterations"], part.iterations)
+
+
+def in_order(entries: Sequence[Entry], more: Sequence[Entry]) -> list[Entry]:
+    """Sort by workload and rule; entries that share both stay as they are."""
+    workloads, rules = ({name: at for at, name in enumerate(names)} for names in ((*WORKLOADS, *TRAININGS), RULES))
+
+    def place(entry: Entry) -> tuple[int, int]:
+        return workloads.get(entry["workload"], len(workloads)), rules.get(entry.get("rule", ""), len(rules))
+
+    return sorted([*entries, *more], key=place)

@@ -1,0 +1,82 @@
+"""A run on disk: written anew after each part, so that nothing is lost where a later one dies, and read again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from .figures import Machine, Report
+
+KINDS: dict[str, type] = {
+    "machine": dict,
+    "checked": int,
+    "rows": list,
+    "ratios": list,
+    "compiled": list,
+    "graphs": list,
+    "iterations": list,
+    "notes": list,
+    "missing": list,
+}
+OF_MACHINE = ("gpu", "driver", "runtime", "torch_runtime", "versions", "date", "baseline", "quick")
+SAME = ("fastopt", "torch", "cupy")  # versions of a run that is resumed
+
+
+def read(path: Path) -> Report:
+    """Read a run; what files of older versions do not have is empty.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is no run on a GPU.
+    """
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    found: dict[str, Any] = {name: [] for name, kind in KINDS.items() if kind is list}
+    found |= given if isinstance(given, dict) else {}
+    of_its_kind = all(isinstance(found.get(name), kind) for name, kind in KINDS.items())
+    if not of_its_kind or not found["machine"].keys() >= set(OF_MACHINE):
+        raise ValueError(f"{path} is no run of fastopt bench --gpu: --json writes these")
+    return cast(Report, {name: found[name] for name in KINDS})
+
+
+def write(report: Report, path: Path) -> None:
+    """Write a run in the place of what was there: a reader finds the old one or the new one, whatever happens."""
+    path = path.resolve()  # a link stays one
+    beside = path.with_name(path.name + ".new")
+    try:
+        beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise where a run could not be put in the place of what is there."""
+    if path.exists() and not path.is_file():  # a device would be gone afterwards
+        raise ValueError(f"{path} is no file: --json and --resume write one")
+    folder = path.resolve().parent
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"nothing can be written in {folder}, where {path.name} is to be")
+
+
+def check_machine(path: Path, there: Machine, here: Machine) -> None:
+    """Raise where a run is another machine's: figures of two do not stand side by side."""
+    if described(there) != described(here):
+        raise ValueError(
+            f"{path} is a run on {described(there)}; here is {described(here)}: a run goes on where it began, since "
+            "figures of two machines do not stand side by side"
+        )
+
+
+def described(machine: Machine) -> str:
+    """Name what must be the same for figures to stand side by side."""
+    libraries = ", ".join(f"{name} {machine['versions'].get(name, 'missing')}" for name in SAME)
+    cuda = f"CUDA {machine['driver']} in the driver, {machine['runtime']} in CuPy, {machine['torch_runtime']} in torch"
+    return f"{machine['gpu']} ({cuda}; {libraries})"
