@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
@@ -36,6 +37,8 @@ def is_array(value: Any) -> bool:
 class Described:
     """Memory that NumPy cannot read, described as if it could; ``base`` of an array that is made of it."""
 
+    __slots__ = ("__array_interface__", "owner")
+
     def __init__(self, owner: Any, address: int, dtype: Any, shape: Sequence[int], strides: Sequence[int]) -> None:
         self.owner = owner
         self.__array_interface__ = {
@@ -52,7 +55,9 @@ def described(owner: Any, address: int, dtype: Any, shape: Sequence[int], stride
 
     Its elements must not be touched: they are not there. The owner of the memory lives as long as the array.
     """
-    array: Array = np.asarray(Described(owner, address, dtype, shape, strides))
+    description = Described(owner, address, dtype, shape, strides)
+    array: Array = np.asarray(description)
+    del description.__array_interface__  # NumPy has read it: one object less for each array
     return array
 
 
@@ -89,14 +94,34 @@ def pin(array: Array) -> list[weakref.ref[Array]]:
 
 
 class Layout:
-    """The storage order of an array: which axes run backwards, and the order of the axes from slow to fast."""
+    """The storage order of an array: which axes run backwards, and the order of the axes from slow to fast.
 
-    def __init__(self, array: Array) -> None:
-        self.backwards: Any = (..., *(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides))
+    Arrays with the same order share one.
+    """
+
+    __slots__ = ("axes", "backwards", "forwards", "plain")
+
+    axes: tuple[int, ...]
+    backwards: Any
+    forwards: bool  # so that address and strides say all
+    plain: bool
+
+    def __new__(cls, array: Array) -> Layout:
+        """Return the layout that an array has."""
+        signs = tuple([-1 if stride < 0 else 1 for stride in array.strides])
+        if array.flags.c_contiguous:
+            return cls._shared(True, -1 not in signs, (), ())
         # Axes of length 1 have strides without a meaning: they go first.
-        self.axes = sorted(range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -abs(array.strides[axis])))
-        self.plain = bool(array.flags.c_contiguous)
-        self.forwards = all(stride >= 0 for stride in array.strides)  # so that address and strides say all
+        axes = sorted(range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -abs(array.strides[axis])))
+        return cls._shared(False, -1 not in signs, signs, tuple(axes))
+
+    @classmethod
+    @functools.lru_cache(maxsize=256)
+    def _shared(cls, plain: bool, forwards: bool, signs: tuple[int, ...], axes: tuple[int, ...]) -> Layout:
+        layout = super().__new__(cls)
+        layout.plain, layout.forwards, layout.axes = plain, forwards, axes
+        layout.backwards = (..., *(slice(None, None, sign) for sign in signs))
+        return layout
 
     def in_storage_order(self, array: Array) -> Array:
         """View an array with this one's axes turned so that this one would be C-contiguous."""

@@ -131,6 +131,9 @@ class Place(Protocol):
         """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
 
 
+NOTHING: dict[str, Any] = {}  # new states where there are none: one for all tensors, which nobody writes into
+
+
 class Tensor(ABC):
     """One parameter: how it lies in memory, its states, and the count of its own steps.
 
@@ -144,13 +147,15 @@ class Tensor(ABC):
         What its kernel is compiled for.
     """
 
+    # No dict for each, and no tuples: hundreds of these would keep the garbage collector busy in the midst of training.
+    __slots__ = ("address", "array", "format", "group", "key", "launch", "layout", "place", "row", "states", "step")
+
     def __init__(
         self, key: Hashable, array: Array, layout: Layout, format: str, group: GroupOptions, place: Place
     ) -> None:
         self.key = key
         self.array, self.layout = array, layout
         self.format, self.group, self.place = format, group, place
-        self.dtype, self.shape = array.dtype, array.shape
         self.address = extent(array)[0]
         self.step = 0
         self.states: dict[str, Array] = {}
@@ -174,7 +179,7 @@ class Tensor(ABC):
     def new_states(self, rule: Rule) -> dict[str, Array]:
         """Allocate what a rule needs and the tensor does not have."""
         value = self.group.entries[rule.initial] if rule.initial else 0.0
-        return {name: self.new_state(value) for name in rule.states if name not in self.states}
+        return {name: self.new_state(value) for name in rule.states if name not in self.states} or NOTHING
 
     @abstractmethod
     def new_state(self, value: float) -> Any:
@@ -197,6 +202,18 @@ class Tensor(ABC):
 
 class ArrayTensor(Tensor):
     """One parameter that is an array, of NumPy or on a GPU."""
+
+    __slots__ = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the parameter holds."""
+        return self.array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape."""
+        return self.array.shape
 
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them."""

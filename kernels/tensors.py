@@ -16,6 +16,13 @@ from .extension import ffi, lib
 from .reader import UNREAD, Array, address
 from .tables import EXTENTS, GRADIENTS, HOLDINGS, REPETITION, SHAPE
 
+# Prototypes of our own: ctypes.pythonapi and its functions belong to the whole process.
+pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+# Takes an object off the garbage collector's round, as Python does itself with a tuple of numbers: what is in no cycle.
+untrack = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("PyObject_GC_UnTrack", ctypes.pythonapi))
+
 # DLPack's codes of types; what stands here can be read, all else is UNREAD.
 CODES = {"float16": 2, "float32": 2, "float64": 2, "bfloat16": 4, "complex64": 5, "complex128": 5}
 
@@ -32,9 +39,7 @@ def exchange_table(tensor_type: Any) -> int:
     capsule = getattr(tensor_type, "__dlpack_c_exchange_api__", None)
     if lib is None or type(capsule).__name__ != "PyCapsule":
         return 0
-    # A prototype of our own: ctypes.pythonapi and its functions belong to the whole process.
-    prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
-    table = prototype(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, b"dlpack_exchange_api")
+    table = pointer_of(capsule, b"dlpack_exchange_api")
     major = ctypes.cast(table, ctypes.POINTER(ctypes.c_uint32))[0]
     return int(table) if major == 1 else 0
 
@@ -103,8 +108,8 @@ class Watch:
         self.groups, self.states, self.tensors = groups, states, tensors
         self.listed, self.assigned, self.stated = self._listed(), self._assigned(), self._stated()
         self.places = self._places()
-        self.shapes = Shapes([shape for _, shape in self.places])
-        self.addresses = np.array([place for place, _ in self.places], np.int64)
+        self.shapes = Shapes([shape_of(tensor) for tensor in tensors])
+        self.addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
         objects = self.groups, PARAMS, self.listed, self.assigned, self.states, self.stated, self.tensors
         numbers = len(tensors), address(self.shapes.table), address(self.addresses), address(counts), address(expected)
         self.holdings = np.array((*map(id, objects), *numbers, len(counts)), HOLDINGS)
@@ -127,8 +132,11 @@ class Watch:
                 stated += [part for pair in state.items() for part in pair]
         return stated
 
-    def _places(self) -> list[tuple[int, Shape]]:
-        return [(tensor.data_ptr(), shape_of(tensor)) for tensor in self.tensors]
+    def _places(self) -> list[Any]:
+        places: list[Any] = []  # flat: with a tuple for each, the garbage collector would walk them all
+        for tensor in self.tensors:
+            places += tensor.data_ptr(), tensor.dtype, tensor.device, tensor.ndim, *tensor.shape, *tensor.stride()
+        return places
 
     def expect(
         self,

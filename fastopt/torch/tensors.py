@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .. import plan
-from ..arrays import Layout, described
+from ..arrays import Layout, described, owner_of
 from ..checks import Count
 from ..kernels.reader import Array
-from ..kernels.tensors import DEVICES
+from ..kernels.tensors import DEVICES, untrack
+from ..plan import NOTHING
 from ..rules import Rule
 from .devices import place_of
 from .groups import Group
@@ -64,11 +65,21 @@ def check_memory(what: str, tensor: Any) -> Tensor:
         raise ValueError(
             f"{what} is on {here.device}: tensors on the CPU and on CUDA devices can be updated; use torch.optim there"
         )
-    if here.numel():
-        reach = sum((length - 1) * stride for length, stride in zip(here.shape, here.stride(), strict=True))
-        if here.untyped_storage().nbytes() < (here.storage_offset() + reach + 1) * here.itemsize:
-            raise ValueError(f"{what} has a storage that is too small for it, or was given back: nothing can be there")
+    if here.numel() and not has_memory(here):
+        raise ValueError(f"{what} has a storage that is too small for it, or was given back: nothing can be there")
     return here
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Say whether a tensor's storage is large enough for it, which torch checks whenever it makes a view.
+
+    ``untyped_storage`` would know, but is an object more for the garbage collector, as long as the storage lives.
+    """
+    try:
+        tensor.as_strided(tensor.shape, tensor.stride())
+    except RuntimeError:
+        return False
+    return True
 
 
 def array_of(tensor: Tensor) -> Array:
@@ -78,14 +89,33 @@ def array_of(tensor: Tensor) -> Array:
     """
     plain = tensor.detach()
     if plain.is_complex():
-        plain = torch.view_as_real(plain)
+        plain = torch.view_as_real(plain).detach()  # else it is a view, which holds what it is a view of
     elif plain.dtype is torch.bfloat16:
-        plain = plain.view(torch.int16)
+        plain = plain.view(torch.int16).detach()
     if plain.device.type != "cpu":
         strides = [stride * plain.itemsize for stride in plain.stride()]
         dtype = str(plain.dtype).removeprefix("torch.")
         return described(plain, plain.data_ptr(), dtype, plain.shape, strides)
     array: Array = plain.numpy()
+    return array
+
+
+def alias_of(array: Array) -> Tensor:
+    """Return the tensor behind an array of `array_of`, which shares memory and count of writes with the given one."""
+    alias: Tensor = array.base if isinstance(array.base, Tensor) else owner_of(array)
+    return alias
+
+
+def held_array(tensor: Tensor) -> Array:
+    """View a parameter or a state as an array that keeps its memory, also where the tensor is given other memory.
+
+    An alias of our own keeps it. Nobody else has that, so it is in no cycle, and the garbage collector need not see it.
+    """
+    array = array_of(tensor)
+    alias = alias_of(array)
+    if type(alias) is Tensor:
+        untrack(alias)
+        untrack(array.base)
     return array
 
 
@@ -122,11 +152,13 @@ class Parameter(plan.Tensor):
         The count of its steps, where that is part of the state.
     """
 
-    count: Tensor | None = None
+    __slots__ = ("allocated", "count", "given", "original", "registry", "state", "tensor", "updated")
 
     def __init__(self, key: Any, given: Any, group: Group, registry: dict[Any, dict[str, Any]]) -> None:
         self.key = key
         self.given = given
+        self.count: Tensor | None = None
+        self.allocated: dict[str, Any] = NOTHING  # until it is kept
         self.registry = registry
         self.state = registry.get(given, {})
         if is_lazy(given):
@@ -139,13 +171,13 @@ class Parameter(plan.Tensor):
             raise TypeError(f"{self} has dtype {self.tensor.dtype}; {supported} can be updated")
         if self.tensor.is_conj() or self.tensor.is_neg():
             raise ValueError(f"{self} is a view that conjugates or negates: make it with .resolve_conj().resolve_neg()")
-        self.original = array_of(self.tensor)
+        self.original = array = held_array(self.tensor)
         if self.original.size and overlaps_itself(self.original):
             raise ValueError(f"elements of {self} may overlap each other in memory: pass a .clone() of it")
         self.updated = self.tensor
         if not is_dense(self.original, Layout(self.original)):
             self.updated = torch.empty_like(self.tensor, requires_grad=False)
-        array = array_of(self.updated)
+            array = held_array(self.updated)
         super().__init__(key, array, Layout(array), FORMATS[self.tensor.dtype], group, place_of(self.tensor))
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
@@ -157,6 +189,10 @@ class Parameter(plan.Tensor):
     def written(self) -> list[Any]:
         """Return the tensors that an update writes, as torch holds them."""
         return [self.given, *(self.state[name] for name in self.states)]
+
+    def counted(self) -> list[Any]:
+        """Return tensors that share their counts of writes with these, and with the parts that are here."""
+        return [*map(alias_of, (self.original, *self.states.values())), *filter(is_distributed, self.written())]
 
     @property
     def has_gaps(self) -> bool:
@@ -177,7 +213,7 @@ class Parameter(plan.Tensor):
         for name in names:
             if self.state.get(name) is not None:
                 self.state[name] = self.fitted(name, self.state[name])
-                self.states[name] = array_of(local(self.state[name]))
+                self.states[name] = held_array(local(self.state[name]))
 
     def fitted(self, name: str, value: Any, copy: bool = False) -> Any:
         """Return a state that lies as the parameter does: the given one, or a copy where it does not, or is asked for.
@@ -211,14 +247,14 @@ class Parameter(plan.Tensor):
 
     def new_states(self, rule: Rule) -> dict[str, Array]:
         """Allocate what a rule needs and the parameter does not have."""
-        value = self.group.entries[rule.initial] if rule.initial else 0.0
-        self.allocated = {name: self.new_state(value) for name in rule.states if name not in self.states}
-        return {name: array_of(local(tensor)) for name, tensor in self.allocated.items()}
+        self.allocated = super().new_states(rule)
+        return {name: held_array(local(tensor)) for name, tensor in self.allocated.items()} or NOTHING
 
     def keep(self, states: Any) -> None:
         """Take the states that were allocated last."""
         super().keep(states)
         self.state.update(self.allocated)
+        self.allocated = NOTHING
         self.registry[self.given] = self.state
         self.show_count()
 

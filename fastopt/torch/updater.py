@@ -105,10 +105,8 @@ class Part:
         parameters = [parameter for parameter, bit in zip(updater.parameters, bits, strict=True) if bit]
         self.with_gaps = [parameter for parameter in parameters if parameter.has_gaps]
         self.repeatable = bits == updater.everyone and not self.with_gaps
-        written = [tensor for parameter in parameters for tensor in parameter.written()]
-        written += [local(tensor) for tensor in written if is_distributed(tensor)]
-        # Counted on aliases, which share the count: those that C++ holds as well are counted in a quarter of the time.
-        self.written = [tensor if is_distributed(tensor) else tensor.detach() for tensor in written]
+        self.written = [tensor for parameter in parameters for tensor in parameter.counted()]
+        # Those that C++ holds as well are counted in a quarter of the time.
         self.held = [to_dlpack(tensor) for tensor in self.written if not is_distributed(tensor)]
 
 
@@ -208,13 +206,13 @@ class Updater:
 
     def settle(self) -> None:
         """Bring all counts up to date, before anybody asks for one."""
-        self._stop_repeating()
+        self.stop_repeating()
         if self.plan.away.active:
             self.plan.settle()
             if self.counts is not None:
                 self.counts.take(self.parameters)
 
-    def _stop_repeating(self) -> None:
+    def stop_repeating(self) -> None:
         """Count the steps that were repetitions, and repeat no more."""
         if self.prepared:
             self.prepared = False
@@ -244,7 +242,7 @@ class Updater:
             Has another factor, and may be that the step is skipped.
         """
         plan = self.plan
-        self._stop_repeating()
+        self.stop_repeating()
         was_away = plan.away.active
         skipped = False
         if verdict is not None and not plan.on_devices:
