@@ -56,6 +56,7 @@ class Away:
         self.only_python_knows = False  # one of the schedules
         self.outdated = False  # what the devices were told
         self.fetched = 0  # of the steps that the devices have counted
+        self.pending = 0  # steps since, some of which may be skipped
         self.begun: list[tuple[Tensor, list[str]]] = []  # states that begin with the first of these, if one is taken
         self.verdict: Verdict | None = None  # of the step that is recorded
 
@@ -105,18 +106,29 @@ class Away:
         """Ask the groups for what has changed, of which the devices have to be told."""
         plan = self.plan
         versions = [group.version for group in plan.groups]
-        # A momentum that reaches 0 changes the rule, which a graph cannot.
-        moving = not self.captured and any("momentum" in group.schedules for group in plan.groups)
+        rule_may_change = not self.captured and any(map(self._rule_may_change, plan.groups))
         # Outdated it is where the last step has failed after its look; a graph may have gone on since.
-        if versions == plan.versions and not (moving or self.only_python_knows or self.outdated):
+        if versions == plan.versions and not (rule_may_change or self.only_python_knows or self.outdated):
             return
-        self.settle()
+        # Numbers need no count, so that nobody waits for it; but what only a graph was told is forgotten.
+        if not self.told or any(group.schedules for group in plan.groups):
+            self.settle()
         if self.captured and self._rules_differ():
             raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
         plan.choose_rules()
         self.note_schedules()
         plan.versions = versions
         self.outdated = True
+
+    def _rule_may_change(self, group: GroupOptions) -> bool:
+        """Say whether a scheduled momentum may get to 0, or leave it: a rule of its own, which a graph cannot change.
+
+        The step's count is between the one that was fetched and this one, before which all have been looked at.
+        """
+        momentum = group.schedules.get("momentum")
+        if momentum is None:
+            return False
+        return bool((momentum(group.entries["step"] + self.pending) == 0) != (group.upcoming["momentum"] == 0))
 
     def step(self, gradients: Located) -> None:
         """Take a step, after `look`."""
@@ -136,6 +148,7 @@ class Away:
             launch()
         self.captured = self.captured or self.capturing
         self.told = self.told or not self.capturing
+        self.pending += not self.capturing
 
     def _check(self, gradients: Located) -> None:
         plan = self.plan
@@ -170,7 +183,7 @@ class Away:
         plan = self.plan
         restart = not (self.active and self.told)
         if restart:
-            self.fetched = 0
+            self.fetched = self.pending = 0
         for course in plan.courses:
             course.describe(plan.cohorts, self.fetched, restart)
         self.active, self.told, self.outdated = True, False, False
@@ -201,7 +214,7 @@ class Away:
             return
         plan = self.plan
         taken = plan.courses[0].taken()
-        new, self.fetched = taken - self.fetched, taken
+        new, self.fetched, self.pending = taken - self.fetched, taken, 0
         if taken == 0 and self.begun:
             self.end()
             plan.forget()

@@ -43,7 +43,8 @@ class GroupOptions:
 
     def assign(self, given: Mapping[str, Any]) -> None:
         """Take several entries, all or none; a callable ``step -> number`` begins a schedule, a number ends one."""
-        if self.fetch is not None:
+        by_count = self.schedules or "step" in given or any(map(callable, given.values()))
+        if self.fetch is not None and by_count:
             self.fetch()
         step = self._checked("step", given.get("step", self.entries["step"]), 0)
         checked = {name: self._checked(name, value, step) for name, value in given.items()}

@@ -90,7 +90,23 @@ def basic(key):
     return key if Ellipsis in key else (*key, ...)
 
 
-class ndarray:  # noqa: N801 (CuPy's name)
+class Operators:
+    """What is written between arrays."""
+
+    def __add__(self, other):
+        return apply(np.add, self, other)
+
+    def __iadd__(self, other):
+        return apply(np.add, self, other, out=self)
+
+    def __isub__(self, other):
+        return apply(np.subtract, self, other, out=self)
+
+    def __imul__(self, other):
+        return apply(np.multiply, self, other, out=self)
+
+
+class ndarray(Operators):  # noqa: N801 (CuPy's name)
     """An array on a device."""
 
     def __init__(self, host, device=None):
@@ -201,22 +217,8 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def __reduce__(self):
         raise TypeError("the stand-in does not pickle: CuPy would fetch it, which waits")
 
-    # Operators
 
-    def __add__(self, other):
-        return apply(np.add, self, other)
-
-    def __iadd__(self, other):
-        return apply(np.add, self, other, out=self)
-
-    def __isub__(self, other):
-        return apply(np.subtract, self, other, out=self)
-
-    def __imul__(self, other):
-        return apply(np.multiply, self, other, out=self)
-
-
-class Traced:
+class Traced(Operators):
     """What a function that is fused gets in the place of an array or a number: it writes down what is done with it.
 
     Attributes
@@ -258,23 +260,11 @@ class Traced:
     def __bool__(self):
         raise TypeError("Cannot convert to Python scalar in cupy.fuse")
 
-    def __add__(self, other):
-        return apply(np.add, self, other)
-
     def __mul__(self, other):
         return apply(np.multiply, self, other)
 
     def __truediv__(self, other):
         return apply(np.divide, self, other)
-
-    def __iadd__(self, other):
-        return apply(np.add, self, other, out=self)
-
-    def __isub__(self, other):
-        return apply(np.subtract, self, other, out=self)
-
-    def __imul__(self, other):
-        return apply(np.multiply, self, other, out=self)
 
 
 def fuse():

@@ -44,6 +44,16 @@ def stand_in(monkeypatch):
         yield device
 
 
+@pytest.fixture
+def pretended(monkeypatch):
+    """The same, in which torch believes."""
+    tensors = importlib.import_module("cuda_tensors")
+    with importlib.import_module("devices").standing_in(monkeypatch):
+        tensors.pretend(monkeypatch)
+        yield
+        tensors.KEPT.clear()
+
+
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
     """The host in the place of a GPU, then a real one."""

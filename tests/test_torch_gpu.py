@@ -1,72 +1,26 @@
 """fastopt.torch on a GPU: through a stand-in that runs the same kernels on the host, and on a real one where it is."""
 
 import copy
+import gc
 import io
 import sys
 
 import cuda_stand_in
 import cuda_tensors
-import cupy_stand_in
 import pytest
 import torch
 import torch_cases
 from cuda_tensors import on_gpu, on_host
-from devices import StandIn
-from tolerances import BFLOAT16, ONE_STEP, TORCH_TRAINING, TRAJECTORY
+from gpu_models import DEVICE, KINDS, SHAPES, assert_equal, captured, give, model, scaled_step
+from tolerances import ONE_STEP, TORCH_TRAINING, TRAJECTORY
 from torch.nn import Parameter
 
 import fastopt.torch as subject
-from fastopt.gpu import Gpu
-from fastopt.schedules import Cosine, Linear, Piecewise
-from fastopt.torch import updater
+from fastopt.schedules import Cosine
 
-KINDS = torch_cases.KINDS
+pytestmark = pytest.mark.usefixtures("pretended")
 ALL = pytest.mark.parametrize("kind", KINDS)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
-SHAPES = [(4, 3), (), (700,), (0,), (2, 3, 5)]
-DEVICE = StandIn()
-FLAGS = {"skipped": 1.0, "taken": 0.0}
-
-
-@pytest.fixture(autouse=True)
-def pretended(monkeypatch):
-    """A GPU that torch believes in."""
-    monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in)
-    cuda_tensors.pretend(monkeypatch)
-    yield
-    cuda_stand_in.synchronize_all()
-    cuda_tensors.KEPT.clear()
-
-
-def give(there, here, step, dtype=None, given=torch_cases.always, scale=1.0):
-    """Give both models the gradients of a step, the one on the GPU multiplied by a scale.
-
-    The old ones are not given back before the GPU has read them, which torch's allocator sees to on a real one.
-    """
-    cuda_stand_in.synchronize_all()
-    for i, (p, q) in enumerate(zip(there, here, strict=True)):
-        q.grad = torch_cases.gradient(q, 100 * step + i) if given(step, i) else None
-        p.grad = None if q.grad is None else on_gpu(q.grad * scale)
-
-
-def assert_equal(there, here, ours, others):
-    """Assert that both models, their states and counts are the same: the kernels' arithmetic is the same here."""
-    for p, q in zip(there, here, strict=True):
-        torch_cases.assert_near(on_host(p), q.detach(), ONE_STEP if q.dtype != torch.bfloat16 else BFLOAT16)
-        got, want = ours.state.get(p, {}), others.state.get(q, {})
-        assert got.keys() == want.keys()
-        for name in got:
-            if name == "step":
-                assert got[name] == want[name]
-            else:
-                torch_cases.assert_near(on_host(got[name]), want[name], ONE_STEP)
-
-
-def model(kind, dtype=torch.float32, shapes=SHAPES, **more):
-    """A model on the GPU and on the host, with optimizers."""
-    name, options = KINDS[kind]
-    tensors = [p.detach() for p in torch_cases.parameters(shapes, dtype)]
-    return cuda_tensors.pair(name, tensors, **{**options, **more})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -120,181 +74,6 @@ def test_layouts(kind):
     assert torch.equal(on_host(gaps)[:, 1::2], whole[:, 1::2])
 
 
-def scaled_step(optimizer, flag, scale=8.0, gpu=True):
-    """Take a step as GradScaler asks for one."""
-    wrap = on_gpu if gpu else torch.clone
-    optimizer.grad_scale = None if scale is None else wrap(torch.tensor(scale))
-    optimizer.found_inf = wrap(torch.tensor(FLAGS[flag]))
-    optimizer.step()
-    cuda_stand_in.synchronize_all()  # before the two are given back, as above
-    del optimizer.grad_scale, optimizer.found_inf
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    "flags", [["taken", "skipped", "taken"], ["skipped", "skipped", "taken", "taken"], ["skipped"], ["taken"] * 3]
-)
-@ALL
-def test_a_scalers_verdict_stays_on_the_gpu(kind, flags, dtype):
-    """A skipped step changes and counts nothing, also where it would have been the first one; nobody waits."""
-    there, here, ours, others = model(kind, dtype)
-    for step, flag in enumerate(flags):
-        give(there, here, step, scale=8.0)
-        log = len(cuda_stand_in.WORLD.log)
-        scaled_step(ours, flag)
-        assert len(cuda_stand_in.WORLD.log) > log
-        if flag == "taken":
-            others.step()
-    give(there, here, 50)
-    ours.step()
-    others.step()
-    assert_equal(there, here, ours, others)
-
-
-@ALL
-def test_states_of_a_step_that_was_skipped_are_given_up(kind):
-    """Dampening spares the first gradient, also where others take part in the step that is taken."""
-    there, here, ours, others = model(kind)
-    give(there, here, 0)
-    scaled_step(ours, "skipped")
-    for step, given in ((1, torch_cases.late), (4, torch_cases.always)):
-        give(there, here, step, given=given)
-        ours.step()
-        others.step()
-    assert_equal(there, here, ours, others)
-
-
-def test_without_a_scale_gradients_are_as_they_are():
-    """After scaler.unscale_, which clipping needs."""
-    there, here, ours, others = model("momentum")
-    for step in range(3):
-        give(there, here, step)
-        scaled_step(ours, "taken", scale=None)
-        others.step()
-    assert_equal(there, here, ours, others)
-
-
-def test_options_assigned_while_the_gpu_counts():
-    """torch's schedulers do so at each step."""
-    there, here, ours, others = model("momentum")
-    for step in range(6):
-        give(there, here, step, scale=8.0)
-        scaled_step(ours, "skipped" if step == 2 else "taken")
-        if step != 2:
-            others.step()
-        for optimizer in (ours, others):
-            optimizer.param_groups[0]["lr"] *= 0.5
-    assert_equal(there, here, ours, others)
-
-
-def both(ours, others, there, here, flags, after=lambda step: None):
-    """Take steps on both sides by a scaler's flags, with something after each."""
-    for step, flag in enumerate(flags):
-        give(there, here, step, scale=8.0)
-        scaled_step(ours, flag)
-        if flag == "taken":
-            others.step()
-        after(step)
-
-
-def test_a_momentum_that_is_scheduled_through_zero():
-    """Another rule then, with a buffer that begins, while the GPU counts; a graph could not change it."""
-    for schedule in (Linear(0.0, 0.9, 5), Piecewise([0.9, 0.0, 0.5], [3, 6])):
-        there, here, ours, others = model("momentum", momentum=schedule)
-        both(ours, others, there, here, ["taken", "skipped"] + ["taken"] * 8)
-        assert_equal(there, here, ours, others)
-    there, here, ours, _ = model("momentum", momentum=Piecewise([0.0, 0.9], [9]))
-    stream = cuda_stand_in.Stream()
-    give(there, here, 0)
-    with stream:
-        for _ in range(2):
-            ours.step()
-    with pytest.raises(RuntimeError, match="momentum of group 0 is 0"):
-        captured(ours, stream)
-
-
-@pytest.mark.parametrize("flags", [["taken"] * 3, ["taken", "skipped", "taken"]])
-def test_what_is_assigned_in_a_schedules_place_stays(flags):
-    """Into a dict that was fetched before, while the GPU counted on."""
-    there, here, ours, others = model("momentum", lr=Cosine(0.1, 20))
-    groups = [optimizer.param_groups[0] for optimizer in (ours, others)]
-
-    def assign(step):
-        for group in groups if step == 1 else []:
-            group["lr"] = 0.05
-
-    both(ours, others, there, here, flags, assign)
-    assert_equal(there, here, ours, others)
-    assert ours.param_groups[0]["lr"] == 0.05
-
-
-def test_a_count_that_is_written_while_the_gpu_counts():
-    """As a user may who goes on from elsewhere."""
-    there, here, ours, others = model("adagrad")
-
-    def write(step):
-        if step == 1:
-            for optimizer, params in ((ours, there), (others, here)):
-                optimizer.state[params[0]]["step"].fill_(10)
-
-    both(ours, others, there, here, ["taken"] * 4, write)
-    assert ours.state[there[0]]["step"] == 12
-    assert_equal(there, here, ours, others)
-
-
-def test_a_state_dict_after_skipped_steps_has_no_states():
-    """Or dampening would meet the first gradient after loading."""
-    there, here, ours, others = model("momentum")
-    both(ours, others, there, here, ["skipped", "skipped"])
-    assert ours.state_dict()["state"] == {}
-    both(ours, others, there, here, ["taken", "skipped", "taken"])
-    assert_equal(there, here, ours, others)
-
-
-@pytest.mark.parametrize("lr", [0.1, Cosine(0.1, 20)], ids=["number", "schedule"])
-@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
-@pytest.mark.parametrize("pattern", ["ss", "dd", "ds", "ddsd", "dddss"])
-def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
-    """Rows are the host's affair; the dense ones beside them are divided as before."""
-    monkeypatch.setattr(updater, "coalesced", lambda what, gradient, parameter: gradient.detach().coalesce())
-    update = Gpu.update
-
-    def at_once(*arguments):  # the rows are torch's own operations, which do not wait here
-        cuda_stand_in.synchronize_all()
-        update(*arguments)
-        cuda_stand_in.synchronize_all()
-
-    monkeypatch.setattr(Gpu, "update", at_once)
-    there, here, ours, others = cuda_tensors.pair(name, [torch.zeros(4), torch.zeros(6, 2)], lr=lr)
-    for kind in pattern:
-        cuda_stand_in.synchronize_all()
-        here[0].grad, there[0].grad = torch.ones(4), on_gpu(torch.full((4,), 8.0))
-        here[1].grad = there[1].grad = None
-        if kind == "s":
-            for params, value in ((here, 1.0), (there, 8.0)):
-                rows = torch.tensor([[1, 3]]), torch.full((2, 2), value)
-                params[1].grad = torch.sparse_coo_tensor(*rows, (6, 2))
-        scaled_step(ours, "taken")
-        others.step()
-    assert_equal(there, here, ours, others)
-
-
-@pytest.mark.parametrize("kind", ["momentum", "adagrad"])
-def test_nobody_waits_for_the_gpu(kind):
-    """Neither a scaler's step nor what torch does around it; whoever asks for a count does."""
-    there, here, ours, _ = model(kind)
-    give(there, here, 0, scale=8.0)
-    for flag in ("taken", "taken", "skipped"):
-        scaled_step(ours, flag)
-    waits = cuda_stand_in.WORLD.waits
-    for flag in ("taken", "skipped", "taken"):
-        scaled_step(ours, flag)
-        assert len(ours.param_groups[0]["params"]) == len(SHAPES)  # which zero_grad and GradScaler walk along
-    assert cuda_stand_in.WORLD.waits == waits
-    assert ours.state_dict()["state"][0].get("step", 4) == 4
-    assert cuda_stand_in.WORLD.waits > waits
-
-
 def test_zero_grad_inside_a_second_capture():
     """Where groups cannot be brought up to date."""
     there, here, ours, _ = model("momentum", lr=Cosine(0.1, 20))
@@ -312,13 +91,6 @@ def test_zero_grad_inside_a_second_capture():
     for graph in graphs:
         graph.launch()
     assert ours.param_groups[0]["step"] == 5
-
-
-def captured(optimizer, stream):
-    """Capture a step."""
-    with DEVICE.capture(stream) as graph:
-        optimizer.step()
-    return graph
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -376,6 +148,67 @@ def test_a_captured_step_is_not_loaded_over():
     assert ours.state_dict()["state"][0].keys() == {"momentum_buffer"}
 
 
+def forget():
+    """Hold nothing of what was on the GPU, but what the test itself holds; others have use for the memory."""
+    cuda_tensors.KEPT.clear()
+    gc.collect()
+    model("adamw_amsgrad")[2].step()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@ALL
+def test_a_graph_goes_on_without_its_optimizer(kind, scaled):
+    """States included, and what a scaler has said; the memory comes back with the graph."""
+    there, here, ours, others = model(kind, lr=Cosine(0.1, 20))
+    stream = cuda_stand_in.Stream()
+    give(there, here, 0)
+    with stream:
+        for _ in range(3):
+            ours.step()
+            others.step()
+    if scaled:
+        ours.grad_scale, ours.found_inf = on_gpu(torch.tensor(1.0)), on_gpu(torch.tensor(0.0))
+    graph = captured(ours, stream)
+    states = [dict(ours.state[p]) for p in there]
+    used = [*there, *(of[name] for of in states for name in torch_cases.STATES[kind])]
+    addresses = [tensor.data_ptr() for tensor in used if tensor.numel()]
+    del ours
+    forget()
+    for _ in range(4):
+        graph.launch()
+        others.step()
+    for p, q, state in zip(there, here, states, strict=True):
+        torch_cases.assert_near(on_host(p), q.detach(), ONE_STEP)
+        for name in torch_cases.STATES[kind]:
+            torch_cases.assert_near(on_host(state[name]), others.state[q][name], ONE_STEP)
+    del there, states, used, p, state
+    forget()
+    given_back = cuda_stand_in.WORLD.freed.has
+    assert not any(map(given_back, addresses))
+    del graph
+    forget()
+    cuda_stand_in.synchronize_all()
+    assert all(map(given_back, addresses))
+
+
+def test_a_graph_goes_on_without_anything():
+    """Parameters and states that nobody else holds are not given to others."""
+    there, here, ours, _ = model("adamw_amsgrad")
+    stream = cuda_stand_in.Stream()
+    give(there, here, 0)
+    with stream:
+        for _ in range(3):
+            ours.step()
+    gradients, graph = [p.grad for p in there], captured(ours, stream)
+    del ours, there
+    forget()
+    others = [on_gpu(torch.full(shape, 0.5)) for shape in SHAPES]
+    for _ in range(3):
+        graph.launch()
+    assert all((on_host(other) == 0.5).all() for other in others)
+    assert len(gradients) == len(SHAPES)
+
+
 @pytest.mark.parametrize("what", ["first", "tensor", "schedule", "assigned"])
 def test_what_cannot_be_captured(what):
     """A clear error, and nothing recorded."""
@@ -419,7 +252,8 @@ def test_state_dicts_travel(kind):
     assert_equal(there, here, ours, others)
 
 
-def test_parameters_on_both():
+@pytest.mark.parametrize("scale", [1.0, 2.0**127])
+def test_parameters_on_both(scale):
     """One optimizer, a GPU and the CPU; a scaler's verdict then has to be waited for."""
     there, here, _, others = model("momentum", shapes=[(40,), (3, 2)])
     mixed = [there[0], Parameter(here[1].detach().clone())]
@@ -427,9 +261,9 @@ def test_parameters_on_both():
     for step, flag in enumerate(["taken", "skipped", "taken"]):
         cuda_stand_in.synchronize_all()
         for i, (p, q) in enumerate(zip(mixed, here, strict=True)):
-            q.grad = torch_cases.gradient(q, 100 * step + i)
-            p.grad = on_gpu(q.grad) if p.is_cuda else q.grad.clone()
-        scaled_step(ours, flag, scale=1.0)
+            q.grad = 2.0**-6 * torch_cases.gradient(q, 100 * step + i)
+            p.grad = on_gpu(scale * q.grad) if p.is_cuda else scale * q.grad
+        scaled_step(ours, flag, scale=scale)
         if flag == "taken":
             others.step()
     assert_equal(mixed[:1], here[:1], ours, others)
@@ -512,30 +346,63 @@ def test_training_on_a_gpu(real, kind):
         torch.testing.assert_close(p, q, rtol=TORCH_TRAINING, atol=TORCH_TRAINING)
 
 
+OVERFLOWING = (0, 1, 9)  # steps whose loss is infinite
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**127])
 @ALL
-def test_scaler_on_a_gpu(real, kind):
-    """A scale that overflows at first, and is halved: the same steps are skipped as torch.optim skips."""
+def test_scaler_on_a_gpu(real, kind, scale):
+    """The same steps are skipped as torch.optim skips, whatever the scale, which is halved there and doubled again."""
     name, options = KINDS[kind]
     results = []
     for library in (subject, torch.optim):
         model = network("cuda")
         optimizer = getattr(library, name)(model.parameters(), **options)
-        scaler = torch.amp.GradScaler("cuda", init_scale=2.0**127, growth_interval=4)
+        scaler = torch.amp.GradScaler("cuda", init_scale=scale, growth_interval=4)
+        scales = []
         for step in range(20):
             x, y = batch(step, "cuda")
             optimizer.zero_grad()
-            scaler.scale((model(x) - y).square().mean()).backward()
+            loss = 2.0**-12 * (model(x) - y).square().mean()  # so that it overflows where it is to, at any scale
+            scaler.scale(loss * float("inf") if step in OVERFLOWING else loss).backward()
             scaler.step(optimizer)
             scaler.update()
-        results.append(([p.detach().cpu() for p in model.parameters()], scaler.get_scale()))
-    (got, scale), (want, other_scale) = results
-    assert scale == other_scale < 2.0**127
-    for p, q in zip(got, want, strict=True):
+            scales.append(scaler.get_scale())
+        results.append(([p.detach().cpu() for p in model.parameters()], scales))
+    (got, scales), (want, other_scales) = results
+    assert scales == other_scales
+    assert [after < before for before, after in zip([scale, *scales], scales, strict=False)] == [
+        step in OVERFLOWING for step in range(20)
+    ]
+    for p, q, start in zip(got, want, network("cpu").parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=TORCH_TRAINING, atol=TORCH_TRAINING)
+        assert not torch.equal(p, start)
+
+
+def iteration(model, optimizer, x, y):
+    """An iteration of a training."""
+    optimizer.zero_grad(set_to_none=True)
+    (model(x) - y).square().mean().backward()
+    optimizer.step()
+
+
+def recorded(step, *arguments):
+    """Take a step three times on another stream, as torch's page on graphs has it, and return a graph of the fourth."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(*arguments)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(*arguments)
+    return graph
 
 
 @pytest.mark.gpu
+@pytest.mark.torch_graphs
 @ALL
 def test_graph_on_a_gpu(real, kind):
     """A whole iteration captured by torch.cuda.graph, against the same iterations one by one."""
@@ -545,31 +412,44 @@ def test_graph_on_a_gpu(real, kind):
     ours, others = (getattr(subject, name)(m.parameters(), **{**options, "lr": schedule}) for m in (model, eager))
     x, y = (tensor.clone() for tensor in batch(0, "cuda"))
 
-    def iteration(m, optimizer):
-        optimizer.zero_grad(set_to_none=True)
-        (m(x) - y).square().mean().backward()
-        optimizer.step()
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            iteration(model, ours)
-    torch.cuda.current_stream().wait_stream(side)
+    graph = recorded(iteration, model, ours, x, y)
     for _ in range(3):
-        iteration(eager, others)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        iteration(model, ours)
+        iteration(eager, others, x, y)
     for step in range(20):
         for static, fresh in zip((x, y), batch(step, "cuda"), strict=True):
             static.copy_(fresh)
         graph.replay()
-        iteration(eager, others)
+        iteration(eager, others, x, y)
     assert ours.param_groups[0]["lr"] == others.param_groups[0]["lr"]
     assert ours.param_groups[0]["step"] == 23
     for p, q in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=TORCH_TRAINING, atol=TORCH_TRAINING)
+
+
+@pytest.mark.gpu
+@pytest.mark.torch_graphs
+@ALL
+def test_a_graph_without_its_optimizer_on_a_gpu(real, kind):
+    """Nor any other owner: replays go on, and what others allocate meanwhile stays as it is."""
+    name, options = KINDS[kind]
+    model = network("cuda")
+    optimizer = getattr(subject, name)(model.parameters(), **options)
+    x, y = batch(0, "cuda")
+
+    graph = recorded(iteration, model, optimizer, x, y)
+    before = [p.detach().cpu() for p in model.parameters()]
+    del optimizer
+    gc.collect()
+    torch.cuda.empty_cache()
+    others = [torch.full((size,), 0.5, device="cuda") for size in range(1, 400)]
+    others += [subject.Adam([Parameter(torch.ones(7, device="cuda"))])]
+    for _ in range(5):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert all((other == 0.5).all() for other in others[:-1])
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert p.isfinite().all()
+        assert not torch.equal(p.detach().cpu(), old)
 
 
 @pytest.mark.gpu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..groups import GroupOptions, StepFunction
+from ..kernels.tensors import PARAMS
+from ..rules import SCHEDULABLE
 
 ARRAYS = (Tensor, np.ndarray)
 MOVING = (*ARRAYS, list)  # in which another number may be found at the next step
@@ -41,6 +43,85 @@ def number(name: str, value: Any) -> Any:
             )
         value = value.item()
     return 0.0 if isinstance(value, float) and -ROUNDING < value < 0 else value
+
+
+class LiveGroup(dict[str, Any]):
+    """One of torch's groups, of which schedules drive some numbers: where a GPU counts, whoever reads one waits for it.
+
+    Whoever reads the parameters alone, as ``zero_grad`` and GradScaler do in every iteration, does not.
+
+    Attributes
+    ----------
+    fetch : callable
+        Brings the numbers up to date.
+    """
+
+    fetch: Callable[[], object] = staticmethod(lambda: None)  # of a copy, before its optimizer's first step
+
+    def _read(self, name: Any = None) -> None:
+        if name != PARAMS:
+            self.fetch()
+
+    def __getitem__(self, name: str) -> Any:
+        """Return an entry."""
+        self._read(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an entry, or a default."""
+        self._read(name)
+        return super().get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names; without this, ``dict(group)`` would not ask for the entries."""
+        return super().__iter__()
+
+    def items(self) -> Any:
+        """Return all entries, with their names."""
+        self._read()
+        return super().items()
+
+    def values(self) -> Any:
+        """Return all entries."""
+        self._read()
+        return super().values()
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove an entry, and return it."""
+        self._read(name)
+        return super().pop(name, *default)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """Return an entry, which is a default where there was none."""
+        self._read(name)
+        return super().setdefault(name, default)
+
+    def copy(self) -> dict[str, Any]:
+        """Return the entries as they are now."""
+        return dict(self.items())
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the entries."""
+        self._read()
+        return super().__eq__(other)
+
+    __hash__ = None  # as of any dict
+
+    def __repr__(self) -> str:
+        """Show the entries."""
+        return repr(self.copy())
+
+    def __reduce__(self) -> Any:
+        """Copy and save the entries alone."""
+        return LiveGroup, (self.copy(),)
+
+
+def live(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a group as it is to stand among torch's: a live one where schedules drive it."""
+    if isinstance(given, LiveGroup):
+        return given
+    scheduled = given.get("schedules") or any(callable(given.get(name)) for name in SCHEDULABLE)
+    return LiveGroup(given) if scheduled else given
 
 
 class Group(GroupOptions):

@@ -21,7 +21,7 @@ from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
 from ..rules import FAMILIES, HYPERPARAMETERS, Family
 from .devices import Verdict
 from .eager import eager
-from .groups import Group
+from .groups import Group, LiveGroup, live
 from .tensors import Parameter
 from .updater import Updater
 
@@ -68,8 +68,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameter groups; their numbers are those of the latest step, also where a GPU counts the steps."""
-        if any(group.schedules for group in self._groups):  # else nothing in them depends on a count
-            self._fetch()
+        if any(group.schedules and not isinstance(group.given, LiveGroup) for group in self._groups):
+            self._fetch()  # of a live group, whoever reads such a number
         groups: list[dict[str, Any]] = self.__dict__["param_groups"]
         return groups
 
@@ -109,12 +109,14 @@ class Optimizer(torch.optim.Optimizer):
             self._updater.plan.away.end()
         known = {id(group.given): group for group in self._groups}
         names = [name for name in HYPERPARAMETERS if name in self.defaults]
-        groups = []
+        fetch, groups = weak(self._fetch), []
         for index, given in enumerate(self.param_groups):
             group = known.get(id(given))
             if group is None:
                 group = Group(index, given, names, own[index].schedules if own else None)
             group.look()
+            if isinstance(given, LiveGroup):
+                given.fetch = fetch
             group.index = index
             groups.append(group)
         self._updater = Updater(self._family, groups, self._names(), self.param_groups, self.state, self._eager)
@@ -128,7 +130,9 @@ class Optimizer(torch.optim.Optimizer):
             return OUT_OF_DATE
         unread = ASSIGNED if self._has_moving_options else updater.read_or_repeat(scale)
         if unread == ASSIGNED:
-            if not (updater.plan.courses and torch.cuda.is_current_stream_capturing()):  # which could not wait
+            updater.stop_repeating()
+            scheduled = any(group.schedules for group in self._groups)  # else nothing depends on a count
+            if scheduled and not (updater.plan.courses and torch.cuda.is_current_stream_capturing()):
                 updater.settle()
             for group in self._groups:
                 group.look()
@@ -236,6 +240,8 @@ class Optimizer(torch.optim.Optimizer):
         with self._lock:
             self._refuse_inside_step()
             super().add_param_group(param_group)
+            groups = self.__dict__["param_groups"]
+            groups[-1] = live(groups[-1])
             if self._made:  # else all groups are looked at in the end
                 try:
                     self._adopt()
@@ -301,7 +307,7 @@ class Optimizer(torch.optim.Optimizer):
             named = {"param_names": old["param_names"]} if "param_names" in old else {}
             options = {name: value for name, value in new.items() if name != "params"}
             filled = {**self._filled(), **named, **deepcopy(options), **self._fixed}
-            groups.append({**filled, "params": old["params"]})
+            groups.append(live({**filled, "params": old["params"]}))
             for name in HYPERPARAMETERS:
                 if name in self.defaults and name not in groups[-1]:
                     raise ValueError(f"loaded state dict has no {name!r} in a group: it is of another optimizer")
@@ -342,6 +348,18 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in self._filled().items():
                 group.setdefault(name, value)
             group.update(self._fixed)
+
+
+def weak(method: Callable[[], None]) -> Callable[[], None]:
+    """Return a method that does nothing once its object is gone, and does not keep that alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        found = reference()
+        if found is not None:
+            found()
+
+    return call
 
 
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
