@@ -1343,3 +1343,25 @@ def test_an_optimizer_in_backward():
         reference.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert_near(p, q, TRAJECTORY)
+
+
+@pytest.mark.parametrize("how", ["at once", "from a state dict"])
+def test_a_schedule_after_one_that_has_ended(how):
+    """Is asked for all steps that were taken, those without a schedule included."""
+    w = Parameter(torch.ones(30))
+    w.grad = torch.ones(30)
+    optimizer = subject.SGD([w], lr=0.1, momentum=schedules.Linear(0.9, 0.5, 10))
+    for step in range(9):
+        if step == 3:
+            optimizer.param_groups[0]["momentum"] = 0.5
+        optimizer.step()
+    if how == "from a state dict":
+        saved, optimizer = optimizer.state_dict(), subject.SGD([w], lr=0.1, momentum=0.5)
+        assert saved["param_groups"][0]["step"] == 9
+        optimizer.load_state_dict(saved)
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = schedules.Cosine(0.1, 100)
+    optimizer.step()
+    taken = 9 if how == "at once" else 10
+    assert optimizer.param_groups[0]["lr"] == schedules.Cosine(0.1, 100)(taken)
+    assert optimizer.param_groups[0]["step"] == taken + 1

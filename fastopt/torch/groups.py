@@ -117,10 +117,10 @@ class LiveGroup(dict[str, Any]):
 
 
 def live(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a group as it is to stand among torch's: a live one where schedules drive it."""
+    """Return a group as it is to stand among torch's: a live one where schedules drive it, or did."""
     if isinstance(given, LiveGroup):
         return given
-    scheduled = given.get("schedules") or any(callable(given.get(name)) for name in SCHEDULABLE)
+    scheduled = "schedules" in given or any(callable(given.get(name)) for name in SCHEDULABLE)
     return LiveGroup(given) if scheduled else given
 
 
@@ -150,6 +150,8 @@ class Group(GroupOptions):
         Whether one of them is a tensor or an array, whose number may be another at the next step.
     told, content : dict or None
         The description as it was last put there: that object, and what was in it.
+    written : int
+        The count beside it as it was last put there, or found. It stands still where no schedule goes by it.
     ended : dict
         Option -> the schedule that drove it last, the object that it put there last, and the count of steps then.
     """
@@ -162,6 +164,7 @@ class Group(GroupOptions):
         self.seen: dict[str, Any] = dict.fromkeys(names, self)  # which is no option's value
         self.told: Any = None
         self.content: dict[str, Any] | None = None
+        self.written = 0
         self.ended: dict[str, tuple[StepFunction, Any, int]] = {}
         self.has_moving = False
         if given.get("schedules"):
@@ -181,8 +184,9 @@ class Group(GroupOptions):
         described = given.get("schedules")
         if described is not self.told or described != self.content:
             self._restore(described or {})
-        if "step" in given and given["step"] != self.entries["step"]:
+        if given.get("step", self.written) != self.written:
             self.assign({"step": given["step"]})
+            self.written = given["step"]
         found = {
             name: given[name] for name, last in self.seen.items() if given[name] is not last or isinstance(last, MOVING)
         }
@@ -196,7 +200,8 @@ class Group(GroupOptions):
             described = {name: plain for name, plain in described.items() if not callable(self.given.get(name))}
         restored = self.restored_schedules(described)
         found = {name: self.given[name] for name in self.seen if not callable(self.given[name])}
-        step = self._checked("step", self.given.get("step", 0), 0)
+        step = self.given.get("step", self.written)
+        step = self.entries["step"] if step == self.written else self._checked("step", step, 0)
         checked = {name: self._checked(name, number(name, value), step) for name, value in found.items()}
         self.restore({**checked, "step": step}, restored)
         self.seen.update(found)
@@ -225,10 +230,10 @@ class Group(GroupOptions):
     def _tell(self) -> None:
         for name in self.schedules:
             self.given[name] = self.seen[name] = self.entries[name]
-        if self.schedules or self.told:
+        if self.schedules or "schedules" in self.given:  # an empty one where they have ended, and the count goes on
             self.given["schedules"] = self.told = self.described()
             self.content = self.described()  # another object, to see what is changed in the group's
-            self.given["step"] = self.entries["step"]
+            self.given["step"] = self.written = self.entries["step"]
 
     def take_upcoming(self) -> None:
         """Make what schedules have said the current numbers, in torch's group as well."""
@@ -239,10 +244,9 @@ class Group(GroupOptions):
 
     def count(self, steps: int = 1) -> None:
         """Count completed steps."""
-        before = self.entries["step"]
         super().count(steps)
-        if self.schedules and self.given.get("step") == before:
-            self.given["step"] = self.entries["step"]
+        if self.schedules and self.given.get("step") == self.written:
+            self.given["step"] = self.written = self.entries["step"]
 
     def describe_anew(self) -> None:
         """Bring the description of the schedules up to date, with the memory of those that have one."""

@@ -68,8 +68,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameter groups; their numbers are those of the latest step, also where a GPU counts the steps."""
-        if any(group.schedules and not isinstance(group.given, LiveGroup) for group in self._groups):
-            self._fetch()  # of a live group, whoever reads such a number
+        if any(group.told is not None and not isinstance(group.given, LiveGroup) for group in self._groups):
+            self._fetch()  # for a live group, whoever reads such a number
         groups: list[dict[str, Any]] = self.__dict__["param_groups"]
         return groups
 
