@@ -13,7 +13,7 @@ extern "C" __global__ void send(const __grid_constant__ fastopt_message message)
 // A double as a float, below its normal numbers too, which the conversion takes for zero.
 __device__ inline float narrow(double x) {
     double size = x < 0 ? -x : x;
-    if (!(size < 0x1p-126)) return static_cast<float>(x);
+    if (!(size < 0x1p-126) || size == 0) return static_cast<float>(x);
     unsigned bits = static_cast<unsigned>(rint(size * 0x1p149)) | (x < 0 ? 0x80000000u : 0u);
     float narrowed;
     memcpy(&narrowed, &bits, sizeof narrowed);

@@ -453,7 +453,7 @@ def test_send_keeps_what_is_newer():
 def cohorts(draw):
     """A rule, options that it may have, and how far its tensors are."""
     name = draw(st.sampled_from(list(RULES)))
-    number = st.one_of(st.sampled_from([0.0, 0.1, 1.0, LARGEST]), st.floats(0.0, LARGEST))
+    number = st.one_of(st.sampled_from([0.0, 0.1, 1.0, LARGEST]), st.floats(0.0, LARGEST, allow_subnormal=False))
     share = st.one_of(st.sampled_from([0.0, 0.9, 0.999, 1.0 - 2.0**-53]), st.floats(0.0, 1.0, exclude_max=True))
     special = {
         "maximize": st.booleans(),
@@ -495,6 +495,8 @@ def test_advance_computes_the_rows_of_the_registry(drawn, taken, scale, skip):
                 want[i, 0] *= np.float64(1.0) / np.float64(scale)
     written = course.cohorts.tobytes()
     course.advance()
+    small = np.abs(want) < np.finfo(np.float64).tiny  # which are zero here, where kernels on the host flush double, too
+    want[small] = np.copysign(0.0, want[small])
     assert bits(course.hypers) == bits(want)
     with np.errstate(over="ignore"):
         assert bits(course.rounded) == bits(want.astype(np.float32))
