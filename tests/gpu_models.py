@@ -1,5 +1,8 @@
 """The same model on the pretended GPU and on the host, each with an optimizer of fastopt.torch; no tests here."""
 
+import contextlib
+import gc
+
 import cuda_stand_in
 import cuda_tensors
 import torch
@@ -12,6 +15,17 @@ KINDS = torch_cases.KINDS
 SHAPES = [(4, 3), (), (700,), (0,), (2, 3, 5)]
 DEVICE = StandIn()
 FLAGS = {"skipped": 1.0, "taken": 0.0}
+
+
+@contextlib.contextmanager
+def uncollected():
+    """Let the garbage collector rest: what it would give back on a device waits, whoever dropped it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def give(there, here, step, dtype=None, given=torch_cases.always, scale=1.0):

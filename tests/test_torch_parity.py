@@ -411,7 +411,9 @@ def test_every_scheduler_of_torch(scheduler, name, options):
 
 
 @pytest.mark.parametrize(
-    ("name", "makes"), [(name, makes) for name in NAMES for makes in DB[name].scheduler_inputs], ids=str
+    ("name", "makes"),
+    [(name, makes) for name in NAMES for makes in DB[name].scheduler_inputs],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} of them",  # functions have no names
 )
 def test_schedulers_that_torch_tests_together(name, makes):
     """Several schedulers on one optimizer."""
