@@ -214,7 +214,7 @@ def test_a_complete_run_is_shown_without_a_gpu(
     copy, chart = tmp_path / "copy.json", tmp_path / "gpu.png"
     assert run("--resume", str(run.file), "--json", str(copy), "--plot", str(chart)) == 0
     printed = capsys.readouterr()
-    assert f"{run.file} is complete: there was nothing left to measure" in printed.err
+    assert f"{run.file} names nothing that is missing: there was nothing left to measure" in printed.err
     assert "Optimizer steps on NVIDIA H100" in printed.out
     assert run.measured == []
     assert run.file.read_bytes() == OLD.read_bytes()

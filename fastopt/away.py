@@ -140,6 +140,7 @@ class Away:
             self._describe()
         if self.capturing:
             self._give_to_graph()
+        self.pending += not self.capturing
         for course in plan.courses:
             if not self.told:
                 course.tell()
@@ -148,7 +149,6 @@ class Away:
             launch()
         self.captured = self.captured or self.capturing
         self.told = self.told or not self.capturing
-        self.pending += not self.capturing
 
     def _check(self, gradients: Located) -> None:
         plan = self.plan
@@ -210,7 +210,7 @@ class Away:
 
     def settle(self) -> None:
         """Count the steps that devices have counted, which waits for them."""
-        if not self.active:
+        if not self.active or not (self.pending or self.captured):  # nothing has come since
             return
         plan = self.plan
         taken = plan.courses[0].taken()

@@ -123,7 +123,8 @@ struct Update {
     static constexpr int width = 16 / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
 
     // How many blocks a multiprocessor is to hold at once, by which the compiler bounds registers: three of 40 registers a
-    // thread, where no more than four packs are held; else two of 64, or one. More would spill.
+    // thread, where no more than four packs are held and there is room for 1,536 threads; else two of 64, or one. More
+    // would spill.
     static constexpr int packs = 2 + Rule::states * sizeof(S) / sizeof(P);
     static constexpr int resident = sizeof(P) < 8 ? (packs <= 4 ? 3 : 2) : (packs <= 4 ? 2 : 1);
 

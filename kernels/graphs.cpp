@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
 
 #if defined(_WIN32)
 #include <windows.h>

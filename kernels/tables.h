@@ -47,7 +47,7 @@ typedef struct fastopt_chunk {
     int32_t rows;        /* runs in the tile; 1 without a layout */
     int64_t offset;      /* of the first element, in parameter and states */
     int64_t grad_offset; /* the same in the gradient; in bytes where the tensor has a layout */
-    int64_t length;      /* of a run */
+    int64_t length;      /* of a run; without a layout, on a GPU, a pack of 16 bytes for each thread of a block at most */
 } fastopt_chunk;
 
 /* All that a kernel gets. A hyper row holds FASTOPT_HYPERS numbers: the gradient's factor (-1 to maximize), the weight

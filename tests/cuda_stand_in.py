@@ -122,6 +122,8 @@ class Memory:
 
     def __del__(self, ending=sys.is_finalizing):
         if self.block is not None and not ending():  # it was refused
+            if any(stream.capturing for stream in STREAMS.values()):
+                WORLD.fault = WORLD.fault or CUDARuntimeError("cudaFree while a stream is capturing")
             wait()  # as cudaFree does
             WORLD.allocated -= 1
 

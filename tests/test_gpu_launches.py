@@ -6,7 +6,7 @@ import cuda_stand_in
 import cupy_stand_in as cupy
 import numpy as np
 import pytest
-from fastopt.kernels import tables
+from fastopt.kernels import cuda, tables
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
@@ -143,6 +143,8 @@ def test_launches_are_of_one_rule_one_format_and_one_device():
 def test_threads_of_a_block_by_the_work(packs, threads):
     """As measured."""
     assert gpu.block_threads(packs) == threads
+    assert f"__launch_bounds__({cuda.MOST_THREADS}, " in cuda.inlined("fused.cu")
+    assert threads <= cuda.MOST_THREADS
 
 
 @pytest.mark.parametrize(("dtype", "elements"), [(np.float16, 1024), (np.float32, 512), (np.float64, 256)])

@@ -61,7 +61,7 @@ def run(
     if earlier is None or earlier["missing"]:
         found = measured(earlier, quick, baseline, budget, files)
     else:
-        say(f"{resume} is complete: there was nothing left to measure")
+        say(f"{resume} names nothing that is missing: there was nothing left to measure")
         found = earlier
         keep(found, files[1:])
     report.show(found)

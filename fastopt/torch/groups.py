@@ -67,6 +67,17 @@ class LiveGroup(dict[str, Any]):
         self._read(name)
         return super().__getitem__(name)
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Assign an entry; a count only once those before it are counted."""
+        if name == "step":
+            self.fetch()
+        super().__setitem__(name, value)
+
+    def update(self, *given: Any, **more: Any) -> None:
+        """Assign several entries."""
+        for name, value in dict(*given, **more).items():
+            self[name] = value
+
     def get(self, name: str, default: Any = None) -> Any:
         """Return an entry, or a default."""
         self._read(name)
@@ -104,6 +115,10 @@ class LiveGroup(dict[str, Any]):
         """Compare the entries."""
         self._read()
         return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        """Compare the entries."""
+        return not self == other
 
     __hash__ = None  # as of any dict
 
@@ -171,36 +186,45 @@ class Group(GroupOptions):
             self.schedules = dict(own or {})
         self.look()
 
+    def _found(self, name: str, default: Any = None) -> Any:
+        """Return what stands in torch's group, as it stands there: a live one would fetch it."""
+        return dict.get(self.given, name, default)
+
+    def _put(self, name: str, value: Any) -> None:
+        """Put an entry there likewise."""
+        dict.__setitem__(self.given, name, value)
+
     def look(self) -> None:
         """Take over what was assigned in the group since the last look."""
-        given = self.given
         for name in self.seen:
-            if name not in given:
+            if name not in self.given:
                 raise ValueError(f"group {self.index} has no {name!r}: assign it, perhaps its default")
         for flag, reason in NOT_OFFERED.items():
-            if given.get(flag):
+            if self._found(flag):
                 message = f"{flag}=True is not offered, in group {self.index}: {reason}; use torch.optim for that"
                 raise ValueError(message)
-        described = given.get("schedules")
+        described = self._found("schedules")
         if described is not self.told or described != self.content:
             self._restore(described or {})
-        if given.get("step", self.written) != self.written:
-            self.assign({"step": given["step"]})
-            self.written = given["step"]
-        found = {
-            name: given[name] for name, last in self.seen.items() if given[name] is not last or isinstance(last, MOVING)
-        }
+        step = self._found("step", self.written)
+        if step != self.written:
+            self.assign({"step": step})
+            self.written = step
+        found = {name: self._found(name) for name in self.seen}
+        found = {n: value for n, value in found.items() if value is not self.seen[n] or isinstance(value, MOVING)}
         if found:
             self._take(found)
         self.has_moving = any(isinstance(value, MOVING) for value in self.seen.values())
 
     def _restore(self, described: Any) -> None:
         """Take over schedules by their description, and the numbers and the count beside it."""
+        if self.fetch is not None:
+            self.fetch()
         if isinstance(described, Mapping):  # what is assigned in its place needs no description
-            described = {name: plain for name, plain in described.items() if not callable(self.given.get(name))}
+            described = {name: plain for name, plain in described.items() if not callable(self._found(name))}
         restored = self.restored_schedules(described)
-        found = {name: self.given[name] for name in self.seen if not callable(self.given[name])}
-        step = self.given.get("step", self.written)
+        found = {name: self._found(name) for name in self.seen if not callable(self._found(name))}
+        step = self._found("step", self.written)
         step = self.entries["step"] if step == self.written else self._checked("step", step, 0)
         checked = {name: self._checked(name, number(name, value), step) for name, value in found.items()}
         self.restore({**checked, "step": step}, restored)
@@ -217,6 +241,8 @@ class Group(GroupOptions):
         }
         ended = {n: (self.schedules[n], self.seen[n], self.entries["step"]) for n in new if n in self.schedules}
         resumed = [n for n in new if n in self.ended and found[n] is self.ended[n][1] and self.entries[n] == 0]
+        if resumed and self.fetch is not None:  # steps that a device has counted belong to the count before that one's
+            self.fetch()
         if new:
             self.assign(new)
         for name in resumed:
@@ -229,24 +255,32 @@ class Group(GroupOptions):
 
     def _tell(self) -> None:
         for name in self.schedules:
-            self.given[name] = self.seen[name] = self.entries[name]
+            self._show(name)
         if self.schedules or "schedules" in self.given:  # an empty one where they have ended, and the count goes on
-            self.given["schedules"] = self.told = self.described()
-            self.content = self.described()  # another object, to see what is changed in the group's
-            self.given["step"] = self.written = self.entries["step"]
+            self.told, self.content = self.described(), self.described()  # two, to see what is changed in the group's
+            self._put("schedules", self.told)
+            self._show_count()
+
+    def _show(self, name: str) -> None:
+        self.seen[name] = self.entries[name]
+        self._put(name, self.entries[name])
+
+    def _show_count(self) -> None:
+        self.written = self.entries["step"]
+        self._put("step", self.written)
 
     def take_upcoming(self) -> None:
         """Make what schedules have said the current numbers, in torch's group as well."""
         super().take_upcoming()
         for name in self.schedules:
-            if self.given.get(name) is self.seen[name]:  # else somebody has assigned another meanwhile
-                self.given[name] = self.seen[name] = self.entries[name]
+            if self._found(name) is self.seen[name]:  # else somebody has assigned another meanwhile
+                self._show(name)
 
     def count(self, steps: int = 1) -> None:
         """Count completed steps."""
         super().count(steps)
-        if self.schedules and self.given.get("step") == self.written:
-            self.given["step"] = self.written = self.entries["step"]
+        if self.schedules and self._found("step") == self.written:
+            self._show_count()
 
     def describe_anew(self) -> None:
         """Bring the description of the schedules up to date, with the memory of those that have one."""

@@ -256,6 +256,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._updater.settle()
                 for group in self._groups:
                     group.describe_anew()
+                self._updater.watch.note_options()  # else what was there before the look would pass for unchanged
             return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
