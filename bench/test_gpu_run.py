@@ -688,7 +688,9 @@ def test_every_part_has_its_say_and_its_time(tmp_path: Path) -> None:
     assert [line.split("  ")[0] for line in summary[:4]] == ["tests", "memcheck", "racecheck", "bench"]
     assert [line[11:25].strip() for line in summary[:4]] == ["failed", "passed", "over its time", "over its time"]
     json_file = tmp_path / "out/gpu.json"
-    assert summary[4].strip() == f"what is missing: fastopt bench --gpu --resume {json_file}"
+    assert summary[4].strip() == (
+        f"what is missing: fastopt bench --gpu --resume {json_file} --plot {json_file.with_name('bench-gpu.png')}"
+    )
     assert json_file.read_text() == "{}\n"
     logs = {name: (tmp_path / f"out/{name}.log").read_text() for name in ("tests", "memcheck", "racecheck", "bench")}
     assert logs["tests"] == "python -P -m pytest -q -m gpu -n 6\n1 failed, 3 passed\n"
