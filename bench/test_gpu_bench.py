@@ -24,7 +24,6 @@ from fastopt.bench.gpu import measure as gpu_measure
 from fastopt.bench.gpu import parts as gpu_parts
 from fastopt.bench.gpu import plot as gpu_plot
 from fastopt.bench.gpu import report as gpu_report
-from fastopt.bench.gpu import saved as gpu_saved
 from fastopt.bench.gpu import saved
 from fastopt.bench.gpu.check import Case, Trained, WrongResultError
 from fastopt.bench.gpu.compiled import COMPILED
@@ -316,7 +315,7 @@ def test_the_readme_has_the_committed_run_or_says_that_there_is_none(tmp_path: P
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tables = gpu_report.markdown_of(ROOT / "bench/results/gpu.json")
     assert f"<!-- gpu tables: begin -->\n{tables}<!-- gpu tables: end -->" in readme
-    date = gpu_saved.read(ROOT / "bench/results/gpu.json")["machine"]["date"]
+    date = saved.read(ROOT / "bench/results/gpu.json")["machine"]["date"]
     assert f"This is one run, of {date}" in readme  # what is said of it by hand goes with it
     assert gpu_report.markdown_of(tmp_path / "gpu.json") == gpu_report.UNMEASURED
     (tmp_path / "gpu.json").write_text(json.dumps(fake_report()))
