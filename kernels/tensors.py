@@ -119,10 +119,11 @@ class Watch:
         self.assigned[:] = self._assigned()
 
     def _listed(self) -> list[Any]:
-        return [item for group in self.groups for item in (group, group[PARAMS], *group[PARAMS])]
+        lists = [dict.__getitem__(group, PARAMS) for group in self.groups]  # as they stand, whatever a subclass does
+        return [item for group, held in zip(self.groups, lists, strict=True) for item in (group, held, *held)]
 
     def _assigned(self) -> list[Any]:
-        return [part for group in self.groups for pair in group.items() for part in pair]
+        return [part for group in self.groups for pair in dict.items(group) for part in pair]
 
     def _stated(self) -> list[Any]:
         stated: list[Any] = []

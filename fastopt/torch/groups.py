@@ -196,11 +196,12 @@ class Group(GroupOptions):
 
     def look(self) -> None:
         """Take over what was assigned in the group since the last look."""
+        given, get = self.given, dict.get  # `_found`, without a call for each name
         for name in self.seen:
-            if name not in self.given:
+            if name not in given:
                 raise ValueError(f"group {self.index} has no {name!r}: assign it, perhaps its default")
         for flag, reason in NOT_OFFERED.items():
-            if self._found(flag):
+            if get(given, flag):
                 message = f"{flag}=True is not offered, in group {self.index}: {reason}; use torch.optim for that"
                 raise ValueError(message)
         described = self._found("schedules")
@@ -210,8 +211,11 @@ class Group(GroupOptions):
         if step != self.written:
             self.assign({"step": step})
             self.written = step
-        found = {name: self._found(name) for name in self.seen}
-        found = {n: value for n, value in found.items() if value is not self.seen[n] or isinstance(value, MOVING)}
+        found = {
+            name: get(given, name)
+            for name, last in self.seen.items()
+            if get(given, name) is not last or isinstance(last, MOVING)
+        }
         if found:
             self._take(found)
         self.has_moving = any(isinstance(value, MOVING) for value in self.seen.values())
