@@ -275,7 +275,7 @@ class Optimizer:
         step = Count().check(f"the step of {tensor} in the state dict", given["step"])
         arrays = {}
         for name in self._family.states:
-            if step and name not in given and all(name in rule.states for rule in self._family.rules):
+            if step and name not in given and name in self._family.kept:
                 raise ValueError(f"the state of {tensor} has {step} steps but no {name}, without which it cannot go on")
             if name in given:
                 arrays[name] = tensor.loaded(f"the {name} of {tensor} in the state dict", given[name])

@@ -288,6 +288,11 @@ class Family:
         """Name the states of all rules."""
         return tuple(dict.fromkeys(name for rule in self.rules for name in rule.states))
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Name the states that each of the rules has."""
+        return tuple(name for name in self.states if all(name in rule.states for rule in self.rules))
+
 
 FAMILIES = {
     "SGD": Family((SGD, MOMENTUM, NESTEROV), choose_sgd),

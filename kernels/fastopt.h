@@ -78,6 +78,7 @@ typedef struct fastopt_holdings {
 /* The gradients of the n tensors in a list, and what each is expected to be. */
 typedef struct fastopt_gradients {
     void *tensors;
+    void *frozen; /* a list of tensors that are to have none; not looked at where the descriptor is null */
     void *descriptor; /* `grad` of their type; null: the gradients are in their list already */
     void *gradients;  /* a list for them */
     const void *type; /* of each, exactly */
@@ -107,7 +108,7 @@ typedef struct fastopt_repetition {
 } fastopt_repetition;
 
 /* Reads where gradients of PyTorch's tensors lie, as fastopt_read does, through DLPack's table of functions. Returns -1
- * where the holdings are no longer as expected, -3 where only what is assigned in groups is not, -2 where a call of
+ * where the holdings are no longer as expected, or a frozen tensor has a gradient, -3 where only what is assigned in groups is not, -2 where a call of
  * Python raised. Given a repetition, and a gradient as expected for every tensor, it takes that step on so many threads
  * at most, and returns -4. */
 int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings, const fastopt_gradients *gradients,
@@ -128,7 +129,7 @@ int64_t fastopt_abi(void);
 FASTOPT_SIZE(fastopt_shape, 48);
 FASTOPT_SIZE(fastopt_extents, 24);
 FASTOPT_SIZE(fastopt_holdings, 104);
-FASTOPT_SIZE(fastopt_gradients, 64);
+FASTOPT_SIZE(fastopt_gradients, 72);
 FASTOPT_SIZE(fastopt_repetition, 120);
 
 #ifdef __cplusplus

@@ -12,7 +12,7 @@ typedef long long int64_t;
 #include <stdint.h>
 #endif
 
-#define FASTOPT_ABI 4      /* changes with every change of a struct or a signature below */
+#define FASTOPT_ABI 5      /* changes with every change of a struct or a signature below */
 #define FASTOPT_STATES 3   /* state arrays that a tensor has room for */
 #define FASTOPT_HYPERS 8   /* numbers in a hyper row */
 #define FASTOPT_OPTIONS 8  /* options that a hyper row is computed from, at most */

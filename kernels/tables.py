@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-ABI = 4
+ABI = 5
 STATES = 3
 HYPERS = 8
 OPTIONS = 8
@@ -81,6 +81,7 @@ HOLDINGS = np.dtype(
 GRADIENTS = np.dtype(
     [
         ("tensors", np.int64),
+        ("frozen", np.int64),
         ("descriptor", np.int64),
         ("gradients", np.int64),
         ("type", np.int64),

@@ -123,19 +123,31 @@ bool same_tensors(const void *exchange, const fastopt_holdings &holdings) {
     return true;
 }
 
+// The gradient of a tensor, a new reference; null where asking for it raised.
+PyObject *gradient_of(const fastopt_gradients &wanted, PyObject *tensor) {
+    PyObject *descriptor = static_cast<PyObject *>(wanted.descriptor);
+    PyObject *gradient = Py_TYPE(descriptor)->tp_descr_get(descriptor, tensor, reinterpret_cast<PyObject *>(Py_TYPE(tensor)));
+    if (gradient == nullptr) PyErr_Clear();
+    return gradient;
+}
+
 // Writes the gradient of each tensor into the list; false where asking for one raised.
 bool collect(const fastopt_gradients &wanted) {
-    PyObject *tensors = static_cast<PyObject *>(wanted.tensors);
-    PyObject *descriptor = static_cast<PyObject *>(wanted.descriptor);
-    descrgetfunc get = Py_TYPE(descriptor)->tp_descr_get;
     for (int64_t i = 0; i < wanted.n; ++i) {
-        PyObject *tensor = PyList_GET_ITEM(tensors, i);
-        PyObject *gradient = get(descriptor, tensor, reinterpret_cast<PyObject *>(Py_TYPE(tensor)));
-        if (gradient == nullptr) {
-            PyErr_Clear();
-            return false;
-        }
+        PyObject *gradient = gradient_of(wanted, PyList_GET_ITEM(static_cast<PyObject *>(wanted.tensors), i));
+        if (gradient == nullptr) return false;
         PyList_SetItem(static_cast<PyObject *>(wanted.gradients), i, gradient);
+    }
+    return true;
+}
+
+// Whether no frozen tensor has a gradient.
+bool all_frozen(const fastopt_gradients &wanted) {
+    PyObject *frozen = static_cast<PyObject *>(wanted.frozen);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(frozen); ++i) {
+        PyObject *gradient = gradient_of(wanted, PyList_GET_ITEM(frozen, i));
+        Py_XDECREF(gradient);
+        if (gradient != Py_None) return false;
     }
     return true;
 }
@@ -197,6 +209,7 @@ int64_t look(const void *exchange, const fastopt_holdings &holdings, const fasto
     if (!same_lists(holdings)) return -1;
     if (!same_options(holdings)) return -3;
     if (!same_states(holdings) || !same_tensors(exchange, holdings) || !same_counts(holdings)) return -1;
+    if (wanted.descriptor != nullptr && !all_frozen(wanted)) return -1;
     if (wanted.descriptor != nullptr && !collect(wanted)) return -2;
     int64_t unread = read(exchange, wanted);
     if (repetition == nullptr || unread != 0 || wanted.addresses[wanted.n] != 0) return unread;

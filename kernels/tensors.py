@@ -142,6 +142,7 @@ class Watch:
     def expect(
         self,
         parameters: list[Any],
+        frozen: list[Any],
         descriptor: Any,
         tensor_type: Any,
         shapes: Sequence[Shape | None],
@@ -154,8 +155,10 @@ class Watch:
         ----------
         parameters : list
             Whose gradients.
+        frozen : list
+            Those that are to have none: one that has a gradient makes all out of date.
         descriptor : descriptor or None
-            Gives a parameter's gradient; if None, the caller puts them into `gradients`.
+            Gives a parameter's gradient; if None, the caller puts them into `gradients`, and looks at the frozen ones.
         tensor_type : type
             Of the gradients, exactly.
         shapes : sequence of Shape or None
@@ -169,8 +172,9 @@ class Watch:
         self.found = np.empty(len(parameters) + 1, np.int64)
         self.expected = Shapes(shapes)
         occupied = np.array((len(starts), address(starts), address(reaches)), EXTENTS)
-        self.pointed_to = parameters, descriptor, tensor_type, starts, reaches, occupied
-        objects = id(parameters), id(descriptor) if descriptor else 0, id(self.gradients), id(tensor_type)
+        self.pointed_to = parameters, frozen, descriptor, tensor_type, starts, reaches, occupied
+        lists = id(parameters), id(frozen), id(descriptor) if descriptor else 0, id(self.gradients)
+        objects = *lists, id(tensor_type)
         numbers = len(parameters), address(self.expected.table), address(occupied), address(self.found)
         self.wanted = np.array((*objects, *numbers), GRADIENTS)
         if self.table:
@@ -235,11 +239,14 @@ class Watch:
             return ASSIGNED
         unchanged = same(self._stated(), self.stated) and self._places() == self.places
         unchanged = unchanged and np.array_equal(self.counts, self.expected_counts)
+        _, frozen, descriptor = self.pointed_to[:3]
+        if descriptor:
+            unchanged = unchanged and all(descriptor.__get__(parameter) is None for parameter in frozen)
         return self.collect() if unchanged else OUT_OF_DATE
 
     def collect(self) -> int:
         """Take the gradients, look at nothing, and leave all of them UNREAD."""
-        parameters, descriptor = self.pointed_to[:2]
+        parameters, _, descriptor = self.pointed_to[:3]
         if descriptor:
             self.gradients[:] = [descriptor.__get__(parameter) for parameter in parameters]
         none = [gradient is None for gradient in self.gradients]

@@ -17,7 +17,7 @@ from ..checks import Count
 from ..kernels.reader import Array
 from ..kernels.tensors import DEVICES, untrack
 from ..plan import NOTHING
-from ..rules import Rule
+from ..rules import Family, Rule
 from .devices import place_of
 from .groups import Group
 
@@ -65,6 +65,8 @@ def check_memory(what: str, tensor: Any) -> Tensor:
         raise ValueError(
             f"{what} is on {here.device}: tensors on the CPU and on CUDA devices can be updated; use torch.optim there"
         )
+    if here._is_zerotensor():
+        raise ValueError(f"{what} is a ZeroTensor, which has no memory: pass a .clone() of it")
     if here.numel() and not has_memory(here):
         raise ValueError(f"{what} has a storage that is too small for it, or was given back: nothing can be there")
     return here
@@ -83,26 +85,24 @@ def has_memory(tensor: Tensor) -> bool:
 
 
 def array_of(tensor: Tensor) -> Array:
-    """View a tensor's memory as an array: pairs of reals for complex numbers, bits for bfloat16.
+    """Describe a tensor's memory as an array: pairs of reals for complex numbers, bits for bfloat16.
 
-    Of memory on a GPU, the array only says how it lies.
+    Of memory on a GPU, the array only says how it lies. `Tensor.numpy` would do on the CPU, but after that torch
+    refuses to resize the storage, for good.
     """
     plain = tensor.detach()
     if plain.is_complex():
         plain = torch.view_as_real(plain).detach()  # else it is a view, which holds what it is a view of
     elif plain.dtype is torch.bfloat16:
         plain = plain.view(torch.int16).detach()
-    if plain.device.type != "cpu":
-        strides = [stride * plain.itemsize for stride in plain.stride()]
-        dtype = str(plain.dtype).removeprefix("torch.")
-        return described(plain, plain.data_ptr(), dtype, plain.shape, strides)
-    array: Array = plain.numpy()
-    return array
+    strides = [stride * plain.itemsize for stride in plain.stride()]
+    dtype = str(plain.dtype).removeprefix("torch.")
+    return described(plain, plain.data_ptr(), dtype, plain.shape, strides)
 
 
 def alias_of(array: Array) -> Tensor:
     """Return the tensor behind an array of `array_of`, which shares memory and count of writes with the given one."""
-    alias: Tensor = array.base if isinstance(array.base, Tensor) else owner_of(array)
+    alias: Tensor = owner_of(array)
     return alias
 
 
@@ -208,12 +208,33 @@ class Parameter(plan.Tensor):
         with torch.no_grad():
             self.tensor.copy_(self.updated)
 
-    def adopt(self, names: tuple[str, ...]) -> None:
+    def adopt(self, family: Family) -> None:
         """Take the states that torch holds, in the dtype and the order in which they are updated."""
-        for name in names:
-            if self.state.get(name) is not None:
-                self.state[name] = self.fitted(name, self.state[name])
-                self.states[name] = held_array(local(self.state[name]))
+        found = [name for name in family.states if self.state.get(name) is not None]
+        if family.counts:
+            self._check_count(found, family)
+        for name in found:
+            self.state[name] = self.fitted(name, self.state[name])
+            self.states[name] = held_array(local(self.state[name]))
+
+    def _check_count(self, found: list[str], family: Family) -> None:
+        """Raise where one of count and states is there without the other: counted from 0, averages would be too large.
+
+        A state that only some of the rules have may begin later.
+        """
+        step = self.state.get("step")
+        if found and step is None:
+            raise ValueError(
+                f"the state of {self} has {' and '.join(found)}, but no 'step': put the count of steps there that have "
+                f"gone into it, as state['step'] = torch.tensor(100.0), or take the others out as well"
+            )
+        self.step = 0 if step is None else whole_number(f"the step of {self}", step)
+        missing = [name for name in family.kept if name not in found]
+        if self.step and missing:
+            raise ValueError(
+                f"the state of {self} has {self.step} steps, but no {' and no '.join(missing)}, without which it cannot "
+                f"go on: put that there, or take 'step' out as well"
+            )
 
     def fitted(self, name: str, value: Any, copy: bool = False) -> Any:
         """Return a state that lies as the parameter does: the given one, or a copy where it does not, or is asked for.
@@ -282,24 +303,40 @@ def whole_number(what: str, value: Any) -> int:
     return Count().check(what, plain)
 
 
+def is_shared(count: Any) -> bool:
+    """Say whether a count lies in memory that processes share, so that each of them counts there.
+
+    Of CUDA tensors torch says so always.
+    """
+    return isinstance(count, Tensor) and count.device.type == "cpu" and count.is_shared()
+
+
 class Counts:
     """The counts of steps, where they are part of a state of torch: each a tensor of its own, all in one table.
 
-    float64 counts exactly up to 2**53, and torch.optim takes it over; its own float32 stops at 2**24.
+    float64 counts exactly up to 2**53, and torch.optim takes it over; its own float32 stops at 2**24. Counts that
+    processes share stay what they are, and are counted there as well.
     """
 
     def __init__(self, parameters: list[Parameter]) -> None:
-        for parameter in parameters:
-            parameter.step = whole_number(f"the step of {parameter}", parameter.state.get("step", 0))
         with torch.inference_mode(False):
-            self.table = torch.tensor([parameter.step for parameter in parameters], dtype=torch.float64)
+            self.table = torch.tensor([parameter.step for parameter in parameters], dtype=torch.float64, device="cpu")
         self.tensors = list(self.table.unbind())
-        for parameter, tensor in zip(parameters, self.tensors, strict=True):
-            parameter.count = tensor
+        self.shared: dict[int, Tensor] = {}
+        for i, (parameter, tensor) in enumerate(zip(parameters, self.tensors, strict=True)):
+            given = parameter.state.get("step")
+            if is_shared(given):
+                self.shared[i] = given
+            parameter.count = self.shared.get(i, tensor)
             if parameter.states or "step" in parameter.state:  # else with its first gradient, as in torch
                 parameter.show_count()
         self.array: Array = self.table.numpy()
         self.expected = self.array.copy()  # to see whether anybody else has written there
+
+    @property
+    def counted_elsewhere(self) -> bool:
+        """Whether another process has counted meanwhile."""
+        return any(float(count) != self.expected[i] for i, count in self.shared.items())
 
     def take(self, parameters: list[Parameter]) -> None:
         """Take the counts of the parameters, but where somebody has written another, which the next step will find."""
@@ -309,5 +346,8 @@ class Counts:
 
     def count(self, which: Any) -> None:
         """Count a step of those that took part."""
+        before = self.expected.copy() if self.shared else self.expected
         self.array[which] += 1
         self.expected[which] += 1
+        for i, count in self.shared.items():
+            count += self.expected[i] - before[i]

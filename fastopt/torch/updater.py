@@ -59,6 +59,8 @@ class Gradients:
             self.sparse[i] = coalesced(what, given, parameter)
             self.addresses[i] = 0
             return
+        if isinstance(given, Tensor) and given._is_zerotensor():
+            given = given.clone()  # which has memory
         gradient = check_memory(what, given).detach().resolve_conj().resolve_neg()
         if gradient.device != parameter.tensor.device:
             raise ValueError(f"{what} is on {gradient.device}, its parameter on {parameter.tensor.device}")
@@ -84,6 +86,16 @@ def check_distribution(what: str, gradient: Any, parameter: Any) -> None:
         same = is_distributed(gradient) == is_distributed(parameter)
     if not same:
         raise ValueError(f"{what} is not distributed as its parameter is: .redistribute() it before the step")
+
+
+def trains(param: Tensor) -> bool:
+    """Say whether a parameter is to be updated; what is frozen may be of any kind, until it has a gradient."""
+    return param.requires_grad or param.grad is not None
+
+
+def has_plain_gradient(param: Tensor) -> bool:
+    """Say whether a parameter's gradient is torch's own attribute, and not a property of its class."""
+    return getattr(type(param), "grad", None) is GRAD
 
 
 def readable_gradient(parameter: Parameter) -> Shape | None:
@@ -143,11 +155,15 @@ class Updater:
     ) -> None:
         self.family = family
         self.parameters: list[Parameter] = []
+        self.frozen: list[Tensor] = []  # until they have a gradient
         for group, keys, members in zip(groups, names, given, strict=True):
-            named = zip(keys, members[PARAMS], strict=True)
-            self.parameters += [Parameter(key, param, group, states) for key, param in named]
+            for key, param in zip(keys, members[PARAMS], strict=True):
+                if trains(param):
+                    self.parameters.append(Parameter(key, param, group, states))
+                else:
+                    self.frozen.append(param)
         for parameter in self.parameters:
-            parameter.adopt(family.states)
+            parameter.adopt(family)
         self.plan = Plan(groups, self.parameters, family.choose)
         if eager:
             for parameter in self.parameters:
@@ -164,6 +180,7 @@ class Updater:
         self.objects += self.counts.tensors if self.counts else []
         self.tensors = [local(held) for held in self.objects]
         self.distributed = any(map(is_distributed, self.given))
+        self.asks = self.distributed or not all(map(has_plain_gradient, (*self.given, *self.frozen)))
         # States that C++ holds as well are read in half the time. Not parameters, which torch.utils.swap_tensors would
         # refuse then.
         held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
@@ -171,16 +188,23 @@ class Updater:
         counts = (self.counts.array, self.counts.expected) if self.counts else (NO_COUNTS, NO_COUNTS)
         self.watch = Watch(TABLE, given, states, self.tensors, *counts)
         shapes = [readable_gradient(parameter) for parameter in self.parameters]
-        descriptor = None if self.distributed else GRAD
+        descriptor = None if self.asks else GRAD
         self.extents = self.plan.extents
-        self.watch.expect(self.given, descriptor, Tensor, shapes, self.extents.starts, self.extents.reaches)
+        self.watch.expect(self.given, self.frozen, descriptor, Tensor, shapes, self.extents.starts, self.extents.reaches)
 
     def read(self) -> int:
         """Read the gradients; return how many were not as expected, OUT_OF_DATE, or ASSIGNED."""
-        if self.has_new_states:
+        if self.has_new_states or self._is_overtaken:
             return OUT_OF_DATE
         self._locate()
         return self.watch.read()
+
+    @property
+    def _is_overtaken(self) -> bool:
+        """Whether another process has counted, or a frozen parameter has a gradient where nobody else would look."""
+        if self.counts is not None and self.counts.shared and self.counts.counted_elsewhere:
+            return True
+        return self.asks and any(param.grad is not None for param in self.frozen)
 
     @property
     def has_new_states(self) -> bool:
@@ -190,6 +214,7 @@ class Updater:
     def _locate(self) -> None:
         if self.distributed:
             self.tensors[:] = map(local, self.objects)
+        if self.asks:
             self.watch.gradients[:] = [given.grad for given in self.given]
 
     def read_anew(self) -> int:
@@ -199,7 +224,7 @@ class Updater:
 
     def read_or_repeat(self, scale: float) -> int:
         """Take the step where it can be the last one again, with other gradients, and return REPEATED; else `read`."""
-        if not self.prepared or scale != self.plan.scale:
+        if not self.prepared or scale != self.plan.scale or (self.asks and self._is_overtaken):
             return self.read()
         self._locate()
         return self.watch.step(torch.get_num_threads())
@@ -220,7 +245,8 @@ class Updater:
 
     def _prepare(self, part: Part) -> None:
         """Prepare that the next step is this one again, where it can be."""
-        if TABLE and part.repeatable and self.plan.can_repeat():
+        shares = self.counts is not None and self.counts.shared
+        if TABLE and part.repeatable and not shares and self.plan.can_repeat():
             launch: Any = self.plan.launches[0]  # of the host
             if self.last is None or launch.chunks is not self.last[0] or part is not self.last[1]:
                 self.watch.prepare(launch.fields(THREADS.parallel), INCREMENT, part.written)
