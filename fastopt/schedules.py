@@ -188,6 +188,12 @@ class Schedule:
         """Return how many steps it takes to see what the schedule does; some, where nothing happens."""
         return 100
 
+    def maximum(self) -> float:
+        """Return the highest value, of 65,536 steps that are spread over all that the schedule does."""
+        last = min(self._span(), STEP_LIMIT - 1)
+        steps = np.unique(np.linspace(0, last, min(last, 2**16 - 1) + 1).astype(np.int64))
+        return float(np.max(self(steps)))
+
     def per_epoch(self, steps_per_epoch: int) -> PerEpoch:
         """Return this schedule with epochs for an argument: constant within each, ``self(t // steps_per_epoch)``."""
         return PerEpoch(self, steps_per_epoch)

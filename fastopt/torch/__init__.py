@@ -1,14 +1,31 @@
 """fastopt in PyTorch: drop-in optimizers, updates during backward, and schedules as schedulers of torch.
 
-``from fastopt.torch import AdamW`` in the place of ``from torch.optim import AdamW``, and so for the others.
+``from fastopt.torch import AdamW`` in the place of ``from torch.optim import AdamW``, and so for the others; or
+``import fastopt.torch as optim`` in that of ``import torch.optim as optim``.
 """
 
 from ..extras import require
 
 require("torch", "torch")
 
-from .backward import step_in_backward  # noqa: E402 (only now: the absence of torch has been named)
+from torch.optim import Optimizer, lr_scheduler, swa_utils  # noqa: E402 (only now: the absence of torch has been named)
+
+from .backward import step_in_backward  # noqa: E402
+from .missing import explain  # noqa: E402
 from .optimizers import SGD, Adagrad, Adam, AdamW, RMSprop  # noqa: E402
 from .scheduler import Scheduler  # noqa: E402
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop", "Scheduler", "step_in_backward"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "Scheduler",
+    "lr_scheduler",
+    "step_in_backward",
+    "swa_utils",
+]
+
+__getattr__ = explain

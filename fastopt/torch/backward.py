@@ -12,6 +12,7 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from ..kernels.tensors import OUT_OF_DATE
+from .groups import look_at
 from .optimizers import Optimizer
 from .tensors import is_distributed
 from .updater import Updater
@@ -147,8 +148,7 @@ class StepInBackward:
                 self._end_pass()
             if not self._stepped:
                 Variable._execution_engine.queue_callback(self._end_pass)  # as torch's own FSDP does
-            for group in self._optimizer._groups:
-                group.look()
+            look_at(self._optimizer._groups)
             updater = self._updaters[param]
             if param.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("updates during backward() cannot be captured: capture the optimizer's own step()")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..groups import GroupOptions, StepFunction
 from ..kernels.tensors import PARAMS
 from ..rules import SCHEDULABLE
+from ..schedules import Schedule, from_dict
 
 ARRAYS = (Tensor, np.ndarray)
 MOVING = (*ARRAYS, list)  # in which another number may be found at the next step
@@ -28,6 +30,8 @@ ROUNDING = 1e-12  # torch's LinearLR ends so far below 0 where it should end the
 
 def number(name: str, value: Any) -> Any:
     """Return what a tensor, an array or a list holds now, and 0 for a number that rounding has put below it."""
+    if name == "betas" and isinstance(value, np.ndarray):
+        return value.tolist()
     if isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
             if isinstance(item, Tensor):
@@ -45,22 +49,61 @@ def number(name: str, value: Any) -> Any:
     return 0.0 if isinstance(value, float) and -ROUNDING < value < 0 else value
 
 
+BASE = "initial_lr"  # what torch's and timm's schedulers start from, and keep in the group
+LOOKAHEAD = 100_000  # steps in which a function of the step is expected to leave 0
+
+
+def base_rate(schedule: StepFunction) -> float:
+    """Return what a scheduler takes as its base where a schedule drives the rate: the peak, and never 0 if that rises.
+
+    Of a function it is the first number above 0.
+    """
+    if isinstance(schedule, Schedule):
+        return schedule.maximum()
+    rates = (float(schedule(step)) for step in range(LOOKAHEAD))
+    return next((rate for rate in rates if rate > 0), 0.0)
+
+
 class LiveGroup(dict[str, Any]):
     """One of torch's groups, of which schedules drive some numbers: where a GPU counts, whoever reads one waits for it.
 
-    Whoever reads the parameters alone, as ``zero_grad`` and GradScaler do in every iteration, does not.
+    Whoever reads the parameters alone, as ``zero_grad`` and GradScaler do in every iteration, does not. A scheduler
+    that asks for ``initial_lr`` finds the peak of the schedule that drives the rate, from then on.
 
     Attributes
     ----------
     fetch : callable
         Brings the numbers up to date.
+    rate : tuple or None
+        The schedule that drives the rate, and the number that it has put there.
     """
 
     fetch: Callable[[], object] = staticmethod(lambda: None)  # of a copy, before its optimizer's first step
+    rate: tuple[StepFunction, Any] | None = None
+
+    def expect(self, functions: Mapping[str, StepFunction]) -> None:
+        """Find out what drives a copy's rate, before its optimizer's first step: a function, or what is described."""
+        described = dict.get(self, "schedules")
+        if isinstance(described, Mapping) and "lr" in described:
+            self.rate = functions.get("lr") or from_dict(described["lr"]), dict.get(self, "lr")
 
     def _read(self, name: Any = None) -> None:
-        if name != PARAMS:
+        if name == BASE:
+            self._note_base()
+        elif name != PARAMS:
             self.fetch()
+
+    def _note_base(self) -> None:
+        if self.rate is not None and not super().__contains__(BASE):
+            schedule, number = self.rate
+            if dict.get(self, "lr") is number:  # else somebody has ended the schedule
+                super().__setitem__(BASE, base_rate(schedule))
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether there is such an entry."""
+        if name == BASE:
+            self._note_base()
+        return super().__contains__(name)
 
     def __getitem__(self, name: str) -> Any:
         """Return an entry."""
@@ -163,6 +206,8 @@ class Group(GroupOptions):
         The options as they were last found in the group.
     has_moving : bool
         Whether one of them is a tensor or an array, whose number may be another at the next step.
+    overruled : str or None
+        An option whose schedule has ended by a scheduler's number, until somebody was warned.
     told, content : dict or None
         The description as it was last put there: that object, and what was in it.
     written : int
@@ -182,6 +227,7 @@ class Group(GroupOptions):
         self.written = 0
         self.ended: dict[str, tuple[StepFunction, Any, int]] = {}
         self.has_moving = False
+        self.overruled: str | None = None
         if given.get("schedules"):
             self.schedules = dict(own or {})
         self.look()
@@ -208,7 +254,7 @@ class Group(GroupOptions):
         if described is not self.told or described != self.content:
             self._restore(described or {})
         step = self._found("step", self.written)
-        if step != self.written:
+        if step is not self.written and self._has_schedules and step != self.written:
             self.assign({"step": step})
             self.written = step
         found = {
@@ -219,6 +265,11 @@ class Group(GroupOptions):
         if found:
             self._take(found)
         self.has_moving = any(isinstance(value, MOVING) for value in self.seen.values())
+
+    @property
+    def _has_schedules(self) -> bool:
+        """Whether the count of steps is looked at; without a schedule it may be another library's entry."""
+        return "schedules" in self.given or any(callable(self._found(name)) for name in SCHEDULABLE)
 
     def _restore(self, described: Any) -> None:
         """Take over schedules by their description, and the numbers and the count beside it."""
@@ -253,9 +304,23 @@ class Group(GroupOptions):
             schedule, _, self.entries["step"] = self.ended.pop(name)
             self.schedules = {**self.schedules, name: schedule}
         self.ended.update(ended)
+        if ended and self._found(BASE) is not None:  # whoever has that there writes numbers at every step
+            self.overruled = next(iter(ended))
         self.seen.update(found)
         if ended or resumed or any(callable(value) for value in new.values()):
             self._tell()
+
+    def warn(self) -> None:
+        """Say that a scheduler has ended a schedule, and what to do about it."""
+        name, self.overruled = self.overruled, None
+        if name in self.ended:
+            warnings.warn(
+                f"a scheduler sets {name} of group {self.index}, which ends the schedule that drove it, "
+                f"{self.ended[name][0]!r:.200}. Let one of the two do it: make the optimizer with a number and pass "
+                f"schedule.torch_scheduler(optimizer) where the scheduler is made, or make no scheduler",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _tell(self) -> None:
         for name in self.schedules:
@@ -268,6 +333,8 @@ class Group(GroupOptions):
     def _show(self, name: str) -> None:
         self.seen[name] = self.entries[name]
         self._put(name, self.entries[name])
+        if name == "lr" and isinstance(self.given, LiveGroup):
+            self.given.rate = self.schedules["lr"], self.entries["lr"]
 
     def _show_count(self) -> None:
         self.written = self.entries["step"]
@@ -290,3 +357,14 @@ class Group(GroupOptions):
         """Bring the description of the schedules up to date, with the memory of those that have one."""
         self.look()
         self._tell()
+
+
+def look_at(groups: Iterable[Group]) -> None:
+    """Take over what was assigned in groups, and warn, once, where a scheduler has ended a schedule."""
+    for group in groups:
+        group.look()
+    overruled = [group for group in groups if group.overruled]
+    if overruled:
+        overruled[0].warn()
+        for group in overruled[1:]:
+            group.overruled = None

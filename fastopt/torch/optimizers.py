@@ -11,17 +11,19 @@ from copy import deepcopy
 from itertools import chain
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import profiler
 from torch.optim import optimizer as base
 
-from ..groups import check_shared
+from ..groups import CALLABLE, StepFunction, check_shared, describe
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
 from ..rules import FAMILIES, HYPERPARAMETERS, Family
+from .amp import check_scaler
 from .devices import Verdict
 from .eager import eager
-from .groups import Group, LiveGroup, live
+from .groups import Group, LiveGroup, live, look_at
 from .tensors import Parameter
 from .updater import Updater
 
@@ -51,26 +53,56 @@ class Optimizer(torch.optim.Optimizer):
     _family: ClassVar[Family]
     _eager: ClassVar[bool]  # whether states are made with the optimizer, or with a parameter's first gradient
     _fixed: ClassVar[Mapping[str, Any]] = {}  # options that no state dict can change
-    _updater: Updater | None = None
-    _made = False  # or still inside the constructor
-    _inside = False  # a step
-    _groups: Sequence[Group] = ()
-    _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and skipping to the step
+
+    # No defaults here: a wrapper of Lightning's is an instance of a subclass that was never constructed, and passes on
+    # what it does not have.
+    _updater: Updater | None
+    _made: bool  # or still inside the constructor
+    _inside: bool  # a step
+    _groups: Sequence[Group]
+    _functions: Sequence[Mapping[str, StepFunction]]  # schedules of the groups, where those are not taken over yet
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         if defaults.get("foreach") and defaults.get("fused"):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-        self._make_lock()
+        self._begin()
+        self._check_defaults(defaults)
         super().__init__(params, defaults)
         self._made = True
         self._adopt()
 
+    def _begin(self) -> None:
+        self._itself = weakref.ref(self)
+        self._lock = threading.RLock()
+        self._updater = None
+        self._made = self._inside = False
+        self._groups = self._functions = ()
+        _optimizers.add(self)
+
+    def _check_defaults(self, defaults: dict[str, Any]) -> None:
+        """Check the options before anything is asked of the parameters, as torch does."""
+        names = [name for name in HYPERPARAMETERS if name in defaults]
+        self._family.choose(Group(0, dict(defaults), names).entries)
+
+    @property
+    def _stands_for(self) -> Any:
+        """The optimizer that a wrapper stands for, None where this is one: see the note at the top of the class."""
+        return None if "_lock" in self.__dict__ else self._itself()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch.amp.GradScaler leaves unscaling and skipping to the step; there with ``fused=True`` alone."""
+        if self.defaults.get("fused"):
+            return True
+        check_scaler(self.param_groups)
+        raise AttributeError("GradScaler unscales the gradients, and skips the step, unless fused=True was passed")
+
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameter groups; their numbers are those of the latest step, also where a GPU counts the steps."""
+        groups: list[dict[str, Any]] = self._held("param_groups")
         if any(group.told is not None and not isinstance(group.given, LiveGroup) for group in self._groups):
             self._fetch()  # for a live group, whoever reads such a number
-        groups: list[dict[str, Any]] = self.__dict__["param_groups"]
         return groups
 
     @param_groups.setter
@@ -80,14 +112,20 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def state(self) -> defaultdict[Tensor, Any]:
         """The states, by parameter; counts of steps are up to date, also where a GPU counts them."""
+        state: defaultdict[Tensor, Any] = self._held("state")
         if self._updater is not None and self._updater.counts is not None:
             self._fetch()
-        state: defaultdict[Tensor, Any] = self.__dict__["state"]
         return state
 
     @state.setter
     def state(self, state: defaultdict[Tensor, Any]) -> None:
         self.__dict__["state"] = state
+
+    def _held(self, name: str) -> Any:
+        try:
+            return self.__dict__[name]
+        except KeyError:  # after which a wrapper is asked
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
 
     def _fetch(self) -> None:
         """Wait for a GPU that counts the steps; not inside a step or a capture, which could not wait."""
@@ -98,12 +136,9 @@ class Optimizer(torch.optim.Optimizer):
             with self._lock:
                 updater.settle()
 
-    def _make_lock(self) -> None:
-        self._lock = threading.RLock()
-        _optimizers.add(self)
-
-    def _adopt(self, own: Sequence[Group] = ()) -> Updater:
-        """Take groups, parameters and states as they are now; schedules that go on are those of their own groups."""
+    def _adopt(self, functions: Sequence[Mapping[str, StepFunction]] = ()) -> Updater:
+        """Take groups, parameters and states as they are now; some schedules are no more than named in a group."""
+        functions = functions or self._functions
         if self._updater is not None:
             self._updater.settle()
             self._updater.plan.away.end()
@@ -113,14 +148,14 @@ class Optimizer(torch.optim.Optimizer):
         for index, given in enumerate(self.param_groups):
             group = known.get(id(given))
             if group is None:
-                group = Group(index, given, names, own[index].schedules if own else None)
-            group.look()
+                group = Group(index, given, names, functions[index] if functions else None)
             if isinstance(given, LiveGroup):
                 given.fetch = fetch
             group.index = index
             groups.append(group)
+        look_at(groups)
         self._updater = Updater(self._family, groups, self._names(), self.param_groups, self.state, self._eager)
-        self._groups = groups
+        self._groups, self._functions = groups, ()
         return self._updater
 
     def _read_or_repeat(self, updater: Updater, scale: float) -> int:
@@ -134,8 +169,7 @@ class Optimizer(torch.optim.Optimizer):
             scheduled = any(group.schedules for group in self._groups)  # else nothing depends on a count
             if scheduled and not (updater.plan.courses and torch.cuda.is_current_stream_capturing()):
                 updater.settle()
-            for group in self._groups:
-                group.look()
+            look_at(self._groups)
             watch.note_options()
             unread = updater.read()
         return unread
@@ -202,6 +236,8 @@ class Optimizer(torch.optim.Optimizer):
             If a gradient does not fit its parameter, an option is out of range, or a parameter is no longer one that
             can be updated; nothing has changed then.
         """
+        if (wrapped := self._stands_for) is not None:
+            return wrapped.step() if closure is None else wrapped.step(closure)
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -237,6 +273,9 @@ class Optimizer(torch.optim.Optimizer):
         TypeError, ValueError
             If the group does not fit; nothing has changed then.
         """
+        if (wrapped := self._stands_for) is not None:
+            wrapped.add_param_group(param_group)
+            return
         with self._lock:
             self._refuse_inside_step()
             super().add_param_group(param_group)
@@ -251,6 +290,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return groups and states, as torch.optim does; the default ``torch.load`` opens it, schedules included."""
+        if (wrapped := self._stands_for) is not None:
+            state: dict[str, Any] = wrapped.state_dict()
+            return state
         with self._lock:
             if self._updater is not None and not self._inside:  # a schedule, or a signal's handler, may ask for it
                 self._updater.settle()
@@ -271,6 +313,9 @@ class Optimizer(torch.optim.Optimizer):
         TypeError, ValueError
             If it does not fit; nothing has changed then.
         """
+        if (wrapped := self._stands_for) is not None:
+            wrapped.load_state_dict(state_dict)
+            return
         given: Any = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = pre_hook(self, given)
@@ -290,7 +335,7 @@ class Optimizer(torch.optim.Optimizer):
         before = {name: self.__dict__[name] for name in ("state", "param_groups", "_groups")}
         try:
             super().__setstate__({"state": states, "param_groups": groups})
-            self._adopt(before["_groups"])
+            self._adopt([group.schedules for group in before["_groups"]])
         except Exception:
             self.__dict__.update(before)
             self._adopt()
@@ -328,27 +373,37 @@ class Optimizer(torch.optim.Optimizer):
         states: dict[Any, Any] = defaultdict(dict)
         for key, saved in given["state"].items():
             if key in places:
-                parameter = parameters[id(places[key])]
+                parameter = parameters.get(id(places[key]))
                 states[places[key]] = {name: self._loaded(parameter, name, value) for name, value in saved.items()}
             else:
                 states[key] = saved
         return states
 
-    def _loaded(self, parameter: Parameter, name: str, value: Any) -> Any:
-        if name in self._family.states and (value is not None or self._eager):
+    def _loaded(self, parameter: Parameter | None, name: str, value: Any) -> Any:
+        if parameter is not None and name in self._family.states and (value is not None or self._eager):
             return parameter.fitted(name, value, copy=True)
-        return deepcopy(value)
+        return deepcopy(value)  # of a frozen parameter as well, which is fitted when it has a gradient
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled and copied: as in torch, and functions of yours among the schedules."""
+        functions = self._functions or [
+            {name: schedule for name, schedule in group.schedules.items() if describe(schedule) == CALLABLE}
+            for group in self._groups
+        ]
+        return {**super().__getstate__(), **({"_functions": functions} if any(functions) else {})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what was pickled or copied; the rest is found at the next step."""
+        if "_lock" not in self.__dict__:
+            self._begin()
         super().__setstate__(state)
         self._made = True
-        if "_lock" not in self.__dict__:
-            self._make_lock()
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
             for name, value in self._filled().items():
                 group.setdefault(name, value)
             group.update(self._fixed)
+            if isinstance(group, LiveGroup):
+                group.expect(self._functions[index] if self._functions else {})
 
 
 def weak(method: Callable[[], None]) -> Callable[[], None]:
@@ -402,8 +457,12 @@ class SGD(Optimizer):
         Look ahead by one step of momentum; requires a momentum, and no dampening.
     maximize : bool, default False
         Ascend instead.
-    foreach, fused : bool or None
-        Accepted, and change nothing: all of it is one fused step.
+    foreach : bool or None
+        Accepted, and changes nothing: all of it is one fused step.
+    fused : bool or None
+        True leaves to the step what ``torch.amp.GradScaler`` does else, as in torch: the kernel unscales the gradients,
+        and skips the step where one is not finite; on a GPU without waiting. Captured steps and float16 parameters
+        need it there. Changes nothing else.
     differentiable : bool, default False
         True is refused.
 
@@ -572,8 +631,8 @@ class RMSprop(Optimizer):
         True is refused: a step on a GPU can be captured without it.
     maximize : bool, default False
         Ascend instead.
-    foreach, differentiable
-        As for `SGD`.
+    foreach, differentiable, fused
+        As for `SGD`; torch.optim.RMSprop has no ``fused``.
 
     Raises
     ------
@@ -612,6 +671,8 @@ class RMSprop(Optimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
+        *,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -626,6 +687,7 @@ class RMSprop(Optimizer):
                 "foreach": foreach,
                 "maximize": maximize,
                 "differentiable": differentiable,
+                "fused": fused,
             },
         )
 
@@ -702,7 +764,7 @@ class Adam(Optimizer):
             params,
             {
                 "lr": lr,
-                "betas": tuple(betas) if isinstance(betas, list) else betas,  # as in torch: no list is shared by groups
+                "betas": tuple(betas) if isinstance(betas, (Sequence, np.ndarray)) else betas,  # shared by no groups
                 "eps": eps,
                 "weight_decay": weight_decay,
                 "amsgrad": amsgrad,

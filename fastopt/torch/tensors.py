@@ -232,8 +232,8 @@ class Parameter(plan.Tensor):
         missing = [name for name in family.kept if name not in found]
         if self.step and missing:
             raise ValueError(
-                f"the state of {self} has {self.step} steps, but no {' and no '.join(missing)}, without which it cannot "
-                f"go on: put that there, or take 'step' out as well"
+                f"the state of {self} has {self.step} steps, but no {' and no '.join(missing)}, without which it "
+                f"cannot go on: put that there, or take 'step' out as well"
             )
 
     def fitted(self, name: str, value: Any, copy: bool = False) -> Any:

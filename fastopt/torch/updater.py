@@ -190,7 +190,9 @@ class Updater:
         shapes = [readable_gradient(parameter) for parameter in self.parameters]
         descriptor = None if self.asks else GRAD
         self.extents = self.plan.extents
-        self.watch.expect(self.given, self.frozen, descriptor, Tensor, shapes, self.extents.starts, self.extents.reaches)
+        self.watch.expect(
+            self.given, self.frozen, descriptor, Tensor, shapes, self.extents.starts, self.extents.reaches
+        )
 
     def read(self) -> int:
         """Read the gradients; return how many were not as expected, OUT_OF_DATE, or ASSIGNED."""
