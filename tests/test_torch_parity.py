@@ -453,7 +453,7 @@ ONE = [Parameter(torch.ones(1, 1))]
 REFUSED = {
     "SGD": [{"momentum": -1}, {"nesterov": True}, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}],
     "Adagrad": [{"eps": -1e-8}, {"initial_accumulator_value": -1.0}, {"lr_decay": -1}],
-    "RMSprop": [{"eps": -1e-8}, {"alpha": -0.1}, {"momentum": -0.5}, {"fused": True}],
+    "RMSprop": [{"eps": -1e-8}, {"alpha": -0.1}, {"momentum": -0.5}],
     "Adam": [{"eps": -1e-8}, {"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}],
     "AdamW": [{"eps": -1e-8}, {"betas": (0.9, 1.0)}, {"decoupled_weight_decay": True}],
 }
@@ -486,7 +486,7 @@ ERRORS = [
         ([{"params": [ONE[0]]}, ONE[0]], {}),
         (ONE, {"lr": -1.0}),
         (ONE, {"weight_decay": -0.1}),
-        (ONE, {"foreach": True, "fused": True}),
+        *([(ONE, {"foreach": True, "fused": True})] if name in torch_cases.FUSED else []),
         (ONE, {"learning_rate": 0.9}),
         *((ONE, options) for options in REFUSED[name]),
     ]

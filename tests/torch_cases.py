@@ -96,13 +96,13 @@ FUSED = [name for name in NAMES if "fused" in inspect.signature(getattr(torch.op
 
 
 def make(name, params, plainest=False, **options):
-    """An optimizer under test; or torch's, in its plainest code. A flag that the class has not is left out."""
+    """An optimizer under test; or torch's, in its plainest code. A flag that torch's class has not is left out of that."""
     options = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
     if plainest:
         options |= dict.fromkeys(FLAGS, False)
-    if name not in FUSED:
-        options.pop("fused", None)
     if plainest:
+        if name not in FUSED:
+            options.pop("fused", None)
         return getattr(torch.optim, name)(params, **options)
     return getattr(subject, name)(params, **options)
 
