@@ -350,15 +350,15 @@ OVERFLOWING = (0, 1, 9)  # steps whose loss is infinite
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("scale", [2.0**10, 2.0**127])
+@pytest.mark.parametrize(("scale", "fused"), [(2.0**10, True), (2.0**127, True), (2.0**10, False)])
 @ALL
-def test_scaler_on_a_gpu(real, kind, scale):
+def test_scaler_on_a_gpu(real, kind, scale, fused):
     """The same steps are skipped as torch.optim skips, whatever the scale, which is halved there and doubled again."""
     name, options = KINDS[kind]
     results = []
-    for library in (subject, torch.optim):
+    for library, flags in ((subject, {"fused": fused}), (torch.optim, {})):
         model = network("cuda")
-        optimizer = getattr(library, name)(model.parameters(), **options)
+        optimizer = getattr(library, name)(model.parameters(), **options, **flags)
         scaler = torch.amp.GradScaler("cuda", init_scale=scale, growth_interval=4)
         scales = []
         for step in range(20):

@@ -96,7 +96,7 @@ FUSED = [name for name in NAMES if "fused" in inspect.signature(getattr(torch.op
 
 
 def make(name, params, plainest=False, **options):
-    """An optimizer under test; or torch's, in its plainest code. A flag that torch's class has not is left out of that."""
+    """An optimizer under test; or torch's, in its plainest code, without a flag that it does not have."""
     options = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
     if plainest:
         options |= dict.fromkeys(FLAGS, False)
