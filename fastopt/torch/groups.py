@@ -254,7 +254,7 @@ class Group(GroupOptions):
         if described is not self.told or described != self.content:
             self._restore(described or {})
         step = self._found("step", self.written)
-        if step is not self.written and self._has_schedules and step != self.written:
+        if step is not self.written and self._is_count(step) and step != self.written:
             self.assign({"step": step})
             self.written = step
         found = {
@@ -266,10 +266,9 @@ class Group(GroupOptions):
             self._take(found)
         self.has_moving = any(isinstance(value, MOVING) for value in self.seen.values())
 
-    @property
-    def _has_schedules(self) -> bool:
-        """Whether the count of steps is looked at; without a schedule it may be another library's entry."""
-        return "schedules" in self.given or any(callable(self._found(name)) for name in SCHEDULABLE)
+    def _is_count(self, step: Any) -> bool:
+        """Say whether an entry is meant as the count of steps; without a schedule it may be another library's."""
+        return "schedules" in self.given or (type(step) is int and step >= 0)
 
     def _restore(self, described: Any) -> None:
         """Take over schedules by their description, and the numbers and the count beside it."""
