@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,9 @@ LOOKAHEAD = 100_000  # steps in which a function of the step is expected to leav
 
 
 def base_rate(schedule: StepFunction) -> float:
-    """Return what a scheduler takes as its base where a schedule drives the rate: the peak, and never 0 if that rises.
+    """Return what a scheduler starts from where a schedule drives the rate: its peak; of a function, the first above 0.
 
-    Of a function it is the first number above 0.
+    The rate of step 0 would not do: of a warm-up it is 0, and a scheduler that multiplies would stay there.
     """
     if isinstance(schedule, Schedule):
         return schedule.maximum()
@@ -67,25 +67,38 @@ def base_rate(schedule: StepFunction) -> float:
 class LiveGroup(dict[str, Any]):
     """One of torch's groups, of which schedules drive some numbers: where a GPU counts, whoever reads one waits for it.
 
-    Whoever reads the parameters alone, as ``zero_grad`` and GradScaler do in every iteration, does not. A scheduler
-    that asks for ``initial_lr`` finds the peak of the schedule that drives the rate, from then on.
+    Whoever reads the parameters alone, as ``zero_grad`` and GradScaler do in every iteration, does not. Whoever asks
+    for ``initial_lr`` finds the peak of the schedule that drives the rate.
 
     Attributes
     ----------
     fetch : callable
         Brings the numbers up to date.
-    rate : tuple or None
-        The schedule that drives the rate, and the number that it has put there.
+    rate : callable or None
+        The schedule that drives the rate.
+    numbers : dict
+        What schedules have put there, by option.
     """
 
     fetch: Callable[[], object] = staticmethod(lambda: None)  # of a copy, before its optimizer's first step
-    rate: tuple[StepFunction, Any] | None = None
+    rate: StepFunction | None = None
+    numbers: dict[str, Any]
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.numbers = {}
 
     def expect(self, functions: Mapping[str, StepFunction]) -> None:
         """Find out what drives a copy's rate, before its optimizer's first step: a function, or what is described."""
         described = dict.get(self, "schedules")
-        if isinstance(described, Mapping) and "lr" in described:
-            self.rate = functions.get("lr") or from_dict(described["lr"]), dict.get(self, "lr")
+        if isinstance(described, Mapping):
+            self.numbers = {name: dict.get(self, name) for name in described}
+            if "lr" in described:
+                self.rate = functions.get("lr") or from_dict(described["lr"])
+
+    def assigned(self) -> list[str]:
+        """Return the options of which a schedule drove the number, and that have another one now."""
+        return [name for name, number in self.numbers.items() if dict.get(self, name) is not number]
 
     def _read(self, name: Any = None) -> None:
         if name == BASE:
@@ -93,11 +106,14 @@ class LiveGroup(dict[str, Any]):
         elif name != PARAMS:
             self.fetch()
 
+    @property
+    def _is_driven(self) -> bool:
+        """Whether a schedule drives the rate, and nobody has put another one there."""
+        return self.rate is not None and "lr" not in self.assigned()
+
     def _note_base(self) -> None:
-        if self.rate is not None and not super().__contains__(BASE):
-            schedule, number = self.rate
-            if dict.get(self, "lr") is number:  # else somebody has ended the schedule
-                super().__setitem__(BASE, base_rate(schedule))
+        if self.rate is not None and self._is_driven and not super().__contains__(BASE):
+            super().__setitem__(BASE, base_rate(self.rate))
 
     def __contains__(self, name: object) -> bool:
         """Say whether there is such an entry."""
@@ -146,8 +162,13 @@ class LiveGroup(dict[str, Any]):
         return super().pop(name, *default)
 
     def setdefault(self, name: str, default: Any = None) -> Any:
-        """Return an entry, which is a default where there was none."""
+        """Return an entry, which is a default where there was none; a scheduler takes the rate over so.
+
+        Some of torch's schedulers go on from ``initial_lr``, others from ``lr``.
+        """
         self._read(name)
+        if name == BASE and self._is_driven:
+            super().__setitem__("lr", super().__getitem__(BASE))
         return super().setdefault(name, default)
 
     def copy(self) -> dict[str, Any]:
@@ -206,8 +227,8 @@ class Group(GroupOptions):
         The options as they were last found in the group.
     has_moving : bool
         Whether one of them is a tensor or an array, whose number may be another at the next step.
-    overruled : str or None
-        An option whose schedule has ended by a scheduler's number, until somebody was warned.
+    overruled : tuple or None
+        An option and its schedule, which has ended by a scheduler's number, until somebody was warned.
     told, content : dict or None
         The description as it was last put there: that object, and what was in it.
     written : int
@@ -227,10 +248,25 @@ class Group(GroupOptions):
         self.written = 0
         self.ended: dict[str, tuple[StepFunction, Any, int]] = {}
         self.has_moving = False
-        self.overruled: str | None = None
+        self.overruled: tuple[str, StepFunction] | None = None
         if given.get("schedules"):
             self.schedules = dict(own or {})
+        if isinstance(given, LiveGroup) and (assigned := given.assigned()):
+            self._end_in_copy(assigned)
         self.look()
+
+    def _end_in_copy(self, assigned: Sequence[str]) -> None:
+        """End the schedules of options that were assigned before a copy's first step."""
+        described = dict(self._found("schedules") or {})
+        for name in assigned:
+            if (plain := described.pop(name, None)) is not None and not callable(self._found(name)):
+                self._note_overruled(name, self.schedules.pop(name, None) or from_dict(plain))
+        self._put("schedules", described)
+
+    def _note_overruled(self, name: str, schedule: StepFunction) -> None:
+        """Remember to warn, where a scheduler is there: it writes numbers at every step."""
+        if self._found(BASE) is not None:
+            self.overruled = name, schedule
 
     def _found(self, name: str, default: Any = None) -> Any:
         """Return what stands in torch's group, as it stands there: a live one would fetch it."""
@@ -303,19 +339,19 @@ class Group(GroupOptions):
             schedule, _, self.entries["step"] = self.ended.pop(name)
             self.schedules = {**self.schedules, name: schedule}
         self.ended.update(ended)
-        if ended and self._found(BASE) is not None:  # whoever has that there writes numbers at every step
-            self.overruled = next(iter(ended))
+        for name, (schedule, *_) in ended.items():
+            self._note_overruled(name, schedule)
         self.seen.update(found)
         if ended or resumed or any(callable(value) for value in new.values()):
             self._tell()
 
     def warn(self) -> None:
         """Say that a scheduler has ended a schedule, and what to do about it."""
-        name, self.overruled = self.overruled, None
-        if name in self.ended:
+        if self.overruled is not None:
+            (name, schedule), self.overruled = self.overruled, None
             warnings.warn(
                 f"a scheduler sets {name} of group {self.index}, which ends the schedule that drove it, "
-                f"{self.ended[name][0]!r:.200}. Let one of the two do it: make the optimizer with a number and pass "
+                f"{schedule!r:.200}. Let one of the two do it: make the optimizer with a number and pass "
                 f"schedule.torch_scheduler(optimizer) where the scheduler is made, or make no scheduler",
                 UserWarning,
                 stacklevel=2,
@@ -332,8 +368,9 @@ class Group(GroupOptions):
     def _show(self, name: str) -> None:
         self.seen[name] = self.entries[name]
         self._put(name, self.entries[name])
-        if name == "lr" and isinstance(self.given, LiveGroup):
-            self.given.rate = self.schedules["lr"], self.entries["lr"]
+        if isinstance(self.given, LiveGroup):
+            self.given.numbers[name] = self.entries[name]
+            self.given.rate = self.schedules.get("lr")
 
     def _show_count(self) -> None:
         self.written = self.entries["step"]
