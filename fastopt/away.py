@@ -88,8 +88,8 @@ class Away:
         if changed or plan.formed is None or any(launch.cold for launch in plan.launches):
             raise RuntimeError(COLD)
         for group in plan.groups:
-            for name, schedule in group.schedules.items():
-                if record_of(schedule) is None:
+            for name, function in group.functions():
+                if record_of(function) is None:
                     raise RuntimeError(
                         f"{name} of group {group.index} is a function that only Python can call, so that a captured "
                         f"step would never change it: use one of fastopt.schedules, or assign a number"
@@ -106,9 +106,9 @@ class Away:
         """Ask the groups for what has changed, of which the devices have to be told."""
         plan = self.plan
         versions = [group.version for group in plan.groups]
-        rule_may_change = not self.captured and any(map(self._rule_may_change, plan.groups))
+        host_decides = not self.captured and any(map(self._host_decides, plan.groups))
         # Outdated it is where the last step has failed after its look; a graph may have gone on since.
-        if versions == plan.versions and not (rule_may_change or self.only_python_knows or self.outdated):
+        if versions == plan.versions and not (host_decides or self.only_python_knows or self.outdated):
             return
         # Numbers need no count, so that nobody waits for it; but what only a graph was told is forgotten.
         if not self.told or any(group.schedules for group in plan.groups):
@@ -120,15 +120,18 @@ class Away:
         plan.versions = versions
         self.outdated = True
 
-    def _rule_may_change(self, group: GroupOptions) -> bool:
-        """Say whether a scheduled momentum may get to 0, or leave it: a rule of its own, which a graph cannot change.
+    def _host_decides(self, group: GroupOptions) -> bool:
+        """Say whether a schedule may say what only the host can act on.
 
-        The step's count is between the one that was fetched and this one, before which all have been looked at.
+        That is a momentum that gets to 0, or leaves it: a rule of its own, which a graph cannot change. And a beta out
+        of range, for which the host raises. The step's count is between the one that was fetched and this one, before
+        which all have been looked at.
         """
-        momentum = group.schedules.get("momentum")
-        if momentum is None:
-            return False
-        return bool((momentum(group.entries["step"] + self.pending) == 0) != (group.upcoming["momentum"] == 0))
+        step = group.entries["step"] + self.pending
+        momentum, betas = group.schedules.get("momentum"), group.schedules.get("betas")
+        if momentum is not None and (momentum(step) == 0) != (group.upcoming["momentum"] == 0):
+            return True
+        return betas is not None and not max(betas(step)) < 1
 
     def step(self, gradients: Located) -> None:
         """Take a step, after `look`."""
@@ -197,7 +200,7 @@ class Away:
     def note_schedules(self) -> None:
         """Put the schedules into the devices' memory, where a captured step will look for them."""
         plan = self.plan
-        records = [record_of(schedule) for group in plan.groups for schedule in group.schedules.values()]
+        records = [record_of(function) for group in plan.groups for _, function in group.functions()]
         self.only_python_knows = any(record is None for record in records)
         for record in records:
             for course in plan.courses if record is not None else ():

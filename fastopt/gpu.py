@@ -142,8 +142,8 @@ class Course:
         cohort.describe(row)
         row["steps"] -= taken
         row["clock"] = group.entries["step"] - taken
-        for i, (name, _) in enumerate(cohort.rule.numbers(group.upcoming)):
-            record = record_of(group.schedules.get(name))
+        for i, (_, number) in enumerate(cohort.rule.numbers({**group.upcoming, **group.schedules})):
+            record = record_of(number)
             if record is not None:
                 row["schedules"][i] = self.hold(record)
 

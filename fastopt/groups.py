@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 from . import schedules
 from .arrays import is_array
 from .checks import Count
+from .pair import Pair, paired
 from .plateau import Plateau
-from .rules import SCHEDULABLE, check
+from .rules import PAIRS, SCHEDULABLE, check, is_scheduled
 
 StepFunction: TypeAlias = Callable[[int], Any]
 
@@ -43,6 +44,7 @@ class GroupOptions:
 
     def assign(self, given: Mapping[str, Any]) -> None:
         """Take several entries, all or none; a callable ``step -> number`` begins a schedule, a number ends one."""
+        given = {name: paired(name, value) for name, value in given.items()}
         by_count = self.schedules or "step" in given or any(map(callable, given.values()))
         if self.fetch is not None and by_count:
             self.fetch()
@@ -56,13 +58,21 @@ class GroupOptions:
     def _checked(self, name: str, value: Any, step: int) -> Any:
         if name == "step":
             return Count().check("the step of a group", value)
-        if name in SCHEDULABLE and callable(value):
+        if is_scheduled(name, value):
             value = value(step)
         return check(name, value)
 
-    def described(self) -> dict[str, dict[str, Any]]:
+    def described(self) -> dict[str, Any]:
         """Describe the schedules in force as plain Python, by option."""
         return {option: describe(schedule) for option, schedule in self.schedules.items()}
+
+    def functions(self) -> Iterator[tuple[str, StepFunction]]:
+        """Iterate over all functions of the step in the schedules, with what each drives: ``betas[0]`` in a pair."""
+        for name, schedule in self.schedules.items():
+            if isinstance(schedule, Pair):
+                yield from ((f"{name}[{i}]", part) for i, part in enumerate(schedule) if callable(part))
+            else:
+                yield name, schedule
 
     def ask_schedules(self) -> None:
         """Set `upcoming` to the entries with which the next step is taken, checked; changes nothing else."""
@@ -80,20 +90,34 @@ class GroupOptions:
         """Return the schedules that a state dict describes; of the group's own, those that cannot be described."""
         if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & self.entries.keys():
             raise ValueError(f"the schedules of group {self.index} must be a dict of options, not {described!r:.200}")
-        return {name: self._restored_schedule(name, plain) for name, plain in described.items()}
+        return {name: self._restored_schedule(name, plain, self.schedules.get(name)) for name, plain in described.items()}
 
-    def _restored_schedule(self, name: str, plain: Any) -> StepFunction:
+    def _restored_schedule(self, name: str, plain: Any, own: Any) -> StepFunction:
+        if name in PAIRS:
+            return self._restored_pair(name, plain, own or (None, None))
         if plain != CALLABLE:
             try:
                 return schedules.from_dict(plain)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"the schedule of {name} of group {self.index}: {error}") from error
-        if name in self.schedules:
-            return self.schedules[name]
+        if callable(own):
+            return own
         raise ValueError(
             f"{name} of group {self.index} was a function of yours, which a state dict cannot hold: assign it to the "
-            f"group before loading, or delete it from 'schedules' to go on with a fixed {name}"
+            f"group before loading, or delete {name.partition('[')[0]!r} from 'schedules' to go on with fixed numbers"
         )
+
+    def _restored_pair(self, name: str, plain: Any, own: tuple[Any, Any]) -> StepFunction:
+        if not isinstance(plain, (list, tuple)) or not any(isinstance(part, Mapping) for part in plain):
+            what = f"the schedules of {name} of group {self.index}"
+            raise ValueError(f"{what} must be a list of descriptions and numbers, not {plain!r:.200}")
+        check(name, [0.0 if isinstance(part, Mapping) else part for part in plain])
+        parts = [
+            self._restored_schedule(f"{name}[{i}]", part, mine) if isinstance(part, Mapping) else part
+            for i, (part, mine) in enumerate(zip(plain, own, strict=True))
+        ]
+        restored: Pair = paired(name, parts)
+        return restored
 
     def own_plateaus(self, restored: Mapping[str, StepFunction]) -> list[tuple[str, Plateau, Plateau]]:
         """Return where the group's own plateau is to become another one: option, own, other."""
@@ -123,7 +147,8 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
 
     ``group["lr"]`` is always a number: where a schedule drives it, that of the latest step (before the first one, that
     of step 0). Assigning a number ends the schedule, assigning a callable ``step -> lr`` begins one: a pure function,
-    which may be asked for the same step more than once. The same holds for ``momentum`` and ``weight_decay``.
+    which may be asked for the same step more than once. The same holds for ``momentum`` and ``weight_decay``, and for
+    each of the two ``betas``: a pair of numbers ends both schedules, ``(callable, 0.999)`` begins one.
     ``group["step"]`` counts the completed steps; it is the argument of the schedules.
     ``group["schedules"]`` describes those in force as plain Python, ``{"lr": {"name": "Cosine", ...}}``, which is what
     a state dict keeps of them; it cannot be assigned.
@@ -185,8 +210,10 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
 CALLABLE = {"name": "callable"}
 
 
-def describe(schedule: StepFunction) -> dict[str, Any]:
+def describe(schedule: StepFunction) -> Any:
     """Describe a schedule as plain Python; of a bare callable, or a class of your own, there is nothing to say."""
+    if isinstance(schedule, Pair):
+        return [describe(part) if callable(part) else float(part) for part in schedule]
     if isinstance(schedule, (schedules.Schedule, Plateau)):
         with contextlib.suppress(TypeError):  # of a class of your own, perhaps deep in a schedule made of others
             return schedule.to_dict()

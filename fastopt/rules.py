@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .checks import LARGEST, Betas, Flag, Number
+from .pair import Pair
 
 Options = Mapping[str, Any]
 Row = tuple[float, ...]
@@ -35,7 +36,13 @@ HYPERPARAMETERS: dict[str, Number | Flag | Betas] = {
     "maximize": Flag(),
 }
 
-SCHEDULABLE = ("lr", "momentum", "weight_decay")  # those that may be functions of the step
+SCHEDULABLE = ("lr", "momentum", "weight_decay", "betas")  # those that may be functions of the step
+PAIRS = ("betas",)  # of which each number may be one
+
+
+def is_scheduled(name: str, value: Any) -> bool:
+    """Say whether a hyperparameter's value is a function of the step, as this one may be."""
+    return callable(value) and name in SCHEDULABLE and (name not in PAIRS or isinstance(value, Pair))
 
 
 def check(name: str, value: Any) -> Any:
@@ -90,12 +97,15 @@ class Rule:
     sparse: bool = False
     of_gradient: tuple[str, ...] = ("maximize", "weight_decay")
 
-    def numbers(self, options: Options) -> Iterator[tuple[str, float]]:
-        """Iterate over the numbers that the functor computes the row from, with the option of each: betas are two."""
+    def numbers(self, options: Options) -> Iterator[tuple[str, Any]]:
+        """Iterate over the numbers that the functor computes the row from, with the option of each: betas are two.
+
+        Where a schedule stands among the options in the place of a number, it comes in its place here, too.
+        """
         for name in self.options:
             value = options[name]
             for number in value if isinstance(value, tuple) else (value,):
-                yield name, float(number)
+                yield name, number
 
     def bytes_moved(self, itemsize: int) -> int:
         """Count what one step reads and writes for each element: p, g and the states read, p and the states written."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..groups import GroupOptions, StepFunction
 from ..kernels.tensors import PARAMS
+from ..pair import goes_by_step, paired
 from ..rules import SCHEDULABLE
 from ..schedules import Schedule, from_dict
 
@@ -36,7 +37,7 @@ def number(name: str, value: Any) -> Any:
         for i, item in enumerate(value):
             if isinstance(item, Tensor):
                 raise TypeError(f"{name}[{i}] is a tensor; only numbers are taken there: pass its .item()")
-        return tuple(value)
+        return paired(name, tuple(value))
     if isinstance(value, ARRAYS):
         if math.prod(value.shape) != 1:
             raise ValueError(f"Tensor {name} must be 1-element")
@@ -199,7 +200,7 @@ def live(given: dict[str, Any]) -> dict[str, Any]:
     """Return a group as it is to stand among torch's: a live one where schedules drive it, or did."""
     if isinstance(given, LiveGroup):
         return given
-    scheduled = "schedules" in given or any(callable(given.get(name)) for name in SCHEDULABLE)
+    scheduled = "schedules" in given or any(goes_by_step(given.get(name)) for name in SCHEDULABLE)
     return LiveGroup(given) if scheduled else given
 
 
@@ -311,9 +312,9 @@ class Group(GroupOptions):
         if self.fetch is not None:
             self.fetch()
         if isinstance(described, Mapping):  # what is assigned in its place needs no description
-            described = {name: plain for name, plain in described.items() if not callable(self._found(name))}
+            described = {name: plain for name, plain in described.items() if not goes_by_step(self._found(name))}
         restored = self.restored_schedules(described)
-        found = {name: self._found(name) for name in self.seen if not callable(self._found(name))}
+        found = {name: self._found(name) for name in self.seen if not goes_by_step(self._found(name))}
         step = self._found("step", self.written)
         step = self.entries["step"] if step == self.written else self._checked("step", step, 0)
         checked = {name: self._checked(name, number(name, value), step) for name, value in found.items()}

@@ -1,0 +1,38 @@
+"""Options of two numbers, as Adam's betas, of which each may be a function of the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .plateau import Plateau
+
+
+class Pair(tuple[Any, ...]):
+    """What was given for an option of two numbers: functions of the step, at least one, and numbers beside them.
+
+    As a whole it is a function of the step as well, whose value is a tuple of numbers.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, step: int) -> tuple[Any, ...]:
+        """Return the numbers at a step."""
+        return tuple(part(step) if callable(part) else part for part in self)
+
+
+def goes_by_step(value: Any) -> bool:
+    """Say whether a value is a function of the step, or a list or tuple with one in it."""
+    return callable(value) or (isinstance(value, (list, tuple)) and any(map(callable, value)))
+
+
+def paired(name: str, value: Any) -> Any:
+    """Return a list or tuple with a function of the step in it as a `Pair`, anything else as it is."""
+    if not (isinstance(value, (list, tuple)) and goes_by_step(value)):
+        return value
+    for i, part in enumerate(value):
+        if isinstance(part, Plateau):
+            raise TypeError(
+                f"{name}[{i}] is a Plateau, whose memory is kept for options of one number alone: use a schedule that "
+                "goes by the step, or a function that asks the Plateau, as lambda step: plateau.lr"
+            )
+    return Pair(value)
