@@ -90,7 +90,8 @@ class GroupOptions:
         """Return the schedules that a state dict describes; of the group's own, those that cannot be described."""
         if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & self.entries.keys():
             raise ValueError(f"the schedules of group {self.index} must be a dict of options, not {described!r:.200}")
-        return {name: self._restored_schedule(name, plain, self.schedules.get(name)) for name, plain in described.items()}
+        own = self.schedules
+        return {name: self._restored_schedule(name, plain, own.get(name)) for name, plain in described.items()}
 
     def _restored_schedule(self, name: str, plain: Any, own: Any) -> StepFunction:
         if name in PAIRS:

@@ -36,3 +36,14 @@ OPTIONS = {
 }
 
 BY_STATES = ("sgd", "adagrad", "rmsprop_momentum", "adamw_amsgrad")  # with none, one, two and three
+
+
+def numbers(options, t):
+    """Options as numbers at a step: functions of it are asked, those in pairs too."""
+
+    def asked(value):
+        if isinstance(value, tuple):
+            return tuple(map(asked, value))
+        return value(t) if callable(value) else value
+
+    return {name: asked(value) for name, value in options.items()}

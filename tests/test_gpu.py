@@ -15,14 +15,14 @@ from fastopt.kernels import tables
 from halves import DIGITS, LEAST
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from rule_cases import OPTIMIZERS
+from rule_cases import OPTIMIZERS, numbers
 from schedule_cases import CASES
 from test_rules import VARIED
 from tolerances import BFLOAT16, STATE_OF_HALF, TRAJECTORY, assert_close, assert_rounded
 
 import fastopt
 from fastopt import fused, rules
-from fastopt.schedules import Constant, Cosine, Exponential, Linear, OneCycle, Plateau
+from fastopt.schedules import Constant, Cosine, Exponential, Linear, OneCycle, Piecewise, Plateau
 
 WORLD = cuda_stand_in.WORLD
 DTYPES = [np.float32, np.float64, np.float16]
@@ -49,11 +49,6 @@ def plain(device, given_):
 def bits(device, given_):
     """All bits of arrays on either side."""
     return [(array if isinstance(array, np.ndarray) else device.get(array)).tobytes() for array in given_]
-
-
-def numbers(options, t):
-    """Options as numbers at a step."""
-    return {name: value(t) if callable(value) else value for name, value in options.items()}
 
 
 def state_arrays(opt):
@@ -799,9 +794,15 @@ CAPTURED = {
     "adam": ("adam", {"lr": 0.01}),
     "adam, everything": (
         "adam_amsgrad",
-        {"lr": Cosine(0.01, 40), "weight_decay": Linear(0.1, 0.0, 20), "betas": (0.8, 0.99), "amsgrad": True},
+        {
+            "lr": Cosine(0.01, 40),
+            "weight_decay": Linear(0.1, 0.0, 20),
+            "betas": (OneCycle(0.1, 30).momentum(0.5, 0.9), Linear(0.9, 0.99, 25)),
+            "amsgrad": True,
+        },
     ),
     "adamw": ("adamw", {"lr": Linear(0.01, 0.0, 30), "weight_decay": Linear(0.1, 0.0, 20), "maximize": True}),
+    "adamw, beta2 alone": ("adamw", {"lr": 0.01, "weight_decay": 0.1, "betas": (0.8, Piecewise([0.99, 0.9], [12]))}),
 }
 
 
