@@ -106,9 +106,9 @@ class Away:
         """Ask the groups for what has changed, of which the devices have to be told."""
         plan = self.plan
         versions = [group.version for group in plan.groups]
-        host_decides = not self.captured and any(map(self._host_decides, plan.groups))
         # Outdated it is where the last step has failed after its look; a graph may have gone on since.
-        if versions == plan.versions and not (host_decides or self.only_python_knows or self.outdated):
+        changed = versions != plan.versions or self.only_python_knows or self.outdated
+        if not changed and (self.captured or not any(map(self._host_decides, plan.groups))):
             return
         # Numbers need no count, so that nobody waits for it; but what only a graph was told is forgotten.
         if not self.told or any(group.schedules for group in plan.groups):
@@ -121,17 +121,17 @@ class Away:
         self.outdated = True
 
     def _host_decides(self, group: GroupOptions) -> bool:
-        """Say whether a schedule may say what only the host can act on.
+        """Say whether schedules may come to what only the host can act on.
 
-        That is a momentum that gets to 0, or leaves it: a rule of its own, which a graph cannot change. And a beta out
-        of range, for which the host raises. The step's count is between the one that was fetched and this one, before
-        which all have been looked at.
+        A momentum that gets to 0, or leaves it, is a rule of its own, which a graph cannot change; for a beta of 1, the
+        host raises. The step's count is between the one that was fetched and this one, before which all have been
+        looked at.
         """
         step = group.entries["step"] + self.pending
         momentum, betas = group.schedules.get("momentum"), group.schedules.get("betas")
         if momentum is not None and (momentum(step) == 0) != (group.upcoming["momentum"] == 0):
             return True
-        return betas is not None and not max(betas(step)) < 1
+        return betas is not None and not all(beta < 1 for beta in betas(step))
 
     def step(self, gradients: Located) -> None:
         """Take a step, after `look`."""

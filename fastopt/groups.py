@@ -93,7 +93,7 @@ class GroupOptions:
         own = self.schedules
         return {name: self._restored_schedule(name, plain, own.get(name)) for name, plain in described.items()}
 
-    def _restored_schedule(self, name: str, plain: Any, own: Any) -> StepFunction:
+    def _restored_schedule(self, name: str, plain: Any, own: object) -> StepFunction:
         if name in PAIRS:
             return self._restored_pair(name, plain, own or (None, None))
         if plain != CALLABLE:
@@ -108,7 +108,7 @@ class GroupOptions:
             f"group before loading, or delete {name.partition('[')[0]!r} from 'schedules' to go on with fixed numbers"
         )
 
-    def _restored_pair(self, name: str, plain: Any, own: tuple[Any, Any]) -> StepFunction:
+    def _restored_pair(self, name: str, plain: Any, own: Any) -> StepFunction:
         if not isinstance(plain, (list, tuple)) or not any(isinstance(part, Mapping) for part in plain):
             what = f"the schedules of {name} of group {self.index}"
             raise ValueError(f"{what} must be a list of descriptions and numbers, not {plain!r:.200}")

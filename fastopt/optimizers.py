@@ -595,8 +595,9 @@ class Adam(Optimizer):
     lr : float or schedule, default 0.001
         Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
         completed steps, from 0. No element moves by much more in a step, whatever its gradient.
-    betas : pair of float, default (0.9, 0.999)
-        How much of each average is kept at each step, 0 or more and below 1.
+    betas : pair of float or schedule, default (0.9, 0.999)
+        How much of each average is kept at each step, 0 or more and below 1. Each of the two may be a schedule, as in
+        ``betas=(OneCycle(...).momentum(), 0.999)``; the corrections are those of a step's own betas then.
     eps : float, default 1e-8
         Keeps the divisor from zero; added to the root, not under it; 0 or more.
     weight_decay : float or schedule, default 0.0
@@ -646,7 +647,7 @@ class Adam(Optimizer):
         params: Params,
         *,
         lr: Scheduled = 0.001,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[Scheduled, Scheduled] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: Scheduled = 0.0,
         amsgrad: bool = False,
@@ -717,7 +718,7 @@ class AdamW(Adam):
         params: Params,
         *,
         lr: Scheduled = 0.001,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[Scheduled, Scheduled] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: Scheduled = 0.01,
         amsgrad: bool = False,

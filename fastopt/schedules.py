@@ -7,10 +7,10 @@ r"""Learning-rate schedules as values: functions of the step that can be asked, 
 >>> (0.5 * schedule)([0, 500, 1_000])
 array([0.   , 0.025, 0.05 ])
 
-A schedule is given to an optimizer as ``lr``, and as ``momentum`` or ``weight_decay`` too. It counts *steps*, from 0:
-the completed steps of the group. ``schedule.per_epoch(steps_per_epoch)`` is the one that counts epochs instead. Each is
-a closed form, without memory and without drift: step 10**12 costs what step 0 does. `Plateau` alone remembers; it goes
-by a metric. Any other function of the step will do as well, without what schedules offer here.
+A schedule is given to an optimizer as ``lr``, and as ``momentum``, ``weight_decay`` or one of ``betas`` too. It counts
+*steps*, from 0: the completed steps of the group. ``schedule.per_epoch(steps_per_epoch)`` is the one that counts epochs
+instead. Each is a closed form, without memory and without drift: step 10**12 costs what step 0 does. `Plateau` alone
+remembers; it goes by a metric. Any other function of the step will do as well, without what schedules offer here.
 
 What each class computes stands in its docstring; the arithmetic itself in ``kernels/schedules.py``, where Numba
 compiles it, and in ``kernels/schedules.h``. `Schedule.record` gives the numbers that both take.
@@ -670,6 +670,8 @@ class OneCycle(Schedule):
     def momentum(self, base: float = 0.85, peak: float = 0.95) -> OneCycle:
         """Return the opposite cycle for momentum: from peak down to base while the rate rises, and back.
 
+        For Adam it is the first of ``betas``: ``betas=(cycle.momentum(), 0.999)``.
+
         Parameters
         ----------
         base, peak : float
@@ -724,6 +726,8 @@ class Cyclic(Schedule):
 
     def momentum(self, base: float = 0.8, peak: float = 0.9) -> Cyclic:
         """Return the opposite cycles for momentum: from peak down to base while the rate rises, and back.
+
+        For Adam they are the first of ``betas``: ``betas=(cycle.momentum(), 0.999)``.
 
         Parameters
         ----------

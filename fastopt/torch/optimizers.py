@@ -28,6 +28,7 @@ from .tensors import Parameter
 from .updater import Updater
 
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
+Betas: TypeAlias = tuple[float | Callable[[int], float], float | Callable[[int], float]]
 
 # Options that torch has added over the years, and old checkpoints do not have.
 ADDED = (
@@ -703,8 +704,10 @@ class Adam(Optimizer):
         As for `SGD`.
     lr : float, tensor of one element, or schedule, default 0.001
         Learning rate, 0 or more; as for `SGD`.
-    betas : pair of float, default (0.9, 0.999)
-        How much of each average is kept at each step, 0 or more and below 1. Tensors are refused.
+    betas : pair of float or schedule, default (0.9, 0.999)
+        How much of each average is kept at each step, 0 or more and below 1. Tensors are refused. Each of the two may
+        be a schedule, as in ``betas=(OneCycle(...).momentum(), 0.999)``. ``group["betas"]`` is a pair of numbers then,
+        those of the latest step; another pair of numbers ends both schedules.
     eps : float, default 1e-8
         Keeps the divisor from zero; added to the root, not under it; 0 or more.
     weight_decay : float or schedule, default 0.0
@@ -748,7 +751,7 @@ class Adam(Optimizer):
         self,
         params: Any,
         lr: Scheduled = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Betas = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: Scheduled = 0.0,
         amsgrad: bool = False,
@@ -818,7 +821,7 @@ class AdamW(Adam):
         self,
         params: Any,
         lr: Scheduled = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Betas = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: Scheduled = 1e-2,
         amsgrad: bool = False,
