@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def record_of(schedule: Any) -> Array | None:
-    """Return what a device evaluates a schedule from; None for one that only Python knows."""
+    """Return what a device evaluates a schedule from; None for one that only Python knows, and for a number."""
     try:
         return schedule.record() if isinstance(schedule, Schedule) else None
     except TypeError:  # a class of your own, perhaps deep in a schedule made of others

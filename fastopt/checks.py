@@ -56,7 +56,7 @@ class Betas:
     def check(self, name: str, value: Any) -> tuple[float, float]:
         """Return the two as floats, or raise an error that names the one that is wrong."""
         if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise TypeError(f"Invalid {name}: {value!r:.80}; {name} must be a pair of numbers, as (0.9, 0.999)")
+            raise TypeError(f"Invalid {name}: {value!r:.80}; {name} must be a pair, as (0.9, 0.999)")
         first, second = (self._checked(f"{name}[{i}]", i, beta) for i, beta in enumerate(value))
         return first, second
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_cases
 from gpu_models import assert_equal, captured, give, model, scaled_step
+from test_torch_scaler import waits_of
 from tolerances import TORCH
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
@@ -353,6 +354,13 @@ def test_steps_that_a_scaler_skips():
             others.step()
     assert ours.param_groups[0]["betas"] == others.param_groups[0]["betas"] == (BETA1(5), BETA2(5))
     assert_equal(there, here, ours, others)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_an_iteration_waits_for_nothing():
+    """After the second, as with schedules of the rate."""
+    there, _, ours, _ = model("adamw_amsgrad", lr=CYCLE, betas=(BETA1, BETA2))
+    assert waits_of(ours, there)[2:] == [0] * 7
 
 
 @pytest.mark.parametrize("skipped", [[], [1, 3]])
