@@ -27,7 +27,7 @@ def goes_by_step(value: Any) -> bool:
 
 def paired(name: str, value: Any) -> Any:
     """Return a list or tuple with a function of the step in it as a `Pair`, anything else as it is."""
-    if not (isinstance(value, (list, tuple)) and goes_by_step(value)):
+    if callable(value) or not goes_by_step(value):
         return value
     for i, part in enumerate(value):
         if isinstance(part, Plateau):

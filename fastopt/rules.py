@@ -104,7 +104,7 @@ class Rule:
         """
         for name in self.options:
             value = options[name]
-            for number in value if isinstance(value, tuple) else (value,):
+            for number in value if name in PAIRS else (value,):
                 yield name, number
 
     def bytes_moved(self, itemsize: int) -> int:

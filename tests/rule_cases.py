@@ -42,8 +42,8 @@ def numbers(options, t):
     """Options as numbers at a step: functions of it are asked, those in pairs too."""
 
     def asked(value):
-        if isinstance(value, tuple):
-            return tuple(map(asked, value))
-        return value(t) if callable(value) else value
+        if callable(value):
+            return value(t)
+        return tuple(map(asked, value)) if isinstance(value, tuple) else value
 
     return {name: asked(value) for name, value in options.items()}

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import oracle
@@ -270,6 +272,29 @@ def test_a_function_may_ask_a_plateau():
         plateau.update(metric)
     opt.step(g)
     assert opt.param_groups[0]["betas"] == (0.45, 0.999)
+
+
+class Halves(NamedTuple):
+    """A schedule that is a tuple, with a function in it."""
+
+    lr: float
+    exponent: Callable
+
+    def __call__(self, step):
+        """The rate at a step."""
+        return self.lr * 0.5 ** self.exponent(step)
+
+
+def test_a_schedule_that_is_a_tuple(device):
+    """Drives the rate as any other, beside betas that are scheduled; on a GPU, too."""
+    options = {"lr": Halves(0.1, lambda step: step // 3), "betas": (BETA1, BETA2)}
+    opt, params, grads, stream, trainer = warm(device, fastopt.Adam, "adam", **options)
+    for t in range(2, 9):
+        with stream:
+            opt.step(grads)
+        follow(device, trainer, "adam", grads, numbers(options, t))
+    assert opt.param_groups[0]["lr"] == 0.025
+    assert_trained(device, opt, params, trainer)
 
 
 def test_pairs_of_schedules_elsewhere():
