@@ -66,6 +66,14 @@ class GroupOptions:
         """Describe the schedules in force as plain Python, by option."""
         return {option: describe(schedule) for option, schedule in self.schedules.items()}
 
+    def undescribed(self) -> dict[str, StepFunction]:
+        """Return the schedules that their description cannot bring back, in whole or in part: functions of yours."""
+        plain = {
+            name: described if isinstance(described, list) else [described]
+            for name, described in self.described().items()
+        }
+        return {name: self.schedules[name] for name, parts in plain.items() if CALLABLE in parts}
+
     def functions(self) -> Iterator[tuple[str, StepFunction]]:
         """Iterate over all functions of the step in the schedules, with what each drives: ``betas[0]`` in a pair."""
         for name, schedule in self.schedules.items():

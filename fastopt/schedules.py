@@ -189,10 +189,12 @@ class Schedule:
         return 100
 
     def maximum(self) -> float:
-        """Return the highest value, of 65,536 steps that are spread over all that the schedule does."""
+        """Return the highest value: of all steps, or of 65,536 in a long run, more of them in its beginning."""
         last = min(self._span(), STEP_LIMIT - 1)
-        steps = np.unique(np.linspace(0, last, min(last, 2**16 - 1) + 1).astype(np.int64))
-        return float(np.max(self(steps)))
+        if last < 2**16:
+            return float(np.max(self(np.arange(last + 1))))
+        spread = np.linspace(0, last, 2**15), np.geomspace(1, last, 2**15)
+        return float(np.max(self(np.concatenate(spread).astype(np.int64))))
 
     def per_epoch(self, steps_per_epoch: int) -> PerEpoch:
         """Return this schedule with epochs for an argument: constant within each, ``self(t // steps_per_epoch)``."""

@@ -380,6 +380,16 @@ class Own:
         return 0.1 / (1 + step)
 
 
+def test_copies_have_the_function_in_a_pair():
+    """A function that drives one of the betas goes on as well."""
+    [p] = torch_cases.parameters([(3,)])
+    optimizer = subject.Adam([p], betas=(lambda step: 0.5 + 0.1 * step, 0.9))
+    train(optimizer, [p], 2)
+    other = copy.deepcopy(copy.deepcopy(optimizer))
+    train(other, other.param_groups[0]["params"], 1, start=2)
+    assert other.param_groups[0]["betas"] == (0.7, 0.9)
+
+
 @pytest.mark.parametrize("schedule", [halving, Own()], ids=["function", "object"])
 @pytest.mark.parametrize(
     "way", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "deepcopy", "pickle"]

@@ -79,10 +79,13 @@ class LiveGroup(dict[str, Any]):
         The schedule that drives the rate.
     numbers : dict
         What schedules have put there, by option.
+    released : bool
+        Whether the rate was assigned before a scheduler came.
     """
 
     fetch: Callable[[], object] = staticmethod(lambda: None)  # of a copy, before its optimizer's first step
     rate: StepFunction | None = None
+    released = False
     numbers: dict[str, Any]
 
     def __init__(self, *given: Any, **more: Any) -> None:
@@ -170,6 +173,8 @@ class LiveGroup(dict[str, Any]):
         self._read(name)
         if name == BASE and self._is_driven:
             super().__setitem__("lr", super().__getitem__(BASE))
+        elif name == BASE and not super().__contains__(BASE):
+            self.released = True
         return super().setdefault(name, default)
 
     def copy(self) -> dict[str, Any]:
@@ -261,12 +266,13 @@ class Group(GroupOptions):
         described = dict(self._found("schedules") or {})
         for name in assigned:
             if (plain := described.pop(name, None)) is not None and not callable(self._found(name)):
-                self._note_overruled(name, self.schedules.pop(name, None) or from_dict(plain))
+                self._note_overruled(name, self._restored_schedule(name, plain, self.schedules.get(name)))
+                self.schedules.pop(name, None)
         self._put("schedules", described)
 
     def _note_overruled(self, name: str, schedule: StepFunction) -> None:
         """Remember to warn, where a scheduler is there: it writes numbers at every step."""
-        if self._found(BASE) is not None:
+        if self._found(BASE) is not None and not (isinstance(self.given, LiveGroup) and self.given.released):
             self.overruled = name, schedule
 
     def _found(self, name: str, default: Any = None) -> Any:
@@ -371,7 +377,7 @@ class Group(GroupOptions):
         self._put(name, self.entries[name])
         if isinstance(self.given, LiveGroup):
             self.given.numbers[name] = self.entries[name]
-            self.given.rate = self.schedules.get("lr")
+            self.given.rate, self.given.released = self.schedules.get("lr"), False
 
     def _show_count(self) -> None:
         self.written = self.entries["step"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import profiler
 from torch.optim import optimizer as base
 
-from ..groups import CALLABLE, StepFunction, check_shared, describe
+from ..groups import StepFunction, check_shared
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
 from ..rules import FAMILIES, HYPERPARAMETERS, Family
 from .amp import check_scaler
@@ -387,10 +387,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: as in torch, and functions of yours among the schedules."""
-        functions = self._functions or [
-            {name: schedule for name, schedule in group.schedules.items() if describe(schedule) == CALLABLE}
-            for group in self._groups
-        ]
+        functions = self._functions or [group.undescribed() for group in self._groups]
         return {**super().__getstate__(), **({"_functions": functions} if any(functions) else {})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
