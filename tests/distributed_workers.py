@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
@@ -317,6 +318,24 @@ def zero_redundancy_checkpoint(kind, params):
     train(other, second, STEPS[4:])
     assert second.optim.param_groups[0]["lr"] == 0.03
     assert_equal(results(other, second.optim), results(net, opt.optim))
+
+
+# FSDP1
+
+
+@check(KINDS, ["flat", "original"])
+def fsdp_of_old(kind, form):
+    """It resizes the storage of its flat parameter to nothing and back around every forward pass."""
+
+    def run(library):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that FSDP2 is there
+            net = FullyShardedDataParallel(model(), device_id=torch.device("cpu"), use_orig_params=form == "original")
+        opt = optimizer(library, kind, net.parameters())
+        train(net, opt, STEPS)
+        return results(net, opt)
+
+    compare(run)
 
 
 # FSDP2

@@ -1,4 +1,4 @@
-"""fastopt.torch under torch's distributed engines: DDP, ZeRO, FSDP2 and their checkpoints.
+"""fastopt.torch under torch's distributed engines: DDP, ZeRO, FSDP1, FSDP2 and their checkpoints.
 
 Two ranks, launched once, run all checks of distributed_workers.py, since torch takes long to load; each one is a test.
 """
