@@ -308,7 +308,9 @@ def is_shared(count: Any) -> bool:
 
     Of CUDA tensors torch says so always.
     """
-    return isinstance(count, Tensor) and count.device.type == "cpu" and count.is_shared()
+    if not isinstance(count, Tensor) or count.device.type != "cpu":
+        return False
+    return bool(count.is_shared())  # type: ignore[no-untyped-call]  # torch's own
 
 
 class Counts:
@@ -324,7 +326,7 @@ class Counts:
         self.tensors = list(self.table.unbind())
         self.shared: dict[int, Tensor] = {}
         for i, (parameter, tensor) in enumerate(zip(parameters, self.tensors, strict=True)):
-            given = parameter.state.get("step")
+            given: Any = parameter.state.get("step")
             if is_shared(given):
                 self.shared[i] = given
             parameter.count = self.shared.get(i, tensor)
