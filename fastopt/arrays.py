@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .foreign import borrowed, kind, to_read, to_update
 from .kernels.reader import Array, address
 
 OVERLAP_WORK = 1_000_000  # how long to look for a shared element before it counts as found
@@ -143,10 +144,10 @@ class Layout:
         return stored if self.plain else stored.transpose(np.argsort(self.axes))[self.backwards]
 
 
-def check_type(what: str, array: Any) -> Array:
+def check_type(what: str, array: Any, advice: Callable[[Any], str] = to_update) -> Array:
     """Return a plain view of what must be an ordinary NumPy array."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{what} is {_article(array)}, not a NumPy array: pass np.asarray(...) of it, and keep that")
+        raise TypeError(f"{what} is {kind(array)}, not a NumPy array: {advice(array)}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{what} is a masked array, whose mask an update would ignore: pass its .data or .filled()")
     plain: Array = array.view(np.ndarray)  # a view of our own: its shape and dtype stay, whatever is done to the other
@@ -158,8 +159,7 @@ def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
     array = check_type(what, array)
     if array.dtype not in DTYPES:
         raise TypeError(
-            f"{what} has dtype {_name(array.dtype)}; float32 and float64 can be updated: "
-            f"make it once with .astype(np.float32) and train that"
+            f"{what} has dtype {_name(array.dtype)}; float32 and float64 can be updated: {_as_floats(array)}"
         )
     if not array.flags.writeable:
         raise ValueError(f"{what} is read-only, and would be updated in place: pass a writable .copy() and use that")
@@ -174,14 +174,39 @@ def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
 
 def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """Check that an array has its parameter's dtype and shape."""
-    checked = check_type(what, array)
+    checked = check_type(what, array, lambda given: to_read(given, dtype))
     if checked.dtype != dtype:
+        real = ".real" if checked.dtype.kind == "c" else ""
         raise TypeError(
-            f"{what} has dtype {_name(checked.dtype)}, {other} {dtype.name}: pass .astype(np.{dtype.name}) of it"
+            f"{what} has dtype {_name(checked.dtype)}, {other} {dtype.name}: pass {real}.astype(np.{dtype.name}) of it"
         )
     if checked.shape != shape:
         raise ValueError(f"{what} has shape {checked.shape}, {other} {shape}: they are paired by index and must agree")
     return checked
+
+
+def check_gradient(what: str, given: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Check what is only read: an array, or memory on the CPU that something else offers."""
+    if isinstance(given, np.generic):  # what a reduction over all axes returns: the gradient of a 0-d parameter
+        given = np.asarray(given)
+    if not isinstance(given, np.ndarray):
+        given = _borrowed(what, given, other, dtype)
+    return check_like(what, given, other, dtype, shape)
+
+
+def _borrowed(what: str, given: Any, other: str, dtype: np.dtype[Any]) -> Array:
+    """Return an array over the memory of something else, which must have its parameter's dtype."""
+    if is_on_device(given):
+        raise TypeError(f"{what} is {kind(given)} on a GPU, not a NumPy array as {other}: {to_read(given, dtype)}")
+    try:
+        array = borrowed(given)
+    except (TypeError, ValueError, AttributeError, BufferError, RuntimeError) as error:
+        raise TypeError(f"{what} is {kind(given)}, not a NumPy array: {to_read(given, dtype)}") from error
+    if array.dtype != dtype:
+        raise TypeError(
+            f"{what} is {kind(given)} of dtype {_name(array.dtype)}, {other} {dtype.name}: {to_read(given, dtype)}"
+        )
+    return array
 
 
 class Extents:
@@ -229,10 +254,15 @@ class Extents:
         return None
 
 
-def _article(value: Any) -> str:
-    module = type(value).__module__.split(".")[0]
-    name = type(value).__name__ if module == "builtins" else f"{module}.{type(value).__name__}"
-    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+def _as_floats(array: Array) -> str:
+    """Say how to make an array of another dtype one that can be updated."""
+    if array.dtype.kind == "c":
+        return "pass .view(np.float32) of it, or of its .astype(np.complex64), and train that, pairs of real numbers"
+    if array.dtype.names is not None:
+        return "pass its fields, {name: array[name].astype(np.float32) for name in array.dtype.names}, and train those"
+    if array.dtype == object and any(isinstance(entry, np.ndarray) for entry in array.flat):
+        return "pass .tolist() of it, and train the arrays in that list"
+    return "make it once with .astype(np.float32) and train that"
 
 
 def _name(dtype: np.dtype[Any]) -> str:

@@ -1,15 +1,14 @@
-"""Parameter groups: how parameters are given, named and mirrored by gradients, and the options of each group."""
+"""Parameter groups: the options of each, the schedules that drive some of them, and the parameters in it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 from . import schedules
-from .arrays import is_array
 from .checks import Count
+from .members import Members
 from .pair import Pair, paired
 from .plateau import Plateau
 from .rules import PAIRS, SCHEDULABLE, check, is_scheduled
@@ -163,10 +162,11 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
     a state dict keeps of them; it cannot be assigned.
     """
 
-    def __init__(self, index: int, params: Any, options: Mapping[str, Any]) -> None:
-        self.members = Members(params)
-        # The place of the schedules among the entries; what stands there is described when it is asked for.
-        super().__init__(index, {"params": self.members.given, "step": 0, **options, "schedules": None})
+    members: Members
+
+    def __init__(self, index: int, options: Mapping[str, Any]) -> None:
+        # The places of parameters and schedules among the entries; what stands there is looked up when asked for.
+        super().__init__(index, {"params": None, "step": 0, **options, "schedules": None})
         self.update(options)
 
     def __getitem__(self, name: str) -> Any:
@@ -175,6 +175,8 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
             self.fetch()
         if name == "schedules":
             return self.described()
+        if name == "params":
+            return self.members.given
         return self.entries[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -209,7 +211,7 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         """Show the members by name, and every option."""
-        return f"ParamGroup({dict(self) | {'params': self.members.names}})"
+        return f"ParamGroup({dict(self) | {'params': self.members.keys}})"
 
     def options(self) -> dict[str, Any]:
         """Return all entries but the parameters, as a plain dict."""
@@ -239,60 +241,3 @@ def check_shared(groups: Sequence[GroupOptions], restored: Sequence[Mapping[str,
                     f"the Plateau that drives {name} of group {group.index} drives another group as well, for which "
                     "the state dict has another one: give each group its own before loading"
                 )
-
-
-class Members:
-    """The arrays of a group, given as one array, a sequence, or a mapping of names; gradients mirror them."""
-
-    def __init__(self, params: Any) -> None:
-        self.names: list[Hashable] | None = None
-        self.alone = is_array(params)
-        self.given: Any = params
-        if self.alone:
-            self.arrays = [params]
-        elif isinstance(params, Mapping):
-            self.names = list(params)
-            self.arrays = list(params.values())
-            self.given = MappingProxyType(dict(params))
-            for name in self.names:
-                if not isinstance(name, str):
-                    raise TypeError(f"parameters are named by strings, not by {name!r}")
-        elif isinstance(params, Iterable):
-            self.arrays = list(params)
-            self.given = tuple(self.arrays)
-        else:
-            raise TypeError(f"params must be an array, a list or a dict of arrays, not {type(params).__name__}")
-        if not self.arrays:
-            raise ValueError("params is empty: give at least one array")
-
-    def __len__(self) -> int:
-        """Count the arrays."""
-        return len(self.arrays)
-
-    def mirrored(self, grads: Any) -> Sequence[Any]:
-        """Return gradients in the order of the arrays, or say how they fail to mirror the parameters."""
-        if self.alone:
-            return [grads]
-        if self.names is not None:
-            if not isinstance(grads, Mapping):
-                raise TypeError(f"params is a dict, so grads must be a dict with the same keys, not {_kind(grads)}")
-            if grads.keys() != set(self.names):
-                missing = [name for name in self.names if name not in grads]
-                unknown = [name for name in grads if name not in self.names]
-                raise ValueError(
-                    f"grads must have the keys of params: {missing} missing, {unknown} unknown; "
-                    "give None where a parameter has no gradient"
-                )
-            return [grads[name] for name in self.names]
-        if not isinstance(grads, (list, tuple)):
-            raise TypeError(f"params is a list, so grads must be a list of as many arrays, not {_kind(grads)}")
-        if len(grads) != len(self.arrays):
-            raise ValueError(
-                f"there are {len(self.arrays)} parameters and {len(grads)} gradients; "
-                "give None where a parameter has no gradient"
-            )
-        return grads
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

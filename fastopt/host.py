@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import plan
-from .arrays import Extents, check_dense, check_like, extent, pin
+from .arrays import Extents, check_dense, check_gradient, check_like, check_type, extent, pin
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table, located
 from .groups import GroupOptions
 from .kernels import pool
@@ -172,9 +172,7 @@ class HostTensor(ArrayTensor):
 
     def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
         """Check a gradient; return it, to be held, and how it lies."""
-        if isinstance(given, np.generic):  # what a reduction over all axes returns: the gradient of a 0-d parameter
-            given = np.asarray(given)
-        array = check_like(what, given, "its parameter", self.dtype, self.shape)
+        array = check_gradient(what, given, "its parameter", self.dtype, self.shape)
         return array, array
 
 
@@ -208,10 +206,11 @@ class Single:
 
     def _check(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:
         param, layout = check_dense("p", p)
-        gradient = check_like("g", np.asarray(g) if isinstance(g, np.generic) else g, "p", param.dtype, param.shape)
+        gradient = check_gradient("g", g, "p", param.dtype, param.shape)
         arrays = {"p": param}
         for name, given in states.items():
-            arrays[name], _ = check_dense(name, check_like(name, given, "p", param.dtype, param.shape))
+            state = check_like(name, check_type(name, given), "p", param.dtype, param.shape)
+            arrays[name], _ = check_dense(name, state)
         extents = Extents(arrays.items())
         pair = extents.first_overlap() or (extents.overlapping(gradient), "g")
         if pair[0] is not None:

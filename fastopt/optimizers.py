@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -10,9 +11,11 @@ import numpy as np
 
 from .arrays import is_array, is_on_device
 from .checks import Count
-from .groups import ParamGroup, StepFunction, check_shared
+from .foreign import is_one_array
+from .groups import GroupOptions, ParamGroup, StepFunction, check_shared
 from .host import HostTensor
 from .kernels.reader import Array
+from .members import Members
 from .plan import ArrayTensor, Gradients, Plan
 from .rules import FAMILIES, HYPERPARAMETERS, Family, check
 
@@ -44,10 +47,10 @@ class Optimizer:
         self._defaults = dict(defaults)
         if not hasattr(self, "_family"):
             raise TypeError("Optimizer is what all optimizers share: use SGD, Adam or another of its subclasses")
-        given: Any = params
-        if isinstance(params, Iterable) and not (isinstance(params, Mapping) or is_array(params)):
-            given = list(params)
-        self._grouped = isinstance(given, list) and len(given) > 0 and isinstance(given[0], Mapping)
+        # Before params, as in torch.optim; schedules are asked by each group.
+        GroupOptions(0, {"step": 0}).assign({name: value for name, value in defaults.items() if not callable(value)})
+        given: Any = list(params) if isinstance(params, Iterator) else params
+        self._grouped = self._are_groups(given)
         self._groups: list[ParamGroup] = []
         self._tensors: list[ArrayTensor] = []
         for group in given if self._grouped else [{"params": given}]:
@@ -55,17 +58,26 @@ class Optimizer:
         self._plan = Plan(self._groups, self._tensors, self._family.choose)
         self._bound: Gradients | None = None
 
+    def _are_groups(self, given: Any) -> bool:
+        """Say whether params is a list of groups, and not of arrays, nested or not."""
+        if isinstance(given, Mapping) or not isinstance(given, Iterable) or is_one_array(given):
+            return False
+        return any(isinstance(entry, Mapping) and self._is_group(entry) for entry in given)  # then all have to be
+
+    def _is_group(self, given: Mapping[str, Any]) -> bool:
+        return "params" in given or any(isinstance(given.get(name), Real) for name in self._defaults)
+
     def _append(self, given: Any) -> None:
         if not isinstance(given, Mapping) or "params" not in given:
             raise TypeError(f"a parameter group is a dict with an entry 'params', not {given!r:.80}")
         options = {name: value for name, value in given.items() if name != "params"}
         if unknown := [name for name in options if name not in self._defaults]:
             raise ValueError(f"unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(self._defaults)}")
-        group = ParamGroup(len(self._groups), given["params"], {**self._defaults, **options})
-        first = len(self._tensors)
-        keys: Sequence[Hashable] = group.members.names or range(first, first + len(group.members))
+        group = ParamGroup(len(self._groups), {**self._defaults, **options})
+        self._family.choose(group.entries)
+        group.members = Members(given["params"], sum(other.members.numbers for other in self._groups))
         taken = {tensor.key for tensor in self._tensors}
-        for key, array in zip(keys, group.members.arrays, strict=True):
+        for key, array in zip(group.members.keys, group.members.arrays, strict=True):
             if key in taken:
                 raise ValueError(f"two groups have a parameter named {key!r}: give each its own name")
             self._tensors.append(tensor_of(key, array, group))

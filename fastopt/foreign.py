@@ -1,0 +1,85 @@
+"""What is not an array of NumPy: its memory as a gradient, and what to do with it as a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from numbers import Number
+from typing import Any
+
+import numpy as np
+
+from .kernels.reader import Array
+
+# What has one of these is an array, whatever else it is.
+ONE_ARRAY = ("__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__", "toarray")
+
+
+def is_one_array(value: Any) -> bool:
+    """Say whether something is one array, of whatever library, and not a container of several."""
+    return any(hasattr(type(value), name) for name in ONE_ARRAY)
+
+
+def kind(value: Any) -> str:
+    """Name what something is, with its library."""
+    module = type(value).__module__.split(".")[0]
+    name = type(value).__name__ if module == "builtins" else f"{module}.{type(value).__name__}"
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def is_tensor(value: Any) -> bool:
+    """Say whether something is a tensor of torch, or made of some, which may not be installed."""
+    return any(cls.__module__.split(".")[0] == "torch" for cls in type(value).__mro__)
+
+
+def borrowed(given: Any) -> Array:
+    """Return an array over the memory of something else on the CPU, for reading, without a copy.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        If it offers none, or none that NumPy knows.
+    """
+    try:
+        view = memoryview(given)
+    except TypeError:
+        if not hasattr(given, "__dlpack__"):
+            raise
+        if is_tensor(given) and (given.is_neg() or given._is_zerotensor()):
+            raise BufferError("its memory does not hold its numbers") from None  # which torch's DLPack does not say
+        array: Array = np.from_dlpack(given)
+        return array
+    return np.asarray(view)
+
+
+def to_update(value: Any) -> str:
+    """Say what to pass in the place of something that cannot be updated."""
+    if value is None:
+        return "leave it out"
+    if is_tensor(value):
+        if hasattr(value, "detach"):
+            return "fastopt.torch trains tensors; here, pass .detach().numpy() of it, which shares its memory"
+        return "fastopt.torch trains tensors: pass .parameters() of it to an optimizer there"
+    if isinstance(value, Iterator):
+        return "pass a list of what it makes"
+    if (make := _as_array(value, "np.array")) is not None:
+        return f"pass {make}, and train that"
+    return "pass the arrays themselves, in lists or dicts if there are several"
+
+
+def to_read(value: Any, dtype: np.dtype[Any]) -> str:
+    """Say what to pass in the place of something that cannot be read as it is, where this dtype is needed."""
+    if is_tensor(value) and hasattr(value, "detach"):
+        return f"pass .to(torch.{dtype.name}).numpy(force=True) of it"
+    return f"pass {_as_array(value, 'np.asarray', dtype.name) or 'an array of NumPy'}"
+
+
+def _as_array(value: Any, make: str, dtype: str = "float32") -> str | None:
+    """Say in Python how an array is made of something; None where it cannot."""
+    if hasattr(value, "toarray"):
+        return ".toarray() of it"
+    if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):
+        return ".get() of it"
+    if hasattr(value, "numpy") and not hasattr(value, "__array__"):
+        return f"{make}(..., np.{dtype}) of its .numpy()"
+    numbers = isinstance(value, Number) or (isinstance(value, Sequence) and not isinstance(value, (str, bytes)))
+    return f"{make}(..., np.{dtype}) of it" if numbers or is_one_array(value) else None

@@ -1,0 +1,229 @@
+"""How the arrays of a group are given, alone or in nested containers, named by paths, and mirrored by gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from numbers import Number
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from .arrays import is_array
+from .foreign import is_one_array, is_tensor, kind, to_update
+
+DEPTH = 64  # of nested containers
+
+
+class Members:
+    """The arrays of a group, given as one array or in containers; gradients mirror them.
+
+    Parameters
+    ----------
+    params : array, sequence, mapping or iterable
+        A sequence is numbered, a mapping has names; where they are nested, paths say both.
+    first : int, default 0
+        The number of the first entry, where params is a sequence or an array.
+
+    Attributes
+    ----------
+    arrays : list
+        In order.
+    keys : sequence
+        For each array, what its state goes by.
+    given : array, tuple or mapping
+        The arrays as they were given, in containers that cannot be changed.
+    numbers : int
+        How many numbers they take, so that the next group's come after them.
+    mirrored : callable
+        ``mirrored(grads)`` returns gradients in the order of the arrays, or raises where they do not mirror them.
+    """
+
+    arrays: list[Any]
+    keys: Sequence[Hashable]
+    given: Any
+    mirrored: Callable[[Any], Sequence[Any]]
+
+    def __init__(self, params: Any, first: int = 0) -> None:
+        if is_array(params):
+            self.arrays, self.keys, self.given = [params], [first], params
+            self.numbers, self.mirrored = 1, _alone
+            return
+        held = _held(params)
+        found: dict[str, Any] = {}
+        root = Container(held, None, (), found, first)
+        if not found:
+            raise ValueError("params is empty: give at least one array")
+        _check_kept(held, found, first)
+        self.arrays = list(found.values())
+        self.numbers = max(len(root.inner), len(self.arrays))
+        self.given = root.filled(iter(self.arrays))
+        self.mirrored = root.entries if root.is_flat else root.gathered
+        if not root.is_flat:
+            self.keys = list(found)
+        elif root.names is None:
+            self.keys = range(first, first + len(self.arrays))
+        else:
+            self.keys = root.names
+
+
+class Container:
+    """One of the nested containers that parameters are given in: a sequence, or a mapping with names.
+
+    Parameters
+    ----------
+    given : sequence or mapping
+    path : str or None
+        Where it stands among the others; None for the one that has all.
+    above : tuple of int
+        What identifies those around it.
+    found : dict
+        Takes the arrays in it, by path.
+    first : int, default 0
+        The number of a sequence's first entry.
+
+    Attributes
+    ----------
+    names : list of str or None
+        Those of a mapping.
+    inner : list of Container or None
+        For each entry the container there, None for an array.
+    count : int
+        How many arrays there are in it, at any depth.
+    """
+
+    __slots__ = ("count", "inner", "names", "path")
+
+    def __init__(
+        self, given: Any, path: str | None, above: tuple[int, ...], found: dict[str, Any], first: int = 0
+    ) -> None:
+        if id(given) in above or len(above) == DEPTH:
+            why = "in itself" if id(given) in above else f"more than {DEPTH} deep"
+            raise ValueError(f"params is nested {why}, at {path!r:.80}: give each array once, in few containers")
+        self.path = path
+        self.names = _names(given, path) if isinstance(given, Mapping) else None
+        self.inner: list[Container | None] = []
+        before, above = len(found), (*above, id(given))
+        entries = enumerate(given, first) if self.names is None else ((name, given[name]) for name in self.names)
+        for name, entry in entries:
+            at = _joined(path, name)
+            if is_container(entry):
+                self.inner.append(Container(entry, at, above, found))
+            elif at in found:
+                raise ValueError(f"two parameters have the path {at!r}: give one of them another name")
+            else:
+                found[at] = entry
+                self.inner.append(None)
+        self.count = len(found) - before
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether every entry is an array."""
+        return not any(self.inner)
+
+    def filled(self, arrays: Iterator[Any]) -> Any:
+        """Return arrays in containers like these, which cannot be changed."""
+        filled = [next(arrays) if inner is None else inner.filled(arrays) for inner in self.inner]
+        return tuple(filled) if self.names is None else MappingProxyType(dict(zip(self.names, filled, strict=True)))
+
+    def gathered(self, grads: Any) -> list[Any]:
+        """Return the gradients of all arrays in it, at any depth."""
+        out: list[Any] = []
+        self._gather(grads, out)
+        return out
+
+    def _gather(self, grads: Any, out: list[Any]) -> None:
+        for inner, entry in zip(self.inner, self.entries(grads), strict=True):
+            if inner is None:
+                out.append(entry)
+            elif entry is None:  # there is none for anything in it
+                out += [None] * inner.count
+            else:
+                inner._gather(entry, out)
+
+    def entries(self, grads: Any) -> Sequence[Any]:
+        """Return the entries of gradients in order, or say how they fail to mirror the parameters here."""
+        if self.names is None:
+            if not isinstance(grads, (list, tuple)) and not _is_sequence(grads):
+                raise TypeError(f"params{self} is a list, so grads must be a list of as many, not {kind(grads)}")
+            if len(grads) != len(self.inner):
+                raise ValueError(
+                    f"there are {len(self.inner)} parameters and {len(grads)} gradients{self}; "
+                    "give None where a parameter has no gradient"
+                )
+            return grads
+        if not isinstance(grads, Mapping):
+            raise TypeError(f"params{self} is a dict, so grads must be a dict with the same keys, not {kind(grads)}")
+        if grads.keys() != set(self.names):
+            missing = [name for name in self.names if name not in grads]
+            unknown = [name for name in grads if name not in self.names]
+            raise ValueError(
+                f"grads must have the keys of params{self}: {missing} missing, {unknown} unknown; "
+                "give None where a parameter has no gradient"
+            )
+        return [grads[name] for name in self.names]
+
+    def __str__(self) -> str:
+        """Say where it stands, for messages."""
+        return "" if self.path is None else f" at {self.path!r}"
+
+
+def is_container(value: Any) -> bool:
+    """Say whether something has entries of its own: a mapping, or a sequence that is not of numbers alone."""
+    if is_one_array(value):
+        return False
+    return isinstance(value, Mapping) or _is_sequence(value)
+
+
+def _is_sequence(value: Any) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray, memoryview)):
+        return False
+    return len(value) == 0 or not all(isinstance(entry, Number) for entry in value)
+
+
+def _held(params: Any) -> Any:
+    """Return parameters as something that can be walked more than once."""
+    if isinstance(params, Iterator):
+        return list(params)
+    other = isinstance(params, Iterable) and not isinstance(params, (str, bytes, Sequence)) and not is_one_array(params)
+    if not is_container(params) and (not other or is_tensor(params)):
+        raise TypeError(f"params must be an array, a list or a dict of arrays, not {kind(params)}: {to_update(params)}")
+    return params
+
+
+def _check_kept(held: Any, found: Mapping[str, Any], first: int) -> None:
+    """Raise where the containers make their arrays when they are asked, as ``np.load("w.npz")`` does."""
+    again: dict[str, Any] = {}
+    Container(held, None, (), again, first)
+    for (path, array), other in zip(found.items(), again.values(), strict=False):
+        if is_array(array) and not _is_same(array, other):
+            raise ValueError(
+                f"params makes another array of {path!r} at each access, so that nobody would hold what is trained: "
+                "keep its arrays in a dict or a list, as dict(np.load(file)), and train that"
+            )
+
+
+def _is_same(array: Any, other: Any) -> bool:
+    if array is other:
+        return True
+    both = isinstance(array, np.ndarray) and isinstance(other, np.ndarray)
+    return both and array.__array_interface__ == other.__array_interface__  # views of the same memory
+
+
+def _names(given: Mapping[Any, Any], path: str | None) -> list[str]:
+    names = list(given)
+    for name in names:
+        if not isinstance(name, str):
+            where = "" if path is None else f" (at {path!r})"
+            raise TypeError(f"parameters are named by strings, not by {name!r}{where}: use {{str(name): array, ...}}")
+    return names
+
+
+def _joined(path: str | None, name: Any) -> str:
+    # Added, not formatted: an enum that is a string stands for its value.
+    text = name if isinstance(name, str) else str(name)
+    return "" + text if path is None else path + "." + text
+
+
+def _alone(grads: Any) -> Sequence[Any]:
+    return [grads]
