@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .foreign import borrowed, kind, to_read, to_update
+from .foreign import borrowed, dlpack_device, kind, to_read, to_update
 from .kernels.reader import Array, address
 
 OVERLAP_WORK = 1_000_000  # how long to look for a shared element before it counts as found
@@ -25,9 +25,8 @@ def is_on_device(value: Any) -> bool:
     """Say whether something is an array in a GPU's memory, of whatever library."""
     if isinstance(value, np.ndarray):
         return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
-    return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in CUDA
+    # DLPack first: a tensor of torch that requires a gradient raises where it is asked for the interface.
+    return dlpack_device(value) in CUDA or hasattr(value, "__cuda_array_interface__")
 
 
 def is_array(value: Any) -> bool:

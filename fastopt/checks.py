@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import sys
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,22 @@ import numpy as np
 COUNT_LIMIT = 2**63
 SMALLEST = math.ulp(0.0)  # above 0
 LARGEST = sys.float_info.max
+
+
+def unwrapped(value: Any) -> Any:
+    """Return what a 0-d array holds, as files of NumPy give back numbers, words and dicts; anything else as it is."""
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+def plain(value: Any) -> Any:
+    """Return numbers, words, lists and dicts of Python in the place of NumPy's and of tuples, at any depth."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -29,8 +45,7 @@ class Number:
         """Return the value as a float, or raise an error that names it."""
         if type(value) is float and self.minimum <= value <= self.maximum:
             return value  # the usual case, ten times as fast as asking an abstract class
-        if isinstance(value, np.ndarray) and value.ndim == 0:
-            value = value.item()
+        value = unwrapped(value)
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"Invalid {self.label}: {value!r}; {name} must be a number, not {type(value).__name__}")
         try:
@@ -55,7 +70,8 @@ class Betas:
 
     def check(self, name: str, value: Any) -> tuple[float, float]:
         """Return the two as floats, or raise an error that names the one that is wrong."""
-        if not isinstance(value, (list, tuple)) or len(value) != 2:
+        several = (isinstance(value, np.ndarray) and value.ndim == 1) or isinstance(value, Sequence)
+        if not several or isinstance(value, (str, bytes, bytearray)) or len(value) != 2:
             raise TypeError(f"Invalid {name}: {value!r:.80}; {name} must be a pair, as (0.9, 0.999)")
         first, second = (self._checked(f"{name}[{i}]", i, beta) for i, beta in enumerate(value))
         return first, second
@@ -75,9 +91,10 @@ class Flag:
         """Return the value as a bool, or raise an error that names it."""
         if value is True or value is False:
             return value
-        if not isinstance(value, (bool, np.bool_)):
+        flag = unwrapped(value)
+        if not isinstance(flag, (bool, int, np.bool_, np.integer)) or flag not in (0, 1):
             raise TypeError(f"Invalid {name}: {value!r}; it must be True or False")
-        return bool(value)
+        return bool(flag)
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,7 @@ class Count:
 
     def check(self, name: str, value: Any) -> int:
         """Return the value as a plain int, or raise an error that names it."""
+        value = unwrapped(value)
         try:
             count = operator.index(value)
         except TypeError:
@@ -110,6 +128,7 @@ class Choice:
 
     def check(self, name: str, value: Any) -> str:
         """Return the value, or raise an error that names it."""
+        value = unwrapped(value)
         if not isinstance(value, str):
             raise TypeError(f"{name} must be a word, one of {', '.join(self.words)}, not {value!r:.40}")
         if value not in self.words:

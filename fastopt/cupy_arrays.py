@@ -11,6 +11,7 @@ import numpy as np
 from .arrays import Extents, Layout, described, extent, is_on_device, owner_of
 from .chunks import located
 from .extras import require
+from .foreign import kind
 from .gpu import Gpu
 from .groups import GroupOptions
 from .kernels.reader import UNREAD, Array
@@ -41,7 +42,9 @@ def as_cupy(what: str, given: Any) -> Any:
     if isinstance(given, cupy.ndarray):
         return given
     if not is_on_device(given):
-        raise TypeError(f"{what} is a {type(given).__name__}, not an array on a GPU")
+        raise TypeError(f"{what} is {kind(given)}, not an array on a GPU: pass cupy.asarray(...) of it, and keep that")
+    if getattr(given, "requires_grad", False):  # of torch, which shows no memory then
+        raise TypeError(f"{what} requires a gradient: pass .detach() of it, or train it with fastopt.torch")
     if hasattr(given, "__cuda_array_interface__"):
         return cupy.asarray(given)
     return cupy.from_dlpack(given)
@@ -51,14 +54,17 @@ def check_writable(what: str, given: Any) -> None:
     """Raise where the interface of an array says that nobody may write there."""
     interface = getattr(given, "__cuda_array_interface__", None)
     if interface is not None and interface["data"][1]:
-        raise ValueError(f"{what} is read-only, and would be updated in place: pass a copy of it, and use that")
+        raise ValueError(
+            f"{what} is read-only, and would be updated in place: pass cupy.array(...) of it, and use that"
+        )
 
 
 def format_of(what: str, array: Any) -> str:
     """Name what an array holds, as kernels are compiled for it."""
     name: str = array.dtype.name
     if name not in ELEMENTS or not array.dtype.isnative:
-        raise TypeError(f"{what} has dtype {name}; {', '.join(ELEMENTS)} can be updated on a GPU")
+        known = ", ".join(ELEMENTS)
+        raise TypeError(f"{what} has dtype {name}; {known} can be updated on a GPU: pass .astype('float32') of it")
     return name
 
 

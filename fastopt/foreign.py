@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from numbers import Number
 from typing import Any
@@ -29,6 +30,15 @@ def kind(value: Any) -> str:
 def is_tensor(value: Any) -> bool:
     """Say whether something is a tensor of torch, or made of some, which may not be installed."""
     return any(cls.__module__.split(".")[0] == "torch" for cls in type(value).__mro__)
+
+
+def dlpack_device(value: Any) -> int | None:
+    """Return DLPack's code of the kind of device that something lies on; None where it says none."""
+    if hasattr(value, "__dlpack_device__"):
+        with contextlib.suppress(ValueError, RuntimeError):  # torch's meta device, which DLPack does not know
+            code: int = value.__dlpack_device__()[0]
+            return code
+    return None
 
 
 def borrowed(given: Any) -> Array:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Final, TypeAlias
 import numpy as np
 
 from .arrays import is_array, is_on_device
-from .checks import Count
-from .foreign import is_one_array
+from .checks import Count, plain, unwrapped
+from .foreign import is_one_array, kind
 from .groups import GroupOptions, ParamGroup, StepFunction, check_shared
 from .host import HostTensor
 from .kernels.reader import Array
@@ -159,6 +159,12 @@ class Optimizer:
                 raise TypeError(f"the gradient of {tensor} is a NumPy scalar, which never changes: bind a 0-d array")
         with self._plan.lock:
             gradients = Gradients(self._plan, self._tensors, mirrored)
+            for tensor, given, array in zip(self._tensors, mirrored, gradients.arrays, strict=True):
+                if not isinstance(given, np.ndarray) and isinstance(array, np.ndarray) and not array.flags.writeable:
+                    raise TypeError(
+                        f"the gradient of {tensor} is {kind(given)} that cannot be written, so it never changes: bind "
+                        f"np.array(...) of it and write each gradient there, or pass gradients to step"
+                    )
             gradients.keep_in_place()
             self._bound = gradients
 
@@ -234,7 +240,8 @@ class Optimizer:
         Parameters
         ----------
         state_dict : dict
-            From an optimizer of the same class, over parameters of the same names, shapes and dtypes.
+            From an optimizer of the same class, over parameters of the same names, shapes and dtypes. It may have gone
+            through ``np.savez("opt.npz", **state_dict)`` and ``np.load("opt.npz", allow_pickle=True)``.
 
         Raises
         ------
@@ -244,8 +251,9 @@ class Optimizer:
         with self._plan.lock:
             self._plan.refuse_inside_step()
             self._plan.away.refuse_captured()
+            state_dict = unwrapped(state_dict)
             options = self._checked_groups(state_dict)
-            states = self._checked_states(state_dict["state"])
+            states = self._checked_states(unwrapped(state_dict["state"]))
             for tensor, (step, arrays) in zip(self._tensors, states, strict=True):
                 tensor.restore(step, arrays)
             for group, (values, schedules) in zip(self._groups, options, strict=True):
@@ -255,8 +263,8 @@ class Optimizer:
     def _checked_groups(self, state_dict: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, StepFunction]]]:
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError("a state dict has the entries 'state' and 'param_groups', as state_dict() returns them")
-        given = state_dict["param_groups"]
-        if not isinstance(given, (list, tuple)) or len(given) != len(self._groups):
+        given = plain(state_dict["param_groups"])
+        if not isinstance(given, list) or len(given) != len(self._groups):
             raise ValueError(f"the state dict must have a list of {len(self._groups)} param_groups, as this optimizer")
         checked = []
         for group, entry in zip(self._groups, given, strict=True):
@@ -265,7 +273,7 @@ class Optimizer:
             if not isinstance(entry, Mapping) or set(entry) != set(group):
                 raise ValueError(f"{what} must have the entries {sorted(group)}, those of {type(self).__name__}")
             # As text, since arrays among them would not compare to one truth.
-            if not isinstance(entry["params"], (list, tuple)) or repr(list(entry["params"])) != repr(keys):
+            if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
             values: dict[str, Any] = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
             self._family.choose(values)
@@ -278,7 +286,7 @@ class Optimizer:
         keys = {tensor.key for tensor in self._tensors}
         if not isinstance(given, Mapping) or not given.keys() <= keys:
             raise ValueError(f"the state dict has state for {list(given)!r:.200}; parameters are {list(keys)!r:.200}")
-        return [self._checked_state(tensor, given.get(tensor.key, {"step": 0})) for tensor in self._tensors]
+        return [self._checked_state(tensor, unwrapped(given.get(tensor.key, {"step": 0}))) for tensor in self._tensors]
 
     def _checked_state(self, tensor: ArrayTensor, given: Any) -> tuple[int, dict[str, Array]]:
         if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {"step", *self._family.states}:

@@ -168,7 +168,7 @@ BAD_PAIRS = [(value, TypeError) for value in (0.9, None, "ab", (), (0.9,), (0.9,
 BAD_PAIRS += [((0.9, value), error) for value, error in BAD_NUMBERS]
 BAD_PAIRS += [((value, 0.999), error) for value, error in BAD_NUMBERS]
 BAD_PAIRS += [((1.0, 0.999), ValueError), ([0.9, 1], ValueError), ((0.9, 1.5), ValueError)]
-BAD_FLAGS = [(value, TypeError) for value in (1, 0, 1.0, "yes", None, [], np.array([True]))]
+BAD_FLAGS = [(value, TypeError) for value in (2, -1, 1.0, "yes", None, [], np.array([True]))]
 
 
 def bad_values(name):

@@ -819,7 +819,7 @@ COUNTS += [
     for bad in (1.0, 2.5, np.float64(3), "3", None, True, np.True_, [3], {}, 1j, math.nan, np.array([3.0]))
 ]
 POSITIVE_COUNTS = [*COUNTS, (0, ValueError)]
-FLAGS = [(bad, TypeError) for bad in (0, 1, None, "True", 1.0, [])]
+FLAGS = [(bad, TypeError) for bad in (-1, 2, None, "True", 1.0, [])]
 WORDS = [
     ("cubic", ValueError),
     ("", ValueError),
