@@ -151,7 +151,8 @@ class Container:
                     f"there are {len(self.inner)} parameters and {len(grads)} gradients{self}; "
                     "give None where a parameter has no gradient"
                 )
-            return grads
+            in_order: Sequence[Any] = grads
+            return in_order
         if not isinstance(grads, Mapping):
             raise TypeError(f"params{self} is a dict, so grads must be a dict with the same keys, not {kind(grads)}")
         if grads.keys() != set(self.names):
