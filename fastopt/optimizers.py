@@ -111,10 +111,12 @@ class Optimizer:
         Parameters
         ----------
         grads : optional
-            Gradients that mirror the parameters as they were given: an array, a list, or a dict with the same keys;
-            with groups, a list with one such entry per group. Each has its parameter's dtype and shape, in any layout;
-            None where a parameter has no gradient, which then neither changes nor counts the step (its group does).
-            They are only read, and may be new arrays at each step. Without it, the bound gradients are used.
+            Gradients that mirror the parameters as they were given: an array, a list, or a dict with the same keys,
+            nested as these are; with groups, a list with one such entry per group. Each has its parameter's dtype and
+            shape, in any layout; None where a parameter has no gradient, or nothing in a nested container has one,
+            which then neither changes nor counts the step (its group does). They are only read, and may be new arrays
+            at each step: NumPy's, or whatever shows its memory on the CPU by DLPack or as a buffer, as arrays of jax
+            do. Without it, the bound gradients are used.
 
         Raises
         ------
@@ -174,7 +176,8 @@ class Optimizer:
         Parameters
         ----------
         group : dict
-            ``{"params": ..., "lr": ..., ...}``; options that are not given have the optimizer's defaults.
+            ``{"params": ..., "lr": ..., ...}``; options that are not given have the optimizer's defaults. Arrays in
+            lists are numbered on from the groups before.
 
         Raises
         ------
@@ -335,10 +338,12 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence of arrays, dict of arrays, or list of group dicts
+    params : array, sequence or dict of arrays, nested or not, or list of group dicts
         What to train, in place: float32 or float64, any shape, dense in memory, and writable when the optimizer is
-        made; on a GPU, arrays of CuPy or of anything that it can look into, float16 and bfloat16 too. A group is
-        ``{"params": ..., "lr": ..., ...}``, with options of its own.
+        made; on a GPU, arrays of CuPy or of anything that it can look into, float16 and bfloat16 too. Sequences and
+        dicts may hold others, ``[(w, b), ...]`` or ``{"enc": {"w": w}}``; each array then goes by its path, ``"0.1"``
+        or ``"enc.w"``. A list of dicts that have an entry ``"params"`` is a list of groups, ``{"params": ..., "lr":
+        ..., ...}``, with options of their own.
     lr : float or schedule, default 0.001
         Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
         completed steps, from 0.
@@ -424,7 +429,7 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence of arrays, dict of arrays, or list of group dicts
+    params : array, sequence or dict of arrays, nested or not, or list of group dicts
         As for `SGD`.
     lr : float or schedule, default 0.01
         Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
@@ -515,7 +520,7 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence of arrays, dict of arrays, or list of group dicts
+    params : array, sequence or dict of arrays, nested or not, or list of group dicts
         As for `SGD`.
     lr : float or schedule, default 0.01
         Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
@@ -610,7 +615,7 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence of arrays, dict of arrays, or list of group dicts
+    params : array, sequence or dict of arrays, nested or not, or list of group dicts
         As for `SGD`.
     lr : float or schedule, default 0.001
         Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
@@ -695,7 +700,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params : array, sequence of arrays, dict of arrays, or list of group dicts
+    params : array, sequence or dict of arrays, nested or not, or list of group dicts
         As for `SGD`.
     lr, betas, eps, amsgrad, maximize
         As for `Adam`.
