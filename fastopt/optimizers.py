@@ -19,7 +19,7 @@ from .members import Members
 from .plan import ArrayTensor, Gradients, Plan
 from .rules import FAMILIES, HYPERPARAMETERS, Family, check
 
-Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]]
+Params: TypeAlias = Array | Mapping[str, Any] | Iterable[Any]  # what is in them may be nested, or groups
 Grads: TypeAlias = Any  # mirrors Params, with None where a parameter has no gradient
 Scheduled: TypeAlias = float | Callable[[int], float]
 

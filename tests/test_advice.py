@@ -337,6 +337,28 @@ def test_buffers_of_single_calls():
     fastopt.fused.rmsprop(p, g, s, np.zeros_like(p), lr=0.1, momentum=0.9)
 
 
+def test_on_a_gpu(device):
+    """Between GPU and host, and of dtypes that are not updated there."""
+    p, g, host = device.array(ones(3)), device.array(ones(3)), ones(3)
+    opt, there = fastopt.SGD(host), fastopt.SGD([p])
+    for act in (opt.step, lambda given: fastopt.fused.sgd(host, given, lr=0.1)):
+        refused("pass .get() of it", act, g)
+        act(g.get())
+    for act in (lambda given: there.step([given]), lambda given: fastopt.fused.sgd(p, given, lr=0.1)):
+        refused("pass cupy.asarray(...) of it, and keep that", act, ones(3))
+        act(device.array(ones(3)))
+    whole = device.array(np.arange(3, dtype=np.int32))
+    refused("pass .astype('float32') of it", fastopt.SGD, whole)
+    fastopt.SGD(device.array(device.get(whole).astype(F32)))
+
+
+def test_tensors_on_a_gpu(pretended):
+    """Those that require a gradient show no memory: the message comes first."""
+    for given in (torch.nn.Parameter(torch.ones(3, device="cuda")), torch.ones(3, device="cuda").requires_grad_()):
+        refused("pass .detach() of it, or train it with fastopt.torch", fastopt.SGD, [given])
+        fastopt.torch.SGD([given], lr=0.1)
+
+
 def test_states():
     """Of a state dict: of another dtype, of another library."""
     opt = fastopt.SGD({"w": ones(3)}, momentum=0.9)

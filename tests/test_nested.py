@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict, UserDict, UserList, deque, namedtuple
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -139,6 +140,48 @@ def test_paths():
     ]
     for params, keys in cases:
         assert fastopt.SGD(params).state_dict()["param_groups"][0]["params"] == keys
+
+
+def test_on_a_gpu(device):
+    """Arrays of CuPy, beside arrays of NumPy, in the same containers."""
+    w, b, host = device.array(ones(2, 3)), device.array(ones(3)), ones(4)
+    opt = fastopt.SGD({"gpu": [(w, b), ()], "host": host}, lr=0.5, momentum=0.9)
+    opt.step({"gpu": [None, None], "host": ones(4)})
+    opt.step({"gpu": [[device.array(ones(2, 3)), None], ()], "host": None})
+    opt.bind({"gpu": [[None, device.array(ones(3))], ()], "host": None})
+    opt.step()
+    saved = opt.state_dict()
+    assert saved["param_groups"][0]["params"] == ["gpu.0.0", "gpu.0.1", "host"]
+    opt.load_state_dict(saved)
+    assert [opt.state[key]["step"] for key in ("gpu.0.0", "gpu.0.1", "host")] == [1, 1, 1]
+    for x in (device.get(w), device.get(b), host):
+        np.testing.assert_array_equal(x, F32(0.5))
+    with pytest.raises(ValueError, match=r"two parameters have the path 'a\.b'"):
+        fastopt.SGD({"a": {"b": w}, "a.b": b})
+
+
+class Rows(Sequence):
+    """A sequence of the rows of an array, which are made at each access: views of it, or copies."""
+
+    def __init__(self, table, copied):
+        self.table, self.copied = table, copied
+
+    def __getitem__(self, index):
+        return self.table[index].copy() if self.copied else self.table[index]
+
+    def __len__(self):
+        return len(self.table)
+
+
+def test_arrays_that_are_made_at_each_access():
+    """They are refused where they are copies, which nobody would hold, and trained where they are views."""
+    table = ones(3, 2)
+    for wrap in (lambda rows: rows, lambda rows: {"a": [rows]}, lambda rows: [{"params": rows}]):
+        with pytest.raises(ValueError, match=r"another array of '.*' at each access"):
+            fastopt.SGD(wrap(Rows(table, copied=True)))
+        fastopt.SGD(wrap(Rows(table, copied=False)))
+    fastopt.SGD({"a": [Rows(table, copied=False)]}, lr=0.5).step({"a": [Rows(ones(3, 2), copied=True)]})
+    assert (table == 0.5).all()
 
 
 def test_groups():
