@@ -2,8 +2,9 @@
 
 Each call checks its arrays, updates the parameter and the states, returns None, and remembers nothing. State is an
 array like the parameter, zeros to begin with. Arrays are float32 or float64, all of one dtype and shape; parameter and
-states are writable and dense; the gradient may have any strides, and is only read. On a GPU, arrays of CuPy are float16
-or bfloat16 as well, with states in float32, and the update goes on CuPy's current stream.
+states are writable and dense; the gradient may have any strides, is only read, and may be whatever shows its memory by
+DLPack or as a buffer, as arrays of jax do. On a GPU, arrays of CuPy are float16 or bfloat16 as well, with states in
+float32, and the update goes on CuPy's current stream.
 """
 
 from __future__ import annotations

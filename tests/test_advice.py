@@ -4,6 +4,7 @@ A case is what is passed, what the message advises, and the same as code.
 """
 
 import array
+import copy
 import ctypes
 import itertools
 
@@ -15,6 +16,7 @@ from foreign_stand_in import Column, Exported, Immutable, Lazy
 
 import fastopt
 import fastopt.torch
+from fastopt.schedules import Cosine
 
 F32 = np.float32
 
@@ -386,6 +388,30 @@ def test_groups():
     opt.add_param_group({"params": {"w": [ones(2)]}})
     refused("give each its own name", opt.add_param_group, {"params": {"w": [ones(2)]}})
     opt.add_param_group({"params": {"v": [ones(2)]}})
+
+
+def test_entries_of_groups():
+    """What cannot be assigned, what to do instead; and copies of an optimizer."""
+    opt = fastopt.SGD([{"params": {"w": ones(2)}}], lr=lambda step: 0.5)
+    group = opt.param_groups[0]
+    refused("use add_param_group or a new optimizer", group.__setitem__, "params", [ones(3)])
+    opt.add_param_group({"params": [ones(3)]})
+    refused("assign a schedule to the option itself, as to 'lr'", group.__setitem__, "schedules", {})
+    group["lr"] = Cosine(0.5, 10)
+    refused("assign its default instead", group.__delitem__, "momentum")
+    group["momentum"] = 0.0
+    refused("save state_dict(), and load it into an optimizer over the new arrays", copy.deepcopy, opt)
+    fastopt.SGD([{"params": {"w": ones(2)}}, {"params": [ones(3)]}]).load_state_dict(
+        without_functions(opt.state_dict())
+    )
+
+
+def without_functions(state_dict):
+    """A state dict without the schedules that are functions of the user's, as the message advises."""
+    fresh = fastopt.SGD([{"params": {"w": ones(2)}}, {"params": [ones(3)]}])
+    refused("assign it to the group before loading, or delete it from 'schedules'", fresh.load_state_dict, state_dict)
+    del state_dict["param_groups"][1]["schedules"]["lr"]
+    return state_dict
 
 
 @pytest.mark.parametrize("params", [None, 3.0, [], "abc", [{"w": 1.0}], torch.ones(2), [np.arange(3)]], ids=repr)
