@@ -221,9 +221,8 @@ def _names(given: Mapping[Any, Any], path: str | None) -> list[str]:
 
 
 def _joined(path: str | None, name: Any) -> str:
-    # Added, not formatted: an enum that is a string stands for its value.
-    text = name if isinstance(name, str) else str(name)
-    return "" + text if path is None else path + "." + text
+    text = name if isinstance(name, str) else str(name)  # an enum that is a string stands for its value
+    return ".".join([text] if path is None else [path, text])
 
 
 def _alone(grads: Any) -> Sequence[Any]:

@@ -148,7 +148,7 @@ class Optimizer:
         Parameters
         ----------
         grads
-            As for `step`.
+            As for `step`, but arrays of NumPy or on a GPU alone.
 
         Raises
         ------
@@ -162,10 +162,11 @@ class Optimizer:
         with self._plan.lock:
             gradients = Gradients(self._plan, self._tensors, mirrored)
             for tensor, given, array in zip(self._tensors, mirrored, gradients.arrays, strict=True):
-                if not isinstance(given, np.ndarray) and isinstance(array, np.ndarray) and not array.flags.writeable:
+                if isinstance(array, np.ndarray) and not isinstance(given, np.ndarray):
+                    # It may never change, as in jax, or move its memory whenever it likes, as in torch.
                     raise TypeError(
-                        f"the gradient of {tensor} is {kind(given)} that cannot be written, so it never changes: bind "
-                        f"np.array(...) of it and write each gradient there, or pass gradients to step"
+                        f"the gradient of {tensor} is {kind(given)}, which cannot be kept: bind np.array(...) of it, "
+                        "and write each gradient there, or pass gradients to step"
                     )
             gradients.keep_in_place()
             self._bound = gradients
