@@ -396,7 +396,7 @@ def test_entries_of_groups():
 def without_functions(state_dict):
     """A state dict without the schedules that are functions of the user's, as the message advises."""
     fresh = fastopt.SGD([{"params": {"w": ones(2)}}, {"params": [ones(3)]}])
-    refused("assign it to the group before loading, or delete it from 'schedules'", fresh.load_state_dict, state_dict)
+    refused("assign it to the group before loading, or delete 'lr' from 'schedules'", fresh.load_state_dict, state_dict)
     del state_dict["param_groups"][1]["schedules"]["lr"]
     return state_dict
 
