@@ -113,10 +113,17 @@ def average(old, new, gain):
     return (real(1) - real(gain)) * old + real(gain) * new
 
 
+@compiled
+def average_of_squares(old, g, gain):
+    """An average of squares, in torch's order: the square by itself would overflow where the average does not."""
+    real = type(old)
+    return (real(1) - real(gain)) * old + real(gain) * g * g
+
+
 @rule(states=1)
 def rmsprop(p, g, s, lr, gain, eps):
     real = type(p)
-    s = average(s, g * g, gain)
+    s = average_of_squares(s, g, gain)
     return p - real(lr) * g / (np.sqrt(s) + real(eps)), s
 
 
@@ -128,7 +135,7 @@ def update_rmsprop(p, g, s, lr, gain, eps):
 @rule(states=2)
 def rmsprop_momentum(p, g, s, v, lr, gain, eps, momentum):
     real = type(p)
-    s = average(s, g * g, gain)
+    s = average_of_squares(s, g, gain)
     v = real(momentum) * v + g / (np.sqrt(s) + real(eps))
     return p - real(lr) * v, s, v
 
@@ -148,7 +155,7 @@ def deviation(s, a):
 @rule(states=2)
 def rmsprop_centered(p, g, s, a, lr, gain, eps):
     real = type(p)
-    s, a = average(s, g * g, gain), average(a, g, gain)
+    s, a = average_of_squares(s, g, gain), average(a, g, gain)
     return p - real(lr) * g / (deviation(s, a) + real(eps)), s, a
 
 
@@ -160,7 +167,7 @@ def update_rmsprop_centered(p, g, s, a, lr, gain, eps):
 @rule(states=3)
 def rmsprop_centered_momentum(p, g, s, v, a, lr, gain, eps, momentum):
     real = type(p)
-    s, a = average(s, g * g, gain), average(a, g, gain)
+    s, a = average_of_squares(s, g, gain), average(a, g, gain)
     v = real(momentum) * v + g / (deviation(s, a) + real(eps))
     return p - real(lr) * v, s, v, a
 
@@ -176,7 +183,7 @@ def update_rmsprop_centered_momentum(p, g, s, v, a, lr, gain, eps, momentum):
 @rule(states=2)
 def adam(p, g, m, v, lr, gain1, gain2, eps):
     real = type(p)
-    m, v = average(m, g, gain1), average(v, g * g, gain2)
+    m, v = average(m, g, gain1), average_of_squares(v, g, gain2)
     return p - real(lr) * m / (np.sqrt(v) + real(eps)), m, v
 
 
@@ -188,7 +195,7 @@ def update_adam(p, g, m, v, lr, gain1, gain2, eps):
 @rule(states=3)
 def adam_amsgrad(p, g, m, v, w, lr, gain1, gain2, eps):
     real = type(p)
-    m, v = average(m, g, gain1), average(v, g * g, gain2)
+    m, v = average(m, g, gain1), average_of_squares(v, g, gain2)
     w = w if v < w else v  # NaN, too
     return p - real(lr) * m / (np.sqrt(w) + real(eps)), m, v, w
 

@@ -134,6 +134,12 @@ FASTOPT_DEVICE FASTOPT_INLINE inline T average(T old, T value, T gain) {
     return (1.0f - gain) * old + gain * value;
 }
 
+// An average of squares, in torch's order: the square by itself would overflow where the average does not.
+template <typename T>
+FASTOPT_DEVICE FASTOPT_INLINE inline T average_of_squares(T old, T g, T gain) {
+    return (1.0f - gain) * old + gain * g * g;
+}
+
 struct Rmsprop {
     static constexpr int states = 1;   // square_avg
     static constexpr int hypers = 3;   // lr, gain, eps
@@ -150,7 +156,7 @@ struct Rmsprop {
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], gain = hyper[1], eps = hyper[2];
-        T s = state[0] = average(state[0], g * g, gain);
+        T s = state[0] = average_of_squares(state[0], g, gain);
         return p - lr * g / (sqrt(s) + eps);
     }
 };
@@ -168,7 +174,7 @@ struct RmspropMomentum {
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], gain = hyper[1], eps = hyper[2], momentum = hyper[3];
-        T s = state[0] = average(state[0], g * g, gain);
+        T s = state[0] = average_of_squares(state[0], g, gain);
         T v = state[1] = momentum * state[1] + g / (sqrt(s) + eps);
         return p - lr * v;
     }
@@ -187,7 +193,7 @@ struct RmspropCentered : Rmsprop {
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], gain = hyper[1], eps = hyper[2];
-        T s = state[0] = average(state[0], g * g, gain);
+        T s = state[0] = average_of_squares(state[0], g, gain);
         T a = state[1] = average(state[1], g, gain);
         return p - lr * g / (deviation(s, a) + eps);
     }
@@ -199,7 +205,7 @@ struct RmspropCenteredMomentum : RmspropMomentum {
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], gain = hyper[1], eps = hyper[2], momentum = hyper[3];
-        T s = state[0] = average(state[0], g * g, gain);
+        T s = state[0] = average_of_squares(state[0], g, gain);
         T a = state[2] = average(state[2], g, gain);
         T v = state[1] = momentum * state[1] + g / (deviation(s, a) + eps);
         return p - lr * v;
@@ -226,7 +232,7 @@ struct Adam {
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], gain1 = hyper[1], gain2 = hyper[2], eps = hyper[3];
         T m = state[0] = average(state[0], g, gain1);
-        T v = state[1] = average(state[1], g * g, gain2);
+        T v = state[1] = average_of_squares(state[1], g, gain2);
         return p - lr * m / (sqrt(v) + eps);
     }
 };
@@ -238,7 +244,7 @@ struct AdamAmsgrad : Adam {
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T lr = hyper[0], gain1 = hyper[1], gain2 = hyper[2], eps = hyper[3];
         T m = state[0] = average(state[0], g, gain1);
-        T v = state[1] = average(state[1], g * g, gain2);
+        T v = state[1] = average_of_squares(state[1], g, gain2);
         T w = state[2] = v < state[2] ? state[2] : v;  // NaN, too
         return p - lr * m / (sqrt(w) + eps);
     }

@@ -57,7 +57,7 @@ def zeros(p, states, count):
 def mean_square(s, g, options):
     """The moving average of squared gradients."""
     alpha = options.get("alpha", 0.99)
-    return alpha * s + (1.0 - alpha) * g**2
+    return alpha * s + (1.0 - alpha) * g * g
 
 
 def variance(s, a, g, options):
@@ -102,7 +102,7 @@ def rmsprop_centered_momentum(p, g, states, step, options):
 def moments(g, m, v, options):
     """Kingma and Ba's two moving averages."""
     beta1, beta2 = options.get("betas", (0.9, 0.999))
-    return beta1 * m + (1.0 - beta1) * g, beta2 * v + (1.0 - beta2) * g**2
+    return beta1 * m + (1.0 - beta1) * g, beta2 * v + (1.0 - beta2) * g * g
 
 
 def adam_step(p, m, v, step, options):

@@ -281,6 +281,20 @@ def test_averages_of_one_gradient_over_and_over(compiled, name):
         assert np.isfinite(p).all()
 
 
+@pytest.mark.parametrize("name", [name for name, rule in rules.RULES.items() if {"gain", "gain2"} & {*rule.hypers}])
+def test_an_average_of_squares_is_finite_where_a_square_is_not(compiled, name):
+    """In torch's order of multiplications, in which every element moves; `test_range.py` has the other languages."""
+    for loop in LOOPS:
+        g = np.linspace(2e19, 9e19, 37, dtype=np.float32)
+        p, states = np.zeros(37, np.float32), [np.zeros(37, np.float32) for _ in rules.RULES[name].states]
+        run(compiled, loop, name, p, g, states)
+        want, want_states = oracle.RULES[name](np.zeros(37), g, [np.zeros(37) for _ in states], 2, options_of(name))
+        assert (want < 0).all()
+        assert_close(p, want, ONE_STEP)
+        for state, wanted in zip(states, want_states, strict=True):
+            np.testing.assert_allclose(state, wanted, rtol=ONE_STEP * np.finfo(np.float32).eps)
+
+
 @pytest.fixture(scope="module", params=["-O2", "-O3", "-O3 -fno-math-errno", "-O3 -march=native"])
 def loops(request):
     """The assembly of each rule's loop in each dtype, at a level."""
