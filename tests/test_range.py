@@ -66,7 +66,7 @@ def by_cuda(name, p, g, states, step):
 @pytest.mark.parametrize("update", [by_numba, by_pointer, by_cuda], ids=["numba", "pointer", "cuda"])
 @averaging
 def test_large_gradients_against_the_oracle(name, update):
-    """Three steps in which the average of squares stays finite, and every element moves; float64 is the oracle's own."""
+    """Three steps in which the average of squares stays finite, and all elements move; float64 is the oracle's own."""
     g = large("float32")
     p, states = np.ones_like(g), [np.zeros_like(g) for _ in RULES[name].states]
     trainer = oracle.Trainer([p])

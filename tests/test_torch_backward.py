@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import math
 import os
 import subprocess
@@ -636,17 +637,64 @@ def test_memory_of_one_gradient(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "passed\n", "")
 
 
-def test_dropping_handle_and_model_frees_both():
-    """Hooks, updaters and states go with the model."""
+@pytest.mark.parametrize("removed", [True, False], ids=["removed", "dropped"])
+@pytest.mark.parametrize("hooked", [False, True], ids=["alone", "hooked"])
+@pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
+def test_dropping_handle_and_model_frees_both(name, options, hooked, removed):
+    """Hooks, updaters and states go with the model, with or without `remove()`, and with hooks of the user's own."""
     model = nn.Linear(5, 5)
-    handle = subject.step_in_backward(model, subject.SGD, lr=0.1, momentum=0.9)
+    if hooked:
+        model.weight.register_hook(lambda gradient: None)
+    handle = subject.step_in_backward(model, getattr(subject, name), **options)
     for _ in range(3):
         model(torch.ones(1, 5)).sum().backward()
-    held = [weakref.ref(thing) for thing in (model.weight, handle.state[model.weight]["momentum_buffer"], handle)]
-    handle.remove()
-    del model, handle
+    states = handle.state[model.weight].values()
+    held = [weakref.ref(thing) for thing in (model, model.weight, handle, *states) if not isinstance(thing, float)]
+    if removed:
+        handle.remove()
+    del model, handle, states
     gc.collect()
-    assert [thing() for thing in held] == [None] * 3
+    assert [thing() for thing in held] == [None] * len(held)
+
+
+@pytest.mark.parametrize("kept", ["handle", "model", "part", "parameter"])
+def test_updates_go_on_while_anything_is_left(kept):
+    """Whoever drops the handle, or the model and keeps a part of it, goes on training; steps are as if all were kept."""
+    model, twin = (nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    handle, _ = (subject.step_in_backward(m, subject.SGD, lr=0.1, momentum=0.9) for m in (model, twin))
+    things = {"handle": handle, "model": model, "part": model[0], "parameter": model[0].weight}
+    held = things[kept]
+    del model, handle, things
+    gc.collect()
+    weight = {
+        "handle": lambda: held.param_groups[0]["params"][0],
+        "model": lambda: held[0].weight,
+        "part": lambda: held.weight,
+        "parameter": lambda: held,
+    }[kept]()
+    for _ in range(3):
+        weight.square().sum().backward()
+        twin[0].weight.square().sum().backward()
+        assert weight.grad is None
+    assert torch.equal(weight, twin[0].weight)
+
+
+def test_the_model_is_saved_and_copied_without_the_handle():
+    """Copies are not updated, and whoever loads the model needs no fastopt."""
+    model = nn.Linear(2, 2)
+    plain = io.BytesIO()
+    torch.save(model, plain)
+    handle = subject.step_in_backward(model, subject.SGD, lr=0.1)
+    saved = io.BytesIO()
+    torch.save(model, saved)
+    assert saved.getvalue() == plain.getvalue()
+    twin = copy.deepcopy(model)
+    twin(torch.ones(1, 2)).sum().backward()
+    assert twin.weight.grad is not None
+    handle.remove()
+    model(torch.ones(1, 2)).sum().backward()
+    assert model.weight.grad is not None
 
 
 def test_the_same_updater_serves_all_steps():

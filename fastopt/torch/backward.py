@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..kernels.tensors import OUT_OF_DATE
 from .groups import look_at
-from .optimizers import Optimizer
+from .optimizers import Optimizer, weak
 from .tensors import is_distributed
 from .updater import Updater
 
@@ -38,7 +39,8 @@ def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **optio
     Returns
     -------
     StepInBackward
-        Keeps options and states, and ends the updates by ``remove()``.
+        Keeps options and states, and ends the updates by ``remove()``. Whether it is kept or dropped, updates go on as
+        long as there are parameters to update; it goes with the last of them.
 
     Raises
     ------
@@ -75,10 +77,13 @@ class StepInBackward:
         self._updaters: dict[Tensor, Updater] = {param: self._optimizer._updater_of(param) for _, param in trained}
         self._stepped: set[Tensor] = set()  # in this backward pass
         self._lock = threading.RLock()
+        update = weak(self._update)
         self._hooks: list[Any] = [
-            param.register_post_accumulate_grad_hook(self._update)  # type: ignore[no-untyped-call]  # torch's own
+            param.register_post_accumulate_grad_hook(update)  # type: ignore[no-untyped-call]  # torch's own
             for _, param in trained
         ]
+        for _, param in trained:
+            held_by(param)[id(self)] = self
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -111,6 +116,8 @@ class StepInBackward:
         """End the updates; gradients stay from now on."""
         for hook in self._hooks:
             hook.remove()
+        for param in self._updaters:
+            held_by(param).pop(id(self), None)
 
     def step(self, *arguments: Any) -> NoReturn:
         """Refuse: the updates have been taken."""
@@ -164,3 +171,14 @@ class StepInBackward:
                 updater.watch.release()
             self._stepped.add(param)
         param.grad = None
+
+
+def held_by(param: Tensor) -> dict[Any, Any]:
+    """Return a dict whose entries live as long as a parameter, and may refer to it: the collector sees the cycle.
+
+    It does not look into hooks that run after accumulation, so that these must not refer to a parameter; in attributes
+    of the parameter's own, entries would be saved and copied with it. The dict of its other hooks may stay empty.
+    """
+    if param._backward_hooks is None:
+        param._backward_hooks = OrderedDict()
+    return vars(param._backward_hooks)

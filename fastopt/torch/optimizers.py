@@ -405,14 +405,14 @@ class Optimizer(torch.optim.Optimizer):
                 group.expect(self._functions[index] if self._functions else {})
 
 
-def weak(method: Callable[[], None]) -> Callable[[], None]:
+def weak(method: Callable[..., None]) -> Callable[..., None]:
     """Return a method that does nothing once its object is gone, and does not keep that alive."""
     reference = weakref.WeakMethod(method)
 
-    def call() -> None:
+    def call(*arguments: Any) -> None:
         found = reference()
         if found is not None:
-            found()
+            found(*arguments)
 
     return call
 
