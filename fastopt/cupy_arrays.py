@@ -163,6 +163,7 @@ class GpuTensor(ArrayTensor):
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
     """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
     tensor = GpuTensor("p", p, GroupOptions(0, {}), "p")
+    rule.check_row(numbers, tensor.format)
     held, array = tensor.gradient("g", g)
     kept = {name: tensor.state(name, given) for name, given in states.items()}
     extents = Extents({"p": tensor.array, **kept}.items())

@@ -138,7 +138,9 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
         raise TypeError(f"the update of {rule!r} needs {' and '.join(missing)}: pass {missing[0]}=...")
     checked = {name: check(name, value) for name, value in values.items()}
     number = fused.ANY if step is None else Count(minimum=1).check("step", step)
-    return np.array(found.row({**dict.fromkeys(found.options, 0.0), **checked}, number, False)[2:])
+    row = found.row({**dict.fromkeys(found.options, 0.0), **checked}, number, False)
+    found.check_row(row, "float64")
+    return np.array(row[2:])
 
 
 def known(rule: str) -> Rule:

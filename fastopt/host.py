@@ -179,6 +179,7 @@ class HostTensor(ArrayTensor):
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
     """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
     single = Single(p, g, states)
+    rule.check_row(numbers, single.dtype.name)
     HOST.update(rule, single.dtype.name, single.size, single.addresses, single.strided, numbers)
     for array, copy in single.copies:
         array[...] = copy

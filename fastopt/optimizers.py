@@ -270,7 +270,7 @@ class Optimizer:
         given = plain(state_dict["param_groups"])
         if not isinstance(given, list) or len(given) != len(self._groups):
             raise ValueError(f"the state dict must have a list of {len(self._groups)} param_groups, as this optimizer")
-        checked = []
+        checked, rules = [], []
         for group, entry in zip(self._groups, given, strict=True):
             keys = [tensor.key for tensor in self._of(group)]
             what = f"group {group.index} of the state dict"
@@ -280,9 +280,10 @@ class Optimizer:
             if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
             values: dict[str, Any] = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
-            self._family.choose(values)
+            rules.append(self._family.choose(values))
             values["step"] = Count().check(f"the step of {what}", entry["step"])
             checked.append((values, group.restored_schedules(entry["schedules"])))
+        self._plan.check_options(rules, [values for values, _ in checked])
         check_shared(self._groups, [schedules for _, schedules in checked])
         return checked
 

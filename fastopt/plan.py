@@ -335,6 +335,7 @@ class Plan:
         self.counted = groups  # whose steps this plan counts
         self.scale = 1.0  # of all gradients in the next step
         self.rules: list[Rule] = []
+        self._kinds: list[tuple[int, str]] | None = None  # indices of groups, and formats of tensors in each
         self.launches: list[Launch] = []
         self.opened: dict[Place, Launches] = {}
         self.courses: list[Course] = []  # of the devices
@@ -357,8 +358,7 @@ class Plan:
 
     def validate(self) -> None:
         """Check what concerns groups as a whole and all tensors together, and open the places where these lie."""
-        for group in self.groups:
-            self.choose(group.entries)
+        self.check_options([self.choose(group.entries) for group in self.groups], [g.entries for g in self.groups])
         if (pair := self.extents.first_overlap()) is not None:
             raise ValueError(
                 f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a copy of what they share"
@@ -367,6 +367,13 @@ class Plan:
             if tensor.place not in self.opened:
                 self.opened[tensor.place] = tensor.place.open()
         self.courses = [cast("Course", opened) for place, opened in self.opened.items() if place.on_device]
+
+    def check_options(self, rules: Sequence[Rule], options: Sequence[Options]) -> None:
+        """Raise where options of a group are too large for what one of its parameters is computed in."""
+        if self._kinds is None:
+            self._kinds = sorted({(tensor.group.index, tensor.format) for tensor in self.tensors})
+        for index, dtype in self._kinds:
+            rules[index].check_options(options[index], dtype, f" of group {index}")
 
     @property
     def extents(self) -> Extents:
@@ -465,6 +472,7 @@ class Plan:
         self.away.end()
         self.rules = []
         self.cohorts = []
+        self._kinds = None
         self._forget_extents()
         self.versions = []
 
@@ -510,6 +518,7 @@ class Plan:
         for group in self.groups:
             group.ask_schedules()
         rules = [self.choose(group.upcoming) for group in self.groups]
+        self.check_options(rules, [group.upcoming for group in self.groups])
         if rules != self.rules:
             self.loaded = self.formed = None
             self.launches = self._split(rules)

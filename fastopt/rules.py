@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .checks import LARGEST, Betas, Flag, Number
+import numpy as np
+
+from .checks import COUNT_LIMIT, LARGEST, Betas, Flag, Number
+from .kernels.tables import ELEMENTS
 from .pair import Pair
 
 Options = Mapping[str, Any]
@@ -48,6 +51,13 @@ def is_scheduled(name: str, value: Any) -> bool:
 def check(name: str, value: Any) -> Any:
     """Return a hyperparameter's value as plain Python, or raise an error that names it."""
     return HYPERPARAMETERS[name].check(name, value)
+
+
+# The largest number that kernels for a dtype compute with.
+MOST = {name: float(np.finfo(real).max) for name, (_, real) in ELEMENTS.items()}
+HARMLESS = 2.0**50  # no product of two such numbers, and no correction of a bias, which is 2**53 at most, is beyond it
+
+SPELLED = {"factor": "1 - dampening", "keep": "1 - lr * weight_decay"}  # numbers of rows that are no options
 
 
 def never(options: Options) -> bool:
@@ -107,9 +117,34 @@ class Rule:
             for number in value if name in PAIRS else (value,):
                 yield name, number
 
+    def check_options(self, options: Options, dtype: str, whose: str) -> None:
+        """Raise where kernels for a dtype could not compute with these options, in the first step or in any other."""
+        names = self.options if self.initial is None else (*self.options, self.initial)
+        large = [n for n in names if type(options[n]) is float and not -HARMLESS <= options[n] <= HARMLESS]
+        if not large:
+            return
+        for row in (self.row(options, 1, True), self.row(options, COUNT_LIMIT, False)):
+            self.check_row(row, dtype, whose)
+        if self.initial is not None:
+            check_number(self.initial, options[self.initial], dtype, whose)
+
+    def check_row(self, row: Row, dtype: str, whose: str = "") -> None:
+        """Raise where a number of a hyper row is infinite in what kernels for a dtype compute in."""
+        for name, number in zip(("factor", "weight_decay", *self.hypers), row, strict=True):
+            check_number(SPELLED.get(name, name), number, dtype, whose)
+
     def bytes_moved(self, itemsize: int) -> int:
         """Count what one step reads and writes for each element: p, g and the states read, p and the states written."""
         return (3 + 2 * len(self.states)) * itemsize
+
+
+def check_number(name: str, number: float, dtype: str, whose: str) -> None:
+    """Raise where a number is none, or beyond what kernels for a dtype compute with."""
+    if not abs(number) <= MOST[dtype]:
+        raise ValueError(
+            f"{name}{whose} comes to {number:g}, too large for {dtype} parameters, whose steps are computed with "
+            f"numbers of {MOST[dtype]:g} at most: choose smaller ones"
+        )
 
 
 def factor(options: Options) -> float:

@@ -659,7 +659,7 @@ def test_dropping_handle_and_model_frees_both(name, options, hooked, removed):
 
 @pytest.mark.parametrize("kept", ["handle", "model", "part", "parameter"])
 def test_updates_go_on_while_anything_is_left(kept):
-    """Whoever drops the handle, or the model and keeps a part of it, goes on training; steps are as if all were kept."""
+    """Whoever drops the handle, or the model but a part of it, goes on training as if all were kept."""
     model, twin = (nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)) for _ in range(2))
     twin.load_state_dict(model.state_dict())
     handle, _ = (subject.step_in_backward(m, subject.SGD, lr=0.1, momentum=0.9) for m in (model, twin))
