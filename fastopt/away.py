@@ -113,7 +113,7 @@ class Away:
         # Numbers need no count, so that nobody waits for it; but what only a graph was told is forgotten.
         if not self.told or any(group.schedules for group in plan.groups):
             self.settle()
-        if self.captured and self._rules_differ():
+        if self.captured and plan.chosen() != plan.rules:
             raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
         plan.choose_rules()
         self.note_schedules()
@@ -173,13 +173,6 @@ class Away:
         for course in plan.courses:
             course.own([*memories, self.verdict])
         self.verdict = None
-
-    def _rules_differ(self) -> bool:
-        plan = self.plan
-        for group in plan.groups:
-            group.ask_schedules()
-        rules = [plan.choose(group.upcoming) for group in plan.groups]
-        return bool(rules != plan.rules)
 
     def _describe(self) -> None:
         """Describe to the devices what hyper rows are computed from."""

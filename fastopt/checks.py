@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 COUNT_LIMIT = 2**63
+RESUMABLE = 2**62  # counts below it can go on
 SMALLEST = math.ulp(0.0)  # above 0
 LARGEST = sys.float_info.max
 
@@ -147,3 +149,12 @@ class Several:
         if isinstance(value, (str, bytes, Set, Mapping)) or not isinstance(value, Iterable):  # sets have no order
             raise TypeError(f"{name} must be a list or a tuple, not {value!r:.40}")
         return tuple(self.item.check(f"{name}[{i}]", item) for i, item in enumerate(value))
+
+
+@contextlib.contextmanager
+def nested_too_deeply(what: str) -> Iterator[None]:
+    """Say so of data that contains itself, or much else within, where Python runs out of calls over it."""
+    try:
+        yield
+    except RecursionError as error:
+        raise ValueError(f"{what} is nested too deeply, or contains itself") from error

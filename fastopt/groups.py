@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from typing import Any, TypeAlias
 
 from . import schedules
-from .checks import Count
+from .checks import RESUMABLE, Count
 from .members import Members
 from .pair import Pair, paired
 from .plateau import Plateau
@@ -49,14 +49,16 @@ class GroupOptions:
             self.fetch()
         step = self._checked("step", given.get("step", self.entries["step"]), 0)
         checked = {name: self._checked(name, value, step) for name, value in given.items()}
-        self.entries.update(checked)
         kept = {name: schedule for name, schedule in self.schedules.items() if name not in given}
+        if "step" in given:
+            numbers_at(step, kept)  # else the next step would be refused
+        self.entries.update(checked)
         self.schedules = kept | {name: value for name, value in given.items() if callable(value)}
         self.version += 1
 
     def _checked(self, name: str, value: Any, step: int) -> Any:
         if name == "step":
-            return Count().check("the step of a group", value)
+            return Count(limit=RESUMABLE).check("the step of a group", value)
         if is_scheduled(name, value):
             value = value(step)
         return check(name, value)
@@ -83,10 +85,7 @@ class GroupOptions:
 
     def ask_schedules(self) -> None:
         """Set `upcoming` to the entries with which the next step is taken, checked; changes nothing else."""
-        upcoming = dict(self.entries)
-        for name, schedule in self.schedules.items():
-            upcoming[name] = check(name, schedule(self.entries["step"]))
-        self.upcoming = upcoming
+        self.upcoming = {**self.entries, **numbers_at(self.entries["step"], self.schedules)}
 
     def take_upcoming(self) -> None:
         """Make what schedules have said the current numbers, where they have not been ended meanwhile."""
@@ -103,7 +102,7 @@ class GroupOptions:
     def _restored_schedule(self, name: str, plain: Any, own: object) -> StepFunction:
         if name in PAIRS:
             return self._restored_pair(name, plain, own or (None, None))
-        if plain != CALLABLE:
+        if not (isinstance(plain, Mapping) and isinstance(plain.get("name"), str) and plain == CALLABLE):
             try:
                 return schedules.from_dict(plain)
             except (TypeError, ValueError) as error:
@@ -216,6 +215,11 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
     def options(self) -> dict[str, Any]:
         """Return all entries but the parameters, as a plain dict."""
         return {name: self[name] for name in self if name != "params"}
+
+
+def numbers_at(step: int, schedules: Mapping[str, StepFunction]) -> dict[str, Any]:
+    """Return what schedules say at the count of steps from which they are to go on, checked."""
+    return {name: check(name, schedule(step)) for name, schedule in schedules.items()}
 
 
 CALLABLE = {"name": "callable"}

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Final, TypeAlias
 import numpy as np
 
 from .arrays import is_array, is_on_device
-from .checks import Count, plain, unwrapped
+from .checks import RESUMABLE, Count, nested_too_deeply, plain, unwrapped
 from .foreign import is_one_array, kind
-from .groups import GroupOptions, ParamGroup, StepFunction, check_shared
+from .groups import GroupOptions, ParamGroup, StepFunction, check_shared, numbers_at
 from .host import HostTensor
 from .kernels.reader import Array
 from .members import Members
@@ -255,9 +255,10 @@ class Optimizer:
         with self._plan.lock:
             self._plan.refuse_inside_step()
             self._plan.away.refuse_captured()
-            state_dict = unwrapped(state_dict)
-            options = self._checked_groups(state_dict)
-            states = self._checked_states(unwrapped(state_dict["state"]))
+            with nested_too_deeply("the state dict"):
+                state_dict = unwrapped(state_dict)
+                options = self._checked_groups(state_dict)
+                states = self._checked_states(unwrapped(state_dict["state"]))
             for tensor, (step, arrays) in zip(self._tensors, states, strict=True):
                 tensor.restore(step, arrays)
             for group, (values, schedules) in zip(self._groups, options, strict=True):
@@ -270,7 +271,7 @@ class Optimizer:
         given = plain(state_dict["param_groups"])
         if not isinstance(given, list) or len(given) != len(self._groups):
             raise ValueError(f"the state dict must have a list of {len(self._groups)} param_groups, as this optimizer")
-        checked, rules = [], []
+        checked, upcoming = [], []
         for group, entry in zip(self._groups, given, strict=True):
             keys = [tensor.key for tensor in self._of(group)]
             what = f"group {group.index} of the state dict"
@@ -280,10 +281,11 @@ class Optimizer:
             if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
             values: dict[str, Any] = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
-            rules.append(self._family.choose(values))
-            values["step"] = Count().check(f"the step of {what}", entry["step"])
-            checked.append((values, group.restored_schedules(entry["schedules"])))
-        self._plan.check_options(rules, [values for values, _ in checked])
+            values["step"] = Count(limit=RESUMABLE).check(f"the step of {what}", entry["step"])
+            schedules = group.restored_schedules(entry["schedules"])
+            upcoming.append({**values, **numbers_at(values["step"], schedules)})
+            checked.append((values, schedules))
+        self._plan.check_options([self._family.choose(options) for options in upcoming], upcoming)
         check_shared(self._groups, [schedules for _, schedules in checked])
         return checked
 
@@ -297,7 +299,7 @@ class Optimizer:
         if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {"step", *self._family.states}:
             names = ", ".join(self._family.states)
             raise ValueError(f"the state of {tensor} must be a dict of step and {names}, not {given!r:.200}")
-        step = Count().check(f"the step of {tensor} in the state dict", given["step"])
+        step = Count(limit=RESUMABLE).check(f"the step of {tensor} in the state dict", given["step"])
         arrays = {}
         for name in self._family.states:
             if step and name not in given and name in self._family.kept:

@@ -513,12 +513,17 @@ class Plan:
             self.versions = versions  # of before: what a schedule assigns counts for the next step
             self.steady = False
 
-    def choose_rules(self) -> None:
-        """Ask the schedules, choose the rules, and split the tensors where these are others."""
+    def chosen(self) -> list[Rule]:
+        """Ask the schedules, and return the rules that the options of the next step ask for, which are checked."""
         for group in self.groups:
             group.ask_schedules()
         rules = [self.choose(group.upcoming) for group in self.groups]
         self.check_options(rules, [group.upcoming for group in self.groups])
+        return rules
+
+    def choose_rules(self) -> None:
+        """Ask the schedules, choose the rules, and split the tensors where these are others."""
+        rules = self.chosen()
         if rules != self.rules:
             self.loaded = self.formed = None
             self.launches = self._split(rules)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
-from .checks import Choice, Count, Number
+from .checks import RESUMABLE, Choice, Count, Number
 
 
 class Plateau:
@@ -138,7 +138,7 @@ class Plateau:
         best = None if state_dict["best"] is None else _number("the best metric", state_dict["best"])
         if best is not None and math.isnan(best):
             raise ValueError("the best metric must be a number or None, not NaN")
-        bad, cooling = (Count().check(name, state_dict[name]) for name in ("bad", "cooling"))
+        bad, cooling = (Count(limit=RESUMABLE).check(name, state_dict[name]) for name in ("bad", "cooling"))
         self.lr, self.best, self.bad, self.cooling = lr, best, bad, cooling
 
     def become(self, other: Plateau) -> None:
@@ -173,6 +173,8 @@ def _number(what: str, value: Any) -> float:
         item = value.item() if hasattr(value, "item") else value
         if not isinstance(item, (str, bytes)):
             return float(item)
+    except OverflowError as error:
+        raise ValueError(f"{what} is an int beyond all floats, {value!r:.40}...") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{what} must be one number, not {value!r:.80}") from error
     raise TypeError(f"{what} must be one number, not {value!r:.80}")

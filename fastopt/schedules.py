@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeAlias, Ty
 import numpy as np
 import numpy.typing as npt
 
-from .checks import SMALLEST, Choice, Count, Flag, Number, Several
+from .checks import SMALLEST, Choice, Count, Flag, Number, Several, nested_too_deeply
 from .extras import require
 from .kernels import cold, tables
 from .kernels.tables import STEP_LIMIT
@@ -50,6 +50,7 @@ __all__ = [
 ]  # fmt: skip
 
 POINTS = 2000  # of a plotted curve
+DEEPEST = 50  # schedules within schedules: what is shown, saved and compared calls itself for each level
 
 Array: TypeAlias = npt.NDArray[np.float64]
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
@@ -61,6 +62,8 @@ class Part:
     def check(self, name: str, value: Any) -> Schedule:
         """Return the schedule, or raise an error that says why it cannot be a part."""
         if isinstance(value, Schedule):
+            if value._depth >= DEEPEST:
+                raise ValueError(f"{name} is {DEEPEST} schedules deep, and can be part of no other")
             return value
         if isinstance(value, Plateau):
             raise TypeError(f"{name} is a Plateau, which has a memory and no closed form: it cannot be combined")
@@ -82,6 +85,7 @@ class Schedule:
 
     kind: ClassVar[str] = ""  # the name of its formula in the kernels
     _record: Array
+    _depth = 1  # with the parts that it is made of
 
     def __new__(cls, *fields: Any, **more: Any) -> Schedule:
         """Refuse where no class is chosen."""
@@ -101,6 +105,10 @@ class Schedule:
         for name, check in self._checks().items():
             object.__setattr__(self, name, check.check(name, getattr(self, name)))
         self._check_together()
+        given = (getattr(self, name) for name in self._checks())
+        parts = [part for value in given for part in (value if isinstance(value, tuple) else (value,))]
+        depth = 1 + max((part._depth for part in parts if isinstance(part, Schedule)), default=0)
+        object.__setattr__(self, "_depth", depth)
         terms = [*itertools.chain(*self._terms())]
         object.__setattr__(self, "_record", np.array([1 + len(terms), *terms], np.float64))
 
@@ -921,6 +929,13 @@ def from_dict(plain: Mapping[str, Any]) -> Schedule | Plateau:
     TypeError, ValueError
         If it describes none.
     """
+    with nested_too_deeply("the description of a schedule"):
+        return _described(plain, DEEPEST)
+
+
+def _described(plain: Any, room: int) -> Schedule | Plateau:
+    if room == 0:
+        raise ValueError(f"a schedule is made of others in at most {DEEPEST} levels, and not of itself")
     if not isinstance(plain, Mapping) or "name" not in plain:
         raise ValueError(f"a schedule is described by a dict with an entry 'name', not by {plain!r:.80}")
     fields = {name: value for name, value in plain.items() if name != "name"}
@@ -931,7 +946,8 @@ def from_dict(plain: Mapping[str, Any]) -> Schedule | Plateau:
         return plateau
     if not isinstance(plain["name"], str) or plain["name"] not in SCHEDULES:
         raise ValueError(f"unknown schedule {plain['name']!r:.40}; there are {', '.join(SCHEDULES)} and Plateau")
-    schedule: Schedule = _made(SCHEDULES[plain["name"]], {name: _parsed(value) for name, value in fields.items()})
+    parsed = {name: _parsed(value, room - 1) for name, value in fields.items()}
+    schedule: Schedule = _made(SCHEDULES[plain["name"]], parsed)
     return schedule
 
 
@@ -942,7 +958,7 @@ def _made(cls: Callable[..., Any], fields: Mapping[str, Any]) -> Any:
         raise TypeError(f"this describes no {cls.__name__}: {error}") from error
 
 
-def _parsed(value: Any) -> Any:
+def _parsed(value: Any, room: int) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_parsed(item) for item in value]
-    return from_dict(value) if isinstance(value, Mapping) else value
+        return [_parsed(item, room) for item in value]
+    return _described(value, room) if isinstance(value, Mapping) else value

@@ -424,3 +424,26 @@ def test_another_optimizers_state_is_not_loaded(name, other):
     train(optimizer, params, 1)
     train(stranger, params, 1)
     assert_refused(optimizer, lambda: optimizer.load_state_dict(stranger.state_dict()), "another optimizer", ValueError)
+
+
+def test_a_plateau_keeps_its_memory_where_another_group_is_refused():
+    """It is the user's own object, into which the state dict's would have gone."""
+    plateau, params = schedules.Plateau(0.1, patience=0), torch_cases.parameters([(3,), (4,)])
+    optimizer = subject.SGD([{"params": params[:1], "lr": plateau}, {"params": params[1:]}], lr=0.1)
+    saved = optimizer.state_dict()
+    plateau.update(1.0)
+    plateau.update(2.0)
+    saved["param_groups"][1]["lr"] = -1.0
+    assert_refused(optimizer, lambda: optimizer.load_state_dict(saved), "learning rate")
+    assert plateau.state_dict() == {"lr": 0.010000000000000002, "best": 1.0, "bad": 0, "cooling": 0}
+
+
+@pytest.mark.parametrize("step", [2.0**53, 2.0**63, float(2**51 - 1) + 0.5])
+def test_counts_that_cannot_go_on_are_not_loaded(step):
+    """Those that float64 does not count, and none."""
+    params = torch_cases.parameters([(3,)])
+    optimizer = subject.Adam(params)
+    train(optimizer, params, 1)
+    saved = optimizer.state_dict()
+    saved["state"][0]["step"] = torch.tensor(step, dtype=torch.float64)
+    assert_refused(optimizer, lambda: optimizer.load_state_dict(saved), "step of parameter 0", (TypeError, ValueError))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..groups import GroupOptions, StepFunction
+from ..groups import GroupOptions, StepFunction, numbers_at
 from ..kernels.tensors import PARAMS
 from ..pair import goes_by_step, paired
 from ..rules import SCHEDULABLE
@@ -324,6 +324,7 @@ class Group(GroupOptions):
         step = self._found("step", self.written)
         step = self.entries["step"] if step == self.written else self._checked("step", step, 0)
         checked = {name: self._checked(name, number(name, value), step) for name, value in found.items()}
+        numbers_at(step, restored)
         self.restore({**checked, "step": step}, restored)
         self.seen.update(found)
         self._tell()

@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.autograd import profiler
 from torch.optim import optimizer as base
 
+from ..checks import nested_too_deeply
 from ..groups import StepFunction, check_shared
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
+from ..plateau import Plateau
 from ..rules import FAMILIES, HYPERPARAMETERS, Family
 from .amp import check_scaler
 from .devices import Verdict
 from .eager import eager
-from .groups import Group, LiveGroup, live, look_at
+from .groups import ARRAYS, NOT_OFFERED, Group, LiveGroup, live, look_at
 from .tensors import Parameter
 from .updater import Updater
 
@@ -330,16 +332,22 @@ class Optimizer(torch.optim.Optimizer):
 
     def _load(self, given: Any) -> None:
         parameters = self._adopt().parameters
-        groups = self._loaded_groups(given["param_groups"])
-        described = zip(self._groups, (saved.get("schedules", {}) for saved in groups), strict=True)
-        check_shared(self._groups, [group.restored_schedules(schedules) for group, schedules in described])
-        states = self._loaded_states(given, groups, parameters)
+        with nested_too_deeply("the state dict"):
+            check_nesting(given)
+            groups = self._loaded_groups(given["param_groups"])
+            described = zip(self._groups, (saved.get("schedules", {}) for saved in groups), strict=True)
+            check_shared(self._groups, [group.restored_schedules(schedules) for group, schedules in described])
+            states = self._loaded_states(given, groups, parameters)
         before = {name: self.__dict__[name] for name in ("state", "param_groups", "_groups")}
+        held = [s for group in self._groups for s in group.schedules.values() if isinstance(s, Plateau)]
+        memories = deepcopy(held)
         try:
             super().__setstate__({"state": states, "param_groups": groups})
-            self._adopt([group.schedules for group in before["_groups"]])
+            self._adopt([group.schedules for group in before["_groups"]]).plan.chosen()
         except Exception:
             self.__dict__.update(before)
+            for plateau, memory in zip(held, memories, strict=True):
+                plateau.become(memory)
             self._adopt()
             raise
 
@@ -376,6 +384,8 @@ class Optimizer(torch.optim.Optimizer):
         for key, saved in given["state"].items():
             if key in places:
                 parameter = parameters.get(id(places[key]))
+                if not isinstance(saved, Mapping):
+                    raise TypeError(f"the state of parameter {key!r} must be a dict, not {saved!r:.80}")
                 states[places[key]] = {name: self._loaded(parameter, name, value) for name, value in saved.items()}
             else:
                 states[key] = saved
@@ -403,6 +413,21 @@ class Optimizer(torch.optim.Optimizer):
             group.update(self._fixed)
             if isinstance(group, LiveGroup):
                 group.expect(self._functions[index] if self._functions else {})
+
+
+def check_nesting(given: Mapping[str, Any]) -> None:
+    """Raise where a state dict does not consist of dicts and lists as those of torch do."""
+    groups, states = given.get("param_groups"), given.get("state")
+    if not isinstance(groups, list | tuple) or not isinstance(states, Mapping):
+        raise ValueError("a state dict has a dict 'state' and a list 'param_groups', as state_dict() returns them")
+    for i, group in enumerate(groups):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), list | tuple):
+            raise ValueError(f"group {i} of the state dict must be a dict with a list 'params', not {group!r:.200}")
+        for name in ("schedules", "param_names", *(["step"] if "schedules" in group else []), *NOT_OFFERED):
+            if isinstance(group.get(name), ARRAYS):
+                raise TypeError(
+                    f"{name} in group {i} of the state dict is a {type(group[name]).__name__}: it cannot be one"
+                )
 
 
 def weak(method: Callable[..., None]) -> Callable[..., None]:
