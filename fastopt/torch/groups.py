@@ -311,7 +311,7 @@ class Group(GroupOptions):
 
     def _is_count(self, step: Any) -> bool:
         """Say whether an entry is meant as the count of steps; without a schedule it may be another library's."""
-        return "schedules" in self.given or (type(step) is int and step >= 0)
+        return "schedules" in self.given or (type(step) is int and 0 <= step < RESUMABLE)
 
     def _restore(self, described: Any) -> None:
         """Take over schedules by their description, and the numbers and the count beside it."""
