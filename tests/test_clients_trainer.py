@@ -1,0 +1,122 @@
+"""fastopt.torch in the Trainer of transformers, beside torch.optim."""
+
+import numpy as np
+import pytest
+import torch
+from client_models import OPTIONS, assert_alike, language_model, texts
+from tolerances import AUTOCAST_TRAINING, TORCH_TRAINING
+from torch_cases import bits
+
+import fastopt.torch
+from fastopt.schedules import Cosine, Warmup
+
+pytestmark = [pytest.mark.clients, pytest.mark.usefixtures("offline")]
+STEPS = 8
+SCHEDULE = Warmup(Cosine(1e-2, steps=6), steps=2)
+
+
+def trainer(folder, optimizers=(None, None), model=None, **options):
+    """A Trainer that logs every step, and saves in the middle."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=8,
+        logging_steps=1,
+        save_steps=STEPS // 2,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **{"max_grad_norm": 0.0, "save_strategy": "no"} | options.pop("arguments", {}),
+    )
+    return Trainer(model or language_model(), arguments, train_dataset=texts(), optimizers=optimizers, **options)
+
+
+def losses(trained):
+    """The loss of each step."""
+    return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
+
+
+def adamw(library, model):
+    """The optimizer of most tests."""
+    return library.AdamW(model.parameters(), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tolerance"),
+    [
+        ({}, TORCH_TRAINING),
+        ({"gradient_accumulation_steps": 2, "max_grad_norm": 0.1}, TORCH_TRAINING),
+        ({"lr_scheduler_type": "cosine", "warmup_steps": 2}, TORCH_TRAINING),
+        ({"bf16": True, "max_grad_norm": 0.1}, AUTOCAST_TRAINING),
+    ],
+    ids=["plain", "accumulated and clipped", "cosine", "mixed precision"],
+)
+def test_its_own_scheduler(tmp_path, arguments, tolerance):
+    def train(library):
+        model = language_model()
+        running = trainer(tmp_path, (adamw(library, model), None), model, arguments=arguments)
+        running.train()
+        return losses(running), model
+
+    assert_alike(train, tolerance=tolerance)
+
+
+def test_a_schedule_as_its_scheduler(tmp_path):
+    """As the recipe has it; the log shows the rate that each step was taken with."""
+    rates = []
+
+    def train(library):
+        model = language_model()
+        optimizer = adamw(library, model)
+        running = trainer(tmp_path, (optimizer, SCHEDULE.torch_scheduler(optimizer)), model)
+        running.train()
+        rates.append([entry["learning_rate"] for entry in running.state.log_history if "learning_rate" in entry])
+        return losses(running), model
+
+    assert_alike(train)
+    for each in rates:
+        np.testing.assert_allclose(each, SCHEDULE(range(STEPS)))
+
+
+def test_a_class_and_its_options(tmp_path):
+    """The Trainer makes the optimizer, with groups of its own."""
+
+    def train(library):
+        running = trainer(tmp_path, optimizer_cls_and_kwargs=(library.AdamW, OPTIONS))
+        running.train()
+        assert [len(group["params"]) for group in running.optimizer.param_groups] == [10, 18]
+        return losses(running), running.model
+
+    assert_alike(train)
+
+
+@pytest.mark.parametrize("scheduled", [False, True], ids=["its own scheduler", "a schedule"])
+@pytest.mark.parametrize("saved_by", [fastopt.torch, torch.optim], ids=["fastopt", "torch"])
+def test_resuming(tmp_path, saved_by, scheduled):
+    """As if it had not been interrupted, to the bit; a checkpoint of torch.optim goes on in fastopt."""
+
+    def make(library):
+        model = language_model()
+        optimizer = adamw(library, model)
+        scheduler = SCHEDULE.torch_scheduler(optimizer) if scheduled else None
+        return trainer(tmp_path, (optimizer, scheduler), model, arguments={"save_strategy": "steps"})
+
+    straight = make(saved_by)
+    straight.train()
+    resumed = make(fastopt.torch)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS // 2}"))
+    np.testing.assert_allclose(losses(resumed), losses(straight), rtol=TORCH_TRAINING if saved_by is torch.optim else 0)
+    if saved_by is fastopt.torch:
+        assert bits(dict(resumed.model.state_dict())) == bits(dict(straight.model.state_dict()))
+
+
+def test_a_schedule_in_the_optimizer_beside_its_own_scheduler(tmp_path):
+    """Says what to do instead; and the model is trained all the same, though the schedule begins at 0."""
+    model = language_model()
+    optimizer = fastopt.torch.AdamW(model.parameters(), lr=SCHEDULE)
+    running = trainer(tmp_path, (optimizer, None), model)
+    with pytest.warns(UserWarning, match="torch_scheduler"):
+        running.train()
+    assert np.mean(losses(running)[-2:]) < np.mean(losses(running)[:2])
