@@ -5,22 +5,16 @@ import inspect
 import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fastopt.bench import report
+from pages import ROOT, blocks
 
 from fastopt import fused, schedules
 
-ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/schedules.md", "docs/coming-from-torch.md", "docs/lectures.md"]
-
-
-def blocks(page):
-    """The Python blocks of a page."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.mark.parametrize(("page", "code"), [(page, code) for page in PAGES for code in blocks(page)])
