@@ -37,7 +37,7 @@ def module(library, optimize=None, **options):
 
         def configure_optimizers(self):
             optimizer = library.AdamW(self.parameters(), **OPTIONS | options)
-            if callable(optimizer.param_groups[0]["lr"]):
+            if "lr" in options:  # a schedule
                 return optimizer
             scheduler = SCHEDULE.torch_scheduler(optimizer)
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
