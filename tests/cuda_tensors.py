@@ -262,10 +262,15 @@ PRETENDED = {
 }
 
 
+def no_accelerator(check_available=False):
+    """torch.accelerator knows no stand-in; a build for CUDA would ask the driver, once torch.cuda says that it is there."""
+
+
 def pretend(monkeypatch):
     """Let torch's functions speak of the stand-in's streams, and make tensors on the pretended GPU."""
     for name, pretended in PRETENDED.items():
         monkeypatch.setattr(torch.cuda, name, pretended)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", no_accelerator)
     for name in MAKERS:
         monkeypatch.setattr(torch, name, maker(getattr(torch, name)))
     for module in (torch, torch.utils.dlpack):
