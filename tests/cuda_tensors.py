@@ -263,7 +263,7 @@ PRETENDED = {
 
 
 def no_accelerator(check_available=False):
-    """torch.accelerator knows no stand-in; a build for CUDA would ask the driver, once torch.cuda says that it is there."""
+    """torch.accelerator knows no stand-in: in a build for CUDA it believes torch.cuda, and then asks the driver."""
 
 
 def pretend(monkeypatch):
