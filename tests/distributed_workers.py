@@ -440,6 +440,27 @@ def fsdp_state_dict(kind):
     assert_equal(results(net, second), want)
 
 
+@check(KINDS, ["flat", "original"])
+def first_fsdp(kind, params):
+    """FullyShardedDataParallel, FSDP2's predecessor, clipped; its own state dicts, in the middle, for another model."""
+
+    def run(library):
+        def made(seed):
+            device, original = torch.device("cpu"), params == "original"
+            net = FullyShardedDataParallel(model(seed=seed), device_id=device, use_orig_params=original)
+            return net, optimizer(library, kind, net.parameters())
+
+        (net, opt), (other, another) = made(3), made(4)
+        train(net, opt, STEPS[:4], lambda: net.clip_grad_norm_(0.1))
+        saved = FullyShardedDataParallel.optim_state_dict(net, opt)
+        other.load_state_dict(net.state_dict())
+        another.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(other, another, saved))
+        train(other, another, STEPS[4:], lambda: other.clip_grad_norm_(0.1))
+        return {name: full(tensor) for name, tensor in other.state_dict().items()}
+
+    compare(run)
+
+
 @check(KINDS)
 def fsdp_bfloat16(kind):
     """States are float32 DTensors; as torch.optim in float32, whose parameters are rounded after each step."""
