@@ -123,8 +123,10 @@ def test_what_manual_optimization_may_ask_of_the_optimizer():
     assert all("AdamW" in each[0] for each in asked)
 
 
-@pytest.mark.parametrize("clip", [None, 0.1])
-def test_float16_with_a_scaler(clip):
+@pytest.mark.parametrize(
+    ("clip", "options"), [(None, {}), (0.1, {}), (None, {"fused": True})], ids=["plain", "clipped", "fused"]
+)
+def test_float16_with_a_scaler(clip, options):
     """Gradients are clipped after they are unscaled; a scale that is far too large makes it skip the first steps."""
 
     def train(library):
@@ -132,11 +134,18 @@ def test_float16_with_a_scaler(clip):
 
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
         plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
-        trained = fit(module(library), plugins=[plugin], gradient_clip_val=clip, max_epochs=4)
+        trained = fit(module(library, **options), plugins=[plugin], gradient_clip_val=clip, max_epochs=4)
         assert scaler.get_scale() < 2.0**20
         return trained
 
     assert_alike(train, tolerance=AUTOCAST_TRAINING)
+
+
+@pytest.mark.parametrize("library", [fastopt.torch, torch.optim], ids=["fastopt", "torch"])
+def test_clipping_what_the_step_unscales_is_refused(library):
+    """By Lightning, of optimizers that are made with fused=True."""
+    with pytest.raises(RuntimeError, match="fused"):
+        fit(module(library, fused=True), precision="bf16-mixed", gradient_clip_val=0.1)
 
 
 @pytest.mark.parametrize(
