@@ -323,17 +323,40 @@ def zero_redundancy_checkpoint(kind, params):
 # FSDP1
 
 
+def sharded_of_old(form, seed=3):
+    """The model in FSDP1, whose parameters are flat ones, or views of these."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that FSDP2 is there
+        device = torch.device("cpu")
+        return FullyShardedDataParallel(model(seed=seed), device_id=device, use_orig_params=form == "original")
+
+
 @check(KINDS, ["flat", "original"])
 def fsdp_of_old(kind, form):
     """It resizes the storage of its flat parameter to nothing and back around every forward pass."""
 
     def run(library):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that FSDP2 is there
-            net = FullyShardedDataParallel(model(), device_id=torch.device("cpu"), use_orig_params=form == "original")
+        net = sharded_of_old(form)
         opt = optimizer(library, kind, net.parameters())
         train(net, opt, STEPS)
         return results(net, opt)
+
+    compare(run)
+
+
+@check(KINDS, ["flat", "original"])
+def fsdp_of_old_checkpoint(kind, form):
+    """Its own state dicts, in the middle of a training that clips, for another model."""
+
+    def run(library):
+        net, other = sharded_of_old(form), sharded_of_old(form, seed=4)
+        opt, another = (optimizer(library, kind, each.parameters()) for each in (net, other))
+        train(net, opt, STEPS[:4], lambda: net.clip_grad_norm_(0.1))
+        saved = FullyShardedDataParallel.optim_state_dict(net, opt)
+        other.load_state_dict(net.state_dict())
+        another.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(other, another, saved))
+        train(other, another, STEPS[4:], lambda: other.clip_grad_norm_(0.1))
+        return {name: full(tensor) for name, tensor in other.state_dict().items()}
 
     compare(run)
 
@@ -438,27 +461,6 @@ def fsdp_state_dict(kind):
     train(net, second, STEPS[4:])
     assert_states_are_sharded(net, second, kind)
     assert_equal(results(net, second), want)
-
-
-@check(KINDS, ["flat", "original"])
-def first_fsdp(kind, params):
-    """FullyShardedDataParallel, FSDP2's predecessor, clipped; its own state dicts, in the middle, for another model."""
-
-    def run(library):
-        def made(seed):
-            device, original = torch.device("cpu"), params == "original"
-            net = FullyShardedDataParallel(model(seed=seed), device_id=device, use_orig_params=original)
-            return net, optimizer(library, kind, net.parameters())
-
-        (net, opt), (other, another) = made(3), made(4)
-        train(net, opt, STEPS[:4], lambda: net.clip_grad_norm_(0.1))
-        saved = FullyShardedDataParallel.optim_state_dict(net, opt)
-        other.load_state_dict(net.state_dict())
-        another.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(other, another, saved))
-        train(other, another, STEPS[4:], lambda: other.clip_grad_norm_(0.1))
-        return {name: full(tensor) for name, tensor in other.state_dict().items()}
-
-    compare(run)
 
 
 @check(KINDS)
