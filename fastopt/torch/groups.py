@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import RESUMABLE
 from ..groups import GroupOptions, StepFunction, numbers_at
 from ..kernels.tensors import PARAMS
 from ..pair import goes_by_step, paired
