@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastopt.extras import require
+from fastopt.files import replacing
 from fastopt.progress import track
 from fastopt.rules import RULES as REGISTRY
 
@@ -71,11 +72,14 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy"
     }
     report.show(found)
     if json is not None:
-        Path(json).write_text(jsonlib.dumps(found, indent=1) + "\n", encoding="utf-8")
+        with replacing(Path(json)) as path:
+            path.write_text(jsonlib.dumps(found, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
-        chart.draw(found, plot)
+        with replacing(Path(plot)) as path:
+            chart.draw(found, str(path))
         if found["torch"] is not None:
-            chart.draw_curve(found, str(beside(plot)))
+            with replacing(beside(plot)) as path:
+                chart.draw_curve(found, str(path))
 
 
 def check(json: str | None, plot: str | None, baseline: str) -> None:

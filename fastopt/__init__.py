@@ -6,11 +6,18 @@ C++.
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
-from . import fused, schedules
-from .kernels.pool import get_num_threads, set_num_threads
-from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+try:
+    from . import fused, schedules
+    from .kernels.pool import get_num_threads, set_num_threads
+    from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+except KeyboardInterrupt:
+    if os.path.basename(sys.argv[0]) == "fastopt":  # the command, of which this takes a quarter of a second
+        sys.exit(130)
+    raise
 
 if TYPE_CHECKING:
     from . import embed

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 1 after an error that is named on stderr, 130 when interrupted. Wrong usage exits with 2.
+        Exit status: 0, or 1 after an error that is named on stderr, 130 when interrupted, 141 when nobody reads the
+        output any more, as shells report these. Wrong usage exits with 2.
     """
+    try:
+        try:
+            return command(argv)
+        finally:
+            print(end="", flush=True)  # here, where an error can be told, and not when Python ends
+    except BrokenPipeError:
+        status = 141
+    except (ValueError, ImportError, OSError) as error:
+        print(f"fastopt: error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    forget_output()
+    return status
+
+
+def forget_output() -> None:
+    """Let go of what cannot be written to stdout: Python would try again in the end, and show a traceback."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def command(argv: Sequence[str] | None) -> int:
+    """Run the command of these arguments, and return its exit status."""
     parser = argparse.ArgumentParser(prog="fastopt", description="The optimizer step, fused into one pass over memory.")
     parser.add_argument("--includes", action=Headers, template="-I{}", help="print a compiler's flag for the headers")
     parser.add_argument("--cmakedir", action=Headers, template="{}", help="print where CMake finds package fastopt")
@@ -34,13 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(commands)
     arguments = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
-    try:
-        return run(arguments)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"fastopt: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130  # as shells report it
+    return run(arguments)
 
 
 class Headers(argparse.Action):
@@ -97,6 +122,7 @@ def compile_kernels(arguments: argparse.Namespace) -> int:
 def compile_cuda(architecture: str, out: Path) -> int:
     """Write every CUDA kernel as a CUBIN, and say what registers and memory each takes."""
     from .extras import require
+    from .files import replacing
     from .kernels import cuda
     from .progress import track
     from .rules import RULES
@@ -108,7 +134,8 @@ def compile_cuda(architecture: str, out: Path) -> int:
     taken = []
     for name, source in track(cuda.sources(RULES).items(), "Compiling"):
         binary, usages = cuda.cubin(nvrtc, source, name, architecture)
-        (out / f"{name}.cubin").write_bytes(binary)
+        with replacing(out / f"{name}.cubin") as path:
+            path.write_bytes(binary)
         taken += usages
     print(*taken, sep="\n")
     return 0
@@ -125,14 +152,46 @@ def compile_numba() -> int:
     if directory is None:
         raise OSError("no cache directory is writable, so that nothing can be kept: set NUMBA_CACHE_DIR to one that is")
     kernels = [(name, dtype) for name in RULES for dtype in ELEMENTS]
-    hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
-    schedules.evaluators()
+    with interrupts_between() as check:
+        hits = 0
+        for name, dtype in track(kernels, "Compiling"):
+            hits += cpu.kernel(name, dtype).cache_hits
+            check()
+        schedules.evaluators()
+        check()
     lost = [f"{name} {dtype}" for name, dtype in kernels if not cpu.cached(name, dtype)]
     lost += [] if schedules.cached() else ["schedules"]
     if lost:  # a full disk
         raise OSError(f"could not be kept in {directory}: {', '.join(lost)}")
     print(f"{len(kernels)} kernels, {len(kernels) - hits} of them new, and the schedules, in {directory}")
     return 0
+
+
+@contextlib.contextmanager
+def interrupts_between() -> Iterator[Callable[[], None]]:
+    """Let an interrupt wait until a function is called that this gives, which raises it then; a second one does not.
+
+    LLVM calls Python back while it compiles, and what is raised in there is shown and lost.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    def check() -> None:
+        if noted:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -249,16 +308,20 @@ def attempt(name: str, arguments: argparse.Namespace) -> int:
 
 def experiment(name: str, arguments: argparse.Namespace) -> str:
     """Run one experiment with those of the arguments that it takes, write what comes out, and return what to print."""
+    from .files import replacing
     from .lab import EXPERIMENTS, animate
 
     run, report = EXPERIMENTS[name].run, EXPERIMENTS[name].report
     keywords = inspect.signature(run).parameters
-    figure, numbers = run(**{key: value for key, value in vars(arguments).items() if key in keywords})
     path = arguments.out / f"{name}.png"
-    figure.savefig(path)
-    path.with_suffix(".json").write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    if arguments.animate:
-        animate(figure, path.with_suffix(".gif"))
+    with contextlib.ExitStack() as all_or_none:
+        png, data = (all_or_none.enter_context(replacing(path.with_suffix(suffix))) for suffix in (".png", ".json"))
+        gif = all_or_none.enter_context(replacing(path.with_suffix(".gif"))) if arguments.animate else None
+        figure, numbers = run(**{key: value for key, value in vars(arguments).items() if key in keywords})
+        figure.savefig(png)
+        data.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if gif is not None:
+            animate(figure, gif)
     beside = f"{name}.gif and {name}.json" if arguments.animate else f"{name}.json"
     return f"{report(numbers)}\n\nSee {path}; beside it {beside}."
 

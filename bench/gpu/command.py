@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from fastopt.files import replacing
 from fastopt.progress import track
 
 from ..command import check_files, say
@@ -66,7 +67,8 @@ def run(
         keep(found, files[1:])
     report.show(found)
     if plot is not None:
-        chart.draw(found, plot)
+        with replacing(Path(plot)) as path:
+            chart.draw(found, str(path))
 
 
 def measured(

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+from fastopt.files import replacing
+
 from .figures import Machine, Report
 
 KINDS: dict[str, type] = {
@@ -48,13 +50,8 @@ def read(path: Path) -> Report:
 
 def write(report: Report, path: Path) -> None:
     """Write a run in the place of what was there: a reader finds the old one or the new one, whatever happens."""
-    path = path.resolve()  # a link stays one
-    beside = path.with_name(path.name + ".new")
-    try:
+    with replacing(path) as beside:
         beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
