@@ -15,7 +15,7 @@ WORDS = 496
 
 # What a parameter and its gradient may hold -> as what they lie in memory, and what is computed in; states are of the
 # latter. Numba has arrays of neither half: they lie as bits, of two types, by which overloads tell them apart.
-ELEMENTS = {
+ELEMENTS: dict[str, tuple[Any, Any]] = {
     "float32": (np.float32, np.float32),
     "float64": (np.float64, np.float64),
     "float16": (np.uint16, np.float32),
