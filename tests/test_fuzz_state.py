@@ -58,6 +58,8 @@ SCHEDULES = [
     lambda: {"lr": schedules.Plateau(0.1).to_dict()},
     lambda: {"lr": {"name": "Linear", "lr": 0.1, "end": 1e39, "steps": 3}},
     lambda: {"eps": {"name": "Constant", "lr": 0.1}},
+    lambda: {"betas": [{"name": "Constant", "lr": 0.9}, 0.99]},
+    lambda: {"betas": [{"name": "Linear", "lr": 0.9, "end": 1.5, "steps": 3}, {"name": "callable"}]},
 ]
 
 
@@ -131,6 +133,7 @@ KINDS = {  # what an optimizer is made of, and with; parameters are a and b
     "rmsprop": ("RMSprop", "list", {"lr": lambda step: 0.1, "momentum": 0.5, "centered": True}),
     "adam": ("Adam", "groups", {"lr": 0.1, "weight_decay": 0.1}),
     "adam_plateau": ("Adam", "groups", {}),
+    "adam_betas": ("Adam", "groups", {"lr": 0.1, "betas": (schedules.Linear(0.85, 0.95, 10), 0.99)}),
     "adamw": ("AdamW", "list", {"lr": 0.1, "amsgrad": True}),
 }
 
