@@ -13,7 +13,7 @@ from torch_cases import KINDS, NAMES, assert_refused, assert_same, bits, late, n
 
 import fastopt.torch as subject
 from fastopt import schedules
-from fastopt.torch.optimizers import ADDED
+from fastopt.torch.base import ADDED
 
 ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 TORCHS = [{"foreach": False}, {"foreach": True}, {"fused": True}]

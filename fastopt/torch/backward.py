@@ -13,8 +13,8 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from ..kernels.tensors import OUT_OF_DATE
+from .base import Optimizer, weak
 from .groups import look_at
-from .optimizers import Optimizer, weak
 from .tensors import is_distributed
 from .updater import Updater
 

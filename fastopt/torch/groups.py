@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,8 @@ from torch import Tensor
 
 from ..checks import RESUMABLE
 from ..groups import GroupOptions, StepFunction, numbers_at
-from ..kernels.tensors import PARAMS
 from ..pair import goes_by_step, paired
-from ..rules import SCHEDULABLE
-from ..schedules import Schedule, from_dict
+from .live import BASE, LiveGroup
 
 ARRAYS = (Tensor, np.ndarray)
 MOVING = (*ARRAYS, list)  # in which another number may be found at the next step
@@ -49,165 +47,6 @@ def number(name: str, value: Any) -> Any:
             )
         value = value.item()
     return 0.0 if isinstance(value, float) and -ROUNDING < value < 0 else value
-
-
-BASE = "initial_lr"  # what torch's and timm's schedulers start from, and keep in the group
-LOOKAHEAD = 100_000  # steps in which a function of the step is expected to leave 0
-
-
-def base_rate(schedule: StepFunction) -> float:
-    """Return what a scheduler starts from where a schedule drives the rate: its peak; of a function, the first above 0.
-
-    The rate of step 0 would not do: of a warm-up it is 0, and a scheduler that multiplies would stay there.
-    """
-    if isinstance(schedule, Schedule):
-        return schedule.maximum()
-    rates = (float(schedule(step)) for step in range(LOOKAHEAD))
-    return next((rate for rate in rates if rate > 0), 0.0)
-
-
-class LiveGroup(dict[str, Any]):
-    """One of torch's groups, of which schedules drive some numbers: where a GPU counts, whoever reads one waits for it.
-
-    Whoever reads the parameters alone, as ``zero_grad`` and GradScaler do in every iteration, does not. Whoever asks
-    for ``initial_lr`` finds the peak of the schedule that drives the rate.
-
-    Attributes
-    ----------
-    fetch : callable
-        Brings the numbers up to date.
-    rate : callable or None
-        The schedule that drives the rate.
-    numbers : dict
-        What schedules have put there, by option.
-    released : bool
-        Whether the rate was assigned before a scheduler came.
-    """
-
-    fetch: Callable[[], object] = staticmethod(lambda: None)  # of a copy, before its optimizer's first step
-    rate: StepFunction | None = None
-    released = False
-    numbers: dict[str, Any]
-
-    def __init__(self, *given: Any, **more: Any) -> None:
-        super().__init__(*given, **more)
-        self.numbers = {}
-
-    def expect(self, functions: Mapping[str, StepFunction]) -> None:
-        """Find out what drives a copy's rate, before its optimizer's first step: a function, or what is described."""
-        described = dict.get(self, "schedules")
-        if isinstance(described, Mapping):
-            self.numbers = {name: dict.get(self, name) for name in described}
-            if "lr" in described:
-                self.rate = functions.get("lr") or from_dict(described["lr"])
-
-    def assigned(self) -> list[str]:
-        """Return the options of which a schedule drove the number, and that have another one now."""
-        return [name for name, number in self.numbers.items() if dict.get(self, name) is not number]
-
-    def _read(self, name: Any = None) -> None:
-        if name == BASE:
-            self._note_base()
-        elif name != PARAMS:
-            self.fetch()
-
-    @property
-    def _is_driven(self) -> bool:
-        """Whether a schedule drives the rate, and nobody has put another one there."""
-        return self.rate is not None and "lr" not in self.assigned()
-
-    def _note_base(self) -> None:
-        if self.rate is not None and self._is_driven and not super().__contains__(BASE):
-            super().__setitem__(BASE, base_rate(self.rate))
-
-    def __contains__(self, name: object) -> bool:
-        """Say whether there is such an entry."""
-        if name == BASE:
-            self._note_base()
-        return super().__contains__(name)
-
-    def __getitem__(self, name: str) -> Any:
-        """Return an entry."""
-        self._read(name)
-        return super().__getitem__(name)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        """Assign an entry; a count only once those before it are counted."""
-        if name == "step":
-            self.fetch()
-        super().__setitem__(name, value)
-
-    def update(self, *given: Any, **more: Any) -> None:
-        """Assign several entries."""
-        for name, value in dict(*given, **more).items():
-            self[name] = value
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return an entry, or a default."""
-        self._read(name)
-        return super().get(name, default)
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names; without this, ``dict(group)`` would not ask for the entries."""
-        return super().__iter__()
-
-    def items(self) -> Any:
-        """Return all entries, with their names."""
-        self._read()
-        return super().items()
-
-    def values(self) -> Any:
-        """Return all entries."""
-        self._read()
-        return super().values()
-
-    def pop(self, name: str, *default: Any) -> Any:
-        """Remove an entry, and return it."""
-        self._read(name)
-        return super().pop(name, *default)
-
-    def setdefault(self, name: str, default: Any = None) -> Any:
-        """Return an entry, which is a default where there was none; a scheduler takes the rate over so.
-
-        Some of torch's schedulers go on from ``initial_lr``, others from ``lr``.
-        """
-        self._read(name)
-        if name == BASE and self._is_driven:
-            super().__setitem__("lr", super().__getitem__(BASE))
-        elif name == BASE and not super().__contains__(BASE):
-            self.released = True
-        return super().setdefault(name, default)
-
-    def copy(self) -> dict[str, Any]:
-        """Return the entries as they are now."""
-        return dict(self.items())
-
-    def __eq__(self, other: object) -> bool:
-        """Compare the entries."""
-        self._read()
-        return super().__eq__(other)
-
-    def __ne__(self, other: object) -> bool:
-        """Compare the entries."""
-        return not self == other
-
-    __hash__ = None  # as of any dict
-
-    def __repr__(self) -> str:
-        """Show the entries."""
-        return repr(self.copy())
-
-    def __reduce__(self) -> Any:
-        """Copy and save the entries alone."""
-        return LiveGroup, (self.copy(),)
-
-
-def live(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a group as it is to stand among torch's: a live one where schedules drive it, or did."""
-    if isinstance(given, LiveGroup):
-        return given
-    scheduled = "schedules" in given or any(goes_by_step(given.get(name)) for name in SCHEDULABLE)
-    return LiveGroup(given) if scheduled else given
 
 
 class Group(GroupOptions):

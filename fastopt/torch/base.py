@@ -1,0 +1,453 @@
+"""What the optimizers for torch share: groups and states that are torch's own, and fastopt's step."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+from torch.optim import optimizer as base
+
+from ..checks import nested_too_deeply
+from ..groups import StepFunction, check_shared
+from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
+from ..plateau import Plateau
+from ..rules import HYPERPARAMETERS, Family
+from .amp import check_scaler
+from .devices import Verdict
+from .eager import eager
+from .groups import ARRAYS, NOT_OFFERED, Group, look_at
+from .live import LiveGroup, live
+from .tensors import Parameter
+from .updater import Updater
+
+# Options that torch has added over the years, and old checkpoints do not have.
+ADDED = (
+    "nesterov",
+    "momentum",
+    "centered",
+    "amsgrad",
+    "maximize",
+    "foreach",
+    "capturable",
+    "differentiable",
+    "fused",
+    "decoupled_weight_decay",
+)
+
+
+class Optimizer(torch.optim.Optimizer):
+    """What the optimizers share: groups and states are torch's own, the step is fastopt's. Not to be used by itself.
+
+    A step is all or nothing: whatever is wrong raises before the first element changes.
+    """
+
+    _family: ClassVar[Family]
+    _eager: ClassVar[bool]  # whether states are made with the optimizer, or with a parameter's first gradient
+    _fixed: ClassVar[Mapping[str, Any]] = {}  # options that no state dict can change
+
+    # No defaults here: a wrapper of Lightning's is an instance of a subclass that was never constructed, and passes on
+    # what it does not have.
+    _updater: Updater | None
+    _made: bool  # or still inside the constructor
+    _inside: bool  # a step
+    _groups: Sequence[Group]
+    _itself: Callable[[], Any]
+    _functions: Sequence[Mapping[str, StepFunction]]  # schedules of the groups, where those are not taken over yet
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        if defaults.get("foreach") and defaults.get("fused"):
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        self._begin()
+        self._check_defaults(defaults)
+        super().__init__(params, defaults)
+        self._made = True
+        self._adopt()
+
+    def _begin(self) -> None:
+        self._itself = weakref.ref(self)
+        self._lock = threading.RLock()
+        self._updater = None
+        self._made = self._inside = False
+        self._groups = self._functions = ()
+        _optimizers.add(self)
+
+    def _check_defaults(self, defaults: dict[str, Any]) -> None:
+        """Check the options before anything is asked of the parameters, as torch does."""
+        names = [name for name in HYPERPARAMETERS if name in defaults]
+        self._family.choose(Group(0, dict(defaults), names).entries)
+
+    @property
+    def _stands_for(self) -> Any:
+        """The optimizer that a wrapper stands for; None where this is one."""
+        return None if "_lock" in self.__dict__ else self._itself()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch.amp.GradScaler leaves unscaling and skipping to the step; there with ``fused=True`` alone."""
+        if self.defaults.get("fused"):
+            return True
+        check_scaler(self.param_groups)
+        raise AttributeError("GradScaler unscales the gradients, and skips the step, unless fused=True was passed")
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups; their numbers are those of the latest step, also where a GPU counts the steps."""
+        groups: list[dict[str, Any]] = self._held("param_groups")
+        if any(group.told is not None and not isinstance(group.given, LiveGroup) for group in self._groups):
+            self._fetch()  # for a live group, whoever reads such a number
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.__dict__["param_groups"] = groups
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The states, by parameter; counts of steps are up to date, also where a GPU counts them."""
+        state: defaultdict[Tensor, Any] = self._held("state")
+        if self._updater is not None and self._updater.counts is not None:
+            self._fetch()
+        return state
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self.__dict__["state"] = state
+
+    def _held(self, name: str) -> Any:
+        try:
+            return self.__dict__[name]
+        except KeyError:  # after which a wrapper is asked
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
+
+    def _fetch(self) -> None:
+        """Wait for a GPU that counts the steps; not inside a step or a capture, which could not wait."""
+        updater = self._updater
+        if updater is None or not updater.plan.away.active or self._inside:
+            return
+        if not torch.cuda.is_current_stream_capturing():
+            with self._lock:
+                updater.settle()
+
+    def _adopt(self, functions: Sequence[Mapping[str, StepFunction]] = ()) -> Updater:
+        """Take groups, parameters and states as they are now; some schedules are no more than named in a group."""
+        functions = functions or self._functions
+        if self._updater is not None:
+            self._updater.settle()
+            self._updater.plan.away.end()
+        known = {id(group.given): group for group in self._groups}
+        names = [name for name in HYPERPARAMETERS if name in self.defaults]
+        fetch, groups = weak(self._fetch), []
+        for index, given in enumerate(self.param_groups):
+            group = known.get(id(given))
+            if group is None:
+                group = Group(index, given, names, functions[index] if functions else None)
+            if isinstance(given, LiveGroup):
+                given.fetch = fetch
+            group.index = index
+            groups.append(group)
+        look_at(groups)
+        self._updater = Updater(self._family, groups, self._names(), self.param_groups, self.state, self._eager)
+        self._groups, self._functions = groups, ()
+        return self._updater
+
+    def _read_or_repeat(self, updater: Updater, scale: float) -> int:
+        """Let an updater take the last step again, or read the gradients; after a look at options that have changed."""
+        watch, here = updater.watch, self.__dict__
+        if watch.groups is not here["param_groups"] or watch.states is not here["state"]:
+            return OUT_OF_DATE
+        unread = ASSIGNED if self._has_moving_options else updater.read_or_repeat(scale)
+        if unread == ASSIGNED:
+            updater.stop_repeating()
+            scheduled = any(group.schedules for group in self._groups)  # else nothing depends on a count
+            if scheduled and not (updater.plan.courses and torch.cuda.is_current_stream_capturing()):
+                updater.settle()
+            look_at(self._groups)
+            watch.note_options()
+            unread = updater.read()
+        return unread
+
+    @property
+    def _has_moving_options(self) -> bool:
+        """Whether an option is a tensor or an array, whose number may be another now."""
+        return any(group.has_moving for group in self._groups)
+
+    def _refuse_inside_step(self) -> None:
+        if self._inside:
+            raise RuntimeError("this optimizer is inside a step: neither step nor load nor add to it there")
+
+    def _update(self, scale: float, verdict: Verdict | None = None) -> None:
+        """Update every parameter that has a gradient, which is first multiplied by a scale; or as a verdict says."""
+        with self._lock:
+            self._refuse_inside_step()
+            self._inside = True
+            try:
+                updater = self._updater or self._adopt()  # there is none after unpickling or copying
+                unread = self._read_or_repeat(updater, scale)
+                if unread == OUT_OF_DATE:
+                    updater = self._adopt()
+                    unread = updater.read_anew()
+                if unread != REPEATED:
+                    updater.step(unread, scale, verdict)
+            finally:
+                self._inside = False
+                if self._updater is not None:
+                    self._updater.watch.release()
+
+    def _names(self) -> list[Sequence[Any]]:
+        """Return what the parameters of each group are called: their names, else their numbers."""
+        numbers = iter(range(sum(len(given["params"]) for given in self.param_groups)))
+        return [given.get("param_names") or [next(numbers) for _ in given["params"]] for given in self.param_groups]
+
+    def _updater_of(self, param: Tensor) -> Updater:
+        """Return an updater of one parameter alone, which counts no group's steps."""
+        names, given = [], []
+        for keys, group in zip(self._names(), self._groups, strict=True):
+            found = [(key, member) for key, member in zip(keys, group.given[PARAMS], strict=True) if member is param]
+            names.append([key for key, _ in found])
+            given.append({PARAMS: [member for _, member in found]})
+        updater = Updater(self._family, self._groups, names, given, {param: self.state[param]}, self._eager)
+        updater.plan.counted = []
+        return updater
+
+    @eager
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step: update every parameter that has a gradient.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model anew and returns the loss; called with gradients enabled, before the update.
+
+        Returns
+        -------
+        The closure's loss, or None.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient does not fit its parameter, an option is out of range, or a parameter is no longer one that
+            can be updated; nothing has changed then.
+        """
+        if "_lock" not in self.__dict__:  # `_stands_for`, in less time
+            return self._itself().step() if closure is None else self._itself().step(closure)
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or base._global_optimizer_pre_hooks
+            or base._global_optimizer_post_hooks
+            or profiler._is_profiler_enabled
+        ):
+            return self._observed_step() if closure is None else self._observed_step(closure)
+        return self._step(closure)
+
+    # Else torch wraps it in hooks and a profiler's record, which take 20 µs a step even where there are none.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf, grad_scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")
+        if isinstance(found_inf, Tensor) and found_inf.is_cuda:
+            self._update(1.0, Verdict(grad_scale, found_inf))
+        elif found_inf is None or float(found_inf) == 0:
+            self._update(1.0 if grad_scale is None else 1.0 / float(grad_scale))
+        return loss
+
+    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as torch.optim does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the group does not fit; nothing has changed then.
+        """
+        if (wrapped := self._stands_for) is not None:
+            wrapped.add_param_group(param_group)
+            return
+        with self._lock:
+            self._refuse_inside_step()
+            super().add_param_group(param_group)
+            groups = self.__dict__["param_groups"]
+            groups[-1] = live(groups[-1])
+            if self._made:  # else all groups are looked at in the end
+                try:
+                    self._adopt()
+                except Exception:
+                    self.param_groups.pop()
+                    raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return groups and states, as torch.optim does; the default ``torch.load`` opens it, schedules included."""
+        if (wrapped := self._stands_for) is not None:
+            state: dict[str, Any] = wrapped.state_dict()
+            return state
+        with self._lock:
+            if self._updater is not None and not self._inside:  # a schedule, or a signal's handler, may ask for it
+                self._updater.settle()
+                for group in self._groups:
+                    group.describe_anew()
+                self._updater.watch.note_options()  # else what was there before the look would pass for unchanged
+            return super().state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a `state_dict`, of this class or of its namesake in torch.optim.
+
+        States are copied, in the dtype in which they are updated (float32 for half precision), where torch.optim casts
+        them to their parameter's. Schedules go on from the group's count of steps; one that is a function of yours
+        cannot be saved, and this optimizer's own goes on in its place.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it does not fit; nothing has changed then.
+        """
+        if (wrapped := self._stands_for) is not None:
+            wrapped.load_state_dict(state_dict)
+            return
+        given: Any = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = pre_hook(self, given)
+            given = given if result is None else result
+        with self._lock:
+            self._refuse_inside_step()
+            self._load(given)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _load(self, given: Any) -> None:
+        parameters = self._adopt().parameters
+        with nested_too_deeply("the state dict"):
+            check_nesting(given)
+            groups = self._loaded_groups(given["param_groups"])
+            described = zip(self._groups, (saved.get("schedules", {}) for saved in groups), strict=True)
+            check_shared(self._groups, [group.restored_schedules(schedules) for group, schedules in described])
+            states = self._loaded_states(given, groups, parameters)
+        before = {name: self.__dict__[name] for name in ("state", "param_groups", "_groups")}
+        held = [s for group in self._groups for s in group.schedules.values() if isinstance(s, Plateau)]
+        memories = deepcopy(held)
+        try:
+            super().__setstate__({"state": states, "param_groups": groups})
+            self._adopt([group.schedules for group in before["_groups"]]).plan.chosen()
+        except Exception:
+            self.__dict__.update(before)
+            for plateau, memory in zip(held, memories, strict=True):
+                plateau.become(memory)
+            self._adopt()
+            raise
+
+    def _loaded_groups(self, saved: Any) -> list[dict[str, Any]]:
+        if len(saved) != len(self.param_groups):
+            raise ValueError("loaded state dict has a different number of parameter groups")
+        groups = []
+        for new, old in zip(saved, self.param_groups, strict=True):
+            if len(new["params"]) != len(old["params"]):
+                raise ValueError(
+                    "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
+                )
+            named = {"param_names": old["param_names"]} if "param_names" in old else {}
+            options = {name: value for name, value in new.items() if name != "params"}
+            filled = {**self._filled(), **named, **deepcopy(options), **self._fixed}
+            groups.append(live({**filled, "params": old["params"]}))
+            for name in HYPERPARAMETERS:
+                if name in self.defaults and name not in groups[-1]:
+                    raise ValueError(f"loaded state dict has no {name!r} in a group: it is of another optimizer")
+        return groups
+
+    def _filled(self) -> dict[str, Any]:
+        """Return what old checkpoints do not have."""
+        return {name: self.defaults[name] for name in ADDED if name in self.defaults}
+
+    def _loaded_states(
+        self, given: Any, groups: list[dict[str, Any]], all_parameters: list[Parameter]
+    ) -> dict[Any, Any]:
+        keys = chain.from_iterable(saved["params"] for saved in given["param_groups"])
+        params = chain.from_iterable(group["params"] for group in groups)
+        places = dict(zip(keys, params, strict=True))
+        parameters = {id(parameter.given): parameter for parameter in all_parameters}
+        states: dict[Any, Any] = defaultdict(dict)
+        for key, saved in given["state"].items():
+            if key in places:
+                parameter = parameters.get(id(places[key]))
+                if not isinstance(saved, Mapping):
+                    raise TypeError(f"the state of parameter {key!r} must be a dict, not {saved!r:.80}")
+                states[places[key]] = {name: self._loaded(parameter, name, value) for name, value in saved.items()}
+            else:
+                states[key] = saved
+        return states
+
+    def _loaded(self, parameter: Parameter | None, name: str, value: Any) -> Any:
+        if parameter is not None and name in self._family.states and (value is not None or self._eager):
+            return parameter.fitted(name, value, copy=True)
+        return deepcopy(value)  # of a frozen parameter as well, which is fitted when it has a gradient
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled and copied: as in torch, and functions of yours among the schedules."""
+        functions = self._functions or [group.undescribed() for group in self._groups]
+        return {**super().__getstate__(), **({"_functions": functions} if any(functions) else {})}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was pickled or copied; the rest is found at the next step."""
+        if "_lock" not in self.__dict__:
+            self._begin()
+        super().__setstate__(state)
+        self._made = True
+        for index, group in enumerate(self.param_groups):
+            for name, value in self._filled().items():
+                group.setdefault(name, value)
+            group.update(self._fixed)
+            if isinstance(group, LiveGroup):
+                group.expect(self._functions[index] if self._functions else {})
+
+
+def check_nesting(given: Mapping[str, Any]) -> None:
+    """Raise where a state dict does not consist of dicts and lists as those of torch do."""
+    groups, states = given.get("param_groups"), given.get("state")
+    if not isinstance(groups, list | tuple) or not isinstance(states, Mapping):
+        raise ValueError("a state dict has a dict 'state' and a list 'param_groups', as state_dict() returns them")
+    for i, group in enumerate(groups):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), list | tuple):
+            raise ValueError(f"group {i} of the state dict must be a dict with a list 'params', not {group!r:.200}")
+        for name in ("schedules", "param_names", *(["step"] if "schedules" in group else []), *NOT_OFFERED):
+            if isinstance(group.get(name), ARRAYS):
+                raise TypeError(
+                    f"{name} in group {i} of the state dict is a {type(group[name]).__name__}: it cannot be one"
+                )
+
+
+def weak(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a method that does nothing once its object is gone, and does not keep that alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        found = reference()
+        if found is not None:
+            found(*arguments)
+
+    return call
+
+
+_optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+def _unlock_in_child() -> None:
+    """Free the locks that threads held which a forked child does not have."""
+    for optimizer in _optimizers:
+        optimizer._lock = threading.RLock()
+        optimizer._inside = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_in_child)
