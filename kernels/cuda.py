@@ -75,7 +75,7 @@ def source(rule: str, format: str) -> str:
 
 def pack(format: str) -> int:
     """Count the elements that a thread moves at once."""
-    return PACK // np.dtype(ELEMENTS[format][0]).itemsize
+    return int(PACK // np.dtype(ELEMENTS[format][0]).itemsize)
 
 
 @functools.cache

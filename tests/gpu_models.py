@@ -52,6 +52,15 @@ def assert_equal(there, here, ours, others):
                 torch_cases.assert_near(on_host(got[name]), want[name], ONE_STEP)
 
 
+def warm_up(there, here, ours, others, stream):
+    """Take the steps that come before a capture, with the gradients that it is to read."""
+    give(there, here, 0)
+    with stream:
+        for _ in range(3):
+            ours.step()
+            others.step()
+
+
 def model(kind, dtype=torch.float32, shapes=SHAPES, **more):
     """A model on the GPU and on the host, with optimizers."""
     name, options = KINDS[kind]

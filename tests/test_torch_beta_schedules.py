@@ -8,7 +8,7 @@ import cuda_stand_in
 import pytest
 import torch
 import torch_cases
-from gpu_models import assert_equal, captured, give, model, scaled_step
+from gpu_models import assert_equal, captured, give, model, scaled_step, warm_up
 from test_torch_scaler import waits_of
 from tolerances import TORCH
 from torch.nn import Parameter
@@ -330,11 +330,7 @@ def test_capture(betas, dtype):
     """Replays are the steps of an optimizer on the host."""
     there, here, ours, others = model("adamw_amsgrad", dtype, lr=CYCLE, betas=betas)
     stream = cuda_stand_in.Stream()
-    give(there, here, 0)
-    with stream:
-        for _ in range(3):
-            ours.step()
-            others.step()
+    warm_up(there, here, ours, others, stream)
     graph = captured(ours, stream)
     for _ in range(8):
         graph.launch()

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch_cases
 from cuda_tensors import on_gpu, on_host
-from gpu_models import DEVICE, KINDS, SHAPES, assert_equal, captured, give, model, scaled_step
+from gpu_models import DEVICE, KINDS, SHAPES, assert_equal, captured, give, model, scaled_step, warm_up
 from tolerances import ONE_STEP, TORCH_TRAINING, TRAJECTORY
 from torch.nn import Parameter
 
@@ -100,11 +100,7 @@ def test_capture(kind, dtype):
     options = {"weight_decay": 0.01}
     there, here, ours, others = model(kind, dtype, lr=Cosine(0.1, 20), **options)
     stream = cuda_stand_in.Stream()
-    give(there, here, 0)
-    with stream:
-        for _ in range(3):
-            ours.step()
-            others.step()
+    warm_up(there, here, ours, others, stream)
     graph = captured(ours, stream)
     for step in range(1, 9):
         cuda_stand_in.synchronize_all()
