@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return command(argv)
+            with interruptible():
+                return command(argv)
         finally:
             print(end="", flush=True)  # here, where an error can be told, and not when Python ends
     except BrokenPipeError:
@@ -44,6 +46,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = 130
     forget_output()
     return status
+
+
+RETRY = 0.05  # seconds
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise; but a little later where LLVM has called Python while it compiles, since that would be shown and lost."""
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("llvmlite"):
+            timer = threading.Timer(RETRY, send, [number])
+            timer.daemon = True
+            timer.start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def send(number: int) -> None:
+    """Send a signal to the main thread, which may be waiting."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Take interrupts that way, in the thread in which signals arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def forget_output() -> None:
@@ -152,46 +190,14 @@ def compile_numba() -> int:
     if directory is None:
         raise OSError("no cache directory is writable, so that nothing can be kept: set NUMBA_CACHE_DIR to one that is")
     kernels = [(name, dtype) for name in RULES for dtype in ELEMENTS]
-    with interrupts_between() as check:
-        hits = 0
-        for name, dtype in track(kernels, "Compiling"):
-            hits += cpu.kernel(name, dtype).cache_hits
-            check()
-        schedules.evaluators()
-        check()
+    hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
+    schedules.evaluators()
     lost = [f"{name} {dtype}" for name, dtype in kernels if not cpu.cached(name, dtype)]
     lost += [] if schedules.cached() else ["schedules"]
     if lost:  # a full disk
         raise OSError(f"could not be kept in {directory}: {', '.join(lost)}")
     print(f"{len(kernels)} kernels, {len(kernels) - hits} of them new, and the schedules, in {directory}")
     return 0
-
-
-@contextlib.contextmanager
-def interrupts_between() -> Iterator[Callable[[], None]]:
-    """Let an interrupt wait until a function is called that this gives, which raises it then; a second one does not.
-
-    LLVM calls Python back while it compiles, and what is raised in there is shown and lost.
-    """
-    noted: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    def check() -> None:
-        if noted:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
-        yield check
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
