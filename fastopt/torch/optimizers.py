@@ -24,12 +24,13 @@ class SGD(Optimizer):
     ----------
     params : iterable of tensors, of (name, tensor) pairs, or of group dicts
         float32, float64, float16, bfloat16, complex64 or complex128, on the CPU or a CUDA device, of any shape and
-        layout; DTensors too.
+        layout; DTensors too. What is frozen, and has no gradient, may be of any kind, and is left alone.
         Half precision is computed and kept in float32 (``momentum_buffer``), complex numbers as pairs of reals.
     lr : float, tensor of one element, or schedule, default 0.001
         Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``. ``group["lr"]`` is
         a number then, that of the latest step, and ``group["schedules"]`` describes the schedule. What is assigned
-        takes effect at the next step: another number ends the schedule, another callable takes its place.
+        takes effect at the next step: another number ends the schedule, another callable takes its place. A scheduler
+        of torch beside it starts from its peak, ``group["initial_lr"]``, and ends it, with a warning.
     momentum : float or schedule, default 0.0
         Factor of the momentum buffer, 0 or more.
     dampening : float, default 0.0
@@ -52,7 +53,8 @@ class SGD(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        If a parameter cannot be updated, two share memory, or an option is out of range or not offered.
+        If a parameter that trains cannot be updated, two share memory, or an option is out of range or not offered; at
+        the step, where a frozen one has a gradient all of a sudden.
     RuntimeError
         If both foreach and fused are True, as in torch.optim.
 
