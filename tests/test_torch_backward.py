@@ -709,3 +709,23 @@ def test_the_same_updater_serves_all_steps():
         assert one.keys() == next_one.keys() == {*model.parameters()}
         assert all(one[p] is next_one[p] for p in one)
     assert math.isclose(handle.param_groups[0]["lr"], schedules.Cosine(0.1, 20)(5))
+
+
+def test_a_parameter_that_was_frozen_while_states_were_loaded():
+    """It trains when it thaws, as with an optimizer's own step."""
+    model, twin = (torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    handle = subject.step_in_backward(model, subject.Adam, lr=0.1)
+    optimizer = subject.Adam(twin.parameters(), lr=0.1)
+    for step in range(6):
+        frozen = step in (2, 3)
+        for each in (model, twin):
+            each[0].weight.requires_grad_(not frozen)
+        if step == 3:
+            handle.load_state_dict(handle.state_dict())
+        model(torch.ones(4, 3)).square().mean().backward()
+        optimizer.zero_grad()
+        twin(torch.ones(4, 3)).square().mean().backward()
+        optimizer.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)

@@ -88,6 +88,44 @@ def test_a_wrapper_loads_and_adds(name, options):
     assert bits(params) == bits(twins) != kept
 
 
+@ALL
+def test_a_wrapper_under_a_scaler(name, options):
+    """With fused=True the step unscales, and skips, though GradScaler leaves its numbers with the wrapper."""
+    params, _, wrapper = wrapped(name, **options, fused=True)
+    twins, twin, _ = wrapped(name, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.zeros(()))
+    for step in range(4):
+        give(params, step)
+        give(twins, step)
+        for p in params:
+            p.grad *= scaler.get_scale() * (float("inf") if step == 1 else 1.0)
+        scaler.step(wrapper)
+        scaler.update()
+        if step != 1:
+            twin.step()
+    assert bits(params) == bits(twins)
+
+
+def test_a_wrapper_of_a_subclass():
+    """A step that it overrides runs once for each that is taken; hooks see the wrapper, as in torch."""
+    seen = []
+    for library in (subject, torch.optim):
+
+        class Counting(library.SGD):
+            def step(self, closure=None):
+                seen.append(type(self).__name__)
+                return super().step(closure)
+
+        [p] = torch_cases.parameters([(3,)])
+        wrapper = Wrapper(Counting([p], lr=0.1))
+        wrapper.register_step_pre_hook(lambda self, args, kwargs: seen.append(type(self).__name__))
+        give([p], 0)
+        wrapper.step()
+        assert wrapper.step(lambda: 5.0) == 5.0
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+
+
 def test_a_wrapper_of_schedules():
     """Numbers and descriptions of the schedules are up to date, whoever is asked."""
     params, optimizer, wrapper = wrapped("AdamW", lr=schedules.Cosine(0.1, 10))
@@ -344,6 +382,21 @@ def test_counts_that_processes_share():
     assert bits(params) == bits(twins)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_a_shared_count_of_any_dtype(dtype):
+    """It is counted as torch does it, also where it is loaded back from the optimizer's own state dict."""
+    (p,), (q,) = (torch_cases.parameters([(3,)]) for _ in range(2))
+    optimizer, twin = subject.Adam([p], lr=0.1), subject.Adam([q], lr=0.1)
+    count = torch.zeros((), dtype=dtype).share_memory_()
+    optimizer.state[p] = {"step": count, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
+    train(optimizer, [p], 3)
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(optimizer, [p], 2, start=3)
+    train(twin, [q], 5)
+    assert count == 5
+    assert bits(p) == bits(q)
+
+
 @pytest.mark.parametrize("step", [5.0, torch.tensor(3.0), torch.tensor([1, 2]), None, "warm-up", -1])
 @ALL
 def test_another_librarys_step_in_a_group(name, options, step):
@@ -378,6 +431,27 @@ class Own:
     def __call__(self, step):
         """Return the rate."""
         return 0.1 / (1 + step)
+
+
+def test_functions_of_copies_go_with_their_groups():
+    """Whatever is done to the groups of a copy before its first step."""
+    params = torch_cases.parameters()
+    rates = [lambda step: 0.1, lambda step: 0.7]
+    optimizer = subject.SGD([{"params": [p], "lr": rate} for p, rate in zip(params, rates, strict=False)])
+    other = copy.deepcopy(optimizer)
+    other.add_param_group({"params": params[2:], "lr": 0.3})
+    del other.param_groups[0]
+    for _ in range(2):
+        give(params[2:], 0)
+        other.step()
+    assert [group["lr"] for group in other.param_groups] == [0.7, 0.3]
+    group = optimizer.param_groups[0]
+    optimizer = subject.SGD(params, lr=0.1)  # without a schedule at first: a dict of torch's
+    optimizer.param_groups[0]["lr"] = group["lr"] = lambda step: 0.4
+    train(optimizer, params, 1)
+    other = copy.deepcopy(optimizer)
+    train(other, other.param_groups[0]["params"], 1)
+    assert other.param_groups[0]["lr"] == 0.4
 
 
 def test_copies_have_the_function_in_a_pair():

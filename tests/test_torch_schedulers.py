@@ -82,7 +82,9 @@ def rates_beside(optimizer, make, steps=3):
             optimizer.step()
             rates.append(optimizer.param_groups[0]["lr"])
             scheduler.step()
-    return rates, [str(warning.message) for warning in caught if "fastopt" in warning.filename]
+    ours = [warning for warning in caught if "torch_scheduler" in str(warning.message)]
+    assert {warning.filename for warning in ours} <= {__file__}  # where somebody can do something about it
+    return rates, [str(warning.message) for warning in ours]
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -152,6 +154,61 @@ def test_timms_schedulers_and_those_that_cycle():
     assert optimizer.param_groups[0]["schedules"] == {}
 
 
+@pytest.mark.parametrize("way", [kept, copy.deepcopy], ids=["optimizer", "deepcopy"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0),
+        lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.2, 2, 2, cycle_momentum=False),
+    ],
+    ids=["ReduceLROnPlateau", "CyclicLR"],
+)
+def test_schedulers_that_ask_for_no_base(make, way):
+    """They write, and so end the schedule; who did it is seen by that."""
+    optimizer = way(subject.SGD(torch_cases.parameters(), lr=Warmup(Cosine(0.1, 10), 3, start=0.5)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scheduler = make(optimizer)
+        for step in range(4):
+            give([p for group in optimizer.param_groups for p in group["params"]], step)
+            optimizer.step()
+            scheduler.step(*([1.0] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
+    assert len([1 for warning in caught if "lr of group 0" in str(warning.message)]) == 1
+    assert optimizer.param_groups[0]["schedules"] == {}
+
+
+def test_a_schedule_that_has_ended_is_no_base():
+    """Though its last number is put back later, a scheduler starts from that number, without a word."""
+    optimizer = subject.SGD(torch_cases.parameters(), lr=Cosine(0.1, 10))
+    [group] = optimizer.param_groups
+    torch_cases.train(optimizer, group["params"], 5)
+    last = group["lr"]
+    for rate in (0.5, last):
+        group["lr"] = rate
+        torch_cases.train(optimizer, group["params"], 1)
+    rates, messages = rates_beside(optimizer, lambda o: lr_scheduler.StepLR(o, 100))
+    assert rates == [last] * 3
+    assert messages == []
+
+
+def test_a_number_of_yours_beside_a_scheduler():
+    """A look at the base, or a scheduler that is there, does not make it the scheduler's."""
+    optimizer = subject.SGD(torch_cases.parameters(), lr=RISING)
+    [group] = optimizer.param_groups
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert group["initial_lr"] == group.get("initial_lr") == 0.1
+        group["lr"] = 0.3
+        torch_cases.train(optimizer, group["params"], 2)
+        RISING.torch_scheduler(optimizer)
+        torch_cases.train(optimizer, group["params"], 2)
+        group["lr"] = Cosine(0.1, 100)
+        torch_cases.train(optimizer, group["params"], 2)
+        group["lr"] = 0.3
+        torch_cases.train(optimizer, group["params"], 2)
+    assert group["lr"] == 0.3
+
+
 def test_swalr_beside_a_schedule():
     """It begins where the schedule peaks, and the warning says that the schedule is over."""
     optimizer = subject.SGD(torch_cases.parameters(), lr=RISING)
@@ -167,6 +224,9 @@ def test_who_only_looks_changes_nothing():
     [group] = optimizer.param_groups
     assert group["initial_lr"] == group.get("initial_lr") == 0.1
     assert "initial_lr" in group
+    assert "initial_lr" not in optimizer.state_dict()["param_groups"][0]  # a look stores nothing
+    with pytest.raises(KeyError, match="momentum"):
+        group["momentum"]
     assert "initial_lr" not in subject.AdamW(params, lr=0.1).param_groups[0]
     torch_cases.train(optimizer, params, 3)
     assert group["lr"] == RISING(2)

@@ -159,7 +159,7 @@ class StepInBackward:
             updater = self._updaters[param]
             if param.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("updates during backward() cannot be captured: capture the optimizer's own step()")
-            same = self._optimizer.state.get(param) is updater.parameters[0].state
+            same = updater.parameters and self._optimizer.state.get(param) is updater.parameters[0].state
             unread = updater.read() if same else OUT_OF_DATE
             if unread == OUT_OF_DATE:
                 updater = self._optimizer._updater_of(param)

@@ -17,7 +17,7 @@ from torch.autograd import profiler
 from torch.optim import optimizer as base
 
 from ..checks import nested_too_deeply
-from ..groups import StepFunction, check_shared
+from ..groups import check_shared
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
 from ..plateau import Plateau
 from ..rules import HYPERPARAMETERS, Family
@@ -26,7 +26,7 @@ from .devices import Verdict
 from .eager import eager
 from .groups import ARRAYS, NOT_OFFERED, Group, look_at
 from .live import LiveGroup, live
-from .tensors import Parameter
+from .tensors import Parameter, is_shared
 from .updater import Updater
 
 # Options that torch has added over the years, and old checkpoints do not have.
@@ -61,7 +61,6 @@ class Optimizer(torch.optim.Optimizer):
     _inside: bool  # a step
     _groups: Sequence[Group]
     _itself: Callable[[], Any]
-    _functions: Sequence[Mapping[str, StepFunction]]  # schedules of the groups, where those are not taken over yet
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         if defaults.get("foreach") and defaults.get("fused"):
@@ -77,7 +76,7 @@ class Optimizer(torch.optim.Optimizer):
         self._lock = threading.RLock()
         self._updater = None
         self._made = self._inside = False
-        self._groups = self._functions = ()
+        self._groups = ()
         _optimizers.add(self)
 
     def _check_defaults(self, defaults: dict[str, Any]) -> None:
@@ -137,9 +136,8 @@ class Optimizer(torch.optim.Optimizer):
             with self._lock:
                 updater.settle()
 
-    def _adopt(self, functions: Sequence[Mapping[str, StepFunction]] = ()) -> Updater:
-        """Take groups, parameters and states as they are now; some schedules are no more than named in a group."""
-        functions = functions or self._functions
+    def _adopt(self) -> Updater:
+        """Take groups, parameters and states as they are now."""
         if self._updater is not None:
             self._updater.settle()
             self._updater.plan.away.end()
@@ -149,14 +147,14 @@ class Optimizer(torch.optim.Optimizer):
         for index, given in enumerate(self.param_groups):
             group = known.get(id(given))
             if group is None:
-                group = Group(index, given, names, functions[index] if functions else None)
+                group = Group(index, given, names)
             if isinstance(given, LiveGroup):
                 given.fetch = fetch
             group.index = index
             groups.append(group)
         look_at(groups)
         self._updater = Updater(self._family, groups, self._names(), self.param_groups, self.state, self._eager)
-        self._groups, self._functions = groups, ()
+        self._groups = groups
         return self._updater
 
     def _read_or_repeat(self, updater: Updater, scale: float) -> int:
@@ -237,8 +235,6 @@ class Optimizer(torch.optim.Optimizer):
             If a gradient does not fit its parameter, an option is out of range, or a parameter is no longer one that
             can be updated; nothing has changed then.
         """
-        if "_lock" not in self.__dict__:  # `_stands_for`, in less time
-            return self._itself().step() if closure is None else self._itself().step(closure)
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -257,11 +253,15 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf, grad_scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")
+        here, optimizer = self.__dict__, self
+        found_inf, grad_scale = here.get("found_inf"), here.get("grad_scale")
+        if "_lock" not in here:  # a wrapper, to which GradScaler may have given these
+            optimizer = self._itself()
+            found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if isinstance(found_inf, Tensor) and found_inf.is_cuda:
-            self._update(1.0, Verdict(grad_scale, found_inf))
+            optimizer._update(1.0, Verdict(grad_scale, found_inf))
         elif found_inf is None or float(found_inf) == 0:
-            self._update(1.0 if grad_scale is None else 1.0 / float(grad_scale))
+            optimizer._update(1.0 if grad_scale is None else 1.0 / float(grad_scale))
         return loss
 
     _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
@@ -340,7 +340,7 @@ class Optimizer(torch.optim.Optimizer):
         memories = deepcopy(held)
         try:
             super().__setstate__({"state": states, "param_groups": groups})
-            self._adopt([group.schedules for group in before["_groups"]]).plan.chosen()
+            self._adopt().plan.chosen()
         except Exception:
             self.__dict__.update(before)
             for plateau, memory in zip(held, memories, strict=True):
@@ -352,7 +352,7 @@ class Optimizer(torch.optim.Optimizer):
         if len(saved) != len(self.param_groups):
             raise ValueError("loaded state dict has a different number of parameter groups")
         groups = []
-        for new, old in zip(saved, self.param_groups, strict=True):
+        for new, old, group in zip(saved, self.param_groups, self._groups, strict=True):
             if len(new["params"]) != len(old["params"]):
                 raise ValueError(
                     "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
@@ -361,6 +361,8 @@ class Optimizer(torch.optim.Optimizer):
             options = {name: value for name, value in new.items() if name != "params"}
             filled = {**self._filled(), **named, **deepcopy(options), **self._fixed}
             groups.append(live({**filled, "params": old["params"]}))
+            if isinstance(groups[-1], LiveGroup):
+                groups[-1].own = group.schedules
             for name in HYPERPARAMETERS:
                 if name in self.defaults and name not in groups[-1]:
                     raise ValueError(f"loaded state dict has no {name!r} in a group: it is of another optimizer")
@@ -383,7 +385,13 @@ class Optimizer(torch.optim.Optimizer):
                 parameter = parameters.get(id(places[key]))
                 if not isinstance(saved, Mapping):
                     raise TypeError(f"the state of parameter {key!r} must be a dict, not {saved!r:.80}")
-                states[places[key]] = {name: self._loaded(parameter, name, value) for name, value in saved.items()}
+                present = self.state.get(places[key], {})
+                states[places[key]] = {
+                    name: value
+                    if is_shared(value) and present.get(name) is value
+                    else self._loaded(parameter, name, value)
+                    for name, value in saved.items()
+                }
             else:
                 states[key] = saved
         return states
@@ -395,21 +403,24 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled and copied: as in torch, and functions of yours among the schedules."""
-        functions = self._functions or [group.undescribed() for group in self._groups]
-        return {**super().__getstate__(), **({"_functions": functions} if any(functions) else {})}
+        known = {id(group.given): group.undescribed() for group in self._groups}
+        functions = [known.get(id(given), getattr(given, "own", {})) for given in self.param_groups]
+        return {**super().__getstate__(), **({"functions": functions} if any(functions) else {})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what was pickled or copied; the rest is found at the next step."""
         if "_lock" not in self.__dict__:
             self._begin()
-        super().__setstate__(state)
+        super().__setstate__({name: value for name, value in state.items() if name != "functions"})
         self._made = True
-        for index, group in enumerate(self.param_groups):
+        self.param_groups = [live(group) for group in self.param_groups]
+        functions = state.get("functions", [{}] * len(self.param_groups))
+        for group, own in zip(self.param_groups, functions, strict=True):
             for name, value in self._filled().items():
                 group.setdefault(name, value)
             group.update(self._fixed)
             if isinstance(group, LiveGroup):
-                group.expect(self._functions[index] if self._functions else {})
+                group.expect(own)
 
 
 def check_nesting(given: Mapping[str, Any]) -> None:

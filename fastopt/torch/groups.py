@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..checks import RESUMABLE
 from ..groups import GroupOptions, StepFunction, numbers_at
 from ..pair import goes_by_step, paired
-from .live import BASE, LiveGroup
+from .live import LiveGroup
 
 ARRAYS = (Tensor, np.ndarray)
 MOVING = (*ARRAYS, list)  # in which another number may be found at the next step
@@ -64,8 +65,6 @@ class Group(GroupOptions):
         describes those in force as plain Python, where there is any or was, and ``step`` counts the steps they drove.
     names : iterable of str
         Of the optimizer's options.
-    own : dict of str to callable, optional
-        Schedules that go on where the description cannot bring them back: functions, and a `Plateau` that is held.
 
     Attributes
     ----------
@@ -83,9 +82,7 @@ class Group(GroupOptions):
         Option -> the schedule that drove it last, the object that it put there last, and the count of steps then.
     """
 
-    def __init__(
-        self, index: int, given: dict[str, Any], names: Iterable[str], own: Mapping[str, StepFunction] | None = None
-    ) -> None:
+    def __init__(self, index: int, given: dict[str, Any], names: Iterable[str]) -> None:
         super().__init__(index, {"step": 0, **dict.fromkeys(names, math.nan)})  # which no value equals, None neither
         self.given = given
         self.seen: dict[str, Any] = dict.fromkeys(names, self)  # which is no option's value
@@ -95,9 +92,12 @@ class Group(GroupOptions):
         self.ended: dict[str, tuple[StepFunction, Any, int]] = {}
         self.has_moving = False
         self.overruled: tuple[str, StepFunction] | None = None
+        # One of its own for a plain dict, so that nobody has to ask.
+        self.live = given if isinstance(given, LiveGroup) else LiveGroup()
         if given.get("schedules"):
-            self.schedules = dict(own or {})
-        if isinstance(given, LiveGroup) and (assigned := given.assigned()):
+            self.schedules = dict(self.live.own)
+        self.live.own = {}
+        if assigned := self.live.assigned():
             self._end_in_copy(assigned)
         self.look()
 
@@ -105,14 +105,16 @@ class Group(GroupOptions):
         """End the schedules of options that were assigned before a copy's first step."""
         described = dict(self._found("schedules") or {})
         for name in assigned:
-            if (plain := described.pop(name, None)) is not None and not callable(self._found(name)):
-                self._note_overruled(name, self._restored_schedule(name, plain, self.schedules.get(name)))
+            if (plain := described.pop(name, None)) is not None and not goes_by_step(self._found(name)):
+                self._note_end(name, self._restored_schedule(name, plain, self.schedules.get(name)))
                 self.schedules.pop(name, None)
         self._put("schedules", described)
 
-    def _note_overruled(self, name: str, schedule: StepFunction) -> None:
-        """Remember to warn, where a scheduler is there: it writes numbers at every step."""
-        if self._found(BASE) is not None and not (isinstance(self.given, LiveGroup) and self.given.released):
+    def _note_end(self, name: str, schedule: StepFunction) -> None:
+        """Forget what a schedule has put there, and remember to warn where it was a scheduler that ended it."""
+        self.live.end(name)
+        if name in self.live.overruled:
+            self.live.overruled.discard(name)
             self.overruled = name, schedule
 
     def _found(self, name: str, default: Any = None) -> Any:
@@ -188,7 +190,7 @@ class Group(GroupOptions):
             self.schedules = {**self.schedules, name: schedule}
         self.ended.update(ended)
         for name, (schedule, *_) in ended.items():
-            self._note_overruled(name, schedule)
+            self._note_end(name, schedule)
         self.seen.update(found)
         if ended or resumed or any(callable(value) for value in new.values()):
             self._tell()
@@ -202,10 +204,11 @@ class Group(GroupOptions):
                 f"{schedule!r:.200}. Let one of the two do it: make the optimizer with a number and pass "
                 f"schedule.torch_scheduler(optimizer) where the scheduler is made, or make no scheduler",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=frames_inside(),
             )
 
     def _tell(self) -> None:
+        self.live.rate = self.schedules.get("lr")
         for name in self.schedules:
             self._show(name)
         if self.schedules or "schedules" in self.given:  # an empty one where they have ended, and the count goes on
@@ -216,9 +219,7 @@ class Group(GroupOptions):
     def _show(self, name: str) -> None:
         self.seen[name] = self.entries[name]
         self._put(name, self.entries[name])
-        if isinstance(self.given, LiveGroup):
-            self.given.numbers[name] = self.entries[name]
-            self.given.rate, self.given.released = self.schedules.get("lr"), False
+        self.live.numbers[name] = self.entries[name]
 
     def _show_count(self) -> None:
         self.written = self.entries["step"]
@@ -241,6 +242,14 @@ class Group(GroupOptions):
         """Bring the description of the schedules up to date, with the memory of those that have one."""
         self.look()
         self._tell()
+
+
+def frames_inside() -> int:
+    """Count the frames of fastopt and torch above, so that a warning shows the line that has called them."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastopt", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def look_at(groups: Iterable[Group]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..rules import SCHEDULABLE
 from ..schedules import Schedule, from_dict
 
 BASE = "initial_lr"  # what torch's and timm's schedulers start from, and keep in the group
+SCHEDULERS = {"lr_scheduler", "param_scheduler", "scheduler"}  # modules that write rates: torch's, ignite's, timm's
 LOOKAHEAD = 100_000  # steps in which a function of the step is expected to leave 0
 
 
@@ -27,6 +29,15 @@ def base_rate(schedule: StepFunction) -> float:
     return next((rate for rate in rates if rate > 0), 0.0)
 
 
+def is_scheduler(names: Mapping[str, Any]) -> bool:
+    """Say whether it is a scheduler that writes, by the names of the module in which it does."""
+    return not SCHEDULERS.isdisjoint(str(names.get("__name__")).split("."))
+
+
+def do_nothing() -> None:
+    """Fetch nothing: of a copy, before its optimizer's first step."""
+
+
 class LiveGroup(dict[str, Any]):
     """One of torch's groups, of which schedules drive some numbers: where a GPU counts, whoever reads one waits for it.
 
@@ -37,26 +48,28 @@ class LiveGroup(dict[str, Any]):
     ----------
     fetch : callable
         Brings the numbers up to date.
+    own : dict
+        Schedules that no description brings back, of a copy before its optimizer's first step, and of what is loaded.
     rate : callable or None
         The schedule that drives the rate.
     numbers : dict
         What schedules have put there, by option.
-    released : bool
-        Whether the rate was assigned before a scheduler came.
+    overruled : set
+        Options of which a scheduler has written the number.
     """
-
-    fetch: Callable[[], object] = staticmethod(lambda: None)  # of a copy, before its optimizer's first step
-    rate: StepFunction | None = None
-    released = False
-    numbers: dict[str, Any]
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        self.numbers = {}
+        self.fetch: Callable[[], object] = do_nothing
+        self.own: Mapping[str, StepFunction] = {}
+        self.rate: StepFunction | None = None
+        self.numbers: dict[str, Any] = {}
+        self.overruled: set[str] = set()
 
     def expect(self, functions: Mapping[str, StepFunction]) -> None:
-        """Find out what drives a copy's rate, before its optimizer's first step: a function, or what is described."""
+        """Find out what drives a copy's numbers, before its optimizer's first step: functions, or what is described."""
         described = dict.get(self, "schedules")
+        self.own = functions
         if isinstance(described, Mapping):
             self.numbers = {name: dict.get(self, name) for name in described}
             with contextlib.suppress(KeyError, TypeError, ValueError):  # the first step says what is wrong there
@@ -66,26 +79,32 @@ class LiveGroup(dict[str, Any]):
         """Return the options of which a schedule drove the number, and that have another one now."""
         return [name for name, number in self.numbers.items() if dict.get(self, name) is not number]
 
+    def end(self, name: str) -> None:
+        """Take note that a schedule has ended."""
+        self.numbers.pop(name, None)
+        if name == "lr":
+            self.rate = None
+
     def _read(self, name: Any = None) -> None:
-        if name == BASE:
-            self._note_base()
-        elif name != PARAMS:
+        if name != PARAMS and name != BASE:
             self.fetch()
 
-    @property
-    def _is_driven(self) -> bool:
-        """Whether a schedule drives the rate, and nobody has put another one there."""
-        return self.rate is not None and "lr" not in self.assigned()
-
-    def _note_base(self) -> None:
-        if self.rate is not None and self._is_driven and not super().__contains__(BASE):
-            super().__setitem__(BASE, base_rate(self.rate))
+    def _base(self, default: Any = None) -> Any:
+        """Return what a scheduler starts from, where a schedule drives the rate and nobody has put another there."""
+        if self.rate is None or "lr" in self.assigned():
+            return default
+        return base_rate(self.rate)
 
     def __contains__(self, name: object) -> bool:
         """Say whether there is such an entry."""
-        if name == BASE:
-            self._note_base()
-        return super().__contains__(name)
+        return super().__contains__(name) or (name == BASE and self._base() is not None)
+
+    def __missing__(self, name: str) -> Any:
+        """Return the base of a scheduler that goes on from an earlier one, which asks for it by name."""
+        base = self._base() if name == BASE else None
+        if base is None:
+            raise KeyError(name)
+        return base
 
     def __getitem__(self, name: str) -> Any:
         """Return an entry."""
@@ -96,6 +115,8 @@ class LiveGroup(dict[str, Any]):
         """Assign an entry; a count only once those before it are counted."""
         if name == "step":
             self.fetch()
+        elif self.numbers.get(name, self) is super().get(name) and is_scheduler(sys._getframe(1).f_globals):
+            self.overruled.add(name)
         super().__setitem__(name, value)
 
     def update(self, *given: Any, **more: Any) -> None:
@@ -106,7 +127,7 @@ class LiveGroup(dict[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         """Return an entry, or a default."""
         self._read(name)
-        return super().get(name, default)
+        return super().get(name, self._base(default) if name == BASE else default)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names; without this, ``dict(group)`` would not ask for the entries."""
@@ -133,10 +154,11 @@ class LiveGroup(dict[str, Any]):
         Some of torch's schedulers go on from ``initial_lr``, others from ``lr``.
         """
         self._read(name)
-        if name == BASE and self._is_driven:
-            super().__setitem__("lr", super().__getitem__(BASE))
-        elif name == BASE and not super().__contains__(BASE):
-            self.released = True
+        base = self._base() if name == BASE and not super().__contains__(BASE) else None
+        if base is not None:
+            self.overruled.add("lr")
+            super().__setitem__("lr", base)
+            super().__setitem__(BASE, base)
         return super().setdefault(name, default)
 
     def copy(self) -> dict[str, Any]:

@@ -303,14 +303,16 @@ def whole_number(what: str, value: Any) -> int:
     return Count(limit=2**53).check(what, plain)  # beyond, float64 does not count
 
 
-def is_shared(count: Any) -> bool:
-    """Say whether a count lies in memory that processes share, so that each of them counts there.
+def is_shared(state: Any) -> bool:
+    """Say whether a state lies in memory that processes share, so that each of them works there.
 
     Of CUDA tensors torch says so always.
     """
-    if not isinstance(count, Tensor) or count.device.type != "cpu":
+    if not isinstance(state, Tensor) or state.device.type != "cpu" or state.is_inference():
         return False
-    return bool(count.is_shared())  # type: ignore[no-untyped-call]  # torch's own
+    if state.layout is not torch.strided or type(state).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return False
+    return bool(state.is_shared())  # type: ignore[no-untyped-call]  # torch's own
 
 
 class Counts:
@@ -351,5 +353,6 @@ class Counts:
         before = self.expected.copy() if self.shared else self.expected
         self.array[which] += 1
         self.expected[which] += 1
-        for i, count in self.shared.items():
-            count += self.expected[i] - before[i]
+        with torch.no_grad():
+            for i, count in self.shared.items():
+                count += int(self.expected[i] - before[i])
