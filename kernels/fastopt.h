@@ -108,9 +108,9 @@ typedef struct fastopt_repetition {
 } fastopt_repetition;
 
 /* Reads where gradients of PyTorch's tensors lie, as fastopt_read does, through DLPack's table of functions. Returns -1
- * where the holdings are no longer as expected, or a frozen tensor has a gradient, -3 where only what is assigned in groups is not, -2 where a call of
- * Python raised. Given a repetition, and a gradient as expected for every tensor, it takes that step on so many threads
- * at most, and returns -4. */
+ * where the holdings are no longer as expected, or a frozen tensor has a gradient, -3 where only what is assigned in
+ * groups is not, -2 where a call of Python raised. Given a repetition, and a gradient as expected for every tensor, it
+ * takes that step on so many threads at most, and returns -4. */
 int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings, const fastopt_gradients *gradients,
                              fastopt_repetition *repetition, int32_t threads);
 
