@@ -158,7 +158,7 @@ def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
     array = check_type(what, array)
     if array.dtype not in DTYPES:
         raise TypeError(
-            f"{what} has dtype {_name(array.dtype)}; float32 and float64 can be updated: {_as_floats(array)}"
+            f"{what} has dtype {_name(array.dtype)}; float32 and float64 can be updated: {as_floats(array)}"
         )
     if not array.flags.writeable:
         raise ValueError(f"{what} is read-only, and would be updated in place: pass a writable .copy() and use that")
@@ -253,7 +253,7 @@ class Extents:
         return None
 
 
-def _as_floats(array: Array) -> str:
+def as_floats(array: Array) -> str:
     """Say how to make an array of another dtype one that can be updated."""
     if array.dtype.kind == "c":
         return "pass .view(np.float32) of it, or of its .astype(np.complex64), and train that, pairs of real numbers"

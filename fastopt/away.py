@@ -100,7 +100,10 @@ class Away:
                     f"capture it when its schedule has left 0"
                 )
         if plan.scale != 1:
-            raise RuntimeError("a scale of gradients that the host knows cannot be captured: leave it on the GPU")
+            raise RuntimeError(
+                "a scale of gradients that the host knows cannot be captured: leave it on the GPU, and found_inf beside "
+                "it, as GradScaler does"
+            )
 
     def _ask_again(self) -> None:
         """Ask the groups for what has changed, of which the devices have to be told."""
@@ -161,7 +164,10 @@ class Away:
                 "give gradients to the same ones, that lie as those did, or use an optimizer for each set"
             )
         if self.capturing and gradients.strided:
-            raise RuntimeError("gradients whose strides are not their parameters' cannot be captured: copy them")
+            raise RuntimeError(
+                "gradients whose strides are not their parameters' cannot be captured: copy each into an array that lies "
+                "as its parameter does, as zeros_like(p) makes one, and take two steps with these before the capture"
+            )
         if self.capturing and (gradients.taking_part != plan.formed or any(launch.strided for launch in plan.launches)):
             raise RuntimeError(COLD)
 

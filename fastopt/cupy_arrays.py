@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Extents, Layout, described, extent, is_on_device, owner_of
+from .arrays import Extents, Layout, as_floats, described, extent, is_on_device, owner_of
 from .chunks import located
 from .extras import require
 from .foreign import kind
@@ -64,7 +64,8 @@ def format_of(what: str, array: Any) -> str:
     name: str = array.dtype.name
     if name not in ELEMENTS or not array.dtype.isnative:
         known = ", ".join(ELEMENTS)
-        raise TypeError(f"{what} has dtype {name}; {known} can be updated on a GPU: pass .astype('float32') of it")
+        way = "pass .astype('float32') of it" if array.dtype.kind != "c" else as_floats(array)
+        raise TypeError(f"{what} has dtype {name}; {known} can be updated on a GPU: {way}")
     return name
 
 
@@ -124,7 +125,9 @@ class GpuTensor(ArrayTensor):
             )
         state = seen(array, real.name)
         if not (state.flags.aligned and self.layout.in_storage_order(state).flags.c_contiguous):
-            raise ValueError(f"{what} does not lie in memory as p does: make it with cupy.zeros_like(p)")
+            raise ValueError(
+                f"{what} does not lie in memory as p does: make it with cupy.zeros_like(p, dtype={real.name!r})"
+            )
         return state
 
     def alike(self, given: Any) -> int:
@@ -147,8 +150,10 @@ class GpuTensor(ArrayTensor):
         if array.device.id != self.place.index:
             raise ValueError(f"{what} is on GPU {array.device.id}, its parameter on GPU {self.place.index}")
         if array.dtype != self.held.dtype:
+            real = ".real" if array.dtype.kind == "c" else ""
             raise TypeError(
-                f"{what} has dtype {array.dtype.name}, its parameter {self.format}: pass .astype({self.format!r}) of it"
+                f"{what} has dtype {array.dtype.name}, its parameter {self.format}: "
+                f"pass {real}.astype({self.format!r}) of it"
             )
         if array.shape != self.shape:
             raise ValueError(

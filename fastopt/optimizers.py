@@ -245,7 +245,8 @@ class Optimizer:
         ----------
         state_dict : dict
             From an optimizer of the same class, over parameters of the same names, shapes and dtypes. It may have gone
-            through ``np.savez("opt.npz", **state_dict)`` and ``np.load("opt.npz", allow_pickle=True)``.
+            through ``np.savez("opt.npz", **state_dict)`` and ``np.load("opt.npz", allow_pickle=True)``; in ``"state"``
+            the indices may be text, into which JSON turns them.
 
         Raises
         ------
@@ -291,6 +292,7 @@ class Optimizer:
 
     def _checked_states(self, given: Any) -> list[tuple[int, dict[str, Array]]]:
         keys = {tensor.key for tensor in self._tensors}
+        given = _by_index(given, keys)
         if not isinstance(given, Mapping) or not given.keys() <= keys:
             raise ValueError(f"the state dict has state for {list(given)!r:.200}; parameters are {list(keys)!r:.200}")
         return [self._checked_state(tensor, unwrapped(given.get(tensor.key, {"step": 0}))) for tensor in self._tensors]
@@ -765,6 +767,17 @@ def tensor_of(key: Hashable, param: Any, group: ParamGroup) -> ArrayTensor:
 
         return GpuTensor(key, param, group)
     return HostTensor(key, param, group)
+
+
+def _by_index(given: Any, keys: set[Hashable]) -> Any:
+    """Return states with indices as their keys where a file has turned these into text, as JSON does.
+
+    If an index and a name read alike, nobody can tell which of the two a key was: all stay as they are.
+    """
+    read = {str(key): key for key in keys}
+    if isinstance(given, Mapping) and len(read) == len(keys) and all(isinstance(key, str) for key in given):
+        return {read.get(key, key): entry for key, entry in given.items()}
+    return given
 
 
 def _copy(value: Any) -> Any:

@@ -49,11 +49,11 @@ def zeros(shape, dtype=np.float64):
     return full(shape, 0, dtype)
 
 
-def zeros_like(array):
+def zeros_like(array, dtype=None):
     """Return zeros that lie as another array does, which is dense, in C's order or in Fortran's."""
     flags = array.host.flags
     assert flags.forc
-    new = allocated(array.shape, array.dtype, "F" if flags.fnc else "C")
+    new = allocated(array.shape, dtype or array.dtype, "F" if flags.fnc else "C")
     copied(new, 0, "fill")
     return ndarray(new)
 

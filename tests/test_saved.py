@@ -95,6 +95,46 @@ def test_state_dicts_through_npz(way, tmp_path):
     assert resumed.state["enc.b"]["exp_avg"].shape == ()
 
 
+def through_json(state_dict):
+    """A state dict as JSON gives it back: indices as text, arrays and betas as lists; arrays are made of lists again."""
+    loaded = json.loads(json.dumps(state_dict, default=lambda array: array.tolist()))
+    for key, entry in state_dict["state"].items():
+        saved = loaded["state"][str(key)]
+        saved |= {name: np.asarray(saved[name], array.dtype) for name, array in entry.items() if name != "step"}
+    return loaded
+
+
+def test_state_dicts_through_json():
+    """Names stay, and indices are found again by their text, whether all have a state or not."""
+    opt, resumed = trained(), trained(steps=0)
+    saved = opt.state_dict()
+    loaded = through_json(saved)
+    assert "3" in loaded["state"]
+    resumed.load_state_dict(loaded)
+    assert repr(resumed.state_dict()) == repr(saved)
+    del saved["state"]["enc.b"], loaded["state"]["enc.b"]
+    resumed.load_state_dict(loaded)
+    assert resumed.state.keys() == saved["state"].keys()
+    assert loaded["state"].keys() == {"enc.w", "3"}
+
+
+def test_indices_as_text_that_are_not_these():
+    """Another's, one beside a number, and one that reads like a name, which could be either."""
+    for make, change in (
+        (lambda: fastopt.SGD([np.ones(2)], momentum=0.9), lambda entry: {"1": entry}),
+        (lambda: fastopt.SGD([np.ones(2)], momentum=0.9), lambda entry: {"00": entry}),
+        (lambda: fastopt.SGD([np.ones(2)], momentum=0.9), lambda entry: {"0": entry, 0: entry}),
+        (lambda: fastopt.SGD([{"params": [np.ones(2), np.ones(2)]}, {"params": {"0": np.ones(2)}}], momentum=0.9),
+         lambda entry: {"0": entry, "1": entry}),
+    ):  # fmt: skip
+        opt = make()
+        changed = opt.state_dict()
+        changed["state"] = change({"step": 1, "momentum_buffer": np.ones(2)})
+        with pytest.raises(ValueError, match="the state dict has state for"):
+            opt.load_state_dict(changed)
+        assert dict(opt.state) == {}
+
+
 def test_what_files_cannot_bring():
     """A count that is no whole number, a dict that is none, in arrays."""
     for path, value in (

@@ -21,7 +21,8 @@ def cupy_of_torch() -> Any:
     """Import CuPy, for the CUDA that torch was built with."""
     if torch.version.cuda is None:
         raise ValueError("this torch was built without CUDA, and fastopt has no kernels for other GPUs")
-    return require("cupy", f"cuda{torch.version.cuda.partition('.')[0]}")
+    # Of the two extras: CuPy brings its own CUDA, which need not be torch's.
+    return require("cupy", "cuda12" if int(torch.version.cuda.partition(".")[0]) <= 12 else "cuda13")
 
 
 class TorchStream:

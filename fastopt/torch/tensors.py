@@ -165,7 +165,10 @@ class Parameter(plan.Tensor):
             raise ValueError(f"{self} has no shape yet: run the model once before making the optimizer")
         self.tensor = check_memory(str(self), given)
         if is_distributed(given) and any(placement.is_partial() for placement in given.placements):
-            raise ValueError(f"{self} is distributed as partial sums, which no part can update: .redistribute() it")
+            raise ValueError(
+                f"{self} is distributed as partial sums, which no part can update: make it with "
+                f".redistribute(placements=...), sharded or replicated"
+            )
         if self.tensor.dtype not in FORMATS:
             supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in FORMATS)
             raise TypeError(f"{self} has dtype {self.tensor.dtype}; {supported} can be updated")

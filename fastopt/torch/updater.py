@@ -80,12 +80,24 @@ class Gradients:
 
 def check_distribution(what: str, gradient: Any, parameter: Any) -> None:
     """Raise where one of the two is distributed and the other is not, or otherwise."""
-    if is_distributed(gradient) and is_distributed(parameter):
-        same = gradient.placements == parameter.placements and gradient.device_mesh == parameter.device_mesh
-    else:
-        same = is_distributed(gradient) == is_distributed(parameter)
-    if not same:
-        raise ValueError(f"{what} is not distributed as its parameter is: .redistribute() it before the step")
+    if not is_distributed(parameter):
+        if is_distributed(gradient):
+            raise ValueError(f"{what} is distributed, and its parameter is not: assign its .full_tensor()")
+        return
+    there = "parameter.device_mesh, parameter.placements"
+    if not is_distributed(gradient):
+        raise ValueError(
+            f"{what} is not distributed, and its parameter is: assign distribute_tensor(gradient, {there})"
+        )
+    if gradient.device_mesh != parameter.device_mesh:
+        raise ValueError(
+            f"{what} is distributed over another mesh than its parameter: assign "
+            f"distribute_tensor(gradient.full_tensor(), {there})"
+        )
+    if gradient.placements != parameter.placements:
+        raise ValueError(
+            f"{what} is not distributed as its parameter is: assign its .redistribute(placements=parameter.placements)"
+        )
 
 
 def trains(param: Tensor) -> bool:
