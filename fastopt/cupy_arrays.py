@@ -140,6 +140,7 @@ class GpuTensor(ArrayTensor):
             and given.strides == held.strides
             and self.layout.forwards
             and given.device == held.device
+            and given.data.ptr % self.array.itemsize == 0
         ):
             return int(given.data.ptr) or UNREAD
         return UNREAD

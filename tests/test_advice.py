@@ -16,7 +16,7 @@ from foreign_stand_in import Column, Exported, Immutable, Lazy
 
 import fastopt
 import fastopt.torch
-from fastopt.schedules import Cosine
+from fastopt.schedules import Cosine, Piecewise
 
 F32 = np.float32
 
@@ -339,6 +339,52 @@ def test_on_a_gpu(device):
     whole = device.array(np.arange(3, dtype=np.int32))
     refused("pass .astype('float32') of it", fastopt.SGD, whole)
     fastopt.SGD(device.array(device.get(whole).astype(F32)))
+    for act in (lambda given: there.step([given]), lambda given: fastopt.fused.sgd(p, given, lr=0.1)):
+        refused("pass .astype('float32') of it", act, whole)
+        act(device.array(device.get(whole).astype(F32)))
+        turning = device.array(np.ones(3, np.complex64))
+        refused("pass .real.astype('float32') of it", act, turning)
+        act(device.array(device.get(turning).real.astype(F32)))
+
+
+def test_complex_parameters_on_a_gpu(device):
+    """Their imaginary parts are not dropped."""
+    for dtype, advice in ((np.complex64, "pass .view(np.float32) of it"), (complex, "or of its .astype(np.complex64)")):
+        given = device.array(np.ones(3, dtype) * (1 + 1j))
+        refused(advice, fastopt.SGD, given)
+        pairs = device.array(device.get(given).astype(np.complex64).view(F32))
+        fastopt.SGD(pairs, lr=0.5).step(device.array(ones(6)))
+        assert device.get(pairs).tolist() == [0.5] * 6
+
+
+def test_memory_on_a_gpu(stand_in):
+    """What is read-only, has gaps, is not aligned, or is the same twice: a copy, as the message makes it."""
+    cupy = stand_in.cupy
+    g, host = stand_in.array(ones(3)), ones(3)
+    given = cupy.Foreign(stand_in.array(host).host, readonly=True)
+    refused("pass cupy.array(...) of it", fastopt.SGD, [given])
+    fastopt.SGD([cupy.asarray(given).copy()], lr=0.5).step([g])
+    gaps = stand_in.array(ones(4, 6))[:, :3]
+    refused("pass a .copy() of it, and use that", fastopt.SGD, [gaps])
+    fastopt.SGD([gaps.copy()], lr=0.5).step([stand_in.array(ones(4, 3))])
+    p = stand_in.array(host)
+    askew = cupy.ndarray(stand_in.array(np.zeros(16, np.uint8)).host[1:13].view(F32))
+    refused("pass a .copy() of it", fastopt.SGD([p]).step, [askew])
+    fastopt.SGD([p]).step([askew.copy()])
+    refused("pass a .copy() of one", fastopt.fused.sgd, p, p, lr=0.5)
+    fastopt.fused.sgd(p, p.copy(), lr=0.5)
+    stand_in.synchronize()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64], ids=lambda dtype: dtype.__name__)
+def test_buffers_of_single_calls_on_a_gpu(device, dtype):
+    """They lie as their parameter does, and are of float32 for half precision."""
+    p, g = (device.array(np.asfortranarray(np.ones((2, 3), dtype))) for _ in range(2))
+    real = "float64" if dtype is np.float64 else "float32"
+    call = lambda v: fastopt.fused.momentum(p, g, v, lr=0.5, momentum=0.9)  # noqa: E731
+    refused(f"make it with cupy.zeros_like(p, dtype='{real}')", call, device.array(np.zeros((2, 3), real)))
+    call(device.cupy.zeros_like(p, dtype=real))
+    assert (device.get(p) == 0.5).all()
 
 
 def test_tensors_on_a_gpu(pretended):
@@ -346,6 +392,198 @@ def test_tensors_on_a_gpu(pretended):
     for given in (torch.nn.Parameter(torch.ones(3, device="cuda")), torch.ones(3, device="cuda").requires_grad_()):
         refused("pass .detach() of it, or train it with fastopt.torch", fastopt.SGD, [given])
         fastopt.torch.SGD([given], lr=0.1)
+
+
+def capture(device, opt, stream, *grads):
+    """A graph of a step."""
+    with device.capture(stream) as graph:
+        opt.step(*grads)
+    return graph
+
+
+def twice(opt, stream, *grads):
+    """Two steps like the one that is to be captured."""
+    with stream:
+        opt.step(*grads)
+        opt.step(*grads)
+
+
+def on_device(device, count=2):
+    """Parameters and gradients on a GPU, and a stream there."""
+    params, grads = ([device.array(ones(3)) for _ in range(count)] for _ in range(2))
+    return params, grads, device.stream()
+
+
+def assert_replays(device, graph, params):
+    """Assert that a graph updates the parameters."""
+    before = [device.get(p) for p in params]
+    graph.launch()
+    assert all((device.get(p) != x).all() for p, x in zip(params, before, strict=True))
+
+
+WARM = "Take two steps like it before"
+COLD = {  # what comes before the capture; the gradients that are given in it
+    "the first step": (lambda opt, grads, stream: None, slice(None)),
+    "an option": (lambda opt, grads, stream: opt.param_groups[0].update(lr=0.25), slice(None)),
+    "gradients for others": (lambda opt, grads, stream: twice(opt, stream, grads), slice(1)),
+}
+
+
+@pytest.mark.parametrize(("act", "given"), COLD.values(), ids=COLD.keys())
+def test_captures_without_warming_up(device, act, given):
+    """Two steps like the captured one."""
+    params, grads, stream = on_device(device)
+    opt = fastopt.SGD(params, lr=0.5, momentum=0.9)
+    if act is COLD["an option"][0]:
+        twice(opt, stream, grads)
+    act(opt, grads, stream)
+    chosen = [g if i in range(*given.indices(2)) else None for i, g in enumerate(grads)]
+    refused(WARM, capture, device, opt, stream, chosen)
+    twice(opt, stream, chosen)
+    assert_replays(device, capture(device, opt, stream, chosen), params[given])
+
+
+@pytest.mark.parametrize("instead", [Cosine(0.5, 100), 0.25], ids=["schedule", "number"])
+def test_captures_of_functions(device, instead):
+    """One of fastopt's schedules, or a number; and then, as the next message says, two steps."""
+    params, grads, stream = on_device(device)
+    opt = fastopt.SGD(params, lr=lambda step: 0.5)
+    twice(opt, stream, grads)
+    refused("use one of fastopt.schedules, or assign a number", capture, device, opt, stream, grads)
+    opt.param_groups[0]["lr"] = instead
+    refused(WARM, capture, device, opt, stream, grads)
+    twice(opt, stream, grads)
+    assert_replays(device, capture(device, opt, stream, grads), params)
+
+
+def test_captures_of_a_momentum_of_0(device):
+    """When its schedule has left 0."""
+    params, grads, stream = on_device(device)
+    opt = fastopt.SGD(params, lr=0.5, momentum=Piecewise([0.0, 0.9], [3]))
+    twice(opt, stream, grads)
+    refused("capture it when its schedule has left 0", capture, device, opt, stream, grads)
+    twice(opt, stream, grads)
+    assert opt.param_groups[0]["momentum"] == 0.9
+    assert_replays(device, capture(device, opt, stream, grads), params)
+
+
+def test_captures_with_parameters_on_the_host(device):
+    """Two optimizers, of which one is captured."""
+    params, grads, stream = on_device(device)
+    here = ones(3)
+    opt = fastopt.SGD([*params, here], lr=0.5)
+    twice(opt, stream, [*grads, ones(3)])
+    refused("use two optimizers", capture, device, opt, stream, [*grads, ones(3)])
+    opt, other = fastopt.SGD(params, lr=0.5), fastopt.SGD(here, lr=0.5)
+    twice(opt, stream, grads)
+    assert_replays(device, capture(device, opt, stream, grads), params)
+    trains(other, here)
+
+
+def test_captures_of_gradients_that_lie_otherwise(device):
+    """They are copied into arrays that lie as the parameters do, of C's order or of Fortran's."""
+    for own, other in ((np.ascontiguousarray, np.asfortranarray), (np.asfortranarray, np.ascontiguousarray)):
+        p, g = device.array(own(ones(4, 3))), device.array(other(ones(4, 3)))
+        stream, opt = device.stream(), fastopt.SGD([p], lr=0.5)
+        twice(opt, stream, [g])
+        refused("as zeros_like(p) makes one, and take two steps", capture, device, opt, stream, [g])
+        with stream:
+            like = device.cupy.zeros_like(p)
+            like[...] = g
+        twice(opt, stream, [like])
+        assert_replays(device, capture(device, opt, stream, [like]), [p])
+
+
+def test_single_updates_in_a_capture(device):
+    """An optimizer's step in its place."""
+    [p], [g], stream = on_device(device, 1)
+
+    def single():
+        with device.capture(stream):
+            fastopt.fused.sgd(p, g, lr=0.5)
+
+    with stream:
+        fastopt.fused.sgd(p, g, lr=0.5)
+    refused("make an optimizer, and capture its step", single)
+    opt = fastopt.SGD([p], lr=0.5)
+    twice(opt, stream, [g])
+    assert_replays(device, capture(device, opt, stream, [g]), [p])
+
+
+def test_counts_in_a_capture(device):
+    """They are asked for outside."""
+    params, grads, stream = on_device(device)
+    opt = fastopt.SGD(params, lr=Cosine(0.5, 100))
+    twice(opt, stream, grads)
+
+    def asked():
+        with device.capture(stream):
+            opt.step(grads)
+            return opt.param_groups[0]["lr"]
+
+    refused("ask for states and rates outside", asked)
+    assert opt.param_groups[0]["lr"] == Cosine(0.5, 100)(1)
+
+
+AFTER = {  # what cannot be done after a capture; what the message advises; and that, of the optimizer's params and grads
+    "load": (lambda opt, grads: opt.load_state_dict(opt.state_dict()),
+             "load and add parameters before the capture, or make a new optimizer",
+             lambda opt, params, grads: loaded(opt, params)),
+    "add": (lambda opt, grads: opt.add_param_group({"params": grads[:1]}),
+            "load and add parameters before the capture, or make a new optimizer",
+            lambda opt, params, grads: loaded(opt, params)),
+    "another rule": (lambda opt, grads: opt.param_groups[0].update(momentum=0.0) or opt.step([grads]),
+                     "make a new optimizer", lambda opt, params, grads: fastopt.SGD([{"params": params}], lr=0.5)),
+    "other gradients": (lambda opt, grads: opt.step([[grads[0], None]]),
+                        "give gradients to the same ones, that lie as those did",
+                        lambda opt, params, grads: opt),
+    "a set of its own": (lambda opt, grads: opt.step([[grads[0], None]]), "or use an optimizer for each set",
+                         lambda opt, params, grads: fastopt.SGD([{"params": params}], lr=0.5)),
+}  # fmt: skip
+
+
+def loaded(opt, params):
+    """A new optimizer that goes on from an old one's state."""
+    new = fastopt.SGD([{"params": params}], lr=0.1, momentum=0.5)
+    new.load_state_dict(opt.state_dict())
+    assert new.param_groups[0]["momentum"] == 0.9
+    return new
+
+
+@pytest.mark.parametrize(("act", "advice", "follow"), AFTER.values(), ids=AFTER.keys())
+def test_after_a_capture(device, act, advice, follow):
+    """The graph goes on, and so does what is made or given instead."""
+    params, grads, stream = on_device(device)
+    opt = fastopt.SGD([{"params": params}], lr=0.5, momentum=0.9)
+    twice(opt, stream, [grads])
+    graph = capture(device, opt, stream, [grads])
+    with stream:
+        refused(advice, act, opt, grads)
+    device.synchronize()
+    new = follow(opt, params, grads)
+    twice(new, stream, [grads])
+    assert_replays(device, graph, params)
+
+
+def test_captures_on_several_gpus(stand_in):
+    """On the streams of all."""
+    params, grads, stream = on_device(stand_in, 1)
+    with stand_in.cupy.cuda.Device(1):
+        for mine, (more,) in zip((params, grads), on_device(stand_in, 1), strict=False):
+            mine.append(more)
+        other = stand_in.stream()
+    opt = fastopt.SGD(params, lr=0.5)
+
+    second, first = (stand_in.cupy.cuda.Device(i) for i in (1, 0))
+    with second, other, first:
+        twice(opt, stream, grads)
+    refused("on the streams of all, or on none", capture, stand_in, opt, stream, grads)
+    with second, stand_in.capture(other) as there, first:
+        here = capture(stand_in, opt, stream, grads)
+    before = [stand_in.get(p) for p in params]
+    here.launch()
+    there.launch()
+    assert all((stand_in.get(p) != x).all() for p, x in zip(params, before, strict=True))
 
 
 def test_states():
