@@ -101,8 +101,8 @@ class Away:
                 )
         if plan.scale != 1:
             raise RuntimeError(
-                "a scale of gradients that the host knows cannot be captured: leave it on the GPU, and found_inf beside "
-                "it, as GradScaler does"
+                "a scale of gradients that the host knows cannot be captured: leave it on the GPU, and found_inf "
+                "beside it, as GradScaler does"
             )
 
     def _ask_again(self) -> None:
@@ -165,8 +165,8 @@ class Away:
             )
         if self.capturing and gradients.strided:
             raise RuntimeError(
-                "gradients whose strides are not their parameters' cannot be captured: copy each into an array that lies "
-                "as its parameter does, as zeros_like(p) makes one, and take two steps with these before the capture"
+                "gradients whose strides are not their parameters' cannot be captured: copy each into an array that "
+                "lies as its parameter does, as zeros_like(p) makes one, and take two steps with these before"
             )
         if self.capturing and (gradients.taking_part != plan.formed or any(launch.strided for launch in plan.launches)):
             raise RuntimeError(COLD)

@@ -85,8 +85,10 @@ class CudaTensor(torch.Tensor):
         current().synchronize()
         return plain(self).clone()
 
-    def to(self, *arguments, **options):
+    def to(self, *arguments, copy=False, **options):
         """Convert, here or on the host."""
+        if copy:
+            return self.clone().to(*arguments, **options)
         place, dtype = asked(*arguments, **options)
         moved = self.cpu() if place is not None and is_host(place) else self
         return moved if dtype is None else TO(moved, dtype)

@@ -525,7 +525,7 @@ def test_counts_in_a_capture(device):
     assert opt.param_groups[0]["lr"] == Cosine(0.5, 100)(1)
 
 
-AFTER = {  # what cannot be done after a capture; what the message advises; and that, of the optimizer's params and grads
+AFTER = {  # what cannot be done after a capture, what the message advises, and that, as code
     "load": (lambda opt, grads: opt.load_state_dict(opt.state_dict()),
              "load and add parameters before the capture, or make a new optimizer",
              lambda opt, params, grads: loaded(opt, params)),

@@ -96,7 +96,7 @@ def test_state_dicts_through_npz(way, tmp_path):
 
 
 def through_json(state_dict):
-    """A state dict as JSON gives it back: indices as text, arrays and betas as lists; arrays are made of lists again."""
+    """A state dict as JSON gives it back: indices are text, betas a list; arrays are made of lists again."""
     loaded = json.loads(json.dumps(state_dict, default=lambda array: array.tolist()))
     for key, entry in state_dict["state"].items():
         saved = loaded["state"][str(key)]
