@@ -70,9 +70,10 @@ def compiled_loops() -> Any:
     OSError
         If there is no compiler, or it fails.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    name = os.environ.get("CXX", "g++")
+    compiler = shutil.which(name)
     if compiler is None:
-        raise OSError("there is no g++; CXX may name another compiler of C++")
+        raise OSError(f"there is no {name}; CXX may name another compiler of C++")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "loops.so"
         command = [compiler, *FLAGS, f"-I{embed.get_include()}", str(SOURCE), "-o", str(path)]

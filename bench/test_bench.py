@@ -155,7 +155,7 @@ def test_loops_are_measured_beside_an_optimizer_and_numpy(compiled_loops: Any) -
 
 
 @pytest.mark.parametrize(
-    ("compiler", "message"), [("no-such-compiler", "there is no g"), ("false", "does not compile")]
+    ("compiler", "message"), [("no-such-compiler", "there is no no-such-compiler"), ("false", "does not compile")]
 )
 def test_without_a_compiler_numbas_loops_are_measured(
     compiler: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

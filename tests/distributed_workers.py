@@ -86,9 +86,9 @@ def sharded(mesh, dtype=torch.float32, seed=3, **options):
     return net
 
 
-def two():
+def two(name=None):
     """A mesh of both ranks."""
-    return init_device_mesh("cpu", (2,))
+    return init_device_mesh("cpu", (2,), mesh_dim_names=name and (name,))
 
 
 def optimizer(library, kind, params, **changed):
@@ -668,20 +668,34 @@ PLACED = {
     "partial_of_replicated": (Replicate(), lambda g, mesh: DTensor.from_local(g / 2, mesh, [Partial()])),
     "sharded_of_replicated": (Replicate(), lambda g, mesh: distribute_tensor(g, mesh, [Shard(0)])),
     "ordinary": (Replicate(), lambda g, mesh: g),
+    "of_ordinary": (None, lambda g, mesh: distribute_tensor(g, mesh, [Shard(0)])),
+    "other_mesh": (Shard(0), lambda g, mesh: distribute_tensor(g, two("other"), [Shard(0)])),
 }
+
+
+def placed(tensor, mesh, placement):
+    """A tensor distributed over a mesh, or as it is."""
+    return tensor.clone() if placement is None else distribute_tensor(tensor.clone(), mesh, [placement])
+
+
+def followed(refusal, parameter):
+    """What a refusal has one assign in the gradient's place: the end of it, as code."""
+    code = re.search("assign (its )?(.*)$", refusal)
+    names = {"gradient": parameter.grad, "parameter": parameter, "distribute_tensor": distribute_tensor}
+    return eval(("gradient" if code[1] else "") + code[2], names)
 
 
 @check(KINDS, PLACED)
 def placement(kind, case):
-    """It is refused by name, before anything has changed, or the step is right."""
+    """It is refused by name, before anything has changed, and what the refusal advises works; or the step is right."""
     mesh = two()
     torch.manual_seed(5)
     values, grads = [torch.randn(3, 2), torch.randn(4, 2)], [torch.randn(3, 2), torch.randn(4, 2)]
     own, place = PLACED[case]
-    net = nn.ParameterList(distribute_tensor(value.clone(), mesh, [own]) for value in values)
+    net = nn.ParameterList(placed(value, mesh, own) for value in values)
     opt = optimizer(fastopt.torch, kind, net)
     before = results(net, opt)
-    net[0].grad = distribute_tensor(grads[0], mesh, [own])
+    net[0].grad = placed(grads[0], mesh, own)
     net[1].grad = place(grads[1], mesh)
     refusal = None
     try:
@@ -691,13 +705,32 @@ def placement(kind, case):
     if refusal is not None:
         assert re.search("parameter 1 .*(distributed|placement)", refusal)
         assert_equal(results(net, opt), before)
-        return
+        net[1].grad = followed(refusal, net[1])
+        opt.step()
     reference = nn.ParameterList(values)
     theirs = optimizer(torch.optim, kind, reference)
     for p, g in zip(reference, grads, strict=True):
         p.grad = g
     theirs.step()
     assert_same(results(net, opt), results(reference, theirs))
+
+
+@check()
+def partial_parameter():
+    """It is refused, and made anew as the message says, sharded or replicated."""
+    mesh = two()
+    given = DTensor.from_local(torch.ones(4, 2), mesh, [Partial()])
+    try:
+        fastopt.torch.SGD([nn.Parameter(given)], lr=0.5)
+    except ValueError as error:
+        assert "make it with .redistribute(placements=...), sharded or replicated" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("not refused")
+    for placement in (Shard(0), Replicate()):
+        p = nn.Parameter(given.redistribute(placements=[placement]))
+        p.grad = distribute_tensor(torch.ones(4, 2), mesh, [placement])
+        fastopt.torch.SGD([p], lr=0.5).step()
+        assert torch.equal(full(p), torch.full((4, 2), 1.5))
 
 
 # The process of a rank
