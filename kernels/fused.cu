@@ -124,7 +124,8 @@ struct Update {
 
     // How many blocks a multiprocessor is to hold at once, by which the compiler bounds registers: three of 40 registers a
     // thread, where no more than four packs are held and there is room for 1,536 threads; else two of 64, or one. More
-    // would spill.
+    // would spill. On an H100 three gain 4 % over two for AdaGrad and RMSProp from 2^24 elements on, and take 5 % more, some
+    // 0.3 us, up to 2^20.
     static constexpr int packs = 2 + Rule::states * sizeof(S) / sizeof(P);
     static constexpr int resident = sizeof(P) < 8 ? (packs <= 4 ? 3 : 2) : (packs <= 4 ? 2 : 1);
 
