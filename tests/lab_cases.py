@@ -39,6 +39,8 @@ FOLDER = tempfile.TemporaryDirectory()  # removed when the tests' process ends
 HOUSES = Path(FOLDER.name) / "houses.csv"
 write_houses(HOUSES)
 
+FINITE_DIFFERENCE = 1e-6
+
 FAST = {
     "landscape": {"steps": 40, "starts": 10, "start": (-2.0, 3.0)},
     "bounce": {"steps": 50, "runs": 5},
@@ -54,3 +56,13 @@ FAST = {
 def experiment(name):
     """Return figure and numbers of an experiment in its fast mode."""
     return lab.EXPERIMENTS[name].run(**FAST[name])
+
+
+def assert_gradient(loss, gradient, points):
+    """Assert that a gradient is that of a loss, by finite differences, within what these lose of float64's digits."""
+    got = gradient(points)
+    assert got.shape == points.shape
+    for axis in range(2):
+        step = FINITE_DIFFERENCE * np.eye(2)[axis]
+        want = (loss(points + step) - loss(points - step)) / (2 * FINITE_DIFFERENCE)
+        np.testing.assert_allclose(got[..., axis], want, atol=1e-7 * max(1, np.abs(want).max()))

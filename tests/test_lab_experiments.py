@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lab_cases import HEADER, HOUSES, experiment
+from lab_cases import HEADER, HOUSES, assert_gradient, experiment
 from matplotlib.text import Text
 
 import fastopt
@@ -14,22 +14,10 @@ from fastopt.lab import look, network, training
 from fastopt.lab.descent import descend
 
 # fastopt.lab.digits is the experiment itself, fastopt.lab's other names likewise: these are their modules
-landscape, bounce, gallery, sparse, digits, housing, gradients = (
+landscape, bounce, gallery, digits, housing, gradients = (
     importlib.import_module(f"fastopt.lab.{name}")
-    for name in ("landscape", "bounce", "schedules", "sparse", "digits", "housing", "gradients")
+    for name in ("landscape", "bounce", "schedules", "digits", "housing", "gradients")
 )
-
-FINITE_DIFFERENCE = 1e-6
-
-
-def assert_gradient(loss, gradient, points):
-    """Assert that a gradient is that of a loss, by finite differences, within what these lose of float64's digits."""
-    got = gradient(points)
-    assert got.shape == points.shape
-    for axis in range(2):
-        step = FINITE_DIFFERENCE * np.eye(2)[axis]
-        want = (loss(points + step) - loss(points - step)) / (2 * FINITE_DIFFERENCE)
-        np.testing.assert_allclose(got[..., axis], want, atol=1e-7 * max(1, np.abs(want).max()))
 
 
 def test_the_slope_of_the_landscape():
@@ -161,109 +149,6 @@ def test_the_theory_of_rattling():
     for _ in range(1000):
         squares = (1 - lr * bounce.CURVATURES) ** 2 * squares + (lr * noise) ** 2
     assert bounce.rattling(lr, noise) == pytest.approx(np.sqrt(squares.sum()), rel=1e-12)
-
-
-def test_the_slope_of_the_neuron():
-    """Is that of its loss."""
-    neuron = sparse.Neuron(seed=0)
-    assert_gradient(neuron.loss, neuron.gradient, np.random.default_rng(1).uniform(-3, 3, (20, 2)))
-    assert (neuron.x == 0).sum() == sparse.ZEROS
-    assert ((neuron.y > 0) & (neuron.y < 1)).all()
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_adagrad_goes_both_ways_at_once(seed):
-    """Plain descent, momentum and Nesterov turn a right angle; momentum still arrives sooner; no seed is special."""
-    numbers = lab.sparse(seed=seed)[1]
-    rate, history, turn, reached = (numbers[key] for key in ("effective_lr", "history", "turn", "reached"))
-    assert rate["w"][0] > numbers["lr"] > 10 * rate["b"][0]
-    assert history["b"][0] > 100 * history["w"][0]
-    assert all((np.diff(values) >= 0).all() for values in history.values())
-    assert all((np.diff(values) <= 0).all() for values in rate.values())
-    assert max(turn["sgd"], turn["momentum"], turn["nesterov"]) < 0.1
-    assert turn["adagrad"] > 0.5
-    assert max(reached["momentum"], reached["nesterov"]) < reached["adagrad"]
-    first = np.diff(numbers["paths"]["adagrad"][:2], axis=0)
-    np.testing.assert_allclose(np.abs(first), numbers["lr"], rtol=1e-6)  # lr * g / |g|, both ways
-    without = numbers["without_root"]["effective_lr"]
-    assert without["b"][0] < 0.1 * rate["b"][0]
-    assert numbers["loss"][sparse.NO_ROOT][-1] > 5 * numbers["target"]
-    neuron = sparse.Neuron(seed)
-    assert neuron.loss(np.array(numbers["best"])) > 0.5  # what made y is noisy
-    np.testing.assert_allclose(neuron.gradient(np.array(numbers["best"])), 0, atol=1e-6)
-    own = np.cumsum(neuron.gradient(np.array(numbers["paths"][sparse.NO_ROOT][:-1])) ** 2, axis=0)
-    for i, name in enumerate("wb"):
-        np.testing.assert_allclose(numbers["without_root"]["history"][name], own[:, i])
-        np.testing.assert_allclose(without[name], numbers["lr"] / (own[:, i] + 1e-10))
-
-
-def test_the_effective_rates_are_those_of_the_optimizer():
-    """Its accumulator is the history; and without the root, the rule is the one it says."""
-    numbers = experiment("sparse")[1]
-    neuron = sparse.Neuron(seed=0)
-    points = np.array(sparse.START)
-    optimizer = fastopt.Adagrad(points, lr=0.1)
-    for step in range(30):
-        optimizer.step(neuron.gradient(points))
-        accumulator = optimizer.state[0]["sum"]
-        for i, name in enumerate("wb"):
-            assert numbers["history"][name][step] == pytest.approx(accumulator[i], rel=1e-12)
-            assert numbers["effective_lr"][name][step] == pytest.approx(0.1 / np.sqrt(accumulator[i]), rel=1e-9)
-    path = np.array(numbers["paths"][sparse.NO_ROOT])
-    gradient = neuron.gradient(path[:-1])
-    np.testing.assert_allclose(
-        path[1:], path[:-1] - 0.1 * gradient / (np.cumsum(gradient**2, axis=0) + 1e-10), rtol=1e-12
-    )
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_rmsprop_and_adam_are_the_answer(seed):
-    """All three begin alike; AdaGrad's rates only fall, and the others' rise again; Adam is there with the momenta."""
-    numbers = lab.sparse(seed=seed)[1]
-    rates, reached, turn = (numbers[key] for key in ("rates", "reached", "turn"))
-    for rule in ("rmsprop", "adam"):
-        first = np.diff(numbers["paths"][rule][:2], axis=0)
-        np.testing.assert_allclose(np.abs(first), numbers["lr"], rtol=1e-6)
-        assert turn[rule] > 0.5
-        for name in "wb":
-            assert rates[rule][name][0] == pytest.approx(rates["adagrad"][name][0], rel=1e-6)
-            assert rates[rule][name][-1] > 1.5 * min(rates[rule][name])
-            assert rates[rule][name][-1] > 2 * rates["adagrad"][name][-1]
-    assert rates["adagrad"] == numbers["effective_lr"]
-    assert reached["adam"] < reached["rmsprop"] < reached["adagrad"]
-    assert reached["adam"] < 2 * max(reached["momentum"], reached["nesterov"])
-
-
-@pytest.mark.parametrize(
-    ("rule", "make", "average"),
-    [
-        ("rmsprop", fastopt.RMSprop, "square_avg"),
-        ("adam", fastopt.Adam, "exp_avg_sq"),
-    ],
-)
-def test_the_faded_rates_are_those_of_the_optimizer(rule, make, average):
-    """By its own average of squares, and Adam's correction."""
-    numbers = experiment("sparse")[1]
-    lr = sparse.adaptive(0.1)[rule]
-    neuron, points = sparse.Neuron(seed=0), np.array(sparse.START)
-    optimizer = make(points, lr=lr)
-    for step in range(30):
-        optimizer.step(neuron.gradient(points))
-        squares = optimizer.state[0][average] / (1 - 0.999 ** (step + 1) if rule == "adam" else 1)
-        for i, name in enumerate("wb"):
-            assert numbers["rates"][rule][name][step] == pytest.approx(lr / np.sqrt(squares[i]), rel=1e-6)
-
-
-def test_what_is_reached_and_where_a_path_turns():
-    """The step from which on the loss is at or below the target; the way along w when 9/10 of that along b are done."""
-    assert sparse.reached(np.array([3.0, 2.0, 1.0, 0.5]), 1.0) == 2
-    assert sparse.reached(np.array([3.0, 0.5, 2.0, 0.5]), 1.0) == 3
-    assert sparse.reached(np.array([0.5, 2.0]), 1.0) is None
-    assert sparse.reached(np.array([0.5, 0.4]), 1.0) == 0
-    assert sparse.reached(np.array([3.0, 2.0]), 1.0) is None
-    path = np.array([[0.0, 0.0], [1.0, 5.0], [2.0, 9.5], [4.0, 10.0]])
-    assert sparse.turn(path, np.array([4.0, 10.0])) == 0.5
-    assert sparse.turn(path[:2], np.array([4.0, 10.0])) is None
 
 
 def test_digits_are_split_once_and_for_all():

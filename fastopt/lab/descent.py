@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from ..checks import Number, Several
 from ..optimizers import Optimizer
 from .network import Array
 
@@ -38,3 +40,11 @@ def descend(make_optimizer: Callable[[Array], Optimizer], gradient: Gradient, st
         optimizer.step(gradient(points))
         path[step + 1] = points
     return path
+
+
+def check_start(start: Any, names: str, largest: float) -> tuple[float, ...]:
+    """Return the two numbers where a path starts, or raise an error that names the start."""
+    numbers: tuple[float, ...] = Several(Number("start", -largest, largest)).check("start", start)
+    if len(numbers) != 2:
+        raise ValueError(f"start must be two numbers, {names}, not {len(numbers)}")
+    return numbers

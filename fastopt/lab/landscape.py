@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ..checks import Count, Number, Several
+from ..checks import Count, Number
 from ..optimizers import SGD, Optimizer
 from ..progress import track
 from ..schedules import Constant, Cosine, Linear, Sequence
 from . import look
-from .descent import descend
+from .descent import check_start, descend
 from .network import Array
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def landscape(
     An end is moving where the slope is 0.05 or more; else it is settled where the loss is within 0.05 of the deepest,
     and stuck elsewhere.
     """
-    x, y = check_start(start)
+    x, y = check_start(start, "x and y", 100.0)
     lr = Number("learning rate", 1e-6, 10.0).check("lr", lr)
     momentum = Number("momentum", maximum=1.0).check("momentum", momentum)
     steps = Count(10, 2**20).check("steps", steps)
@@ -215,14 +215,6 @@ def landscape(
     draw(axes, numbers["ways"])
     look.add_legend(figure, axes["loss"], columns=4)
     return figure, numbers
-
-
-def check_start(start: Any) -> tuple[float, ...]:
-    """Return x and y, or raise an error that names the start."""
-    numbers: tuple[float, ...] = Several(Number("start", -100.0, 100.0)).check("start", start)
-    if len(numbers) != 2:
-        raise ValueError(f"start must be two numbers, x and y, not {len(numbers)}")
-    return numbers
 
 
 def new_figure(ways: Strategies) -> tuple[Figure, dict[str, Axes]]:

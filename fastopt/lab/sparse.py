@@ -3,77 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..checks import Count, Number
-from ..optimizers import SGD, Optimizer
+from ..optimizers import Optimizer
 from ..progress import track
-from . import look
-from .descent import descend
-from .network import SIGMOID, Array
+from . import arrivals, look
+from .descent import check_start, descend
+from .network import Array
+from .neuron import DONE, PARAMETERS, Neuron, bottom, target_loss, turn
 from .training import ALPHA, BETAS, EPS, OPTIMIZERS, effective_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAIRS = 500
-ZEROS = 400  # pairs whose x is 0
-TRUTH = (2.0, 0.0)  # w and b of the neuron that made y
-NOISE = 0.3  # in what that neuron's sigmoid takes, a standard deviation
-START = (-1.0, 2.0)
-REACHED = 1e-3  # the share of the loss above the least one that may be left
-TURN = 0.9  # the share of the way along b after which a path's progress along w is told
-EXTENT = (-1.5, 2.9), (-1.7, 2.4)  # of the map
+START = (-0.5, 3.0)  # from which w arrives before b by AdaGrad, whatever the pairs
+AROUND = (0.4, 0.8)  # along w and b, shares of the way, or of 1 if that is longer, that the map shows around it
+WIDTHS = {"rmsprop": 4.0, "adagrad": 1.1}  # of lines that are close: a narrow one on a broad one; others have 1.5
 NO_ROOT = "adagrad without the root"
-PARAMETERS = {"w": "-", "b": "--"}  # and how their lines look
-
-
-class Neuron:
-    """One sigmoid neuron and its pairs: the loss of (w, b) is ``sum_i (sigmoid(w * x_i + b) - y_i)**2 / 2``.
-
-    Parameters
-    ----------
-    seed : int
-        Of the pairs.
-    """
-
-    def __init__(self, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.x = rng.uniform(-0.5, 0.5, PAIRS)
-        self.x[rng.permutation(PAIRS)[:ZEROS]] = 0.0
-        self.y = SIGMOID.value(TRUTH[0] * self.x + TRUTH[1] + NOISE * rng.standard_normal(PAIRS))
-
-    def output(self, points: Array) -> Array:
-        """Return what the neuron says of every pair, shape (..., PAIRS), with parameters of shape (..., 2)."""
-        w, b = points[..., :1], points[..., 1:]
-        return SIGMOID.value(w * self.x + b)
-
-    def loss(self, points: Array) -> Array:
-        """Return the loss, summed over the pairs."""
-        loss: Array = ((self.output(points) - self.y) ** 2).sum(axis=-1) / 2
-        return loss
-
-    def gradient(self, points: Array) -> Array:
-        """Return the gradient, summed over the pairs: that of w has no part from those whose x is 0."""
-        output = self.output(points)
-        delta = (output - self.y) * SIGMOID.slope(output)
-        return np.stack([(delta * self.x).sum(axis=-1), delta.sum(axis=-1)], axis=-1)
-
-    def without_root(self, lr: float, steps: int) -> Array:
-        """Return the path of an AdaGrad that divides by the history itself, shape (steps + 1, 2)."""
-        points, history = np.array(START), np.zeros(2)
-        path = [points]
-        for _ in range(steps):
-            gradient = self.gradient(points)
-            history = history + gradient**2
-            points = points - lr * gradient / (history + EPS)
-            path.append(points)
-        return np.array(path)
 
 
 def adaptive(lr: float) -> dict[str, float]:
@@ -90,11 +42,15 @@ def optimizers(lr: float, rate: float) -> dict[str, Callable[[Array], Optimizer]
     return {rule: partial(make, lr=adaptive(lr).get(rule, rate)) for rule, make in OPTIMIZERS.items()}
 
 
-def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0) -> tuple[Figure, dict[str, Any]]:
+def sparse(
+    lr: float = 0.1, rate: float = 0.02, steps: int = 400, seed: int = 0, start: tuple[float, float] = START
+) -> tuple[Figure, dict[str, Any]]:
     """Train one sigmoid neuron on 500 pairs (x, y), of which 400 have x = 0, by six rules from one start.
 
     The loss is ``sum_i (sigmoid(w * x_i + b) - y_i)**2 / 2``, a sum over all pairs at each step. Hence the gradient of
-    b is large, and that of w small: few pairs have a part in it.
+    b is large, and that of w small: few pairs have a part in it. Which rule is first depends on the rates: the rules
+    are also compared each at its best of twelve rates, and all at one. Whether w or b arrives first depends on the
+    start: those on a grid whose first gradients are about those of a lecture are tried as well.
 
     Parameters
     ----------
@@ -102,10 +58,12 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
         AdaGrad's and Adam's, from 1e-9 to 1000; RMSProp's is a tenth of it, so that its first step is as long.
     rate : float, default 0.02
         Of the others, likewise; momentum is 0.9.
-    steps : int, default 300
+    steps : int, default 400
         1 or more.
     seed : int, default 0
         Of the pairs.
+    start : tuple of two floats, default (-0.5, 3.0)
+        w and b, each from -10 to 10.
 
     Returns
     -------
@@ -113,13 +71,17 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
         The paths over a map of the loss, the loss by step, AdaGrad's gradient, history and effective rate, and this
         rate beside RMSProp's and Adam's.
     numbers : dict
-        ``{"paths": {rule: ...}, "loss": {rule: ...}, "reached": {rule: ...}, "turn": {rule: ...}, "gradient": {"w":
-        ..., "b": ...}, "history": {...}, "effective_lr": {...}, "without_root": {...}, "rates": {rule: {...}}, ...}``.
+        ``{"paths": {rule: ...}, "loss": {rule: ...}, "arrivals": {rule: ...}, "turn": {rule: ...}, "gradient":
+        {"w": ..., "b": ...}, "history": {...}, "effective_lr": {...}, "without_root": {...}, "rates": {rule: {...}},
+        ...}``.
         History is the sum of the squared gradients, the effective rate ``lr / (sqrt(history) + eps)``, of AdaGrad
         after each step; ``without_root`` has the same of the rule that divides by the history itself, and ``rates``
         the effective rates of AdaGrad, RMSProp and Adam: what each multiplies its gradients by, or their average.
-        ``reached`` is the step from which on the loss is at most ``target``, or None, ``turn`` the share of the way
-        along w that is done when the last tenth of the way along b first begins, or None.
+        ``turn`` is the share of the way along w that is done when the last tenth of the way along b first begins, or
+        None. ``arrivals``, ``tuned`` and ``one_rate`` have of each rule ``{"reached": ..., "w": ..., "b": ...}``: the
+        steps from which on the loss is at most ``target``, and 9/10 of the way along w and along b are done, or None;
+        at the rates that are drawn, at the rule's best one, and at lr, by the gradient of the summed loss and of its
+        mean. ``starts`` counts the starts on a grid, those like a lecture's, and those from which w arrives first.
 
     Raises
     ------
@@ -139,6 +101,7 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
     rate = Number("learning rate", 1e-9, 1e3).check("rate", rate)
     steps = Count(1, 2**20).check("steps", steps)
     seed = Count().check("seed", seed)
+    begin = np.array(check_start(start, "w and b", 10.0))
     neuron = Neuron(seed)
     thirds, halves = ["gradient", "history", "effective rate"], ["rates of w", "rates of b"]
     mosaic = [
@@ -149,18 +112,18 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
     figure, axes = look.new_figure(mosaic, height=9.6, height_ratios=[1.2, 1, 1])
 
     paths = {
-        rule: descend(make_optimizer, neuron.gradient, np.array(START), steps)
+        rule: descend(make_optimizer, neuron.gradient, begin, steps)
         for rule, make_optimizer in track(optimizers(lr, rate).items(), "descending")
     }
-    paths[NO_ROOT] = neuron.without_root(lr, steps)
+    paths[NO_ROOT] = neuron.without_root(begin, lr, steps)
     best = bottom(neuron)
     losses = {rule: neuron.loss(path) for rule, path in paths.items()}
-    target = float(neuron.loss(best) + REACHED * (losses["sgd"][0] - neuron.loss(best)))
     numbers = {
-        "lr": lr, "rate": rate, "seed": seed, "start": list(START), "best": best.tolist(), "target": target,
+        "lr": lr, "rate": rate, "seed": seed, "start": begin.tolist(), "best": best.tolist(),
+        "target": target_loss(neuron, begin, best),
         "paths": {rule: path.tolist() for rule, path in paths.items()},
         "loss": {rule: each.tolist() for rule, each in losses.items()},
-        "reached": {rule: reached(each, target) for rule, each in losses.items()},
+        "arrivals": {rule: arrivals.arrival(neuron, path, best) for rule, path in paths.items()},
         "turn": {rule: turn(path, best) for rule, path in paths.items()},
         **rates(neuron, paths["adagrad"], partial(effective_rate, lr=lr)),
         "without_root": rates(neuron, paths[NO_ROOT], lambda history: lr / (history + EPS)),
@@ -170,28 +133,11 @@ def sparse(lr: float = 0.1, rate: float = 0.02, steps: int = 300, seed: int = 0)
         "rmsprop": faded_rates(neuron, paths["rmsprop"], adaptive(lr)["rmsprop"], ALPHA, corrected=False),
         "adam": faded_rates(neuron, paths["adam"], adaptive(lr)["adam"], BETAS[1], corrected=True),
     }
+    numbers["tuned"] = arrivals.tuned(neuron, begin, steps)
+    numbers["one_rate"] = arrivals.at_one_rate(neuron, begin, lr, steps)
+    numbers["starts"] = arrivals.starts_like_the_lecturers(neuron, lr, steps)
     draw(figure, axes, neuron, numbers)
     return figure, numbers
-
-
-def bottom(neuron: Neuron) -> Array:
-    """Return the parameters with the least loss, by many steps of Nesterov's from those that made the pairs."""
-    nesterov = partial(SGD, lr=0.01, momentum=0.9, nesterov=True)
-    last: Array = descend(nesterov, neuron.gradient, np.array(TRUTH), 2000)[-1]
-    return last
-
-
-def reached(losses: Array, target: float) -> int | None:
-    """Return the step from which on the loss is at most the target; None if it is not in the end."""
-    above = np.flatnonzero(~(losses <= target))
-    step = int(above[-1]) + 1 if len(above) else 0
-    return step if step < len(losses) else None
-
-
-def turn(path: Array, best: Array) -> float | None:
-    """Return the share of the way along w that is done when a path has first done `TURN` of that along b."""
-    done = (path - path[0]) / (best - path[0])
-    return next((float(w) for w, b in done if b >= TURN), None)
 
 
 def rates(neuron: Neuron, path: Array, rate: Callable[[Array], Array]) -> dict[str, dict[str, list[float]]]:
@@ -225,10 +171,12 @@ def faded_rates(neuron: Neuron, path: Array, lr: float, kept: float, corrected: 
 def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[str, Any]) -> None:
     """Draw all panels."""
     colours = {**look.RULE_COLOURS, NO_ROOT: "0.5"}
-    look.draw_landscape(axes["map"], neuron.loss, *EXTENT)
-    for rule, path in numbers["paths"].items():
-        look.draw_path(axes["map"], np.array(path), rule, colours[rule])
-        look.draw_curve(axes["loss"], numbers["loss"][rule], rule, colours[rule], first=0)
+    look.draw_landscape(axes["map"], neuron.loss, *extent(numbers["start"], numbers["best"]))
+    for rule in sorted(numbers["paths"], key="rmsprop".__ne__):  # RMSProp, broad, below AdaGrad, which is close to it
+        width = WIDTHS.get(rule, 1.5)
+        look.draw_path(axes["map"], np.array(numbers["paths"][rule]), rule, colours[rule], linewidth=width)
+        losses = numbers["loss"][rule][1:]
+        axes["loss"].plot(range(1, 1 + len(losses)), losses, color=colours[rule], linewidth=width, label=rule)
     star: dict[str, Any] = {
         "marker": "*",
         "markersize": 11,
@@ -240,11 +188,18 @@ def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[st
     axes["loss"].plot([], [], linestyle="", label="least loss", **star)
     axes["map"].set(xlabel="w, which few pairs concern", ylabel="b, which all do")
     look.use_log_scale(axes["loss"], subs=(1, 3))
-    look.label_epochs(axes["loss"], "step")
-    axes["loss"].set_ylabel("loss, summed over the pairs")
+    axes["loss"].set(xscale="log", xlabel="step", ylabel="loss, summed over the pairs")
     draw_rates(axes, numbers)
     draw_all_rates(axes, numbers)
     look.add_legend(figure, axes["loss"], columns=4)
+
+
+def extent(start: Sequence[float], best: Sequence[float]) -> tuple[look.Limits, look.Limits]:
+    """Return the limits of a map that shows the way from the start to the best parameters, and what is around it."""
+    low, high = np.minimum(start, best), np.maximum(start, best)
+    around = AROUND * np.maximum(high - low, 1)
+    w, b = zip((low - around).tolist(), (high + around).tolist(), strict=True)
+    return w, b
 
 
 def draw_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
@@ -275,23 +230,39 @@ def draw_all_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
         panel.set(xscale="log", xlabel="step", ylabel=f"effective rate of {name}")
 
 
+def table(title: str, found: Mapping[str, Mapping[str, Any]], rates: Mapping[str, float | None]) -> list[str]:
+    """Return lines with the steps at which each rule arrives, and its rate."""
+    lines = [title, f"{'':25} {'rate':>9} {'loss':>9} {'w':>9} {'b':>9}"]
+    for rule, each in found.items():
+        steps = "".join(f"{'not yet' if each[what] is None else each[what]:>10}" for what in ("reached", *PARAMETERS))
+        rate = rates[rule]
+        lines.append(f"{rule:25} {'none' if rate is None else f'{rate:g}':>9}{steps}")
+    return lines
+
+
 def report(numbers: dict[str, Any]) -> str:
-    """Say in a table and three lines what there is to see."""
-    lines = [f"{'rule':25} {'steps to reach it':>18} {'way along w done at the turn':>30}"]
-    for rule, step in numbers["reached"].items():
-        done = numbers["turn"][rule]
-        share = "no turn" if done is None else f"{done:.0%}"
-        lines.append(f"{rule:25} {'not reached' if step is None else step:>18} {share:>30}")
+    """Say in tables and three lines what there is to see."""
+    lr, turns, tuned = numbers["lr"], numbers["turn"], numbers["tuned"]
+    drawn = {**dict.fromkeys(OPTIMIZERS, numbers["rate"]), **adaptive(lr), NO_ROOT: lr}
+    lines = table(
+        f"Steps until loss, w and b are there for good ({DONE:.0%} of the way), as drawn:", numbers["arrivals"], drawn
+    )
+    lines += table("Each rule at its best rate:", tuned, {rule: each["lr"] for rule, each in tuned.items()})
+    for kind, found in numbers["one_rate"].items():
+        lines += table(f"All at one rate, by the gradient of the loss's {kind}:", found, dict.fromkeys(found, lr))
+    shares = ", ".join(f"{rule} {'no turn' if done is None else f'{done:.0%}'}" for rule, done in turns.items())
     rate, gradient, history = (numbers[key] for key in ("effective_lr", "gradient", "history"))
-    steps = {rule: numbers["reached"][rule] for rule in OPTIMIZERS}
     last = ", ".join(f"{rule} {rates['b'][-1]:.3g}" for rule, rates in numbers["rates"].items())
-    arrivals = ", ".join(f"{rule} {'not yet' if step is None else step}" for rule, step in steps.items())
+    starts = numbers["starts"]
     lines += [
+        f"Share of the way along w that is done where {DONE:.0%} of that along b are: {shares}.",
         "",
         f"The first gradient is {gradient['w'][0]:.3g} for w and {gradient['b'][0]:.3g} for b; AdaGrad makes a rate of "
-        f"{rate['w'][0]:.3g} for w and of {rate['b'][0]:.3g} for b from lr {numbers['lr']:g}.",
+        f"{rate['w'][0]:.3g} for w and of {rate['b'][0]:.3g} for b from lr {lr:g}.",
         f"b's history is {history['b'][0]:.3g} after the first step and {history['b'][-1]:.3g} after the last. "
         f"Its rates then: {last}; without the root {numbers['without_root']['effective_lr']['b'][-1]:.3g}.",
-        f"The loss is below {numbers['target']:.4g} for good from these steps on: {arrivals}.",
+        f"Of {starts['tried']} starts on a grid, {starts['alike']} have first histories within a factor of "
+        f"{arrivals.ALIKE:g} of a lecture's, {' and '.join(map(str, arrivals.LECTURERS))}; from "
+        f"{starts['w_first'] or 'none'} of these w arrives before b by AdaGrad.",
     ]
     return "\n".join(lines)
