@@ -189,13 +189,13 @@ def test_digits_shows_what_it_claims():
     np.testing.assert_array_equal(np.isnan(rates), dark)
 
 
-def test_corners_keep_higher_rates_than_the_centre():
-    """They are dark in nearly all images: the lecture's sparse weight, in real data; for every seed."""
+def test_edges_keep_higher_rates_than_the_centre():
+    """The pixels there are dark in nearly all images: the lecture's sparse weight, in real data; for every seed."""
     for seed in range(3):
         x_train, y_train, _, _ = digits.load()
         *_, (_, optimizer) = digits.train(fastopt.Adagrad, x_train, y_train, epochs=2, seed=seed, lr=0.1)
-        corners, centre = digits.corners_and_centre(digits.rates_by_pixel(optimizer.state["w1"]["sum"], 0.1))
-        assert min(corners) > 2 * max(centre)
+        edges, centre = digits.edges_and_centre(digits.rates_by_pixel(optimizer.state["w1"]["sum"], 0.1))
+        assert min(edges) > 2 * max(centre)
 
 
 def assert_bands(axes, bands):

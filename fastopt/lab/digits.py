@@ -229,12 +229,12 @@ def draw_pixels(figure: Figure, axes: Axes, rates: Sequence[Sequence[float | Non
     bar.ax.yaxis.label.set_fontsize(look.FONT_SIZE)
 
 
-def corners_and_centre(rates: Sequence[Sequence[float | None]]) -> tuple[list[float], list[float]]:
-    """Return the rates of the 4 pixels in the corners, of those that have one, and of the 4 in the centre."""
-    ends, middle = (0, SIDE - 1), (SIDE // 2 - 1, SIDE // 2)
-    corners = [rates[row][column] for row in ends for column in ends]
+def edges_and_centre(rates: Sequence[Sequence[float | None]]) -> tuple[list[float], list[float]]:
+    """Return the rates of the pixels at the left and right edges that have one, and of the 4 in the centre."""
+    middle = (SIDE // 2 - 1, SIDE // 2)
+    edges = [row[column] for row in rates for column in (0, SIDE - 1)]
     centre = [rates[row][column] for row in middle for column in middle]
-    return [rate for rate in corners if rate is not None], [rate for rate in centre if rate is not None]
+    return [rate for rate in edges if rate is not None], [rate for rate in centre if rate is not None]
 
 
 def report(numbers: dict[str, Any]) -> str:
@@ -253,7 +253,7 @@ def report(numbers: dict[str, Any]) -> str:
     reached = {rule: training.first_epoch(curve["loss"], lambda loss: loss < 0.1) for rule, curve in rules.items()}
     counts = ", ".join(f"{rule} {count or f'more than {epochs}'}" for rule, count in reached.items())
     smoothest, roughest = (choose(schedules, key=lambda name: schedules[name]["roughness"]) for choose in (min, max))
-    corners, centre = corners_and_centre(numbers["effective_lr"])
+    edges, centre = edges_and_centre(numbers["effective_lr"])
     lines += [
         "",
         f"Epochs until the training loss is below 0.1: {counts}.",
@@ -262,7 +262,8 @@ def report(numbers: dict[str, Any]) -> str:
         f"{100 * schedules[roughest]['roughness']:.2f} ({roughest}).",
         f"From lr {numbers['lr']['adagrad']:g} AdaGrad makes a rate of {np.median(centre):.3f} for the pixels in the "
         "centre, and "
-        + (f"{np.median(corners):.3g} for those in the corners." if corners else "none for the corners, always dark."),
+        + (f"{min(edges):.3g} to {max(edges):.3g} for those" if edges else "none, since they are always dark,")
+        + " at the left and right edges.",
     ]
     return "\n".join(lines)
 
