@@ -55,6 +55,15 @@ def test_the_page_for_torchs_users_has_the_bugs_that_are_tested():
     assert rows == re.findall(r"^def test_bug_(\d+)_", tests, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    "code", [code for code in blocks("docs/coming-from-numpy.md") if code.startswith(("import", "from"))]
+)
+def test_programs_for_numpy_users_run_as_printed(code, capsys):
+    """Those that are whole; the other blocks are pieces."""
+    exec(compile(code, "docs/coming-from-numpy.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
 def test_the_page_for_numpy_users_says_what_is_so():
     """Its table's two columns do the same to the bit, or nearly."""
     page = (ROOT / "docs/coming-from-numpy.md").read_text(encoding="utf-8")
