@@ -95,11 +95,13 @@ def relative_luminance(colour):
     return np.dot(linear, (0.2126, 0.7152, 0.0722))
 
 
-def test_rules_have_colours_of_their_own_that_are_seen():
+def test_rules_and_schedules_have_colours_of_their_own_that_are_seen():
     """Different ones, each dark enough on white for a line."""
     assert len({look.RULE_COLOURS[rule] for rule in training.OPTIMIZERS}) == len(training.OPTIMIZERS)
-    assert len(set(look.PALETTE)) == len(look.PALETTE) >= len(training.SCHEDULES)
-    assert all(relative_luminance(colour) < 0.5 for colour in look.PALETTE)
+    assert len({look.SCHEDULE_COLOURS[name] for name in training.SCHEDULES}) == len(training.SCHEDULES)
+    colours = (*look.PALETTE, *look.SCHEDULE_PALETTE)
+    assert len(set(colours)) == len(colours)
+    assert all(relative_luminance(colour) < 0.5 for colour in colours)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
@@ -168,6 +170,20 @@ def test_a_gif_grows_and_the_figure_stays(tmp_path):
             pixels = np.asarray(gif.convert("RGB"), int)
             coloured.append(int((np.ptp(pixels, axis=-1) > 100).sum()))
     assert 0 < coloured[0] < coloured[1] < coloured[2]
+
+
+def test_motion_has_one_clock_in_a_panel_and_notes_at_the_end():
+    """A short curve is complete when a long one has come as far, and what says how it ends is seen last."""
+    figure, panels = look.new_figure([["panel"]])
+    (short,) = panels["panel"].plot(np.arange(40.0))
+    (long,) = panels["panel"].plot(np.arange(100.0))
+    note = panels["panel"].text(0, 0, "thrown out", gid=look.AT_THE_END)
+    parts = animation.growing(figure)
+    for share, lengths in ((0.2, (20, 20)), (0.5, (40, 50)), (1.0, (40, 100))):
+        for part in parts:
+            part.grow(share)
+        assert (len(short.get_xdata()), len(long.get_xdata())) == lengths
+        assert note.get_visible() == (share == 1)
 
 
 def test_a_gif_that_fails_leaves_the_figure(tmp_path):
@@ -400,12 +416,12 @@ def test_the_first_epoch_is_counted_from_1():
 def test_a_gif_keeps_its_colours(tmp_path):
     """White is white, and each thin line has a colour of its own."""
     figure, panels = look.new_figure([["panel"]])
-    for i, colour in enumerate(look.PALETTE):
+    for i, colour in enumerate((*look.PALETTE, *look.SCHEDULE_PALETTE)):
         panels["panel"].plot([0, 0.5, 1], [i, i, i], color=colour, linewidth=1)
     lab.animate(figure, tmp_path / "lines.gif")
     with Image.open(tmp_path / "lines.gif") as gif:
         gif.seek(gif.n_frames - 1)
         colours = {colour: count for count, colour in gif.convert("RGB").getcolors(100_000)}
     assert colours[255, 255, 255] > 0.8 * 900 * 400
-    for colour in look.PALETTE:
+    for colour in (*look.PALETTE, *look.SCHEDULE_PALETTE):
         assert tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) in colours

@@ -54,7 +54,11 @@ def animate(figure: Figure, path: str | os.PathLike[str]) -> None:
 def palette_of(image: Any) -> Any:
     """Return the colours of a picture, and all those of thin lines, which are too rare to be chosen among them."""
     to_rgb = require("matplotlib.colors", "lab").to_rgb
-    lines = [[1 - blend * (1 - part) for part in to_rgb(colour)] for colour in look.PALETTE for blend in BLENDS]
+    lines = [
+        [1 - blend * (1 - part) for part in to_rgb(colour)]
+        for colour in (*look.PALETTE, *look.SCHEDULE_PALETTE)
+        for blend in BLENDS
+    ]
     kept = [round(255 * part) for colour in [to_rgb("white"), *lines] for part in colour]
     common = image.quantize(GIF_COLOURS - len(kept) // 3).getpalette()
     palette = require("PIL.Image", "lab").new("P", (1, 1))
@@ -94,13 +98,26 @@ def frames(figure: Figure) -> Iterator[Any]:
             part.artist.set_visible(visible)
 
 
-def growing(figure: Figure) -> list[Curve | Band]:
-    """Return what grows in a figure: curves and bands, but not straight lines across a panel."""
-    lines = [(axes, line) for axes in figure.axes for line in axes.lines]
-    curves: list[Curve | Band] = [Curve(axes, line) for axes, line in lines if not is_across(axes, line)]
-    return curves + [
-        Band(axes, each) for axes in figure.axes for each in axes.collections if each.get_gid() == look.BAND
-    ]
+def growing(figure: Figure) -> list[Curve | Band | Note]:
+    """Return what grows in a figure: curves, but not straight lines across a panel, bands, and notes at the end."""
+    return [part for axes in figure.axes for part in (*curves(axes), *bands(axes), *notes(axes))]
+
+
+def curves(axes: Axes) -> list[Curve]:
+    """Return the curves of a panel, which have one clock: that of the longest."""
+    lines: list[Any] = [line for line in axes.lines if not is_across(axes, line)]
+    longest = max((len(line.get_data()[0]) for line in lines), default=0)
+    return [Curve(axes, line, longest) for line in lines]
+
+
+def bands(axes: Axes) -> list[Band]:
+    """Return the bands of a panel."""
+    return [Band(axes, each) for each in axes.collections if each.get_gid() == look.BAND]
+
+
+def notes(axes: Axes) -> list[Note]:
+    """Return what says in a panel how it ends."""
+    return [Note(axes, each) for each in (*axes.texts, axes.xaxis.label) if each.get_gid() == look.AT_THE_END]
 
 
 def is_across(axes: Axes, line: Line2D) -> bool:
@@ -109,16 +126,17 @@ def is_across(axes: Axes, line: Line2D) -> bool:
 
 
 class Curve:
-    """A line that grows from its first point."""
+    """A line that grows from its first point, and has all of so many when its panel is complete."""
 
-    def __init__(self, axes: Axes, line: Any) -> None:
+    def __init__(self, axes: Axes, line: Any, steps: int) -> None:
         self.axes = axes
         self.artist = line
+        self.steps = steps
         self.points = line.get_data_3d() if hasattr(line, "get_data_3d") else line.get_data()
 
     def grow(self, share: float) -> None:
         """Show the first of its points."""
-        shown = [values[: max(1, round(share * len(values)))] for values in self.points]
+        shown = [values[: max(1, round(share * self.steps))] for values in self.points]
         if hasattr(self.artist, "set_data_3d"):
             self.artist.set_data_3d(shown)
         else:
@@ -137,3 +155,15 @@ class Band:
         transforms = require("matplotlib.transforms", "lab")
         part = transforms.TransformedBbox(transforms.Bbox([[0, 0], [share, 1]]), self.axes.transAxes)
         self.artist.set_clip_box(part)
+
+
+class Note:
+    """A text that says how it ends, and is there when it has."""
+
+    def __init__(self, axes: Axes, text: Any) -> None:
+        self.axes = axes
+        self.artist = text
+
+    def grow(self, share: float) -> None:
+        """Show it with the whole of the rest."""
+        self.artist.set_visible(share == 1)

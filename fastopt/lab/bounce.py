@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 START = (4.0, 3.0)
 CURVATURES = np.array([1.0, 3.0])
-EXTENT = (-2.2, 4.6), (-2.6, 3.6)  # of the map
+EXTENT = (-1.6, 4.4), (-1.6, 3.4)  # of the maps
 LATE = 0.25  # the share of the steps over which the distance at the end is averaged
 
 
@@ -80,7 +80,7 @@ def bounce(
     steps = Count(8, 2**20).check("steps", steps)
     runs = Count(1, 2**20).check("runs", runs)
     seed = Count().check("seed", seed)
-    figure, axes = look.new_figure([["paths", "distance"]], height=4.2)
+    figure, axes = look.new_figure([["constant", "decaying"], ["distance", "distance"]], height=7.6)
     schedules: dict[str, Schedule] = {
         "constant": Constant(lr),
         "decaying": Exponential.between(lr, lr / 100, steps),
@@ -110,12 +110,13 @@ def bounce(
 
 
 def draw(axes: dict[str, Any], numbers: dict[str, Any]) -> None:
-    """Draw both paths, and the distances: thin ones of the paths, thick ones of all runs."""
-    look.draw_landscape(axes["paths"], loss, *EXTENT)
-    axes["paths"].set(xlabel="x", ylabel="y")
+    """Draw a map for each path, and the distances: thin ones of the paths, thick ones of all runs."""
     for name, colour in (("constant", look.PALETTE[2]), ("decaying", look.PALETTE[1])):
         each = numbers[name]
-        look.draw_path(axes["paths"], np.array(each["path"]), f"{name} rate", colour, linewidth=0.9)
+        look.draw_landscape(axes[name], loss, *EXTENT)
+        look.draw_path(axes[name], np.array(each["path"]), f"{name} rate", colour, linewidth=0.9)
+        axes[name].set(xlabel="x", ylabel="y")
+        axes[name].set_title(f"{name} rate", fontsize=look.SMALL)
         axes["distance"].plot(each["distance"], color=colour, linewidth=0.6, alpha=0.5)
         axes["distance"].plot(each["mean_distance"], color=colour, linewidth=2.2, label=f"{name} rate")
     axes["distance"].axhline(

@@ -330,7 +330,7 @@ def point_out(axes: Axes, path: Array, name: str, row: int) -> None:
     axes.annotate(
         f"{name}: step {len(path) - 1} leaves the map\nand lands at w = {w:.1f}, b = {b:.1f}", edge,
         (0.03, 0.96 - 0.2 * row), textcoords="axes fraction", va="top", fontsize=look.FONT_SIZE,
-        arrowprops={"arrowstyle": "->", "color": "0.3", "linewidth": 0.8, "linestyle": "--"},
+        gid=look.AT_THE_END, arrowprops={"arrowstyle": "->", "color": "0.3", "linewidth": 0.8, "linestyle": "--"},
     )  # fmt: skip
 
 

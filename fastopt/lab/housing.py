@@ -228,7 +228,7 @@ def housing(
     Returns
     -------
     figure : matplotlib.figure.Figure
-        R² and the root of the mean squared error on the test part by epoch, as median and quartiles.
+        R² on the test part by epoch, as median and quartiles: of all epochs, and closer of the second half.
     numbers : dict
         ``{"schedules": {name: {"lr": ..., "r2": [[...], ...], "rmse": [[...], ...]}}, "rows": {...}, "missing": ...,
         ...}``, with a list for each seed and a number after each epoch; errors are in units of 100,000 dollars.
@@ -250,7 +250,7 @@ def housing(
     epochs = Count(1, 2**20).check("epochs", epochs)
     seeds = Count(1, 2**20).check("seeds", seeds)
     seed = Count().check("seed", seed)
-    figure, axes = look.new_figure([["r2", "rmse"]], height=4.6)
+    figure, axes = look.new_figure([["all", "late"]], height=4.6)
     if csv is not None and not isinstance(csv, (str, os.PathLike)):
         raise TypeError(f"csv must be a path, not {csv!r:.40}")
     houses = load(csv)
@@ -274,28 +274,29 @@ def housing(
         "schedules": results,
     }  # fmt: skip
     draw(axes, results)
-    look.add_legend(figure, axes["r2"], columns=4)
+    look.add_legend(figure, axes["all"], columns=4)
     return figure, numbers
 
 
 def draw(axes: dict[str, Axes], results: dict[str, dict[str, Any]]) -> None:
-    """Draw both quantities, so that differences late in training are seen; the first epochs are off the scale."""
-    colours = look.assign_colours(results)
-    for quantity, label in (("r2", "test R²"), ("rmse", "test error (root mean square, $100,000)")):
+    """Draw R² twice: over all epochs, and so close that differences late in training are seen."""
+    medians = np.array([np.median(result["r2"], axis=0) for result in results.values()])
+    epochs = medians.shape[1]
+    late = medians[:, epochs // 2 :]
+    for panel, shown, title in (("all", medians, "all epochs"), ("late", late, "the second half, closer")):
         for name, result in results.items():
-            low, median, high = np.quantile(result[quantity], (0.25, 0.5, 0.75), axis=0)
-            look.draw_band(axes[quantity], median, low, high, name, colours[name])
-        medians = [np.median(result[quantity], axis=0) for result in results.values()]
-        axes[quantity].set(ylim=limits(medians), ylabel=label)
-        axes[quantity].set_title(f"median and quartiles of {len(result[quantity])} networks", fontsize=look.SMALL)
-        look.label_epochs(axes[quantity])
+            low, median, high = np.quantile(result["r2"], (0.25, 0.5, 0.75), axis=0)
+            look.draw_band(axes[panel], median, low, high, name, look.SCHEDULE_COLOURS[name])
+        axes[panel].set(ylim=limits(shown), ylabel="test R²")
+        axes[panel].set_title(f"{title}: median and quartiles of {len(result['r2'])} networks", fontsize=look.SMALL)
+        look.label_epochs(axes[panel])
+    axes["late"].set_xlim(left=max(epochs // 2, 0.5))
 
 
-def limits(curves: Sequence[Array]) -> look.Limits:
-    """Return the limits of an axis for what all curves come to in the second half of their epochs."""
-    late = np.array(curves)[:, len(curves[0]) // 2 :]
-    margin = 0.2 * float(np.ptp(late)) or 0.01
-    return float(late.min()) - margin, float(late.max()) + margin
+def limits(curves: Array) -> look.Limits:
+    """Return the limits of an axis that shows all values of all curves, and a margin."""
+    margin = 0.1 * float(np.ptp(curves)) or 0.01
+    return float(curves.min()) - margin, float(curves.max()) + margin
 
 
 def last(result: dict[str, Any], quantity: str) -> float:

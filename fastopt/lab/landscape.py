@@ -37,11 +37,13 @@ PEAKS = (5, 10, 20, 60)  # times lr: to which the rate is reheated; 20 in the pi
 SETTLED = 0.05  # so far above the deepest point a loss may be
 AT_REST = 0.05  # so large the slope may be
 ROLL = partial(SGD, lr=0.1), 600  # how, and in how many steps, a point rolls to the bottom of what it is in
-ENDS = {"settled": "#009E73", "stuck": "#D55E00", "moving": "#BBBBBB"}
-IN_SPACE = ("plain", "momentum", "reheating")
+ENDS = {"settled": "#4A6580", "stuck": "#C9A66B", "moving": "#E2E2E2"}  # colours that no way has
+IN_SPACE = ("reheating", "momentum", "plain")  # from the lowest to the uppermost: plain is where reheating was
+WIDTHS = {"huge rate": 0.4, "momentum": 3.6, "reheating": 3.6}  # broad below narrow ones that go the same way at times
+LINEWIDTH = 1.5  # of the others
 COLOURS = {
     "plain": look.PALETTE[0],
-    "huge rate": "0.6",  # it is everywhere
+    "huge rate": "0.72",  # it is everywhere
     "tiny rate": look.PALETTE[2],
     "momentum": look.PALETTE[3],
     "falling momentum": look.PALETTE[4],
@@ -228,12 +230,14 @@ def draw(axes: dict[str, Axes], ways: dict[str, Any]) -> None:
     """Draw all panels."""
     draw_space(axes["space"], {way: np.array(ways[way]["path"]) for way in IN_SPACE})
     for way, numbers in ways.items():
-        thin: dict[str, Any] = {"linewidth": 0.4} if way == "huge rate" else {"linewidth": 1.5}
-        axes["loss"].plot(numbers["loss"], color=COLOURS[way], label=way, **thin)
+        width = WIDTHS.get(way, LINEWIDTH)
+        order = 1.0 if way == "huge rate" else 3 - width / 10
+        axes["loss"].plot(numbers["loss"], color=COLOURS[way], label=way, linewidth=width, zorder=order)
         look.draw_landscape(axes[way], loss, EXTENT, EXTENT, relief=True)
-        look.draw_path(axes[way], np.array(numbers["path"]), way, COLOURS[way], **thin)
-        axes[way].set_title(f"{way}:\n{numbers['end']}", fontsize=look.SMALL)
+        look.draw_path(axes[way], np.array(numbers["path"]), way, COLOURS[way], min(width, LINEWIDTH))
+        axes[way].set_title(way, fontsize=look.SMALL)
         axes[way].set(xticks=[], yticks=[])
+        axes[way].set_xlabel(numbers["end"], fontsize=look.SMALL, gid=look.AT_THE_END)
         axes[way].set_box_aspect(1)
         axes[way].spines[:].set_visible(False)
     axes["loss"].set_ylabel("loss")
@@ -245,7 +249,7 @@ def draw_space(axes: look.Axes3D, paths: dict[str, Array]) -> None:
     """Draw the landscape and some paths in space, seen from across, the start being at the back."""
     look.draw_surface(axes, loss, EXTENT, EXTENT, TOP)
     for way, path in paths.items():
-        look.draw_path_in_space(axes, path, loss, COLOURS[way], TOP)
+        look.draw_path_in_space(axes, path, loss, COLOURS[way], TOP, WIDTHS.get(way, LINEWIDTH) / 1.3)
     axes.view_init(elev=46, azim=-70)
     axes.set_zlim(-2.0, 4.4)  # which brings the ground into the middle of the panel
     axes.set_box_aspect((1, 1, 0.7), zoom=1.48)

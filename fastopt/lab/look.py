@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..extras import require
 from .network import Array
-from .training import OPTIMIZERS
+from .training import OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,10 @@ Loss: TypeAlias = Callable[[Array], Array]  # of points, shape (..., 2), each wi
 # The colours of Okabe and Ito, which colour-blind people tell apart; without yellow, which is too pale for a line.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 RULE_COLOURS = dict(zip(OPTIMIZERS, cycle(PALETTE)))  # a rule has one colour in all pictures
+# Of the muted colours of Paul Tol: a schedule has one in all pictures too, and none that a rule has.
+SCHEDULE_PALETTE = ("#332288", "#999933", "#CC6677", "#117733", "#AA4499", "#44AA99", "#882255")
+SCHEDULE_COLOURS = dict(zip(SCHEDULES, cycle(SCHEDULE_PALETTE)))
+AT_THE_END = "at the end"  # what a note is marked with that motion shows last
 
 DPI = 200  # twice what a page shows, for sharp screens
 WIDTH = 9.0  # inches, which fill a page of 900 pixels
@@ -75,11 +79,6 @@ def new_figure(
             each.set_axisbelow(True)
             each.margins(x=0.02)
     return figure, axes
-
-
-def assign_colours(labels: Iterable[str]) -> dict[str, str]:
-    """Give each label a colour of its own, in the palette's order."""
-    return dict(zip(labels, cycle(PALETTE)))
 
 
 def draw_curve(
@@ -180,9 +179,9 @@ def draw_surface(axes: Axes3D, loss: Loss, x: Limits, y: Limits, top: float) -> 
     axes.set(xlim=x, ylim=y)
 
 
-def draw_path_in_space(axes: Axes3D, path: Array, loss: Loss, colour: str, top: float) -> None:
+def draw_path_in_space(axes: Axes3D, path: Array, loss: Loss, colour: str, top: float, linewidth: float = 1.6) -> None:
     """Draw the way of a point over a landscape in space."""
     axes.plot(
-        *path.T, np.minimum(loss(path), top), color=colour, linewidth=1.6, zorder=5,
+        *path.T, np.minimum(loss(path), top), color=colour, linewidth=linewidth, zorder=5,
         marker="o", markevery=[-1], markersize=6, markeredgecolor="white", clip_on=False, in_layout=False,
     )  # fmt: skip

@@ -172,11 +172,12 @@ def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[st
     """Draw all panels."""
     colours = {**look.RULE_COLOURS, NO_ROOT: "0.5"}
     look.draw_landscape(axes["map"], neuron.loss, *extent(numbers["start"], numbers["best"]))
-    for rule in sorted(numbers["paths"], key="rmsprop".__ne__):  # RMSProp, broad, below AdaGrad, which is close to it
+    for rule, path in numbers["paths"].items():
         width = WIDTHS.get(rule, 1.5)
-        look.draw_path(axes["map"], np.array(numbers["paths"][rule]), rule, colours[rule], linewidth=width)
+        order = 3 - width / 10  # broad below narrow
+        look.draw_path(axes["map"], np.array(path), rule, colours[rule], linewidth=width).set_zorder(order)
         losses = numbers["loss"][rule][1:]
-        axes["loss"].plot(range(1, 1 + len(losses)), losses, color=colours[rule], linewidth=width, label=rule)
+        axes["loss"].plot(range(1, 1 + len(losses)), losses, color=colours[rule], lw=width, label=rule, zorder=order)
     star: dict[str, Any] = {
         "marker": "*",
         "markersize": 11,
