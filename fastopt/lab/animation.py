@@ -100,7 +100,10 @@ def frames(figure: Figure) -> Iterator[Any]:
 
 def growing(figure: Figure) -> list[Curve | Band | Note]:
     """Return what grows in a figure: curves, but not straight lines across a panel, bands, and notes at the end."""
-    return [part for axes in figure.axes for part in (*curves(axes), *bands(axes), *notes(axes))]
+    parts: list[Curve | Band | Note] = []
+    for axes in figure.axes:
+        parts += [*curves(axes), *bands(axes), *notes(axes)]
+    return parts
 
 
 def curves(axes: Axes) -> list[Curve]:
