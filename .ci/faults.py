@@ -1,0 +1,926 @@
+"""The faults by which ``mutants.py`` judges the tests: each a small change that a test must find.
+
+A text to be replaced stands once in its file; `tests/test_mutants.py` says which no longer does. Each names the tests
+that reach it, chosen by hand: the quickest ones that should fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes
+    ----------
+    name : str
+        What is wrong then.
+    file : str
+        Where, from the root of the checkout.
+    before, after : str
+        The text that stands there once, and what takes its place.
+    tests : tuple of str
+        Files of tests that reach the place.
+    only : str
+        What pytest's ``-k`` is told, to choose among these; empty for all.
+    """
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+    only: str = ""
+
+    @property
+    def in_extension(self) -> bool:
+        """Whether the extension has to be built anew."""
+        return self.file.endswith((".cpp", ".h"))
+
+    @property
+    def in_numba(self) -> bool:
+        """Whether kernels that Numba has compiled are other ones: its cache sees changes of one file alone."""
+        return self.file.startswith("kernels/") and self.file.endswith(".py")
+
+    @property
+    def selection(self) -> tuple[str, ...]:
+        """What pytest is told."""
+        return (*self.tests, *(("-k", self.only) if self.only else ()))
+
+    def applied(self, text: str) -> str:
+        """Return a file's text with the fault in it."""
+        if text.count(self.before) != 1:
+            raise ValueError(f"{self.name}: its text stands {text.count(self.before)} times in {self.file}, not once")
+        return text.replace(self.before, self.after)
+
+
+# Rules, loop and schedules in Numba, and their cache.
+NUMBA = (
+    Mutant(
+        "Nesterov does not look ahead",
+        "kernels/cpu.py",
+        "return p - real(lr) * (g + real(momentum) * v), v",
+        "return p - real(lr) * v, v",
+        ("tests/test_rules.py",),
+        only="trajectories and nesterov",
+    ),
+    Mutant(
+        "averages of squares multiply in the wrong order",
+        "kernels/cpu.py",
+        "real(gain) * g * g\n",
+        "real(gain) * (g * g)\n",
+        ("tests/test_range.py",),
+        only="against_the_oracle",
+    ),
+    Mutant(
+        "AMSGrad takes the smaller average",
+        "kernels/cpu.py",
+        "w = w if v < w else v  # NaN, too",
+        "w = v if v < w else w",
+        ("tests/test_rules.py",),
+        only="trajectories and adam_amsgrad",
+    ),
+    Mutant(
+        "AMSGrad lets a NaN go by",
+        "kernels/cpu.py",
+        "w = w if v < w else v  # NaN, too",
+        "w = v if w < v else w",
+        ("tests/test_rules.py",),
+        only="nan_is_the_largest",
+    ),
+    Mutant(
+        "centered RMSProp adds the square of the mean",
+        "kernels/cpu.py",
+        "variance = s - a * a",
+        "variance = s + a * a",
+        ("tests/test_rules.py",),
+        only="trajectories and rmsprop_centered",
+    ),
+    Mutant(
+        "a variance below zero goes by",
+        "kernels/cpu.py",
+        "return np.sqrt(type(s)(0) if variance < 0 else variance)",
+        "return np.sqrt(variance)",
+        ("tests/test_rules.py",),
+        only="variance",
+    ),
+    Mutant(
+        "the gradient's factor takes in weight decay",
+        "kernels/cpu.py",
+        "scale * widen(g[i]) + decay * widen(p[i])",
+        "scale * (widen(g[i]) + decay * widen(p[i]))",
+        ("tests/test_rules.py",),
+        only="trajectories and sgd",
+    ),
+    Mutant(
+        "the column beside whole blocks of a tile is left out",
+        "kernels/cpu.py",
+        "for i in range(whole, length):",
+        "for i in range(whole + 1, length):",
+        ("tests/test_layouts.py",),
+    ),
+    Mutant(
+        "bfloat16 rounds ties up",
+        "kernels/cpu.py",
+        "rounded = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16",
+        "rounded = (pattern + 0x8000) >> 16",
+        ("tests/test_half.py",),
+        only="conversions",
+    ),
+    Mutant(
+        "a tensor without a gradient is updated",
+        "kernels/cpu.py",
+        "if tensor.grad == 0:",
+        "if tensor.grad < 0:",
+        ("tests/test_optimizers.py",),
+        only="late or missing",
+    ),
+    Mutant(
+        "all tensors take the first hyper row",
+        "kernels/cpu.py",
+        "(tensor.hyper + 1, HYPERS), np.float64)[tensor.hyper]",
+        "(tensor.hyper + 1, HYPERS), np.float64)[0]",
+        ("tests/test_optimizers.py",),
+        only="groups",
+    ),
+    Mutant(
+        "kernels of all dtypes have one name in the cache",
+        "kernels/cpu.py",
+        'kernel.__name__ = kernel.__qualname__ = f"{name}_{element_name(dtype)}_abi{ABI}"',
+        'kernel.__name__ = kernel.__qualname__ = f"{name}_abi{ABI}"',
+        ("tests/test_cache.py",),
+        only="names_of_their_own",
+    ),
+    Mutant(
+        "an error of the cache stops the training",
+        "kernels/cache.py",
+        "    except Exception:\n        # A full disk",
+        "    except KeyError:\n        # A full disk",
+        ("tests/test_cache.py", "tests/test_cli.py"),
+        only="damaged or disk_is_full",
+    ),
+    Mutant(
+        "warm restarts come a step late",
+        "kernels/schedules.py",
+        "while t >= period:",
+        "while t > period:",
+        ("tests/test_schedules.py",),
+        only="test_values or whole_periods or parity",
+    ),
+    Mutant(
+        "a milestone counts a step late",
+        "kernels/schedules.py",
+        "if record[at + 1 + middle] <= t:",
+        "if record[at + 1 + middle] < t:",
+        ("tests/test_schedules.py",),
+        only="test_values or parity",
+    ),
+    Mutant(
+        "a sequence does not move its parts' clock",
+        "kernels/schedules.py",
+        "t -= record[first + number]",
+        "t -= 0.0",
+        ("tests/test_schedules.py",),
+        only="test_values or parity",
+    ),
+)
+
+# The extension: pool, readers, and steps that repeat the last one.
+EXTENSION = (
+    Mutant(
+        "a repeated step forgets the scale",
+        "kernels/tensors.cpp",
+        "        row[0] *= step.scale;\n",
+        "",
+        ("tests/test_torch_watch.py", "tests/test_torch_behaviour.py"),
+        only="repetitions or scaled_losses",
+    ),
+    Mutant(
+        "a repeated step is not counted",
+        "kernels/tensors.cpp",
+        "    ++step.times;\n",
+        "",
+        ("tests/test_torch_watch.py",),
+        only="repetitions",
+    ),
+    Mutant(
+        "a frozen parameter's gradient goes unseen",
+        "kernels/tensors.cpp",
+        "    if (wanted.descriptor != nullptr && !all_frozen(wanted)) return -1;\n",
+        "",
+        ("tests/test_torch_frozen.py",),
+    ),
+    Mutant(
+        "a gradient over a parameter goes unseen",
+        "kernels/tensors.cpp",
+        "tensor.address() + tensor.bytes(shape))\n               ?",
+        "tensor.address())\n               ?",
+        ("tests/test_torch_behaviour.py",),
+        only="gradients_in_memory",
+    ),
+    Mutant(
+        "assigned options go unseen",
+        "kernels/tensors.cpp",
+        "    if (!same_options(holdings)) return -3;\n",
+        "",
+        ("tests/test_torch_watch.py",),
+        only="assigned_options",
+    ),
+    Mutant(
+        "counts that somebody has written go unseen",
+        "kernels/tensors.cpp",
+        " || !same_counts(holdings)) return -1;",
+        ") return -1;",
+        ("tests/test_torch_watch.py", "tests/test_torch_behaviour.py"),
+        only="changes_of_states or states_that_users_change",
+    ),
+    Mutant(
+        "a tensor's new address goes unseen",
+        "kernels/tensors.cpp",
+        " || tensor.address() != holdings.addresses[i]) return false;",
+        ") return false;",
+        ("tests/test_torch_watch.py", "tests/test_torch_behaviour.py"),
+        only="changes_of_parameters or data_is_swapped",
+    ),
+    Mutant(
+        "single calls take arrays that overlap",
+        "kernels/reader.cpp",
+        "if (apart < view->len) return 0;",
+        "if (apart == 0) return 0;",
+        ("tests/test_errors.py",),
+        only="single_calls",
+    ),
+    Mutant(
+        "an array in another layout is read as its parameter",
+        "kernels/reader.cpp",
+        "std::memcmp(buffer_.strides, shape.strides, bytes) == 0",
+        "true",
+        ("tests/test_layouts.py",),
+        only="any_parameter",
+    ),
+    Mutant(
+        "a claim goes beyond the last chunk",
+        "kernels/pool.cpp",
+        "int64_t end = begin + grain < chunks ? begin + grain : chunks;",
+        "int64_t end = begin + grain;",
+        ("tests/test_pool.py",),
+        only="every_chunk",
+    ),
+    Mutant(
+        "the team leaves the last chunk out",
+        "kernels/team.cpp",
+        "if (begin >= region.chunks) return;",
+        "if (begin + 1 >= region.chunks) return;",
+        ("tests/test_team.py",),
+        only="every_chunk or same_bits",
+    ),
+)
+
+# Rules and rows in C++.
+CPP = (
+    Mutant(
+        "a device asks a schedule for the next step",
+        "kernels/rows.h",
+        "schedule(record, cohort.clock + taken)",
+        "schedule(record, cohort.clock + taken + 1.0)",
+        ("tests/test_cuda_kernels.py",),
+        only="advance",
+    ),
+    Mutant(
+        "in C++, the bias is corrected for the step before",
+        "kernels/rules.h",
+        "double root = sqrt(1.0 - pow(option[4], step));",
+        "double root = sqrt(1.0 - pow(option[4], step - 1.0));",
+        ("tests/test_headers.py",),
+        only="rows_are",
+    ),
+    Mutant(
+        "in C++, only the first gradient is dampened",
+        "kernels/rules.h",
+        "double gain = first ? 1.0 : 1.0 - option[4];",
+        "double gain = !first ? 1.0 : 1.0 - option[4];",
+        ("tests/test_headers.py",),
+        only="rows_are",
+    ),
+    Mutant(
+        "in C++, maximize is the other way round",
+        "kernels/rules.h",
+        "return maximize != 0 ? -1.0 : 1.0;",
+        "return maximize == 0 ? -1.0 : 1.0;",
+        ("tests/test_headers.py",),
+        only="rows_are",
+    ),
+    Mutant(
+        "in C++, what fills no vector is left out",
+        "kernels/rules.h",
+        "    update_by<Rule, T>(p, g, states, done, n, hyper);\n",
+        "    (void)done;\n",
+        ("tests/test_headers.py",),
+        only="arrays_are_updated",
+    ),
+    Mutant(
+        "in C++, cosine falls where it should rise",
+        "kernels/schedules.h",
+        "if (shape == Shape::Cosine) return wave(done);",
+        "if (shape == Shape::Cosine) return wave(1.0 - done);",
+        ("tests/test_headers.py",),
+        only="schedules_against_numba",
+    ),
+)
+
+# What runs on a GPU, and what speaks with it.
+CUDA = (
+    Mutant(
+        "a step that is to be skipped is taken",
+        "kernels/fused.cu",
+        "    if (job.skip != nullptr && *job.skip != 0) return;\n",
+        "",
+        ("tests/test_cuda_kernels.py",),
+        only="skipped",
+    ),
+    Mutant(
+        "the last element beside packs is left out",
+        "kernels/fused.cu",
+        "for (int i = whole * width + threadIdx.x; i < length; i += blockDim.x)",
+        "for (int i = whole * width + threadIdx.x; i < length - 1; i += blockDim.x)",
+        ("tests/test_cuda_kernels.py",),
+        only="test_sizes",
+    ),
+    Mutant(
+        "a gradient's alignment is not looked at",
+        "kernels/fused.cu",
+        " | bit_cast<int64_t>(grad + at);",
+        ";",
+        ("tests/test_cuda_kernels.py",),
+        only="every_alignment",
+    ),
+    Mutant(
+        "rows of a tile lie one after the other",
+        "kernels/fused.cu",
+        "chunk.offset + row * layout.param_row + i",
+        "chunk.offset + row * length + i",
+        ("tests/test_cuda_kernels.py",),
+        only="strided",
+    ),
+    Mutant(
+        "weight decay of 0 multiplies infinity",
+        "kernels/fused.cu",
+        "if (decay != 0) g += decay * x;",
+        "g += decay * x;",
+        ("tests/test_cuda_kernels.py",),
+        only="infinite_parameters",
+    ),
+    Mutant(
+        "a device counts a step that it skips",
+        "kernels/advance.cu",
+        "    if (course.skip != nullptr && *course.skip != 0) return;\n",
+        "",
+        ("tests/test_torch_scaler.py",),
+        only="stays_on_the_gpu or skipped",
+    ),
+    Mutant(
+        "a message overwrites what is as new",
+        "kernels/advance.cu",
+        "*message.edition >= message.number",
+        "*message.edition > message.number",
+        ("tests/test_cuda_kernels.py",),
+        only="send_keeps",
+    ),
+    Mutant(
+        "steps that a device has counted are counted twice",
+        "fastopt/away.py",
+        "new, self.fetched, self.pending = taken - self.fetched, taken, 0",
+        "new, self.pending = taken - self.fetched, 0",
+        ("tests/test_gpu.py",),
+        only="replay",
+    ),
+    Mutant(
+        "a schedule on a device begins where the host stands",
+        "fastopt/gpu.py",
+        'row["clock"] = group.entries["step"] - taken',
+        'row["clock"] = group.entries["step"]',
+        ("tests/test_torch_scaler.py", "tests/test_gpu.py"),
+        only="assigned",
+    ),
+    Mutant(
+        "gradients that moved before a step that failed are not sent",
+        "fastopt/gpu.py",
+        "self.moved = self.moved or not np.array_equal(self.gradients, addresses)",
+        "self.moved = not np.array_equal(self.gradients, addresses)",
+        ("tests/test_gpu_launches.py",),
+        only="moved",
+    ),
+)
+
+# A step and what it is computed from, on the host.
+STEP = (
+    Mutant(
+        "the bias is corrected for the step before",
+        "fastopt/plan.py",
+        "cohort.rule.row(options, cohort.step + 1, cohort.first)",
+        "cohort.rule.row(options, max(cohort.step, 1), cohort.first)",
+        ("tests/test_rules.py",),
+        only="trajectories and adam",
+    ),
+    Mutant(
+        "every step is a parameter's first",
+        "fastopt/plan.py",
+        "                self.keep_states(cohort)\n                cohort.first = False\n",
+        "                self.keep_states(cohort)\n",
+        ("tests/test_rules.py",),
+        only="trajectories and momentum",
+    ),
+    Mutant(
+        "a new scale leaves the hyper rows as they are",
+        "fastopt/plan.py",
+        "self.scale, self.steady = scale, False",
+        "self.scale = scale",
+        ("tests/test_torch_behaviour.py",),
+        only="scaled",
+    ),
+    Mutant(
+        "repetitions do not count for the parameters",
+        "fastopt/plan.py",
+        "            cohort.step += steps\n",
+        "            cohort.step += 0\n",
+        ("tests/test_torch_watch.py",),
+        only="repetitions",
+    ),
+    Mutant(
+        "parameters may overlap",
+        "fastopt/plan.py",
+        "if (pair := self.extents.first_overlap()) is not None:",
+        "if (pair := self.extents.first_overlap()) is not None and False:",
+        ("tests/test_errors.py",),
+        only="overlap",
+    ),
+    Mutant(
+        "new states are not kept off gradients",
+        "fastopt/plan.py",
+        "        cohort.new_states = []\n        self._forget_extents()\n",
+        "        cohort.new_states = []\n",
+        ("tests/test_errors.py",),
+        only="over_a_state",
+    ),
+    Mutant(
+        "a loaded state is not where the tables say",
+        "fastopt/optimizers.py",
+        "                group.restore(values, schedules)\n            self._plan.reset()\n",
+        "                group.restore(values, schedules)\n",
+        ("tests/test_optimizers.py", "tests/test_memory.py"),
+        only="load or resumes",
+    ),
+    Mutant(
+        "a step keeps its gradients",
+        "fastopt/optimizers.py",
+        "                    gradients.release()\n",
+        "                    pass\n",
+        ("tests/test_memory.py",),
+        only="not_kept",
+    ),
+    Mutant(
+        "a state dict shares arrays with the optimizer",
+        "fastopt/optimizers.py",
+        "{name: _copy(value) for name, value in entry.items()}",
+        "dict(entry)",
+        ("tests/test_optimizers.py",),
+        only="plain_and_a_copy",
+    ),
+    Mutant(
+        "a count without its states is loaded",
+        "fastopt/optimizers.py",
+        "if step and name not in given and name in self._family.kept:",
+        "if step and name not in given and name not in self._family.states:",
+        ("tests/test_errors.py",),
+        only="accumulator or states_that_do_not_fit",
+    ),
+    Mutant(
+        "a schedule is asked for the step after",
+        "fastopt/groups.py",
+        'numbers_at(self.entries["step"], self.schedules)}',
+        'numbers_at(self.entries["step"] + 1, self.schedules)}',
+        ("tests/test_optimizers.py",),
+        only="schedule",
+    ),
+    Mutant(
+        "a number does not end its schedule",
+        "fastopt/groups.py",
+        "for name, schedule in self.schedules.items() if name not in given}",
+        "for name, schedule in self.schedules.items()}",
+        ("tests/test_optimizers.py",),
+        only="ends_a_schedule",
+    ),
+    Mutant(
+        "the first gradient is dampened",
+        "fastopt/rules.py",
+        'gain = 1.0 if first else 1.0 - options["dampening"]',
+        'gain = 1.0 - options["dampening"]',
+        ("tests/test_rules.py",),
+        only="trajectories and momentum",
+    ),
+    Mutant(
+        "AdamW's decay is not multiplied by the rate",
+        "fastopt/rules.py",
+        '*adams, 1.0 - options["lr"] * weight_decay',
+        "*adams, 1.0 - weight_decay",
+        ("tests/test_rules.py",),
+        only="trajectories and adamw",
+    ),
+    Mutant(
+        "AdaGrad's rate decays from the first step on",
+        "fastopt/rules.py",
+        '(1.0 + (step - 1) * options["lr_decay"])',
+        '(1.0 + step * options["lr_decay"])',
+        ("tests/test_rules.py",),
+        only="trajectories and adagrad",
+    ),
+    Mutant(
+        "Nesterov goes with a dampening",
+        "fastopt/rules.py",
+        'if options["momentum"] == 0 or options["dampening"] != 0:',
+        'if options["momentum"] == 0:',
+        ("tests/test_errors.py",),
+        only="nesterov",
+    ),
+    Mutant(
+        "AdaGrad's decaying rate passes for one that stays",
+        "fastopt/rules.py",
+        '    moves=lambda options: bool(options["lr_decay"] != 0),\n',
+        "",
+        ("tests/test_rules.py",),
+        only="trajectories and adagrad",
+    ),
+    Mutant(
+        "Adam's averages have each other's names",
+        "fastopt/rules.py",
+        '    ("exp_avg", "exp_avg_sq"),\n    (*OF_SGD',
+        '    ("exp_avg_sq", "exp_avg"),\n    (*OF_SGD',
+        ("tests/test_torch_state.py",),
+        only="there",
+    ),
+    Mutant(
+        "a plateau lowers the rate a metric early",
+        "fastopt/plateau.py",
+        'if self.bad > self._options["patience"]:',
+        'if self.bad >= self._options["patience"]:',
+        ("tests/test_schedules.py",),
+        only="plateau",
+    ),
+    Mutant(
+        "a plateau goes on counting after a drop",
+        "fastopt/plateau.py",
+        'self.cooling, self.bad = self._options["cooldown"], 0',
+        'self.cooling = self._options["cooldown"]',
+        ("tests/test_schedules.py",),
+        only="plateau",
+    ),
+    Mutant(
+        "a single call takes the table of another size",
+        "fastopt/host.py",
+        "key = rule.name, format, size\n",
+        "key = rule.name, format\n",
+        ("tests/test_rules.py",),
+        only="fused_calls",
+    ),
+)
+
+# How arrays lie, how they are given, and what commands leave behind.
+MEMORY = (
+    Mutant(
+        "the last chunk goes beyond its tensor",
+        "fastopt/chunks.py",
+        'np.minimum(np.repeat(size, counts) - chunks["offset"], elements)',
+        "elements",
+        ("tests/test_layouts.py",),
+        only="chunks_cover",
+    ),
+    Mutant(
+        "the last tile goes beyond its tensor",
+        "fastopt/chunks.py",
+        "np.minimum(strides.shape[across] - starts[across], steps[across]).ravel()",
+        "steps[across]",
+        ("tests/test_layouts.py",),
+        only="tiles_cover",
+    ),
+    Mutant(
+        "axes are merged by the wrong length",
+        "fastopt/chunks.py",
+        "if shape and grad[-1] == stride * length:",
+        "if shape and grad[-1] == stride * shape[-1]:",
+        ("tests/test_layouts.py",),
+    ),
+    Mutant(
+        "an axis that runs backwards is the fastest",
+        "fastopt/arrays.py",
+        "-abs(array.strides[axis]))",
+        "-array.strides[axis])",
+        ("tests/test_layouts.py",),
+        only="any_parameter",
+    ),
+    Mutant(
+        "a gradient that lies as the parameter again keeps its tiles",
+        "fastopt/host.py",
+        "        self.gradients[:] = addresses\n        if strided != self.strided:",
+        "        self.gradients[:] = addresses\n        if strided and strided != self.strided:",
+        ("tests/test_layouts.py", "tests/test_torch_layouts.py", "tests/test_optimizers.py"),
+    ),
+    Mutant(
+        "an array's last element may overlap another",
+        "fastopt/arrays.py",
+        "return start, end + array.itemsize",
+        "return start, end",
+        ("tests/test_errors.py",),
+        only="overlap",
+    ),
+    Mutant(
+        "gradients pair by a dict's order",
+        "fastopt/members.py",
+        "return [grads[name] for name in self.names]",
+        "return list(grads.values())",
+        ("tests/test_nested.py", "tests/test_optimizers.py"),
+    ),
+    Mutant(
+        "a missing container is one missing gradient",
+        "fastopt/members.py",
+        "out += [None] * inner.count",
+        "out.append(None)",
+        ("tests/test_nested.py",),
+    ),
+    Mutant(
+        "paths are the wrong way round",
+        "fastopt/members.py",
+        '".".join([text] if path is None else [path, text])',
+        '".".join([text] if path is None else [text, path])',
+        ("tests/test_nested.py",),
+        only="paths",
+    ),
+    Mutant(
+        "a closed pipe is an error",
+        "fastopt/cli.py",
+        "status = 141",
+        "status = 1",
+        ("tests/test_commands.py",),
+        only="nobody_reads",
+    ),
+    Mutant(
+        "an interrupt is an error",
+        "fastopt/cli.py",
+        "status = 130",
+        "status = 1",
+        ("tests/test_cli.py", "tests/test_commands.py"),
+        only="interrupt",
+    ),
+    Mutant(
+        "an experiment of several fails silently",
+        "fastopt/cli.py",
+        "return max([attempt(name, arguments) for name in arguments.names])",
+        "return min([attempt(name, arguments) for name in arguments.names])",
+        ("tests/test_lab.py",),
+        only="all_experiments",
+    ),
+    Mutant(
+        "half a file stays beside",
+        "fastopt/files.py",
+        "        beside.unlink(missing_ok=True)",
+        "        pass",
+        ("tests/test_commands.py",),
+        only="replaced",
+    ),
+    Mutant(
+        "a file takes a link's place",
+        "fastopt/files.py",
+        "    path = path.resolve()  # a link stays one\n",
+        "",
+        ("tests/test_commands.py",),
+        only="replaced",
+    ),
+)
+
+# The step in PyTorch.
+TORCH = (
+    Mutant(
+        "gradients are multiplied by the scale",
+        "fastopt/torch/base.py",
+        "1.0 if grad_scale is None else 1.0 / float(grad_scale)",
+        "1.0 if grad_scale is None else float(grad_scale)",
+        ("tests/test_torch_behaviour.py",),
+        only="scaled_losses",
+    ),
+    Mutant(
+        "a step is taken though gradients are infinite",
+        "fastopt/torch/base.py",
+        "        elif found_inf is None or float(found_inf) == 0:\n",
+        "        else:\n",
+        ("tests/test_torch_behaviour.py",),
+        only="overflows",
+    ),
+    Mutant(
+        "a closure computes no gradients",
+        "fastopt/torch/base.py",
+        "            with torch.enable_grad():\n",
+        "            with torch.no_grad():\n",
+        ("tests/test_torch_behaviour.py",),
+        only="closures",
+    ),
+    Mutant(
+        "a wrapper drops the closure",
+        "fastopt/torch/base.py",
+        "else self._itself().step(closure)",
+        "else self._itself().step()",
+        ("tests/test_torch_clients.py",),
+        only="wrapper",
+    ),
+    Mutant(
+        "a group that was refused stays",
+        "fastopt/torch/base.py",
+        "                    self.param_groups.pop()\n",
+        "",
+        ("tests/test_torch_behaviour.py",),
+        only="not_added",
+    ),
+    Mutant(
+        "a load that fails leaves half of it",
+        "fastopt/torch/base.py",
+        "            self.__dict__.update(before)\n",
+        "",
+        ("tests/test_torch_state.py",),
+        only="not_loaded",
+    ),
+    Mutant(
+        "each parameter in backward counts a step of its group",
+        "fastopt/torch/base.py",
+        "        updater.plan.counted = []\n",
+        "",
+        ("tests/test_torch_backward.py",),
+        only="schedules_count",
+    ),
+    Mutant(
+        "a state dict makes AdamW an Adam",
+        "fastopt/torch/base.py",
+        "**deepcopy(options), **self._fixed}",
+        "**deepcopy(options)}",
+        ("tests/test_torch_state.py",),
+        only="adamw_stays",
+    ),
+    Mutant(
+        "a step in torch keeps its gradients",
+        "fastopt/torch/base.py",
+        "                    self._updater.watch.release()\n",
+        "                    pass\n",
+        ("tests/test_torch_watch.py",),
+        only="let_go",
+    ),
+    Mutant(
+        "GradScaler unscales though the step does",
+        "fastopt/torch/base.py",
+        '        if self.defaults.get("fused"):\n            return True\n',
+        "",
+        ("tests/test_torch_clients.py", "tests/test_torch_behaviour.py"),
+        only="unscale",
+    ),
+    Mutant(
+        "a frozen parameter is taken",
+        "fastopt/torch/updater.py",
+        "return param.requires_grad or param.grad is not None",
+        "return True",
+        ("tests/test_torch_frozen.py",),
+    ),
+    Mutant(
+        "a gradient in torch may overlap a parameter",
+        "fastopt/torch/updater.py",
+        "if (other := extents.overlapping(array)) is not None:",
+        "if (other := extents.overlapping(array)) is not None and False:",
+        ("tests/test_torch_behaviour.py",),
+        only="gradients_in_memory",
+    ),
+    Mutant(
+        "sparse gradients are kept",
+        "fastopt/torch/updater.py",
+        "gradients.tensors, gradients.sparse = [], {}",
+        "gradients.tensors = []",
+        ("tests/test_torch_watch.py",),
+        only="let_go",
+    ),
+    Mutant(
+        "a parameter without a gradient counts",
+        "fastopt/torch/updater.py",
+        "self.counts.count(part.which)",
+        "self.counts.count(slice(None))",
+        ("tests/test_torch.py", "tests/test_torch_parity.py"),
+        only="late",
+    ),
+    Mutant(
+        "autograd hears nothing of the write",
+        "fastopt/torch/updater.py",
+        "        increment_version(part.written)\n",
+        "",
+        ("tests/test_torch_behaviour.py",),
+        only="autograd_notices",
+    ),
+    Mutant(
+        "states of half precision are as rough",
+        "fastopt/torch/tensors.py",
+        "return torch.float32 if tensor.dtype in HALF else tensor.dtype",
+        "return tensor.dtype",
+        ("tests/test_torch_parity.py",),
+        only="half_precision_has",
+    ),
+    Mutant(
+        "a complex accumulator begins real",
+        "fastopt/torch/tensors.py",
+        "fill = complex(value, value)",
+        "fill = complex(value, 0.0)",
+        ("tests/test_torch_parity.py", "tests/test_torch.py"),
+        only="complex or accumulator",
+    ),
+    Mutant(
+        "an accumulator's count comes last",
+        "fastopt/torch/tensors.py",
+        'self.state.update({"step": self.count, **others})',
+        'self.state.update({**others, "step": self.count})',
+        ("tests/test_torch_state.py", "tests/test_torch_behaviour.py"),
+        only="form or from_the_start or begin",
+    ),
+    Mutant(
+        "sparse rows forget the scale",
+        "fastopt/torch/sparse.py",
+        "(gain * scale, *row)",
+        "(gain, *row)",
+        ("tests/test_torch_behaviour.py", "tests/test_torch_scaler.py"),
+        only="sparse",
+    ),
+    Mutant(
+        "sparse gradients go with weight decay",
+        "fastopt/torch/sparse.py",
+        ' or parameter.group.upcoming["weight_decay"] != 0:',
+        ":",
+        ("tests/test_torch_parity.py",),
+        only="cannot_be_combined",
+    ),
+    Mutant(
+        "sparse rows do not count",
+        "fastopt/torch/sparse.py",
+        "        parameter.step += 1\n",
+        "        parameter.step = parameter.step or 1\n",
+        ("tests/test_torch_parity.py",),
+        only="sparse or embedding",
+    ),
+    Mutant(
+        "a gradient stays after its update in backward",
+        "fastopt/torch/backward.py",
+        "        param.grad = None\n",
+        "",
+        ("tests/test_torch_backward.py",),
+    ),
+    Mutant(
+        "a broken-off pass is not counted",
+        "fastopt/torch/backward.py",
+        "                self._end_pass()\n            if not self._stepped:",
+        "                self._stepped.clear()\n            if not self._stepped:",
+        ("tests/test_torch_backward.py",),
+        only="schedules_count or error or anomalies",
+    ),
+    Mutant(
+        "a scheduler starts from the rate of the schedule's first step",
+        "fastopt/torch/live.py",
+        'super().__setitem__("lr", super().__getitem__(BASE))',
+        "pass",
+        ("tests/test_torch_schedulers.py",),
+    ),
+    Mutant(
+        "a schedule goes on over a rate that was assigned",
+        "fastopt/torch/groups.py",
+        "if self._found(name) is self.seen[name]:  # else",
+        "if self.seen:  # else",
+        ("tests/test_torch_scaler.py", "tests/test_torch_behaviour.py"),
+        only="schedule or assigned",
+    ),
+    Mutant(
+        "a scheduler of torch is a step ahead",
+        "fastopt/torch/scheduler.py",
+        "[self.schedule(self.last_epoch)]",
+        "[self.schedule(self.last_epoch + 1)]",
+        ("tests/test_torch.py",),
+        only="scheduler",
+    ),
+    Mutant(
+        "the host skips what it should take",
+        "fastopt/torch/devices.py",
+        "bool(found_inf != 0)",
+        "bool(found_inf == 0)",
+        ("tests/test_torch_scaler.py", "tests/test_torch_gpu.py"),
+        only="sparse or both",
+    ),
+    Mutant(
+        "GradScaler meets float16 without a word",
+        "fastopt/torch/amp.py",
+        "if param.dtype is torch.float16 and param.grad is not None:",
+        "if param.dtype is torch.bfloat16 and param.grad is not None:",
+        ("tests/test_torch_clients.py",),
+        only="says_so",
+    ),
+)
+
+MUTANTS = (*NUMBA, *EXTENSION, *CPP, *CUDA, *STEP, *MEMORY, *TORCH)

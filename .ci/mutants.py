@@ -1,0 +1,348 @@
+"""Judge the tests: make one fault after the other in a copy of the checkout, and see whether a test fails.
+
+The faults stand in ``faults.py``. Each is put into the copy, meets the tests that reach its line, and is taken out
+again; what survives these meets all tests, unless ``--quick``. Before, the same tests must pass without any fault. A
+mutant whose tests take more than a minute counts as killed, by that minute.
+
+The copy is installed in an environment of its own, which sees the packages of this one. Nothing is written in the
+checkout, and the copies are gone in the end. For POSIX alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from faults import MUTANTS, Mutant
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fastopt.files import replacing
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 60.0  # seconds for the tests that were chosen
+SUITE_LIMIT = 1800.0  # for all of them
+CORES = os.cpu_count() or 1
+LEFT_BEHIND = (".git", ".*_cache", ".hypothesis", ".benchmarks", "build", "dist", "__pycache__", "*.egg-info", "*.so")
+
+# They compare the text of the code, so that they fail of any change, whatever it does.
+OF_TEXT = ("tests/test_mutants.py", "tests/test_rules.py::test_the_worked_example_is_the_code")
+CHOICES = ["-q", "-x", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in OF_TEXT)]
+
+RUN_PYTEST = "import sys\n\nimport pytest\n\nsys.exit(pytest.main())\n"  # from a folder with nothing else to import
+WHERE = "import fastopt; from fastopt.kernels import pool; print(fastopt.__file__, pool.available)"
+FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+
+
+class JudgingError(Exception):
+    """What keeps mutants from being judged, in words for whoever started this."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What tests have come to.
+
+    Attributes
+    ----------
+    outcome : str
+        "survived" where all have passed, "killed", or "hung" where they were ended.
+    seconds : float
+    by : str
+        The test that failed, or what happened instead.
+    output : str
+        What pytest has said.
+    """
+
+    outcome: str
+    seconds: float
+    by: str = ""
+    output: str = ""
+
+
+class Copy:
+    """A copy of the checkout, installed in an environment of its own.
+
+    Parameters
+    ----------
+    folder : Path
+        Empty, and the copy's own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.root = folder, folder / "checkout"
+        self.python = folder / "venv" / "bin" / "python"
+        self.running: subprocess.Popen[str] | None = None
+        self.stopped = False
+
+    def make(self) -> None:
+        """Copy, install, and compile every kernel, so that no mutant's minute goes into that."""
+        shutil.copytree(ROOT, self.root, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+        venv.create(self.folder / "venv", symlinks=True)
+        # By a file of paths: their own such files are not read, so that this environment's fastopt stays out of it.
+        packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+        (own,) = self.folder.glob("venv/lib/python*/site-packages")
+        (own / "packages.pth").write_text("\n".join(packages) + "\n", encoding="utf-8")
+        (self.folder / "bin").mkdir()
+        (self.folder / "bin" / "run_pytest.py").write_text(RUN_PYTEST, encoding="utf-8")
+        self.install()
+        (self.extension,) = self.root.glob("kernels/_pool.*.so")
+        where, available = self.call("-c", WHERE).stdout.split()
+        if not Path(where).is_relative_to(self.root) or available != "True":
+            raise JudgingError(
+                f"{where} would be tested, extension {available}: uninstall fastopt, or install it with -e"
+            )
+        self.call("-m", "fastopt.cli", "compile")
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python in the copy's environment; raise where it fails."""
+        done = subprocess.run(
+            [self.python, *arguments], cwd=self.folder, env=self.environment(), capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise JudgingError(f"{' '.join(arguments)} failed in {self.root}:\n{done.stdout}{done.stderr}"[-4000:])
+        return done
+
+    def environment(self, cache: str = "cache") -> dict[str, str]:
+        """Return the variables of what runs there."""
+        # No bytecode: it goes by a file's size and its time in whole seconds, by which two mutants may be the same.
+        own = {"NUMBA_CACHE_DIR": str(self.folder / cache), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**os.environ, **own}
+
+    def install(self) -> None:
+        """Install the copy, and build its extension from what it is now."""
+        shutil.rmtree(self.root / "build", ignore_errors=True)
+        self.call("-m", "pip", "install", "-q", "--no-deps", "-e", str(self.root))
+
+    def test(self, selection: Sequence[str], fresh: bool, limit: float) -> Run:
+        """Run tests, for so many seconds at most.
+
+        Parameters
+        ----------
+        selection : sequence of str
+            What pytest is told.
+        fresh : bool
+            Whether with an empty cache of kernels.
+        limit : float
+        """
+        if fresh:
+            shutil.rmtree(self.folder / "fresh", ignore_errors=True)
+        command = [self.python, self.folder / "bin" / "run_pytest.py", *CHOICES, *selection]
+        environment = self.environment("fresh" if fresh else "cache")
+        start = time.monotonic()
+        self.running = subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            output, _ = self.running.communicate(timeout=limit)
+            status = self.running.returncode
+        except subprocess.TimeoutExpired:
+            return Run("hung", time.monotonic() - start, f"ended after {limit:g} s")
+        finally:
+            self.end()
+        seconds = time.monotonic() - start
+        if self.stopped:
+            raise JudgingError("stopped")
+        if status == 0:
+            return Run("survived", seconds, "", output)
+        failed = FAILED.search(output)
+        return Run("killed", seconds, failed[1] if failed else f"pytest ended with {status}", output)
+
+    def end(self) -> None:
+        """End the tests that run, and all that they have started."""
+        if self.running is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.running.pid, signal.SIGKILL)
+            self.running.communicate()
+
+    def stop(self) -> None:
+        """End the tests that run, from another thread."""
+        self.stopped = True
+        if self.running is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.running.pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def with_fault(self, mutant: Mutant) -> Iterator[None]:
+        """Put a fault into the copy, and take it out again."""
+        path = self.root / mutant.file
+        before, times = path.read_text(encoding="utf-8"), path.stat()
+        built = self.extension.read_bytes() if mutant.in_extension else b""
+        path.write_text(mutant.applied(before), encoding="utf-8")
+        try:
+            if mutant.in_extension:
+                self.install()
+            yield
+        finally:
+            path.write_text(before, encoding="utf-8")
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # by which Numba knows what it has compiled
+            if mutant.in_extension:
+                self.extension.unlink(missing_ok=True)  # a file of its own: the other one may still be mapped
+                self.extension.write_bytes(built)
+
+    def judge(self, mutant: Mutant, selection: Sequence[str], limit: float) -> Run:
+        """Run tests against a fault."""
+        try:
+            with self.with_fault(mutant):
+                return self.test(selection, mutant.in_numba, limit)
+        except JudgingError as trouble:
+            if self.stopped:
+                raise
+            return Run("not built", 0.0, str(trouble).splitlines()[-1])
+
+
+def each(
+    copies: Sequence[Copy], what: str, items: Sequence[Any], work: Callable[[Copy, Any], Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield each item with what comes of it, in no order, on as many threads as there are copies; show how many."""
+    free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+    for copy in copies:
+        free.put(copy)
+
+    def with_a_copy(item: Any) -> Any:
+        copy = free.get()
+        try:
+            return work(copy, item)
+        finally:
+            free.put(copy)
+
+    with Progress(console=Console(stderr=True)) as progress, ThreadPoolExecutor(len(copies)) as threads:
+        task = progress.add_task(what, total=len(items))
+        futures = {threads.submit(with_a_copy, item): item for item in items}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+                progress.advance(task)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for copy in copies:
+                copy.stop()
+            raise
+
+
+def check_without_faults(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> None:
+    """Raise where the tests that were chosen do not pass, or not in time, as the code is."""
+    runs = {(mutant.selection, mutant.in_numba): mutant.name for mutant in mutants}
+    for key, run in each(copies, "Without faults", [*runs], lambda copy, key: copy.test(*key, LIMIT)):
+        if run.outcome != "survived":
+            tests = " ".join(key[0])
+            raise JudgingError(f"without a fault, {tests} {run.outcome}: {run.by}\n{run.output[-2000:]}")
+
+
+def judged(copies: Sequence[Copy], mutants: Sequence[Mutant], quick: bool) -> dict[str, Run]:
+    """Return what has become of each mutant, by its name, in their order."""
+    runs: dict[str, Run] = dict.fromkeys((mutant.name for mutant in mutants), Run("survived", 0.0))
+    found = each(copies, "Mutants", mutants, lambda copy, mutant: copy.judge(mutant, mutant.selection, LIMIT))
+    for mutant, run in found:
+        runs[mutant.name] = run
+    survivors = [mutant for mutant in mutants if runs[mutant.name].outcome == "survived"]
+    if survivors and not quick:
+        everything = ["-n", str(CORES)]
+        suite = each(
+            copies[:1], "All tests", survivors, lambda copy, mutant: copy.judge(mutant, everything, SUITE_LIMIT)
+        )
+        for mutant, run in suite:
+            seconds = runs[mutant.name].seconds + run.seconds
+            runs[mutant.name] = replace(run, seconds=seconds, by=run.by and f"not chosen: {run.by}")
+    return runs
+
+
+def table(mutants: Sequence[Mutant], runs: dict[str, Run]) -> Table:
+    """Show what has become of each mutant."""
+    colours = {"killed": "green", "hung": "yellow"}
+    shown = Table("mutant", "file", "outcome", "s", "by")
+    for mutant in mutants:
+        run = runs[mutant.name]
+        colour = colours.get(run.outcome, "bold red")
+        shown.add_row(
+            mutant.name, mutant.file, f"[{colour}]{run.outcome}", f"{run.seconds:.0f}", run.by.replace("[", "\\[")
+        )
+    return shown
+
+
+def listed(mutants: Sequence[Mutant]) -> list[str]:
+    """Name every mutant, how often its text is found, where, and the tests that it meets."""
+    lines = []
+    for mutant in mutants:
+        count = (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.before)
+        found = "" if count == 1 else f"ITS TEXT IS FOUND {count} TIMES: "
+        lines.append(f"{found}{mutant.name}\n    {mutant.file}, by {' '.join(mutant.selection)}")
+    return lines
+
+
+def run(mutants: Sequence[Mutant], jobs: int, quick: bool) -> dict[str, Run]:
+    """Judge mutants in copies that are gone in the end."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copies = [Copy(Path(folder) / str(i)) for i in range(max(1, min(jobs, len(mutants))))]
+        for copy in copies:
+            copy.folder.mkdir()
+        for _ in each(copies, "Copies", copies, lambda _, copy: copy.make()):
+            pass
+        check_without_faults(copies, mutants)
+        return judged(copies, mutants, quick)
+
+
+def main() -> int:
+    """Run the command; the exit status is 0 where no mutant has survived."""
+    parser = argparse.ArgumentParser(description="Judge the tests by faults that they should find.")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these mutants, by their names")
+    parser.add_argument("--list", action="store_true", help="name the mutants and the tests that they meet")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what has become of each")
+    parser.add_argument("--jobs", type=int, default=CORES, help="so many copies at once (default: one for each core)")
+    parser.add_argument("--quick", action="store_true", help="survivors do not meet all tests")
+    arguments = parser.parse_args()
+    names = [mutant.name for mutant in MUTANTS]
+    if unknown := [name for name in arguments.only or () if name not in names]:
+        parser.error(f"there is no mutant named {unknown[0]!r}: --list names them")
+    mutants = [mutant for mutant in MUTANTS if arguments.only is None or mutant.name in arguments.only]
+    lines = listed(mutants)
+    if arguments.list or any(line.startswith("ITS TEXT") for line in lines):
+        print(*lines, sep="\n")
+        return int(any(line.startswith("ITS TEXT") for line in lines))
+    start = time.monotonic()
+    with contextlib.ExitStack() as files:
+        out = files.enter_context(replacing(arguments.json)) if arguments.json else None
+        try:
+            runs = run(mutants, arguments.jobs, arguments.quick)
+        except JudgingError as trouble:
+            print(trouble, file=sys.stderr)
+            return 2
+        seconds = time.monotonic() - start
+        if out is not None:
+            entries = [{"name": m.name, "file": m.file, **asdict(replace(runs[m.name], output=""))} for m in mutants]
+            for entry in entries:
+                del entry["output"]
+            out.write_text(json.dumps({"seconds": seconds, "mutants": entries}, indent=1) + "\n", encoding="utf-8")
+    Console().print(table(mutants, runs))
+    counts = {outcome: sum(run.outcome == outcome for run in runs.values()) for outcome in ("killed", "hung")}
+    others = len(mutants) - sum(counts.values())
+    summary = f"{counts['killed']} killed, {counts['hung']} hung, {others} survived or not built"
+    print(f"{summary}, in {seconds / 60:.0f} minutes")
+    return int(others > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
