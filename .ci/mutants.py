@@ -47,7 +47,6 @@ OF_TEXT = ("tests/test_mutants.py", "tests/test_rules.py::test_the_worked_exampl
 CHOICES = ["-q", "-x", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in OF_TEXT)]
 
 RUN_PYTEST = "import sys\n\nimport pytest\n\nsys.exit(pytest.main())\n"  # from a folder with nothing else to import
-WHERE = "import fastopt; from fastopt.kernels import pool; print(fastopt.__file__, pool.available)"
 FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 
@@ -88,7 +87,7 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "checkout"
         self.python = folder / "venv" / "bin" / "python"
-        self.running: subprocess.Popen[str] | None = None
+        self.running: subprocess.Popen[bytes] | None = None
         self.stopped = False
 
     def make(self) -> None:
@@ -102,12 +101,9 @@ class Copy:
         (self.folder / "bin").mkdir()
         (self.folder / "bin" / "run_pytest.py").write_text(RUN_PYTEST, encoding="utf-8")
         self.install()
-        (self.extension,) = self.root.glob("kernels/_pool.*.so")
-        where, available = self.call("-c", WHERE).stdout.split()
-        if not Path(where).is_relative_to(self.root) or available != "True":
-            raise JudgingError(
-                f"{where} would be tested, extension {available}: uninstall fastopt, or install it with -e"
-            )
+        where = self.call("-c", "import fastopt; print(fastopt.__file__)").stdout.strip()
+        if not Path(where).is_relative_to(self.root):
+            raise JudgingError(f"{where} would be tested, not the copy: uninstall fastopt, or install it with -e")
         self.call("-m", "fastopt.cli", "compile")
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -127,8 +123,16 @@ class Copy:
 
     def install(self) -> None:
         """Install the copy, and build its extension from what it is now."""
-        shutil.rmtree(self.root / "build", ignore_errors=True)
+        for path in self.extension:
+            path.unlink()  # also since a process that is left may have mapped it
         self.call("-m", "pip", "install", "-q", "--no-deps", "-e", str(self.root))
+        if not self.extension:  # which is no error of pip's
+            raise JudgingError("the extension does not compile")
+
+    @property
+    def extension(self) -> list[Path]:
+        """Return the extension's file, if there is one."""
+        return [*self.root.glob("kernels/_pool.*.so")]
 
     def test(self, selection: Sequence[str], fresh: bool, limit: float) -> Run:
         """Run tests, for so many seconds at most.
@@ -141,29 +145,25 @@ class Copy:
             Whether with an empty cache of kernels.
         limit : float
         """
+        if self.stopped:
+            raise JudgingError("stopped")
         if fresh:
             shutil.rmtree(self.folder / "fresh", ignore_errors=True)
         command = [self.python, self.folder / "bin" / "run_pytest.py", *CHOICES, *selection]
         environment = self.environment("fresh" if fresh else "cache")
+        written = self.folder / "output"  # no pipe, which a process that outlives pytest would keep open
         start = time.monotonic()
-        self.running = subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        with written.open("w") as file:
+            self.running = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
         try:
-            output, _ = self.running.communicate(timeout=limit)
-            status = self.running.returncode
+            status = self.running.wait(limit)
         except subprocess.TimeoutExpired:
             return Run("hung", time.monotonic() - start, f"ended after {limit:g} s")
         finally:
             self.end()
-        seconds = time.monotonic() - start
+        seconds, output = time.monotonic() - start, written.read_text(encoding="utf-8", errors="replace")
         if self.stopped:
             raise JudgingError("stopped")
         if status == 0:
@@ -172,25 +172,26 @@ class Copy:
         return Run("killed", seconds, failed[1] if failed else f"pytest ended with {status}", output)
 
     def end(self) -> None:
-        """End the tests that run, and all that they have started."""
+        """End the tests that run, and what they have started."""
         if self.running is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.running.pid, signal.SIGKILL)
-            self.running.communicate()
+            self.running.wait()
+            self.running = None
 
     def stop(self) -> None:
-        """End the tests that run, from another thread."""
+        """End the tests that run, from another thread, and have no others follow."""
         self.stopped = True
-        if self.running is not None:
+        if (running := self.running) is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.running.pid, signal.SIGKILL)
+                os.killpg(running.pid, signal.SIGKILL)
 
     @contextlib.contextmanager
     def with_fault(self, mutant: Mutant) -> Iterator[None]:
         """Put a fault into the copy, and take it out again."""
         path = self.root / mutant.file
         before, times = path.read_text(encoding="utf-8"), path.stat()
-        built = self.extension.read_bytes() if mutant.in_extension else b""
+        built = {path: path.read_bytes() for path in self.extension}
         path.write_text(mutant.applied(before), encoding="utf-8")
         try:
             if mutant.in_extension:
@@ -200,8 +201,9 @@ class Copy:
             path.write_text(before, encoding="utf-8")
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # by which Numba knows what it has compiled
             if mutant.in_extension:
-                self.extension.unlink(missing_ok=True)  # a file of its own: the other one may still be mapped
-                self.extension.write_bytes(built)
+                for extension, content in built.items():
+                    extension.unlink(missing_ok=True)
+                    extension.write_bytes(content)
 
     def judge(self, mutant: Mutant, selection: Sequence[str], limit: float) -> Run:
         """Run tests against a fault."""

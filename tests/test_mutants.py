@@ -33,7 +33,7 @@ def test_there_are_mutants_everywhere():
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_a_mutant_can_be_made(mutant):
-    """Its text stands in its file once, and makes other code, which Python can read where it is its own; its tests exist."""
+    """Its text stands in its file once, other code comes of it, which parses if it is Python's, and its tests exist."""
     text = (ROOT / mutant.file).read_text(encoding="utf-8")
     mutated = mutant.applied(text)
     assert mutated != text
