@@ -29,10 +29,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastopt.kernels import cache
 from faults import MUTANTS, Mutant
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from fastopt.files import replacing
 
@@ -47,6 +49,8 @@ OF_TEXT = ("tests/test_mutants.py", "tests/test_rules.py::test_the_worked_exampl
 CHOICES = ["-q", "-x", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in OF_TEXT)]
 
 RUN_PYTEST = "import sys\n\nimport pytest\n\nsys.exit(pytest.main())\n"  # from a folder with nothing else to import
+WHERE = "import fastopt; print(fastopt.__file__)"
+CACHE = "from fastopt.kernels import cache; print(cache.directory())"
 FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 
@@ -101,25 +105,17 @@ class Copy:
         (self.folder / "bin").mkdir()
         (self.folder / "bin" / "run_pytest.py").write_text(RUN_PYTEST, encoding="utf-8")
         self.install()
-        where = self.call("-c", "import fastopt; print(fastopt.__file__)").stdout.strip()
+        where = self.call("-c", WHERE).strip()
         if not Path(where).is_relative_to(self.root):
             raise JudgingError(f"{where} would be tested, not the copy: uninstall fastopt, or install it with -e")
+        self.take_kernels()
         self.call("-m", "fastopt.cli", "compile")
 
-    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run Python in the copy's environment; raise where it fails."""
-        done = subprocess.run(
-            [self.python, *arguments], cwd=self.folder, env=self.environment(), capture_output=True, text=True
-        )
-        if done.returncode != 0:
-            raise JudgingError(f"{' '.join(arguments)} failed in {self.root}:\n{done.stdout}{done.stderr}"[-4000:])
-        return done
-
-    def environment(self, cache: str = "cache") -> dict[str, str]:
-        """Return the variables of what runs there."""
-        # No bytecode: it goes by a file's size and its time in whole seconds, by which two mutants may be the same.
-        own = {"NUMBA_CACHE_DIR": str(self.folder / cache), "PYTHONDONTWRITEBYTECODE": "1"}
-        return {**os.environ, **own}
+    def take_kernels(self) -> None:
+        """Take what this environment's cache has; Numba sees by a source's time and size whether it is of the same."""
+        here, there = cache.directory(), self.call("-c", CACHE).strip()
+        if here is not None and here.is_dir():
+            shutil.copytree(here, there, ignore=shutil.ignore_patterns("*.pyc"), dirs_exist_ok=True)
 
     def install(self) -> None:
         """Install the copy, and build its extension from what it is now."""
@@ -134,6 +130,13 @@ class Copy:
         """Return the extension's file, if there is one."""
         return [*self.root.glob("kernels/_pool.*.so")]
 
+    def call(self, *arguments: str) -> str:
+        """Run Python in the copy's environment, and return what it says; raise where it fails."""
+        status, output = self.run(arguments)
+        if status != 0:
+            raise JudgingError(f"{' '.join(arguments)} failed in {self.root}:\n{output[-4000:]}")
+        return output
+
     def test(self, selection: Sequence[str], fresh: bool, limit: float) -> Run:
         """Run tests, for so many seconds at most.
 
@@ -145,46 +148,59 @@ class Copy:
             Whether with an empty cache of kernels.
         limit : float
         """
-        if self.stopped:
-            raise JudgingError("stopped")
         if fresh:
             shutil.rmtree(self.folder / "fresh", ignore_errors=True)
-        command = [self.python, self.folder / "bin" / "run_pytest.py", *CHOICES, *selection]
-        environment = self.environment("fresh" if fresh else "cache")
-        written = self.folder / "output"  # no pipe, which a process that outlives pytest would keep open
         start = time.monotonic()
-        with written.open("w") as file:
-            self.running = subprocess.Popen(
-                command, cwd=self.root, env=environment, stdout=file, stderr=file, start_new_session=True
-            )
-        try:
-            status = self.running.wait(limit)
-        except subprocess.TimeoutExpired:
-            return Run("hung", time.monotonic() - start, f"ended after {limit:g} s")
-        finally:
-            self.end()
-        seconds, output = time.monotonic() - start, written.read_text(encoding="utf-8", errors="replace")
-        if self.stopped:
-            raise JudgingError("stopped")
+        arguments = (str(self.folder / "bin" / "run_pytest.py"), *CHOICES, *selection)
+        status, output = self.run(arguments, "fresh" if fresh else "cache", self.root, limit)
+        seconds = time.monotonic() - start
+        if status is None:
+            return Run("hung", seconds, f"ended after {limit:g} s", output)
         if status == 0:
             return Run("survived", seconds, "", output)
         failed = FAILED.search(output)
         return Run("killed", seconds, failed[1] if failed else f"pytest ended with {status}", output)
 
-    def end(self) -> None:
-        """End the tests that run, and what they have started."""
-        if self.running is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.running.pid, signal.SIGKILL)
-            self.running.wait()
-            self.running = None
+    def run(
+        self, arguments: Sequence[str], kernels: str = "cache", where: Path | None = None, limit: float | None = None
+    ) -> tuple[int | None, str]:
+        """Run Python with a cache of kernels; return its exit status, None where it took too long, and its output."""
+        if self.stopped:
+            raise JudgingError("stopped")
+        # No bytecode: it goes by a source's size and its time in whole seconds, by which two mutants may be the same.
+        own = {"NUMBA_CACHE_DIR": str(self.folder / kernels), "PYTHONDONTWRITEBYTECODE": "1"}
+        written = self.folder / "output"  # no pipe, which a process that outlives this one would keep open
+        with written.open("w") as file:
+            self.running = subprocess.Popen(
+                [self.python, *arguments],
+                cwd=where or self.folder,  # not in the checkout, where its folders would stand for the package
+                env={**os.environ, **own},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        try:
+            status = self.running.wait(limit)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            self.stop_running()
+        if self.stopped:
+            raise JudgingError("stopped")
+        return status, written.read_text(encoding="utf-8", errors="replace")
 
-    def stop(self) -> None:
-        """End the tests that run, from another thread, and have no others follow."""
-        self.stopped = True
-        if (running := self.running) is not None:
+    def stop_running(self) -> None:
+        """End what runs, with all that it has started."""
+        running, self.running = self.running, None
+        if running is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+
+    def stop(self) -> None:
+        """End what runs, from another thread, and have nothing follow."""
+        self.stopped = True
+        self.stop_running()
 
     @contextlib.contextmanager
     def with_fault(self, mutant: Mutant) -> Iterator[None]:
@@ -275,13 +291,11 @@ def judged(copies: Sequence[Copy], mutants: Sequence[Mutant], quick: bool) -> di
 def table(mutants: Sequence[Mutant], runs: dict[str, Run]) -> Table:
     """Show what has become of each mutant."""
     colours = {"killed": "green", "hung": "yellow"}
-    shown = Table("mutant", "file", "outcome", "s", "by")
+    shown = Table("mutant", "file", "outcome", "s", Column("by", overflow="fold"))
     for mutant in mutants:
         run = runs[mutant.name]
-        colour = colours.get(run.outcome, "bold red")
-        shown.add_row(
-            mutant.name, mutant.file, f"[{colour}]{run.outcome}", f"{run.seconds:.0f}", run.by.replace("[", "\\[")
-        )
+        outcome = Text(run.outcome, colours.get(run.outcome, "bold red"))
+        shown.add_row(mutant.name, mutant.file, outcome, f"{run.seconds:.0f}", Text(run.by.removeprefix("tests/")))
     return shown
 
 
@@ -324,6 +338,7 @@ def main() -> int:
     if arguments.list or any(line.startswith("ITS TEXT") for line in lines):
         print(*lines, sep="\n")
         return int(any(line.startswith("ITS TEXT") for line in lines))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the copies go with it
     start = time.monotonic()
     with contextlib.ExitStack() as files:
         out = files.enter_context(replacing(arguments.json)) if arguments.json else None
@@ -338,7 +353,7 @@ def main() -> int:
             for entry in entries:
                 del entry["output"]
             out.write_text(json.dumps({"seconds": seconds, "mutants": entries}, indent=1) + "\n", encoding="utf-8")
-    Console().print(table(mutants, runs))
+    Console(width=None if sys.stdout.isatty() else 160).print(table(mutants, runs))
     counts = {outcome: sum(run.outcome == outcome for run in runs.values()) for outcome in ("killed", "hung")}
     others = len(mutants) - sum(counts.values())
     summary = f"{counts['killed']} killed, {counts['hung']} hung, {others} survived or not built"
