@@ -25,7 +25,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -263,11 +263,13 @@ def each(
 
 def check_without_faults(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> None:
     """Raise where the tests that were chosen do not pass, or not in time, as the code is."""
-    runs = {(mutant.selection, mutant.in_numba): mutant.name for mutant in mutants}
-    for key, run in each(copies, "Without faults", [*runs], lambda copy, key: copy.test(*key, LIMIT)):
+    wrong = []
+    chosen = dict.fromkeys((mutant.selection, mutant.in_numba) for mutant in mutants)
+    for key, run in each(copies, "Without faults", [*chosen], lambda copy, key: copy.test(*key, LIMIT)):
         if run.outcome != "survived":
-            tests = " ".join(key[0])
-            raise JudgingError(f"without a fault, {tests} {run.outcome}: {run.by}\n{run.output[-2000:]}")
+            wrong.append(f"without a fault, {' '.join(key[0])}: {run.outcome}, {run.by}\n{run.output[-2000:]}")
+    if wrong:
+        raise JudgingError("\n".join(wrong))
 
 
 def judged(copies: Sequence[Copy], mutants: Sequence[Mutant], quick: bool) -> dict[str, Run]:
@@ -297,6 +299,16 @@ def table(mutants: Sequence[Mutant], runs: dict[str, Run]) -> Table:
         outcome = Text(run.outcome, colours.get(run.outcome, "bold red"))
         shown.add_row(mutant.name, mutant.file, outcome, f"{run.seconds:.0f}", Text(run.by.removeprefix("tests/")))
     return shown
+
+
+def as_json(mutants: Sequence[Mutant], runs: dict[str, Run], seconds: float) -> str:
+    """Return the same for a program."""
+    entries = []
+    for mutant in mutants:
+        run = runs[mutant.name]
+        fields = {"outcome": run.outcome, "seconds": round(run.seconds, 1), "by": run.by}
+        entries.append({"name": mutant.name, "file": mutant.file, **fields})
+    return json.dumps({"seconds": round(seconds, 1), "mutants": entries}, indent=1) + "\n"
 
 
 def listed(mutants: Sequence[Mutant]) -> list[str]:
@@ -340,19 +352,16 @@ def main() -> int:
         return int(any(line.startswith("ITS TEXT") for line in lines))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the copies go with it
     start = time.monotonic()
-    with contextlib.ExitStack() as files:
-        out = files.enter_context(replacing(arguments.json)) if arguments.json else None
-        try:
+    try:
+        with contextlib.ExitStack() as files:
+            out = files.enter_context(replacing(arguments.json)) if arguments.json else None
             runs = run(mutants, arguments.jobs, arguments.quick)
-        except JudgingError as trouble:
-            print(trouble, file=sys.stderr)
-            return 2
-        seconds = time.monotonic() - start
-        if out is not None:
-            entries = [{"name": m.name, "file": m.file, **asdict(replace(runs[m.name], output=""))} for m in mutants]
-            for entry in entries:
-                del entry["output"]
-            out.write_text(json.dumps({"seconds": seconds, "mutants": entries}, indent=1) + "\n", encoding="utf-8")
+            seconds = time.monotonic() - start
+            if out is not None:
+                out.write_text(as_json(mutants, runs, seconds), encoding="utf-8")
+    except JudgingError as error:
+        print(error, file=sys.stderr)
+        return 2
     Console(width=None if sys.stdout.isatty() else 160).print(table(mutants, runs))
     counts = {outcome: sum(run.outcome == outcome for run in runs.values()) for outcome in ("killed", "hung")}
     others = len(mutants) - sum(counts.values())
