@@ -725,10 +725,10 @@ TORCH = (
         only="closures",
     ),
     Mutant(
-        "a wrapper drops the closure",
+        "a wrapper's step does not see what GradScaler has left with it",
         "fastopt/torch/base.py",
-        "else self._itself().step(closure)",
-        "else self._itself().step()",
+        'getattr(self, "found_inf", None), getattr(self, "grad_scale", None)',
+        "None, None",
         ("tests/test_torch_clients.py",),
         only="wrapper",
     ),
@@ -885,7 +885,7 @@ TORCH = (
     Mutant(
         "a scheduler starts from the rate of the schedule's first step",
         "fastopt/torch/live.py",
-        'super().__setitem__("lr", super().__getitem__(BASE))',
+        'super().__setitem__("lr", base)',
         "pass",
         ("tests/test_torch_schedulers.py",),
     ),
