@@ -433,6 +433,20 @@ class Own:
         return 0.1 / (1 + step)
 
 
+def test_a_shallow_copy_shares_groups_and_states():
+    """As torch's: the list of groups as well, and so what is added to it."""
+    for library in (subject, torch.optim):
+        params = torch_cases.parameters()
+        optimizer = library.SGD(params[:2], lr=0.1, momentum=0.9)
+        other = copy.copy(optimizer)
+        assert other.param_groups is optimizer.param_groups
+        assert other.state is optimizer.state
+        optimizer.add_param_group({"params": params[2:]})
+        give(params, 0)
+        other.step()
+        assert len(other.state) == len(params)
+
+
 def test_functions_of_copies_go_with_their_groups():
     """Whatever is done to the groups of a copy before its first step."""
     params = torch_cases.parameters()

@@ -385,18 +385,15 @@ class Optimizer(torch.optim.Optimizer):
                 parameter = parameters.get(id(places[key]))
                 if not isinstance(saved, Mapping):
                     raise TypeError(f"the state of parameter {key!r} must be a dict, not {saved!r:.80}")
-                present = self.state.get(places[key], {})
-                states[places[key]] = {
-                    name: value
-                    if is_shared(value) and present.get(name) is value
-                    else self._loaded(parameter, name, value)
-                    for name, value in saved.items()
-                }
+                present, loaded = self.state.get(places[key], {}), states[places[key]]
+                for name, value in saved.items():
+                    kept = value is present.get(name) and is_shared(value)  # others work there as well
+                    loaded[name] = value if kept else self._copied(parameter, name, value)
             else:
                 states[key] = saved
         return states
 
-    def _loaded(self, parameter: Parameter | None, name: str, value: Any) -> Any:
+    def _copied(self, parameter: Parameter | None, name: str, value: Any) -> Any:
         if parameter is not None and name in self._family.states and (value is not None or self._eager):
             return parameter.fitted(name, value, copy=True)
         return deepcopy(value)  # of a frozen parameter as well, which is fitted when it has a gradient
@@ -413,7 +410,9 @@ class Optimizer(torch.optim.Optimizer):
             self._begin()
         super().__setstate__({name: value for name, value in state.items() if name != "functions"})
         self._made = True
-        self.param_groups = [live(group) for group in self.param_groups]
+        groups = [live(group) for group in self.param_groups]
+        if any(group is not given for group, given in zip(groups, self.param_groups, strict=True)):
+            self.param_groups = groups  # else a shallow copy shares the list, as in torch
         functions = state.get("functions", [{}] * len(self.param_groups))
         for group, own in zip(self.param_groups, functions, strict=True):
             for name, value in self._filled().items():
