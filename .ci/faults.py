@@ -401,16 +401,16 @@ CUDA = (
         "fastopt/gpu.py",
         'row["clock"] = group.entries["step"] - taken',
         'row["clock"] = group.entries["step"]',
-        ("tests/test_torch_scaler.py", "tests/test_torch_beta_schedules.py", "tests/test_gpu.py"),
-        only="schedule or assigned or replays",
+        ("tests/test_torch_scaler.py",),
+        only="scheduled_through_zero",
     ),
     Mutant(
         "gradients that moved before a step that failed are not sent",
         "fastopt/gpu.py",
         "self.moved = self.moved or not np.array_equal(self.gradients, addresses)",
         "self.moved = not np.array_equal(self.gradients, addresses)",
-        ("tests/test_gpu_launches.py", "tests/test_gpu.py"),
-        only="moved or at_every or layouts or anything",
+        ("tests/test_gpu_launches.py",),
+        only="moved",
     ),
 )
 
@@ -880,6 +880,7 @@ TORCH = (
         "                self._end_pass()\n            if not self._stepped:",
         "                self._stepped.clear()\n            if not self._stepped:",
         ("tests/test_torch_backward.py",),
+        only="schedules_count or error or anomalies",
     ),
     Mutant(
         "a scheduler starts from the rate of the schedule's first step",
