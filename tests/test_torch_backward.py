@@ -729,3 +729,20 @@ def test_a_parameter_that_was_frozen_while_states_were_loaded():
         optimizer.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_pass_that_was_broken_off_is_counted():
+    """Some parameters have taken that step, so that the next pass is another one, for schedules too."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    handle = subject.step_in_backward(model, subject.SGD, lr=schedules.Linear(0.1, 0.0, 10))
+
+    def fail(gradient):
+        raise ArithmeticError
+
+    hidden = model[0](torch.ones(4, 3))
+    hidden.register_hook(fail)
+    with pytest.raises(ArithmeticError):
+        model[1](hidden).mean().backward()
+    model(torch.ones(4, 3)).mean().backward()
+    assert handle.param_groups[0]["step"] == 2
+    assert handle.param_groups[0]["lr"] == schedules.Linear(0.1, 0.0, 10)(1)
