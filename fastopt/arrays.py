@@ -35,7 +35,7 @@ def is_array(value: Any) -> bool:
 
 
 class Described:
-    """Memory that NumPy cannot read, described as if it could; ``base`` of an array that is made of it."""
+    """Memory of somebody else's, described for NumPy; ``base`` of an array that is made of it."""
 
     __slots__ = ("__array_interface__", "owner")
 
@@ -51,9 +51,9 @@ class Described:
 
 
 def described(owner: Any, address: int, dtype: Any, shape: Sequence[int], strides: Sequence[int]) -> Array:
-    """Return an array that says how memory on a device lies, for all that asks about layout and overlap.
+    """Return an array that says how memory lies, for all that asks about layout and overlap.
 
-    Its elements must not be touched: they are not there. The owner of the memory lives as long as the array.
+    On a device its elements must not be touched: they are not there. The owner of the memory lives as long as the array.
     """
     description = Described(owner, address, dtype, shape, strides)
     array: Array = np.asarray(description)

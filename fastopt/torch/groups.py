@@ -129,7 +129,7 @@ class Group(GroupOptions):
         """Take over what was assigned in the group since the last look."""
         given, get = self.given, dict.get  # `_found`, without a call for each name
         for name in self.seen:
-            if name not in given:
+            if not dict.__contains__(given, name):
                 raise ValueError(f"group {self.index} has no {name!r}: assign it, perhaps its default")
         for flag, reason in NOT_OFFERED.items():
             if get(given, flag):

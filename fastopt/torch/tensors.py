@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -95,9 +96,15 @@ def array_of(tensor: Tensor) -> Array:
         plain = torch.view_as_real(plain).detach()  # else it is a view, which holds what it is a view of
     elif plain.dtype is torch.bfloat16:
         plain = plain.view(torch.int16).detach()
-    strides = [stride * plain.itemsize for stride in plain.stride()]
-    dtype = str(plain.dtype).removeprefix("torch.")
-    return described(plain, plain.data_ptr(), dtype, plain.shape, strides)
+    size = plain.itemsize
+    strides = [stride * size for stride in plain.stride()]
+    return described(plain, plain.data_ptr(), numpy_dtype(plain.dtype), plain.shape, strides)
+
+
+@functools.cache
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return NumPy's dtype of that name."""
+    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 def alias_of(array: Array) -> Tensor:
@@ -356,6 +363,10 @@ class Counts:
         before = self.expected.copy() if self.shared else self.expected
         self.array[which] += 1
         self.expected[which] += 1
+        if self.shared:
+            self._count_shared(self.expected - before)
+
+    def _count_shared(self, steps: Array) -> None:
         with torch.no_grad():
             for i, count in self.shared.items():
-                count += int(self.expected[i] - before[i])
+                count += int(steps[i])
