@@ -53,7 +53,7 @@ class Described:
 def described(owner: Any, address: int, dtype: Any, shape: Sequence[int], strides: Sequence[int]) -> Array:
     """Return an array that says how memory lies, for all that asks about layout and overlap.
 
-    On a device its elements must not be touched: they are not there. The owner of the memory lives as long as the array.
+    On a device its elements must not be touched: they are not there. The owner of the memory lives as long as this.
     """
     description = Described(owner, address, dtype, shape, strides)
     array: Array = np.asarray(description)
