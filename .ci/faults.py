@@ -410,7 +410,7 @@ CUDA = (
         "self.moved = self.moved or not np.array_equal(self.gradients, addresses)",
         "self.moved = not np.array_equal(self.gradients, addresses)",
         ("tests/test_gpu_launches.py",),
-        only="moved",
+        only="moved or captured_step",
     ),
 )
 

@@ -88,6 +88,27 @@ def test_gradients_that_moved_before_a_step_that_failed_are_sent():
         assert_close(p.get(), old - 0.1 * buffer.astype(np.float64), TRAJECTORY)
 
 
+def test_gradients_of_a_captured_step_are_sent_for_one_outside_as_well(stand_in):
+    """The graph has a table of its own, so that the optimizer's does not have their addresses yet."""
+    opt, params, _ = stepped()
+    others = model(seed=5)[1]
+    stream = cuda_stand_in.Stream()
+    with stream:
+        opt.step()
+        opt.step()
+        cuda_stand_in.synchronize_all()
+        before = [p.get() for p in params]
+        buffers = [opt.state[i]["momentum_buffer"].get() for i in range(3)]
+    with stand_in.capture(stream):
+        opt.step(others)
+    with stream:
+        opt.step(others)
+    cuda_stand_in.synchronize_all()
+    for p, old, buffer, grad in zip(params, before, buffers, others, strict=True):
+        want = old - 0.1 * (0.9 * buffer.astype(np.float64) + grad.get())
+        assert_close(p.get(), want, TRAJECTORY)
+
+
 def test_a_schedule_sends_its_row():
     """In the kernel's own type."""
     opt, _, _ = stepped()
