@@ -737,8 +737,8 @@ TORCH = (
         "fastopt/torch/base.py",
         "                    self.param_groups.pop()\n",
         "",
-        ("tests/test_torch_behaviour.py",),
-        only="not_added",
+        ("tests/test_torch_frozen.py",),
+        only="cannot_be_updated",
     ),
     Mutant(
         "a load that fails leaves half of it",
