@@ -327,8 +327,7 @@ def run(mutants: Sequence[Mutant], jobs: int, quick: bool) -> dict[str, Run]:
         copies = [Copy(Path(folder) / str(i)) for i in range(max(1, min(jobs, len(mutants))))]
         for copy in copies:
             copy.folder.mkdir()
-        for _ in each(copies, "Copies", copies, lambda _, copy: copy.make()):
-            pass
+        list(each(copies, "Copies", copies, lambda _, copy: copy.make()))
         check_without_faults(copies, mutants)
         return judged(copies, mutants, quick)
 
