@@ -252,7 +252,7 @@ def frames_inside() -> int:
     return level + 1
 
 
-def look_at(groups: Iterable[Group]) -> None:
+def look_at(groups: Sequence[Group]) -> None:
     """Take over what was assigned in groups, and warn, once, where a scheduler has ended a schedule."""
     for group in groups:
         group.look()
