@@ -18,21 +18,21 @@ import numpy as np
 import fastopt
 from fastopt.rules import RULES as REGISTRY
 
+from .cases import MOMENTUM, case
 from .workloads import Arrays, aligned, like, zeros
 
 Step = Callable[[], object]  # what it returns is not looked at
 Factory = Callable[[Arrays, str], Step]
 
 LR = 1e-3
-MOMENTUM = 0.9
 EPS = 1e-10
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "momentum": ("SGD", {"lr": LR, "momentum": MOMENTUM}),
-    "nesterov": ("SGD", {"lr": LR, "momentum": MOMENTUM, "nesterov": True}),
-    "adagrad": ("Adagrad", {"lr": LR, "eps": EPS}),
-    "adam": ("Adam", {"lr": LR, "betas": (BETA1, BETA2), "eps": ADAM_EPS}),
+    "momentum": case("momentum", lr=LR),
+    "nesterov": case("nesterov", lr=LR),
+    "adagrad": case("adagrad", lr=LR, eps=EPS),
+    "adam": case("adam", lr=LR, betas=(BETA1, BETA2), eps=ADAM_EPS),
 }
 RULES = tuple(OPTIMIZERS)
 

@@ -4,22 +4,23 @@ Arithmetic is tested of every rule. What happens around a rule, to chunks, layou
 many states it has and not on what it computes, and is tested of `BY_STATES`, which takes a third of the time.
 """
 
-import fastopt
+from fastopt.bench.cases import case
 
-# Of rules, named as in the registry; rates with which a trajectory stays at the scale at which it begins.
+import fastopt
+from fastopt.rules import RULES
+
+
+def optimizer_of(rule, **options):
+    """The optimizer of NumPy that asks for a rule, and its options."""
+    name, options = case(rule, **options)
+    return getattr(fastopt, name), options
+
+
+DECAY = {rule: {"weight_decay": 0.1} for rule in ("adamw", "adamw_amsgrad")}
+
+# With rates at which a trajectory stays at the scale at which it begins.
 OPTIMIZERS = {
-    "sgd": (fastopt.SGD, {"lr": 0.1}),
-    "momentum": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9}),
-    "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-    "adagrad": (fastopt.Adagrad, {"lr": 0.1}),
-    "rmsprop": (fastopt.RMSprop, {"lr": 0.01}),
-    "rmsprop_momentum": (fastopt.RMSprop, {"lr": 0.01, "momentum": 0.9}),
-    "rmsprop_centered": (fastopt.RMSprop, {"lr": 0.01, "centered": True}),
-    "rmsprop_centered_momentum": (fastopt.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.9}),
-    "adam": (fastopt.Adam, {"lr": 0.1}),
-    "adam_amsgrad": (fastopt.Adam, {"lr": 0.1, "amsgrad": True}),
-    "adamw": (fastopt.AdamW, {"lr": 0.1, "weight_decay": 0.1}),
-    "adamw_amsgrad": (fastopt.AdamW, {"lr": 0.1, "weight_decay": 0.1, "amsgrad": True}),
+    rule: optimizer_of(rule, lr=0.01 if rule.startswith("rmsprop") else 0.1, **DECAY.get(rule, {})) for rule in RULES
 }
 
 # All that a row may be computed from: what a rule has no use for it does not look at.

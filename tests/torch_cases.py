@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from fastopt.bench.cases import case
 from tolerances import assert_close
 from torch.nn import Parameter
 
@@ -17,13 +18,13 @@ from fastopt.rules import FAMILIES, RULES
 
 SHAPES = [(4, 3), (), (17,), (2, 3, 5), (1, 1)]
 NAMES = ["SGD", "Adagrad", "RMSprop", "Adam", "AdamW"]
-KINDS = {  # named after their rules
-    "sgd": ("SGD", {"lr": 0.1}),
-    "momentum": ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}),
-    "nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
-    "adagrad": ("Adagrad", {"lr": 0.1, "lr_decay": 0.01}),
-    "rmsprop_centered_momentum": ("RMSprop", {"lr": 0.01, "momentum": 0.9, "centered": True}),
-    "adamw_amsgrad": ("AdamW", {"lr": 0.1, "weight_decay": 0.1, "amsgrad": True}),
+KINDS = {  # rules with as many states as there are, and options that change what they do
+    "sgd": case("sgd", lr=0.1),
+    "momentum": case("momentum", lr=0.1, dampening=0.1),
+    "nesterov": case("nesterov", lr=0.1, weight_decay=0.01),
+    "adagrad": case("adagrad", lr=0.1, lr_decay=0.01),
+    "rmsprop_centered_momentum": case("rmsprop_centered_momentum", lr=0.01),
+    "adamw_amsgrad": case("adamw_amsgrad", lr=0.1, weight_decay=0.1),
 }
 STATES = {kind: RULES[kind].states for kind in KINDS}
 ALL_STATES = {state for family in FAMILIES.values() for state in family.states}

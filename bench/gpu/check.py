@@ -19,6 +19,7 @@ from fastopt.rules import RULES as REGISTRY
 from fastopt.schedules import Cosine
 
 from .. import contenders as of_cpu
+from ..cases import case
 from ..contenders import Step
 from ..workloads import Arrays
 from .contenders import Contender, Say, left_out
@@ -31,21 +32,7 @@ REPLAYS = 5
 SHAPES = ((1,), (127,), (3, 5, 7), (1025,), (70, 129))  # none a multiple of what a thread or a block takes at once
 
 LR, DECAY, LR_DECAY = 1 / 32, 1 / 64, 0.25
-OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sgd": ("SGD", {}),
-    "momentum": ("SGD", {"momentum": 0.9}),
-    "nesterov": ("SGD", {"momentum": 0.9, "nesterov": True}),
-    "adagrad": ("Adagrad", {"eps": 1e-10, "lr_decay": LR_DECAY}),
-    "rmsprop": ("RMSprop", {"alpha": 0.9}),
-    "rmsprop_momentum": ("RMSprop", {"alpha": 0.9, "momentum": 0.9}),
-    "rmsprop_centered": ("RMSprop", {"alpha": 0.9, "centered": True}),
-    "rmsprop_centered_momentum": ("RMSprop", {"alpha": 0.9, "centered": True, "momentum": 0.9}),
-    "adam": ("Adam", {}),
-    "adam_amsgrad": ("Adam", {"amsgrad": True}),
-    "adamw": ("AdamW", {}),
-    "adamw_amsgrad": ("AdamW", {"amsgrad": True}),
-}
-
+OF_CLASS = {"Adagrad": {"lr_decay": LR_DECAY}, "RMSprop": {"alpha": 0.9}}  # where the formulas are not at the default
 # Of each format: half the distance from 1 to the next number, and how many roundings of about a parameter's size a step
 # may add up. Halves are computed in float32, and only the parameter's last rounding shows, doubled since it may have
 # been larger on its way. float32 and float64 round after every operation, of which a rule has six to eight; fused
@@ -193,8 +180,8 @@ class Library(ABC):
 
     def optimizer(self, rule: str, params: Sequence[Any], lr: Any) -> Any:
         """Make an optimizer."""
-        name, options = OPTIONS[rule]
-        return getattr(self.module, name)(params, lr=lr, weight_decay=DECAY, **options)
+        name, options = case(rule, lr=lr, weight_decay=DECAY)
+        return getattr(self.module, name)(params, **options, **OF_CLASS.get(name, {}))
 
     def trained(self, case: Case, params: Sequence[Array], gradients: Sequence[Sequence[Array]]) -> Trained:
         """Take a step with each of the gradients: a `Run`."""
