@@ -46,7 +46,7 @@ LEFT_BEHIND = (".git", ".*_cache", ".hypothesis", ".benchmarks", "build", "dist"
 
 # They compare the text of the code, so that they fail of any change, whatever it does.
 OF_TEXT = ("tests/test_mutants.py", "tests/test_rules.py::test_the_worked_example_is_the_code")
-CHOICES = ["-q", "-x", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in OF_TEXT)]
+CHOICES = ["-q", "-x", "-n0", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in OF_TEXT)]
 
 RUN_PYTEST = "import sys\n\nimport pytest\n\nsys.exit(pytest.main())\n"  # from a folder with nothing else to import
 WHERE = "import fastopt; print(fastopt.__file__)"

@@ -26,4 +26,5 @@ cupy.cuda.set_pinned_memory_allocator(None)
 selection = ["-m", "gpu and not torch_graphs"]
 # Under the sanitizer even an import takes long: those that have nothing for a GPU are not collected.
 files = [str(path) for path in sorted(Path("tests").glob("test_*.py")) if "gpu" in path.read_text()]
-sys.exit(pytest.main(["-p", "no:cacheprovider", "-q", *selection, *(sys.argv[1:] or files)], plugins=[FirstCases()]))
+once = ["-n0", "-p", "no:cacheprovider", "-q"]
+sys.exit(pytest.main([*once, *selection, *(sys.argv[1:] or files)], plugins=[FirstCases()]))

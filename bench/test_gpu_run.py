@@ -705,7 +705,7 @@ def test_every_part_has_its_say_and_its_time(tmp_path: Path) -> None:
     )
     assert json_file.read_text() == "{}\n"
     logs = {name: (tmp_path / f"out/{name}.log").read_text() for name in ("tests", "memcheck", "racecheck", "bench")}
-    assert logs["tests"] == "python -P -m pytest -q -m gpu -n 6\n1 failed, 3 passed\n"
+    assert logs["tests"] == "python -P -m pytest -q -m gpu --exhaustive -n 6\n1 failed, 3 passed\n"
     assert logs["memcheck"] == "--tool memcheck --error-exitcode 1 python -P .ci/sanitized.py 1\n"
     assert logs["bench"] == f"fastopt bench --gpu --quick --json {json_file} --plot {tmp_path}/out/bench-gpu.png\n"
     assert all(log.splitlines()[0] in ran.stdout for log in logs.values())

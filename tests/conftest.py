@@ -1,13 +1,20 @@
-"""What not every machine has: a GPU, other people's training loops.
+"""What is not always run, and how many processes run the rest.
 
-Tests that need them are deselected where they are missing, which the summary says. A stand-in takes the GPU's place.
+Tests that need a GPU or other people's training loops are deselected where these are missing, exhaustive sweeps unless
+they are asked for; the summary says so. A stand-in takes the GPU's place.
 """
 
 import functools
 import importlib
 import importlib.util
+import os
+import time
 
 import pytest
+
+LIMIT = 5  # minutes that `pytest` may take on two cores, as CONTRIBUTING says
+MOST_PROCESSES = 8  # each takes a gigabyte or two
+START = time.monotonic()
 
 CLIENTS = ["accelerate", "autograd", "ignite", "jax", "lightning", "peft", "scipy", "skorch", "transformers"]
 
@@ -32,25 +39,57 @@ def missing_clients():
     return missing and f"{missing} not installed; the extra `clients` brings them"
 
 
-NEEDS = {"gpu": ("a GPU", missing_gpu), "clients": ("other people's training loops", missing_clients)}  # by marker
-DESELECTED = {}
+NEEDS = {"gpu": ("need a GPU", missing_gpu), "clients": ("need other people's training loops", missing_clients)}
+DESELECTED = {}  # by marker: how many, and what the summary says of them
+
+
+def pytest_addoption(parser):
+    """Let exhaustive sweeps be asked for."""
+    parser.addoption("--exhaustive", action="store_true", help="run the exhaustive sweeps too, as .ci/run does")
+
+
+def pytest_xdist_auto_num_workers():
+    """Run one process per core that this one may use."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), MOST_PROCESSES)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what needs something that is missing."""
-    for marker, (_, missing) in NEEDS.items():
-        needing = [item for item in items if item.get_closest_marker(marker)]
-        if needing and missing():
-            DESELECTED[marker] = len(needing)
-            config.hook.pytest_deselected(items=needing)
-            items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    """Leave out what is missing, and what was not asked for."""
+    for marker, (need, missing) in NEEDS.items():
+        if any(item.get_closest_marker(marker) for item in items) and missing():
+            deselect(config, items, marker, f"{need}: {missing()}")
+    if not (config.option.exhaustive or "exhaustive" in config.option.markexpr):
+        deselect(config, items, "exhaustive", "are exhaustive sweeps: pytest --exhaustive runs them too")
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Say what was left out."""
-    for marker, count in DESELECTED.items():
-        what, missing = NEEDS[marker]
-        terminalreporter.write_line(f"{count} tests that need {what} were deselected: {missing()}")
+def deselect(config, items, marker, why):
+    """Leave out the tests with a marker."""
+    marked = [item for item in items if item.get_closest_marker(marker)]
+    if marked:
+        DESELECTED[marker] = (len(marked), why)
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if not item.get_closest_marker(marker)]
+
+
+def pytest_sessionfinish(session):
+    """Tell the process that shows the summary, if another one does."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["deselected"] = DESELECTED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Be told by a process of pytest-xdist, which is silent where it has crashed."""
+    DESELECTED.update(getattr(node, "workeroutput", {}).get("deselected", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say what was left out, and how long all tests took."""
+    for count, why in DESELECTED.values():
+        terminalreporter.write_line(f"{count} tests were deselected, which {why}")
+    if config.args_source is config.ArgsSource.TESTPATHS and not (config.option.markexpr or config.option.keyword):
+        minutes, seconds = divmod(round(time.monotonic() - START), 60)
+        terminalreporter.write_line(f"all tests: {minutes} min {seconds} s; on two cores at most {LIMIT} min")
 
 
 @pytest.fixture
