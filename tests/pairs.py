@@ -1,0 +1,56 @@
+"""Sweeps over options: by default a few combinations in which every pair occurs; all of them in `.ci/run` alone."""
+
+import itertools
+
+import pytest
+
+
+def pairs(together=2, **options):
+    """Choose few of all combinations of options, such that each two values of two options meet in one of them.
+
+    Parameters
+    ----------
+    together : int
+        How many options' values have to meet: 1 where it is enough that each value occurs, 2 for pairs, 3 for triples.
+    **options : sequence
+        The values of each option.
+
+    Returns
+    -------
+    list of tuple
+        The combinations, each with a value of every option in the order of the arguments; always the same ones.
+    """
+    values = [list(option) for option in options.values()]
+    return [
+        tuple(of[i] for of, i in zip(values, row, strict=True)) for row in covering(list(map(len, values)), together)
+    ]
+
+
+def swept(together=2, ids=None, **options):
+    """Parametrize a test by all combinations of options, of which those beyond :func:`pairs` are exhaustive."""
+    values = [list(option) for option in options.values()]
+    sizes = list(map(len, values))
+    chosen = set(covering(sizes, together))
+    cases = [
+        pytest.param(
+            *(of[i] for of, i in zip(values, row, strict=True)), marks=[] if row in chosen else [pytest.mark.exhaustive]
+        )
+        for row in itertools.product(*map(range, sizes))
+    ]
+    return pytest.mark.parametrize(list(options), cases, ids=ids)
+
+
+def covering(sizes, together):
+    """Choose rows of indices below these sizes: always the row with the most that has not been covered yet."""
+    rows = {row: meetings(row, together) for row in itertools.product(*map(range, sizes))}
+    missing = set().union(*rows.values())
+    chosen = []
+    while missing:
+        chosen.append(max(rows, key=lambda row: len(rows[row] & missing)))
+        missing -= rows[chosen[-1]]
+    return chosen
+
+
+def meetings(row, together):
+    """Say which values meet in a row."""
+    return set(itertools.combinations(enumerate(row), min(together, len(row))))

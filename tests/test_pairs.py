@@ -1,0 +1,43 @@
+"""Few combinations of options hold every pair."""
+
+import itertools
+
+import pytest
+from pairs import pairs, swept
+
+OPTIONS = {
+    "rule": ["sgd", "adam", "adamw"],
+    "nesterov": [False, True],
+    "dtype": ["f4", "f8", "f2"],
+    "count": [1, 2, 3, 9],
+}
+
+
+def met(combinations, together):
+    """Say which values of which options occur together."""
+    return {meeting for row in combinations for meeting in itertools.combinations(enumerate(row), together)}
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_all_that_should_meet_does_and_in_few_combinations(together):
+    chosen = pairs(together, **OPTIONS)
+    product = list(itertools.product(*OPTIONS.values()))
+    assert met(chosen, together) == met(product, together)
+    assert set(chosen) <= set(product)
+    assert len(chosen) <= {1: 4, 2: 16, 3: 45}[together] < len(product)
+    assert chosen == pairs(together, **OPTIONS)
+
+
+def test_values_need_no_hash_and_one_option_is_itself():
+    assert pairs(options=[{"lr": 1}, {}]) == [({"lr": 1},), ({},)]
+    assert pairs(a=[[1], [2]], b=[{}]) == [([1], {}), ([2], {})]
+
+
+def test_a_sweep_has_all_combinations_and_marks_those_beyond_the_pairs():
+    mark = swept(**OPTIONS).mark
+    names, cases = mark.args
+    assert names == list(OPTIONS)
+    assert [case.values for case in cases] == list(itertools.product(*OPTIONS.values()))
+    unmarked = {case.values for case in cases if not case.marks}
+    assert unmarked == set(pairs(**OPTIONS))
+    assert all(mark.name == "exhaustive" for case in cases for mark in case.marks)
