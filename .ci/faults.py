@@ -194,7 +194,7 @@ EXTENSION = (
         "kernels/tensors.cpp",
         "        row[0] *= step.scale;\n",
         "",
-        ("tests/test_torch_watch.py", "tests/test_torch_behaviour.py"),
+        ("tests/test_torch_watch.py", "tests/test_torch_scaled_losses.py"),
         only="repetitions or scaled_losses",
     ),
     Mutant(
@@ -217,7 +217,7 @@ EXTENSION = (
         "kernels/tensors.cpp",
         "tensor.address() + tensor.bytes(shape))\n               ?",
         "tensor.address())\n               ?",
-        ("tests/test_torch_behaviour.py",),
+        ("tests/test_torch_refusals.py",),
         only="gradients_in_memory",
     ),
     Mutant(
@@ -233,7 +233,7 @@ EXTENSION = (
         "kernels/tensors.cpp",
         " || !same_counts(holdings)) return -1;",
         ") return -1;",
-        ("tests/test_torch_watch.py", "tests/test_torch_behaviour.py"),
+        ("tests/test_torch_watch.py", "tests/test_torch_edits.py"),
         only="changes_of_states or states_that_users_change",
     ),
     Mutant(
@@ -241,7 +241,7 @@ EXTENSION = (
         "kernels/tensors.cpp",
         " || tensor.address() != holdings.addresses[i]) return false;",
         ") return false;",
-        ("tests/test_torch_watch.py", "tests/test_torch_behaviour.py"),
+        ("tests/test_torch_watch.py", "tests/test_torch_edits.py"),
         only="changes_of_parameters or data_is_swapped",
     ),
     Mutant(
@@ -437,7 +437,7 @@ STEP = (
         "fastopt/plan.py",
         "self.scale, self.steady = scale, False",
         "self.scale = scale",
-        ("tests/test_torch_behaviour.py",),
+        ("tests/test_torch_autograd.py", "tests/test_torch_scaled_losses.py"),
         only="scaled",
     ),
     Mutant(
@@ -705,7 +705,7 @@ TORCH = (
         "fastopt/torch/base.py",
         "1.0 if grad_scale is None else 1.0 / float(grad_scale)",
         "1.0 if grad_scale is None else float(grad_scale)",
-        ("tests/test_torch_behaviour.py",),
+        ("tests/test_torch_scaled_losses.py",),
         only="scaled_losses",
     ),
     Mutant(
@@ -713,7 +713,7 @@ TORCH = (
         "fastopt/torch/base.py",
         "        elif found_inf is None or float(found_inf) == 0:\n",
         "        else:\n",
-        ("tests/test_torch_behaviour.py",),
+        ("tests/test_torch_scaled_losses.py",),
         only="overflows",
     ),
     Mutant(
@@ -721,7 +721,7 @@ TORCH = (
         "fastopt/torch/base.py",
         "            with torch.enable_grad():\n",
         "            with torch.no_grad():\n",
-        ("tests/test_torch_behaviour.py",),
+        ("tests/test_torch_hooks.py",),
         only="closures",
     ),
     Mutant(
@@ -777,7 +777,7 @@ TORCH = (
         "fastopt/torch/base.py",
         '        if self.defaults.get("fused"):\n            return True\n',
         "",
-        ("tests/test_torch_clients.py", "tests/test_torch_behaviour.py"),
+        ("tests/test_torch_clients.py", "tests/test_torch_scaled_losses.py"),
         only="unscale",
     ),
     Mutant(
@@ -792,7 +792,7 @@ TORCH = (
         "fastopt/torch/updater.py",
         "if (other := extents.overlapping(array)) is not None:",
         "if (other := extents.overlapping(array)) is not None and False:",
-        ("tests/test_torch_behaviour.py",),
+        ("tests/test_torch_refusals.py",),
         only="gradients_in_memory",
     ),
     Mutant(
@@ -808,7 +808,7 @@ TORCH = (
         "fastopt/torch/updater.py",
         "self.counts.count(part.which)",
         "self.counts.count(slice(None))",
-        ("tests/test_torch.py", "tests/test_torch_parity.py"),
+        ("tests/test_torch.py", "tests/test_torch_parity.py", "tests/test_torch_bugs.py"),
         only="late",
     ),
     Mutant(
@@ -816,7 +816,7 @@ TORCH = (
         "fastopt/torch/updater.py",
         "        increment_version(part.written)\n",
         "",
-        ("tests/test_torch_behaviour.py",),
+        ("tests/test_torch_autograd.py",),
         only="autograd_notices",
     ),
     Mutant(
@@ -832,7 +832,7 @@ TORCH = (
         "fastopt/torch/tensors.py",
         "fill = complex(value, value)",
         "fill = complex(value, 0.0)",
-        ("tests/test_torch_parity.py", "tests/test_torch.py"),
+        ("tests/test_torch_parity.py", "tests/test_torch_bugs.py", "tests/test_torch.py"),
         only="complex or accumulator",
     ),
     Mutant(
@@ -840,7 +840,7 @@ TORCH = (
         "fastopt/torch/tensors.py",
         'self.state.update({"step": self.count, **others})',
         'self.state.update({**others, "step": self.count})',
-        ("tests/test_torch_state.py", "tests/test_torch_behaviour.py"),
+        ("tests/test_torch_state.py", "tests/test_torch_groups.py", "tests/test_torch_refusals.py"),
         only="form or from_the_start or begin",
     ),
     Mutant(
@@ -848,7 +848,7 @@ TORCH = (
         "fastopt/torch/sparse.py",
         "(gain * scale, *row)",
         "(gain, *row)",
-        ("tests/test_torch_behaviour.py", "tests/test_torch_scaler.py"),
+        ("tests/test_torch_autograd.py", "tests/test_torch_scaled_losses.py", "tests/test_torch_scaler.py"),
         only="sparse",
     ),
     Mutant(
@@ -856,7 +856,7 @@ TORCH = (
         "fastopt/torch/sparse.py",
         ' or parameter.group.upcoming["weight_decay"] != 0:',
         ":",
-        ("tests/test_torch_parity.py",),
+        ("tests/test_torch_sparse.py",),
         only="cannot_be_combined",
     ),
     Mutant(
@@ -864,7 +864,7 @@ TORCH = (
         "fastopt/torch/sparse.py",
         "        parameter.step += 1\n",
         "        parameter.step = parameter.step or 1\n",
-        ("tests/test_torch_parity.py",),
+        ("tests/test_torch_sparse.py",),
         only="sparse or embedding",
     ),
     Mutant(
@@ -894,7 +894,7 @@ TORCH = (
         "fastopt/torch/groups.py",
         "if self._found(name) is self.seen[name]:  # else",
         "if self.seen:  # else",
-        ("tests/test_torch_scaler.py", "tests/test_torch_behaviour.py"),
+        ("tests/test_torch_scaler.py", "tests/test_torch_groups.py"),
         only="schedule or assigned",
     ),
     Mutant(

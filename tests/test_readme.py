@@ -50,7 +50,7 @@ def test_first_code_trains(page, capsys):
 def test_the_page_for_torchs_users_has_the_bugs_that_are_tested():
     """A row of its table for each."""
     page = (ROOT / "docs/coming-from-torch.md").read_text(encoding="utf-8")
-    tests = (ROOT / "tests/test_torch_parity.py").read_text(encoding="utf-8")
+    tests = (ROOT / "tests/test_torch_bugs.py").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \|", page.partition("## What is different")[0], re.MULTILINE)
     assert rows == re.findall(r"^def test_bug_(\d+)_", tests, re.MULTILINE)
 

@@ -12,6 +12,7 @@ import torch
 from fastopt.bench.cases import case
 from tolerances import assert_close
 from torch.nn import Parameter
+from torch.optim import lr_scheduler
 
 import fastopt.torch as subject
 from fastopt.rules import FAMILIES, RULES
@@ -27,6 +28,8 @@ KINDS = {  # rules with as many states as there are, and options that change wha
     "adamw_amsgrad": case("adamw_amsgrad", lr=0.1, weight_decay=0.1),
 }
 STATES = {kind: RULES[kind].states for kind in KINDS}
+# One of each, but no average of gradients: with one that does not go with that of the squares, torch makes NaN.
+ONE_STATE_EACH = [(kind, names[len(names) // 2]) for kind, names in STATES.items() if names]
 ALL_STATES = {state for family in FAMILIES.values() for state in family.states}
 REFUSAL = (RuntimeError, TypeError, ValueError)  # whichever fits best
 
@@ -92,6 +95,15 @@ def train(optimizer, params, steps, seed=0, start=0, given=always, scheduler=Non
             scheduler(step)
 
 
+def advance(schedulers, metric):
+    """Step schedulers; plateaus go by the metric."""
+    for scheduler in schedulers:
+        if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(metric)
+        else:
+            scheduler.step()
+
+
 FLAGS = ("foreach", "fused")  # of torch, for other code that does the same
 FUSED = [name for name in NAMES if "fused" in inspect.signature(getattr(torch.optim, name)).parameters]
 
@@ -112,6 +124,21 @@ def pair(name, dtype=torch.float32, shapes=SHAPES, **options):
     """The same model twice, under the optimizer under test and under torch's plainest."""
     mine, theirs = parameters(shapes, dtype), parameters(shapes, dtype)
     return mine, theirs, make(name, mine, **options), make(name, theirs, plainest=True, **options)
+
+
+def victim(kind="momentum", steps=2, shapes=SHAPES, dtype=torch.float32, **more):
+    """Parameters and an optimizer that has taken steps."""
+    name, options = KINDS[kind]
+    params = parameters(shapes, dtype)
+    optimizer = make(name, params, **{**options, **more})
+    train(optimizer, params, steps)
+    return params, optimizer
+
+
+def with_gradient(p, g):
+    """Give a parameter a gradient past torch's checks: through the memory of one that fits."""
+    p.grad = torch.zeros_like(p)
+    p.grad.data = g
 
 
 def real(tensor):
@@ -168,6 +195,12 @@ def snapshot(optimizer):
     params = [p for group in optimizer.param_groups for p in group["params"]]
     groups = [{**group, "params": len(group["params"])} for group in optimizer.param_groups]
     return bits([params, [p.grad for p in params], [states(optimizer, p) for p in params], groups])
+
+
+def without_gradients(optimizer):
+    """Parameters, states and groups as they are, to the bit."""
+    params, _, *rest = snapshot(optimizer)
+    return [params, *rest]
 
 
 def assert_refused(optimizer, act, match=None, error=REFUSAL):

@@ -1,0 +1,181 @@
+"""Sparse gradients against torch.optim."""
+
+import math
+
+import pytest
+import torch
+import torch_cases
+from tolerances import TORCH
+from torch_cases import (
+    advance,
+    assert_same,
+    bits,
+    train,
+)
+
+import fastopt.torch as subject
+
+STEPS = 30
+DB = torch_cases.optim_db()
+
+
+SPARSE = [
+    ("SGD", DB["SGD"].metadata_for_sparse[0]),
+    ("SGD", {"lr": 0.1, "maximize": True}),
+    ("Adagrad", DB["Adagrad"].metadata_for_sparse[0]),
+    ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-3, "maximize": True}),
+]
+
+
+def sparse(rows, shape, seed, coalesced=False, dims=1, dtype=torch.float32):
+    """A sparse gradient with entries at some rows, or at elements on the diagonal of so many axes."""
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.tensor([rows] * dims, dtype=torch.int64).reshape(dims, len(rows))
+    values = torch.randn((len(rows), *shape[dims:]), generator=generator, dtype=torch.float64).to(dtype)
+    g = torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)
+    return g.coalesce() if coalesced else g
+
+
+ROWS = {
+    "unique": [0, 2, 5],
+    "unordered": [5, 0, 2],
+    "duplicates": [3, 1, 3, 3, 0, 1],
+    "all": list(range(8)),
+    "one": [7],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (8,), (8, 2, 3), (8, 0)], ids=str)
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize(("name", "options"), SPARSE)
+def test_sparse_gradients(name, options, rows, shape):
+    """Duplicates are summed before the update; coalesced or not is the same."""
+    for dtype in (torch.float32, torch.float64):
+        mine, theirs, ours, others = torch_cases.pair(name, dtype, [shape], **options)
+        for step in range(4):
+            mine[0].grad = sparse(rows, shape, step, coalesced=step % 2, dtype=dtype)
+            theirs[0].grad = mine[0].grad.clone()
+            before = bits(mine[0].grad)
+            ours.step()
+            others.step()
+            assert bits(mine[0].grad) == before
+        assert_same(mine, theirs, ours, others, TORCH)
+
+
+@pytest.mark.parametrize(("name", "options"), SPARSE)
+def test_sparse_gradients_of_single_elements(name, options):
+    """Several sparse axes, as sparse_coo_tensor makes them."""
+    mine, theirs, ours, others = torch_cases.pair(name, shapes=[(6, 7, 2)], **options)
+    for step in range(10):
+        mine[0].grad = sparse([4, 1, 4, 0], (6, 7, 2), step, dims=2)
+        theirs[0].grad = mine[0].grad.clone()
+        ours.step()
+        others.step()
+    assert_same(mine, theirs, ours, others, TORCH)
+
+
+@pytest.mark.parametrize(("name", "options"), SPARSE)
+def test_untouched_rows_stay_as_they_are(name, options):
+    """To the bit, whatever is in them."""
+    p = torch_cases.parameters([(8, 5)])[0]
+    with torch.no_grad():
+        p[1], p[4], p[6] = -0.0, math.nan, 1e-42
+    optimizer = torch_cases.make(name, [p], **options)
+    before = bits([p[[1, 3, 4, 6]], [s[[1, 3, 4, 6]] for s in [optimizer.state[p].get("sum", p)]]])
+    for step in range(3):
+        p.grad = sparse([0, 2, 5, 2, 7], (8, 5), step)
+        optimizer.step()
+    assert bits([p[[1, 3, 4, 6]], [s[[1, 3, 4, 6]] for s in [optimizer.state[p].get("sum", p)]]]) == before
+
+
+def test_a_zero_in_a_sparse_gradient_touches_nothing_but_counts():
+    """Without entries there is nothing to do, but the step counts, as in torch."""
+    p = torch_cases.parameters([(8, 5)])[0]
+    optimizer = subject.Adagrad([p], lr=0.1)
+    before = bits([p, optimizer.state[p]["sum"]])
+    p.grad = sparse([], (8, 5), 0)
+    optimizer.step()
+    assert bits([p, optimizer.state[p]["sum"]]) == before
+    assert optimizer.state[p]["step"] == 1
+
+
+class Bag(torch.nn.Module):
+    """Sparse and dense parameters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.embedding = torch.nn.Embedding(20, 6, sparse=True)
+        self.linear = torch.nn.Linear(6, 1)
+
+    def loss(self, seed):
+        """A loss in which some of the words occur several times."""
+        words = torch.randint(0, 12, (9,), generator=torch.Generator().manual_seed(seed))
+        return self.linear(torch.tanh(self.embedding(words))).square().sum()
+
+
+@pytest.mark.parametrize(("name", "options"), SPARSE)
+def test_an_embedding_beside_a_dense_layer(name, options):
+    """Sparse and dense gradients in one group, from backward, with the schedulers that torch tests it with."""
+    runs = []
+    for plainest in (False, True):
+        model = Bag()
+        optimizer = torch_cases.make(name, model.parameters(), plainest, **options)
+        schedulers = [make(optimizer) for make in DB[name].metadata_for_sparse[1]]
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            loss = model.loss(step)
+            (-loss if options.get("maximize") else loss).backward()
+            assert model.embedding.weight.grad.is_sparse
+            optimizer.step()
+            advance(schedulers, loss.item())
+        runs.append((list(model.parameters()), optimizer))
+    (mine, ours), (theirs, others) = runs
+    assert_same(mine, theirs, ours, others, TORCH)
+
+
+def test_a_parameter_with_sparse_and_dense_gradients_in_turn():
+    """A parameter may have either from one step to the next."""
+    for name, options in SPARSE:
+        mine, theirs, ours, others = torch_cases.pair(name, shapes=[(8, 5)], **options)
+        for step in range(10):
+            g = sparse([3, 1, 3], (8, 5), step)
+            mine[0].grad, theirs[0].grad = (g, g.clone()) if step % 3 else (g.to_dense(), g.to_dense())
+            ours.step()
+            others.step()
+        assert_same(mine, theirs, ours, others, TORCH)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+        ("SGD", {"momentum": 0.9}, "momentum"),
+        ("SGD", {"weight_decay": 0.1}, "weight.decay"),
+        ("Adagrad", {"weight_decay": 0.1}, "weight.decay"),
+    ],
+)
+def test_what_sparse_gradients_cannot_be_combined_with(name, options, word):
+    """Weight decay and momentum would touch every row; nothing has changed, not even a dense parameter before it."""
+    dense, p = torch_cases.parameters([(3,), (8, 5)])
+    optimizer = torch_cases.make(name, [dense, p], lr=0.1, **options)
+    dense.grad, p.grad = torch.ones(3), sparse([3, 1], (8, 5), 0)
+    torch_cases.assert_refused(optimizer, optimizer.step, rf"(?s)(?i)(?=.*{word})(?=.*sparse)(?=.*\b1\b)")
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("name", ["RMSprop", "Adam", "AdamW"])
+def test_sparse_gradients_are_refused_where_torch_refuses_them(name, scaled):
+    """With torch's type of error; nothing has changed, neither a dense parameter before it nor a count."""
+    dense, p = torch_cases.parameters([(3,), (8, 5)])
+    optimizer = torch_cases.make(name, [dense, p])
+    train(optimizer, [dense, p], 2)
+    dense.grad, p.grad = torch.ones(3), sparse([3, 1], (8, 5), 0)
+    if scaled:
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+    torch_cases.assert_refused(optimizer, optimizer.step, r"(?s)(?=.*\b1\b)(?=.*sparse)", RuntimeError)
+    train(optimizer, [dense, p], 1, start=2)
+    theirs = torch_cases.make(name, [p], plainest=True)
+    p.grad = sparse([3, 1], (8, 5), 0)
+    with pytest.raises(RuntimeError, match="sparse"):
+        theirs.step()
