@@ -1,5 +1,6 @@
 """Sweeps over options: by default a few combinations in which every pair occurs; all of them in `.ci/run` alone."""
 
+import collections
 import itertools
 
 import pytest
@@ -41,13 +42,14 @@ def swept(together=2, ids=None, **options):
 
 
 def covering(sizes, together):
-    """Choose rows of indices below these sizes: always the row with the most that has not been covered yet."""
+    """Choose rows of indices below these sizes: always that with most meetings to come, of values used least so far."""
     rows = {row: meetings(row, together) for row in itertools.product(*map(range, sizes))}
-    missing = set().union(*rows.values())
-    chosen = []
+    missing, used, chosen = set().union(*rows.values()), collections.Counter(), []
     while missing:
-        chosen.append(max(rows, key=lambda row: len(rows[row] & missing)))
-        missing -= rows[chosen[-1]]
+        best = max(rows, key=lambda row: (len(rows[row] & missing), -sum(used[value] for value in enumerate(row))))
+        chosen.append(best)
+        missing -= rows[best]
+        used.update(enumerate(best))
     return chosen
 
 
