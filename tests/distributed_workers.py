@@ -1,6 +1,6 @@
 """What two ranks check of fastopt.torch: each check under fastopt and under torch.optim, in the same processes.
 
-`python distributed_workers.py RANK` runs all of them in the current folder, one after another, and appends a line to
+`python distributed_workers.py RANK NAME ...` runs these in the current folder, one after another, and appends a line to
 RANK.jsonl for each. Every check has a process group of its own, so that one that fails, and leaves the other rank in
 the middle of it, spoils no later one.
 """
@@ -16,11 +16,14 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from pairs import covering
 from tolerances import BFLOAT16, TORCH, assert_close
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -58,15 +61,41 @@ STEPS = range(8)
 CHECKS = {}
 
 
-def check(*columns, ranks=2):
-    """Register a check for all combinations of its arguments, to be run by all ranks or by the first alone."""
+@dataclass(frozen=True)
+class Check:
+    """A function with its arguments, who runs it, the check whose file it reads, and whether it is exhaustive."""
+
+    run: Callable[[], None]
+    ranks: int
+    after: str
+    exhaustive: bool
+
+
+def check(*columns, ranks=2, after=""):
+    """Register a check for all combinations of its arguments, to be run by all ranks or by the first alone.
+
+    Those in which no argument is new are exhaustive. `after` is the check whose file is read, which has the first of
+    these arguments.
+    """
+    columns = [list(column) for column in columns]
 
     def register(function):
-        for case in itertools.product(*columns):
-            CHECKS["-".join([function.__name__, *case])] = ranks, functools.partial(function, *case)
+        covered = covering([len(column) for column in columns], 1)
+        for row in itertools.product(*(range(len(column)) for column in columns)):
+            case = [column[i] for column, i in zip(columns, row, strict=True)]
+            before = "-".join([after, *case[:3]]) if after else ""
+            CHECKS["-".join([function.__name__, *case])] = Check(
+                functools.partial(function, *case), ranks, before, row not in covered
+            )
         return function
 
     return register
+
+
+def with_what_they_need(names):
+    """Names of checks in their order, with those that they come after."""
+    wanted = set(names) | {CHECKS[name].after for name in names}
+    return [name for name in CHECKS if name in wanted]
 
 
 # Models, data, training
@@ -525,7 +554,7 @@ def checkpoint(kind, precision, form):
     assert_equal(results(net, opt), want)
 
 
-@check(KINDS, TRAINING, FORMS, ["ordinary", "mesh"], ranks=1)
+@check(KINDS, TRAINING, FORMS, ["ordinary", "mesh"], ranks=1, after="checkpoint")
 def resharded(kind, precision, form, single):
     """What two ranks saved above, one goes on with: in an ordinary model, or in one sharded over a mesh of one."""
     dtype, advance = TRAINING[precision]
@@ -736,19 +765,20 @@ def partial_parameter():
 # The process of a rank
 
 
-def run_checks(rank):
-    """Run every check that the rank takes part in, and write its traceback, or "ok"."""
+def run_checks(rank, names):
+    """Run those of these checks that the rank takes part in, and write its traceback, or "ok"."""
     faulthandler.enable()
     torch.set_num_threads(1)
     with open(f"{rank}.jsonl", "w", buffering=1) as lines:
-        for number, (name, (ranks, run)) in enumerate(CHECKS.items()):
+        for number, name in enumerate(names):
+            ranks = CHECKS[name].ranks
             if rank >= ranks:
                 continue
             outcome = "ok"
             try:
                 store = dist.FileStore(str(Path(f"store{number}").absolute()), ranks)
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=STUCK)
-                run()
+                CHECKS[name].run()
             except BaseException:  # as which torch's checkpoints raise their errors
                 outcome = traceback.format_exc()
             lines.write(json.dumps([name, outcome]) + "\n")
@@ -759,4 +789,4 @@ def run_checks(rank):
 
 
 if __name__ == "__main__":
-    run_checks(int(sys.argv[1]))
+    run_checks(int(sys.argv[1]), sys.argv[2:])

@@ -1,6 +1,6 @@
 """fastopt.torch under torch's distributed engines: DDP, ZeRO, FSDP1, FSDP2 and their checkpoints.
 
-Two ranks, launched once, run all checks of distributed_workers.py, since torch takes long to load; each one is a test.
+Two ranks, launched once, run the checks of distributed_workers.py, since torch takes long to load; each one is a test.
 """
 
 import contextlib
@@ -32,14 +32,16 @@ def kill(process):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """Run both ranks: of each, the outcomes by name, and how it ended."""
+def ranks(tmp_path_factory, request):
+    """Run both ranks, with the checks that were selected: of each, the outcomes by name, and how it ended."""
+    selected = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
+    names = distributed_workers.with_what_they_need(selected)
     folder = tmp_path_factory.mktemp("ranks")
     processes = []
     try:
         for rank in range(2):
             with open(folder / f"{rank}.txt", "w") as output:
-                command = [sys.executable, distributed_workers.__file__, str(rank)]
+                command = [sys.executable, distributed_workers.__file__, str(rank), *names]
                 processes.append(
                     subprocess.Popen(
                         command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -63,9 +65,16 @@ def ranks(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("name", distributed_workers.CHECKS)
+@pytest.mark.xdist_group("ranks")  # or each of pytest's processes would launch ranks of its own
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] if check.exhaustive else [])
+        for name, check in distributed_workers.CHECKS.items()
+    ],
+)
 def test_ranks(ranks, name):
-    taking_part = distributed_workers.CHECKS[name][0]
+    taking_part = distributed_workers.CHECKS[name].ranks
     failed = [
         f"rank {rank}: {outcomes.get(name, ending)}"
         for rank, (outcomes, ending) in enumerate(ranks[:taking_part])
