@@ -11,6 +11,7 @@ import torch
 import torch_cases
 from fastopt.kernels import cpu, pool, team
 from fastopt.kernels.extension import _pool
+from pairs import swept
 from processes import DEADLOCK, run_script
 from torch.nn import Parameter
 from torch_cases import KINDS, bits, states
@@ -19,7 +20,6 @@ import fastopt.torch as subject
 from fastopt.torch.threads import THREADS, TorchThreads
 
 SHAPES = [(300_003,), (400, 600), (5,), (32, 64, 3, 3)]
-ALL = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -113,8 +113,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@ALL
+@swept(1, kind=KINDS, layout=LAYOUTS)
 def test_the_same_bits_as_on_the_pool(kind, layout, monkeypatch):
     """Large tensors of several chunks and odd ends; gradients that are gathered have a scratch for each worker."""
     on_team = run(kind, SHAPES, LAYOUTS[layout])
@@ -124,8 +123,7 @@ def test_the_same_bits_as_on_the_pool(kind, layout, monkeypatch):
     assert all(map(torch.equal, on_team, on_pool))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@ALL
+@swept(1, kind=KINDS, threads=[1, 2, 3, 8])
 def test_threads_do_not_change_a_bit(kind, threads):
     """Whatever torch's number of threads is, larger than the number of processors too."""
     torch.set_num_threads(threads)
@@ -416,11 +414,6 @@ FORK = """
 """
 
 
-def test_fork(tmp_path):
-    """A child has no team, and steps on its own thread; parent and child go on as if there were no other."""
-    assert run_script(FORK, tmp_path) == (0, "passed\n", "")
-
-
 EXIT = """
     import threading, torch, fastopt.torch
 
@@ -442,11 +435,18 @@ EXIT = """
 """
 
 
-def test_exit_while_daemon_threads_step(tmp_path):
-    """The interpreter ends quietly though threads are inside a step that repeats the last one, on a team or alone.
+def test_fork_and_exit(tmp_path):
+    """A child has no team, and steps on its own thread; parent and child go on as if there were no other.
 
-    In others torch's own functions are called, in which a daemon thread that is ended then aborts the process.
+    In the end the interpreter ends quietly though threads are inside a step that repeats the last one, on a team or
+    alone. In others torch's own functions are called, in which a daemon thread that is ended then aborts the process.
     """
+    assert run_script(FORK + EXIT, tmp_path) == (0, "passed\npassed\n", "")
+
+
+@pytest.mark.exhaustive
+def test_exit_while_daemon_threads_step(tmp_path):
+    """The same again, of two processes at a time."""
     with ThreadPoolExecutor(2) as executor:
         for done in executor.map(lambda _: run_script(EXIT, tmp_path), range(2)):
             assert done == (0, "passed\n", "")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch_cases
+from pairs import swept
 from tolerances import TORCH, TRAJECTORY
 from torch_cases import KINDS, NAMES, assert_near, assert_same, give, states, train
 
@@ -107,10 +108,10 @@ def test_tensors_of_inference_mode(name, options):
     assert_same(runs[0][0], runs[1][0], runs[0][1], runs[1][1], TORCH)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@ALL
-def test_compiled_training_steps(name, options, backend):
+@swept(1, kind=KINDS, backend=["eager", "aot_eager"])
+def test_compiled_training_steps(kind, backend):
     """torch.compile breaks the graph at the step at most; the trajectory is that of eager code."""
+    name, options = KINDS[kind]
     torch._dynamo.reset()
     runs = []
     for compiled in (True, False):
