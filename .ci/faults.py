@@ -166,7 +166,7 @@ NUMBA = (
         "kernels/schedules.py",
         "while t >= period:",
         "while t > period:",
-        ("tests/test_schedules.py",),
+        ("tests/test_schedules.py", "tests/test_schedules_torch.py"),
         only="test_values or whole_periods or parity",
     ),
     Mutant(
@@ -174,7 +174,7 @@ NUMBA = (
         "kernels/schedules.py",
         "if record[at + 1 + middle] <= t:",
         "if record[at + 1 + middle] < t:",
-        ("tests/test_schedules.py",),
+        ("tests/test_schedules.py", "tests/test_schedules_torch.py"),
         only="test_values or parity",
     ),
     Mutant(
@@ -182,7 +182,7 @@ NUMBA = (
         "kernels/schedules.py",
         "t -= record[first + number]",
         "t -= 0.0",
-        ("tests/test_schedules.py",),
+        ("tests/test_schedules.py", "tests/test_schedules_torch.py"),
         only="test_values or parity",
     ),
 )
@@ -249,8 +249,7 @@ EXTENSION = (
         "kernels/reader.cpp",
         "if (apart < view->len) return 0;",
         "if (apart == 0) return 0;",
-        ("tests/test_errors.py",),
-        only="single_calls",
+        ("tests/test_errors_calls.py",),
     ),
     Mutant(
         "an array in another layout is read as its parameter",
@@ -393,7 +392,7 @@ CUDA = (
         "fastopt/away.py",
         "new, self.fetched, self.pending = taken - self.fetched, taken, 0",
         "new, self.pending = taken - self.fetched, 0",
-        ("tests/test_gpu.py",),
+        ("tests/test_gpu_captures.py",),
         only="replay",
     ),
     Mutant(
@@ -453,7 +452,7 @@ STEP = (
         "fastopt/plan.py",
         "if (pair := self.extents.first_overlap()) is not None:",
         "if (pair := self.extents.first_overlap()) is not None and False:",
-        ("tests/test_errors.py",),
+        ("tests/test_errors_parameters.py",),
         only="overlap",
     ),
     Mutant(
@@ -461,7 +460,7 @@ STEP = (
         "fastopt/plan.py",
         "        cohort.new_states = []\n        self._forget_extents()\n",
         "        cohort.new_states = []\n",
-        ("tests/test_errors.py",),
+        ("tests/test_errors_gradients.py",),
         only="over_a_state",
     ),
     Mutant(
@@ -493,7 +492,7 @@ STEP = (
         "fastopt/optimizers.py",
         "if step and name not in given and name in self._family.kept:",
         "if step and name not in given and name not in self._family.states:",
-        ("tests/test_errors.py",),
+        ("tests/test_errors_state_dicts.py",),
         only="accumulator or states_that_do_not_fit",
     ),
     Mutant(
@@ -541,7 +540,7 @@ STEP = (
         "fastopt/rules.py",
         'if options["momentum"] == 0 or options["dampening"] != 0:',
         'if options["momentum"] == 0:',
-        ("tests/test_errors.py",),
+        ("tests/test_errors_options.py",),
         only="nesterov",
     ),
     Mutant(
@@ -565,16 +564,14 @@ STEP = (
         "fastopt/plateau.py",
         'if self.bad > self._options["patience"]:',
         'if self.bad >= self._options["patience"]:',
-        ("tests/test_schedules.py",),
-        only="plateau",
+        ("tests/test_plateau.py",),
     ),
     Mutant(
         "a plateau goes on counting after a drop",
         "fastopt/plateau.py",
         'self.cooling, self.bad = self._options["cooldown"], 0',
         'self.cooling = self._options["cooldown"]',
-        ("tests/test_schedules.py",),
-        only="plateau",
+        ("tests/test_plateau.py",),
     ),
     Mutant(
         "a single call takes the table of another size",
@@ -631,7 +628,7 @@ MEMORY = (
         "fastopt/arrays.py",
         "return start, end + array.itemsize",
         "return start, end",
-        ("tests/test_errors.py",),
+        ("tests/test_errors_parameters.py",),
         only="overlap",
     ),
     Mutant(

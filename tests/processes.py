@@ -31,6 +31,11 @@ def run_script(script, cwd, **environment):
     return process.returncode, output, errors
 
 
+def assert_passes(script, cwd, **environment):
+    """Assert that a script ends well, and wrote "passed" and nothing else."""
+    assert run_script(script, cwd, **environment) == (0, "passed\n", "")
+
+
 def run_commands(text, cwd):
     """Run the lines that a user types, in a shell that stops at the first that fails: exit status, output and errors.
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import oracle
 import pytest
+from gpu_steps import arrays, assert_trained, follow, plain, refused_capture, state_arrays, warm, warmed_up
 from rule_cases import OPTIMIZERS, numbers
-from test_gpu import arrays, assert_trained, follow, plain, refused_capture, state_arrays, warm, warmed_up
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
@@ -307,7 +307,7 @@ def test_pairs_of_schedules_elsewhere():
         fused.adam(w, g, m, v, lr=0.1, step=1, betas=(BETA1, 0.999))
 
 
-# On a GPU; replays of every kind are among the cases of test_gpu.py
+# On a GPU; replays of every kind are among the cases of test_gpu_captures.py
 
 
 def test_groups_of_their_own_in_replays(device):

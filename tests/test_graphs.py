@@ -10,8 +10,8 @@ from pathlib import Path
 import cuda_stand_in
 import pytest
 from fastopt.kernels import graphs
+from gpu_steps import arrays, bits, follow, plain, state_arrays, warm
 from rule_cases import OPTIMIZERS, numbers
-from test_gpu import arrays, bits, follow, plain, state_arrays, warm
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt

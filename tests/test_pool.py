@@ -1,11 +1,9 @@
-"""The pool: every chunk once, from any thread, after fork, at exit, with the GIL released, and nobody else's state."""
+"""The pool: every chunk once, from any thread, with the GIL released, and nobody else's state."""
 
 import ctypes
 import faulthandler
-import inspect
 import os
 import re
-import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,9 +11,9 @@ import numpy as np
 import pytest
 from fastopt.kernels import cpu, pool
 from fastopt.kernels.extension import ffi, lib
-from numba import carray, cfunc, types
-from numba.extending import intrinsic
-from processes import DEADLOCK, run_script
+from numba import carray, cfunc
+from pool_kernels import fetch_add, waiting_kernel
+from processes import DEADLOCK, assert_passes
 from rule_cases import BY_STATES, OPTIMIZERS
 
 import fastopt
@@ -38,28 +36,12 @@ def _same_threads_afterwards():
     pool.set_num_threads(before)
 
 
-def assert_passes(script, cwd, **environment):
-    """Assert that a script ends well, and wrote "passed" and nothing else."""
-    assert run_script(script, cwd, **environment) == (0, "passed\n", "")
-
-
 def normal(*shape, seed=0, dtype=np.float32):
     """Random numbers."""
     return np.random.default_rng(seed).standard_normal(shape, dtype)
 
 
 # Kernels that are not updates, to see what the pool does with them
-
-
-@intrinsic
-def fetch_add(typing_context, address, value):
-    """Add to an int64 in memory, atomically, and return what was there; adding 0 reads."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.int64)))
-        return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), generate
 
 
 HEAD = 3  # numbers before the flags and counts of a job
@@ -148,21 +130,6 @@ def test_jobs_from_many_threads_at_once():
     start = threading.Barrier(8)
     with ThreadPoolExecutor(8) as executor:
         list(executor.map(jobs, (2, 3, 5, 8, 13, 50, 99, 200)))
-
-
-def waiting_kernel(gates):
-    """Make a kernel that says it is inside and waits until it may leave, without ever asking for the GIL."""
-    inside, leave = (int(gates[i : i + 1].ctypes.data) for i in range(2))
-
-    @cfunc(cpu.SIGNATURE)
-    def wait(job, begin, end, worker):
-        fetch_add(inside, 1)
-        for _ in range(2**31):  # some ten seconds
-            if fetch_add(leave, 0) != 0:
-                return
-        fetch_add(inside, 1 << 32)
-
-    return wait
 
 
 def test_threads_really_run_together():
@@ -345,280 +312,6 @@ def test_workers_take_no_signals(tmp_path):
     )
 
 
-# Fork
-
-FORK = """
-    import os, select, threading, numpy as np, fastopt
-    from numba import cfunc, types
-    from numba.extending import intrinsic
-    from fastopt.kernels import cpu, pool
-
-    fastopt.set_num_threads(4)
-
-    def trains(size=1_000_000):
-        p, g = np.ones(size, np.float32), np.full(size, 0.25, np.float32)
-        q, h = np.ones((1100, 1000), np.float64), np.full((1100, 1000), 0.25, order="F")
-        opt = fastopt.SGD([p, q], lr=1.0, momentum=1.0)
-        opt.step([g, h])
-        opt.step([g, h])
-        return bool((p == 0.25).all() and (q == 0.25).all() and opt.state[0]["step"] == 2)
-
-    FETCH_ADD
-
-    @cfunc(cpu.SIGNATURE)
-    def meet(job, begin, end, worker):
-        fetch_add(job, 1)
-        for _ in range(2**29):
-            if fetch_add(job, 0) >= 2:
-                return
-        fetch_add(job, -1000)
-
-    def meets():
-        # Two chunks that wait for each other need two threads.
-        job = np.zeros(8, np.int64)
-        fastopt.kernels.pool.runner(meet, job.ctypes.data)(2, 1, 2)
-        return job[0] == 2
-
-    def in_child(function, seconds=30):
-        # A child that hangs never closes its end of the pipe.
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(reader)
-            try:
-                ok = function()
-                os.write(writer, b"1" if ok else b"0")
-            finally:
-                os._exit(0)
-        os.close(writer)
-
-        def result():
-            ready = select.select([reader], [], [], seconds)[0]
-            said = os.read(reader, 1) if ready else b"nothing"
-            if not ready:
-                os.kill(child, 9)
-            os.waitpid(child, 0)
-            os.close(reader)
-            assert said == b"1", f"the child said {said}"
-        return result
-"""
-FORKS = {
-    "before first use": """
-        result = in_child(trains)
-        assert trains()
-        result()
-        """,
-    "after use": """
-        assert trains()
-        assert meets()
-        result = in_child(lambda: trains() and meets())
-        assert trains() and meets()
-        result()
-        assert trains() and meets()
-        """,
-    "grandchildren": """
-        assert trains()
-        def child():
-            ok = trains()
-            in_child(lambda: trains() and meets())()
-            return ok and trains() and meets()
-        in_child(child)()
-        assert trains()
-        """,
-    "one optimizer in both": """
-        p, g = np.ones(1_000_000, np.float32), np.full(1_000_000, 0.25, np.float32)
-        opt = fastopt.SGD(p, lr=1.0, momentum=1.0)
-        opt.bind(g)
-        opt.step()
-        def child():
-            opt.step()
-            opt.step(g * 0)
-            return (p == -0.25).all() and opt.state[0]["step"] == 3
-        result = in_child(child)
-        opt.step()
-        result()
-        assert (p == 0.25).all() and opt.state[0]["step"] == 2
-        """,
-    "while another thread is inside a step": """
-        import ctypes
-        from unittest import mock
-
-        inside, leave = threading.Event(), threading.Event()
-        signature = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-
-        @signature
-        def wait(job, begin, end, worker):
-            inside.set()
-            assert leave.wait(50)
-
-        kernel = mock.Mock(ctypes=wait, address=ctypes.cast(wait, ctypes.c_void_p).value)
-        p, g = np.ones(1_000_000, np.float32), np.ones(1_000_000, np.float32)
-        opt = fastopt.SGD(p, lr=1.0)
-        assert trains()
-        with mock.patch.dict(cpu._kernels, {("sgd", "float32"): kernel}):
-            thread = threading.Thread(target=opt.step, args=[g])
-            thread.start()
-            assert inside.wait(50)
-        def child():
-            with mock.patch.dict(cpu._kernels):
-                cpu._kernels.pop(("sgd", "float32"), None)
-                opt.param_groups[0]["momentum"] = 0.5  # a rule with a kernel that does not wait
-                opt.step(g)
-                return trains() and (p == 0).all() and meets()
-        result = in_child(child)
-        assert trains()
-        result()
-        leave.set()
-        thread.join(50)
-        assert not thread.is_alive() and opt.param_groups[0]["step"] == 1
-        assert trains() and meets()
-        """,
-    "while other threads step": """
-        stop = threading.Event()
-        started = threading.Barrier(4)
-
-        def keep_stepping():
-            p, g = np.ones(1_000_000, np.float32), np.zeros(1_000_000, np.float32)
-            opt = fastopt.SGD(p, lr=1.0, momentum=1.0)
-            started.wait(50)
-            while not stop.is_set():
-                opt.step(g)
-            assert (p == 1).all()
-
-        assert trains()
-        threads = [threading.Thread(target=keep_stepping, daemon=True) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        started.wait(50)
-        for _ in range(20):
-            in_child(trains)()
-        assert trains()
-        stop.set()
-        for thread in threads:
-            thread.join(50)
-            assert not thread.is_alive()
-        """,
-    "while another thread compiles": """
-        compiling, compile_kernel = threading.Event(), cpu.cache.compile_kept
-
-        def announced(function, wrap):
-            compiling.set()
-            return compile_kernel(function, wrap)
-
-        cpu.cache.compile_kept = announced
-        thread = threading.Thread(target=trains)
-        thread.start()
-        assert compiling.wait(50)
-        done = threading.Event()
-        result = in_child(trains)
-        thread.join(50)
-        assert not thread.is_alive()
-        p = np.ones(3)
-        fastopt.fused.sgd(p, p / 2, lr=1.0)  # another kernel, while the child lives
-        assert (p == 0.5).all()
-        result()
-        """,
-}
-
-
-@pytest.mark.parametrize("script", [pytest.param(FORKS[name], id=name) for name in FORKS if hasattr(os, "fork")])
-def test_fork(script, tmp_path):
-    """Parent and child train on threads of their own, whatever the parent's were doing."""
-    cold = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if "_compile" in script else {}
-    before = textwrap.dedent(FORK).replace("FETCH_ADD", inspect.getsource(fetch_add._defn))
-    done = run_script(before + textwrap.dedent(script) + "\nprint('passed')\n", tmp_path, **cold)
-    assert done[:2] == (0, "passed\n"), done[2]  # newer Pythons warn of forks beside threads
-
-
-FORK_DURING_IMPORT = """
-    import os, sys, threading, numpy as np, fastopt
-
-    def trains():
-        p = np.ones(3)
-        fastopt.SGD(p, lr=1.0).step(p / 2)
-        return (p == 0.5).all()
-
-    thread = threading.Thread(target=trains)
-    thread.start()
-    while "numba" not in sys.modules:
-        pass
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if trains() else 1)
-    thread.join()
-    assert os.waitpid(child, 0)[1] == 0
-    assert trains()
-    print("passed")
-"""
-
-
-@pytest.mark.parametrize("script", [FORK_DURING_IMPORT] if hasattr(os, "fork") else [])
-def test_fork_while_another_thread_imports_numba(script, tmp_path):
-    """The first step imports Numba; a child that is forked meanwhile imports it as well."""
-    done = run_script(textwrap.dedent(script), tmp_path)
-    assert done[:2] == (0, "passed\n"), done[2]
-
-
-# Exit
-
-EXIT = """
-    import os, sys, threading, numpy as np, fastopt
-
-    fastopt.set_num_threads(4)
-
-    def keep_stepping(rule, started):
-        p, g, s = (np.ones(400_000, np.float32) for _ in range(3))
-        h = np.ones((1000, 400), np.float32).T
-        opt = fastopt.Adagrad(p, lr=0.01) if rule else fastopt.SGD(p, lr=0.01, momentum=0.5)
-        opt.bind(g)
-        while True:
-            opt.step()
-            opt.step(g)
-            fastopt.fused.adagrad(p, g, s, lr=0.1)
-            fastopt.fused.sgd(p.reshape(400, 1000), h, lr=0.1)
-            started.set()
-
-    for rule in range(3):
-        started = threading.Event()
-        threading.Thread(target=keep_stepping, args=[rule % 2, started], daemon=True).start()
-        assert started.wait(50)
-    print("passed", flush=True)
-"""
-
-
-@pytest.mark.parametrize("end", ["", "sys.exit()", "del fastopt, np"])
-def test_exit_while_daemon_threads_step(end, tmp_path):
-    """The interpreter ends quietly though threads are inside the extension."""
-    with ThreadPoolExecutor(3) as executor:
-        for done in executor.map(lambda _: run_script(textwrap.dedent(EXIT) + end, tmp_path), range(3)):
-            assert done == (0, "passed\n", "")
-
-
-def test_exit_inside_a_kernel(tmp_path):
-    """Threads that stay inside a kernel neither keep the interpreter from ending nor lose the code they run."""
-    script = """
-        import threading, numpy as np, fastopt
-        from numba import carray, types
-        from numba.extending import intrinsic
-        from fastopt.kernels import cpu
-
-        FETCH_ADD
-
-        def stay(job, begin, end, worker):
-            while fetch_add(job + 56, 1) >= 0:  # a reserved field
-                pass
-
-        cpu._kernels["sgd", "float32"] = cpu.cache.compile_kept(stay, cpu.make_cfunc)
-        fastopt.set_num_threads(2)
-        opt = fastopt.SGD(np.ones(1_000_000, np.float32))
-        threading.Thread(target=opt.step, args=[np.ones(1_000_000, np.float32)], daemon=True).start()
-        while not (opt._plan.launches and opt._plan.launches[0].job["skip"]):
-            pass
-        print("passed", flush=True)
-    """
-    assert_passes(textwrap.dedent(script).replace("FETCH_ADD", inspect.getsource(fetch_add._defn)), tmp_path)
-
-
 # Settings
 
 
@@ -739,92 +432,7 @@ def test_nobody_elses_settings_change(tmp_path):
     )
 
 
-# Without the extension
-
-WITHOUT = """
-    import sys
-    sys.modules["fastopt.kernels._pool"] = None
-    import numpy as np, fastopt, threading
-    from fastopt.kernels import extension, pool, reader
-    assert extension.lib is None and not pool.available
-"""
-
-
-def test_training_without_the_extension(tmp_path):
-    """The same bits as with it, in every layout, for every rule, bound or not, single calls too."""
-    script = """
-        import hashlib, numpy as np, fastopt
-        rng = np.random.default_rng(0)
-        shapes = [(), (0,), (7,), (120_001,), (200, 300), (7, 5, 9), (3, 1, 4, 2)]
-        flip = lambda a: a[..., ::-1] if a.ndim else a
-        layouts = [np.array, lambda a: np.array(a, order="F"), lambda a: flip(np.array(flip(a)))]
-        gradients = [*layouts, lambda a: np.repeat(a[..., None], 2, -1)[..., 0]]
-        gradients += [lambda a: np.broadcast_to(a[..., :1] if a.ndim else a, a.shape)]
-        normal = lambda dtype: [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
-
-        def train(opt, params, dtype, lay):
-            for lay_gradient in gradients:
-                opt.step([lay_gradient(g) for g in normal(dtype)])
-            opt.step([None] * len(shapes))
-            opt.bind([np.ones_like(p) for p in params])
-            opt.step()
-            state = lay(np.ones(shapes[4], dtype))
-            fastopt.fused.adagrad(params[4], np.asarray(params[4] * 2, order="F"), state, lr=0.1)
-            opt.load_state_dict(opt.state_dict())
-            return [*params, state]
-
-        def refuses(opt, params, dtype):
-            for bad in (np.ones(7, np.float16), params[2], np.ones(6, dtype), params[3][:7]):
-                before = params[3].copy()
-                try:
-                    opt.step([bad if i == 2 else np.ones_like(p) for i, p in enumerate(params)])
-                except (TypeError, ValueError) as error:
-                    assert "parameter" in str(error)
-                else:
-                    raise AssertionError("accepted")
-                assert (params[3] == before).all()
-
-        results = []
-        for make, options in (
-            (fastopt.SGD, {"lr": 0.1}),
-            (fastopt.SGD, {"lr": lambda step: 0.1 / (1 + step), "momentum": 0.9, "weight_decay": 0.01}),
-            (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-            (fastopt.Adagrad, {"lr": 0.1}),
-        ):
-            for dtype in (np.float32, np.float64):
-                for lay in layouts:
-                    params = [lay(p) for p in normal(dtype)]
-                    opt = make(params, **options)
-                    results += train(opt, params, dtype, lay)
-                    refuses(opt, params, dtype)
-        print(hashlib.sha256(b"".join(array.tobytes() for array in results)).hexdigest())
-    """
-    done = [run_script(textwrap.dedent(head) + textwrap.dedent(script), tmp_path) for head in ("", WITHOUT)]
-    assert [(status, errors) for status, _, errors in done] == [(0, "")] * 2
-    assert done[0] == done[1]
-
-
-def test_threads_without_the_extension(tmp_path):
-    """Steps from several Python threads, the GIL released, a number of threads that can be set and does nothing."""
-    assert_passes(
-        textwrap.dedent(WITHOUT)
-        + textwrap.dedent(
-            """
-            fastopt.set_num_threads(8)
-            assert fastopt.get_num_threads() == 8
-            p, g = np.zeros(300_000, np.float32), np.ones(300_000, np.float32)
-            opt = fastopt.SGD(p, lr=1.0)
-            threads = [threading.Thread(target=lambda: [opt.step(g) for _ in range(10)]) for _ in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert (p == -80).all() and opt.param_groups[0]["step"] == 80
-            print("passed")
-            """
-        ),
-        tmp_path,
-    )
+# The extension
 
 
 def test_a_runner_without_the_extension_releases_the_gil(monkeypatch):
@@ -839,23 +447,6 @@ def test_a_runner_without_the_extension_releases_the_gil(monkeypatch):
     gates[1] = 1
     thread.join(DEADLOCK)
     assert gates[0] == 1
-
-
-def test_an_extension_of_another_abi_is_refused(tmp_path):
-    """A stale build says so instead of being called."""
-    status, _, errors = run_script(
-        """
-        import sys, types
-        stale = types.ModuleType("fastopt.kernels._pool")
-        stale.ffi, stale.lib = None, types.SimpleNamespace(fastopt_abi=lambda: -1)
-        sys.modules["fastopt.kernels._pool"] = stale
-        import fastopt
-        """,
-        tmp_path,
-    )
-    assert status == 1
-    assert "ABI -1" in errors
-    assert "install fastopt again" in errors
 
 
 def test_the_pool_is_there():

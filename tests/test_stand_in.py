@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from cuda_tensors import on_gpu
+from fastopt.kernels import cuda, tables
 from tolerances import ONE_STEP, assert_close
+
+import fastopt
 
 WORLD = cuda_stand_in.WORLD
 
@@ -349,3 +352,63 @@ def test_nothing_stays_pretended(stand_in):
         assert torch.cuda.is_available()
         assert found() != before
     assert found() == before
+
+
+# Kernels and memory
+
+
+def test_the_stand_in_waits(stand_in):
+    """A kernel has a copy of its argument, and reads all else when its stream gets there, and not before."""
+    cupy = stand_in.cupy
+    stream = stand_in.stream()
+    target = np.zeros(2, np.int64)
+    message = np.zeros(1, tables.MESSAGE)
+    message["to"], message["apart"], message["count"] = target.ctypes.data, 1, 2
+    message["words"][0, :2] = 5, 6
+    send = cuda.send_and_advance(cupy)[0]
+    with stream:
+        send((1,), (32,), (message,))
+    message["words"] = 0
+    assert target.tolist() == [0, 0]
+    stream.synchronize()
+    assert target.tolist() == [5, 6]
+    source, memory = np.array([1, 2]), cupy.cuda.Memory(16)
+    pointer = cupy.cuda.MemoryPointer(memory, 0)
+    pointer.copy_from_host_async(source.ctypes.data, 16, stream)
+    source[:] = 7  # too early: whoever writes here has to wait
+    stream.synchronize()
+    pointer.copy_to_host(target.ctypes.data, 16)
+    assert target.tolist() == [7, 7]
+
+
+def test_the_stand_in_catches_gradients_that_are_gone(stand_in):
+    """What is read at a replay is what lies there then."""
+    p, g = stand_in.array(np.ones(4, np.float32)), stand_in.array(np.ones(4, np.float32))
+    opt, stream = fastopt.SGD([p], lr=0.5), stand_in.stream()
+    with stream:
+        opt.step([g])
+    g.host[...] = 2.0
+    assert (stand_in.get(p) == 0.0).all()
+
+
+def test_the_stand_in_is_strict_while_it_captures(stand_in):
+    """What CUDA would refuse then, or what would be read anew at each replay, it refuses."""
+    cupy = stand_in.cupy
+    stream, memory, data = stand_in.stream(), cupy.cuda.Memory(16), np.zeros(2)
+    pointer = cupy.cuda.MemoryPointer(memory, 0)
+    before = WORLD.allocated
+    with stand_in.capture(stream) as graph:
+        for act in (
+            lambda: cupy.cuda.Memory(8),
+            lambda: pointer.copy_from_host_async(data.ctypes.data, 16, stream),
+            stream.synchronize,
+            cupy.cuda.Device(0).synchronize,
+        ):
+            with pytest.raises(cuda_stand_in.CUDARuntimeError):
+                act()
+    assert WORLD.allocated == before
+    assert graph.graph.work == []
+    with pytest.raises(cuda_stand_in.CUDARuntimeError, match="default stream"):
+        cuda_stand_in.get_current_stream().begin_capture()
+    with cupy.cuda.Device(1), pytest.raises(RuntimeError, match="does not match"):
+        stream.__enter__()
