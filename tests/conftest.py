@@ -12,6 +12,7 @@ import os
 import time
 
 import pytest
+from once import folder_of_the_run
 
 LIMIT = 5  # minutes that `pytest` may take on two cores, as CONTRIBUTING says
 MOST_PROCESSES = 8  # each takes a gigabyte or two
@@ -52,6 +53,11 @@ def pytest_addoption(parser):
 def pytest_xdist_auto_num_workers():
     """Run one process per core that this one may use."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), MOST_PROCESSES)
+
+
+def pytest_configure():
+    """Let the processes that this one starts share what they compile."""
+    folder_of_the_run()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from fastopt.kernels import cuda
 from fastopt.kernels.tables import CHUNK, COURSE, JOB, MESSAGE, TENSOR
+from once import once
 
 from fastopt.rules import RULES
 
 SHIM = Path(__file__).with_name("host_cuda.h")
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+LIBRARY = "kernels.so"
 BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `build` made
 THREADS = 1024  # a block has no more
 UPDATES = {cuda.kernel_name(rule, format): (rule, format) for rule in RULES for format in cuda.FORMATS}
@@ -41,7 +43,7 @@ def fused(rules):
 def build(folder, *flags, rules=RULES):
     """Compile the kernels of some rules into a shared library in a folder, and return its path."""
     small = "\n".join([cuda.inlined("advance.cu"), "HOST_LAUNCHER(send)", "HOST_LAUNCHER(advance)"])
-    path, sources = Path(folder) / "kernels.so", {"fused": fused(rules), "advance": small}
+    path, sources = Path(folder) / LIBRARY, {"fused": fused(rules), "advance": small}
     compiler, objects, running = shutil.which("g++"), [], []
     for name, source in sources.items():
         file = path.with_name(f"{name}.cpp")
@@ -59,11 +61,8 @@ def build(folder, *flags, rules=RULES):
 
 @functools.cache
 def library():
-    """Return all kernels, compiled once in a process."""
-    if BUILT in os.environ:
-        return ctypes.CDLL(os.environ[BUILT])
-    with tempfile.TemporaryDirectory() as folder:
-        return ctypes.CDLL(str(build(folder)))
+    """Return all kernels, compiled once for all processes."""
+    return ctypes.CDLL(os.environ.get(BUILT) or str(once("cuda", build) / LIBRARY))
 
 
 def table(address, dtype, rows):

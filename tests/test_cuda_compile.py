@@ -1,28 +1,27 @@
 """CUDA kernels compiled ahead, with neither GPU nor driver, by the command; and the machine code that comes out."""
 
+import functools
 import importlib.metadata
 import re
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fastopt.kernels import cuda
 from fastopt.kernels.tables import ELEMENTS
-from processes import run_commands
+from pairs import swept
 
 import fastopt
-from fastopt import cli
+from fastopt import cli, rules
 from fastopt.rules import RULES
 
 if sys.platform != "linux":
     pytest.skip("CuPy and nvdisasm are installed for tests on Linux alone", allow_module_level=True)
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100"]
-UPDATES = {cuda.kernel_name(rule, format): (rule, format) for rule in RULES for format in cuda.FORMATS}
 LINE = re.compile(r"(\w+): (\d+) registers, (\d+) bytes shared, (\d+) bytes local, (\d+) bytes spilled")
 ADDRESS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/", re.MULTILINE)
 INSTRUCTION = re.compile(ADDRESS.pattern + r"\s+(?:@!?U?P\w+ )?([A-Z]\w*(?:\.\w+)*)", re.MULTILINE)
@@ -33,8 +32,12 @@ FP64_CONVERSION = r"(F2F|F2I|I2F|FRND|F2IP|I2FP|F2FP)\b.*\.F64\b"
 FP64 = re.compile(f"{FP64_ARITHMETIC}|{FP64_FUNCTION}|{FP64_CONVERSION}")
 LOCAL = re.compile(r"(LDL|STL)\b")
 
-architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
-updates = pytest.mark.parametrize("name", UPDATES)
+# By default each architecture, rule and format a few times, and one architecture where there is nothing but that.
+updates = swept(together=1, architecture=ARCHITECTURES, rule=RULES, format=cuda.FORMATS)
+architectures = pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=[] if name == "sm_90" else pytest.mark.exhaustive) for name in ARCHITECTURES],
+)
 
 
 def disassembler():
@@ -52,72 +55,83 @@ def disassemble(path):
     return instructions
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """For each architecture: the numbers of each kernel that the command prints, and the code in each of its files."""
-    folder = tmp_path_factory.mktemp("cubins")
+@functools.cache
+def cubin(architecture, name):
+    """One of our sources compiled, and what the compiler says that its kernels take."""
+    from cupy_backends.cuda.libs import nvrtc
 
-    def compile_for(architecture):
-        """In a process of its own: NVRTC compiles one source at a time."""
-        code, output, errors = run_commands(f"fastopt compile --cuda {architecture} --out new/{architecture}", folder)
-        assert code == 0, errors
-        lines = [LINE.fullmatch(line) for line in output.splitlines()]
-        printed = {line[1]: tuple(map(int, line.groups()[1:])) for line in lines}
-        return printed, {path.name: disassemble(path) for path in (folder / "new" / architecture).iterdir()}
-
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(ARCHITECTURES, pool.map(compile_for, ARCHITECTURES), strict=True))
-    return [{architecture: pair[i] for architecture, pair in found.items()} for i in range(2)]
+    return cuda.cubin(nvrtc, cuda.sources(RULES)[name], name, architecture)
 
 
-@architectures
-def test_a_file_for_each_update_and_a_line_for_each_kernel(compiled, architecture):
-    """RULE_PARAM_GRAD_STATE.cubin, and one with the two small kernels."""
-    printed, code = compiled
-    files = {
-        f"{rule}_{element}_{element}_{np.dtype(ELEMENTS[element][1]).name}.cubin"
-        for rule in RULES
-        for element in ELEMENTS
-    }
-    assert set(code[architecture]) == files | {"advance.cubin"}
-    assert set(printed[architecture]) == {file.removesuffix(".cubin") for file in files} | {"advance", "send"}
+@functools.cache
+def compiled(architecture, name):
+    """What the kernels of a source take, and their instructions."""
+    binary, usages = cubin(architecture, name)
+    return usages, instructions_of(binary)
 
 
-@architectures
+def instructions_of(binary):
+    """The instructions of a CUBIN in memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        return disassemble(file.name)
+
+
+def files_of(names):
+    """The files that are written for some rules: RULE_PARAM_GRAD_STATE.cubin, and one with the two small kernels."""
+    kernels = [f"{rule}_{each}_{each}_{np.dtype(ELEMENTS[each][1]).name}" for rule in names for each in ELEMENTS]
+    return {f"{name}.cubin" for name in (*kernels, "advance")}
+
+
+def test_a_file_for_each_update_and_a_line_for_each_kernel(monkeypatch, capsys, tmp_path):
+    """The command writes what is compiled here. It takes each rule of the registry, which is a short one here."""
+    assert {f"{name}.cubin" for name in cuda.sources(RULES)} == files_of(RULES)
+    monkeypatch.setattr(rules, "RULES", {"adagrad": RULES["adagrad"]})
+    folder = tmp_path / "new" / "sm_90"
+    assert cli.main(["compile", "--cuda", "sm_90", "--out", str(folder)]) == 0
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(written) == files_of(["adagrad"])
+    usages = []
+    for name, content in written.items():
+        binary, taken = cubin("sm_90", name.removesuffix(".cubin"))
+        assert content == binary
+        usages += map(str, taken)
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(usages)
+    assert all(map(LINE.fullmatch, usages))
+
+
 @updates
-def test_updates_stay_in_registers(compiled, architecture, name):
+def test_updates_stay_in_registers(architecture, rule, format):
     """No stack, no spills and no shared memory by the compiler's account, and no access to local memory in the code."""
-    printed, code = compiled
-    registers, *memory = printed[architecture][name]
+    (usage,), code = compiled(architecture, cuda.kernel_name(rule, format))
     # A multiprocessor has 65,536: for 1,536 threads where each holds four packs or fewer, for 1,024 where it holds more
     # or doubles, for 682 where it holds doubles of five arrays. Held to less by launch bounds, these spilled.
-    rule, format = UPDATES[name]
     element, real = (np.dtype(dtype).itemsize for dtype in ELEMENTS[format])
     few = 2 + len(RULES[rule].states) * real // element <= 4  # packs
     three = few and architecture != "sm_75"  # which has no room for more than 1,024 threads anyway
-    assert 0 < registers <= ((64 if few else 96) if format == "float64" else (40 if three else 64))
-    assert memory == [0, 0, 0]
-    assert not any(map(LOCAL.match, code[architecture][f"{name}.cubin"]))
+    assert 0 < usage.registers <= ((64 if few else 96) if format == "float64" else (40 if three else 64))
+    assert usage.shared == usage.local == usage.spilled == 0
+    assert not any(map(LOCAL.match, code))
 
 
-@architectures
 @updates
-def test_double_is_for_double(compiled, architecture, name):
+def test_double_is_for_double(architecture, rule, format):
     """Not an instruction of 64-bit arithmetic where parameters have 32 bits or fewer."""
-    found = {instruction for instruction in compiled[1][architecture][f"{name}.cubin"] if FP64.match(instruction)}
-    assert (found != set()) == (UPDATES[name][1] == "float64"), found
+    code = compiled(architecture, cuda.kernel_name(rule, format))[1]
+    found = {instruction for instruction in code if FP64.match(instruction)}
+    assert (found != set()) == (format == "float64"), found
+    assert any(map(re.compile(FP64_ARITHMETIC).match, code)) == (format == "float64")
 
 
-@architectures
 @updates
-def test_sixteen_bytes_at_once(compiled, architecture, name):
+def test_sixteen_bytes_at_once(architecture, rule, format):
     """A load for each array, or two where a state is wider than its parameter, and a store for each that is written.
 
     That is for one pack; the compiler may have written it several times.
     """
-    rule, format = UPDATES[name]
     states = len(RULES[rule].states) * np.dtype(ELEMENTS[format][1]).itemsize // np.dtype(ELEMENTS[format][0]).itemsize
-    code = compiled[1][architecture][f"{name}.cubin"]
+    code = compiled(architecture, cuda.kernel_name(rule, format))[1]
     loads = sum(instruction.startswith("LDG.E.128") for instruction in code)
     stores = sum(instruction.startswith("STG.E.128") for instruction in code)
     assert stores >= 1 + states
@@ -125,18 +139,17 @@ def test_sixteen_bytes_at_once(compiled, architecture, name):
 
 
 @architectures
-def test_what_is_looked_for_would_be_found(compiled, architecture):
+def test_what_is_looked_for_would_be_found(architecture):
     """Each pattern, where it must match: double everywhere in `advance`, which has arrays of its own as well."""
-    code = compiled[1][architecture]
-    assert any(map(re.compile(FP64_FUNCTION).match, code["adagrad_float64_float64_float64.cubin"]))
-    for name, (_, format) in UPDATES.items():
-        assert (format == "float64") == any(map(re.compile(FP64_ARITHMETIC).match, code[f"{name}.cubin"]))
+    usages, advance = compiled(architecture, "advance")
+    assert any(map(re.compile(FP64_FUNCTION).match, compiled(architecture, "adagrad_float64_float64_float64")[1]))
     for pattern in (r"F2F\.F32\.F64", r"F2F\.F64\.F32", r"I2F\.F64"):
-        converting = [instruction for instruction in code["advance.cubin"] if re.match(pattern, instruction)]
+        converting = [instruction for instruction in advance if re.match(pattern, instruction)]
         assert converting
         assert all(map(FP64.match, converting))
-    assert {instruction[:3] for instruction in code["advance.cubin"] if LOCAL.match(instruction)} == {"LDL", "STL"}
-    assert compiled[0][architecture]["advance"][2] > 0
+    assert {instruction[:3] for instruction in advance if LOCAL.match(instruction)} == {"LDL", "STL"}
+    (taken,) = [usage for usage in usages if usage.kernel == "advance"]
+    assert taken.local > 0
 
 
 def test_an_unknown_architecture_names_the_known(capsys, tmp_path):
@@ -182,8 +195,7 @@ def test_a_kernel_that_does_not_compile_shows_the_log():
 HEADERS = ["rules.h", "schedules.h", "vectors.h", "tables.h"]
 
 
-@architectures
-@pytest.mark.parametrize("header", HEADERS)
+@swept(together=1, header=HEADERS, architecture=ARCHITECTURES)
 def test_headers_stand_alone(header, architecture):
     """NVRTC takes a source that includes one header from the folder that a user is told, and nothing else."""
     from cupy_backends.cuda.libs import nvrtc
@@ -205,11 +217,7 @@ def test_a_kernel_of_ones_own(architecture):
     binary, usages = cuda.cubin(nvrtc, source, "own", architecture)
     assert {usage.kernel for usage in usages} == {"predict", "descend"}
     assert all(usage.local == usage.spilled == 0 for usage in usages)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        instructions = disassemble(file.name)
-    assert not any(map(FP64.match, instructions))
+    assert not any(map(FP64.match, instructions_of(binary)))
 
 
 def test_the_loop_over_arrays_is_for_the_host():
