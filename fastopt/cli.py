@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,15 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             with interruptible():
                 return command(argv)
         finally:
-            print(end="", flush=True)  # here, where an error can be told, and not when Python ends
+            print(end="", flush=True)  # here, where an error can be reported, and not when Python ends
     except BrokenPipeError:
         status = 141
     except (ValueError, ImportError, OSError) as error:
-        print(f"fastopt: error: {error}", file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"fastopt: error: {error}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         status = 130
-    forget_output()
+    for stream in (sys.stdout, sys.stderr):
+        forget_output(stream)
     return status
 
 
@@ -84,13 +86,13 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def forget_output() -> None:
-    """Let go of what cannot be written to stdout: Python would try again in the end, and show a traceback."""
+def forget_output(stream: TextIO) -> None:
+    """Let go of what cannot be written to a stream: Python would try again in the end, and show a traceback."""
     try:
-        print(end="", flush=True)
+        print(end="", flush=True, file=stream)
     except OSError:
         with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def command(argv: Sequence[str] | None) -> int:
@@ -126,7 +128,7 @@ Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 def add_info(commands: Commands[argparse.ArgumentParser]) -> None:
     """Define ``fastopt info``."""
-    parser = commands.add_parser("info", help="versions, processor, threads, cache, and what follows from them")
+    parser = commands.add_parser("info", help="show versions, processor, limits, threads, cache and GPUs")
     parser.set_defaults(run=info)
 
 
@@ -141,10 +143,9 @@ def info(arguments: argparse.Namespace) -> int:
 def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
     """Define ``fastopt compile``."""
     parser = commands.add_parser("compile", help="compile all kernels ahead, into the cache on disk, or for a GPU")
-    parser.add_argument(
-        "--cuda", metavar="ARCH", help="instead, compile CUBIN files for GPUs such as sm_90; needs none"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write those (default: here)")
+    cuda = "compile CUBIN files for GPUs of this architecture, sm_90 for instance; this machine need not have a GPU"
+    parser.add_argument("--cuda", metavar="ARCH", help=cuda)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the CUBIN files (default: this one)")
     parser.set_defaults(run=compile_kernels)
 
 
@@ -202,32 +203,37 @@ def compile_numba() -> int:
 
 def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     """Define ``fastopt bench``."""
-    parser = commands.add_parser("bench", help="measure against NumPy, PyTorch and this machine's memory limit")
-    parser.add_argument("--gpu", action="store_true", help="measure on the GPU, against PyTorch and CuPy, after checks")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, a minute and a half; with --gpu one")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers; with --gpu after each part")
-    resume = "measure what is missing in a file of --gpu --json, and add it there"
+    parser = commands.add_parser("bench", help="measure against NumPy, Numba, PyTorch and this machine's memory limit")
+    parser.add_argument("--gpu", action="store_true", help="check and measure on the GPU, against PyTorch and CuPy")
+    quick = "measure optimizer steps alone, in fewer rounds, in about a minute; with --gpu everything, in a minute"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    tables = "print all tables that were measured, and not the summary alone"
+    parser.add_argument("--tables", action="store_true", help=tables)
+    parser.add_argument("--json", metavar="FILE", help="write all figures to a file; with --gpu after each part")
+    resume = "measure what is missing in a file that --gpu --json has written, and add it there"
     parser.add_argument("--resume", metavar="FILE", help=resume)
-    plot = "draw fastopt's ratios; steps in torch into FILE-torch.png, without --gpu"
+    plot = "draw the ratios as a chart; without --gpu and --quick, steps in torch are drawn into FILE-torch.png"
     parser.add_argument("--plot", metavar="FILE.png", help=plot)
-    baseline = "what speed-ups are over (default: numpy; with --gpu torch-fused, or cupy where torch has no CUDA)"
+    baseline = "the contender that the table of all contenders compares with (default: numpy; with --gpu torch-fused)"
     parser.add_argument("--baseline", help=baseline)
     parser.set_defaults(run=bench)
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measure and print the tables."""
+    """Measure, and print what was found."""
     if arguments.gpu:
         from .bench.gpu import command as gpu_command
 
-        gpu_command.run(arguments.quick, arguments.json, arguments.plot, arguments.baseline, arguments.resume)
+        gpu_command.run(
+            arguments.quick, arguments.json, arguments.plot, arguments.baseline, arguments.resume, arguments.tables
+        )
     elif arguments.resume is not None:
         raise ValueError("--resume goes with --gpu: only its parts are kept one by one")
     else:
         from .bench import command
 
         baseline = "numpy" if arguments.baseline is None else arguments.baseline
-        command.run(arguments.quick, arguments.json, arguments.plot, baseline)
+        command.run(arguments.quick, arguments.json, arguments.plot, baseline, arguments.tables)
     return 0
 
 
@@ -254,8 +260,10 @@ def add_lab(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def add_output(options: argparse.ArgumentParser) -> None:
     """Define the options that all experiments share."""
-    options.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
-    options.add_argument("--animate", action="store_true", help="write a GIF too, in which the curves grow")
+    options.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="folder to write to (default: this one)"
+    )
+    options.add_argument("--animate", action="store_true", help="write a GIF as well, in which the curves grow")
 
 
 def add_keyword(options: argparse.ArgumentParser, run: Callable[..., Any], keyword: str) -> None:
@@ -306,6 +314,8 @@ def attempt(name: str, arguments: argparse.Namespace) -> int:
     print(f"{name}\n{'=' * len(name)}", flush=True)
     try:
         print(experiment(name, arguments), end="\n\n", flush=True)
+    except BrokenPipeError:  # nobody reads what the others would print
+        raise
     except (ValueError, ImportError, OSError) as error:
         print(f"fastopt: error: {name}: {error}", file=sys.stderr)
         return 1

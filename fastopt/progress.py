@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from .extras import require
 
 T = TypeVar("T")
 
@@ -26,12 +28,22 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     if total is None and isinstance(items, Sized):
         total = len(items)
     try:
-        from rich.console import Console
         from rich.progress import track as rich_track
     except ImportError:
         return _count(items, description, total)
-    console = Console(stderr=True, force_jupyter=False)  # in a notebook rich would warn that it wants ipywidgets
-    return iter(rich_track(items, description, total, auto_refresh=False, console=console))
+    on_stderr = console(stderr=True, force_jupyter=False)  # in a notebook rich would warn that it wants ipywidgets
+    return iter(rich_track(items, description, total, auto_refresh=False, console=on_stderr))
+
+
+def console(**options: Any) -> Any:
+    """Make a console of rich that raises where nobody reads the output any more, as print does; rich's own exits."""
+    rich_console = require("rich.console", "bench").Console
+
+    class Console(rich_console):  # type: ignore[misc, valid-type]
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError that has called this
+
+    return Console(**options)
 
 
 def _count(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:

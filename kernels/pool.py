@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from . import limits
 from .extension import ffi, lib
 
 available: bool = lib is not None
@@ -15,18 +16,12 @@ available: bool = lib is not None
 _num_threads: int | None = None
 
 
-def cores() -> int:
-    """Count the processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def get_num_threads() -> int:
     """Return how many threads, the caller's included, a large update may use.
 
     Without a call of `set_num_threads` that is ``FASTOPT_NUM_THREADS`` from the environment, else the number of
-    processors that this process may use. Small updates run on the calling thread whatever the number.
+    processors that this process may use, for which a container's quota counts. Small updates run on the calling
+    thread whatever the number.
 
     Returns
     -------
@@ -42,7 +37,7 @@ def get_num_threads() -> int:
         text = os.environ.get("FASTOPT_NUM_THREADS", "").strip()
         if text and not (text.isdecimal() and int(text) >= 1):
             raise ValueError(f"FASTOPT_NUM_THREADS is {text!r}; set it to a whole number of 1 or more, or unset it")
-        _num_threads = int(text) if text else cores()
+        _num_threads = int(text) if text else limits.processors()
     return _num_threads
 
 

@@ -8,7 +8,6 @@ import functools
 import gc
 import importlib
 import importlib.util
-import os
 import time
 
 import pytest
@@ -52,7 +51,7 @@ def pytest_addoption(parser):
 
 def pytest_xdist_auto_num_workers():
     """Run one process per core that this one may use."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), MOST_PROCESSES)
+    return min(importlib.import_module("fastopt.kernels.limits").processors(), MOST_PROCESSES)
 
 
 def pytest_configure():

@@ -8,7 +8,7 @@ import types
 
 import numpy as np
 import pytest
-from fastopt.kernels import cache, cpu, extension, schedules
+from fastopt.kernels import cache, cpu, extension, limits, schedules
 
 import fastopt
 from fastopt import cli, extras, info, lab, rules
@@ -44,14 +44,40 @@ def start(script, names, folder):
 def test_info_names_everything(capsys):
     """Versions, processor, threads, pool, cache, and the GPUs, or what is missing."""
     assert cli.main(["info"]) == 0
-    facts = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    facts = dict(line.split(None, 1) for line in lines if not line.startswith(" "))
     assert facts["fastopt"] == fastopt.__version__
     assert facts["numpy"] == np.__version__
     assert facts["threads"].startswith(str(fastopt.get_num_threads()))
     assert facts["pool"] == "built"
     assert facts["cache"] == str(cache.directory())
     assert facts["GPU"].startswith("not usable")
-    assert {"python", "numba", "cffi", "torch", "cupy", "processor", "compiled"} <= set(facts)
+    assert {"python", "numba", "cffi", "torch", "cupy", "processor", "memory", "compiled"} <= set(facts)
+
+
+def test_info_is_no_wider_than_a_page(monkeypatch):
+    """Also where all kernels are compiled: rules that are compiled for the same formats stand together."""
+    monkeypatch.setattr(cpu, "cached", lambda name, dtype: name != "adam" or dtype == "float32")
+    monkeypatch.setattr(schedules, "cached", lambda: True)
+    monkeypatch.setattr(cache, "directory", lambda: "/cache")
+    lines = info.lines()
+    assert max(map(len, lines)) <= info.WIDTH
+    told = " ".join(line.strip() for line in lines)
+    count = (len(rules.RULES) - 1) * 4 + 2
+    assert f"{count} of {count + 3}: sgd, momentum, " in told
+    assert "in float32, float64, float16, bfloat16; adam in float32; schedules" in told
+
+
+def test_info_tells_what_limits_the_process(monkeypatch):
+    """A container's quota, its memory and the processors that it may run on."""
+    monkeypatch.setattr(limits, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(limits, "physical_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr(limits, "memory_limit", lambda: 2 * 10**9)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    text = "\n".join(info.lines())
+    assert "of 64 processors (4 allowed by affinity, a quota of 1.5)" in text
+    assert "64.0 GB (2.0 GB allowed to this process)" in text
 
 
 def test_info_without_pool_and_cache(monkeypatch):
@@ -60,6 +86,7 @@ def test_info_without_pool_and_cache(monkeypatch):
     monkeypatch.setattr(cache, "directory", lambda: None)
     text = "\n".join(info.lines())
     assert "updates run on the calling thread" in text
+    assert "a step in torch takes" in text
     assert "NUMBA_CACHE_DIR" in text
     assert extension.lib is not None
 

@@ -11,7 +11,7 @@ import pytest
 from fastopt.kernels import cpu
 from processes import DEADLOCK
 
-from fastopt import cli, files, lab
+from fastopt import cli, files, lab, progress
 
 
 def names(folder):
@@ -146,15 +146,35 @@ def run(arguments, folder, output):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("argument", ["--includes", "info"])
-def test_output_that_nobody_reads(argument, tmp_path):
+@pytest.mark.parametrize("arguments", ["--includes", "info", "lab", "lab all"])
+def test_output_that_nobody_reads(arguments, tmp_path):
     """The status says so, and not a word is said, as of other commands."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        assert run([argument], tmp_path, writing) == (141, "")
+        assert run(arguments.split(), tmp_path, writing) == (141, "")
     finally:
         os.close(writing)
+
+
+def test_errors_that_nobody_reads(tmp_path):
+    """As with `2>&1 | head`: no traceback of a second try, and the status is that of the error."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-P", "-m", "fastopt.cli", "compile", "--out", "x"]
+    try:
+        done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=writing, timeout=DEADLOCK, check=False)
+    finally:
+        os.close(writing)
+    assert done.returncode == 1
+
+
+def test_tables_that_nobody_reads():
+    """A console of rich raises what print raises, so that all commands end alike."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(BrokenPipeError), os.fdopen(writing, "w") as nowhere:
+        progress.console(file=nowhere).print("a table")
 
 
 @pytest.mark.parametrize("argument", ["--includes", "info"])

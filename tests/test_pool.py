@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fastopt.kernels import cpu, pool
+from fastopt.kernels import cpu, limits, pool
 from fastopt.kernels.extension import ffi, lib
 from numba import carray, cfunc
 from pool_kernels import fetch_add, waiting_kernel
@@ -350,8 +350,7 @@ def set_environment(monkeypatch, text):
 def test_threads_from_the_environment(text, threads, monkeypatch):
     """FASTOPT_NUM_THREADS counts; empty is as if unset; set_num_threads goes before it."""
     set_environment(monkeypatch, text)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert fastopt.get_num_threads() == (threads or cores)
+    assert fastopt.get_num_threads() == (threads or limits.processors())
     p = np.ones(1_000_000)
     fastopt.fused.sgd(p, p / 2, lr=1.0)
     assert (p == 0.5).all()

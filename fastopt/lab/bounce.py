@@ -51,13 +51,13 @@ def bounce(
     lr : float, default 0.2
         The constant rate, and the first of the decaying one, from 1e-6 to 0.66: at 2 / 3 descent diverges.
     noise : float, default 1.0
-        Standard deviation of the noise in each component of the gradient, from 1e-9 to 1e9.
+        The standard deviation of the noise in each component of the gradient, from 1e-9 to 1e9.
     steps : int, default 400
-        8 or more.
+        How many steps each descent takes, 8 or more.
     runs : int, default 100
-        Descents over whose squared distances the mean is taken; the first one is drawn.
+        How many descents the mean of the squared distances is taken over; the first one is drawn.
     seed : int, default 0
-        Of the noise.
+        The seed of the noise.
 
     Returns
     -------

@@ -86,11 +86,11 @@ def digits(epochs: int = 30, seeds: int = 5, seed: int = 0) -> tuple[Figure, dic
     Parameters
     ----------
     epochs : int, default 30
-        Passes over the training images, 1 or more.
+        How many passes over the training images there are, 1 or more.
     seeds : int, default 5
         How many times the schedules are compared, 1 or more.
     seed : int, default 0
-        The first one, of the start and the batches; the rules are compared with this one.
+        The first seed of the start and the batches; the rules are compared with this one.
 
     Returns
     -------

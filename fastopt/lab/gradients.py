@@ -223,21 +223,23 @@ def gradients(
     Parameters
     ----------
     lr : float, default 0.2
-        Of the two descents.
+        The learning rate of the two descents.
     max_norm : float, default 0.3
-        Of a gradient that is clipped; above 0.
+        The norm that gradients are clipped to; above 0.
     steps : int, default 300
-        Of each descent, 1 or more.
+        How many steps each descent takes, 1 or more.
     starts : int, default 100
-        Random starts for the table, at most 0.2 from the picture's in w and in b; 1 or more.
-    sgd_lr, adagrad_lr : float, default 0.1 and 0.03
-        Of the networks.
+        How many random starts the table counts, at most 0.2 from the picture's in w and in b; 1 or more.
+    sgd_lr : float, default 0.1
+        The learning rate of the networks that SGD trains.
+    adagrad_lr : float, default 0.03
+        The learning rate of the network that AdaGrad trains.
     layers : int, default 8
-        Hidden layers, 1 to 63.
+        How many hidden layers the networks have, 1 to 63.
     epochs : int, default 40
-        Passes over the training images, in batches of 32; 1 or more.
+        How many passes over the training images there are, in batches of 32; 1 or more.
     seed : int, default 0
-        Of the random starts, of the networks' first weights and of their batches.
+        The seed of the random starts, of the networks' first weights and of their batches.
 
     Returns
     -------

@@ -219,11 +219,11 @@ def housing(
         A file with the columns median_income, housing_median_age, total_rooms, total_bedrooms, population, households,
         latitude, longitude and median_house_value, in dollars. Without it, scikit-learn fetches the data.
     epochs : int, default 30
-        Passes over the training part, 1 or more, in batches of 64.
+        How many passes over the training part there are, 1 or more, in batches of 64.
     seeds : int, default 5
         How many networks are trained on each schedule, 1 or more.
     seed : int, default 0
-        Of the first one's start and batches.
+        The seed of the first network's start and batches; each further network has the next one.
 
     Returns
     -------

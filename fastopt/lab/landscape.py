@@ -156,13 +156,13 @@ def landscape(
     lr : float, default 0.05
         The learning rate of plain descent, from 1e-6 to 10.
     momentum : float, default 0.9
-        From 0 to 1.
+        The momentum of the ways that have one, from 0 to 1.
     steps : int, default 300
-        Of each way, 10 or more.
+        How many steps each way takes, 10 or more.
     starts : int, default 200
-        Random starts, all over the map, for the table: 1 or more.
+        How many random starts, all over the map, the table counts: 1 or more.
     seed : int, default 0
-        Of these.
+        The seed of the random starts.
 
     Returns
     -------

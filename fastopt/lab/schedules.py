@@ -135,7 +135,7 @@ def schedules(steps: int = 1000) -> tuple[Figure, dict[str, Any]]:
     Parameters
     ----------
     steps : int, default 1000
-        Length of all panels, to which the examples are scaled: 20 or more, and below 2**40.
+        The length of all panels, to which the examples are scaled: 20 or more, and below 2**40.
 
     Returns
     -------

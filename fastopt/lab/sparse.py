@@ -55,15 +55,16 @@ def sparse(
     Parameters
     ----------
     lr : float, default 0.1
-        AdaGrad's and Adam's, from 1e-9 to 1000; RMSProp's is a tenth of it, so that its first step is as long.
+        The rate of AdaGrad and Adam, from 1e-9 to 1000; RMSProp's is a tenth of it, so that its first step is as
+        long.
     rate : float, default 0.02
-        Of the others, likewise; momentum is 0.9.
+        The rate of the other rules, from 1e-9 to 1000; their momentum is 0.9.
     steps : int, default 400
-        1 or more.
+        How many steps each rule takes, 1 or more.
     seed : int, default 0
-        Of the pairs.
+        The seed of the pairs.
     start : tuple of two floats, default (-0.5, 3.0)
-        w and b, each from -10 to 10.
+        Where all rules start: w and b, each from -10 to 10.
 
     Returns
     -------
