@@ -2,7 +2,6 @@
 
 import ctypes
 import faulthandler
-import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
