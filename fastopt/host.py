@@ -12,7 +12,7 @@ from . import plan
 from .arrays import Extents, check_dense, check_gradient, check_like, check_type, extent, pin
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table, located
 from .groups import GroupOptions
-from .kernels import pool
+from .kernels import limits, pool
 from .kernels.cold import kernel
 from .kernels.reader import Array, address, read_alike
 from .kernels.tables import ABI, ELEMENTS, HYPERS, JOB, TENSOR
@@ -70,7 +70,7 @@ class Launch(plan.Launch):
         long = self.count // (RUNS * min(self.workers, self.threads.get_num_threads()))
         self.grain = max(1, small, long)
         if strided:
-            self.workers = min(self.workers, max(pool.cores(), self.threads.get_num_threads()))
+            self.workers = min(self.workers, max(limits.affinity(), self.threads.get_num_threads()))
             self.scratch = np.empty((self.workers, TILE_ELEMENTS * self.itemsize), np.uint8)
             self.job["scratch"] = address(self.scratch)
             self.job["scratch_bytes"] = self.scratch.shape[1]

@@ -84,7 +84,7 @@ def threads_of_the_pool() -> str:
 def quota() -> str:
     """Say what keeps the process from using all processors."""
     said = []
-    if hasattr(os, "sched_getaffinity") and (allowed := len(os.sched_getaffinity(0))) != os.cpu_count():
+    if (allowed := limits.affinity()) != os.cpu_count():
         said.append(f"{allowed} allowed by affinity")
     if (quota := limits.cpu_quota()) is not None:
         said.append(f"a quota of {quota:g}")

@@ -20,9 +20,13 @@ def processors() -> int:
 
     A quota of 2.5 counts as two: a third thread would be stopped half of the time, and the others wait for it.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
-    return allowed if quota is None else max(1, min(allowed, int(quota)))
+    return affinity() if quota is None else max(1, min(affinity(), int(quota)))
+
+
+def affinity() -> int:
+    """Count the processors that this process may run on; no file is read."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> int | None:

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from fastopt.bench.cases import case
 from pairs import covering
 from tolerances import BFLOAT16, TORCH, assert_close
 from torch import nn
@@ -40,22 +41,16 @@ from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
 import fastopt.torch
+from fastopt.rules import RULES
 from fastopt.schedules import Cosine, Warmup
 
 STUCK = datetime.timedelta(seconds=30)  # after which a collective whose other rank does not come is an error
 KINDS = {
-    "plain": ("SGD", {"lr": 0.05}),
-    "momentum": ("SGD", {"lr": 0.05, "momentum": 0.9}),
-    "nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-    "adagrad": ("Adagrad", {"lr": 0.05, "lr_decay": 0.2}),
-    "adamw": ("AdamW", {"lr": 0.05, "weight_decay": 0.1, "amsgrad": True}),
-}
-STATES = {
-    "plain": [],
-    "momentum": ["momentum_buffer"],
-    "nesterov": ["momentum_buffer"],
-    "adagrad": ["sum"],
-    "adamw": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
+    "sgd": case("sgd", lr=0.05),
+    "momentum": case("momentum", lr=0.05),
+    "nesterov": case("nesterov", lr=0.05, weight_decay=0.1),
+    "adagrad": case("adagrad", lr=0.05, lr_decay=0.2),
+    "adamw_amsgrad": case("adamw_amsgrad", lr=0.05, weight_decay=0.1),
 }
 STEPS = range(8)
 CHECKS = {}
@@ -398,7 +393,7 @@ def assert_states_are_sharded(net, opt, kind):
     saved = opt.state_dict()["state"]
     for i, p in enumerate(net.parameters()):
         assert isinstance(p, DTensor)
-        for state in STATES[kind]:
+        for state in RULES[kind].states:
             for buffer in (opt.state[p][state], saved[i][state]):
                 assert isinstance(buffer, DTensor)
                 assert buffer.device_mesh == p.device_mesh
@@ -563,11 +558,11 @@ def resharded(kind, precision, form, single):
     path = f"{kind}-{precision}-{form}"
     load(path, net, opt, FORMS[form])
     advance(net, opt, STEPS[4:])
-    assert {opt.state[p][state].dtype for p in net.parameters() for state in STATES[kind]} <= {torch.float32}
+    assert {opt.state[p][state].dtype for p in net.parameters() for state in RULES[kind].states} <= {torch.float32}
     assert_same(results(net, opt), torch.load(f"{path}.pt"), dtype)
 
 
-@check(sorted(KINDS.keys() - {"plain"}), TRAINING)  # torch's functions fail for an optimizer that has no states
+@check(sorted(KINDS.keys() - {"sgd"}), TRAINING)  # torch's functions fail for an optimizer that has no states
 def broadcast(kind, precision):
     """The whole state on the first rank alone, and from there to all."""
     dtype, advance = TRAINING[precision]

@@ -7,22 +7,21 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-
-import fastopt
+from rule_cases import optimizer_of
 
 F32, F64 = np.float32, np.float64
 SHAPES = {"w1": (3, 4), "w2": (5,), "w3": (2, 6)}
 DTYPES = {"w1": F32, "w2": F32, "w3": F64}
 KINDS = {
-    "sgd": (fastopt.SGD, {"lr": 0.1}),
-    "momentum": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}),
-    "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-    "adagrad": (fastopt.Adagrad, {"lr": 0.1, "lr_decay": 0.01}),
-    "adam": (fastopt.Adam, {"lr": 0.1, "amsgrad": True}),
+    "sgd": optimizer_of("sgd", lr=0.1),
+    "momentum": optimizer_of("momentum", lr=0.1, dampening=0.1),
+    "nesterov": optimizer_of("nesterov", lr=0.1),
+    "adagrad": optimizer_of("adagrad", lr=0.1, lr_decay=0.01),
+    "adam": optimizer_of("adam_amsgrad", lr=0.1),
 }
 OTHERS = {  # whose options are tested, and no more
-    "rmsprop": (fastopt.RMSprop, {"lr": 0.1}),
-    "adamw": (fastopt.AdamW, {"lr": 0.1}),
+    "rmsprop": optimizer_of("rmsprop", lr=0.1),
+    "adamw": optimizer_of("adamw", lr=0.1),
 }
 STATE = {"momentum": "momentum_buffer", "nesterov": "momentum_buffer", "adagrad": "sum", "adam": "max_exp_avg_sq"}
 

@@ -323,13 +323,9 @@ def test_import_brings_numpy_and_little_else(tmp_path):
 # The second step
 
 KINDS = {
-    "sgd": (fastopt.SGD, {"lr": 0.1}),
-    "momentum": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9}),
-    "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-    "adagrad": (fastopt.Adagrad, {"lr": 0.1}),
-    "decaying": (fastopt.Adagrad, {"lr": 0.1, "lr_decay": 0.1}),
-    "adam": (fastopt.Adam, {"lr": 0.1}),
-    "scheduled": (fastopt.SGD, {"lr": lambda step: 0.1 / (1 + step), "momentum": 0.9}),
+    **{rule: rule_cases.OPTIMIZERS[rule] for rule in ("sgd", "momentum", "nesterov", "adagrad", "adam")},
+    "decaying": rule_cases.optimizer_of("adagrad", lr=0.1, lr_decay=0.1),
+    "scheduled": rule_cases.optimizer_of("momentum", lr=lambda step: 0.1 / (1 + step)),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 

@@ -15,19 +15,14 @@ from rule_cases import BY_STATES, OPTIMIZERS
 import fastopt
 from fastopt.rules import RULES
 
-KINDS = {
-    "sgd": (fastopt.SGD, {"lr": 0.1}, None),
-    "momentum": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9}, "momentum_buffer"),
-    "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, "momentum_buffer"),
-    "adagrad": (fastopt.Adagrad, {"lr": 0.1}, "sum"),
-}
-STATEFUL = ("momentum", "nesterov", "adagrad")
+KINDS = ("sgd", "momentum", "nesterov", "adagrad")
+STATE = {"momentum": "momentum_buffer", "nesterov": "momentum_buffer", "adagrad": "sum"}
 DEADLOCK = 60
 
 
 def make(kind, params, **options):
     """Make an optimizer of a kind."""
-    optimizer, defaults, _ = KINDS[kind]
+    optimizer, defaults = OPTIMIZERS[kind]
     return optimizer(params, **{**defaults, **options})
 
 
@@ -72,8 +67,8 @@ def test_dropped_arrays_live_on(kind):
     params = optimizer.param_groups[0]["params"]
     for name in ("a", "b"):
         np.testing.assert_array_equal(params[name], p)
-        if KINDS[kind][2]:
-            np.testing.assert_array_equal(optimizer.state[name][KINDS[kind][2]], state)
+        if kind in STATE:
+            np.testing.assert_array_equal(optimizer.state[name][STATE[kind]], state)
 
 
 def test_containers_may_be_emptied():
@@ -138,7 +133,7 @@ def test_parameters_cannot_be_resized(kind, form):
     optimizer.step(np.ones(p.shape))
 
 
-@pytest.mark.parametrize("kind", STATEFUL)
+@pytest.mark.parametrize("kind", STATE)
 @pytest.mark.parametrize("form", [FORMS["own"], FORMS["Fortran"], FORMS["reversed"], FORMS["0-d"]])
 def test_states_cannot_be_resized(kind, form):
     """After the first step, later ones, and loading, which makes new ones."""
@@ -146,9 +141,9 @@ def test_states_cannot_be_resized(kind, form):
     optimizer = make(kind, p)
     for _ in range(2):
         optimizer.step(np.ones(p.shape))
-        assert_cannot_be_resized(optimizer.state[0][KINDS[kind][2]])
+        assert_cannot_be_resized(optimizer.state[0][STATE[kind]])
         optimizer.load_state_dict(optimizer.state_dict())
-        assert_cannot_be_resized(optimizer.state[0][KINDS[kind][2]])
+        assert_cannot_be_resized(optimizer.state[0][STATE[kind]])
 
 
 @pytest.mark.parametrize("name", BY_STATES)
@@ -358,14 +353,14 @@ def test_gradients_at_new_addresses_each_step(kind):
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", STATEFUL)
+@pytest.mark.parametrize("kind", STATE)
 def test_a_state_as_gradient_where_a_gradient_was_before(kind):
     """An address that was a gradient's once is refused when it is a state's or a parameter's now."""
     p = np.ones(600)
     optimizer = make(kind, p)
     optimizer.step(np.ones(600))
     for _ in range(3):
-        buffer = optimizer.state[0][KINDS[kind][2]]
+        buffer = optimizer.state[0][STATE[kind]]
         fine = np.ones(600)
         optimizer.step(fine)
         optimizer.bind(fine)
@@ -377,7 +372,7 @@ def test_a_state_as_gradient_where_a_gradient_was_before(kind):
         optimizer.load_state_dict(optimizer.state_dict())
         optimizer.step(buffer)  # which is no longer in use: a gradient like any other
         with pytest.raises(ValueError, match="overlaps"):
-            optimizer.step(optimizer.state[0][KINDS[kind][2]])
+            optimizer.step(optimizer.state[0][STATE[kind]])
 
 
 def test_a_gradient_where_a_parameter_was_added_later():

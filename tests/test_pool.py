@@ -18,12 +18,6 @@ from rule_cases import BY_STATES, OPTIMIZERS
 import fastopt
 
 MOST_THREADS = 1024
-KINDS = {
-    "sgd": (fastopt.SGD, {"lr": 0.1}),
-    "momentum": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9}),
-    "nesterov": (fastopt.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-    "adagrad": (fastopt.Adagrad, {"lr": 0.1}),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +211,7 @@ def test_an_optimizer_for_each_of_many_threads():
     """Each trains as if it were alone; single calls go on beside."""
 
     def train(seed):
-        make, options = list(KINDS.values())[seed % len(KINDS)]
+        make, options = OPTIMIZERS[("sgd", "momentum", "nesterov", "adagrad")[seed % 4]]
         p, q, g = normal(300_000, seed=seed), normal(300_000, seed=seed), normal(300_000, seed=seed + 100)
         state = np.zeros_like(p)
         opt = make({"p": p}, **options)
