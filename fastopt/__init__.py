@@ -2,7 +2,7 @@
 
 `SGD`, `Adagrad`, `RMSprop`, `Adam` and `AdamW` are optimizers over NumPy and CuPy arrays; `fused` has the same updates
 as single calls; `schedules` has learning rates as functions of the step; `embed` has the updates for loops in C and
-C++.
+C++. `torch` has the optimizers for PyTorch, and `lab` experiments with pictures: they need the extras of their names.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 try:
     from . import fused, schedules
+    from .extras import MissingExtraError
     from .kernels.pool import get_num_threads, set_num_threads
     from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 except KeyboardInterrupt:
@@ -21,9 +22,15 @@ except KeyboardInterrupt:
 
 if TYPE_CHECKING:
     from . import embed
+    from . import lab as lab
+    from . import torch as torch
     from .embed import get_include
 
 __version__ = "0.1.0"
+
+# Imported when they are first asked for: for `embed` cffi parses a header, half as long as all the rest takes; `lab` and
+# `torch` bring what not everybody has installed. `from fastopt import *` leaves these two alone.
+LAZY = ("embed", "lab", "torch")
 
 __all__ = [
     "SGD",
@@ -42,13 +49,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `embed` when it is first asked for: cffi parses the header for it, half as long as all the rest takes."""
-    if name not in ("embed", "get_include"):
+    """Import a module of `LAZY`, or raise an error that names the extra it needs."""
+    if name == "get_include":
+        return importlib.import_module(".embed", __name__).get_include
+    if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    embed = importlib.import_module(".embed", __name__)
-    return embed if name == "embed" else embed.get_include
+    try:
+        return importlib.import_module(f".{name}", __name__)
+    except MissingExtraError as error:  # no ImportError here: `hasattr` and `help` expect this one
+        raise AttributeError(str(error)) from error
 
 
 def __dir__() -> list[str]:
     """List what there is, imported or not."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *LAZY})

@@ -24,9 +24,9 @@ def sgd(p: Array, g: Array, *, lr: float, weight_decay: float = 0.0, maximize: b
 
     Parameters
     ----------
-    p : ndarray of float32 or float64, any shape
-        Parameter, updated in place; dense and writable.
-    g : ndarray, dtype and shape of p
+    p : array of NumPy or CuPy, any shape
+        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
+    g : array, dtype and shape of p
         Gradient, any strides.
     lr : float
         Learning rate, 0 or more.
@@ -59,11 +59,11 @@ def momentum(
 
     Parameters
     ----------
-    p : ndarray of float32 or float64, any shape
-        Parameter, updated in place; dense and writable.
-    g : ndarray, dtype and shape of p
+    p : array of NumPy or CuPy, any shape
+        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
+    g : array, dtype and shape of p
         Gradient, any strides.
-    velocity : ndarray, dtype and shape of p
+    velocity : array, dtype and shape of p (float32 for half precision)
         Momentum buffer, updated in place; dense and writable; zeros before the first step.
     lr, momentum : float
         Learning rate and momentum, 0 or more.
@@ -107,11 +107,11 @@ def nesterov(
 
     Parameters
     ----------
-    p : ndarray of float32 or float64, any shape
-        Parameter, updated in place; dense and writable.
-    g : ndarray, dtype and shape of p
+    p : array of NumPy or CuPy, any shape
+        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
+    g : array, dtype and shape of p
         Gradient, any strides.
-    velocity : ndarray, dtype and shape of p
+    velocity : array, dtype and shape of p (float32 for half precision)
         Momentum buffer, updated in place; dense and writable; zeros before the first step.
     lr, momentum : float
         Learning rate, 0 or more; momentum, above 0.
@@ -145,11 +145,11 @@ def adagrad(
 
     Parameters
     ----------
-    p : ndarray of float32 or float64, any shape
-        Parameter, updated in place; dense and writable.
-    g : ndarray, dtype and shape of p
+    p : array of NumPy or CuPy, any shape
+        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
+    g : array, dtype and shape of p
         Gradient, any strides.
-    accumulator : ndarray, dtype and shape of p
+    accumulator : array, dtype and shape of p (float32 for half precision)
         Sum of squared gradients, updated in place; dense and writable; zeros, or a small positive value to begin with.
     lr : float
         Learning rate, 0 or more; where it decays, pass the step's own.
@@ -187,15 +187,15 @@ def rmsprop(
 
     Parameters
     ----------
-    p : ndarray of float32 or float64, any shape
-        Parameter, updated in place; dense and writable.
-    g : ndarray, dtype and shape of p
+    p : array of NumPy or CuPy, any shape
+        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
+    g : array, dtype and shape of p
         Gradient, any strides.
-    square_avg : ndarray, dtype and shape of p
+    square_avg : array, dtype and shape of p (float32 for half precision)
         Average of squared gradients, updated in place; dense and writable; zeros before the first step.
-    momentum_buffer : ndarray, dtype and shape of p, optional
+    momentum_buffer : array, dtype and shape of p (float32 for half precision), optional
         With it, ``v <- momentum * v + g / (sqrt(s) + eps); p <- p - lr * v``; like ``square_avg``.
-    grad_avg : ndarray, dtype and shape of p, optional
+    grad_avg : array, dtype and shape of p (float32 for half precision), optional
         With it the update is centered, by ``sqrt(s - a * a)``; average of gradients, like ``square_avg``.
     lr : float
         Learning rate, 0 or more.
@@ -245,13 +245,13 @@ def adam(
 
     Parameters
     ----------
-    p : ndarray of float32 or float64, any shape
-        Parameter, updated in place; dense and writable.
-    g : ndarray, dtype and shape of p
+    p : array of NumPy or CuPy, any shape
+        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
+    g : array, dtype and shape of p
         Gradient, any strides.
-    exp_avg, exp_avg_sq : ndarray, dtype and shape of p
+    exp_avg, exp_avg_sq : array, dtype and shape of p (float32 for half precision)
         Averages of gradients and of their squares, updated in place; dense and writable; zeros before the first step.
-    max_exp_avg_sq : ndarray, dtype and shape of p, optional
+    max_exp_avg_sq : array, dtype and shape of p (float32 for half precision), optional
         With it the update is AMSGrad's; the largest average of squares so far, like the others.
     lr : float
         Learning rate, 0 or more.

@@ -708,10 +708,19 @@ class AdamW(Adam):
     ----------
     params : array, sequence or dict of arrays, nested or not, or list of group dicts
         As for `SGD`.
-    lr, betas, eps, amsgrad, maximize
-        As for `Adam`.
+    lr : float or schedule, default 0.001
+        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
+        completed steps, from 0.
+    betas : pair of float or schedule, default (0.9, 0.999)
+        How much of each average is kept at each step, 0 or more and below 1. Each of the two may be a schedule.
+    eps : float, default 1e-8
+        Keeps the divisor from zero; added to the root, not under it; 0 or more.
     weight_decay : float or schedule, default 0.01
         The share of a parameter that a step with a rate of 1 takes off, 0 or more.
+    amsgrad : bool, default False
+        Divide by the largest average of squares so far.
+    maximize : bool, default False
+        Ascend instead.
 
     Raises
     ------

@@ -78,6 +78,16 @@ Positive = Annotated[float, Number("value", minimum=SMALLEST)]
 Steps = Annotated[int, Count(1, STEP_LIMIT)]
 Stretch = Annotated[int, Count(0, STEP_LIMIT)]
 Milestones = Annotated[Items[int], Several(Count(1, STEP_LIMIT))]
+# By name as well, so that `help` shows "Share" and not all of the annotation.
+Rates = Annotated[Items[float], Several(Number("rate"))]
+Share = Annotated[float, Number("share", maximum=1.0)]
+Decay = Annotated[float, Number("factor", minimum=SMALLEST, maximum=1.0)]
+Switch = Annotated[bool, Flag()]
+Anneal = Annotated[str, Choice(("linear", "cos"))]
+Mode = Annotated[str, Choice(tables.MODES)]
+Shape = Annotated[str, Choice(tables.SHAPES)]
+Inner = Annotated["Schedule", Part()]
+Parts = Annotated[Items["Schedule"], Several(Part())]
 
 
 class Schedule:
@@ -514,7 +524,7 @@ class Piecewise(Schedule):
         The steps at which the second and later values begin, 1 or more, in order.
     """
 
-    values: Annotated[Items[float], Several(Number("rate"))]
+    values: Rates
     boundaries: Milestones
     kind: ClassVar[str] = "piecewise"
 
@@ -588,7 +598,7 @@ class Cosine(Schedule):
     steps: Steps
     end: Rate = 0.0
     dips: Steps = 1
-    periodic: Annotated[bool, Flag()] = False
+    periodic: Switch = False
     kind: ClassVar[str] = "cosine"
 
     def _check_together(self) -> None:
@@ -665,11 +675,11 @@ class OneCycle(Schedule):
 
     peak: Rate
     steps: Steps
-    pct_start: Annotated[float, Number("share", maximum=1.0)] = 0.3
-    anneal: Annotated[str, Choice(("linear", "cos"))] = "cos"
+    pct_start: Share = 0.3
+    anneal: Anneal = "cos"
     div: Positive = 25.0
     final_div: Positive = 1e4
-    three_phase: Annotated[bool, Flag()] = False
+    three_phase: Switch = False
     kind: ClassVar[str] = "one_cycle"
 
     def _check_together(self) -> None:
@@ -724,8 +734,8 @@ class Cyclic(Schedule):
     peak: Rate
     up: Steps
     down: Steps = None  # type: ignore[assignment]  # never after __post_init__
-    mode: Annotated[str, Choice(tables.MODES)] = "triangular"
-    gamma: Annotated[float, Number("factor", minimum=SMALLEST, maximum=1.0)] = 1.0
+    mode: Mode = "triangular"
+    gamma: Decay = 1.0
     kind: ClassVar[str] = "cyclic"
 
     def __post_init__(self) -> None:
@@ -782,7 +792,7 @@ class WarmupStableDecay(Schedule):
     stable: Stretch
     decay: Steps
     end: Rate = 0.0
-    shape: Annotated[str, Choice(tables.SHAPES)] = "linear"
+    shape: Shape = "linear"
     kind: ClassVar[str] = "warmup_stable_decay"
 
     def _span(self) -> int:
@@ -808,7 +818,7 @@ class Warmup(Schedule):
     .. [1] P. Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017.
     """
 
-    schedule: Annotated[Schedule, Part()]
+    schedule: Inner
     steps: Steps
     start: Factor = 0.0
     kind: ClassVar[str] = "warmup"
@@ -836,7 +846,7 @@ class Sequence(Schedule):
         The steps at which the second and later schedules begin, 1 or more, in order.
     """
 
-    schedules: Annotated[Items[Schedule], Several(Part())]
+    schedules: Parts
     milestones: Milestones
     kind: ClassVar[str] = "sequence"
 
@@ -868,7 +878,7 @@ class PerEpoch(Schedule):
     steps_per_epoch : int
     """
 
-    schedule: Annotated[Schedule, Part()]
+    schedule: Inner
     steps_per_epoch: Steps
     kind: ClassVar[str] = "per_epoch"
 
@@ -891,7 +901,7 @@ class Product(Schedule):
         At least one; a number is a constant, and a product among them is taken apart.
     """
 
-    schedules: Annotated[Items[Schedule], Several(Part())]
+    schedules: Parts
 
     def _check_together(self) -> None:
         """Take products among the factors apart."""

@@ -221,6 +221,35 @@ def test_importing_fastopt_does_not_bring_it(tmp_path):
         fastopt.__getattr__("nothing")
 
 
+def test_torch_and_lab_are_attributes_that_are_imported_when_asked_for(tmp_path):
+    """As `embed` is: neither torch nor matplotlib comes with `import fastopt`, or with `dir`."""
+    script = """
+        import sys
+        import fastopt
+        print({"lab", "torch"} <= set(dir(fastopt)), {"torch", "matplotlib", "sklearn"} & set(sys.modules) or "none")
+        print(fastopt.lab.landscape.__name__, fastopt.torch.AdamW.__name__)
+    """
+    assert run(script, tmp_path).split() == ["True", "none", "landscape", "AdamW"]
+
+
+def test_without_torch_its_name_says_what_to_install(tmp_path):
+    """And `hasattr`, `help` and `from fastopt import torch` do what they should."""
+    script = """
+        import inspect, sys
+        sys.modules["torch"] = None
+        import fastopt
+        print(hasattr(fastopt, "torch"), "SGD" in dict(inspect.getmembers(fastopt)))
+        for line in ("fastopt.torch", "from fastopt import torch", "import fastopt.torch"):
+            try:
+                exec(line)
+            except (AttributeError, ImportError) as error:
+                print(error)
+    """
+    answer, *messages = run(script, tmp_path).splitlines()
+    assert answer == "False True"
+    assert messages == 3 * ["torch is not installed: pip install 'fastopt[torch]'"]
+
+
 # Numbers
 
 

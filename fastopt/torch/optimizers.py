@@ -374,10 +374,23 @@ class AdamW(Adam):
     ----------
     params : iterable of tensors, of (name, tensor) pairs, or of group dicts
         As for `SGD`.
-    lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused
-        As for `Adam`.
+    lr : float, tensor of one element, or schedule, default 0.001
+        Learning rate, 0 or more; as for `SGD`.
+    betas : pair of float or schedule, default (0.9, 0.999)
+        How much of each average is kept at each step, 0 or more and below 1. Tensors are refused. Each of the two may
+        be a schedule, as `Adam` describes.
+    eps : float, default 1e-8
+        Keeps the divisor from zero; added to the root, not under it; 0 or more.
     weight_decay : float or schedule, default 0.01
         The share of a parameter that a step with a rate of 1 takes off, 0 or more.
+    amsgrad : bool, default False
+        Divide by the largest average of squares so far.
+    maximize : bool, default False
+        Ascend instead.
+    capturable : bool, default False
+        True is refused: a step on a GPU can be captured without it.
+    foreach, differentiable, fused
+        As for `SGD`.
 
     Raises
     ------
