@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when they are first asked for: for `embed` cffi parses a header, half as long as all the rest takes; `lab` and
-# `torch` bring what not everybody has installed. `from fastopt import *` leaves these two alone.
+# Imported when they are first asked for. For `embed` cffi parses a header, half as long as all the rest takes; `lab`
+# and `torch` bring what not everybody has installed, so that `from fastopt import *` leaves these two alone.
 LAZY = ("embed", "lab", "torch")
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..extras import require
@@ -21,6 +21,7 @@ HOLD = 2500  # milliseconds for which the whole picture stays
 GIF_DPI = 100
 GIF_COLOURS = 256
 BLENDS = (1.0, 0.75, 0.5, 0.25)  # of a line's colour with white, at its edges
+GREYS = 18  # from black to white: letters, axes and their edges
 
 
 def animate(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -52,18 +53,22 @@ def animate(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def palette_of(image: Any) -> Any:
-    """Return the colours of a picture, and all those of thin lines, which are too rare to be chosen among them."""
+    """Return the colours of a picture, with those of thin lines and of letters, too rare to be chosen among them."""
     to_rgb = require("matplotlib.colors", "lab").to_rgb
-    lines = [
-        [1 - blend * (1 - part) for part in to_rgb(colour)]
-        for colour in (*look.PALETTE, *look.SCHEDULE_PALETTE)
-        for blend in BLENDS
-    ]
-    kept = [round(255 * part) for colour in [to_rgb("white"), *lines] for part in colour]
-    common = image.quantize(GIF_COLOURS - len(kept) // 3).getpalette()
+    there = {colour for _, colour in image.getcolors(image.width * image.height)}
+    lines = [rgb for rgb in map(to_rgb, (*look.PALETTE, *look.SCHEDULE_PALETTE)) if as_bytes(rgb) in there]
+    blends = [tuple(1 - blend * (1 - part) for part in rgb) for rgb in lines for blend in BLENDS]
+    greys = [(level / (GREYS - 1),) * 3 for level in range(GREYS)]
+    kept = list(dict.fromkeys(map(as_bytes, [to_rgb("white"), *greys, *blends])))
+    common = image.quantize(GIF_COLOURS - len(kept)).getpalette()
     palette = require("PIL.Image", "lab").new("P", (1, 1))
-    palette.putpalette(kept + common[: 3 * GIF_COLOURS - len(kept)])
+    palette.putpalette([part for colour in kept for part in colour] + common[: 3 * (GIF_COLOURS - len(kept))])
     return palette
+
+
+def as_bytes(colour: Sequence[float]) -> tuple[int, ...]:
+    """Return a colour as a picture holds it."""
+    return tuple(round(255 * part) for part in colour)
 
 
 def reduced(image: Any, palette: Any) -> Any:

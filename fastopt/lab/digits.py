@@ -199,7 +199,7 @@ def draw(figure: Figure, axes: dict[str, Axes], numbers: dict[str, Any]) -> None
     seeds = accuracies.shape[1]
     axes["accuracy"].set_title("by rule", fontsize=look.SMALL)
     axes["loss"].set_title("by rule", fontsize=look.SMALL)
-    title = f"plain descent by schedule: mean and deviation of {seeds}"
+    title = f"plain, by schedule: mean ± deviation of {seeds} seeds"
     axes["schedules"].set_title(title, fontsize=look.SMALL)
     for panel, shown in (("accuracy", by_rule), ("schedules", accuracies)):
         lowest = min(shown.max() - ZOOM, shown[..., -1].min() - 0.1 * ZOOM)

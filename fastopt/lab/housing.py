@@ -283,12 +283,14 @@ def draw(axes: dict[str, Axes], results: dict[str, dict[str, Any]]) -> None:
     medians = np.array([np.median(result["r2"], axis=0) for result in results.values()])
     epochs = medians.shape[1]
     late = medians[:, epochs // 2 :]
-    for panel, shown, title in (("all", medians, "all epochs"), ("late", late, "the second half, closer")):
+    networks = len(next(iter(results.values()))["r2"])
+    titles = {"all": f"all epochs: median, quartiles of {networks} networks", "late": "the second half, closer"}
+    for panel, shown in (("all", medians), ("late", late)):
         for name, result in results.items():
             low, median, high = np.quantile(result["r2"], (0.25, 0.5, 0.75), axis=0)
             look.draw_band(axes[panel], median, low, high, name, look.SCHEDULE_COLOURS[name])
         axes[panel].set(ylim=limits(shown), ylabel="test R²")
-        axes[panel].set_title(f"{title}: median and quartiles of {len(result['r2'])} networks", fontsize=look.SMALL)
+        axes[panel].set_title(titles[panel], fontsize=look.SMALL)
         look.label_epochs(axes[panel])
     axes["late"].set_xlim(left=max(epochs // 2, 0.5))
 

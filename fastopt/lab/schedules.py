@@ -40,7 +40,7 @@ Lines: TypeAlias = dict[str, dict[str, Any]]  # label -> the schedule, as text, 
 POINTS = 1001  # of a curve, at most
 UNITS = 20  # the lengths of all examples are multiples of the steps' 20th
 STEPS_LIMIT = 2**40  # far below the schedules' own, which those with several dips or periods reach sooner
-COLUMNS = 3  # of panels, which fill them
+COLUMNS = 5  # of panels, which fill them
 METRICS = 40  # that the plateau is told, one after each epoch
 THIN = {"momentum": 0.79, "metric": 0.28}  # lines that are no rates, and where their names cover nothing
 
@@ -56,7 +56,8 @@ def examples(unit: int) -> dict[str, dict[str, Schedule]]:
     Returns
     -------
     dict
-        ``{title of a panel: {label of a line: schedule}}``, where a title begins with the name of a class.
+        ``{title of a panel: {label of a line: schedule}}``. A title begins with the name of a class, and says after a
+        colon what it is made of.
     """
     length = 16 * unit
     one_cycle = OneCycle(1.0, length)
@@ -75,16 +76,15 @@ def examples(unit: int) -> dict[str, dict[str, Schedule]]:
         "InverseSqrt": {"lr": InverseSqrt(1.0, warmup=2 * unit)},
         "Cosine": {"lr": Cosine(1.0, length)},
         "Cosine, dips=2": {"lr": Cosine(1.0, length, dips=2)},
-        "Cosine, dips=3": {"lr": Cosine(1.0, length, dips=3)},
         "WarmRestarts, mult=2": {"lr": WarmRestarts(1.0, period=3 * unit, mult=2)},
         "OneCycle": {"lr": one_cycle, "momentum": one_cycle.momentum()},
         "Cyclic": {"lr": Cyclic(0.1, 1.0, up=4 * unit, down=2 * unit)},
         "Cyclic, triangular2": {"lr": Cyclic(0.1, 1.0, up=2 * unit, mode="triangular2")},
         "WarmupStableDecay": shapes,
-        "Warmup of Cosine": {"lr": Warmup(Cosine(1.0, 14 * unit), steps=2 * unit)},
-        "Sequence": {"lr": Sequence(parts, [4 * unit, 10 * unit])},
-        "PerEpoch": {"lr": Cosine(1.0, 8).per_epoch(2 * unit)},
-        "Product": {"lr": WarmRestarts(1.0, 4 * unit) * Linear(1.0, 0.0, length)},
+        "Warmup: of Cosine": {"lr": Warmup(Cosine(1.0, 14 * unit), steps=2 * unit)},
+        "Sequence: Linear, Cosine, Linear": {"lr": Sequence(parts, [4 * unit, 10 * unit])},
+        "PerEpoch: of Cosine": {"lr": Cosine(1.0, 8).per_epoch(2 * unit)},
+        "Product: WarmRestarts * Linear": {"lr": WarmRestarts(1.0, 4 * unit) * Linear(1.0, 0.0, length)},
     }
 
 
@@ -116,16 +116,16 @@ def draw(axes: Axes, title: str, t: Array, lines: Lines) -> None:
         width = 1.0 if label in THIN else 1.8
         axes.plot(t, line["values"], drawstyle="steps-post", color=colour, linewidth=width, label=label)
         if label in THIN:
-            axes.text(t[-1], THIN[label], label, color=colour, ha="right", va="center", fontsize=look.FONT_SIZE - 1)
+            axes.text(t[-1], THIN[label], label, color=colour, ha="right", va="center", fontsize=look.SMALL - 1)
     if lines.keys() == {*SHAPES}:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0.14, -0.04),  # below the stable part
-            frameon=False, fontsize=look.FONT_SIZE - 2, handlelength=1.2, labelspacing=0.2,
+            loc="lower left", bbox_to_anchor=(0.12, -0.04),  # below the stable part
+            frameon=False, fontsize=look.SMALL - 1, handlelength=0.8, handletextpad=0.4, labelspacing=0.1,
         )  # fmt: skip
-    axes.set_title(title, fontsize=look.FONT_SIZE)
-    axes.set(ylim=(-0.04, 1.08), yticks=[0, 0.5, 1])
-    axes.locator_params(axis="x", steps=[1, 2, 5, 10], nbins=3, integer=True)
-    axes.tick_params(length=0)  # the grid is enough
+    axes.set_title(title.replace(": ", "\n"), fontsize=look.SMALL)
+    axes.set(ylim=(-0.04, 1.08), yticks=[0, 0.5, 1], yticklabels=["0", "", "1"])
+    axes.locator_params(axis="x", steps=[1, 2, 5, 10], nbins=2, integer=True)
+    axes.tick_params(length=0, labelsize=look.SMALL)  # the grid is enough
     axes.label_outer()
 
 
@@ -158,10 +158,10 @@ def schedules(steps: int = 1000) -> tuple[Figure, dict[str, Any]]:
         title: {label: {"schedule": repr(each), "values": each(t).tolist()} for label, each in lines.items()}
         for title, lines in examples(steps // UNITS).items()
     }
-    panels["Plateau"] = plateau(t)
+    panels["Plateau: by a metric"] = plateau(t)
     titles = [*panels]
     rows = [titles[first : first + COLUMNS] for first in range(0, len(titles), COLUMNS)]
-    figure, axes = look.new_figure(rows, height=10.8)
+    figure, axes = look.new_figure(rows, height=5.9)
     for title, lines in panels.items():
         draw(axes[title], title, t, lines)
     figure.supxlabel("step", fontsize=look.FONT_SIZE)
@@ -182,18 +182,18 @@ def report(numbers: dict[str, Any]) -> str:
         for line in lines.values()
         if "schedule" in line
     ]
-    means = {title: float(np.mean(lines["lr"]["values"])) for title, lines in panels.items() if "lr" in lines}
-    changing = {title: mean for title, mean in means.items() if title not in ("Constant", "Plateau")}
-    lowest, highest = (choose(changing, key=changing.__getitem__) for choose in (min, max))
-    rates, momenta = (np.array(panels["OneCycle"][label]["values"]) for label in ("lr", "momentum"))
-    peak = int(rates.argmax())
-    drops = np.flatnonzero(np.diff(panels["Plateau"]["lr"]["values"])) + 1
+    rates = {title.partition(":")[0]: lines["lr"]["values"] for title, lines in panels.items() if "lr" in lines}
+    means = {name: float(np.mean(values)) for name, values in rates.items() if name not in ("Constant", "Plateau")}
+    lowest, highest = (choose(means, key=means.__getitem__) for choose in (min, max))
+    cycle_rates, momenta = (np.array(panels["OneCycle"][label]["values"]) for label in ("lr", "momentum"))
+    peak = int(cycle_rates.argmax())
+    drops = np.flatnonzero(np.diff(rates["Plateau"])) + 1
     rows += [
         "",
-        f"All rates peak at 1. But for Constant and Plateau, {highest} has the highest mean, {changing[highest]:.2f}, "
-        f"and {lowest} the lowest, {changing[lowest]:.2f}.",
-        f"OneCycle's rate is highest, {rates[peak]:.3f}, at step {numbers['steps'][peak]}, where its momentum is "
-        f"{momenta[peak]:.3f}; at the end they are {rates[-1]:.3f} and {momenta[-1]:.3f}.",
+        f"All rates peak at 1. But for Constant and Plateau, {highest} has the highest mean, {means[highest]:.2f}, "
+        f"and {lowest} the lowest, {means[lowest]:.2f}.",
+        f"OneCycle's rate is highest, {cycle_rates[peak]:.3f}, at step {numbers['steps'][peak]}, where its momentum is "
+        f"{momenta[peak]:.3f}; at the end they are {cycle_rates[-1]:.3f} and {momenta[-1]:.3f}.",
         f"The plateau, which sees its metric alone, lowers the rate {len(drops)} times"
         + (f", first at step {numbers['steps'][drops[0]]}." if len(drops) else "."),
     ]
