@@ -1,26 +1,43 @@
-"""Write the tables of the committed benchmark run into the README and into the pages that have a place for them."""
+"""Write what the committed benchmark runs say into the pages that have a place for it; draw the README's GPU chart."""
 
 import json
-import re
 from pathlib import Path
 
-from fastopt.bench import report
+from fastopt.bench import headline, report
+from fastopt.bench.gpu import plot, saved
 from fastopt.bench.gpu import report as gpu_report
 
 ROOT = Path(__file__).parent.parent
 
 
-def fill(page: Path, mark: str, tables: str) -> None:
-    """Put tables between a page's marks, where it has them."""
-    between = re.compile(rf"(?<=<!-- {mark}: begin -->\n).*(?=<!-- {mark}: end -->)", re.DOTALL)
-    text = page.read_text(encoding="utf-8")
-    page.write_text(between.sub(lambda match: tables, text), encoding="utf-8")
+def fill(page: str, mark: str, text: str) -> None:
+    """Put a text between a page's marks."""
+    path = ROOT / page
+    before, begin, rest = path.read_text(encoding="utf-8").partition(f"<!-- {mark}: begin -->\n")
+    _, end, after = rest.partition(f"<!-- {mark}: end -->")
+    if not end:
+        raise SystemExit(f"{page} has no place for {mark!r}")
+    path.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
-run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
-fill(ROOT / "README.md", "tables", report.markdown(run))
-fill(ROOT / "README.md", "gpu tables", gpu_report.markdown_of(ROOT / "bench/results/gpu.json"))
-fill(ROOT / "docs/schedules.md", "tables", report.schedules_markdown(run))
-fill(ROOT / "docs/embedding.md", "tables", report.loops_markdown(run))
-if (about_torch := ROOT / "docs/coming-from-torch.md").exists():
-    fill(about_torch, "torch table", report.torch_markdown(run))
+def texts() -> dict[tuple[str, str], str]:
+    """Return what the runs say: ``{(page, mark): text}``."""
+    run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
+    gpu_run = ROOT / "bench/results/gpu.json"
+    return {
+        ("README.md", "cpu"): headline.cpu(run),
+        ("README.md", "gpu"): headline.gpu(saved.read(gpu_run)),
+        ("docs/benchmarks.md", "tables"): report.markdown(run),
+        ("docs/benchmarks.md", "limits"): headline.limits(run),
+        ("docs/benchmarks.md", "gpu tables"): gpu_report.markdown_of(gpu_run),
+        ("docs/schedules.md", "tables"): report.schedules_markdown(run),
+        ("docs/schedules.md", "added"): f"{report.added(run['schedules'])}\n",
+        ("docs/embedding.md", "tables"): report.loops_markdown(run),
+        ("docs/coming-from-torch.md", "torch table"): report.torch_markdown(run),
+    }
+
+
+if __name__ == "__main__":
+    for (page, mark), text in texts().items():
+        fill(page, mark, text)
+    plot.draw_overview(saved.read(ROOT / "bench/results/gpu.json"), str(ROOT / "docs/bench-gpu-models.png"))

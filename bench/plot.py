@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,7 +90,7 @@ def draw_ratios(
         draw_block(part, ratios, styles, workloads)
     figure.supxlabel(caption, fontsize=9)
     handles = legend({name: styles[name] for name in names}, kinds)
-    columns = min(len(handles), 6)
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / 6))  # rows alike, where there are several
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
     figure.savefig(path)
 

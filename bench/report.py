@@ -1,4 +1,4 @@
-"""What came out: plain data, which goes into the JSON file, and its tables, for the terminal and for the README."""
+"""What came out: plain data, which goes into the JSON file, and its tables, for the terminal and for the pages."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def full_table(report: Report) -> Any:
 
 
 def markdown(report: Report) -> str:
-    """Write the README's tables from a report, or from what `json.load` makes of its file.
+    """Write the tables of docs/benchmarks.md from a report, or from what `json.load` makes of its file.
 
     Parameters
     ----------

@@ -39,7 +39,6 @@ from fastopt.schedules import Cosine
 # Of the tests' folder, which is no part of the package.
 cuda, cupy = map(importlib.import_module, ("cuda_stand_in", "cupy_stand_in"))
 
-ROOT = Path(__file__).parent.parent
 SMALL = Workload("small", "small", ((64,), (5, 3), (7,)))
 OF_TORCH = ["fastopt.torch", *TORCH_MODES]
 OF_CUPY = ["fastopt", "cupy", "cupy-fuse", "cupy-kernel"]
@@ -311,12 +310,7 @@ def test_without_torch_there_is_no_table_of_it() -> None:
     assert "| gpt2 | momentum | 8.00 ms / 40.0 µs | 25% | 4.0x / 1.00x |" in text
 
 
-def test_the_readme_has_the_committed_run_or_says_that_there_is_none(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tables = gpu_report.markdown_of(ROOT / "bench/results/gpu.json")
-    assert f"<!-- gpu tables: begin -->\n{tables}<!-- gpu tables: end -->" in readme
-    date = saved.read(ROOT / "bench/results/gpu.json")["machine"]["date"]
-    assert f"This is one run, of {date}" in readme  # what is said of it by hand goes with it
+def test_a_run_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     assert gpu_report.markdown_of(tmp_path / "gpu.json") == gpu_report.UNMEASURED
     (tmp_path / "gpu.json").write_text(json.dumps(fake_report()))
     assert gpu_report.markdown_of(tmp_path / "gpu.json") == gpu_report.markdown(fake_report())
@@ -325,6 +319,7 @@ def test_the_readme_has_the_committed_run_or_says_that_there_is_none(tmp_path: P
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_chart_is_drawn(tmp_path: Path, suffix: str) -> None:
     gpu_plot.draw(fake_report(), str(tmp_path / f"gpu.{suffix}"))
+    gpu_plot.draw_overview(fake_report(), str(tmp_path / f"overview.{suffix}"))
     assert (tmp_path / f"gpu.{suffix}").stat().st_size > 10_000
     assert set(gpu_plot.OF_GPU) == {*OF_TORCH, *OF_CUPY, COMPILED} - {"fastopt", "fastopt.torch"}
 

@@ -40,7 +40,7 @@ def table(lines: Lines, names: int, title: str) -> Any:
 
 
 def markdown_table(lines: Lines, names: int) -> Iterator[str]:
-    """Write a table for the README; its first columns are names, the others numbers."""
+    """Write a table in Markdown; its first columns are names, the others numbers."""
     headings, *cells = lines
     yield "| " + " | ".join(headings) + " |"
     yield "|" + "---|" * names + "--:|" * (len(headings) - names)

@@ -1,6 +1,7 @@
 """What the README and the docs show runs as printed."""
 
 import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -9,7 +10,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from fastopt.bench import report
 from pages import ROOT, blocks
 
 from fastopt import fused, schedules
@@ -141,9 +141,63 @@ def test_the_page_of_schedules_says_what_is_torchs():
             assert opt.param_groups[0]["lr"] == pytest.approx(schedule(t), rel=1e-9, abs=1e-12), (theirs, t)
 
 
-def test_the_tables_are_those_of_the_committed_run():
-    """As the benchmark writes them from its own output."""
-    run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
-    assert report.markdown(run) in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.schedules_markdown(run) in (ROOT / "docs/schedules.md").read_text(encoding="utf-8")
-    assert report.loops_markdown(run) in (ROOT / "docs/embedding.md").read_text(encoding="utf-8")
+def update_tables():
+    """The script that writes figures into the pages."""
+    spec = importlib.util.spec_from_file_location("update_tables", ROOT / ".ci/update_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TEXTS = update_tables().texts()
+
+
+@pytest.mark.parametrize(("page", "mark"), TEXTS)
+def test_the_figures_are_those_of_the_committed_runs(page, mark):
+    """As the benchmark writes them from its own output, between the marks and nowhere else."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text.count(f"<!-- {mark}: begin -->\n{TEXTS[page, mark]}<!-- {mark}: end -->") == 1
+
+
+def test_every_place_for_figures_is_filled():
+    """A mark on a page that the script does not know keeps its figures for ever."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    marks = {
+        (page.relative_to(ROOT).as_posix(), mark)
+        for page in pages
+        for mark in re.findall(r"<!-- (.*): begin -->", page.read_text(encoding="utf-8"))
+    }
+    assert marks == set(TEXTS)
+
+
+def span(run, workloads, others, of="ratio"):
+    """The least and the greatest ratio of the fastest of others, over the rules, as text."""
+    fastest = {}
+    for entry in run["ratios"]:
+        if entry["workload"] in workloads and entry["implementation"].startswith(others):
+            key = entry["workload"], entry["rule"]
+            fastest[key] = min(entry[of], fastest.get(key, math.inf))
+    ends = min(fastest.values()), max(fastest.values())
+    return tuple(f"{each:.{0 if each >= 10 else 1 if each >= 2 else 2}f}" for each in ends)
+
+
+def test_the_readmes_sentences_have_the_runs_figures():
+    """Computed here once more, from the files."""
+    cpu, gpu = (
+        json.loads((ROOT / f"bench/results/{name}.json").read_text(encoding="utf-8")) for name in ("cpu", "gpu")
+    )
+    small, large, single = ["mlp"], ["resnet50", "gpt2"], [f"tensor_{size}" for size in ("64k", "1m", "16m", "256m")]
+    on_cpu = [span(cpu, workloads, others) for workloads in (small, large) for others in ("numpy", "torch-")]
+    on_gpu = [span(gpu, large, "torch-", "gpu"), span(gpu, large, "torch-", "host"), span(gpu, single, "torch-", "gpu")]
+    for mark, spans in (("cpu", on_cpu), ("gpu", on_gpu)):
+        assert re.findall(r"([\d.]+) to ([\d.]+)", TEXTS["README.md", mark]) == spans
+
+
+def test_the_page_of_benchmarks_explains_every_name():
+    """Each workload and implementation of the committed runs has a row."""
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").partition("## On a CPU")[0]
+    explained = {name for row in re.findall(r"^\| (.*?) \|", page, re.MULTILINE) for name in row.split(", ")}
+    for file in ("cpu.json", "gpu.json"):
+        rows = json.loads((ROOT / "bench/results" / file).read_text(encoding="utf-8"))["rows"]
+        assert {row["implementation"] for row in rows} <= explained
+        assert {row["workload"].partition(",")[0] for row in rows} <= explained

@@ -16,6 +16,7 @@ OF_GPU = {name: STYLES[name] for name in TORCH_MODES} | {
     "cupy-kernel": ("#CC79A7", "P"),
 }
 BLOCKS = ("The GPU's time of a step", "The host's time of a step")
+OVERVIEW = ("resnet50", "gpt2", "tensor_64k", "tensor_256m")  # what the README shows, and of these the GPU's time alone
 
 
 def draw(report: Report, path: str) -> None:
@@ -38,3 +39,27 @@ def draw(report: Report, path: str) -> None:
     axis = "as a multiple of fastopt's, log scale; right of the line, fastopt is faster; torch's against fastopt.torch"
     caption = f"{axis}\n{where['gpu']}, {where['date']}"
     draw_ratios(blocks, styles, WORKLOADS, (), caption, path)
+
+
+def draw_overview(report: Report, path: str) -> None:
+    """Write the README's chart as an image: the GPU's time of a step, of models and of the smallest and largest tensor.
+
+    Parameters
+    ----------
+    report : dict
+        As ``fastopt bench --gpu --json`` writes it.
+    path : str
+        Of the file; its suffix says which format.
+    """
+    found = compared(report)
+    measured = {
+        (workload, rule): {name: (gpu,) for name, (gpu, _) in ratios.items()}
+        for workload in OVERVIEW
+        for (of, rule), ratios in found.items()
+        if of == workload
+    }
+    names = {name for ratios in measured.values() for name in ratios}
+    styles = {name: style for name, style in OF_GPU.items() if name in names}
+    where = report["machine"]
+    axis = "the GPU's time of a step as a multiple of fastopt's, log scale; right of the line, fastopt is faster"
+    draw_ratios({"": measured}, styles, WORKLOADS, (), f"{axis}\n{where['gpu']}, {where['date']}", path)

@@ -1,4 +1,4 @@
-"""The tables of a run on a GPU, for the terminal and for the README."""
+"""The tables of a run on a GPU, for the terminal and for the pages."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def full_table(report: Report) -> Any:
 
 
 def markdown(report: Report) -> str:
-    """Write the README's tables from a report: of others only the fastest, since the chart has all."""
+    """Write the tables of docs/benchmarks.md from a report: of others only the fastest, since the chart has all."""
     subjects = " and of ".join(name for name in SUBJECTS if own_rows(report, name))
     steps = f"A step of {subjects}, and how many times as long the fastest of others takes, on the GPU / on the host."
     lines = [f"On a GPU: {circumstances(report)} {EXPLAINED}"]
@@ -214,5 +214,5 @@ def markdown(report: Report) -> str:
 
 
 def markdown_of(run: Path) -> str:
-    """Write the README's tables of a committed run, or that there is none."""
+    """Write the tables of a committed run, or that there is none."""
     return markdown(read(run)) if run.exists() else UNMEASURED
