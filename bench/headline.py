@@ -1,4 +1,4 @@
-"""What the README and its neighbours say of a run in a sentence: the figures are the run's."""
+"""What pages say of a run in a sentence: the figures are the run's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping
 
 from .contenders import FASTOPT_TORCH
 from .gpu.figures import Report as GpuReport
+from .gpu.report import FUSED
 from .gpu.report import compared as compared_on_gpu
 from .report import SUBJECT, Report, compared
 from .text import times
 
-SMALL = "mlp"
+Ratios = Mapping[tuple[str, str], Mapping[str, float]]  # (workload, rule) -> implementation -> ratio
+
+SMALL = ("mlp",)
 LARGE = ("resnet50", "gpt2")
 TORCH = "torch-"  # what the names of its modes begin with
-FUSED = "torch-fused"
 
 
 def span(ratios: Iterable[float]) -> str:
@@ -23,13 +25,17 @@ def span(ratios: Iterable[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def fastest(ratios: Mapping[str, float]) -> float:
-    """Return the ratio of torch's fastest mode."""
-    return min(ratio for name, ratio in ratios.items() if name.startswith(TORCH))
+def fastest(found: Ratios, workloads: Iterable[str], others: str) -> str:
+    """Write what the fastest of those whose names begin so takes, over all rules."""
+    return span(
+        min(ratio for name, ratio in found[workload, rule].items() if name.startswith(others))
+        for workload, rule in found
+        if workload in workloads
+    )
 
 
 def cpu(report: Report) -> str:
-    """Say what a step on the CPU takes others, of a small network and of large ones, back to back.
+    """Say what others take for a step on the CPU, of a small network and of large ones, back to back.
 
     Parameters
     ----------
@@ -42,23 +48,16 @@ def cpu(report: Report) -> str:
         A line of Markdown.
     """
     found, where = compared(report), report["machine"]
-    small = [ratios for (workload, _), ratios in found.items() if workload == SMALL]
-    large = [ratios for (workload, _), ratios in found.items() if workload in LARGE]
-    of_numpy, of_torch = ([[pick(each) for each in rows] for rows in (small, large)] for pick in (numpys, fastest))
+    numpy, torch = ([fastest(found, workloads, name) for workloads in (SMALL, LARGE)] for name in ("numpy", TORCH))
     return (
-        f"A step of a small network takes NumPy {span(of_numpy[0])} times as long as {SUBJECT}, and PyTorch's fastest "
-        f"mode {span(of_torch[0])} times; one of ResNet-50 or GPT-2, where memory is the limit, {span(of_numpy[1])} "
-        f"and {span(of_torch[1])} times ({where['cpu']}, {where['threads']} threads, {where['date']}).\n"
+        f"A step of a small network takes NumPy {numpy[0]} times as long as {SUBJECT}, and PyTorch's fastest mode "
+        f"{torch[0]} times; one of ResNet-50 or GPT-2, where memory is the limit, {numpy[1]} and {torch[1]} times "
+        f"({where['cpu']}, {where['threads']} threads, {where['date']}).\n"
     )
 
 
-def numpys(ratios: Mapping[str, float]) -> float:
-    """Return NumPy's ratio."""
-    return ratios["numpy"]
-
-
 def gpu(report: GpuReport) -> str:
-    """Say what a step on a GPU takes torch's fastest mode, of large models and of single tensors.
+    """Say what torch's fastest mode takes for a step on a GPU, of large models and of single tensors.
 
     Parameters
     ----------
@@ -70,29 +69,28 @@ def gpu(report: GpuReport) -> str:
     str
         A line of Markdown.
     """
-    found, where = compared_on_gpu(report), report["machine"]
-    models, single = [], []
-    for (workload, _), ratios in found.items():
-        sides = [fastest({name: both[side] for name, both in ratios.items()}) for side in (0, 1)]
-        (models if workload in LARGE else single).append(sides)
-    on_gpu, on_host = ([sides[side] for sides in models] for side in (0, 1))
+    where = report["machine"]
+    on_gpu, on_host = (
+        {key: {name: both[side] for name, both in ratios.items()} for key, ratios in compared_on_gpu(report).items()}
+        for side in (0, 1)
+    )
+    single = {workload for workload, _ in on_gpu if workload not in LARGE}
     return (
-        f"A step of ResNet-50 or GPT-2 takes PyTorch's fastest mode {span(on_gpu)} times as long as {FASTOPT_TORCH} on "
-        f"the GPU, and {span(on_host)} times on the host, which enqueues it; a step of one tensor, for which everybody "
-        f"needs one launch, {span(sides[0] for sides in single)} times on the GPU ({where['gpu']}, {where['date']}).\n"
+        f"A step of ResNet-50 or GPT-2 takes PyTorch's fastest mode {fastest(on_gpu, LARGE, TORCH)} times as long as "
+        f"{FASTOPT_TORCH} on the GPU, and {fastest(on_host, LARGE, TORCH)} times on the host, which enqueues it; a step "
+        f"of one tensor, for which everybody needs one launch, {fastest(on_gpu, single, TORCH)} times on the GPU "
+        f"({where['gpu']}, {where['date']}).\n"
     )
 
 
 def limits(report: Report) -> str:
-    """Say how near the limit of the memory the largest steps are, back to back: fastopt's, and torch's fused ones."""
-    shares = {
-        name: sorted(
-            row["of_limit"] for row in report["rows"] if row["implementation"] == name and row["workload"] in LARGE
-        )
+    """Say how near the memory's limit the largest steps are, back to back: fastopt's, and torch's fused ones."""
+    ours, theirs = (
+        sorted(row["of_limit"] for row in report["rows"] if row["implementation"] == name and row["workload"] in LARGE)
         for name in (SUBJECT, FUSED)
-    }
-    ours, theirs = (f"{each[0]:.0%} to {each[-1]:.0%}" for each in shares.values())
+    )
     return (
-        f"On ResNet-50 and GPT-2, {SUBJECT} moves {ours} of the bytes a second that a plain compiled loop with the "
-        f"rule's own traffic moved beside it in this run, and PyTorch's fused step {theirs}.\n"
+        f"On ResNet-50 and GPT-2, {SUBJECT} moves {ours[0]:.0%} to {ours[-1]:.0%} of the bytes a second that a plain "
+        f"compiled loop with the rule's own traffic moved beside it in this run, and PyTorch's fused step "
+        f"{theirs[0]:.0%} to {theirs[-1]:.0%}.\n"
     )
