@@ -75,11 +75,11 @@ def gpu(report: GpuReport) -> str:
         for side in (0, 1)
     )
     single = {workload for workload, _ in on_gpu if workload not in LARGE}
+    models, launches = (fastest(found, LARGE, TORCH) for found in (on_gpu, on_host))
     return (
-        f"A step of ResNet-50 or GPT-2 takes PyTorch's fastest mode {fastest(on_gpu, LARGE, TORCH)} times as long as "
-        f"{FASTOPT_TORCH} on the GPU, and {fastest(on_host, LARGE, TORCH)} times on the host, which enqueues it; a step "
-        f"of one tensor, for which everybody needs one launch, {fastest(on_gpu, single, TORCH)} times on the GPU "
-        f"({where['gpu']}, {where['date']}).\n"
+        f"A step of ResNet-50 or GPT-2 takes PyTorch's fastest mode {models} times as long as {FASTOPT_TORCH} on the "
+        f"GPU, and {launches} times on the host, which enqueues it; a step of one tensor, for which everybody needs "
+        f"one launch, {fastest(on_gpu, single, TORCH)} times on the GPU ({where['gpu']}, {where['date']}).\n"
     )
 
 
