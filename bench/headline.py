@@ -79,8 +79,8 @@ def gpu(report: GpuReport) -> str:
     single = {entry["workload"] for entry in entries} - {*LARGE}
     return (
         f"A step of ResNet-50 or GPT-2 takes PyTorch's fastest mode {on_gpu} times as long as {FASTOPT_TORCH} on the "
-        f"GPU, and {on_host} times on the host, which enqueues it; a step of one tensor, for which everybody needs "
-        f"one launch, {fastest(entries, single, TORCH, 'gpu')} times on the GPU ({where['gpu']}, {where['date']}).\n"
+        f"GPU, and {on_host} times on the host, which enqueues it; a step of one tensor, one launch for "
+        f"both, {fastest(entries, single, TORCH, 'gpu')} times on the GPU ({where['gpu']}, {where['date']}).\n"
     )
 
 
