@@ -8,6 +8,7 @@ import functools
 import gc
 import importlib
 import importlib.util
+import os
 import time
 
 import pytest
@@ -16,7 +17,6 @@ from once import folder_of_the_run
 LIMIT = 5  # minutes that `pytest` may take on two cores, as CONTRIBUTING says
 MOST_PROCESSES = 8  # each takes a gigabyte or two
 START = time.monotonic()
-
 CLIENTS = ["accelerate", "autograd", "ignite", "jax", "lightning", "peft", "scipy", "skorch", "transformers"]
 
 
@@ -42,6 +42,9 @@ def missing_clients():
 
 NEEDS = {"gpu": ("need a GPU", missing_gpu), "clients": ("need other people's training loops", missing_clients)}
 DESELECTED = {}  # by marker: how many, and what the summary says of them
+
+# Threads of OpenMP that wait sleep instead of spinning, or pytest's processes take the cores from each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_addoption(parser):
