@@ -11,16 +11,17 @@ import functools
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import types
 from pathlib import Path
 
 import numpy as np
+from once import once
 
 from fastopt.arrays import extent
 
 POISON = 0xFF  # not a number, as a float
+LIBRARY = "libcuda-stand-in.so"
 DRIVER = Path(__file__).with_name("libcuda_stand_in.cpp")
 
 
@@ -34,11 +35,13 @@ def driver():
 
     Its functions are called without releasing Python's lock, so that a destructor that wanted it would never end.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "libcuda-stand-in.so")
+
+    def build(folder):
         flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-pthread"]
-        subprocess.run([shutil.which("g++"), *flags, str(DRIVER), "-o", path], check=True)
-        library = ctypes.PyDLL(path)
+        subprocess.run([shutil.which("g++"), *flags, str(DRIVER), "-o", folder / LIBRARY], check=True)
+
+    path = str(once("driver", build) / LIBRARY)
+    library = ctypes.PyDLL(path)
     for name in ("stand_in_begin", "stand_in_end", "stand_in_destroy", "stand_in_destroy_at_exit"):
         getattr(library, name).argtypes = [ctypes.c_void_p]
     library.stand_in_end.restype = ctypes.c_void_p

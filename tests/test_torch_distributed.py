@@ -4,6 +4,7 @@ Two ranks, launched once, run the checks of distributed_workers.py, since torch 
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import time
 
 import distributed_workers
 import pytest
+from once import once
 
 DEADLOCK = 300  # seconds after which what the ranks have not finished is called a deadlock
 ALONE = 10  # seconds that a rank is given once the other one has crashed
@@ -31,12 +33,8 @@ def kill(process):
     process.wait()
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory, request):
-    """Run both ranks, with the checks that were selected: of each, the outcomes by name, and how it ended."""
-    selected = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
-    names = distributed_workers.with_what_they_need(selected)
-    folder = tmp_path_factory.mktemp("ranks")
+def run_ranks(names, folder):
+    """Run both ranks with some checks, of which each rank writes the outcomes into a folder, and how they ended."""
     processes = []
     try:
         for rank in range(2):
@@ -55,17 +53,26 @@ def ranks(tmp_path_factory, request):
     finally:
         for process in processes:
             kill(process)
+    (folder / "statuses.json").write_text(json.dumps([process.returncode for process in processes]))
+
+
+@pytest.fixture(scope="module")
+def ranks(request):
+    """Run both ranks, with the checks that were selected: of each, the outcomes by name, and how it ended.
+
+    The processes of a test run share this, since each has the same tests before it, of which it runs some.
+    """
+    selected = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
+    names = distributed_workers.with_what_they_need(selected)
+    folder = once("ranks", functools.partial(run_ranks, names))
     found = []
-    for rank, process in enumerate(processes):
+    for rank, status in enumerate(json.loads((folder / "statuses.json").read_text())):
         lines = folder / f"{rank}.jsonl"
         outcomes = dict(map(json.loads, lines.read_text().splitlines() if lines.exists() else []))
-        found.append(
-            (outcomes, f"ended with status {process.returncode}\n{(folder / f'{rank}.txt').read_text()[-3000:]}")
-        )
+        found.append((outcomes, f"ended with status {status}\n{(folder / f'{rank}.txt').read_text()[-3000:]}"))
     return found
 
 
-@pytest.mark.xdist_group("ranks")  # or each of pytest's processes would launch ranks of its own
 @pytest.mark.parametrize(
     "name",
     [
