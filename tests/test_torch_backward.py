@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed
 import torch_cases
+from pairs import swept
 from tolerances import TORCH, TRAJECTORY
 from torch import nn
 from torch_cases import KINDS, assert_near, bits
@@ -83,10 +84,10 @@ def assert_equal(handle, model, optimizer, twin):
 # The trajectory
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@ALL
-def test_the_trajectory_of_the_ordinary_optimizer(name, options, dtype):
+@swept(1, ids=str, kind=KINDS, dtype=[torch.float32, torch.float64, torch.bfloat16])
+def test_the_trajectory_of_the_ordinary_optimizer(kind, dtype):
     """To the bit, with tied weights, late and missing gradients, frozen and unused parameters; no gradient is left."""
+    name, options = KINDS[kind]
     model, twin = twins(dtype)
     before = bits([model.frozen, model.unused])
     handle = subject.step_in_backward(model, getattr(subject, name), **options)
@@ -637,11 +638,10 @@ def test_memory_of_one_gradient(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "passed\n", "")
 
 
-@pytest.mark.parametrize("removed", [True, False], ids=["removed", "dropped"])
-@pytest.mark.parametrize("hooked", [False, True], ids=["alone", "hooked"])
-@pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
-def test_dropping_handle_and_model_frees_both(name, options, hooked, removed):
+@swept(kind=KINDS, hooked=[False, True], removed=[True, False])
+def test_dropping_handle_and_model_frees_both(kind, hooked, removed):
     """Hooks, updaters and states go with the model, with or without `remove()`, and with hooks of the user's own."""
+    name, options = KINDS[kind]
     model = nn.Linear(5, 5)
     if hooked:
         model.weight.register_hook(lambda gradient: None)

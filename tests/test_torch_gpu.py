@@ -12,6 +12,7 @@ import torch
 import torch_cases
 from cuda_tensors import on_gpu, on_host
 from gpu_models import DEVICE, KINDS, SHAPES, assert_equal, captured, give, model, scaled_step, warm_up
+from pairs import swept
 from tolerances import ONE_STEP, TORCH_TRAINING, TRAJECTORY
 from torch.nn import Parameter
 
@@ -151,8 +152,7 @@ def forget():
     model("adamw_amsgrad")[2].step()
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@ALL
+@swept(1, kind=KINDS, scaled=[False, True])
 def test_a_graph_goes_on_without_its_optimizer(kind, scaled):
     """States included, and what a scaler has said; the memory comes back with the graph."""
     there, here, ours, others = model(kind, lr=Cosine(0.1, 20))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch_cases
+from pairs import swept
 from sklearn.datasets import load_digits
 from tolerances import HALF, TORCH, TORCH_TRAINING
 from torch.nn import Parameter
@@ -52,10 +53,10 @@ def assert_parity(name, dtype, given, **options):
     assert_same(mine, theirs, ours, others, TORCH)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("name", "options"), CONFIGURATIONS + EXTREMES)
-def test_trajectories(name, options, dtype):
+@swept(1, configuration=CONFIGURATIONS + EXTREMES, dtype=[torch.float32, torch.float64])
+def test_trajectories(configuration, dtype):
     """Parameters, states and counts, with gradients that miss now and then."""
+    name, options = configuration
     assert_parity(name, dtype, now_and_then, **options)
 
 
@@ -73,24 +74,24 @@ def test_foreach_and_fused_change_nothing(name, options):
     assert all(end == ends[0] for end in ends)
 
 
-@pytest.mark.parametrize("given", [always, late])
-@pytest.mark.parametrize(("name", "options"), CONFIGURATIONS + EXTREMES)
-def test_gradients_that_come_always_or_late(name, options, given):
+@swept(1, configuration=CONFIGURATIONS + EXTREMES, given=[always, late])
+def test_gradients_that_come_always_or_late(configuration, given):
     """A parameter's count, and its first gradient's dampening, are its own."""
+    name, options = configuration
     assert_parity(name, torch.float64, given, **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-@pytest.mark.parametrize(("name", "options"), CONFIGURATIONS + EXTREMES)
-def test_complex_parameters(name, options, dtype):
+@swept(1, configuration=CONFIGURATIONS + EXTREMES, dtype=[torch.complex64, torch.complex128])
+def test_complex_parameters(configuration, dtype):
     """Complex numbers are pairs of real ones, AdaGrad's accumulator too."""
+    name, options = configuration
     assert_parity(name, dtype, now_and_then, **options)
 
 
-@pytest.mark.parametrize("flags", [{}, *FLAGS[:3]], ids=str)
-@pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
-def test_mixed_dtypes_in_one_optimizer(name, options, flags):
+@swept(1, ids=str, kind=KINDS, flags=[{}, *FLAGS[:3]])
+def test_mixed_dtypes_in_one_optimizer(kind, flags):
     """Float32, float64 and complex parameters side by side, each as if it were alone."""
+    name, options = KINDS[kind]
     dtypes = [torch.float32, torch.float64, torch.complex64, torch.float32, torch.complex128]
     mine, theirs = ([torch_cases.parameters([(3, 4)], dtype)[0] for dtype in dtypes] for _ in range(2))
     ours, others = torch_cases.make(name, mine, **options, **flags), torch_cases.make(name, theirs, True, **options)
@@ -121,10 +122,10 @@ def test_non_finite_gradients_propagate(kind):
 # Half precision
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("name", "options"), CONFIGURATIONS)
-def test_half_precision_is_as_good_as_torchs(name, options, dtype):
+@swept(1, configuration=CONFIGURATIONS, dtype=[torch.bfloat16, torch.float16])
+def test_half_precision_is_as_good_as_torchs(configuration, dtype):
     """The error against a float64 run with the same gradients is at most twice torch's, over several seeds."""
+    name, options = configuration
     errors = np.zeros(2)
     for seed in range(5):
         start = torch_cases.parameters([(300,), (7, 31)], dtype, seed)
@@ -224,10 +225,10 @@ def assert_scheduled(name, options, makes):
     assert_same(mine, theirs, ours, others, TORCH)
 
 
-@pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("scheduler", [*lr_scheduler.__all__, "SWALR"])
-def test_every_scheduler_of_torch(scheduler, name, options):
+@swept(1, scheduler=[*lr_scheduler.__all__, "SWALR"], kind=KINDS)
+def test_every_scheduler_of_torch(scheduler, kind):
     """The rates and momenta are torch's, and so is what they lead to; a new scheduler needs a case."""
+    name, options = KINDS[kind]
     assert_scheduled(name, options, [SCHEDULERS[scheduler]])
     if name == "Adagrad":
         assert_scheduled(name, {**options, "lr": torch.tensor(0.1, dtype=torch.float64)}, [SCHEDULERS[scheduler]])

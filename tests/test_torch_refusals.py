@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch_cases
+from pairs import swept
 from tolerances import ONE_STEP, TORCH
 from torch.nn import Parameter
 from torch_cases import (
@@ -172,9 +173,7 @@ BAD_GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize("steps", [0, 2])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bad", BAD_GRADIENTS)
+@swept(bad=BAD_GRADIENTS, kind=KINDS, steps=[0, 2])
 def test_gradients_that_do_not_fit(bad, kind, steps):
     """Refused before anything is changed, with the parameter's index; those before it have not moved."""
     params, optimizer = victim(kind, steps)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch_cases
+from pairs import swept
 from tolerances import TRAJECTORY
 from torch_cases import (
     KINDS,
@@ -47,11 +48,10 @@ def scaled_run(name, options, dtype, scaled, unscale=False, overflow=()):
     return params, optimizer
 
 
-@pytest.mark.parametrize("flags", [{}, {"fused": True}], ids=str)
-@pytest.mark.parametrize("unscale", [False, True])
-@ALL
-def test_scaled_losses(name, options, unscale, flags):
+@swept(ids=str, kind=KINDS, unscale=[False, True], flags=[{}, {"fused": True}])
+def test_scaled_losses(kind, unscale, flags):
     """In float32 a power of two changes nothing; with unscale_ first, too."""
+    name, options = KINDS[kind]
     mine, ours = scaled_run(name, {**options, **flags}, torch.float32, True, unscale)
     theirs, others = scaled_run(name, {**options, **flags}, torch.float32, False)
     assert_same(mine, theirs, ours, others, TRAJECTORY)
@@ -77,12 +77,10 @@ def test_scaled_losses_of_mixed_precision(name, options):
     assert_same(runs[0][0], runs[1][0], runs[0][1], runs[1][1], TRAJECTORY)
 
 
-@pytest.mark.parametrize("flags", [{}, {"fused": True}], ids=str)
-@pytest.mark.parametrize("unscale", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@ALL
-def test_overflows_change_nothing(name, options, dtype, unscale, flags):
+@swept(ids=str, kind=KINDS, dtype=[torch.float32, torch.bfloat16], unscale=[False, True], flags=[{}, {"fused": True}])
+def test_overflows_change_nothing(kind, dtype, unscale, flags):
     """Not at the first step, where no state is made, nor later; counts and schedules stand still too."""
+    name, options = KINDS[kind]
     options = {**options, **flags, "lr": schedules.Linear(0.1, 0.01, 10)}
     _, optimizer = scaled_run(name, options, dtype, True, unscale, overflow=(0, 1, 5))
     assert optimizer.param_groups[0]["step"] == 9

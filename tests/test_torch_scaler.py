@@ -9,6 +9,7 @@ from cuda_tensors import on_gpu, on_host
 from gpu_models import KINDS, SHAPES, assert_equal, both, captured, give, model, scaled_step, uncollected
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pairs import swept
 
 from fastopt.gpu import Gpu
 from fastopt.schedules import Cosine, Linear, OneCycle, Piecewise, Plateau, Warmup
@@ -18,11 +19,12 @@ pytestmark = pytest.mark.usefixtures("pretended")
 ALL = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    "flags", [["taken", "skipped", "taken"], ["skipped", "skipped", "taken", "taken"], ["skipped"], ["taken"] * 3]
+@swept(
+    ids=str,
+    kind=KINDS,
+    flags=[["taken", "skipped", "taken"], ["skipped", "skipped", "taken", "taken"], ["skipped"], ["taken"] * 3],
+    dtype=[torch.float32, torch.float16],
 )
-@ALL
 def test_a_scalers_verdict_stays_on_the_gpu(kind, flags, dtype):
     """A skipped step changes and counts nothing, also where it would have been the first one; nobody waits."""
     there, here, ours, others = model(kind, dtype)
@@ -224,10 +226,10 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("options", SCHEDULES.values(), ids=SCHEDULES)
-@ALL
+@swept(1, kind=KINDS, options=SCHEDULES)
 def test_an_iteration_waits_for_nothing(kind, options):
     """After the second, whether numbers or schedules of fastopt's are in force."""
+    options = SCHEDULES[options]
     there, here, ours, others = model(kind, **options)
     assert waits_of(ours, there)[2:] == [0] * 7
     for step in range(9):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch_cases
+from pairs import swept
 from schedule_cases import CASES
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
@@ -87,11 +88,10 @@ def rates_beside(optimizer, make, steps=3):
     return rates, [str(warning.message) for warning in ours]
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("schedule", [RISING, rising], ids=["warm-up", "function"])
-@pytest.mark.parametrize(("make", "factor"), SCHEDULERS.values(), ids=SCHEDULERS)
-def test_a_scheduler_starts_from_the_peak(make, factor, schedule, way):
+@swept(scheduler=SCHEDULERS, schedule=[RISING, rising], way=WAYS)
+def test_a_scheduler_starts_from_the_peak(scheduler, schedule, way):
     """Not from step 0's rate, which would train nothing; and one warning names the way out."""
+    (make, factor), way = SCHEDULERS[scheduler], WAYS[way]
     optimizer = way(subject.AdamW(torch_cases.parameters(), lr=schedule))
     base = 0.1 if schedule is RISING else 0.02
     rates, messages = rates_beside(optimizer, make)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch_cases
+from pairs import swept
 from tolerances import TORCH
 from torch_cases import (
     advance,
@@ -46,11 +47,14 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("shape", [(8, 5), (8,), (8, 2, 3), (8, 0)], ids=str)
-@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-@pytest.mark.parametrize(("name", "options"), SPARSE)
-def test_sparse_gradients(name, options, rows, shape):
+@swept(
+    options=SPARSE,
+    rows=ROWS,
+    shape=[(8, 5), (8,), (8, 2, 3), (8, 0)],
+)
+def test_sparse_gradients(options, rows, shape):
     """Duplicates are summed before the update; coalesced or not is the same."""
+    (name, options), rows = options, ROWS[rows]
     for dtype in (torch.float32, torch.float64):
         mine, theirs, ours, others = torch_cases.pair(name, dtype, [shape], **options)
         for step in range(4):

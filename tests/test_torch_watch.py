@@ -18,6 +18,7 @@ from compilation import Recorder
 from fastopt.kernels import cpu
 from fastopt.kernels.tensors import ASSIGNED, OUT_OF_DATE, REPEATED
 from numba.core import event
+from pairs import swept
 from tolerances import TORCH
 from torch.nn import Parameter
 from torch_cases import KINDS, STATES, bits, give, states
@@ -264,8 +265,7 @@ def test_changes_of_states_are_noticed(kind, change):
 
 
 @both_readers
-@pytest.mark.parametrize("change", [{"lr": 0.2}, {"foreach": True}, {"of yours": 3}], ids=str)
-@ALL
+@swept(1, ids=str, kind=KINDS, change=[{"lr": 0.2}, {"foreach": True}, {"of yours": 3}])
 def test_assigned_options_are_noticed_as_such(kind, change):
     """They are looked at, and the updater stays."""
     _, optimizer = victim(kind)
@@ -301,8 +301,7 @@ FORMS = {
 
 
 @both_readers
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@ALL
+@swept(1, ids=str, kind=KINDS, dtype=DTYPES)
 def test_the_same_updater_over_many_steps(kind, dtype):
     """Whatever parameters are like, and however often gradients come anew, from backward or not, or miss."""
     name, options = KINDS[kind]
@@ -329,9 +328,13 @@ def test_the_same_updater_over_many_steps(kind, dtype):
     assert len(kept) == 1
 
 
-@pytest.mark.parametrize("form", ["contiguous", "channels last", "transposed", "many elements", "part of a row"])
-@pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
-@ALL
+@swept(
+    1,
+    ids=str,
+    kind=KINDS,
+    dtype=DTYPES[:4],
+    form=["contiguous", "channels last", "transposed", "many elements", "part of a row"],
+)
 def test_gradients_of_backward_are_read_in_one_call(kind, dtype, form, monkeypatch):
     """Those that lie as their parameters do are not left to Python, and a step of such repeats the last one."""
     name, options = KINDS[kind]
@@ -398,8 +401,7 @@ LAZY = {
 
 
 @both_readers
-@pytest.mark.parametrize("lazy", LAZY)
-@ALL
+@swept(1, kind=KINDS, lazy=LAZY)
 def test_gradients_that_are_not_what_lies_in_memory(kind, lazy):
     """At the first step, and after steps that would repeat: their values count, and they stay as they are."""
     name, options = KINDS[kind]
@@ -511,8 +513,7 @@ def test_asking_for_a_gradient_may_fail():
 
 
 @both_readers
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
-@ALL
+@swept(1, ids=str, kind=KINDS, dtype=[torch.float32, torch.bfloat16, torch.complex64])
 def test_gradients_are_let_go_after_the_step(kind, dtype):
     """Whoever drops one frees its memory, after the first step, after a repeated one, after one that failed."""
     params, optimizer = victim(kind, steps=0, dtype=dtype)
@@ -581,8 +582,7 @@ def test_replaced_memory_is_freed(kind):
 
 
 @both_readers
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@ALL
+@swept(1, ids=str, kind=KINDS, dtype=[torch.float32, torch.bfloat16])
 def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch):
     """Whatever values, layouts and rates are then; the tables of the first steps are those of all."""
     monkeypatch.setattr(cpu, "_kernels", {})
@@ -682,10 +682,10 @@ def test_what_a_repetition_points_to_is_held(kind):
         assert pointed_to["rows"] == len(cohorts) == len(hypers) == 1
 
 
-@pytest.mark.parametrize(("count", "size"), [(1, 500_000), (6, 1000), (300, 8)])
-@ALL
-def test_repeated_steps_allocate_no_array(kind, count, size):
+@swept(1, ids=str, kind=KINDS, many=[(1, 500_000), (6, 1000), (300, 8)])
+def test_repeated_steps_allocate_no_array(kind, many):
     """Whatever the number of tensors and elements, a few small Python objects at the most."""
+    count, size = many
     name, options = KINDS[kind]
     params = [Parameter(torch.ones(size)) for _ in range(count)]
     optimizer = torch_cases.make(name, params, **options)
