@@ -80,12 +80,6 @@ def deselect(config, items, marker, why):
         items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
-def pytest_collection_finish():
-    """Spare full collections what stays until the end, modules and tests: half a second, in whatever test has one."""
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_sessionfinish(session):
     """Tell the process that shows the summary, if another one does."""
     if hasattr(session.config, "workeroutput"):
@@ -105,6 +99,13 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.args_source is config.ArgsSource.TESTPATHS and not (config.option.markexpr or config.option.keyword):
         minutes, seconds = divmod(round(time.monotonic() - START), 60)
         terminalreporter.write_line(f"all tests: {minutes} min {seconds} s; on two cores at most {LIMIT} min")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_stays_is_not_collected():
+    """Spare full collections all modules and tests, through which each would go for half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

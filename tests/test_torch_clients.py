@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch_cases
+from pairs import swept
 from tolerances import TORCH
 from torch.nn import Parameter
 from torch_cases import KINDS, NAMES, assert_refused, assert_same, bits, give, states, train
@@ -225,10 +226,10 @@ def test_what_needs_the_step_to_unscale_says_so(name, monkeypatch):
 # Default device and dtype
 
 
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-@ALL
-def test_another_default_device(name, options, device):
+@swept(1, kind=KINDS, device=["meta", "cpu"])
+def test_another_default_device(kind, device):
     """Counts and states are made where they belong, by every way that makes some."""
+    name, options = KINDS[kind]
     ends = []
     for default in (None, device):
         params = torch_cases.parameters()
@@ -397,10 +398,10 @@ def test_a_shared_count_of_any_dtype(dtype):
     assert bits(p) == bits(q)
 
 
-@pytest.mark.parametrize("step", [5.0, torch.tensor(3.0), torch.tensor([1, 2]), None, "warm-up", -1])
-@ALL
-def test_another_librarys_step_in_a_group(name, options, step):
+@swept(1, kind=KINDS, step=[5.0, torch.tensor(3.0), torch.tensor([1, 2]), None, "warm-up", -1])
+def test_another_librarys_step_in_a_group(kind, step):
     """Nobody looks at it where no schedule goes by it, and it stays; a schedule begins with this optimizer's count."""
+    name, options = KINDS[kind]
     params, twins = torch_cases.parameters(), torch_cases.parameters()
     optimizer, twin = torch_cases.make(name, params, **options), torch_cases.make(name, twins, **options)
     optimizer.param_groups[0]["step"] = step
@@ -539,10 +540,10 @@ def test_a_gradient_that_is_a_property(name, options):
     assert bits([p.data for p in (*params, still)]) == bits([p.data for p in twins])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
-@ALL
-def test_gradients_that_are_zero_without_memory(name, options, dtype):
+@swept(1, ids=str, kind=KINDS, dtype=[torch.float32, torch.bfloat16, torch.complex64])
+def test_gradients_that_are_zero_without_memory(kind, dtype):
     """Forward-mode AD makes ZeroTensors: they count as zeros do."""
+    name, options = KINDS[kind]
     (p, q), (a, b) = (torch_cases.parameters([(4, 3), (5,)], dtype) for _ in range(2))
     optimizer, twin = torch_cases.make(name, [p, q], **options), torch_cases.make(name, [a, b], **options)
     for step in range(3):

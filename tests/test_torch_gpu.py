@@ -24,8 +24,7 @@ ALL = pytest.mark.parametrize("kind", KINDS)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@ALL
+@swept(1, ids=str, kind=KINDS, dtype=DTYPES)
 def test_trajectories(kind, dtype):
     """Twelve steps, with gradients that are missing now and then."""
     there, here, ours, others = model(kind, dtype)

@@ -7,6 +7,7 @@ import torch
 import torch_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import swept
 from tolerances import TRAJECTORY, assert_close
 from torch.nn import Parameter
 from torch_cases import KINDS, STATES, bits, states
@@ -86,8 +87,7 @@ def assert_stepped(kind, p, gradients):
     return optimizer, param
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@swept(1, layout=LAYOUTS, kind=KINDS)
 def test_parameters_and_gradients_of_all_layouts(layout, kind):
     """Each layout of a parameter with each layout of its gradient, from one step to the next."""
     gradients = [*LAYOUTS.values(), *BROADCAST.values()]
@@ -96,16 +96,14 @@ def test_parameters_and_gradients_of_all_layouts(layout, kind):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@swept(1, layout=LAYOUTS, kind=KINDS)
 def test_each_pair_of_layouts_by_itself(layout, kind):
     """The first gradient's layout is not what the following ones must have."""
     for i, lay in enumerate([*LAYOUTS.values(), *BROADCAST.values()]):
         assert_stepped(kind, LAYOUTS[layout](values(SHAPE, 0)), [lay(values(SHAPE, 1 + i))])
 
 
-@pytest.mark.parametrize("kind", ["momentum", "rmsprop_centered_momentum", "adamw_amsgrad"])
-@pytest.mark.parametrize("layout", DENSE)
+@swept(1, layout=DENSE, kind=["momentum", "rmsprop_centered_momentum", "adamw_amsgrad"])
 def test_states_are_laid_out_like_their_parameter(layout, kind):
     """As torch's preserve_format has it, whatever the gradient's layout: the next steps go through memory in order."""
     for other in DENSE:
@@ -114,8 +112,7 @@ def test_states_are_laid_out_like_their_parameter(layout, kind):
         assert all(optimizer.state[param][state].stride() == p.stride() for state in STATES[kind])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.complex64], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@swept(1, ids=str, kind=KINDS, dtype=[torch.float64, torch.bfloat16, torch.float16, torch.complex64])
 def test_layouts_of_other_dtypes(kind, dtype):
     """They give to the bit what contiguous parameters give."""
     name, options = KINDS[kind]
@@ -142,8 +139,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["momentum", "adagrad"])
-@pytest.mark.parametrize("case", LARGE)
+@swept(1, case=LARGE, kind=["momentum", "adagrad"])
 def test_large_tensors(case, kind):
     """More elements than are worked on at a time, in the parameter's layout, the gradient's or both."""
     shape, order, gaps = LARGE[case]
@@ -231,8 +227,7 @@ OVERLAPPING = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", OVERLAPPING)
+@swept(1, case=OVERLAPPING, kind=KINDS)
 def test_parameters_that_overlap_themselves(case, kind):
     """An element that would be updated several times is refused, before anything is changed."""
     name, options = KINDS[kind]

@@ -123,11 +123,8 @@ GRADIENTS = ["all", "some", "otherwise", "stretched"]
 plans = st.lists(st.tuples(st.sampled_from([None, None, *ACTS]), st.sampled_from(["all", *GRADIENTS])), max_size=12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(plan=plans)
-def test_any_order(kind, plan):
-    """Parameters and states after every step."""
+def assert_parity(kind, plan):
+    """Parameters and states agree after every step."""
     name, options = KINDS[kind]
     mine, theirs = Run(name, options, plainest=False), Run(name, options, plainest=True)
     for number, (act, gradients) in enumerate(plan):
@@ -140,3 +137,19 @@ def test_any_order(kind, plan):
             for state, value in states(theirs.optimizer, q).items():
                 if state != "step" and value is not None:
                     assert_near(states(mine.optimizer, p)[state], value, TORCH)
+
+
+def in_any_order(count):
+    """A test of so many plans for each kind."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(plan=plans)
+    def test(kind, plan):
+        assert_parity(kind, plan)
+
+    return test
+
+
+test_any_order = in_any_order(10)
+test_any_order_of_many = pytest.mark.exhaustive(in_any_order(200))

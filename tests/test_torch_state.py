@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch_cases
+from pairs import swept
 from tolerances import TORCH
 from torch_cases import KINDS, NAMES, assert_refused, assert_same, bits, late, now_and_then, snapshot, states, train
 
@@ -384,8 +385,7 @@ WRONG_STATES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", NONSENSE)
+@swept(1, case=NONSENSE, kind=KINDS)
 def test_nonsense_is_not_loaded(case, kind):
     """Refused, with torch's message where torch has one, and nothing has changed."""
     change, error, words = NONSENSE[case]
