@@ -380,16 +380,24 @@ class Sides:
             optimizer.load_state_dict(optimizer.state_dict())
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    schedules=st.sampled_from([{}, {"lr": Cosine(0.1, 12)}, {"momentum": OneCycle(0.1, 9).momentum(0.5, 0.9)}]),
-    actions=st.lists(ACTIONS, min_size=3, max_size=14),
-)
-def test_a_scaler_in_any_order(schedules, actions):
-    """Steps that are skipped and taken, assignments, looks and state dicts, whether somebody waits for them or not."""
-    sides = Sides("momentum", schedules)
-    for name, *arguments in [*actions, ("again", "taken"), ("look",)]:
-        getattr(sides, name)(*arguments)
+def in_any_order(count):
+    """A test of so many courses: steps that are skipped and taken, assignments, looks and state dicts."""
+
+    @settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(
+        schedules=st.sampled_from([{}, {"lr": Cosine(0.1, 12)}, {"momentum": OneCycle(0.1, 9).momentum(0.5, 0.9)}]),
+        actions=st.lists(ACTIONS, min_size=3, max_size=14),
+    )
+    def test(schedules, actions):
+        sides = Sides("momentum", schedules)
+        for name, *arguments in [*actions, ("again", "taken"), ("look",)]:
+            getattr(sides, name)(*arguments)
+
+    return test
+
+
+test_a_scaler_in_any_order = in_any_order(25)
+test_a_scaler_in_many_orders = pytest.mark.exhaustive(in_any_order(200))
 
 
 @pytest.mark.parametrize("action", ["idle", "describe"])
