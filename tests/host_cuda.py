@@ -29,21 +29,20 @@ UPDATES = {cuda.kernel_name(rule, format): (rule, format) for rule in RULES for 
 ARGUMENTS = {**dict.fromkeys(UPDATES, JOB), "send": MESSAGE, "advance": COURSE}
 
 
-def fused(rules):
-    """All updates by some rules as one source: the text that every kernel begins with, and the rest of each."""
+def fused(updates):
+    """Some updates as one source: the text that every kernel begins with, and the rest of each."""
     common = cuda.inlined("fused.cu")
-    updates = {name: update for name, update in UPDATES.items() if update[0] in rules}
-    sources = [cuda.source(*update) for update in updates.values()]
+    sources = [cuda.source(*UPDATES[name]) for name in updates]
     assert all(source.startswith(common) for source in sources)
     rests = [source.removeprefix(common) for source in sources]
     conversions = [f"HOST_CONVERSIONS({name}, {cuda.TYPES[name]})" for name in ("float16", "bfloat16")]
     return "\n".join([common, *rests, *map("HOST_LAUNCHER({})".format, updates), *conversions])
 
 
-def build(folder, *flags, rules=RULES):
-    """Compile the kernels of some rules into a shared library in a folder, and return its path."""
+def build(folder, *flags, updates=UPDATES):
+    """Compile kernels, all of them or some updates, into a shared library in a folder, and return its path."""
     small = "\n".join([cuda.inlined("advance.cu"), "HOST_LAUNCHER(send)", "HOST_LAUNCHER(advance)"])
-    path, sources = Path(folder) / LIBRARY, {"fused": fused(rules), "advance": small}
+    path, sources = Path(folder) / LIBRARY, {"fused": fused(updates), "advance": small}
     compiler, objects, running = shutil.which("g++"), [], []
     for name, source in sources.items():
         file = path.with_name(f"{name}.cpp")

@@ -26,6 +26,7 @@ from halves import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import pairs
 from processes import run_script
 from rule_cases import BY_STATES, OPTIONS
 from schedule_cases import CASES
@@ -624,9 +625,10 @@ def test_the_launcher_sees_what_is_not_aligned(monkeypatch, tmp_path):
     careless = text.replace("return all % 16 == 0;", "return true;")
     assert careless != text
     monkeypatch.setattr(cuda, "inlined", {"fused.cu": careless, "advance.cu": cuda.inlined("advance.cu")}.get)
-    careless_library = ctypes.CDLL(str(host_cuda.build(tmp_path, rules=BY_STATES)))
+    updates = {name: cuda.kernel_name(name, "float32") for name in BY_STATES}
+    careless_library = ctypes.CDLL(str(host_cuda.build(tmp_path, updates=updates.values())))
     monkeypatch.setattr(host_cuda, "library", lambda: careless_library)
-    for name in BY_STATES:
+    for name in updates:
         guards = Guards()
         tensor = guards.tensor(name, np.ones(8, np.float32), np.ones(8, np.float32), offsets=(0, 1, 0))
         with pytest.raises(RuntimeError, match="no multiple of 16"):
@@ -642,7 +644,7 @@ SANITIZED = """
     from fastopt.kernels import cuda
     from fastopt.kernels.tables import ELEMENTS, WORDS
     from fastopt.rules import RULES
-    from rule_cases import BY_STATES, OPTIONS
+    from rule_cases import OPTIONS
 
     def found(function):
         child = os.fork()
@@ -665,7 +667,7 @@ SANITIZED = """
         job.chunks["rows"][-1] += 1
         return job.launch
 
-    kernels = [(name, format) for name in BY_STATES for format in cuda.FORMATS]
+    kernels = KERNELS
     sizes = [*range(1, 20), 127, 128, 129, 4095, 4096, 4097, 9001]
     for name, format in kernels:
         for size in sizes:
@@ -695,21 +697,29 @@ SANITIZED = """
 """
 
 
-def test_kernels_stay_within_their_arrays(tmp_path):
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        pairs(together=1, name=BY_STATES, format=cuda.FORMATS),
+        pytest.param(pairs(name=BY_STATES, format=cuda.FORMATS), marks=pytest.mark.exhaustive),
+    ],
+    ids=["some", "all"],
+)
+def test_kernels_stay_within_their_arrays(kernels, tmp_path):
     """The sanitizers of addresses and of undefined behaviour are silent, and not where an array is too short."""
     compiler = shutil.which("g++")
     asked = [
         subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
         for name in ("libasan.so", "libstdc++.so")
     ]
-    here = str(Path(__file__).parent)
+    here, updates = str(Path(__file__).parent), [cuda.kernel_name(*kernel) for kernel in kernels]
     environment = {
-        host_cuda.BUILT: str(host_cuda.build(tmp_path, *host_cuda.SANITIZED, rules=BY_STATES)),
+        host_cuda.BUILT: str(host_cuda.build(tmp_path, *host_cuda.SANITIZED, updates=updates)),
         "LD_PRELOAD": " ".join(os.path.realpath(found.stdout.strip()) for found in asked),
         "ASAN_OPTIONS": "detect_leaks=0:exitcode=99",
         "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
     }
-    status, output, errors = run_script(SANITIZED, tmp_path, **environment)
+    status, output, errors = run_script(SANITIZED.replace("KERNELS", repr(kernels)), tmp_path, **environment)
     assert (status, output) == (0, "passed\n"), errors
     reports = set(re.findall(r"ERROR: AddressSanitizer: (\S+)", errors))
     assert reports == {"heap-buffer-overflow"}

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed
 from loop_cases import options_of, states_of
+from pairs import pairs, swept
 from processes import run_commands, run_script
 from tolerances import TRAJECTORY, assert_close
 
@@ -27,8 +28,9 @@ import fastopt
 from fastopt import cli, embed, fused
 from fastopt.rules import RULES, always
 
+DTYPES = ["float32", "float64"]
 names = pytest.mark.parametrize("name", RULES)
-dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+each_rule = swept(together=1, name=RULES, dtype=DTYPES)  # by default in one of the two
 
 
 def options(name):
@@ -61,8 +63,7 @@ def call_once(name, p, g, states, step=2):
 STATES = {name: RULES[name].states for name in RULES if name.startswith("rmsprop")}  # whose call takes any of them
 
 
-@dtypes
-@names
+@each_rule
 def test_pointers_against_the_oracle(name, dtype):
     """Five steps at every length around a vector's, and not an element further."""
     rng = np.random.default_rng(0)
@@ -84,14 +85,14 @@ def test_pointers_against_the_oracle(name, dtype):
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.sampled_from(list(RULES)),
-    st.sampled_from(["float32", "float64"]),
+    st.sampled_from(pairs(together=1, name=RULES, dtype=DTYPES)),
     st.integers(0, 2**32 - 1),
     st.integers(0, 70),
     st.one_of(st.integers(1, 3), st.integers(1, 2**53)),
 )
-def test_pointers_do_what_single_calls_do(name, dtype, seed, n, step):
+def test_pointers_do_what_single_calls_do(kernel, seed, n, step):
     """To the bit, infinities and NaN included."""
+    name, dtype = kernel
     rng = np.random.default_rng(seed)
     p, g = rng.standard_normal((2, n)).astype(dtype)
     g[rng.random(n) < 0.1] = rng.choice([np.nan, np.inf, 0.0])
@@ -103,8 +104,7 @@ def test_pointers_do_what_single_calls_do(name, dtype, seed, n, step):
         np.testing.assert_array_equal(one, another)
 
 
-@dtypes
-@names
+@each_rule
 def test_code(name, dtype):
     """Packed, in its precision, and nothing fused."""
     code = cpu.make_cfunc_of_update(cache=False)(cpu.make_update(name, dtype))._library.get_asm_str()
@@ -156,27 +156,6 @@ def test_from_several_threads():
         assert_close(p, want, TRAJECTORY)
 
 
-def test_threads_that_ask_first_get_one_function(tmp_path):
-    """In a new process, with nothing compiled."""
-    script = """
-        import threading
-        from fastopt import embed
-        barrier, found = threading.Barrier(4), []
-
-        def ask():
-            barrier.wait()
-            found.append(int(embed.ffi.cast("intptr_t", embed.update("sgd", "float32"))))
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        print(len(found), len(set(found)))
-    """
-    assert run(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")).split() == ["4", "1"]
-
-
 def run(script, folder, **environment):
     """Run a script in a process of its own, and return what it prints."""
     code, output, errors = run_script(script, folder, **environment)
@@ -197,9 +176,28 @@ CALL = """
 """
 
 
-def test_the_next_process_finds_it_compiled(tmp_path):
-    for hits in (0, 1):
-        assert run(CALL, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")).split() == ["0.75", str(hits), "False"]
+def test_threads_that_ask_first_get_one_function(tmp_path):
+    """In a new process, with nothing compiled; the next process finds it compiled."""
+    script = """
+        import threading
+        from fastopt import embed
+        from fastopt.kernels import cpu
+        barrier, found = threading.Barrier(4), []
+
+        def ask():
+            barrier.wait()
+            found.append(int(embed.ffi.cast("intptr_t", embed.update("sgd", "float32"))))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(len(found), len(set(found)), cpu.update_for_c("sgd", "float32").cache_hits)
+    """
+    cache = str(tmp_path / "cache")
+    assert run(script, tmp_path, NUMBA_CACHE_DIR=cache).split() == ["4", "1", "0"]
+    assert run(CALL, tmp_path, NUMBA_CACHE_DIR=cache).split() == ["0.75", "1", "False"]
 
 
 def test_without_the_extension(tmp_path):
@@ -417,19 +415,28 @@ VERSIONS = [
 ]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+OTHERS = ["0.0.1...0.0.9", f"0.0.1...<{fastopt.__version__}", "0.0.9 EXACT", "99"]
+
+
 @pytest.mark.parametrize("language", ["C", "CXX"])
-def test_cmake_finds_the_package(language, version, tmp_path):
+def test_cmake_finds_the_package(language, tmp_path):
     """For either language, and by the version that Python names, or an older one."""
-    lines = [f"project(mine {language})", f"find_package(fastopt {version} CONFIG REQUIRED)"]
-    code, words = cmake(tmp_path, [*lines, 'message("version ${fastopt_VERSION}")'])
+    lines = [f"project(mine {language})"]
+    for version in VERSIONS:
+        lines += [f"find_package(fastopt {version} CONFIG REQUIRED)", 'message("version ${fastopt_VERSION}")']
+        lines += ["unset(fastopt_VERSION)"]
+    code, words = cmake(tmp_path, lines)
     assert code == 0, words
-    assert f"version {fastopt.__version__}\n" in words
+    assert words.count(f"version {fastopt.__version__}\n") == len(VERSIONS)
 
 
-@pytest.mark.parametrize("version", ["99", "0.0.1...0.0.9", f"0.0.1...<{fastopt.__version__}", "0.0.9 EXACT"])
-def test_cmake_does_not_find_another_version(version, tmp_path):
-    """A newer one, or one within a range that ends before this one."""
-    code, words = cmake(tmp_path, ["project(mine C)", f"find_package(fastopt {version} CONFIG REQUIRED)"])
+def test_cmake_does_not_find_another_version(tmp_path):
+    """A newer one, or one within a range that ends before this one; the one that is there is named."""
+    lines = ["project(mine C)", "set(folder ${fastopt_DIR})"]
+    for version in OTHERS[:-1]:
+        lines += [f"find_package(fastopt {version} CONFIG)", 'message("found: ${fastopt_FOUND}")']
+        lines += ["set(fastopt_DIR ${folder} CACHE PATH folder FORCE)"]  # which CMake has taken back
+    code, words = cmake(tmp_path, [*lines, f"find_package(fastopt {OTHERS[-1]} CONFIG REQUIRED)"])
     assert code != 0
-    assert f"version: {fastopt.__version__}" in words
+    assert words.count("found: 0") == len(OTHERS) - 1
+    assert words.count(f"version: {fastopt.__version__}") == len(OTHERS)

@@ -16,6 +16,7 @@ from instructions import FUSED, any_arithmetic, body, operations, packed
 from loop_cases import numbers_of, options_of, states_of
 from numba import njit
 from numba.core.errors import TypingError
+from pairs import swept
 from processes import run_script
 from rule_cases import BY_STATES
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
@@ -24,7 +25,7 @@ from fastopt.rules import RULES
 from fastopt.schedules import Cosine
 
 names = pytest.mark.parametrize("name", RULES)
-dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+DTYPES = [np.float32, np.float64]
 
 
 def drawn(name, rng, shape, dtype):
@@ -59,8 +60,7 @@ def test_there_is_a_function_for_arrays_beside_each_rule(name):
     assert inspect.signature(of_arrays) == inspect.signature(of_numbers)
 
 
-@dtypes
-@names
+@swept(together=1, name=RULES, dtype=DTYPES)
 def test_sizes(name, dtype):
     """From plain Python, at every size around a vector's, and not an element further."""
     rng = np.random.default_rng(0)
@@ -85,8 +85,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4)])
-@pytest.mark.parametrize("name", BY_STATES)
+@swept(together=1, name=BY_STATES, shape=[(), (7,), (2, 3, 4)])
 def test_layouts(name, shape):
     """Whatever the strides of each array: p, g and each state lie in every way beside the others in order C."""
     rng = np.random.default_rng(1)
@@ -101,7 +100,7 @@ def test_layouts(name, shape):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(list(RULES)), st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40), st.integers(1, 20))
+@given(st.sampled_from(BY_STATES), st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40), st.integers(1, 20))
 def test_arrays_are_updated_as_their_elements(name, values, steps):
     """To the bit, step after step, with gradients that follow the parameter."""
     p = np.array(values)
@@ -151,10 +150,9 @@ def written(name):
 
 
 LOOPS = {key: loop for name in RULES for key, loop in written(name).items()}
-loops = pytest.mark.parametrize(("name", "what"), LOOPS)
+loops = swept(together=2, name=RULES, what=["arrays", "numbers"], dtype=DTYPES)
 
 
-@dtypes
 @loops
 def test_loops_of_users(name, what, dtype):
     """Fifty steps in one call."""
@@ -172,7 +170,6 @@ def written_out(name):
     return {*operations(name)} - ({"sub"} if negated else set())
 
 
-@dtypes
 @loops
 def test_code(name, what, dtype):
     """Inlined and packed in the user's own function, in the arrays' precision, and no fused multiply-add."""

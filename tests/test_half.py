@@ -22,6 +22,7 @@ from halves import (
 )
 from instructions import FUSED, OUTLINED, SHIFT, any_arithmetic, operations, packed
 from numba import njit
+from pairs import pairs, swept
 from rule_cases import BY_STATES, OPTIONS
 from tolerances import ONE_STEP, assert_close, assert_rounded
 
@@ -29,8 +30,10 @@ from fastopt import rules
 from fastopt.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 
 SIZES = [*range(36), 63, 64, 65, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1]
-halves = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-names = pytest.mark.parametrize("name", rules.RULES)
+HALVES = ["float16", "bfloat16"]
+SOME = pairs(together=1, name=BY_STATES, dtype=HALVES)
+halves = pytest.mark.parametrize("dtype", HALVES)
+each_rule = swept(together=1, name=rules.RULES, dtype=HALVES)  # by default in one of the two
 
 
 @njit
@@ -116,8 +119,7 @@ def normal(rng, shape, dtype):
 
 
 @pytest.mark.parametrize("more", [{}, {"weight_decay": 0.01, "maximize": True}], ids=["plain", "all options"])
-@halves
-@names
+@each_rule
 def test_rules_against_the_oracle(name, dtype, more):
     """Three steps at every size, each from what the last one left, and not an element further."""
     rng = np.random.default_rng(2)
@@ -154,8 +156,7 @@ def test_strided_gradients(name, dtype, strided):
         np.testing.assert_array_equal(state, expected)
 
 
-@halves
-@names
+@each_rule
 def test_non_finite_gradients_propagate(name, dtype):
     """A NaN or an infinity reaches its own element and no other."""
     p, g = np.ones(40, np.float32), np.full(40, 0.5, np.float32)
@@ -191,8 +192,14 @@ def test_names_of_a_dtype(dtype):
 # The code
 
 
-@halves
-@names
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[] if (name, dtype) in SOME else pytest.mark.exhaustive)
+        for name in rules.RULES
+        for dtype in HALVES
+    ],
+)
 def test_loops_are_vectorised(name, dtype):
     """Arithmetic and conversions are packed, in float32 and nothing wider; no function converts, nothing is fused."""
     code = cpu.make_cfunc(cache=False)(cpu.make_kernel(name, dtype))._library.get_asm_str()

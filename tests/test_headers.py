@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import cffi
@@ -21,6 +22,8 @@ import pytest
 from fastopt.kernels import cpu, extension, tables
 from instructions import any_arithmetic, operations, packed
 from loop_cases import OPTIONS, numbers_of, options_of, states_of
+from once import once
+from pairs import swept
 from schedule_cases import CASES
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
 
@@ -111,9 +114,18 @@ TARGETS = {"narrow": [], "native": ["-march=native"], "unknown": ["-U__SSE2__"]}
 
 
 @pytest.fixture(scope="module", params=TARGETS)
-def compiled(request, tmp_path_factory):
+def compiled(request):
     """Rules, schedules and lists of the headers as C functions."""
-    folder = tmp_path_factory.mktemp("headers")
+    folder = once(f"headers-{request.param}", partial(compile_headers, request.param))
+    (path,) = folder.glob("*.so")
+    spec = importlib.util.spec_from_file_location(f"_headers_{request.param}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compile_headers(target, folder):
+    """Compile them into a module of Python's, for a target."""
     ffi = cffi.FFI()
     declarations = [f"const char *{name}(void);" for name in LISTS]
     declarations.append("void evaluate(const double *record, const double *steps, double *out, int64_t n);")
@@ -125,16 +137,13 @@ def compiled(request, tmp_path_factory):
             declarations += [f"void {loop}_{name}_{dtype}({arguments});" for loop in LOOPS]
     ffi.cdef("\n".join(declarations))
     ffi.set_source(
-        f"_headers_{request.param}",
+        f"_headers_{target}",
         SOURCE,
         source_extension=".cpp",
         include_dirs=[str(KERNELS)],
-        extra_compile_args=["-std=c++17", "-O2", "-ffp-contract=off", *TARGETS[request.param]],
+        extra_compile_args=["-std=c++17", "-O2", "-ffp-contract=off", *TARGETS[target]],
     )
-    spec = importlib.util.spec_from_file_location(f"_headers_{request.param}", ffi.compile(tmpdir=str(folder)))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    ffi.compile(tmpdir=str(folder))
 
 
 def array(module, values):
@@ -295,31 +304,22 @@ def test_an_average_of_squares_is_finite_where_a_square_is_not(compiled, name):
             np.testing.assert_allclose(state, wanted, rtol=ONE_STEP * np.finfo(np.float32).eps)
 
 
-@pytest.fixture(scope="module", params=["-O2", "-O3", "-O3 -fno-math-errno", "-O3 -march=native"])
-def loops(request):
-    """The assembly of each rule's loop in each dtype, at a level."""
-    code = {}
-    for dtype, c in TYPES.items():
-        arguments = f"{c} *p, const {c} *g, {c} *const *states, long n, const {c} *hyper"
-        functions = [
-            f"void {name}({arguments}) {{ fastopt::update<fastopt::{functor}>(p, g, states, n, hyper); }}"
-            for name, functor in FUNCTORS.items()
-        ]
-        source = "\n".join(['#include "rules.h"', 'extern "C" {', *functions, "}"])
-        text = assembled(source, *request.param.split(), "-ffp-contract=off")
-        for name in FUNCTORS:
-            (code[name, dtype],) = re.findall(rf"(?ms)^{name}:$.*?^\s*\.size\s+{name},", text)
-    return code
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("name", rules.RULES)
-def test_loops_are_vectorised(loops, name, dtype):
+@swept(together=1, level=["-O2", "-O3", "-O3 -fno-math-errno", "-O3 -march=native"], dtype=TYPES)
+def test_loops_are_vectorised(level, dtype):
     """By g++, whatever the level, and in the same precision."""
-    for operation in operations(name):
-        assert re.search(packed(operation, dtype), loops[name, dtype]), operation
-    other = any_arithmetic("float64" if dtype == "float32" else "float32")
-    assert re.findall(other, loops[name, dtype]) == []
+    c, other = TYPES[dtype], any_arithmetic("float64" if dtype == "float32" else "float32")
+    arguments = f"{c} *p, const {c} *g, {c} *const *states, long n, const {c} *hyper"
+    functions = [
+        f"void {name}({arguments}) {{ fastopt::update<fastopt::{functor}>(p, g, states, n, hyper); }}"
+        for name, functor in FUNCTORS.items()
+    ]
+    source = "\n".join(['#include "rules.h"', 'extern "C" {', *functions, "}"])
+    text = assembled(source, *level.split(), "-ffp-contract=off")
+    for name in rules.RULES:
+        (code,) = re.findall(rf"(?ms)^{name}:$.*?^\s*\.size\s+{name},", text)
+        for operation in operations(name):
+            assert re.search(packed(operation, dtype), code), (name, operation)
+        assert re.findall(other, code) == [], name
 
 
 CALLS = """
@@ -355,13 +355,18 @@ def complaints(source, *flags):
     return done.stderr
 
 
-@pytest.mark.parametrize("level", ["-O0", "-O1", "-O2", "-O3", "-Os", "-Ofast"])
-def test_loops_compile_without_a_warning(level):
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+@swept(
+    together=1,
+    level=["-O0", "-O1", "-O2", "-O3", "-Os", "-Ofast"],
+    target=["", "-mavx", "-mavx512f"] if X86 else [""],
+)
+def test_loops_compile_without_a_warning(level, target):
     """Nor are they functions of their own, of which two files that are compiled for two processors might share one."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    for target in ([], ["-mavx"], ["-mavx512f"]) if x86 else ([],):
-        code = assembled(CALLS, *STRICT, level, *target)
-        assert re.findall(r"\.weak\s+(\S*fastopt\S*)", code) == []
+    code = assembled(CALLS, *STRICT, level, *target.split())
+    assert re.findall(r"\.weak\s+(\S*fastopt\S*)", code) == []
 
 
 def assembled(source, *flags):
