@@ -15,8 +15,6 @@ from fastopt.torch import updater as updaters
 BEYOND = 2**31 + 5
 NARROW = {("TENSOR", "hyper"), ("TENSOR", "flags"), ("CHUNK", "tensor"), ("CHUNK", "rows")}
 NARROW |= {("SHAPE", "device_type"), ("SHAPE", "device_id")}  # counts of few
-
-
 WIDE = {"scale": np.float64}  # which is neither
 
 

@@ -42,7 +42,6 @@ EXTREMES = [
     ("Adam", {"lr": 0.01, "weight_decay": 0.5, "decoupled_weight_decay": True, "maximize": True}),
     ("AdamW", {"lr": 0.1, "weight_decay": 0.0, "eps": 0.1}),
 ]
-BUGGY = torch.__version__.startswith("2.13")  # where the bugs were seen; elsewhere only our own behaviour is asserted
 
 
 def assert_parity(name, dtype, given, **options):

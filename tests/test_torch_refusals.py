@@ -32,7 +32,6 @@ MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 ONE = [Parameter(torch.ones(1, 1))]
 DB = torch_cases.optim_db()
 
-
 # By a constructor
 
 REFUSED = {

@@ -7,13 +7,7 @@ import torch
 import torch_cases
 from pairs import swept
 from tolerances import TRAJECTORY
-from torch_cases import (
-    KINDS,
-    assert_same,
-    bits,
-    give,
-    without_gradients,
-)
+from torch_cases import KINDS, assert_same, bits, give, without_gradients
 
 from fastopt import schedules
 

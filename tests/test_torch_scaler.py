@@ -226,10 +226,10 @@ SCHEDULES = {
 }
 
 
-@swept(1, kind=KINDS, options=SCHEDULES)
-def test_an_iteration_waits_for_nothing(kind, options):
+@swept(1, kind=KINDS, schedules=SCHEDULES)
+def test_an_iteration_waits_for_nothing(kind, schedules):
     """After the second, whether numbers or schedules of fastopt's are in force."""
-    options = SCHEDULES[options]
+    options = SCHEDULES[schedules]
     there, here, ours, others = model(kind, **options)
     assert waits_of(ours, there)[2:] == [0] * 7
     for step in range(9):

@@ -91,8 +91,8 @@ def rates_beside(optimizer, make, steps=3):
 @swept(scheduler=SCHEDULERS, schedule=[RISING, rising], way=WAYS)
 def test_a_scheduler_starts_from_the_peak(scheduler, schedule, way):
     """Not from step 0's rate, which would train nothing; and one warning names the way out."""
-    (make, factor), way = SCHEDULERS[scheduler], WAYS[way]
-    optimizer = way(subject.AdamW(torch_cases.parameters(), lr=schedule))
+    make, factor = SCHEDULERS[scheduler]
+    optimizer = WAYS[way](subject.AdamW(torch_cases.parameters(), lr=schedule))
     base = 0.1 if schedule is RISING else 0.02
     rates, messages = rates_beside(optimizer, make)
     assert rates[2] == pytest.approx(factor * base)

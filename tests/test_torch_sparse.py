@@ -7,19 +7,12 @@ import torch
 import torch_cases
 from pairs import swept
 from tolerances import TORCH
-from torch_cases import (
-    advance,
-    assert_same,
-    bits,
-    train,
-)
+from torch_cases import advance, assert_same, bits, train
 
 import fastopt.torch as subject
 
 STEPS = 30
 DB = torch_cases.optim_db()
-
-
 SPARSE = [
     ("SGD", DB["SGD"].metadata_for_sparse[0]),
     ("SGD", {"lr": 0.1, "maximize": True}),
@@ -48,17 +41,17 @@ ROWS = {
 
 
 @swept(
-    options=SPARSE,
+    case=SPARSE,
     rows=ROWS,
     shape=[(8, 5), (8,), (8, 2, 3), (8, 0)],
 )
-def test_sparse_gradients(options, rows, shape):
+def test_sparse_gradients(case, rows, shape):
     """Duplicates are summed before the update; coalesced or not is the same."""
-    (name, options), rows = options, ROWS[rows]
+    name, options = case
     for dtype in (torch.float32, torch.float64):
         mine, theirs, ours, others = torch_cases.pair(name, dtype, [shape], **options)
         for step in range(4):
-            mine[0].grad = sparse(rows, shape, step, coalesced=step % 2, dtype=dtype)
+            mine[0].grad = sparse(ROWS[rows], shape, step, coalesced=step % 2, dtype=dtype)
             theirs[0].grad = mine[0].grad.clone()
             before = bits(mine[0].grad)
             ours.step()
