@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from fastopt.bench.cases import case
-from pairs import covering
+from pairs import pairs
 from tolerances import BFLOAT16, TORCH, assert_close
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -52,6 +52,7 @@ KINDS = {
     "adagrad": case("adagrad", lr=0.05, lr_decay=0.2),
     "adamw_amsgrad": case("adamw_amsgrad", lr=0.05, weight_decay=0.1),
 }
+FEW = ["momentum", "adamw"]  # with one state, with several and a count
 STEPS = range(8)
 CHECKS = {}
 
@@ -66,21 +67,21 @@ class Check:
     exhaustive: bool
 
 
-def check(*columns, ranks=2, after=""):
+def check(*columns, usual=None, ranks=2, after=""):
     """Register a check for all combinations of its arguments, to be run by all ranks or by the first alone.
 
-    Those in which no argument is new are exhaustive. `after` is the check whose file is read, which has the first of
-    these arguments.
+    Those in which no argument is new are exhaustive, and those whose first one is none of the usual. `after` is the
+    check whose file is read, which has the first three of these arguments.
     """
     columns = [list(column) for column in columns]
+    by_default = dict(enumerate(columns)) | ({0: usual} if usual else {})
 
     def register(function):
-        covered = covering([len(column) for column in columns], 1)
-        for row in itertools.product(*(range(len(column)) for column in columns)):
-            case = [column[i] for column, i in zip(columns, row, strict=True)]
-            before = "-".join([after, *case[:3]]) if after else ""
-            CHECKS["-".join([function.__name__, *case])] = Check(
-                functools.partial(function, *case), ranks, before, row not in covered
+        covered = pairs(1, **{str(i): column for i, column in by_default.items()})
+        for row in itertools.product(*columns):
+            before = "-".join([after, *row[:3]]) if after else ""
+            CHECKS["-".join([function.__name__, *row])] = Check(
+                functools.partial(function, *row), ranks, before, row not in covered
             )
         return function
 
@@ -232,7 +233,7 @@ class Branches(nn.Module):
         return (self.right if right else self.left)(x).sum(dim=1, keepdim=True)
 
 
-@check(KINDS, ["own", "views"])
+@check(KINDS, ["own", "views"], usual=FEW)
 def ddp_unused(kind, gradients):
     """A gradient comes late, is missing now and then, or never comes."""
 
@@ -287,7 +288,7 @@ def zero_redundancy(kind, params):
     compare(run)
 
 
-@check(KINDS, ["own", "views"])
+@check(KINDS, ["own", "views"], usual=FEW)
 def zero_redundancy_idle_rank(kind, params):
     """A rank without parameters has an empty group."""
 
@@ -302,7 +303,7 @@ def zero_redundancy_idle_rank(kind, params):
     compare(run)
 
 
-@check(KINDS, ["own", "views"])
+@check(KINDS, ["own", "views"], usual=FEW)
 def zero_redundancy_group_added(kind, params):
     """A later group has a rate of its own, which changes from outside."""
 
@@ -321,7 +322,7 @@ def zero_redundancy_group_added(kind, params):
     compare(run)
 
 
-@check(KINDS, ["own", "views"])
+@check(KINDS, ["own", "views"], usual=FEW)
 def zero_redundancy_checkpoint(kind, params):
     """The gathered state goes on where it was, in an optimizer that has made other steps before.
 
@@ -368,7 +369,7 @@ def fsdp_of_old(kind, form):
     compare(run)
 
 
-@check(KINDS, ["flat", "original"])
+@check(KINDS, ["flat", "original"], usual=FEW)
 def fsdp_of_old_checkpoint(kind, form):
     """Its own state dicts, in the middle of a training that clips, for another model."""
 
@@ -426,7 +427,7 @@ def fsdp(kind, placement):
     compare(run)
 
 
-@check(KINDS)
+@check(KINDS, usual=FEW)
 def fsdp_shards(kind):
     """That the shards above are what they are meant to be: uneven, empty; each rank updates its own."""
     net = sharded(two())
@@ -436,7 +437,7 @@ def fsdp_shards(kind):
     assert rows == [[3, 3, 3, 3, 1, 1], [3, 3, 2, 2, 0, 0]][dist.get_rank()]
 
 
-@check(KINDS)
+@check(KINDS, usual=FEW)
 def fsdp_partly(kind):
     """One group of sharded and of ordinary parameters."""
 
@@ -450,7 +451,7 @@ def fsdp_partly(kind):
     compare(run)
 
 
-@check(KINDS)
+@check(KINDS, usual=FEW)
 def fsdp_clipped(kind):
     """`clip_grad_norm_` scales the gradients in place, before the step."""
 
@@ -469,7 +470,7 @@ def fsdp_clipped(kind):
     compare(run)
 
 
-@check(KINDS)
+@check(KINDS, usual=FEW)
 def fsdp_state_dict(kind):
     """An optimizer's own state dict, into another one for the same parameters."""
     net = sharded(two())
@@ -487,7 +488,7 @@ def fsdp_state_dict(kind):
     assert_equal(results(net, second), want)
 
 
-@check(KINDS)
+@check(KINDS, usual=FEW)
 def fsdp_bfloat16(kind):
     """States are float32 DTensors; as torch.optim in float32, whose parameters are rounded after each step."""
     net = sharded(two(), torch.bfloat16)
@@ -562,7 +563,8 @@ def resharded(kind, precision, form, single):
     assert_same(results(net, opt), torch.load(f"{path}.pt"), dtype)
 
 
-@check(sorted(KINDS.keys() - {"sgd"}), TRAINING)  # torch's functions fail for an optimizer that has no states
+# torch's functions fail for an optimizer that has no states
+@check(sorted(KINDS.keys() - {"sgd"}), TRAINING, usual=FEW)
 def broadcast(kind, precision):
     """The whole state on the first rank alone, and from there to all."""
     dtype, advance = TRAINING[precision]
@@ -605,7 +607,7 @@ def train_by_schedule(net, opt, steps, set_rate):
         assert rate == SCHEDULE(step), f"{rate} at step {step}, for which the schedule has {SCHEDULE(step)}"
 
 
-@check(KINDS, ["own", "views"])
+@check(KINDS, ["own", "views"], usual=FEW)
 def zero_redundancy_scheduled(kind, params):
     """The groups of ZeRO and those of the rank's optimizer are brought into line before and after each step."""
 
@@ -619,7 +621,7 @@ def zero_redundancy_scheduled(kind, params):
     compare(run)
 
 
-@check(KINDS)
+@check(KINDS, usual=FEW)
 def zero_redundancy_checkpoint_scheduled(kind):
     """The rate, the schedule's record and the count of steps are all assigned in the rank's group; it goes on."""
     net = DistributedDataParallel(model())
@@ -630,7 +632,7 @@ def zero_redundancy_checkpoint_scheduled(kind):
     train_by_schedule(net, second, STEPS[4:], lambda opt, step: None)
 
 
-@check(KINDS)
+@check(KINDS, usual=FEW)
 def zero_redundancy_schedule_ended(kind):
     """A schedule that an assigned rate has ended does not come back: from ZeRO's groups, whose entries stay, or a file.
 
@@ -655,7 +657,7 @@ def zero_redundancy_schedule_ended(kind):
         assert ordinary.param_groups[0]["lr"] == 0.01
 
 
-@check(KINDS, FORMS)
+@check(KINDS, FORMS, usual=FEW)
 def checkpoint_scheduled(kind, form):
     """Neither saving ends a schedule, nor loading into an optimizer that has not yet made a step.
 
