@@ -177,7 +177,7 @@ def test_tables_that_nobody_reads():
         progress.console(file=nowhere).print("a table")
 
 
-@pytest.mark.parametrize("argument", ["--includes", "info"])
+@pytest.mark.parametrize("argument", ["--includes", "lab"])
 def test_output_that_cannot_be_written(argument, tmp_path):
     """A line, no traceback."""
     with open("/dev/full", "w") as full:

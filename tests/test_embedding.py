@@ -50,8 +50,9 @@ def test_numba(capsys):
     assert furthest(capsys) < 1e-3
 
 
+@pytest.mark.exhaustive
 def test_numba_trains_a_network(capsys):
-    """The three trainings end in the same place, to the share of images."""
+    """The three trainings end in the same place, to the share of images; all schedules are compiled for two of them."""
     _, code, _ = examples("Numba")[0].values()
     exec(compile(code, "docs/embedding.md", "exec"), {})
     shares = re.findall(r"^(.*): [\d.]+ s, ([\d.]+)% of the images right$", capsys.readouterr().out, re.MULTILINE)

@@ -71,24 +71,21 @@ FORKS = {
         assert trains()
         result()
         """,
-    "after use": """
+    "after use, grandchildren too, and with one optimizer in both": """
         assert trains()
         assert meets()
         result = in_child(lambda: trains() and meets())
         assert trains() and meets()
         result()
         assert trains() and meets()
-        """,
-    "grandchildren": """
-        assert trains()
+
         def child():
             ok = trains()
             in_child(lambda: trains() and meets())()
             return ok and trains() and meets()
         in_child(child)()
         assert trains()
-        """,
-    "one optimizer in both": """
+
         p, g = np.ones(1_000_000, np.float32), np.full(1_000_000, 0.25, np.float32)
         opt = fastopt.SGD(p, lr=1.0, momentum=1.0)
         opt.bind(g)
@@ -153,7 +150,7 @@ FORKS = {
         for thread in threads:
             thread.start()
         started.wait(50)
-        for _ in range(20):
+        for _ in range(10):
             in_child(trains)()
         assert trains()
         stop.set()
@@ -249,11 +246,12 @@ EXIT = """
 """
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit()", "del fastopt, np"])
-def test_exit_while_daemon_threads_step(end, tmp_path):
-    """The interpreter ends quietly though threads are inside the extension."""
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_exit_while_daemon_threads_step(times, tmp_path):
+    """The interpreter ends quietly though threads are inside the extension, in whichever way; several at once."""
+    ends = ["", "sys.exit()", "del fastopt, np"] * times
     with ThreadPoolExecutor(3) as executor:
-        for done in executor.map(lambda _: run_script(textwrap.dedent(EXIT) + end, tmp_path), range(3)):
+        for done in executor.map(lambda end: run_script(textwrap.dedent(EXIT) + end, tmp_path), ends):
             assert done == (0, "passed\n", "")
 
 

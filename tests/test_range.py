@@ -10,7 +10,7 @@ import torch
 from cuda_jobs import Job, Tensor
 from fastopt.kernels import cpu
 from loop_cases import numbers_of, options_of
-from rule_cases import OPTIMIZERS
+from rule_cases import BY_STATES, OPTIMIZERS
 from tolerances import TRAJECTORY, assert_close
 from torch.nn import Parameter
 
@@ -63,9 +63,20 @@ def by_cuda(name, p, g, states, step):
     Job(name, p.dtype.name, [Tensor(p, g, states)], [row]).launch()
 
 
-@pytest.mark.parametrize("update", [by_numba, by_pointer, by_cuda], ids=["numba", "pointer", "cuda"])
-@averaging
-def test_large_gradients_against_the_oracle(name, update):
+@pytest.mark.parametrize(
+    ("update", "name"),
+    [
+        pytest.param(
+            update,
+            name,
+            marks=pytest.mark.exhaustive if update is by_pointer and name not in BY_STATES else [],
+            id=f"{name}-{update.__name__}",
+        )
+        for update in (by_numba, by_pointer, by_cuda)
+        for name in AVERAGING
+    ],
+)
+def test_large_gradients_against_the_oracle(update, name):
     """Three steps in which the average of squares stays finite, and all elements move; float64 is the oracle's own."""
     g = large("float32")
     p, states = np.ones_like(g), [np.zeros_like(g) for _ in RULES[name].states]

@@ -10,6 +10,7 @@ import oracle
 import pytest
 from fastopt.kernels import cpu, tables
 from numba import njit
+from pairs import swept
 from rule_cases import OPTIMIZERS, OPTIONS
 from tolerances import BIAS, ONE_STEP, TRAJECTORY, assert_close
 
@@ -210,9 +211,7 @@ def test_a_nan_is_the_largest_average(name):
     assert np.isnan(opt.state[0]["max_exp_avg_sq"]).all()
 
 
-@pytest.mark.parametrize("hyper", [0.1, np.float64(0.1), np.float32(0.1)])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", rules.RULES)
+@swept(together=1, name=rules.RULES, dtype=DTYPES, hyper=[0.1, np.float64(0.1), np.float32(0.1)])
 def test_scalar_rules_stay_in_the_parameters_type(name, dtype, hyper):
     """With hyperparameters of any number type, inside a compiled loop; that is how others embed them."""
     rule, states, hypers = getattr(cpu, name), len(rules.RULES[name].states), len(rules.RULES[name].hypers)
