@@ -24,12 +24,14 @@ from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed
 from numba import cfunc
 from numba.core import event
 from once import once
+from pairs import pairs
 from tolerances import ONE_STEP
 
 import fastopt
 
-EVERY = [(name, dtype) for name in cpu.STATES for dtype in ("float32", "float64")]
-VARIANTS = [variant for variant in EVERY if variant[0] in rule_cases.BY_STATES]
+DTYPES = ("float32", "float64")
+EVERY = [(name, dtype) for name in cpu.STATES for dtype in DTYPES]
+VARIANTS = pairs(together=1, name=rule_cases.BY_STATES, dtype=DTYPES)
 variants = pytest.mark.parametrize(
     ("name", "dtype"),
     [pytest.param(*variant, marks=[] if variant in VARIANTS else pytest.mark.exhaustive) for variant in EVERY],
@@ -129,7 +131,7 @@ def fill(folder):
             json.dump({key: kernel._library.get_asm_str() for key, kernel in new.items()}, file)
         print("passed")
     """
-    processes = [start(script, str(3 * i), cwd=cache.parent, NUMBA_CACHE_DIR=str(cache)) for i in range(3)]
+    processes = [start(script, str(i), cwd=cache.parent, NUMBA_CACHE_DIR=str(cache)) for i in range(3)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
@@ -296,10 +298,9 @@ def test_kernels_have_names_of_their_own():
 def test_threads_that_ask_at_once_get_one_kernel(monkeypatch):
     """A kernel is compiled once, by whoever comes first."""
     monkeypatch.setattr(cpu, "_kernels", {})
-    some = VARIANTS[:6]
     with ThreadPoolExecutor(8) as executor:
-        found = list(executor.map(lambda variant: cpu.kernel(*variant), some * 8))
-    assert len(set(map(id, found))) == len(cpu._kernels) == len(some)
+        found = list(executor.map(lambda variant: cpu.kernel(*variant), VARIANTS * 8))
+    assert len(set(map(id, found))) == len(cpu._kernels) == len(VARIANTS)
 
 
 # Imports

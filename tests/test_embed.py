@@ -22,6 +22,7 @@ from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed
 from loop_cases import options_of, states_of
 from pairs import pairs, swept
 from processes import run_commands, run_script
+from rule_cases import BY_STATES
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
@@ -29,6 +30,7 @@ from fastopt import cli, embed, fused
 from fastopt.rules import RULES, always
 
 DTYPES = ["float32", "float64"]
+SOME = pairs(together=1, name=BY_STATES, dtype=DTYPES)
 names = pytest.mark.parametrize("name", RULES)
 each_rule = swept(together=1, name=RULES, dtype=DTYPES)  # by default in one of the two
 
@@ -104,7 +106,14 @@ def test_pointers_do_what_single_calls_do(kernel, seed, n, step):
         np.testing.assert_array_equal(one, another)
 
 
-@each_rule
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[] if (name, dtype) in SOME else pytest.mark.exhaustive)
+        for name in RULES
+        for dtype in DTYPES
+    ],
+)
 def test_code(name, dtype):
     """Packed, in its precision, and nothing fused."""
     code = cpu.make_cfunc_of_update(cache=False)(cpu.make_update(name, dtype))._library.get_asm_str()

@@ -17,6 +17,10 @@ from fastopt.lab.training import OPTIMIZERS
 # fastopt.lab.sparse is the experiment itself: these are the modules
 sparse, neuron, arrivals = (importlib.import_module(f"fastopt.lab.{name}") for name in ("sparse", "neuron", "arrivals"))
 
+seeds = pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.exhaustive if seed > 1 else []) for seed in range(5)]
+)
+
 
 @functools.cache
 def numbers_of(seed):
@@ -32,7 +36,7 @@ def test_the_slope_of_the_neuron():
     assert ((cell.y > 0) & (cell.y < 1)).all()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@seeds
 def test_adagrad_goes_both_ways_at_once(seed):
     """Plain descent, momentum and Nesterov turn a right angle; momentum still arrives sooner; no seed is special."""
     numbers = numbers_of(seed)
@@ -80,7 +84,7 @@ def test_the_effective_rates_are_those_of_the_optimizer():
     )
 
 
-@pytest.mark.parametrize("seed", range(5))
+@seeds
 def test_rmsprop_and_adam_are_the_answer(seed):
     """All three begin alike; AdaGrad's rates only fall, and the others' rise again; Adam is there with the momenta."""
     numbers = numbers_of(seed)
@@ -131,7 +135,7 @@ def test_what_is_reached_and_where_a_path_turns():
     assert neuron.turn(path[:2], np.array([4.0, 10.0])) is None
 
 
-@pytest.mark.parametrize("seed", range(5))
+@seeds
 def test_the_lectures_claims_of_adagrad(seed):
     """Which hold at rates that are chosen alike, and not at the rates that are drawn; and w arrives before b."""
     numbers = numbers_of(seed)

@@ -69,7 +69,7 @@ def by_cuda(name, p, g, states, step):
         pytest.param(
             update,
             name,
-            marks=pytest.mark.exhaustive if update is by_pointer and name not in BY_STATES else [],
+            marks=[] if update is by_cuda or name in BY_STATES else pytest.mark.exhaustive,  # Numba compiles long
             id=f"{name}-{update.__name__}",
         )
         for update in (by_numba, by_pointer, by_cuda)

@@ -19,6 +19,8 @@ from fastopt.schedules import (
     Warmup,
 )
 
+OF_EACH_CLASS = list({type(case): case for case in CASES}.values())
+
 
 def drawn(axes):
     """The one curve of axes."""
@@ -29,7 +31,8 @@ def drawn(axes):
 @pytest.mark.parametrize(
     "schedule",
     [
-        *CASES[::4],
+        *OF_EACH_CLASS,
+        *(pytest.param(case, marks=pytest.mark.exhaustive) for case in CASES[::4] if case not in OF_EACH_CLASS),
         Linear(0.1, 0.0, LIMIT - 1),
         InverseSqrt(0.1, LIMIT - 1),
         Cyclic(0.0, 0.1, LIMIT - 1, LIMIT - 1),
