@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json as jsonlib
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from fastopt.kernels import limits
 
 from fastopt.extras import require
 from fastopt.files import replacing
 from fastopt.progress import track
 from fastopt.rules import RULES as REGISTRY
 
-from . import embedding, report
+from . import embedding, limit, quiet, report
 from . import plot as chart
-from .contenders import CONTENDERS, HAS_TORCH, RULES, make
+from .contenders import CONTENDERS, FASTOPT, HAS_OPTAX, HAS_TORCH, NUMPY, RULES, Step, make
 from .iteration import iterations
-from .limit import limits
-from .measure import MODES, WARM_UP, Pace, Timing, measure
+from .measure import LIMIT, MODES, WARM_UP, Mode, Pace, Timing, settled, timed
 from .schedules import evaluations
 from .torch_report import InTorch
 from .workloads import WORKLOADS, Arrays, Workload
@@ -29,25 +30,29 @@ Measured = TypeVar("Measured")
 
 ITEMSIZE = 4
 SHARE_OF_MEMORY = 0.8  # what a workload may take of the machine's memory
-BUSY = 0.25  # a load per core that disturbs
+LARGE = 10_000_000  # elements: a step takes far longer than what wakes up late, and leaves no cache as it was
 
 PICTURES = (".png", ".svg", ".pdf")
 
+# A quick run steps large models by the rule that they are trained by, as a rule.
+QUICK_RULES = {"resnet50": ("momentum",), "gpt2": ("adam",)}
 QUICK = Pace(seconds=0.5, fewest=3, most=1000)
 FULL = Pace(seconds=8.0, fewest=7, most=1000)
 
 
-def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy") -> None:
-    """Measure all contenders on all workloads, print the tables, and write files where asked to.
+def run(quick: bool, json: str | None, plot: str | None, baseline: str = NUMPY, tables: bool = False) -> None:
+    """Measure all contenders on all workloads, write files where asked to, and print what was found.
 
     Parameters
     ----------
     quick : bool
-        Whether fewer rounds will do.
+        Whether optimizer steps alone will do, in fewer rounds, and of large models by one rule.
     json, plot : str or None
         Files to write, of the data and of the chart; beside the chart, "-torch" in its name, that of steps in torch.
     baseline : str, default "numpy"
-        The contender that speed-ups are over.
+        The contender that speed-ups are over in the table of all contenders.
+    tables : bool, default False
+        Whether all tables are printed; else the summary alone.
 
     Raises
     ------
@@ -57,20 +62,11 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy"
         If something is not installed that this needs.
     """
     check(json, plot, baseline)
-    warn()
-    pace = QUICK if quick else FULL
+    name_missing()
     workloads = [workload for workload in WORKLOADS.values() if fits(workload)]
-    timings = list(track(timed(workloads, pace), "Measuring", total=len(workloads) * len(RULES) * len(MODES)))
-    found: report.Report = {
-        "machine": report.machine(baseline, quick),
-        "rows": report.rows(timings, baseline),
-        "ratios": report.ratios(timings),
-        "iteration": where_installed(iterations, pace),
-        "schedules": evaluations(pace),
-        "embedded": in_loops(pace),
-        "torch": in_torch(workloads, pace) if HAS_TORCH else None,
-    }
-    report.show(found)
+    quiet.wait(say)
+    with threads_of_torch():
+        found = measured(workloads, quick, baseline)
     if json is not None:
         with replacing(Path(json)) as path:
             path.write_text(jsonlib.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -80,6 +76,24 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = "numpy"
         if found["torch"] is not None:
             with replacing(beside(plot)) as path:
                 chart.draw_curve(found, str(path))
+    report.show(found, tables)  # in the end: what is written is there even where nobody reads this
+
+
+def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> report.Report:
+    """Measure optimizer steps, and all else where it is no quick run."""
+    pace = QUICK if quick else FULL
+    rules = {workload: QUICK_RULES.get(workload.name, RULES) if quick else RULES for workload in workloads}
+    total = sum(len(modes(workload)) * len(of) for workload, of in rules.items())
+    timings = list(track(steps(rules, pace, baseline), "Measuring", total=total))
+    return {
+        "machine": report.machine(baseline, quick),
+        "rows": report.rows(timings, baseline),
+        "ratios": report.ratios(timings),
+        "iteration": None if quick else where_installed(iterations, pace),
+        "schedules": None if quick else evaluations(pace),
+        "embedded": None if quick else in_loops(pace),
+        "torch": None if quick or not HAS_TORCH else in_torch(workloads, pace),
+    }
 
 
 def check(json: str | None, plot: str | None, baseline: str) -> None:
@@ -108,12 +122,12 @@ def beside(plot: str) -> Path:
     return Path(plot).with_stem(f"{Path(plot).stem}-torch")
 
 
-def warn() -> None:
-    """Say what will make the tables worse, or shorter."""
-    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
-        say(f"other programs are running (load {load:.1f}): threads that wait for each other suffer, torch's most")
+def name_missing() -> None:
+    """Say who cannot be measured here."""
     if not HAS_TORCH:
         say("torch is not installed: its optimizers are left out (pip install 'fastopt[bench]')")
+    if not HAS_OPTAX:
+        say("optax and jax are not both installed: optax is left out (pip install 'fastopt[optax]')")
 
 
 def say(message: str) -> None:
@@ -123,40 +137,68 @@ def say(message: str) -> None:
 
 def fits(workload: Workload) -> bool:
     """Say whether the memory is large enough for a workload, and say so where it is not."""
-    if not hasattr(os, "sysconf"):
+    there = limits.memory()
+    if there is None:
         return True
     # Parameters, gradients, the fresh ones, zeros, NumPy's scratch, torch's two temporaries, the limit's parameters and
-    # gradients, and the states of each contender and of the limit. Steps in torch, which come later, need fewer.
-    copies = 9 + max(len(REGISTRY[rule].states) for rule in RULES) * (len(CONTENDERS) + 1)
-    needed = workload.elements * ITEMSIZE * copies / 1e9
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    # gradients, optax's parameters, gradients and updates, and the states of each contender and of the limit. Steps in
+    # torch, which come later, need fewer.
+    copies = 9 + 3 * HAS_OPTAX + max(len(REGISTRY[rule].states) for rule in RULES) * (len(CONTENDERS) + 1)
+    needed = workload.elements * ITEMSIZE * copies
     if needed <= SHARE_OF_MEMORY * there:
         return True
-    say(f"{workload.name} is left out: it needs {needed:.1f} GB of memory, too much of this machine's {there:.1f} GB")
+    of = f"{needed / 1e9:.1f} GB of memory, too much of the {there / 1e9:.1f} GB that this process may use"
+    say(f"{workload.title} is left out: it needs {of}")
     return False
 
 
-def timed(workloads: Sequence[Workload], pace: Pace) -> Iterator[Timing]:
-    """Time every contender on every workload, by every rule, in every mode."""
-    for workload in workloads:
+@contextlib.contextmanager
+def threads_of_torch() -> Iterator[None]:
+    """Let torch use no more threads than this process may keep busy: it does not know of a container's quota."""
+    if not HAS_TORCH:
+        yield
+        return
+    import torch
+
+    before, most = torch.get_num_threads(), limits.processors()
+    if before > most:
+        say(f"torch is limited to {most} threads, since this process may use no more processors")
+        torch.set_num_threads(most)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def modes(workload: Workload) -> dict[str, Mode]:
+    """Name the modes in which a workload's steps are timed: in one where they are long, since others show no more."""
+    return dict(itertools.islice(MODES.items(), 1 if workload.elements >= LARGE else None))
+
+
+def steps(rules: Mapping[Workload, Sequence[str]], pace: Pace, baseline: str) -> Iterator[Timing]:
+    """Time every contender on every workload, by its rules, in every mode."""
+    for workload, of in rules.items():
         arrays = Arrays.draw(workload)
-        for rule in RULES:
-            yield from timed_rule(workload, rule, arrays, pace)
+        for rule in of:
+            yield from steps_of(workload, rule, arrays, pace, baseline)
 
 
-def timed_rule(workload: Workload, rule: str, arrays: Arrays, pace: Pace) -> Iterator[Timing]:
+def steps_of(workload: Workload, rule: str, arrays: Arrays, pace: Pace, baseline: str) -> Iterator[Timing]:
     """Time every contender on one workload by one rule; their states are gone afterwards."""
     contestants = {name: make(name, rule, arrays) for name in CONTENDERS}
-    loops = limits(workload.elements, len(REGISTRY[rule].states))
-    contestants |= loops
     for step in contestants.values():
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP - 1):  # the first mode takes one more, to see how long it is
             step()
+    contestants[LIMIT] = fastest(limit.limits(workload.elements, len(REGISTRY[rule].states)))
     bytes_moved = REGISTRY[rule].bytes_moved(ITEMSIZE) * workload.elements
-    for suffix, mode in MODES.items():
-        seconds = measure(contestants, mode, pace)
-        limit = [min(round_) for round_ in zip(*(seconds.pop(name) for name in loops), strict=True)]
-        yield Timing(workload.name + suffix, rule, bytes_moved, seconds, limit)
+    for suffix, mode in modes(workload).items():
+        rounds = settled(contestants, mode, pace, tuple(dict.fromkeys((FASTOPT, baseline, LIMIT))))
+        yield Timing(workload.name + suffix, rule, bytes_moved, rounds)
+
+
+def fastest(loops: Mapping[str, Step]) -> Step:
+    """Return the fastest of some steps, each at its best of a few."""
+    return min(loops.values(), key=lambda loop: min(timed(loop) for _ in range(WARM_UP)))
 
 
 def in_loops(pace: Pace) -> embedding.Embedded:

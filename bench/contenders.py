@@ -18,7 +18,9 @@ import numpy as np
 import fastopt
 from fastopt.rules import RULES as REGISTRY
 
+from . import by_hand
 from .cases import MOMENTUM, case
+from .in_jax import OptaxStep
 from .workloads import Arrays, aligned, like, zeros
 
 Step = Callable[[], object]  # what it returns is not looked at
@@ -132,6 +134,37 @@ def in_place(library: Any, memory: Any, arrays: Arrays, rule: str) -> Step:
     return {"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad, "adam": adam}[rule]
 
 
+def by_hand_step(arrays: Arrays, rule: str) -> Step:
+    """Make the loops that a careful user of Numba writes; float32 scalars keep Numba from computing in float64."""
+    loop, states = by_hand.LOOPS[rule], states_of(np, arrays, rule)
+    tensors = [
+        tuple(array.reshape(-1) for array in (p, g, *own))
+        for p, g, own in zip(arrays.params, arrays.grads, states, strict=True)
+    ]
+    lr, mu, eps = np.float32(LR), np.float32(MOMENTUM), np.float32(EPS)
+    beta1, beta2 = np.float32(BETA1), np.float32(BETA2)
+    count = itertools.count(1)
+    fixed = {"momentum": (lr, mu), "nesterov": (lr, mu), "adagrad": (lr, eps)}.get(rule)
+
+    def step() -> None:
+        numbers = fixed or (beta1, beta2, *corrected(next(count)))
+        for tensor in tensors:
+            loop(*tensor, *numbers)
+
+    return step
+
+
+def optax_step(arrays: Arrays, rule: str) -> Step:
+    """Make optax's optimizer under `jax.jit`; its AdaGrad has eps below the root, where the square belongs."""
+    makers: dict[str, Callable[[Any], Any]] = {
+        "momentum": lambda optax: optax.sgd(LR, momentum=MOMENTUM),
+        "nesterov": lambda optax: optax.sgd(LR, momentum=MOMENTUM, nesterov=True),
+        "adagrad": lambda optax: optax.adagrad(LR, initial_accumulator_value=0.0, eps=EPS**2),
+        "adam": lambda optax: optax.adam(LR, b1=BETA1, b2=BETA2, eps=ADAM_EPS),
+    }
+    return OptaxStep(arrays, makers[rule])
+
+
 def optimizer(library: Any, params: Any, rule: str, **mode: bool) -> Any:
     """Make an optimizer: `fastopt`, `fastopt.torch` and `torch.optim` name classes and options alike.
 
@@ -180,10 +213,14 @@ IN_BACKWARD = "step_in_backward"
 DEEPSPEED = "deepspeed"  # its Adam alone, where it is installed
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+HAS_OPTAX = all(importlib.util.find_spec(name) is not None for name in ("jax", "optax"))
 
-CONTENDERS: dict[str, Factory] = {"numpy": numpy_step, "fastopt": bound_step, "fastopt-fresh": fresh_step}
+FASTOPT, FRESH, NUMPY, BY_HAND, OPTAX = "fastopt", "fastopt-fresh", "numpy", "numba-by-hand", "optax-jit"
+CONTENDERS: dict[str, Factory] = {NUMPY: numpy_step, FASTOPT: bound_step, FRESH: fresh_step, BY_HAND: by_hand_step}
 if HAS_TORCH:
     CONTENDERS |= {name: partial(torch_step, mode=mode) for name, mode in TORCH_MODES.items()}
+if HAS_OPTAX:
+    CONTENDERS[OPTAX] = optax_step
 
 # torch's foreach Nesterov adds the momentum to the gradients themselves. Training overwrites them before the next step;
 # here they stay, and would overflow after a hundred steps. Zeros stay zeros, and take the same time.

@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any, TypedDict
 
 import cffi
@@ -25,7 +24,8 @@ from fastopt import embed
 from fastopt.progress import track
 
 from .contenders import CONTENDERS, OPTIMIZERS, RULES, Step, states_of
-from .measure import Pace, back_to_back, measure, median_ratio
+from .measure import Pace, back_to_back, settled
+from .rounds import Figure, Rounds, reasons
 from .workloads import WORKLOADS, Array, Arrays, Workload
 
 WORKLOAD = WORKLOADS["mlp"]
@@ -44,13 +44,14 @@ NUMBA, HEADER, POINTER = "Numba", "C++", "C, by pointer"  # the loops
 
 
 class Loop(TypedDict):
-    """A step of one rule in one loop: seconds, and how many times as long others take."""
+    """A step of one rule in one loop: seconds, and how many times as long others take; None where that is unstable."""
 
     rule: str
     loop: str
-    seconds: float
-    of_step: float
-    of_numpy: float
+    seconds: float | None
+    of_step: float | None
+    of_numpy: float | None
+    unstable: dict[str, str]
 
 
 class Embedded(TypedDict):
@@ -60,6 +61,7 @@ class Embedded(TypedDict):
     rows: list[Loop]
     elements: int
     call_seconds: float | None
+    unstable: dict[str, str]
 
 
 def compiled_loops() -> Any:
@@ -186,41 +188,47 @@ def embedded(library: Any, pace: Pace) -> Embedded:
     """
     pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
     arrays = Arrays.draw(WORKLOAD)
+    call = Figure(None) if library is None else call_seconds(library, pace)
     return {
         "parameters": WORKLOAD.elements,
         "rows": [row for rule in track(RULES, "Embedding") for row in rule_rows(library, arrays, rule, pace)],
         "elements": ELEMENTS,
-        "call_seconds": None if library is None else call_seconds(library, pace),
+        "call_seconds": call.value,
+        "unstable": reasons(call_seconds=call),
     }
 
 
 def rule_rows(library: Any, arrays: Arrays, rule: str, pace: Pace) -> list[Loop]:
     """Measure the loops of one rule, beside an optimizer's step and NumPy's."""
     own = loops(library, arrays, rule)
-    seconds = timed_loops(own, {name: CONTENDERS[name](arrays, rule) for name in ("fastopt", "numpy")}, pace)
-    return [
-        {
-            "rule": rule,
-            "loop": name,
-            "seconds": median(seconds[name]),
-            "of_step": median_ratio(seconds["fastopt"], seconds[name]),
-            "of_numpy": median_ratio(seconds["numpy"], seconds[name]),
-        }
-        for name in own
-    ]
+    rounds = timed_loops(own, {name: CONTENDERS[name](arrays, rule) for name in ("fastopt", "numpy")}, pace)
+    rows: list[Loop] = []
+    for name in own:
+        seconds, of_step, of_numpy = rounds.seconds(name), rounds.ratio("fastopt", name), rounds.ratio("numpy", name)
+        rows.append(
+            {
+                "rule": rule,
+                "loop": name,
+                "seconds": seconds.value,
+                "of_step": of_step.value,
+                "of_numpy": of_numpy.value,
+                "unstable": reasons(seconds=seconds, of_step=of_step, of_numpy=of_numpy),
+            }
+        )
+    return rows
 
 
-def timed_loops(own: Mapping[str, Step], others: Mapping[str, Step], pace: Pace) -> dict[str, list[float]]:
-    """Return the seconds of a step, in loops and outside of them."""
+def timed_loops(own: Mapping[str, Step], others: Mapping[str, Step], pace: Pace) -> Rounds:
+    """Return the seconds of a step, in loops and outside of them; the others are what ratios are of."""
     contestants = {**own, **others}
     for step in contestants.values():
         step()  # compiles and allocates
-    seconds = measure(contestants, back_to_back, pace)
-    return {name: [s / STEPS if name in own else s for s in taken] for name, taken in seconds.items()}
+    found = settled(contestants, back_to_back, pace, tuple(others)).rounds
+    return Rounds([{name: s / STEPS if name in own else s for name, s in round_.items()} for round_ in found])
 
 
-def call_seconds(library: Any, pace: Pace) -> float:
+def call_seconds(library: Any, pace: Pace) -> Figure:
     """Measure a call of momentum's update, on one small array."""
     one = Arrays.draw(Workload("one", "one array", ((ELEMENTS,),)))
     call = CompiledLoop(by_pointer(library, "momentum"), one, states_of(np, one, "momentum"), "momentum", STEPS)
-    return median(timed_loops({POINTER: call}, {}, pace)[POINTER])
+    return timed_loops({POINTER: call}, {}, pace).seconds(POINTER)

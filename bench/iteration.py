@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any, TypedDict
 
 import numpy as np
@@ -19,7 +18,8 @@ from fastopt.lab.digits import load
 from fastopt.progress import track
 
 from .contenders import CONTENDERS, RULES, Step
-from .measure import Pace, measure, median_ratio, one_by_one
+from .measure import Pace, one_by_one, settled
+from .rounds import Rounds, median_of, reasons
 from .workloads import Arrays
 
 BATCH = 64
@@ -27,14 +27,18 @@ Batches = Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 
 
 class Gain(TypedDict):
-    """One rule's iteration; before: with NumPy's update; after: with fastopt's. Shares are the update's, fractions."""
+    """One rule's iteration; before: with NumPy's update; after: with fastopt's. Shares are the update's, fractions.
+
+    What is unstable is None, for a reason.
+    """
 
     rule: str
-    seconds_before: float
-    seconds_after: float
-    share_before: float
-    share_after: float
-    gain: float
+    seconds_before: float | None
+    seconds_after: float | None
+    share_before: float | None
+    share_after: float | None
+    gain: float | None
+    unstable: dict[str, str]
 
 
 class Iterations(TypedDict):
@@ -89,25 +93,33 @@ def numpy_training(batches: Batches, contender: str, rule: str) -> Training:
     )
 
 
-def timed_trainings(trainings: Mapping[str, Training], pace: Pace) -> dict[str, list[float]]:
+def timed_trainings(trainings: Mapping[str, Training], pace: Pace, reference: str) -> Rounds:
     """Return the seconds of each training's iterations, which run by turns, and note the shares of these alone."""
     for training in trainings.values():
         training()  # compiles and allocates
         training.shares.clear()
-    return measure(trainings, one_by_one, pace)
+    return settled(trainings, one_by_one, pace, (reference,))
 
 
 def gain(batches: Batches, rule: str, pace: Pace) -> Gain:
     """Measure the iterations of one rule."""
     trainings = {name: numpy_training(batches, name, rule) for name in ("numpy", "fastopt")}
-    seconds = timed_trainings(trainings, pace)
+    rounds = timed_trainings(trainings, pace, "fastopt")
+    figures = {
+        "seconds_before": rounds.seconds("numpy"),
+        "seconds_after": rounds.seconds("fastopt"),
+        "share_before": median_of(trainings["numpy"].shares),
+        "share_after": median_of(trainings["fastopt"].shares),
+        "gain": rounds.ratio("numpy", "fastopt"),
+    }
     return {
         "rule": rule,
-        "seconds_before": median(seconds["numpy"]),
-        "seconds_after": median(seconds["fastopt"]),
-        "share_before": median(trainings["numpy"].shares),
-        "share_after": median(trainings["fastopt"].shares),
-        "gain": median_ratio(seconds["numpy"], seconds["fastopt"]),
+        "seconds_before": figures["seconds_before"].value,
+        "seconds_after": figures["seconds_after"].value,
+        "share_before": figures["share_before"].value,
+        "share_after": figures["share_after"].value,
+        "gain": figures["gain"].value,
+        "unstable": reasons(**figures),
     }
 
 

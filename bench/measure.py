@@ -1,7 +1,7 @@
 """How time is taken: every contestant once per round, in shuffled order, and nothing but ratios within a round.
 
 A shared machine drifts by a factor of two between minutes, so that only what ran side by side can be compared: a
-speed-up is the median over the rounds of the ratio within each.
+speed-up is the median over the rounds of the ratio within each. Where rounds disagree, more are run, see `rounds`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from statistics import fmean, median
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
 
 from .contenders import Step
+from .rounds import Figure, Rounds
 
 RUN_SECONDS = 200e-6  # a timed run takes at least so long: the clock, and what came before, should not show
 LONG_SECONDS = 10e-3
 OTHER_WORK_NS = 1_000_000
 WARM_UP = 3  # the first step compiles and allocates states, the second finds them for the first time
+AGAIN = 3  # how often rounds that disagree are measured again, at most
+LIMIT = "limit"  # the contestant that moves memory and does nothing else
 
 Taken = TypeVar("Taken")  # what a clock says of a step
 
@@ -51,38 +54,27 @@ class Timing:
     workload, rule : str
     bytes_moved : int
         Requested reads and writes of a step, by the rule's own count, without what a cache fetches in order to write.
-    seconds : dict of str to sequence of float
-        Per step, by contestant, one for each round.
-    limit : sequence of float
-        The same for the memory's limit.
+    rounds : Rounds
+        Seconds of a step, by contestant; the memory's limit is one of them.
     """
 
     workload: str
     rule: str
     bytes_moved: int
-    seconds: Mapping[str, Sequence[float]]
-    limit: Sequence[float]
+    rounds: Rounds
 
-    def typical(self, name: str) -> float:
-        """Return a contestant's median time of a step, in seconds."""
-        return median(self.seconds[name])
+    @property
+    def names(self) -> list[str]:
+        """Name those who update."""
+        return [name for name in self.rounds.names if name != LIMIT]
 
-    def ratio(self, slow: str, fast: str) -> float:
-        """Return how many times as long the one takes as the other."""
-        return median_ratio(self.seconds[slow], self.seconds[fast])
-
-    def gbps(self, name: str) -> float:
+    def gbps(self, name: str) -> Figure:
         """Return how much a contestant moves, in 10^9 bytes per second."""
-        return self.bytes_moved / self.typical(name) / 1e9
+        return self.rounds.seconds(name).map(lambda seconds: self.bytes_moved / seconds / 1e9)
 
-    def of_limit(self, name: str) -> float:
+    def of_limit(self, name: str) -> Figure:
         """Return the fraction of the limit's bandwidth that a contestant reaches."""
-        return median_ratio(self.limit, self.seconds[name])
-
-
-def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Return the median of the ratios within each round."""
-    return median(n / d for n, d in zip(numerators, denominators, strict=True))
+        return self.rounds.ratio(LIMIT, name)
 
 
 @contextlib.contextmanager
@@ -171,7 +163,7 @@ def measure(
     mode: Callable[[Mapping[str, Step]], Mapping[str, Callable[[Step], Taken]]],
     pace: Pace,
     seed: int = 0,
-) -> dict[str, list[Taken]]:
+) -> list[dict[str, Taken]]:
     """Run every contestant once per round, in an order of its own for each round.
 
     Parameters
@@ -186,12 +178,12 @@ def measure(
 
     Returns
     -------
-    dict of str to list
-        What the mode's clocks say, seconds per step as a rule, by contestant, one for each round.
+    list of dict of str to object
+        For each round, what the mode's clocks say, seconds per step as a rule, by contestant.
     """
     shuffle = random.Random(seed).shuffle
     order = list(contestants)
-    seconds: dict[str, list[Taken]] = {name: [] for name in contestants}
+    found: list[dict[str, Taken]] = []
     with no_garbage_collection():
         clocks = mode(contestants)
         end = time.perf_counter() + pace.seconds
@@ -199,9 +191,34 @@ def measure(
             if rounds >= pace.fewest and time.perf_counter() > end:
                 break
             shuffle(order)
-            for name in order:
-                seconds[name].append(clocks[name](contestants[name]))
-    return seconds
+            taken = {name: clocks[name](contestants[name]) for name in order}
+            found.append({name: taken[name] for name in contestants})
+    return found
+
+
+def settled(contestants: Mapping[str, Step], mode: Mode, pace: Pace, references: Sequence[str]) -> Rounds:
+    """Measure, and where rounds disagree measure again those whose rounds do, beside the references.
+
+    Parameters
+    ----------
+    contestants, mode, pace
+        As for `measure`.
+    references : sequence of str
+        Contestants over which ratios are taken.
+
+    Returns
+    -------
+    Rounds
+        All of them: of those that are still unstable after three times more, figures are none.
+    """
+    found = measure(contestants, mode, pace)
+    for again in range(1, AGAIN + 1):
+        unstable = Rounds(found).unstable(references)
+        if not unstable:
+            break
+        some = {name: step for name, step in contestants.items() if name in unstable or name in references}
+        found += measure(some, mode, pace, seed=again)
+    return Rounds(found)
 
 
 MODES = {"": back_to_back, ", after other work": after_other_work}  # what a workload's name is followed by

@@ -9,24 +9,26 @@ from typing import Any
 from fastopt.extras import require
 
 from .contenders import FASTOPT_TORCH
-from .report import AFTER, Report, compared
-from .text import duration
-from .workloads import WORKLOADS, Workload
+from .report import AFTER, MODE_NAMES, Report, compared
+from .text import UNSTABLE, duration
+from .workloads import WORKLOADS, Workload, title
 
 # Colours that stay apart for colour-blind eyes (Okabe and Ito), and a shape for each besides.
 STYLES = {
     "numpy": ("#0072B2", "o"),
+    "fastopt-fresh": ("#999999", "P"),
+    "numba-by-hand": ("#CC79A7", "v"),
     "torch-default": ("#E69F00", "s"),
     "torch-foreach": ("#009E73", "^"),
     "torch-fused": ("#D55E00", "D"),
+    "optax-jit": ("#56B4E9", "X"),
 }
 SHORT = 300  # an axis whose end is fewer times its beginning has labels between powers of ten
 LANES = 0.76  # of a workload's row, which is 1 high, for all implementations
-MODES = ("back to back", "after 1 ms of other work")
-
 FILLED_AND_HOLLOW: tuple[dict[str, str], ...] = ({}, {"markerfacecolor": "white"})
 
-Ratios = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # (workload, rule) -> implementation -> its ratios
+# (workload, rule) -> implementation -> its ratios, or why they are unstable
+Ratios = Mapping[tuple[str, str], Mapping[str, Sequence[float | str]]]
 
 CURVES = {FASTOPT_TORCH: ("#000000", "o")} | {name: STYLES[name] for name in STYLES if name.startswith("torch")}
 APART = 1.25  # the least factor between the heights of two labels
@@ -43,15 +45,22 @@ def draw(report: Report, path: str) -> None:
         Of the file; its suffix says which format.
     """
     found = compared(report)
-    pairs: dict[tuple[str, str], dict[str, list[float]]] = {}
+    pairs: dict[tuple[str, str], dict[str, list[float | str]]] = {}
     for (workload, rule), ratios in found.items():
         if not workload.endswith(AFTER):
             modes = ratios, found.get((workload + AFTER, rule), {})
-            pairs[workload, rule] = {name: [mode[name] for mode in modes if name in mode] for name in ratios}
+            pairs[workload, rule] = {name: [told(mode[name]) for mode in modes if name in mode] for name in ratios}
     where = report["machine"]
     axis = "time of a step as a multiple of fastopt's, log scale; right of the line, fastopt is faster"
     caption = f"{axis}\n{where['cpu']}, {where['threads']} threads, {where['date']}"
-    draw_ratios({"": pairs}, STYLES, WORKLOADS, MODES, caption, path)
+    styles = {name: style for name, style in STYLES.items() if any(name in of for of in pairs.values())}
+    draw_ratios({"": pairs}, styles, WORKLOADS, MODE_NAMES, caption, path)
+
+
+def told(entry: Mapping[str, Any], figure: str = "ratio") -> float | str:
+    """Return a ratio, or why it is unstable."""
+    value: float | None = entry[figure]
+    return str(entry["unstable"][figure]) if value is None else value
 
 
 def draw_ratios(
@@ -67,7 +76,7 @@ def draw_ratios(
     Parameters
     ----------
     blocks : dict
-        Title -> (workload, rule) -> implementation -> its ratios, one or two.
+        Title -> (workload, rule) -> implementation -> its ratios, one or two, or why they are unstable.
     styles : dict
         Implementation -> colour and shape, in the order in which they stand.
     workloads : dict
@@ -80,7 +89,7 @@ def draw_ratios(
     names = [name for name in styles if any(name in of for of in measured)]
     rows = max(len(rows_of(ratios)) for ratios in blocks.values())
     figure_type = require("matplotlib.figure", "bench").Figure
-    height = (0.17 if kinds else 0.095) * len(styles) * rows + (0.7 if len(blocks) > 1 else 0.0)
+    height = (0.13 if kinds else 0.095) * len(styles) * rows + (0.7 if len(blocks) > 1 else 0.0)
     figure = figure_type(figsize=(9, 1.7 + height * len(blocks)), dpi=200)
     figure.set_layout_engine("constrained", wspace=0.08)  # so that labels at the ends of axes stand apart
     parts = figure.subfigures(len(blocks), 1, squeeze=False)[:, 0]
@@ -112,22 +121,25 @@ def draw_block(
                 values = ratios.get((workload, rule), {}).get(name, ())
                 mark(panel, row + (lane - (len(styles) - 1) / 2) * LANES / len(styles), values, *styles[name])
         dress(panel, rule, rows)
-    panels[0].set_yticks(range(len(rows)), [title(workloads, workload) for workload in rows])
+    panels[0].set_yticks(range(len(rows)), [title(workload, workloads).replace(" of ", "\nof ") for workload in rows])
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     low, high = panels[0].get_xlim()
     if high < SHORT * low:
         panels[0].xaxis.set_major_locator(require("matplotlib.ticker", "bench").LogLocator(subs=(1.0, 3.0)))
 
 
-def title(workloads: Mapping[str, Workload], workload: str) -> str:
-    """Name a workload for people, in two lines where it is long."""
-    name = workloads[workload].title if workload in workloads else workload
-    return name.replace(" of ", "\nof ")
+def mark(panel: Any, y: float, found: Sequence[float | str], colour: str, marker: str) -> None:
+    """Mark one implementation: its first ratio filled, its second hollow, a line between, or to 1 from one alone.
 
-
-def mark(panel: Any, y: float, ratios: Sequence[float], colour: str, marker: str) -> None:
-    """Mark one implementation: its first ratio filled, its second hollow, a line between, or to 1 from one alone."""
-    if not ratios:
+    Where one is unstable there is the word for it, with the reason, in the place of both.
+    """
+    if not found:
+        return
+    ratios = [ratio for ratio in found if not isinstance(ratio, str)]
+    if len(ratios) < len(found):
+        reason = next(ratio for ratio in found if isinstance(ratio, str))
+        where = panel.get_yaxis_transform()  # across the panel, whatever its ratios are
+        panel.text(0.02, y, f"{UNSTABLE}: {reason}", color=colour, fontsize=5, va="center", transform=where, zorder=5)
         return
     first, second = ratios[0], ratios[-1]
     panel.plot([first, second if len(ratios) > 1 else 1.0], [y, y], color=colour, linewidth=1, alpha=0.6, zorder=2)
@@ -179,18 +191,21 @@ def draw_curve(report: Report, path: str) -> None:
         raise ValueError("there is no curve without torch")
     figure = require("matplotlib.figure", "bench").Figure(figsize=(9, 4.6), dpi=200, layout="constrained")
     panel = figure.subplots()
-    ends = {}
+    ends, missing = {}, list[str]()
     for name, (colour, marker) in CURVES.items():
-        points = [
-            (point["tensors"], point["seconds"]) for point in measured["curve"] if point["implementation"] == name
-        ]
+        of_name = [point for point in measured["curve"] if point["implementation"] == name]
+        points = [(point["tensors"], point["seconds"]) for point in of_name if point["seconds"] is not None]
         width = 2.2 if name == FASTOPT_TORCH else 1.4
-        panel.plot(*zip(*points, strict=True), marker=marker, color=colour, linewidth=width, markersize=4.5)
-        ends[name] = points[-1]
+        if points:
+            panel.plot(*zip(*points, strict=True), marker=marker, color=colour, linewidth=width, markersize=4.5)
+            ends[name] = points[-1]
+        missing += [f"{name}, {p['tensors']} tensors ({told(p, 'seconds')})" for p in of_name if p["seconds"] is None]
     dress_curve(panel)
     label(panel, ends)
     where = report["machine"]
     axis = "tensors of 64 elements, each with a gradient that backward has just allocated; both axes log"
+    if missing:
+        axis += f"\n{UNSTABLE}, and left out: {'; '.join(missing)}"
     circumstances = f"{where['cpu']}, {measured['threads']} threads, {where['date']}"
     panel.set_xlabel(f"{axis}\n{circumstances}", fontsize=9, labelpad=8)
     figure.savefig(path)

@@ -5,29 +5,49 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import importlib.util
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from fastopt.kernels import limits
+
 import fastopt
 from fastopt.extras import require
+from fastopt.progress import console
 
 from . import torch_report
+from .contenders import BY_HAND, FRESH, NUMPY, OPTAX, TORCH_MODES
+from .contenders import FASTOPT as SUBJECT
 from .embedding import Embedded
 from .iteration import Iterations
 from .measure import MODES, Timing
+from .rounds import reasons
 from .schedules import Evaluations
-from .text import Lines, duration, markdown_table, table, times
+from .text import UNSTABLE, Lines, duration, markdown_table, percent, table, times, unstable
+from .workloads import title
 
-SUBJECT = "fastopt"
-LIBRARIES = ("fastopt", "numpy", "numba", "torch", "deepspeed")
+LIBRARIES = ("fastopt", "numpy", "numba", "torch", "deepspeed", "jax", "optax")
 AFTER = list(MODES)[1]
+MODE_NAMES = ("back to back", AFTER.removeprefix(", "))
+WIDTH = 150  # where no terminal says how wide it is
+
+# The summary's columns, and whom each is about: of several the fastest.
+OTHERS = {
+    NUMPY: (NUMPY,),
+    BY_HAND: (BY_HAND,),
+    "torch-default": ("torch-default",),
+    "torch's fastest": tuple(TORCH_MODES),
+    OPTAX: (OPTAX,),
+}
+ABOUT = (
+    f"How many times as long as {SUBJECT} others take for an optimizer step of these models, back to back: from the "
+    "least to the most over the rules. Below 1.00x others are faster."
+)
 
 
 class Machine(TypedDict):
-    """Where, when and against what it was measured."""
+    """Where, when and against what it was measured; `cores` are those that the process may keep busy."""
 
     cpu: str
     cores: int
@@ -40,31 +60,40 @@ class Machine(TypedDict):
 
 
 class Row(TypedDict):
-    """One contender: median seconds of a step, speed-up over the baseline, 10^9 bytes a second, share of the limit."""
+    """One contender: median seconds of a step, speed-up over the baseline, 10^9 bytes a second, share of the limit.
+
+    What is unstable is None; `unstable` names it, with the reason.
+    """
 
     workload: str
     rule: str
     implementation: str
-    seconds: float
-    speedup: float
-    gbps: float
-    of_limit: float
+    seconds: float | None
+    speedup: float | None
+    gbps: float | None
+    of_limit: float | None
+    unstable: dict[str, str]
 
 
 class Ratio(TypedDict):
-    """How many times as long as fastopt another implementation takes, as the median over so many rounds."""
+    """How many times as long as fastopt another implementation takes, as the median over so many rounds.
+
+    None, with the reason, where it is unstable.
+    """
 
     workload: str
     rule: str
     implementation: str
-    ratio: float
+    ratio: float | None
     rounds: int
+    unstable: dict[str, str]
 
 
 class Report(TypedDict):
-    """All that was measured; `iteration` is None where the lab's data are not installed.
+    """All that was measured.
 
-    `torch` is None without torch. Files of older versions have no entry `schedules`, `torch` or `embedded`.
+    `iteration` is None where the lab's data are not installed, `torch` without torch; a quick run has neither of the
+    last four.
     """
 
     machine: Machine
@@ -96,7 +125,7 @@ def machine(baseline: str, quick: bool) -> Machine:
     """Describe this machine and run."""
     return {
         "cpu": cpu_model(),
-        "cores": os.cpu_count() or 1,
+        "cores": limits.processors(),
         "threads": fastopt.get_num_threads(),
         "platform": platform.platform(),
         "versions": versions(),
@@ -108,56 +137,116 @@ def machine(baseline: str, quick: bool) -> Machine:
 
 def rows(timings: Sequence[Timing], baseline: str) -> list[Row]:
     """Make a row for each contestant of each timing."""
-    return [
-        {
-            "workload": timing.workload,
-            "rule": timing.rule,
-            "implementation": name,
-            "seconds": timing.typical(name),
-            "speedup": timing.ratio(baseline, name),
-            "gbps": timing.gbps(name),
-            "of_limit": timing.of_limit(name),
-        }
-        for timing in timings
-        for name in timing.seconds
-    ]
+    return [row(timing, name, baseline) for timing in timings for name in timing.names]
+
+
+def row(timing: Timing, name: str, baseline: str) -> Row:
+    """Make the row of one contestant."""
+    seconds, speedup = timing.rounds.seconds(name), timing.rounds.ratio(baseline, name)
+    gbps, of_limit = timing.gbps(name), timing.of_limit(name)
+    return {
+        "workload": timing.workload,
+        "rule": timing.rule,
+        "implementation": name,
+        "seconds": seconds.value,
+        "speedup": speedup.value,
+        "gbps": gbps.value,
+        "of_limit": of_limit.value,
+        "unstable": reasons(seconds=seconds, speedup=speedup, gbps=gbps, of_limit=of_limit),
+    }
 
 
 def ratios(timings: Sequence[Timing]) -> list[Ratio]:
     """Compare fastopt with each other contestant of each timing."""
-    return [
-        {
-            "workload": timing.workload,
-            "rule": timing.rule,
-            "implementation": name,
-            "ratio": timing.ratio(name, SUBJECT),
-            "rounds": len(timing.seconds[name]),
-        }
-        for timing in timings
-        for name in timing.seconds
-        if name != SUBJECT
-    ]
+    return [ratio(timing, name) for timing in timings for name in timing.names if name != SUBJECT]
 
 
-def compared(report: Report) -> dict[tuple[str, str], dict[str, float]]:
+def ratio(timing: Timing, name: str) -> Ratio:
+    """Compare fastopt with one contestant."""
+    found = timing.rounds.ratio(name, SUBJECT)
+    return {
+        "workload": timing.workload,
+        "rule": timing.rule,
+        "implementation": name,
+        "ratio": found.value,
+        "rounds": len(timing.rounds.ratios(name, SUBJECT)),
+        "unstable": reasons(ratio=found),
+    }
+
+
+def compared(report: Report) -> dict[tuple[str, str], dict[str, Ratio]]:
     """Arrange fastopt's ratios: (workload, rule) -> implementation -> ratio."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    found: dict[tuple[str, str], dict[str, Ratio]] = {}
     for entry in report["ratios"]:
-        found.setdefault((entry["workload"], entry["rule"]), {})[entry["implementation"]] = entry["ratio"]
+        found.setdefault((entry["workload"], entry["rule"]), {})[entry["implementation"]] = entry
     return found
 
 
+def summary(report: Report) -> Lines:
+    """Make the table that says it all, its headings first: a model per line, all rules in a cell, back to back."""
+    by_workload: dict[str, list[dict[str, Ratio]]] = {}
+    for (workload, _), entries in compared(report).items():
+        if not workload.endswith(AFTER):
+            by_workload.setdefault(workload, []).append(entries)
+    there = {entry["implementation"] for entry in report["ratios"]}
+    columns = {heading: names for heading, names in OTHERS.items() if there.issuperset(names)}
+    lines = [["model", *columns, "the fastest"]]
+    for workload, by_rule in by_workload.items():
+        cells = [span([fewest(entries, names) for entries in by_rule]) for names in columns.values()]
+        lines.append([title(workload), *cells, winners(by_rule)])
+    return lines
+
+
+def fewest(entries: dict[str, Ratio], names: Sequence[str]) -> float | None:
+    """Return the least ratio of some contenders; None where one is unstable, which may be the least."""
+    return torch_report.least([entries[name]["ratio"] for name in names])
+
+
+def span(ratios: Sequence[float | None]) -> str:
+    """Write what is stable of the ratios of all rules, from the least to the most, and how many are not."""
+    stable = [ratio for ratio in ratios if ratio is not None]
+    if not stable:
+        return UNSTABLE
+    ends = dict.fromkeys(times(end) for end in (min(stable), max(stable)))
+    missing = len(ratios) - len(stable)
+    return " to ".join(ends) + (f", {missing} {UNSTABLE}" if missing else "")
+
+
+def winners(by_rule: Sequence[dict[str, Ratio]]) -> str:
+    """Name who is fastest on a model, and by which rules where these differ."""
+    found: dict[str, list[str]] = {}
+    for entries in by_rule:
+        rule = next(iter(entries.values()))["rule"]
+        found.setdefault(winner(entries), []).append(rule)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{name} ({', '.join(rules)})" for name, rules in found.items())
+
+
+def winner(entries: dict[str, Ratio]) -> str:
+    """Name who is fastest by one rule; nobody is where only unstable ones may be faster than fastopt."""
+    others = {name: entry["ratio"] for name, entry in entries.items() if name != FRESH}
+    faster = {name: ratio for name, ratio in others.items() if ratio is not None and round(ratio, 2) < 1}
+    if not faster and None in others.values():
+        return UNSTABLE
+    return min(faster, key=faster.__getitem__, default=SUBJECT)
+
+
 def comparison(report: Report) -> Lines:
-    """Make the compact table, its headings first: a workload and rule per line, both modes in each cell."""
+    """Make the compact table, its headings first: a workload and rule per line, both modes in each cell.
+
+    Large workloads are measured in one mode. The last column names who is fastest, back to back.
+    """
     found = compared(report)
     own = {(row["workload"], row["rule"]): row["seconds"] for row in report["rows"] if row["implementation"] == SUBJECT}
     names = list(dict.fromkeys(entry["implementation"] for entry in report["ratios"]))
-    lines = [["workload", "rule", SUBJECT, *names]]
+    lines = [["workload", "rule", SUBJECT, *names, "the fastest"]]
     for workload, rule in found:
         if not workload.endswith(AFTER):
             modes = [key for key in ((workload, rule), (workload + AFTER, rule)) if key in found]
-            cells = [" / ".join(times(found[mode][name]) for mode in modes) for name in names]
-            lines.append([workload, rule, " / ".join(duration(own[mode]) for mode in modes), *cells])
+            cells = [" / ".join(times(found[mode][name]["ratio"]) for mode in modes) for name in names]
+            took = " / ".join(duration(own[mode]) for mode in modes)
+            lines.append([title(workload), rule, took, *cells, winners([found[workload, rule]])])
     return lines
 
 
@@ -173,7 +262,8 @@ def iteration_lines(report: Report) -> Iterator[str]:
     for entry in measured["rules"]:
         yield (
             f"  {entry['rule']:8}  {duration(entry['seconds_before'])} -> {duration(entry['seconds_after'])}: "
-            f"{times(entry['gain'])}; the update's share {entry['share_before']:.0%} -> {entry['share_after']:.0%}"
+            f"{times(entry['gain'])}; the update's share {percent(entry['share_before'])} -> "
+            f"{percent(entry['share_after'])}"
         )
 
 
@@ -188,18 +278,23 @@ def evaluated(measured: Evaluations) -> Lines:
 
 def spread(measured: Evaluations) -> str:
     """Say how fast schedules are, from the fastest to the slowest."""
-    rows = sorted(measured["rows"], key=lambda row: row["ratio"])
-    ends = " to ".join(f"{times(row['ratio'])} ({row['schedule']})" for row in (rows[0], rows[-1]))
-    slowest = max(row["call_seconds"] for row in rows)
+    ratios = sorted((row["ratio"], row["schedule"]) for row in measured["rows"] if row["ratio"] is not None)
+    calls = [row["call_seconds"] for row in measured["rows"] if row["call_seconds"] is not None]
+    if not ratios or not calls:
+        return f"What a schedule takes over {measured['steps']:,} steps is {UNSTABLE}."
+    ends = " to ".join(f"{times(ratio)} ({schedule})" for ratio, schedule in (ratios[0], ratios[-1]))
     return (
         f"A schedule over {measured['steps']:,} steps takes {ends} the time of np.cos over the same array; "
-        f"one step by itself takes {duration(slowest)} at most."
+        f"one step by itself takes {duration(max(calls))} at most."
     )
 
 
 def added(measured: Evaluations) -> str:
     """Say what a schedule adds to a step of an optimizer."""
-    text = f"Cosine in the place of a number adds {duration(measured['added_seconds'])} to {SUBJECT}'s momentum step"
+    adds = duration(measured["added_seconds"])
+    text = f"Cosine in the place of a number adds {adds} to {SUBJECT}'s momentum step"
+    if adds == UNSTABLE:
+        text = f"What Cosine in the place of a number adds to {SUBJECT}'s momentum step is {UNSTABLE}"
     if measured["torch_seconds"] is not None:
         text += f"; the step of torch's CosineAnnealingLR takes {duration(measured['torch_seconds'])}"
     return text + "."
@@ -225,25 +320,45 @@ def about_loops(measured: Embedded) -> str:
 def single_call(measured: Embedded) -> str:
     """Say what one call through a pointer takes, where that was measured."""
     if measured["call_seconds"] is None:
-        return ""
+        return "" if not measured["unstable"] else f"One call through the pointer is {UNSTABLE}."
     call = f"One call through the pointer on {measured['elements']} elements"
     return f"{call} takes {1e9 * measured['call_seconds']:.0f} ns from C."
 
 
-def show(report: Report) -> None:
-    """Print the tables, and what a training iteration gains."""
-    console_type = require("rich.console", "bench").Console
-    console = console_type(highlight=False)
-    if not console.is_terminal:
-        console = console_type(highlight=False, width=128)
+def show(report: Report, tables: bool) -> None:
+    """Print the summary, and before it everything where that is asked for."""
+    output = console(highlight=False)
+    if not output.is_terminal:
+        output = console(highlight=False, width=WIDTH)
+    if tables:
+        show_tables(report, output)
+    for line in unstable(report if tables else of_summary(report), called):
+        output.print(f"{UNSTABLE}: {line}")
+    output.print(ABOUT if tables else f"{ABOUT} --tables prints all tables, --json FILE writes all figures.")
+    output.print(table(summary(report), 1))
 
+
+def called(key: str, value: str) -> str:
+    """Say what people call what a JSON file names."""
+    return title(value) if key == "workload" else value
+
+
+def of_summary(report: Report) -> list[Ratio]:
+    """List the ratios that the summary is made of."""
+    shown = {name for names in OTHERS.values() for name in names}
+    entries = [entry for entry in report["ratios"] if entry["implementation"] in shown]
+    return [entry for entry in entries if not entry["workload"].endswith(AFTER)]
+
+
+def show_tables(report: Report, console: Any) -> None:
+    """Print all tables, and what a training iteration gains."""
     console.print(full_table(report))
     console.print(
         "time: median of a step. against ...: median of the ratios within each round. GB/s: 10^9 bytes that the rule\n"
         "reads and writes. limit: a plain compiled loop with the same traffic, in the same rounds.\n"
     )
-    title = f"{SUBJECT}, and how many times as long others take: back to back / after other work"
-    console.print(table(comparison(report), 2, title))
+    about = f"{SUBJECT}, and how many times as long others take: {' / '.join(MODE_NAMES)}"
+    console.print(table(comparison(report), 2, about))
     for line in iteration_lines(report):
         console.print(line)
     if measured := report.get("schedules"):
@@ -270,12 +385,12 @@ def full_table(report: Report) -> Any:
         if group != last:
             made.add_section()
         made.add_row(
-            *(group if group != last else ("", "")),
+            *((title(row["workload"]), row["rule"]) if group != last else ("", "")),
             row["implementation"],
             duration(row["seconds"]),
             times(row["speedup"]),
-            f"{row['gbps']:.3g}",
-            f"{row['of_limit']:.0%}",
+            UNSTABLE if row["gbps"] is None else f"{row['gbps']:.3g}",
+            percent(row["of_limit"]),
         )
         last = group
     return made
@@ -295,7 +410,7 @@ def markdown(report: Report) -> str:
     """
     lines = [
         f"{circumstances(report)} The time of a step of {SUBJECT}, and how many times as long the others take: "
-        "back to back / after a millisecond of other work.",
+        f"{' / '.join(MODE_NAMES)}, a millisecond of it; of large models, whose steps are long, the first alone.",
         "",
         *markdown_table(comparison(report), 2),
         *iteration_markdown(report),
@@ -307,6 +422,11 @@ def markdown(report: Report) -> str:
     if steps := report.get("torch"):
         lines += ["", *torch_report.markdown(steps)]
     return "\n".join(lines) + "\n"
+
+
+def summary_markdown(report: Report) -> str:
+    """Write the summary alone, for a page that has room for five lines."""
+    return "\n".join([f"{circumstances(report)} {ABOUT}", "", *markdown_table(summary(report), 1)]) + "\n"
 
 
 def circumstances(report: Report) -> str:
@@ -329,8 +449,8 @@ def iteration_markdown(report: Report) -> Iterator[str]:
     yield ""
     lines = [["rule", "with NumPy", "update's share", "with fastopt", "update's share", "the iteration gains"]]
     for entry in measured["rules"]:
-        before = duration(entry["seconds_before"]), f"{entry['share_before']:.0%}"
-        after = duration(entry["seconds_after"]), f"{entry['share_after']:.0%}"
+        before = duration(entry["seconds_before"]), percent(entry["share_before"])
+        after = duration(entry["seconds_after"]), percent(entry["share_after"])
         lines.append([entry["rule"], *before, *after, times(entry["gain"])])
     yield from markdown_table(lines, 1)
 

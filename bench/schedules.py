@@ -32,7 +32,8 @@ from fastopt.schedules import (
 )
 
 from .contenders import HAS_TORCH, MOMENTUM, Step
-from .measure import Pace, back_to_back, measure, median_ratio
+from .measure import Pace, back_to_back, settled
+from .rounds import Figure, Rounds, reasons
 from .workloads import WORKLOADS, Arrays
 
 STEPS = 1_000_000
@@ -65,12 +66,16 @@ EXAMPLES: dict[str, Schedule] = {
 
 
 class Evaluation(TypedDict):
-    """One schedule: seconds of a vector of steps, as a ratio over `np.cos` of the same, and seconds of one step."""
+    """One schedule: seconds of a vector of steps, as a ratio over `np.cos` of the same, and seconds of one step.
+
+    What is unstable is None, for a reason.
+    """
 
     schedule: str
-    seconds: float
-    ratio: float
-    call_seconds: float
+    seconds: float | None
+    ratio: float | None
+    call_seconds: float | None
+    unstable: dict[str, str]
 
 
 class Evaluations(TypedDict):
@@ -81,16 +86,19 @@ class Evaluations(TypedDict):
     steps : int
         How many a vector has.
     rows : list
-    added_seconds : float
+    added_seconds : float or None
         What a bound step with momentum, of the smallest workload, takes longer by `Cosine` than with a number.
     torch_seconds : float or None
         What torch's own cosine takes for a step, beside the optimizer's; None without torch.
+    unstable : dict of str to str
+        Which of these two are unstable, and None, with the reason.
     """
 
     steps: int
     rows: list[Evaluation]
-    added_seconds: float
+    added_seconds: float | None
     torch_seconds: float | None
+    unstable: dict[str, str]
 
 
 def evaluation(name: str, pace: Pace) -> Evaluation:
@@ -101,20 +109,22 @@ def evaluation(name: str, pace: Pace) -> Evaluation:
         "vector": lambda: schedule(steps),
         "call": lambda: schedule(ONE),
     }
-    seconds = warm(contestants, pace)
+    rounds = warm(contestants, pace, "cos")
+    seconds, ratio, call = rounds.seconds("vector"), rounds.ratio("vector", "cos"), rounds.seconds("call")
     return {
         "schedule": name,
-        "seconds": median(seconds["vector"]),
-        "ratio": median_ratio(seconds["vector"], seconds["cos"]),
-        "call_seconds": median(seconds["call"]),
+        "seconds": seconds.value,
+        "ratio": ratio.value,
+        "call_seconds": call.value,
+        "unstable": reasons(seconds=seconds, ratio=ratio, call_seconds=call),
     }
 
 
-def warm(contestants: Mapping[str, Step], pace: Pace) -> dict[str, list[float]]:
+def warm(contestants: Mapping[str, Step], pace: Pace, reference: str) -> Rounds:
     """Measure back to back, after a first step of each, which may compile."""
     for step in contestants.values():
         step()
-    return measure(contestants, back_to_back, pace)
+    return settled(contestants, back_to_back, pace, (reference,))
 
 
 def momentum_step(arrays: Arrays, lr: Any) -> Step:
@@ -152,10 +162,19 @@ def evaluations(pace: Pace) -> Evaluations:
     contestants = {"number": momentum_step(arrays, 0.1), "schedule": momentum_step(arrays, Cosine(0.1, STEPS))}
     if HAS_TORCH:
         contestants["torch"] = torch_step()
-    seconds = warm(contestants, pace)
+    rounds = warm(contestants, pace, "number")
+    added, torch = longer(rounds), rounds.seconds("torch") if HAS_TORCH else Figure(None)
     return {
         "steps": STEPS,
         "rows": rows,
-        "added_seconds": median(np.subtract(seconds["schedule"], seconds["number"]).tolist()),
-        "torch_seconds": median(seconds["torch"]) if HAS_TORCH else None,
+        "added_seconds": added.value,
+        "torch_seconds": torch.value,
+        "unstable": reasons(added_seconds=added, torch_seconds=torch),
     }
+
+
+def longer(rounds: Rounds) -> Figure:
+    """Return what a schedule adds to a step; it is as stable as the ratio of the two, since it may be below 0."""
+    why = rounds.ratio("schedule", "number").unstable
+    differences = np.subtract(rounds.of("schedule"), rounds.of("number")).tolist()
+    return Figure(None, why) if why else Figure(median(differences))

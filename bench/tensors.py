@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Iterable, Iterator, Sequence
-from statistics import median
 from typing import Any, TypedDict
 
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 import fastopt.torch
 
 from .contenders import DEEPSPEED, FASTOPT_TORCH, OPTIMIZERS, RULES, TORCH_MODES, Step, optimizer
-from .measure import WARM_UP, Pace, each_after, measure, median_ratio
+from .measure import WARM_UP, Pace, each_after, settled
+from .rounds import reasons
 from .workloads import Arrays, Workload
 
 SHARE = 0.5  # of the time that an optimizer's workload gets: there is one mode, not two
@@ -36,12 +36,16 @@ CONTENDERS: dict[str, tuple[Any, dict[str, bool]]] = {  # a library, and options
 
 
 class Comparison(TypedDict):
-    """One contender: median seconds of a step, how many times as long as fastopt.torch, and over how many rounds."""
+    """One contender: median seconds of a step, how many times as long as fastopt.torch, and over how many rounds.
+
+    What is unstable is None, for a reason.
+    """
 
     implementation: str
-    seconds: float
-    ratio: float
+    seconds: float | None
+    ratio: float | None
     rounds: int
+    unstable: dict[str, str]
 
 
 class Row(Comparison):
@@ -105,10 +109,16 @@ def compared(tensors: Tensors, rule: str, pace: Pace, names: Iterable[str] = tup
         for step in contestants.values():
             tensors.backward()
             step()
-    seconds = measure(contestants, each_after(tensors.backward), pace)
-    for name, found in seconds.items():
-        ratio = median_ratio(found, seconds[FASTOPT_TORCH])
-        yield {"implementation": name, "seconds": median(found), "ratio": ratio, "rounds": len(found)}
+    rounds = settled(contestants, each_after(tensors.backward), pace, (FASTOPT_TORCH,))
+    for name in contestants:
+        seconds, ratio = rounds.seconds(name), rounds.ratio(name, FASTOPT_TORCH)
+        yield {
+            "implementation": name,
+            "seconds": seconds.value,
+            "ratio": ratio.value,
+            "rounds": len(rounds.of(name)),
+            "unstable": reasons(seconds=seconds, ratio=ratio),
+        }
 
 
 def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastopt.extras import require
@@ -10,8 +10,13 @@ from fastopt.extras import require
 Lines = Sequence[Sequence[str]]  # of a table, its headings first
 
 
-def duration(seconds: float) -> str:
+UNSTABLE = "unstable"  # stands where a figure would
+
+
+def duration(seconds: float | None) -> str:
     """Write a time to three digits, in the unit that fits."""
+    if seconds is None:
+        return UNSTABLE
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= scale or unit == "µs":
             break
@@ -20,15 +25,46 @@ def duration(seconds: float) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
-def times(ratio: float) -> str:
+def times(ratio: float | None) -> str:
     """Write a ratio to two or three digits."""
+    if ratio is None:
+        return UNSTABLE
     if ratio < 0.1:
         return f"{ratio:.1g}x"
     digits = 0 if ratio >= 10 else 1 if ratio >= 2 else 2
     return f"{ratio:.{digits}f}x"
 
 
-def table(lines: Lines, names: int, title: str) -> Any:
+def percent(share: float | None) -> str:
+    """Write a share."""
+    return UNSTABLE if share is None else f"{share:.0%}"
+
+
+def unstable(found: Any, names: Callable[[str, str], str], told: tuple[str, ...] = ()) -> Iterator[str]:
+    """Walk through what goes into a JSON file, and say of each figure that is unstable why it is.
+
+    Parameters
+    ----------
+    found : object
+        Entries in lists and dicts, of which some have reasons under `unstable`.
+    names : callable
+        From a key and its value it makes what people call that.
+    told : tuple of str
+        What the entries around are about.
+    """
+    if isinstance(found, Mapping):
+        about = [names(key, value) for key, value in found.items() if isinstance(value, str)]
+        if "tensors" in found and "implementation" in found:
+            about.append(f"{found['tensors']} tensors")
+        told = (*told, *about)
+        for figure, reason in found.get("unstable", {}).items():
+            yield f"{', '.join((*told, figure.replace('_', ' ')))}: {reason}"
+    if isinstance(found, Mapping | list):
+        for value in found.values() if isinstance(found, Mapping) else found:
+            yield from unstable(value, names, told)
+
+
+def table(lines: Lines, names: int, title: str | None = None) -> Any:
     """Make a table for the terminal; its first columns are names, the others numbers."""
     headings, *cells = lines
     made = require("rich.table", "bench").Table(*headings[:names], title=title)

@@ -15,7 +15,8 @@ from fastopt.progress import track
 
 from .contenders import FASTOPT_TORCH, IN_BACKWARD, OPTIMIZERS, RULES, Step, optimizer
 from .iteration import BATCH, Batches, Training, digits, timed_trainings
-from .measure import Pace, median_ratio
+from .measure import Pace
+from .rounds import Figure, median_of, reasons
 from .tensors import CONTENDERS
 
 SIZES = (64, 32, 10)  # the lab's network, once more
@@ -26,14 +27,16 @@ IMPLEMENTATIONS = (*TORCH, FASTOPT_TORCH, IN_BACKWARD)
 class TorchTraining(TypedDict):
     """One implementation's iteration: median seconds, and how many times as long torch's fastest takes.
 
-    The share is the step's, a fraction; there is no step to tell apart where it is taken during backward.
+    The share is the step's, a fraction; there is no step to tell apart where it is taken during backward. What is
+    unstable is None, for a reason.
     """
 
     rule: str
     implementation: str
-    seconds: float
+    seconds: float | None
     share: float | None
-    gain: float
+    gain: float | None
+    unstable: dict[str, str]
 
 
 class TorchIterations(TypedDict):
@@ -83,18 +86,23 @@ def training(batches: Batches, implementation: str, rule: str, model: nn.Module)
 def trained(batches: Batches, rule: str, pace: Pace) -> list[TorchTraining]:
     """Measure the iterations of one rule."""
     trainings = {name: training(batches, name, rule, new_network()) for name in IMPLEMENTATIONS}
-    seconds = timed_trainings(trainings, pace)
-    fastest = min(TORCH, key=lambda name: median(seconds[name]))
-    return [
-        {
-            "rule": rule,
-            "implementation": name,
-            "seconds": median(found),
-            "share": None if name == IN_BACKWARD else median(trainings[name].shares),
-            "gain": median_ratio(seconds[fastest], found),
-        }
-        for name, found in seconds.items()
-    ]
+    rounds = timed_trainings(trainings, pace, FASTOPT_TORCH)
+    fastest = min(TORCH, key=lambda name: median(rounds.of(name)))
+    rows: list[TorchTraining] = []
+    for name in IMPLEMENTATIONS:
+        seconds, gain = rounds.seconds(name), rounds.ratio(fastest, name)
+        share = Figure(None) if name == IN_BACKWARD else median_of(trainings[name].shares)
+        rows.append(
+            {
+                "rule": rule,
+                "implementation": name,
+                "seconds": seconds.value,
+                "share": share.value,
+                "gain": gain.value,
+                "unstable": reasons(seconds=seconds, share=share, gain=gain),
+            }
+        )
+    return rows
 
 
 def iterations(pace: Pace) -> TorchIterations:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from .contenders import DEEPSPEED, FASTOPT_TORCH, IN_BACKWARD, TORCH_MODES
-from .text import Lines, duration, markdown_table, table, times
+from .text import UNSTABLE, Lines, duration, markdown_table, percent, table, times
+from .workloads import title
 
 if TYPE_CHECKING:  # torch may be missing
     from rich.console import Console
@@ -27,7 +28,7 @@ class InTorch(TypedDict):
 
 
 def comparison(rows: list[Row]) -> Lines:
-    """Make the table of steps: a workload and rule per line; the fastest mode is the one whose median is lowest.
+    """Make the table of steps: a workload and rule per line, and the lowest ratio of torch's modes.
 
     DeepSpeed has a column where it was measured.
     """
@@ -37,12 +38,18 @@ def comparison(rows: list[Row]) -> Lines:
     others = [DEEPSPEED] if any(DEEPSPEED in contenders for contenders in found.values()) else []
     lines = [["workload", "rule", FASTOPT_TORCH, *TORCH_MODES, "against the fastest", *others]]
     for names, contenders in found.items():
-        modes = [contenders[mode] for mode in TORCH_MODES]
-        fastest = min(modes, key=lambda mode: mode["seconds"])
-        ratios = [times(mode["ratio"]) for mode in (*modes, fastest)]
+        modes = [contenders[mode]["ratio"] for mode in TORCH_MODES]
+        ratios = [times(ratio) for ratio in (*modes, least(modes))]
         ratios += [times(contenders[name]["ratio"]) if name in contenders else "" for name in others]
-        lines.append([*names, duration(contenders[FASTOPT_TORCH]["seconds"]), *ratios])
+        workload, rule = names
+        lines.append([title(workload), rule, duration(contenders[FASTOPT_TORCH]["seconds"]), *ratios])
     return lines
+
+
+def least(ratios: Sequence[float | None]) -> float | None:
+    """Return the least of some ratios; None where one of them is unstable, which may be the least."""
+    stable = [ratio for ratio in ratios if ratio is not None]
+    return min(stable) if len(stable) == len(ratios) else None
 
 
 def overheads(points: list[Point]) -> str:
@@ -52,6 +59,9 @@ def overheads(points: list[Point]) -> str:
         curves.setdefault(point["implementation"], []).append(point)
     found = []
     for name, (first, *_, last) in curves.items():
+        if first["seconds"] is None or last["seconds"] is None:
+            found.append(f"{name} {UNSTABLE}")
+            continue
         slope = (last["seconds"] - first["seconds"]) / (last["tensors"] - first["tensors"])
         found.append(f"{name} {duration(first['seconds'])} and {duration(slope)}")
     return f"A momentum step takes, for one tensor of 64 elements and for each further one: {'; '.join(found)}."
@@ -59,9 +69,9 @@ def overheads(points: list[Point]) -> str:
 
 def trainings(measured: TorchIterations) -> Lines:
     """Make the table of iterations: a rule per line; after each time, the step's share of it."""
-    found: dict[str, dict[str, tuple[str, float]]] = {}
+    found: dict[str, dict[str, tuple[str, float | None]]] = {}
     for row in measured["rows"]:
-        share = "" if row["share"] is None else f", {row['share']:.0%}"
+        share = "" if row["implementation"] == IN_BACKWARD else f", {percent(row['share'])}"
         found.setdefault(row["rule"], {})[row["implementation"]] = duration(row["seconds"]) + share, row["gain"]
     names = list(dict.fromkeys(row["implementation"] for row in measured["rows"]))
     gained = (FASTOPT_TORCH, IN_BACKWARD)
@@ -98,8 +108,7 @@ def markdown(measured: InTorch) -> Iterator[str]:
     )
     yield ""
     yield from markdown_table(comparison(measured["rows"]), 2)
-    yield ""
-    yield overheads(measured["curve"])
+    yield from ("", overheads(measured["curve"]))
     if training := measured["iteration"]:
         yield from ("", trained(training), "")
         yield from markdown_table(trainings(training), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,3 +128,9 @@ WORKLOADS = {
         Workload("gpt2", "GPT-2 124M", tuple(gpt2())),
     )
 }
+
+
+def title(name: str, workloads: Mapping[str, Workload] = WORKLOADS) -> str:
+    """Name a workload for people, in tables and charts alike; what follows its name is kept."""
+    of, comma, mode = name.partition(", ")
+    return (workloads[of].title if of in workloads else of) + comma + mode

@@ -25,9 +25,14 @@ QUICK_SECONDS, QUICK_ROUNDS = 54.0, (3, 50)
 
 
 def run(
-    quick: bool, json: str | None, plot: str | None, baseline: str | None = None, resume: str | None = None
+    quick: bool,
+    json: str | None,
+    plot: str | None,
+    baseline: str | None = None,
+    resume: str | None = None,
+    tables: bool = False,
 ) -> None:
-    """Check that updates on the GPU are right, then measure everyone there, print the tables, and write files.
+    """Check that updates on the GPU are right, then measure everyone there, write files, and print what was found.
 
     Parameters
     ----------
@@ -40,6 +45,8 @@ def run(
     resume : str, optional
         The data of an earlier run on this machine, whose missing parts are measured and added there. Whether it is
         quick, and its baseline, are its own.
+    tables : bool, default False
+        Whether all tables are printed; else the summary alone.
 
     Raises
     ------
@@ -65,10 +72,10 @@ def run(
         say(f"{resume} names nothing that is missing: there was nothing left to measure")
         found = earlier
         keep(found, files[1:])
-    report.show(found)
     if plot is not None:
         with replacing(Path(plot)) as path:
             chart.draw(found, str(path))
+    report.show(found, tables)
 
 
 def measured(

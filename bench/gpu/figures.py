@@ -11,6 +11,7 @@ from fastopt.info import library
 
 from ..contenders import RULES
 from ..report import cpu_model, versions
+from ..rounds import Figure, reasons
 from .contenders import WORKLOADS, Contender
 from .device import Described, Device
 from .measure import GRAPH, Both
@@ -33,17 +34,19 @@ class Machine(Described):
 class Row(TypedDict):
     """One contender: median seconds of GPU and host, the GPU's speed-up over the baseline (None where that is not).
 
-    `gbps` in 10^9 bytes a second.
+    `gbps` in 10^9 bytes a second. What is unstable is None, here and below; `unstable` names it, with the reason. Files
+    of older versions do not have it.
     """
 
     workload: str
     rule: str
     implementation: str
-    gpu_seconds: float
-    host_seconds: float
+    gpu_seconds: float | None
+    host_seconds: float | None
     speedup: float | None
-    gbps: float
-    of_copy: float
+    gbps: float | None
+    of_copy: float | None
+    unstable: dict[str, str]
 
 
 class Ratio(TypedDict):
@@ -53,9 +56,10 @@ class Ratio(TypedDict):
     rule: str
     implementation: str
     subject: str
-    gpu: float
-    host: float
+    gpu: float | None
+    host: float | None
     rounds: int
+    unstable: dict[str, str]
 
 
 class Replay(TypedDict):
@@ -63,12 +67,13 @@ class Replay(TypedDict):
 
     workload: str
     implementation: str
-    eager_gpu: float
-    eager_host: float
-    graph_gpu: float
-    graph_host: float
-    gpu: float
-    host: float
+    eager_gpu: float | None
+    eager_host: float | None
+    graph_gpu: float | None
+    graph_host: float | None
+    gpu: float | None
+    host: float | None
+    unstable: dict[str, str]
 
 
 class Compilation(TypedDict):
@@ -86,10 +91,11 @@ class Iteration(TypedDict):
     implementation: str
     parameters: int
     tensors: int
-    seconds: float
-    host_seconds: float
-    ratio: float
+    seconds: float | None
+    host_seconds: float | None
+    ratio: float | None
     rounds: int
+    unstable: dict[str, str]
 
 
 class Report(TypedDict):
@@ -134,57 +140,79 @@ def machine(device: Device, baseline: str, quick: bool) -> Machine:
 
 def rows(timings: Sequence[Both], baseline: str) -> list[Row]:
     """Make a row for each contestant of each timing."""
-    return [
-        {
-            "workload": gpu.workload,
-            "rule": gpu.rule,
-            "implementation": name,
-            "gpu_seconds": gpu.typical(name),
-            "host_seconds": host.typical(name),
-            "speedup": gpu.ratio(baseline, name) if baseline in gpu.seconds else None,
-            "gbps": gpu.gbps(name),
-            "of_copy": gpu.of_limit(name),
-        }
-        for gpu, host in timings
-        for name in gpu.seconds
-    ]
+    return [row(both, name, baseline) for both in timings for name in both.gpu.names]
+
+
+def row(both: Both, name: str, baseline: str) -> Row:
+    """Make the row of one contestant."""
+    gpu, host = both
+    seconds, host_seconds = gpu.rounds.seconds(name), host.rounds.seconds(name)
+    speedup = gpu.rounds.ratio(baseline, name) if baseline in gpu.names else Figure(None)
+    gbps, of_copy = gpu.gbps(name), gpu.of_limit(name)
+    return {
+        "workload": gpu.workload,
+        "rule": gpu.rule,
+        "implementation": name,
+        "gpu_seconds": seconds.value,
+        "host_seconds": host_seconds.value,
+        "speedup": speedup.value,
+        "gbps": gbps.value,
+        "of_copy": of_copy.value,
+        "unstable": reasons(
+            gpu_seconds=seconds, host_seconds=host_seconds, speedup=speedup, gbps=gbps, of_copy=of_copy
+        ),
+    }
 
 
 def ratios(timings: Sequence[Both], contenders: Mapping[str, Contender]) -> list[Ratio]:
     """Compare each other contestant of each timing with fastopt's of the same library."""
-    return [
-        {
-            "workload": gpu.workload,
-            "rule": gpu.rule,
-            "implementation": name,
-            "subject": subject,
-            "gpu": gpu.ratio(name, subject),
-            "host": host.ratio(name, subject),
-            "rounds": len(gpu.seconds[name]),
-        }
-        for gpu, host in timings
-        for name, subject in ((name, contenders[name].subject) for name in gpu.seconds)
-        if name != subject
-    ]
+    pairs = ((both, name, contenders[name].subject) for both in timings for name in both.gpu.names)
+    return [ratio(both, name, subject) for both, name, subject in pairs if name != subject]
+
+
+def ratio(both: Both, name: str, subject: str) -> Ratio:
+    """Compare one contestant with its subject."""
+    gpu, host = (side.rounds.ratio(name, subject) for side in both)
+    return {
+        "workload": both.gpu.workload,
+        "rule": both.gpu.rule,
+        "implementation": name,
+        "subject": subject,
+        "gpu": gpu.value,
+        "host": host.value,
+        "rounds": len(both.gpu.rounds.ratios(name, subject)),
+        "unstable": reasons(gpu=gpu, host=host),
+    }
 
 
 def replays(timings: Sequence[Both]) -> list[Replay]:
     """Compare steps with their graphs."""
-    return [
-        {
-            "workload": gpu.workload,
-            "implementation": name,
-            "eager_gpu": gpu.typical(name),
-            "eager_host": host.typical(name),
-            "graph_gpu": gpu.typical(name + GRAPH),
-            "graph_host": host.typical(name + GRAPH),
-            "gpu": gpu.ratio(name, name + GRAPH),
-            "host": host.ratio(name, name + GRAPH),
-        }
-        for gpu, host in timings
-        for name in gpu.seconds
-        if name + GRAPH in gpu.seconds
-    ]
+    return [replay(both, name) for both in timings for name in both.gpu.names if name + GRAPH in both.gpu.names]
+
+
+def replay(both: Both, name: str) -> Replay:
+    """Compare a step with its graph."""
+    eager_gpu, eager_host = (side.rounds.seconds(name) for side in both)
+    graph_gpu, graph_host = (side.rounds.seconds(name + GRAPH) for side in both)
+    gpu, host = (side.rounds.ratio(name, name + GRAPH) for side in both)
+    return {
+        "workload": both.gpu.workload,
+        "implementation": name,
+        "eager_gpu": eager_gpu.value,
+        "eager_host": eager_host.value,
+        "graph_gpu": graph_gpu.value,
+        "graph_host": graph_host.value,
+        "gpu": gpu.value,
+        "host": host.value,
+        "unstable": reasons(
+            eager_gpu=eager_gpu,
+            eager_host=eager_host,
+            graph_gpu=graph_gpu,
+            graph_host=graph_host,
+            gpu=gpu,
+            host=host,
+        ),
+    }
 
 
 def empty(machine: Machine, notes: list[str], missing: list[str]) -> Report:

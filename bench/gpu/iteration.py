@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise, repeat
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +19,8 @@ from torch.nn import functional
 import fastopt.torch
 
 from ..contenders import FASTOPT_TORCH, Step
-from ..measure import WARM_UP, Pace, measure, median_ratio
+from ..measure import WARM_UP, Pace, measure
+from ..rounds import Rounds, reasons
 from .contenders import Say, left_out
 from .device import Device
 from .figures import Iteration
@@ -156,17 +156,24 @@ def iterations(device: Device, name: str, begin: Callable[[], Pace], say: Say) -
             contestants[implementation] = step
             sizes = [param.numel() for param in model.parameters()]
     spent = measure(contestants, in_a_row(device), begin())
-    seconds = {implementation: [each.seconds for each in found] for implementation, found in spent.items()}
-    return [
-        {
-            "workload": name,
-            "implementation": implementation,
-            "parameters": sum(sizes),
-            "tensors": len(sizes),
-            "seconds": median(found),
-            "host_seconds": median(each.host for each in spent[implementation]),
-            "ratio": median_ratio(found, seconds[FASTOPT_TORCH]),
-            "rounds": len(found),
-        }
-        for implementation, found in seconds.items()
-    ]
+    whole, host = (
+        Rounds([{of: getattr(each, part) for of, each in round_.items()} for round_ in spent]) for part in Spent._fields
+    )
+    found: list[Iteration] = []
+    for implementation in contestants:
+        seconds, host_seconds = whole.seconds(implementation), host.seconds(implementation)
+        ratio = whole.ratio(implementation, FASTOPT_TORCH)
+        found.append(
+            {
+                "workload": name,
+                "implementation": implementation,
+                "parameters": sum(sizes),
+                "tensors": len(sizes),
+                "seconds": seconds.value,
+                "host_seconds": host_seconds.value,
+                "ratio": ratio.value,
+                "rounds": len(spent),
+                "unstable": reasons(seconds=seconds, host_seconds=host_seconds, ratio=ratio),
+            }
+        )
+    return found

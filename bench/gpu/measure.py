@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from fastopt.rules import RULES as REGISTRY
 
 from ..contenders import RULES, Step
-from ..measure import WARM_UP, Pace, Timing
+from ..measure import LIMIT, WARM_UP, Pace, Timing
+from ..rounds import Rounds
 from ..workloads import Arrays, Workload
 from .contenders import Contender, Say, left_out, make
 from .device import Cost, Device
@@ -110,11 +111,12 @@ def started(
     return found
 
 
-def timed(workload: Workload, rule: str, bytes_moved: int, costs: Mapping[str, Sequence[Cost]]) -> Both:
-    """Sort costs by whose time it is; who copies is the limit of the others."""
+def timed(workload: Workload, rule: str, bytes_moved: int, costs: Sequence[Mapping[str, Cost]]) -> Both:
+    """Sort the costs of all rounds by whose time it is; who copies is the limit of the others."""
     sides = []
     for side in Cost._fields:
-        seconds = {name: [getattr(cost, side) for cost in found] for name, found in costs.items()}
-        limit = seconds.pop(COPY, [])
-        sides.append(Timing(workload.name, rule, bytes_moved, seconds, limit))
+        rounds = [
+            {LIMIT if name == COPY else name: getattr(cost, side) for name, cost in round_.items()} for round_ in costs
+        ]
+        sides.append(Timing(workload.name, rule, bytes_moved, Rounds(rounds)))
     return Both(*sides)

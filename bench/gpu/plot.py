@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..contenders import TORCH_MODES
-from ..plot import STYLES, draw_ratios
+from ..plot import STYLES, draw_ratios, told
 from .compiled import COMPILED
 from .contenders import WORKLOADS
 from .figures import Report
@@ -15,7 +15,7 @@ OF_GPU = {name: STYLES[name] for name in TORCH_MODES} | {
     "cupy-fuse": ("#56B4E9", "v"),
     "cupy-kernel": ("#CC79A7", "P"),
 }
-BLOCKS = ("The GPU's time of a step", "The host's time of a step")
+BLOCKS = {"gpu": "The GPU's time of a step", "host": "The host's time of a step"}
 OVERVIEW = ("resnet50", "gpt2", "tensor_64k", "tensor_256m")  # what the README shows, and of these the GPU's time alone
 
 
@@ -31,8 +31,8 @@ def draw(report: Report, path: str) -> None:
     """
     found = compared(report)
     blocks = {
-        about: {key: {name: (ratios[side],) for name, ratios in of.items()} for key, of in found.items()}
-        for side, about in enumerate(BLOCKS)
+        about: {key: {name: (told(entry, side),) for name, entry in of.items()} for key, of in found.items()}
+        for side, about in BLOCKS.items()
     }
     styles = {name: style for name, style in OF_GPU.items() if any(name in of for of in found.values())}
     where = report["machine"]
@@ -53,7 +53,7 @@ def draw_overview(report: Report, path: str) -> None:
     """
     found = compared(report)
     measured = {
-        (workload, rule): {name: (gpu,) for name, (gpu, _) in ratios.items()}
+        (workload, rule): {name: (told(entry, "gpu"),) for name, entry in ratios.items()}
         for workload in OVERVIEW
         for (of, rule), ratios in found.items()
         if of == workload

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastopt.extras import require
+from fastopt.progress import console
 
 from ..contenders import FASTOPT_TORCH
-from ..text import Lines, duration, markdown_table, table, times
+from ..text import UNSTABLE, Lines, duration, markdown_table, percent, table, times, unstable
+from ..torch_report import least
+from ..workloads import title as title_of
 from .contenders import FASTOPT, SUBJECTS, WORKLOADS
-from .figures import TRAININGS, Report, Row
+from .figures import TRAININGS, Ratio, Report, Row
 from .saved import read
 
 UNMEASURED = "The figures on GPUs are still to be measured: no run of `fastopt bench --gpu` is committed yet.\n"
@@ -22,16 +24,26 @@ EXPLAINED = (
     "device's memory reads and writes, of as many bytes, in the same rounds; what fits into the caches can exceed it."
 )
 FUSED = "torch-fused"
+WIDTH = 150  # where no terminal says how wide it is
 FASTEST = {FASTOPT_TORCH: "torch's fastest", FASTOPT: "CuPy's fastest"}
 
 
-def compared(report: Report) -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
-    """Arrange the ratios: (workload, rule) -> implementation -> (GPU's, host's)."""
-    found: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+def compared(report: Report) -> dict[tuple[str, str], dict[str, Ratio]]:
+    """Arrange the ratios: (workload, rule) -> implementation -> GPU's and host's."""
+    found: dict[tuple[str, str], dict[str, Ratio]] = {}
     for entry in report["ratios"]:
-        ratios = entry["gpu"], entry["host"]
-        found.setdefault((entry["workload"], entry["rule"]), {})[entry["implementation"]] = ratios
+        found.setdefault((entry["workload"], entry["rule"]), {})[entry["implementation"]] = entry
     return found
+
+
+def sides(entry: Ratio) -> tuple[float | None, float | None]:
+    """Return the GPU's ratio and the host's."""
+    return entry["gpu"], entry["host"]
+
+
+def named(workload: str) -> str:
+    """Name a workload for people."""
+    return title_of(workload, WORKLOADS)
 
 
 def comparison(report: Report, subject: str) -> Lines:
@@ -40,8 +52,9 @@ def comparison(report: Report, subject: str) -> Lines:
     found = compared(report)
     lines = [["workload", "rule", subject, "of a copy", *names]]
     for key, row in own_rows(report, subject).items():
-        ratios = [found.get(key, {}).get(name, ()) for name in names]
-        lines.append([*key, *own_cells(row), *(" / ".join(map(times, each)) for each in ratios)])
+        entries = [found.get(key, {}).get(name) for name in names]
+        cells = ["" if entry is None else " / ".join(map(times, sides(entry))) for entry in entries]
+        lines.append([named(key[0]), key[1], *own_cells(row), *cells])
     return lines
 
 
@@ -52,15 +65,15 @@ def summary(report: Report) -> Lines:
     """
     found = compared(report)
     keys = list(dict.fromkeys((row["workload"], row["rule"]) for row in report["rows"]))
-    headings, lines = ["workload", "rule"], [list(key) for key in keys]
+    headings, lines = ["workload", "rule"], [[named(workload), rule] for workload, rule in keys]
     for subject, fastest in FASTEST.items():
         own = own_rows(report, subject)
         others = {entry["implementation"] for entry in report["ratios"] if entry["subject"] == subject}
         headings += [subject, "of a copy", fastest] if own else []
         for line, key in zip(lines, keys, strict=True):
             if key in own:
-                ratios = [ratio for name, ratio in found.get(key, {}).items() if name in others]
-                line += [*own_cells(own[key]), " / ".join(times(min(side)) for side in zip(*ratios, strict=True))]
+                ratios = [sides(entry) for name, entry in found.get(key, {}).items() if name in others]
+                line += [*own_cells(own[key]), " / ".join(times(least(side)) for side in zip(*ratios, strict=True))]
     return [headings, *lines]
 
 
@@ -71,10 +84,10 @@ def own_rows(report: Report, subject: str) -> dict[tuple[str, str], Row]:
 
 def own_cells(row: Row) -> tuple[str, str]:
     """Write what one of fastopt's takes."""
-    return both(row["gpu_seconds"], row["host_seconds"]), f"{row['of_copy']:.0%}"
+    return both(row["gpu_seconds"], row["host_seconds"]), percent(row["of_copy"])
 
 
-def both(gpu: float, host: float) -> str:
+def both(gpu: float | None, host: float | None) -> str:
     """Write the GPU's seconds and the host's."""
     return f"{duration(gpu)} / {duration(host)}"
 
@@ -85,7 +98,7 @@ def replayed(report: Report) -> Lines:
     for entry in report["graphs"]:
         eager, graph = both(entry["eager_gpu"], entry["eager_host"]), both(entry["graph_gpu"], entry["graph_host"])
         gain = f"{times(entry['gpu'])} / {times(entry['host'])}"
-        lines.append([entry["workload"], entry["implementation"], eager, graph, gain])
+        lines.append([named(entry["workload"]), entry["implementation"], eager, graph, gain])
     return lines
 
 
@@ -131,7 +144,8 @@ def remarks(report: Report) -> Iterator[str]:
         yield f"On CUDA torch has no fused {title(rule)}: its fastest there is another of its modes."
     if took := sorted(report["compiled"], key=lambda entry: entry["seconds"]):
         ends = " to ".join(
-            f"{duration(entry['seconds'])} ({entry['rule']} on {entry['workload']})" for entry in (took[0], took[-1])
+            f"{duration(entry['seconds'])} ({entry['rule']} on {named(entry['workload'])})"
+            for entry in (took[0], took[-1])
         )
         yield f"Before its rounds torch-compiled took {ends} to compile; the first time it loads the compiler as well."
     if report["missing"]:
@@ -171,12 +185,27 @@ def circumstances(report: Report) -> str:
     return f"{where['gpu']} ({where['cpu']}); {cuda}; {libraries}; {where['date']}."
 
 
-def show(report: Report) -> None:
-    """Print the tables."""
-    console_type = require("rich.console", "bench").Console
-    console = console_type(highlight=False)
-    if not console.is_terminal:
-        console = console_type(highlight=False, width=140)
+def show(report: Report, tables: bool) -> None:
+    """Print the summary, and before it everything where that is asked for."""
+    output = console(highlight=False)
+    if not output.is_terminal:
+        output = console(highlight=False, width=WIDTH)
+    if tables:
+        show_tables(report, output)
+    for line in unstable(report, called):
+        output.print(f"{UNSTABLE}: {line}")
+    for line in (EXPLAINED, *remarks(report), f"{report['checked']} checks against the formulas came first."):
+        output.print(line)
+    output.print(table(summary(report), 2, steps_of(report)))
+
+
+def called(key: str, value: str) -> str:
+    """Say what people call what a JSON file names."""
+    return named(value) if key == "workload" else value
+
+
+def show_tables(report: Report, console: Any) -> None:
+    """Print all tables."""
     console.print(full_table(report))
     for subject in SUBJECTS:
         lines = comparison(report, subject)
@@ -185,8 +214,12 @@ def show(report: Report) -> None:
             console.print(table(lines, 2, about))
     for about, lines in other_tables(report):
         console.print(table(lines, 2, about))
-    for line in (EXPLAINED, *remarks(report), f"{report['checked']} checks against the formulas came first."):
-        console.print(line)
+
+
+def steps_of(report: Report) -> str:
+    """Say what the summary is about."""
+    subjects = " and of ".join(name for name in SUBJECTS if own_rows(report, name))
+    return f"A step of {subjects}, and how many times as long the fastest of others takes, on the GPU / on the host."
 
 
 def full_table(report: Report) -> Any:
@@ -195,18 +228,17 @@ def full_table(report: Report) -> Any:
     lines = [["workload", "rule", "implementation", *headings]]
     for row in report["rows"]:
         seconds = duration(row["gpu_seconds"]), duration(row["host_seconds"])
-        speedup = "" if row["speedup"] is None else times(row["speedup"])
-        rates = f"{row['gbps']:.4g}", f"{row['of_copy']:.0%}"
-        lines.append([row["workload"], row["rule"], row["implementation"], *seconds, speedup, *rates])
+        there = row["speedup"] is not None or "speedup" in row.get("unstable", {})
+        speedup = times(row["speedup"]) if there else ""
+        rates = UNSTABLE if row["gbps"] is None else f"{row['gbps']:.4g}", percent(row["of_copy"])
+        lines.append([named(row["workload"]), row["rule"], row["implementation"], *seconds, speedup, *rates])
     return table(lines, 3, f"Optimizer steps on {report['machine']['gpu']}")
 
 
 def markdown(report: Report) -> str:
     """Write the tables of docs/benchmarks.md from a report: of others only the fastest, since the chart has all."""
-    subjects = " and of ".join(name for name in SUBJECTS if own_rows(report, name))
-    steps = f"A step of {subjects}, and how many times as long the fastest of others takes, on the GPU / on the host."
     lines = [f"On a GPU: {circumstances(report)} {EXPLAINED}"]
-    for about, cells in ((steps, summary(report)), *other_tables(report)):
+    for about, cells in ((steps_of(report), summary(report)), *other_tables(report)):
         lines += ["", about, "", *markdown_table(cells, 2)]
     if said := [*remarks(report), *notes(report)]:
         lines += ["", " ".join(said)]

@@ -1,0 +1,45 @@
+"""The rules as plain loops that Numba compiles: what a user of Numba writes, one call for each tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+@njit  # type: ignore[untyped-decorator]
+def momentum(p: Any, g: Any, v: Any, lr: Any, mu: Any) -> None:
+    """Update one tensor."""
+    for i in range(p.size):
+        v[i] = mu * v[i] + g[i]
+        p[i] -= lr * v[i]
+
+
+@njit  # type: ignore[untyped-decorator]
+def nesterov(p: Any, g: Any, v: Any, lr: Any, mu: Any) -> None:
+    """Update one tensor."""
+    for i in range(p.size):
+        v[i] = mu * v[i] + g[i]
+        p[i] -= lr * (g[i] + mu * v[i])
+
+
+@njit  # type: ignore[untyped-decorator]
+def adagrad(p: Any, g: Any, s: Any, lr: Any, eps: Any) -> None:
+    """Update one tensor."""
+    for i in range(p.size):
+        s[i] += g[i] * g[i]
+        p[i] -= lr * g[i] / (np.sqrt(s[i]) + eps)
+
+
+@njit  # type: ignore[untyped-decorator]
+def adam(p: Any, g: Any, m: Any, v: Any, beta1: Any, beta2: Any, rate: Any, eps: Any) -> None:
+    """Update one tensor; the corrections of the bias are in rate and eps."""
+    gain1, gain2 = np.float32(1) - beta1, np.float32(1) - beta2
+    for i in range(p.size):
+        m[i] = beta1 * m[i] + gain1 * g[i]
+        v[i] = beta2 * v[i] + gain2 * g[i] * g[i]
+        p[i] -= rate * m[i] / (np.sqrt(v[i]) + eps)
+
+
+LOOPS = {"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad, "adam": adam}
