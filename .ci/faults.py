@@ -250,6 +250,7 @@ EXTENSION = (
         "if (apart < view->len) return 0;",
         "if (apart == 0) return 0;",
         ("tests/test_errors_calls.py",),
+        only="overlap",
     ),
     Mutant(
         "an array in another layout is read as its parameter",

@@ -73,6 +73,23 @@ def test_states_of_single_calls(name, state_name, make_state, error, words):
     assert frozen([p, g, *others]) == frozen([np.ones((3, 4), F32)] * (1 + len(states)))
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_arrays_of_single_calls_that_overlap_in_part(name):
+    """By one element or by all but one, of the parameter with any other array; neighbours do not."""
+    (states, options), function = CALLS[name], getattr(fastopt.fused, name)
+    for which in range(1 + len(states)):
+        for apart in (1, 11, 12):
+            buffer = np.ones(24, F32)
+            p, others = buffer[:12], [np.ones(12, F32) for _ in range(1 + len(states))]
+            others[which] = buffer[apart : apart + 12]
+            if apart < 12:
+                assert_refused(ValueError, ["overlap", ".copy()"], partial(function, p, *others, **options))
+                assert (buffer == 1).all()
+            else:
+                function(p, *others, **options)
+                assert (p != 1).any()
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_options_of_single_calls(call):
     """Hyperparameters are checked before the arrays change."""
