@@ -1,5 +1,6 @@
 """Compiling and what is kept of it: cold starts at once, no cache, lazy imports, second steps, and the code itself."""
 
+import functools
 import inspect
 import json
 import os
@@ -449,6 +450,12 @@ def code(filled, name, dtype):
     for path in filled.parent.glob("assembly*.json"):
         if found := json.loads(path.read_text()).get(f"{name}-{dtype}"):
             return found
+    return compiled_here(name, dtype)
+
+
+@functools.cache
+def compiled_here(name, dtype):
+    """The code of a kernel that no process had to compile."""
     return cpu.make_cfunc(cache=False)(cpu.make_kernel(name, dtype))._library.get_asm_str()
 
 

@@ -293,7 +293,13 @@ def test_progress_yields_what_it_is_given(capsys):
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("landscape", "digits", "housing") else pytest.mark.exhaustive)
+        for name in FAST
+    ],
+)
 def test_the_command_writes_picture_numbers_and_motion(name, tmp_path, capsys, monkeypatch):
     """With the options of the function, by whose seed numbers are the same; and prints what the report says."""
     monkeypatch.chdir(tmp_path)
