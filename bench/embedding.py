@@ -103,12 +103,10 @@ def hypers(rule: str, steps: int) -> npt.NDArray[np.float64]:
     return np.tile(embed.hyper_values(rule, **options), (steps, 1))
 
 
-def numba_loop(arrays: Arrays, states: Sequence[tuple[Array, ...]], rule: str, steps: int) -> Step:
+@functools.cache
+def in_numba(rule: str) -> Any:
     """Make a loop over the six tensors that Numba compiles; left in their tuples, they took half as long again."""
-    update = getattr(cpu, f"update_{rule}")
-    params, grads = tuple(arrays.params), tuple(arrays.grads)
-    rows = hypers(rule, steps)
-    count = rows.shape[1]
+    update, count = getattr(cpu, f"update_{rule}"), hypers(rule, 1).shape[1]
 
     @njit
     def loop(p: Any, g: Any, s: Any, rows: Any) -> None:
@@ -124,6 +122,13 @@ def numba_loop(arrays: Arrays, states: Sequence[tuple[Array, ...]], rule: str, s
             update(w3, dw3, *s3, *row)
             update(b3, db3, *t3, *row)
 
+    return loop
+
+
+def numba_loop(arrays: Arrays, states: Sequence[tuple[Array, ...]], rule: str, steps: int) -> Step:
+    """Bind that loop to arrays."""
+    loop, rows = in_numba(rule), hypers(rule, steps)
+    params, grads = tuple(arrays.params), tuple(arrays.grads)
     return lambda: loop(params, grads, tuple(states), rows)
 
 

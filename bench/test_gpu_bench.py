@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fastopt.bench import rounds
 from fastopt.bench.contenders import RULES, TORCH_MODES
 from fastopt.bench.gpu import check as gpu_check
 from fastopt.bench.gpu import command as gpu_command
@@ -41,6 +42,7 @@ cuda, cupy = map(importlib.import_module, ("cuda_stand_in", "cupy_stand_in"))
 
 SMALL = Workload("small", "small", ((64,), (5, 3), (7,)))
 OF_TORCH = ["fastopt.torch", *TORCH_MODES]
+SOME = ("momentum", "adam")
 OF_CUPY = ["fastopt", "cupy", "cupy-fuse", "cupy-kernel"]
 
 
@@ -59,6 +61,10 @@ def small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_command, "QUICK_ROUNDS", (2, 2))
     for module in (gpu_contenders, gpu_parts):
         monkeypatch.setattr(module, "MOST_STEPS", 3)
+    monkeypatch.setattr(gpu_parts, "RULES", SOME)
+    monkeypatch.setattr(rounds, "disagreement", lambda values: "")
+    monkeypatch.setattr(gpu_check, "REGISTRY", {name: REGISTRY[name] for name in RULES})
+    monkeypatch.setattr("gc.collect", lambda: 0)  # which would take half of the time
 
 
 def never(message: str) -> None:
@@ -213,7 +219,8 @@ def test_a_step_has_two_costs(device: Device) -> None:
     mode = gpu_measure.queued(device, {"a": 5, "b": 0})
     found = measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, mode, Pace(0, 2, 2))
     assert (calls.count("a"), calls.count("b")) == (3 * 5, 3 * 1)
-    assert all(isinstance(cost, Cost) and cost.gpu > 0 and cost.host > 0 for costs in found.values() for cost in costs)
+    costs = [cost for round_ in found for cost in round_.values()]
+    assert all(isinstance(cost, Cost) and cost.gpu > 0 and cost.host > 0 for cost in costs)
     assert sorted(wait > 0 for wait in waits) == [False] * (2 + 2) + [True] * 2  # none to see, none for b
     calls.clear()
 
@@ -233,13 +240,16 @@ def fake_report() -> gpu_figures.Report:
     timings = []
     for workload in WORKLOADS:
         for rule in RULES:
-            costs = {
-                name: [Cost(1e-3 * t * drift, 1e-5 * (2 * drift if t == 3 else drift)) for drift in (1, 9, 4)]
-                for name, t in everyone.items()
-                if (name, rule) != ("torch-fused", "adagrad")
-            }
+            costs = [
+                {
+                    name: Cost(1e-3 * t * drift, 1e-5 * (2 * drift if t == 3 else drift))
+                    for name, t in everyone.items()
+                    if (name, rule) != ("torch-fused", "adagrad")
+                }
+                for drift in (1, 9, 4)
+            ]
             timings.append(gpu_measure.timed(Workload(workload, workload, ()), rule, 10**9, costs))
-    eager = {"fastopt": [Cost(6e-6, 8e-6)] * 3, "fastopt, graph": [Cost(3e-6, 2e-6)] * 3}
+    eager = [{"fastopt": Cost(6e-6, 8e-6), "fastopt, graph": Cost(3e-6, 2e-6)}] * 3
     subjects = {name: Contender(lambda arrays, rule: lambda: None, name) for name in ("fastopt.torch", "fastopt")}
     others = {"torch-fused": "fastopt.torch", "cupy": "fastopt"}
     makers = subjects | {name: Contender(subjects[of].make, of) for name, of in others.items()}
@@ -285,16 +295,40 @@ def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> Non
     assert "stand-in" in text
     assert "driver for CUDA 13.2, CUDA 12.9 in CuPy" in text
     of_cupy = "8.00 ms / 40.0 µs | 25% | 4.0x / 1.00x |"
-    assert f"| gpt2 | momentum | 4.00 ms / 40.0 µs | 50% | 3.0x / 2.0x | {of_cupy}" in text
-    assert f"| gpt2 | adagrad | 4.00 ms / 40.0 µs | 50% |  | {of_cupy}" in text
-    assert "| gpt2 | fastopt | 6.00 µs / 8.00 µs | 3.00 µs / 2.00 µs | 2.0x / 4.0x |" in text
+    assert f"| GPT-2 124M | momentum | 4.00 ms / 40.0 µs | 50% | 3.0x / 2.0x | {of_cupy}" in text
+    assert f"| GPT-2 124M | adagrad | 4.00 ms / 40.0 µs | 50% |  | {of_cupy}" in text
+    assert "| GPT-2 124M | fastopt | 6.00 µs / 8.00 µs | 3.00 µs / 2.00 µs | 2.0x / 4.0x |" in text
     assert "For a momentum step over 161 bound arrays of CuPy the host takes 40.0 µs." in text
     assert "On CUDA torch has no fused AdaGrad" in text
     assert "Cupy-fuse is left out of adam: not there." in text
-    gpu_report.show(found)
+    gpu_report.show(found, tables=True)
     printed = capsys.readouterr().out
     for part in ("against torch-fused", "3.0x / 2.0x", "2.0x / 4.0x", "50 checks against the formulas came first"):
         assert part in printed
+    gpu_report.show(found, tables=False)
+    printed = capsys.readouterr().out
+    assert "3.0x / 2.0x" in printed
+    assert "against torch-fused" not in printed
+
+
+def test_what_is_unstable_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In tables and chart; files of older versions do not name any."""
+    found: Any = fake_report()
+    why = "two clusters, 2.0x apart, of 12 rounds"
+    for kind in ("rows", "ratios", "graphs"):
+        for entry in found[kind]:
+            numbers = [name for name, value in entry.items() if isinstance(value, float)]
+            entry |= dict.fromkeys(numbers) | {"unstable": dict.fromkeys(numbers, why)}
+    text = gpu_report.markdown(found)
+    assert "| GPT-2 124M | momentum | unstable / unstable | unstable | unstable / unstable |" in text
+    gpu_report.show(found, tables=True)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"unstable: GPT-2 124M, momentum, torch-fused, fastopt.torch, host: {why}" in printed
+    gpu_plot.draw(found, str(tmp_path / "gpu.svg"))
+    assert f"<!-- unstable: {why} -->" in (tmp_path / "gpu.svg").read_text(encoding="utf-8")
+    older = saved.read(ROOT / "bench/results/gpu.json")
+    gpu_report.show(older, tables=True)
+    assert "unstable" not in capsys.readouterr().out
 
 
 def test_without_torch_there_is_no_table_of_it() -> None:
@@ -307,7 +341,7 @@ def test_without_torch_there_is_no_table_of_it() -> None:
     text = gpu_report.markdown(found)
     assert "fastopt.torch" not in text
     assert "enqueued anew" not in text
-    assert "| gpt2 | momentum | 8.00 ms / 40.0 µs | 25% | 4.0x / 1.00x |" in text
+    assert "| GPT-2 124M | momentum | 8.00 ms / 40.0 µs | 25% | 4.0x / 1.00x |" in text
 
 
 def test_a_run_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
@@ -329,15 +363,16 @@ def test_the_command_checks_measures_prints_and_writes(
     device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, chart = tmp_path / "gpu.json", tmp_path / "gpu.png"
-    assert cli.main(["bench", "--gpu", "--quick", "--json", str(data), "--plot", str(chart), "--baseline", "cupy"]) == 0
+    files = ["--json", str(data), "--plot", str(chart)]
+    assert cli.main(["bench", "--gpu", "--quick", *files, "--baseline", "cupy", "--tables"]) == 0
     found = json.loads(data.read_text(encoding="utf-8"))
     assert list(found) == list(saved.KINDS)
     assert found["notes"] == ["torch-compiled is left out of a quick run: it takes too long to compile"]
     assert found["missing"] == []
     assert found["checked"] == gpu_check.count(device, gpu_contenders.contenders(device))
-    assert [row["implementation"] for row in found["rows"]] == (OF_TORCH + OF_CUPY) * 3 * len(RULES)
+    assert [row["implementation"] for row in found["rows"]] == (OF_TORCH + OF_CUPY) * 3 * len(SOME)
     assert all(row["speedup"] == 1 for row in found["rows"] if row["implementation"] == "cupy")
-    assert len(found["ratios"]) == 6 * 3 * len(RULES)
+    assert len(found["ratios"]) == 6 * 3 * len(SOME)
     assert [entry["implementation"] for entry in found["graphs"]] == ["fastopt.torch", "fastopt"] * 3
     assert [entry["implementation"] for entry in found["iterations"]] == ["fastopt.torch", "torch-fused"] * 2
     assert chart.stat().st_size > 0
