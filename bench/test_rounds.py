@@ -14,6 +14,12 @@ from fastopt.bench.measure import Pace, settled
 from fastopt.bench.rounds import Figure, Rounds, disagreement, median_of
 
 
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collect no garbage, which takes longer than all of this."""
+    monkeypatch.setattr("gc.collect", lambda: 0)
+
+
 def scattered(count: int, scatter: float, seed: int = 0) -> list[float]:
     """Draw times around 1 that scatter by a share."""
     draw = random.Random(seed)
