@@ -40,6 +40,7 @@ from fastopt.schedules import Cosine
 # Of the tests' folder, which is no part of the package.
 cuda, cupy = map(importlib.import_module, ("cuda_stand_in", "cupy_stand_in"))
 
+ROOT = Path(__file__).parent.parent
 SMALL = Workload("small", "small", ((64,), (5, 3), (7,)))
 OF_TORCH = ["fastopt.torch", *TORCH_MODES]
 SOME = ("momentum", "adam")
