@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Other tests run beside these, which would disturb all that is measured here."""
+    monkeypatch.setattr("fastopt.bench.quiet.STAT", tmp_path / "nothing")
 
 
 @pytest.fixture

@@ -228,8 +228,9 @@ def timed_loops(own: Mapping[str, Step], others: Mapping[str, Step], pace: Pace)
     contestants = {**own, **others}
     for step in contestants.values():
         step()  # compiles and allocates
-    found = settled(contestants, back_to_back, pace, tuple(others)).rounds
-    return Rounds([{name: s / STEPS if name in own else s for name, s in round_.items()} for round_ in found])
+    found = settled(contestants, back_to_back, pace, tuple(others))
+    per_step = [{name: s / STEPS if name in own else s for name, s in round_.items()} for round_ in found.rounds]
+    return Rounds(per_step, found.disturbed)
 
 
 def call_seconds(library: Any, pace: Pace) -> Figure:

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from . import quiet
 from .contenders import Step
 from .rounds import Figure, Rounds
 
@@ -209,16 +210,21 @@ def settled(contestants: Mapping[str, Step], mode: Mode, pace: Pace, references:
     Returns
     -------
     Rounds
-        All of them: of those that are still unstable after three times more, figures are none.
+        All but those that other programs disturbed. After three times more, what is still unstable has no figure, and
+        nothing has one where all were disturbed.
     """
-    found = measure(contestants, mode, pace)
-    for again in range(1, AGAIN + 1):
+    some, found, disturbed = contestants, list[dict[str, float]](), ""
+    for again in range(1 + AGAIN):
+        others = quiet.Others()
+        new = measure(some, mode, pace, seed=again)
+        if disturbed := others.disturbed():
+            continue
+        found += new
         unstable = Rounds(found).unstable(references)
         if not unstable:
             break
         some = {name: step for name, step in contestants.items() if name in unstable or name in references}
-        found += measure(some, mode, pace, seed=again)
-    return Rounds(found)
+    return Rounds(found) if found else Rounds(new, disturbed)
 
 
 MODES = {"": back_to_back, ", after other work": after_other_work}  # what a workload's name is followed by

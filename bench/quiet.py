@@ -1,4 +1,8 @@
-"""Waits until other programs leave the processors alone, for a while: what they disturb is no measurement."""
+"""Waits until other programs leave the processors alone, for a while, and says what they took of them meanwhile.
+
+What they disturb is no measurement, even where it can be repeated: beside one other program, the threads of torch that
+spin wait for one that does not run, in every round alike, and a step takes a thousand times as long.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 STAT = Path("/proc/stat")
-BUSY = 0.1  # the share of the processors' time that others may take
+BUSY = 0.1  # the share of the processors' time that others may take before it begins
+DISTURBING = 0.25  # and meanwhile
 LOOK = 1.0  # seconds
+LEAST = 10  # ticks of the system's clock: fewer say nothing
 LONGEST = 60.0
 
 
@@ -28,15 +34,29 @@ def wait(say: Callable[[str], object]) -> None:
 
 
 def busy() -> float | None:
-    """Look for a second, and return the share of the time that others took; None where the system does not say.
-
-    It counts the processors that this process may use, which may be few of many.
-    """
-    before = times()
+    """Look for a second, and return the share of the time that others took; None where the system does not say."""
+    others = Others()
     time.sleep(LOOK)
-    spent = [(after[0] - at[0], after[1] - at[1]) for at, after in zip(before, times(), strict=False)]
-    total = sum(idle + working for idle, working in spent)
-    return sum(working for _, working in spent) / total if total > 0 else None
+    return others.share()
+
+
+class Others:
+    """What others take from now on of the processors that this process may use, which may be few of many."""
+
+    def __init__(self) -> None:
+        self.before, self.own = times(), time.process_time()
+
+    def share(self) -> float | None:
+        """Return their share of the time until now; None where the system does not say, or too little has passed."""
+        spent = [(after[0] - at[0], after[1] - at[1]) for at, after in zip(self.before, times(), strict=False)]
+        total = sum(idle + working for idle, working in spent)
+        own = (time.process_time() - self.own) * os.sysconf("SC_CLK_TCK") if spent else 0.0
+        return max(0.0, sum(working for _, working in spent) - own) / total if total > LEAST else None
+
+    def disturbed(self) -> str:
+        """Say how much they took, where that was too much; nothing where it was not."""
+        share = self.share()
+        return f"other programs took {share:.0%} of the processors" if share is not None and share > DISTURBING else ""
 
 
 def times() -> list[tuple[int, int]]:

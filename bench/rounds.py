@@ -95,10 +95,13 @@ class Rounds:
     ----------
     rounds : sequence of mapping of str to float
         Seconds of a step, or another quantity above 0, by contestant.
+    disturbed : str
+        Why all that these rounds say is unstable, even where they agree; nothing as a rule.
     """
 
-    def __init__(self, rounds: Sequence[Mapping[str, float]]) -> None:
+    def __init__(self, rounds: Sequence[Mapping[str, float]], disturbed: str = "") -> None:
         self.rounds = rounds
+        self.disturbed = disturbed
         self.names = list(dict.fromkeys(name for round_ in rounds for name in round_))
         self.typical = {name: median(self.of(name)) for name in self.names}
 
@@ -108,8 +111,8 @@ class Rounds:
 
     def seconds(self, name: str) -> Figure:
         """Return the median of a contestant's time."""
-        why = disagreement(self.of(name))
-        return Figure(None, why) if why and disagreement(self.relative(name)) else Figure(self.typical[name])
+        why = self.disturbed or (disagreement(self.relative(name)) and disagreement(self.of(name)))
+        return Figure(None, why) if why else Figure(self.typical[name])
 
     def relative(self, name: str) -> list[float]:
         """Return what one contestant took, over what the others' times say of the speed of the machine in a round."""
@@ -126,7 +129,7 @@ class Rounds:
 
     def ratio(self, slow: str, fast: str) -> Figure:
         """Return the median of the ratios within each round."""
-        return median_of(self.ratios(slow, fast))
+        return Figure(None, self.disturbed) if self.disturbed else median_of(self.ratios(slow, fast))
 
     def unstable(self, references: Iterable[str]) -> list[str]:
         """Name the contestants of which a time, or a ratio over a reference, is unstable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,45 @@ def test_three_times_again_at_most() -> None:
     assert found.seconds("a") == Figure(1.0)
 
 
+def beside(monkeypatch: pytest.MonkeyPatch, *shares: float) -> None:
+    """Have others take these shares of the processors, while rounds are measured one time after the other."""
+    given = iter(shares)
+    monkeypatch.setattr(quiet.Others, "share", lambda self: next(given))
+
+
+def test_what_others_disturbed_is_measured_again_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside(monkeypatch, 0.6, 0.05)
+    calls: list[str] = []
+    times = {"a": itertools.repeat(1.0), "b": iter([900.0] * 3 + [2.0] * 3)}
+    found = settled(dict.fromkeys(times, lambda: None), clockwork(times, calls), Pace(0, 3, 3), ("a",))
+    assert len(found.rounds) == 3
+    assert found.ratio("b", "a") == Figure(2.0)
+    assert found.unstable(["a"]) == []
+
+
+def test_what_others_always_disturb_is_unstable_though_rounds_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside(monkeypatch, *[0.6] * (1 + measure.AGAIN))
+    calls: list[str] = []
+    times = {"a": itertools.repeat(1.0), "b": itertools.repeat(1317.0)}
+    found = settled(dict.fromkeys(times, lambda: None), clockwork(times, calls), Pace(0, 3, 3), ("a",))
+    why = "other programs took 60% of the processors"
+    assert found.ratio("b", "a") == found.seconds("a") == found.seconds("b") == Figure(None, why)
+
+
+def test_what_this_process_takes_is_not_what_others_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, all_of_them = [0.0], [(0, 0), (0, 0)]
+    monkeypatch.setattr(quiet.time, "process_time", lambda: own[0])
+    monkeypatch.setattr(quiet, "times", lambda: list(all_of_them))
+    others = quiet.Others()
+    assert others.share() is None
+    ticks = os.sysconf("SC_CLK_TCK")
+    own[0], all_of_them[:] = 1.5, [(0, ticks), (0, ticks)]  # in a second of two processors
+    assert others.share() == 0.25
+    assert others.disturbed() == ""
+    own[0] = 1.0
+    assert others.disturbed() == "other programs took 50% of the processors"
+
+
 def wait(monkeypatch: pytest.MonkeyPatch, *shares: float | None) -> list[str]:
     """Wait beside others who take these shares, each for a second, and return what was said."""
     now, said = [0.0], list[str]()
@@ -206,6 +246,7 @@ def test_busy_is_who_uses_the_processors_that_this_process_may_use(
     before, after = ("\n".join(("cpu 9 9 9 9 9 9 9 9 0 0", *lines, "intr 1 2")) for lines in (before, after))
     stat.write_text(before)
     monkeypatch.setattr(quiet.time, "sleep", lambda seconds: stat.write_text(after))
+    monkeypatch.setattr(quiet.time, "process_time", lambda: 0.0)
     assert quiet.busy() == pytest.approx(25 / 205)
     assert quiet.busy() is None  # nothing has moved
     stat.unlink()
