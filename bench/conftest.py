@@ -21,7 +21,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     import torch
     from fastopt.bench.gpu.device import Device
 
-    monkeypatch.setattr("gc.collect", lambda: 0)  # which would take a good part of the time
+    monkeypatch.setattr("gc.collect", lambda generation=2: 0)  # which would take a good part of the time
     cupy, tensors, devices = map(importlib.import_module, ("cupy_stand_in", "cuda_tensors", "devices"))
     with devices.standing_in(monkeypatch):
         tensors.pretend(monkeypatch)

@@ -27,6 +27,7 @@ from .rounds import Figure, Rounds
 RUN_SECONDS = 200e-6  # a timed run takes at least so long: the clock, and what came before, should not show
 LONG_SECONDS = 10e-3
 OTHER_WORK_NS = 1_000_000
+RESTS = 8  # steps after other work, for one time
 WARM_UP = 3  # the first step compiles and allocates states, the second finds them for the first time
 AGAIN = 3  # how often rounds that disagree are measured again, at most
 LIMIT = "limit"  # the contestant that moves memory and does nothing else
@@ -144,7 +145,10 @@ def each_after(prepare: Step) -> Mode:
 
 
 def after_other_work(contestants: Mapping[str, Step]) -> dict[str, Clock]:
-    """Time single steps, each after a millisecond in which Python and NumPy did something else to other memory."""
+    """Time steps that come each after a millisecond in which Python and NumPy did something else to other memory.
+
+    A single one of some microseconds scatters by half: a time is the mean of the middle half of eight.
+    """
     # A megabyte, as much as a small network's batch: it takes the place of the parameters in the nearest caches.
     memory = np.ones((16, 1 << 14), np.float32)
 
@@ -156,7 +160,10 @@ def after_other_work(contestants: Mapping[str, Step]) -> dict[str, Clock]:
             np.negative(row, out=row)
         return timed(step)
 
-    return dict.fromkeys(contestants, rested)
+    def clock(step: Step) -> float:
+        return fmean(sorted(rested(step) for _ in range(RESTS))[RESTS // 4 : -(RESTS // 4)])
+
+    return dict.fromkeys(contestants, clock)
 
 
 def measure(

@@ -131,21 +131,25 @@ def draw_block(
 def mark(panel: Any, y: float, found: Sequence[float | str], colour: str, marker: str) -> None:
     """Mark one implementation: its first ratio filled, its second hollow, a line between, or to 1 from one alone.
 
-    Where one is unstable there is the word for it, with the reason, in the place of both.
+    In the place of one that is unstable there is the word for it, with the reason.
     """
-    if not found:
-        return
     ratios = [ratio for ratio in found if not isinstance(ratio, str)]
-    if len(ratios) < len(found):
-        reason = next(ratio for ratio in found if isinstance(ratio, str))
-        where = panel.get_yaxis_transform()  # across the panel, whatever its ratios are
-        panel.text(0.02, y, f"{UNSTABLE}: {reason}", color=colour, fontsize=5, va="center", transform=where, zorder=5)
-        return
-    first, second = ratios[0], ratios[-1]
-    panel.plot([first, second if len(ratios) > 1 else 1.0], [y, y], color=colour, linewidth=1, alpha=0.6, zorder=2)
-    panel.plot(first, y, marker, color=colour, markersize=4.5, zorder=4)
-    if len(ratios) > 1:
-        panel.plot(second, y, marker, color=colour, markersize=4.5, markerfacecolor="white", zorder=3)
+    for ratio, how in zip(found, FILLED_AND_HOLLOW, strict=False):
+        if not isinstance(ratio, str):
+            panel.plot(ratio, y, marker, color=colour, markersize=4.5, zorder=4 if not how else 3, **how)
+    if ratios:
+        panel.plot([ratios[0], ratios[1] if len(ratios) > 1 else 1.0], [y, y], color=colour, lw=1, alpha=0.6, zorder=2)
+    for reason in [reason for reason in found if isinstance(reason, str)][:1]:
+        panel.annotate(
+            f"{UNSTABLE}: {reason}",
+            (max(ratios, default=1.0), y),
+            xytext=(5, 0),
+            textcoords="offset points",
+            color=colour,
+            fontsize=4.5,
+            va="center",
+            zorder=5,
+        )
 
 
 def dress(panel: Any, rule: str, workloads: list[str]) -> None:
