@@ -116,6 +116,7 @@ def test_dense_chunks_cover_every_element_once(sizes):
         assert chunk["offset"] == chunk["grad_offset"]
         assert chunk["offset"] % 256 == 0
         assert 0 < chunk["length"] <= CHUNK_ELEMENTS
+        assert chunk["offset"] + chunk["length"] <= sizes[chunk["tensor"]]  # a slice would end there by itself
         covered[chunk["tensor"]][chunk["offset"] : chunk["offset"] + chunk["length"]] += 1
     assert all((count == 1).all() for count in covered)
 

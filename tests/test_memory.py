@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -521,7 +522,8 @@ def test_lists_that_other_threads_change():
     def mutate():
         while not stop.is_set():
             for i in range(len(params)):
-                grads[i] = np.full(2000, 1.0)
+                with contextlib.suppress(IndexError):  # the other thread has it in its hands
+                    grads[i] = np.full(2000, 1.0)
             taken = grads.pop()
             grads.append(taken)
             grads.reverse()
@@ -529,9 +531,11 @@ def test_lists_that_other_threads_change():
     threads = [threading.Thread(target=mutate, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
-    steps = 0
+    steps = tries = 0
+    end = time.monotonic() + DEADLOCK
     try:
-        for _ in range(500):
+        while (tries < 500 or steps == 0) and time.monotonic() < end:
+            tries += 1
             with contextlib.suppress(ValueError):  # one gradient was missing just then
                 optimizer.step(grads)
                 steps += 1
