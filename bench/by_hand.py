@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def momentum(p: Any, g: Any, v: Any, lr: Any, mu: Any) -> None:
     """Update one tensor."""
     for i in range(p.size):
@@ -16,7 +16,7 @@ def momentum(p: Any, g: Any, v: Any, lr: Any, mu: Any) -> None:
         p[i] -= lr * v[i]
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def nesterov(p: Any, g: Any, v: Any, lr: Any, mu: Any) -> None:
     """Update one tensor."""
     for i in range(p.size):
@@ -24,7 +24,7 @@ def nesterov(p: Any, g: Any, v: Any, lr: Any, mu: Any) -> None:
         p[i] -= lr * (g[i] + mu * v[i])
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def adagrad(p: Any, g: Any, s: Any, lr: Any, eps: Any) -> None:
     """Update one tensor."""
     for i in range(p.size):
@@ -32,7 +32,7 @@ def adagrad(p: Any, g: Any, s: Any, lr: Any, eps: Any) -> None:
         p[i] -= lr * g[i] / (np.sqrt(s[i]) + eps)
 
 
-@njit  # type: ignore[untyped-decorator]
+@njit
 def adam(p: Any, g: Any, m: Any, v: Any, beta1: Any, beta2: Any, rate: Any, eps: Any) -> None:
     """Update one tensor; the corrections of the bias are in rate and eps."""
     gain1, gain2 = np.float32(1) - beta1, np.float32(1) - beta2

@@ -8,7 +8,7 @@ from typing import Any
 from .contenders import FASTOPT_TORCH
 from .gpu.figures import Report as GpuReport
 from .gpu.report import FUSED
-from .report import SUBJECT, Report
+from .report import SUBJECT, Report, Row
 from .text import times
 
 SMALL = ("mlp",)
@@ -87,7 +87,7 @@ def gpu(report: GpuReport) -> str:
 def limits(report: Report) -> str:
     """Say how near the memory's limit the largest steps are, back to back: fastopt's, and torch's fused ones."""
     ours, theirs = (
-        span(name, (100 * row["of_limit"] for row in report["rows"] if is_large(row, name)))
+        span(name, (100 * share for row in report["rows"] if (share := share_of(row, name)) is not None))
         for name in (SUBJECT, FUSED)
     )
     return (
@@ -96,6 +96,6 @@ def limits(report: Report) -> str:
     )
 
 
-def is_large(row: Mapping[str, Any], name: str) -> bool:
-    """Say whether a row is that of an implementation on a large model, and stable."""
-    return row["implementation"] == name and row["workload"] in LARGE and row["of_limit"] is not None
+def share_of(row: Row, name: str) -> float | None:
+    """Return the share of the limit in the row of an implementation on a large model; None of others."""
+    return row["of_limit"] if row["implementation"] == name and row["workload"] in LARGE else None

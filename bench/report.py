@@ -17,8 +17,7 @@ from fastopt.extras import require
 from fastopt.progress import console
 
 from . import torch_report
-from .contenders import BY_HAND, FRESH, NUMPY, OPTAX, TORCH_MODES
-from .contenders import FASTOPT as SUBJECT
+from .contenders import BY_HAND, FASTOPT, FRESH, NUMPY, OPTAX, TORCH_MODES
 from .embedding import Embedded
 from .iteration import Iterations
 from .measure import MODES, Timing
@@ -27,6 +26,7 @@ from .schedules import Evaluations
 from .text import UNSTABLE, Lines, duration, markdown_table, percent, table, times, unstable
 from .workloads import title
 
+SUBJECT = FASTOPT
 LIBRARIES = ("fastopt", "numpy", "numba", "torch", "deepspeed", "jax", "optax")
 AFTER = list(MODES)[1]
 MODE_NAMES = ("back to back", AFTER.removeprefix(", "))

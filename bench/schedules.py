@@ -31,7 +31,8 @@ from fastopt.schedules import (
     WarmupStableDecay,
 )
 
-from .contenders import HAS_TORCH, MOMENTUM, Step
+from .cases import MOMENTUM
+from .contenders import HAS_TORCH, Step
 from .measure import Pace, back_to_back, settled
 from .rounds import Figure, Rounds, reasons
 from .workloads import WORKLOADS, Arrays

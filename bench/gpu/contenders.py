@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..cases import MOMENTUM
 from ..contenders import (
     BETA1,
     BETA2,
     EPS,
     FASTOPT_TORCH,
     LR,
-    MOMENTUM,
     TORCH_MODES,
     WRITES_GRADIENTS,
     Factory,
