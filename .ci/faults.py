@@ -557,8 +557,7 @@ STEP = (
         "fastopt/rules.py",
         '    ("exp_avg", "exp_avg_sq"),\n    (*OF_SGD',
         '    ("exp_avg_sq", "exp_avg"),\n    (*OF_SGD',
-        ("tests/test_torch_state.py",),
-        only="there",
+        ("tests/test_old_checkpoints.py", "tests/test_torch.py"),
     ),
     Mutant(
         "a plateau lowers the rate a metric early",

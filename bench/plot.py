@@ -23,6 +23,7 @@ STYLES = {
     "torch-fused": ("#D55E00", "D"),
     "optax-jit": ("#56B4E9", "X"),
 }
+FAR = 20.0  # from here on there is no room for words to the right
 SHORT = 300  # an axis whose end is fewer times its beginning has labels between powers of ten
 LANES = 0.76  # of a workload's row, which is 1 high, for all implementations
 FILLED_AND_HOLLOW: tuple[dict[str, str], ...] = ({}, {"markerfacecolor": "white"})
@@ -31,7 +32,7 @@ FILLED_AND_HOLLOW: tuple[dict[str, str], ...] = ({}, {"markerfacecolor": "white"
 Ratios = Mapping[tuple[str, str], Mapping[str, Sequence[float | str]]]
 
 CURVES = {FASTOPT_TORCH: ("#000000", "o")} | {name: STYLES[name] for name in STYLES if name.startswith("torch")}
-APART = 1.25  # the least factor between the heights of two labels
+APART = 1.5  # a line of text of the curves' chart, on its axis
 
 
 def draw(report: Report, path: str) -> None:
@@ -131,7 +132,7 @@ def draw_block(
 def mark(panel: Any, y: float, found: Sequence[float | str], colour: str, marker: str) -> None:
     """Mark one implementation: its first ratio filled, its second hollow, a line between, or to 1 from one alone.
 
-    In the place of one that is unstable there is the word for it, with the reason.
+    In the place of one that is unstable there is the word for it, with the reason in short.
     """
     ratios = [ratio for ratio in found if not isinstance(ratio, str)]
     for ratio, how in zip(found, FILLED_AND_HOLLOW, strict=False):
@@ -140,14 +141,18 @@ def mark(panel: Any, y: float, found: Sequence[float | str], colour: str, marker
     if ratios:
         panel.plot([ratios[0], ratios[1] if len(ratios) > 1 else 1.0], [y, y], color=colour, lw=1, alpha=0.6, zorder=2)
     for reason in [reason for reason in found if isinstance(reason, str)][:1]:
+        x = max(ratios, default=1.0)
+        before = x > FAR  # where there is no room behind it
         panel.annotate(
-            f"{UNSTABLE}: {reason}",
-            (max(ratios, default=1.0), y),
-            xytext=(5, 0),
+            f"{UNSTABLE}: {reason.partition(', ')[0]}",
+            (x, y),
+            xytext=(-5 if before else 5, 0),
             textcoords="offset points",
             color=colour,
-            fontsize=4.5,
+            fontsize=5,
+            ha="right" if before else "left",
             va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             zorder=5,
         )
 

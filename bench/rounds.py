@@ -67,13 +67,13 @@ def disagreement(values: Sequence[float]) -> str:
     ordered, quarter, eighth = sorted(values), len(values) // 4, len(values) // 8
     middle = ordered[quarter : len(ordered) - quarter]
     if (apart := ratio(middle)) > APART:
-        return f"half of {len(values)} rounds are {apart:.1f}x apart"
+        return f"{apart:.1f}x apart, half of {len(values)} rounds"
     fewest = max(FEWEST, quarter + 1) - eighth
     trimmed = ordered[eighth : len(ordered) - eighth]
     for end in range(fewest, len(trimmed) - fewest + 1):
         low, high = trimmed[:end], trimmed[end:]
         if (gap := high[0] / low[-1]) > GAP and gap > max(ratio(low), ratio(high)):
-            return f"two clusters, {median(high) / median(low):.1f}x apart, of {len(values)} rounds"
+            return f"{median(high) / median(low):.1f}x apart, two clusters of {len(values)} rounds"
     return ""
 
 

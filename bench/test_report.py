@@ -147,7 +147,7 @@ def test_an_unstable_figure_is_a_reason_and_no_number() -> None:
     found = fake_report()
     (ratio,) = (entry for entry in found["ratios"] if entry["ratio"] is None)
     about = {"workload": "mlp", "rule": "nesterov", "implementation": "torch-fused"}
-    assert ratio == {**about, "ratio": None, "rounds": 3, "unstable": {"ratio": "half of 3 rounds are 5.0x apart"}}
+    assert ratio == {**about, "ratio": None, "rounds": 3, "unstable": {"ratio": "5.0x apart, half of 3 rounds"}}
     (row,) = (row for row in found["rows"] if row["unstable"])
     assert row["unstable"].keys() == {"seconds", "speedup", "gbps", "of_limit"}
     assert all(row[name] is None for name in row["unstable"])  # type: ignore[literal-required]
@@ -196,14 +196,14 @@ def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> Non
         assert part in printed
     for part in (*SCHEDULES, "1,000,000 steps", "against np.cos", "2.4x", "adds 2.00 µs"):
         assert part in printed
-    why = "half of 3 rounds are 5.0x apart"
+    why = "5.0x apart, half of 3 rounds"
     assert f"unstable: MLP 8-64-64-1, nesterov, torch-fused, ratio: {why}" in printed
 
 
 def test_without_tables_there_is_the_summary_and_why_it_is_unstable(capsys: pytest.CaptureFixture[str]) -> None:
     report.show(fake_report(), tables=False)
     reason, *about, last = capsys.readouterr().out.rstrip().splitlines()
-    assert reason == "unstable: MLP 8-64-64-1, nesterov, torch-fused, ratio: half of 3 rounds are 5.0x apart"
+    assert reason == "unstable: MLP 8-64-64-1, nesterov, torch-fused, ratio: 5.0x apart, half of 3 rounds"
     assert "--tables" in " ".join(about[:2])
     assert last.startswith("└")
     assert sum(any(line.startswith(f"│ {workload.title} ") for line in about) for workload in WORKLOADS.values()) == 5
@@ -254,7 +254,7 @@ def test_reports_of_steps_alone_have_the_tables_of_these(capsys: pytest.CaptureF
 def test_what_else_is_unstable_is_named_in_its_place(capsys: pytest.CaptureFixture[str]) -> None:
     """Steps in torch, curve, iterations, schedules, loops: no table and no chart needs a number."""
     found: Any = fake_report()
-    why = "half of 9 rounds are 2.0x apart"
+    why = "2.0x apart, half of 9 rounds"
     parts = [found["torch"][name] for name in ("rows", "curve")] + [found["torch"]["iteration"]["rows"]]
     parts += [found["iteration"]["rules"], found["schedules"]["rows"], found["embedded"]["rows"]]
     parts += [[found["schedules"]], [found["embedded"]]]

@@ -41,7 +41,7 @@ def test_hardly_any_round_that_scatters_by_a_tenth_is_suspected() -> None:
 
 @pytest.mark.parametrize("order", list(itertools.permutations([1.0, 1.01, 3.0])))
 def test_one_of_three_may_be_an_outlier_or_not(order: tuple[float, ...]) -> None:
-    assert disagreement(order) == "half of 3 rounds are 3.0x apart"
+    assert disagreement(order) == "3.0x apart, half of 3 rounds"
     assert disagreement([*order, 1.02, 1.0]) == ""  # that it is one shows when more are measured
 
 
@@ -52,7 +52,7 @@ def test_an_outlier_is_none_of_the_middle_half(count: int) -> None:
 
 
 def test_quartiles_that_are_apart_disagree() -> None:
-    assert disagreement([1.0, 1.2, 1.3, 1.6, 1.8, 2.1, 2.2, 2.4]) == "half of 8 rounds are 1.6x apart"
+    assert disagreement([1.0, 1.2, 1.3, 1.6, 1.8, 2.1, 2.2, 2.4]) == "1.6x apart, half of 8 rounds"
     assert disagreement([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]) == ""
 
 
@@ -63,7 +63,7 @@ def test_two_clusters_disagree(low: int, high: int, apart: float) -> None:
     random.Random(0).shuffle(found)
     assert disagreement(found) != ""
     if apart < rounds.APART:
-        assert disagreement(found) == f"two clusters, {apart:.1f}x apart, of {low + high} rounds"
+        assert disagreement(found) == f"{apart:.1f}x apart, two clusters of {low + high} rounds"
         assert "two clusters" in disagreement([*found, 30.0, 0.01])  # whatever outliers there are besides
 
 
@@ -123,7 +123,7 @@ def test_a_figure_of_an_unstable_one_is_unstable() -> None:
     why = median_of([1.0, 2.0, 9.0])
     assert why.map(lambda value: 1 / value) == why
     assert Figure(4.0).map(lambda value: 1 / value) == Figure(0.25)
-    assert rounds.reasons(seconds=why, ratio=Figure(1.0)) == {"seconds": "half of 3 rounds are 9.0x apart"}
+    assert rounds.reasons(seconds=why, ratio=Figure(1.0)) == {"seconds": "9.0x apart, half of 3 rounds"}
 
 
 def clockwork(times: dict[str, Iterator[float]], calls: list[str]) -> measure.Mode:
@@ -159,7 +159,7 @@ def test_three_times_again_at_most() -> None:
     times = {"a": itertools.repeat(1.0), "b": itertools.cycle([2.0, 6.0])}
     found = settled(dict.fromkeys(times, lambda: None), clockwork(times, calls), Pace(0, 3, 3), ("a",))
     assert len(found.rounds) == (1 + measure.AGAIN) * 3 == 12
-    assert found.ratio("b", "a") == Figure(None, "half of 12 rounds are 3.0x apart")
+    assert found.ratio("b", "a") == Figure(None, "3.0x apart, half of 12 rounds")
     assert found.seconds("a") == Figure(1.0)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from gpu_steps import arrays, assert_trained, follow, plain, refused_capture, state_arrays, warm, warmed_up
+from pairs import swept
 from rule_cases import OPTIMIZERS, numbers
 from tolerances import TRAJECTORY, assert_close
 
@@ -46,8 +47,7 @@ def assert_refused(opt, w, act, match, error=ValueError):
     assert frozen(opt, w) == before
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("kind", KINDS)
+@swept(together=1, kind=KINDS, dtype=[np.float32, np.float64])
 def test_trajectories(kind, dtype):
     """Each step by the betas of its own, also in the corrections of the bias, which go by each parameter's count."""
     rng = np.random.default_rng(5)

@@ -91,9 +91,8 @@ def test_info_without_pool_and_cache(monkeypatch):
     assert extension.lib is not None
 
 
-@pytest.mark.parametrize(
-    "names", [["sgd"], pytest.param([*rules.RULES], marks=pytest.mark.exhaustive)], ids=["one rule", "all rules"]
-)
+@pytest.mark.exhaustive  # by default processes that step at once compile, in test_cache.py
+@pytest.mark.parametrize("names", [["sgd"], [*rules.RULES]], ids=["one rule", "all rules"])
 def test_compile_twice_at_once(names, tmp_path):
     """Both succeed, and a new process finds every kernel in the cache, and right; of one rule, and so of all."""
     started = [start(COMPILE, names, tmp_path) for _ in range(2)]

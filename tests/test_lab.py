@@ -370,7 +370,17 @@ def test_wrong_arguments_are_named(name, option, value, monkeypatch):
         lab.EXPERIMENTS[name].run(**{option: value})
 
 
-@pytest.mark.parametrize("name", [name for name in FAST if name != "schedules"])
+SLOW = ("gradients", "sparse")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.exhaustive] if name in SLOW else [])
+        for name in FAST
+        if name != "schedules"
+    ],
+)
 def test_another_seed_makes_other_numbers(name):
     """In all that is said, beside the seed itself; the same seed makes the same numbers, for the command above."""
     ours, other = experiment(name)[1], lab.EXPERIMENTS[name].run(**{**FAST[name], "seed": 12})[1]

@@ -370,6 +370,7 @@ def test_imports(tmp_path):
     assert run(script, tmp_path) == ["-", "numba,llvmlite"]
 
 
+@pytest.mark.exhaustive
 def test_cached_loops_of_users(tmp_path):
     """A loop that calls the function can be kept by Numba's cache, and a second process takes it from there."""
     (tmp_path / "users.py").write_text(

@@ -314,6 +314,7 @@ SEVERAL_RUNTIMES = """
 """
 
 
+@pytest.mark.exhaustive
 def test_one_team_among_several_runtimes(tmp_path):
     """Nothing of OpenMP is loaded or woken before it is needed, and then it is torch's, of which there is no second."""
     alone = {"OPENBLAS_NUM_THREADS": "1"}  # which NumPy and SciPy bring
