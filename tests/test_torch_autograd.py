@@ -5,11 +5,10 @@ import torch
 import torch_cases
 from pairs import swept
 from tolerances import TORCH, TRAJECTORY
-from torch_cases import KINDS, NAMES, assert_near, assert_same, give, states, train
+from torch_cases import ALL, KINDS, NAMES, assert_near, assert_same, give, states, train
 
 import fastopt.torch as subject
 
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 
 

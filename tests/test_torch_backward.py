@@ -18,12 +18,11 @@ import torch_cases
 from pairs import swept
 from tolerances import TORCH, TRAJECTORY
 from torch import nn
-from torch_cases import KINDS, assert_near, bits
+from torch_cases import ALL, KINDS, assert_near, bits
 
 import fastopt.torch as subject
 from fastopt import schedules
 
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 DEADLOCK = 60
 
 

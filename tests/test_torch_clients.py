@@ -16,12 +16,11 @@ import torch_cases
 from pairs import swept
 from tolerances import TORCH
 from torch.nn import Parameter
-from torch_cases import KINDS, NAMES, assert_refused, assert_same, bits, give, states, train
+from torch_cases import ALL, KINDS, NAMES, assert_refused, assert_same, bits, give, states, train
 
 import fastopt.torch as subject
 from fastopt import schedules
 
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 COUNTED = [name for name in NAMES if name != "SGD"]
 
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch_cases
 from tolerances import TORCH
-from torch_cases import KINDS, ONE_STATE_EACH, assert_same, bits, give, states, train, victim
+from torch_cases import ALL, KINDS, ONE_STATE_EACH, assert_same, bits, give, states, train, victim
 
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 
 

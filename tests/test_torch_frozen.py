@@ -9,11 +9,9 @@ import torch
 import torch_cases
 from tolerances import TORCH
 from torch.nn import Parameter
-from torch_cases import KINDS, bits, give, states, train
+from torch_cases import ALL, bits, give, states, train
 
 import fastopt.torch as subject
-
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 
 
 class Foreign(torch.Tensor):

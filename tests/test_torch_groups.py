@@ -9,7 +9,7 @@ import torch_cases
 from tolerances import TORCH, TRAJECTORY
 from torch.nn import Parameter
 from torch_cases import (
-    KINDS,
+    ALL,
     NAMES,
     assert_near,
     assert_refused,
@@ -25,7 +25,6 @@ from torch_cases import (
 import fastopt.torch as subject
 from fastopt import schedules
 
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 
 

@@ -11,6 +11,7 @@ import torch_cases
 from tolerances import TORCH, TRAJECTORY
 from torch.optim import optimizer as torch_optimizer
 from torch_cases import (
+    ALL,
     KINDS,
     NAMES,
     assert_near,
@@ -27,7 +28,6 @@ from torch_cases import (
 import fastopt.torch as subject
 from fastopt import schedules
 
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 
 

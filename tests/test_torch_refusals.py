@@ -10,6 +10,7 @@ from pairs import swept
 from tolerances import ONE_STEP, TORCH
 from torch.nn import Parameter
 from torch_cases import (
+    ALL,
     KINDS,
     NAMES,
     ONE_STATE_EACH,
@@ -27,7 +28,6 @@ from torch_cases import (
 import fastopt.torch as subject
 from fastopt.rules import HYPERPARAMETERS
 
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 ONE = [Parameter(torch.ones(1, 1))]
 DB = torch_cases.optim_db()

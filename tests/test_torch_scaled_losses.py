@@ -7,11 +7,9 @@ import torch
 import torch_cases
 from pairs import swept
 from tolerances import TRAJECTORY
-from torch_cases import KINDS, assert_same, bits, give, without_gradients
+from torch_cases import ALL, KINDS, assert_same, bits, give, without_gradients
 
 from fastopt import schedules
-
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 
 
 def scaled_run(name, options, dtype, scaled, unscale=False, overflow=()):

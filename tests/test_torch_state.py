@@ -10,13 +10,24 @@ import torch
 import torch_cases
 from pairs import swept
 from tolerances import TORCH
-from torch_cases import KINDS, NAMES, assert_refused, assert_same, bits, late, now_and_then, snapshot, states, train
+from torch_cases import (
+    ALL,
+    KINDS,
+    NAMES,
+    assert_refused,
+    assert_same,
+    bits,
+    late,
+    now_and_then,
+    snapshot,
+    states,
+    train,
+)
 
 import fastopt.torch as subject
 from fastopt import schedules
 from fastopt.torch.base import ADDED
 
-ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 TORCHS = [{"foreach": False}, {"foreach": True}, {"fused": True}]
 
 

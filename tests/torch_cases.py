@@ -27,6 +27,7 @@ KINDS = {  # rules with as many states as there are, and options that change wha
     "rmsprop_centered_momentum": case("rmsprop_centered_momentum", lr=0.01),
     "adamw_amsgrad": case("adamw_amsgrad", lr=0.1, weight_decay=0.1),
 }
+ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 STATES = {kind: RULES[kind].states for kind in KINDS}
 # One of each, but no average of gradients: with one that does not go with that of the squares, torch makes NaN.
 ONE_STATE_EACH = [(kind, names[len(names) // 2]) for kind, names in STATES.items() if names]
