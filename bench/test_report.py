@@ -54,7 +54,9 @@ def fake_torch() -> torch_report.InTorch:
     return {
         "threads": 2,
         "rows": [{"workload": name, "rule": rule, **one} for name in WORKLOADS for rule in RULES for one in of_all],
-        "curve": [{"tensors": n, **one, "seconds": n * one["seconds"]} for n in tensors.COUNTS for one in of_all],
+        "curve": [
+            {"tensors": n, **one, "seconds": n * costs[one["implementation"]]} for n in tensors.COUNTS for one in of_all
+        ],
         "iteration": {"parameters": 2410, "batch": 64, "rows": iterations},
     }
 
