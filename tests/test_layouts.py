@@ -129,9 +129,19 @@ def test_dense_chunks_cover_every_element_once(sizes):
     order=st.randoms(use_true_random=False),
 )
 def test_tiles_cover_every_element_once_and_find_its_gradient(shape, order):
-    """A gradient whose element is its own index, with its axes in any order."""
+    """With the gradient's axes in any order."""
     axes = list(range(len(shape)))
     order.shuffle(axes)
+    assert_tiles_cover(shape, axes)
+
+
+def test_axes_that_only_look_like_one():
+    """The stride of the second is that of the third times its own length, not times the third's."""
+    assert_tiles_cover((2, 6, 3), [1, 0, 2])
+
+
+def assert_tiles_cover(shape, axes):
+    """Cut a gradient whose element is its own index, and which lies with these axes from slow to fast."""
     gradient = np.arange(np.prod(shape), dtype=np.float64).reshape([shape[axis] for axis in axes])
     gradient = gradient.transpose(np.argsort(axes))
     chunks, layouts = chunk_table([gradient.size], {0: Strides.of(gradient)})
