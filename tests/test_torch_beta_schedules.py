@@ -13,7 +13,7 @@ from test_torch_scaler import waits_of
 from tolerances import TORCH
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
-from torch_cases import ALL, assert_refused, assert_same, bits, now_and_then, snapshot, train
+from torch_cases import assert_refused, assert_same, bits, now_and_then, snapshot, train
 
 import fastopt.torch as subject
 from fastopt.schedules import Constant, Cyclic, Linear, OneCycle, Plateau
@@ -27,6 +27,7 @@ KINDS = {
     "adamw": ("AdamW", {"weight_decay": 0.1}),
     "adamw_amsgrad": ("AdamW", {"weight_decay": 0.1, "amsgrad": True, "maximize": True}),
 }
+ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
 
 
