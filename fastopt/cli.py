@@ -205,7 +205,7 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     """Define ``fastopt bench``."""
     parser = commands.add_parser("bench", help="measure against NumPy, Numba, PyTorch and this machine's memory limit")
     parser.add_argument("--gpu", action="store_true", help="check and measure on the GPU, against PyTorch and CuPy")
-    quick = "measure optimizer steps alone, in fewer rounds, in about a minute; with --gpu everything, in a minute"
+    quick = "measure optimizer steps alone, in fewer rounds, in two minutes; with --gpu everything, in a minute"
     parser.add_argument("--quick", action="store_true", help=quick)
     tables = "print all tables that were measured, and not the summary alone"
     parser.add_argument("--tables", action="store_true", help=tables)
