@@ -27,6 +27,7 @@ def texts() -> dict[tuple[str, str], str]:
     return {
         ("README.md", "cpu"): headline.cpu(run),
         ("README.md", "gpu"): headline.gpu(saved.read(gpu_run)),
+        ("docs/benchmarks.md", "summary"): report.summary_markdown(run),
         ("docs/benchmarks.md", "tables"): report.markdown(run),
         ("docs/benchmarks.md", "limits"): headline.limits(run),
         ("docs/benchmarks.md", "gpu tables"): gpu_report.markdown_of(gpu_run),

@@ -425,8 +425,8 @@ def markdown(report: Report) -> str:
 
 
 def summary_markdown(report: Report) -> str:
-    """Write the summary alone, for a page that has room for five lines."""
-    return "\n".join([f"{circumstances(report)} {ABOUT}", "", *markdown_table(summary(report), 1)]) + "\n"
+    """Write the summary, as the command ends with it."""
+    return "\n".join([ABOUT, "", *markdown_table(summary(report), 1)]) + "\n"
 
 
 def circumstances(report: Report) -> str:
