@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 try:
     from . import fused, schedules
+    from .base import Optimizer
     from .extras import MissingExtraError
     from .kernels.pool import get_num_threads, set_num_threads
-    from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+    from .optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
 except KeyboardInterrupt:
     if os.path.basename(sys.argv[0]) == "fastopt":  # the command, of which this takes a quarter of a second
         sys.exit(130)

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import fused
-from .arrays import DTYPES
+from .backends.numpy.memory import DTYPES
 from .checks import Count
 from .kernels import build_pool, cold
 from .kernels.tables import ABI as ABI

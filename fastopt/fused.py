@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import host, rules
-from .arrays import is_on_device
+from . import rules
+from .backends.foreign import is_on_device
+from .backends.numpy import single
 from .checks import Count
 from .kernels.reader import Array
 from .rules import Rule, check
@@ -327,8 +328,8 @@ def _update(
 ) -> None:
     numbers = rule.row(options, step, False)
     if is_on_device(p):
-        from . import cupy_arrays
+        from .backends.cupy import single as on_gpu
 
-        cupy_arrays.update_once(rule, p, g, states, numbers)
+        on_gpu.update_once(rule, p, g, states, numbers)
     else:
-        host.update_once(rule, p, g, states, numbers)
+        single.update_once(rule, p, g, states, numbers)

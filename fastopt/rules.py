@@ -93,6 +93,10 @@ class Rule:
         ``moves(options)``, whether the row changes from step to step while the options stay.
     sparse : bool
         Whether an element whose gradient is zero stays as it is, with its states, so that it can be left out.
+    carried : str or None
+        The name, in state dicts, of a number that each parameter hands on from step to step; it begins with 1.
+    carry : callable or None
+        ``carry(options, step, number)``, that number after a step.
     of_gradient : tuple of str
         Those of the options that change the gradient, and so count in the first two numbers of the row alone.
     """
@@ -105,6 +109,8 @@ class Rule:
     initial: str | None = None
     moves: Callable[[Options], bool] = never
     sparse: bool = False
+    carried: str | None = None
+    carry: Callable[[Options, int, float], float] | None = None
     of_gradient: tuple[str, ...] = ("maximize", "weight_decay")
 
     def numbers(self, options: Options) -> Iterator[tuple[str, Any]]:
@@ -116,6 +122,14 @@ class Rule:
             value = options[name]
             for number in value if name in PAIRS else (value,):
                 yield name, number
+
+    def hand_on(self, options: Options, step: int, carried: float) -> float:
+        """Return the number that a step hands on, from what the one before has handed on."""
+        return carried if self.carry is None else self.carry(options, step, carried)
+
+    def with_carried(self, options: Options, carried: float) -> Options:
+        """Return the options and, where the rule has one, the number that a step hands on."""
+        return options if self.carried is None else {**options, self.carried: carried}
 
     def check_options(self, options: Options, dtype: str, whose: str) -> None:
         """Raise where kernels for a dtype could not compute with these options, in the first step or in any other."""
@@ -327,6 +341,11 @@ class Family:
     rules: tuple[Rule, ...]
     choose: Callable[[Options], Rule]
     counts: bool = False
+
+    @property
+    def carried(self) -> str | None:
+        """Name the number that a parameter hands on from step to step."""
+        return self.rules[0].carried
 
     @property
     def states(self) -> tuple[str, ...]:

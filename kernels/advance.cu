@@ -4,7 +4,7 @@
 #include "rows.h"
 
 extern "C" __global__ void send(const __grid_constant__ fastopt_message message) {
-    if (message.edition != nullptr && *message.edition >= message.number) return;
+    if (message.version != nullptr && *message.version >= message.number) return;
     for (int64_t i = threadIdx.x; i < message.count; i += blockDim.x) {
         message.to[i * message.apart] = message.words[i];
     }
@@ -20,15 +20,15 @@ __device__ inline float narrow(double x) {
     return narrowed;
 }
 
-// One thread: there is a cohort for each group, as a rule.
-extern "C" __global__ void advance(const __grid_constant__ fastopt_course course) {
-    if (course.skip != nullptr && *course.skip != 0) return;
-    for (int64_t i = 0; i < course.n; ++i) {
-        double *row = course.hypers + i * FASTOPT_HYPERS;
-        float *rounded = course.rounded + i * FASTOPT_HYPERS;
-        fastopt::write_row(course.cohorts[i], *course.taken, row);
-        if (course.scale != nullptr) row[0] *= 1.0 / *course.scale;
+// One thread: there are few rows, as a rule one for each group of options.
+extern "C" __global__ void advance(const __grid_constant__ fastopt_clock clock) {
+    if (clock.skip != nullptr && *clock.skip != 0) return;
+    for (int64_t i = 0; i < clock.n; ++i) {
+        double *row = clock.hypers + i * FASTOPT_HYPERS;
+        float *rounded = clock.rounded + i * FASTOPT_HYPERS;
+        fastopt::write_row(clock.inputs[i], *clock.taken, clock.carried + i, row);
+        if (clock.scale != nullptr) row[0] *= 1.0 / *clock.scale;
         for (int k = 0; k < FASTOPT_HYPERS; ++k) rounded[k] = narrow(row[k]);
     }
-    ++*course.taken;
+    ++*clock.taken;
 }

@@ -11,7 +11,7 @@ import cffi
 
 HERE = Path(__file__).parent
 HEADERS = ("tables", "fastopt", "interpreter", "rows", "rules", "schedules", "vectors")
-SOURCES = ("pool", "reader", "tensors", "team", "graphs")
+SOURCES = ("pool", "step", "reader", "tensors", "team", "graphs")
 FLAGS = ["-std=c++17", "-O2", "-pthread", "-ffp-contract=off"]  # the last one since rows are to be Python's to the bit
 
 

@@ -58,22 +58,22 @@ int64_t fastopt_read(void *list, const void *type, int64_t n, const fastopt_shap
  * another. Returns the size of an element in bytes and writes the number of elements; 0 if anything is not so. */
 int64_t fastopt_read_alike(void *list, const void *type, int64_t n, int64_t *addresses, int64_t *elements);
 
-/* What an optimizer of PyTorch is expected to hold, as Python objects. */
-typedef struct fastopt_holdings {
-    void *groups;   /* a list of dicts, of which each has a list by the key `params` */
-    void *params;
-    void *listed;   /* for each group: the dict, the list, and what that holds */
-    void *assigned; /* for each group: its keys and values */
-    void *states;   /* a dict of dicts */
-    void *stated;   /* for each: the key, the dict, and its keys and values */
-    void *tensors; /* a list of n tensors of these shapes, at these addresses */
+/* Python objects that are expected to stay what they are, and tensors that are expected to stay where they are. */
+typedef struct fastopt_watched {
+    void *dicts;    /* a list of dicts, each of which has a list under `key` */
+    void *key;
+    void *listed;   /* for each: the dict, the list, and what that holds */
+    void *assigned; /* for each: its keys and values */
+    void *nested;   /* a dict of dicts */
+    void *stated;   /* for each of these: the key, the dict, and its keys and values */
+    void *tensors;  /* a list of n tensors of these shapes, at these addresses */
     int64_t n;
     const fastopt_shape *shapes;
     const int64_t *addresses;
     double *counts; /* `counted` numbers, which are to be those in `expected`; null where there are none */
     double *expected;
     int64_t counted;
-} fastopt_holdings;
+} fastopt_watched;
 
 /* The gradients of the n tensors in a list, and what each is expected to be. */
 typedef struct fastopt_gradients {
@@ -88,31 +88,40 @@ typedef struct fastopt_gradients {
     int64_t *addresses;
 } fastopt_gradients;
 
-/* A step that differs from the last one only in where the gradients lie, and in its count. */
-typedef struct fastopt_repetition {
+/* One launch of a step. */
+typedef struct fastopt_launch {
     fastopt_kernel kernel;
     const fastopt_job *job;
     int64_t chunks;
     int64_t grain;
-    int64_t workers;
+    int64_t workers; /* how many threads it is worth */
+} fastopt_launch;
+
+/* A step that differs from the last one only in where the gradients lie, and in its count. */
+typedef struct fastopt_step {
+    const fastopt_launch *launches;
+    int64_t count;        /* of launches */
     const void *parallel; /* see fastopt_run_team; null: fastopt_run */
-    int64_t *grads;       /* where the first gradient's address goes, */
-    int64_t apart;        /* and how many int64 on the next one's */
-    void *increment;      /* called with `written`, to tell autograd */
-    void *written;
-    int64_t times; /* how often it was taken */
-    const fastopt_cohort *cohorts; /* of so many hyper rows; null: these stay as they are */
+    int64_t *const *grads; /* where the address of each gradient goes, */
+    int64_t n;             /* of so many */
+    const fastopt_row_inputs *inputs; /* of so many hyper rows; null: these stay as they are */
     int64_t rows;
+    double *carried; /* see fastopt_clock; null where no rule has one */
     double *hypers;
-    double scale; /* what gradients are multiplied by */
-} fastopt_repetition;
+    double scale;  /* what gradients are multiplied by */
+    int64_t taken; /* how often it was taken */
+} fastopt_step;
+
+/* Takes a step on so many threads at most, with gradients at these addresses; null: where they lay in the last one.
+ * All of it is one call: an interrupt comes before it, or after. */
+void fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads);
 
 /* Reads where gradients of PyTorch's tensors lie, as fastopt_read does, through DLPack's table of functions. Returns -1
- * where the holdings are no longer as expected, or a frozen tensor has a gradient, -3 where only what is assigned in
- * groups is not, -2 where a call of Python raised. Given a repetition, and a gradient as expected for every tensor, it
- * takes that step on so many threads at most, and returns -4. */
-int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings, const fastopt_gradients *gradients,
-                             fastopt_repetition *repetition, int32_t threads);
+ * where what is watched is no longer as expected, or a frozen tensor has a gradient, -3 where only what is assigned in
+ * the dicts is not, -2 where a call of Python raised. Given a step, and a gradient as expected for every tensor, it takes
+ * that step, counts it, and returns -4; autograd is told by `increment(written)` before. */
+int64_t fastopt_read_tensors(const void *exchange, const fastopt_watched *watched, const fastopt_gradients *gradients,
+                             fastopt_step *step, void *increment, void *written, int32_t threads);
 
 /* Lets the CUDA graph that a stream records own something, which has a number: 1, or 0 where it does not, since nobody has
  * loaded the driver by that name, the driver is too old, or the stream records nothing. */
@@ -128,9 +137,10 @@ int64_t fastopt_abi(void);
 
 FASTOPT_SIZE(fastopt_shape, 48);
 FASTOPT_SIZE(fastopt_extents, 24);
-FASTOPT_SIZE(fastopt_holdings, 104);
+FASTOPT_SIZE(fastopt_watched, 104);
 FASTOPT_SIZE(fastopt_gradients, 72);
-FASTOPT_SIZE(fastopt_repetition, 120);
+FASTOPT_SIZE(fastopt_launch, 40);
+FASTOPT_SIZE(fastopt_step, 88);
 
 #ifdef __cplusplus
 }

@@ -12,6 +12,7 @@ from . import limits
 from .extension import ffi, lib
 
 available: bool = lib is not None
+parallel = 0  # no OpenMP
 
 _num_threads: int | None = None
 

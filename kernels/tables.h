@@ -63,34 +63,35 @@ typedef struct fastopt_job {
     const int32_t *skip; /* null, or a flag: where it is not 0, the step changes nothing; seen by GPU kernels alone */
 } fastopt_job;
 
-/* What one hyper row is computed from where Python does not: in a step that repeats the last one, and on a GPU, where
- * steps are counted that the host does not see, those of a captured graph, and those that may be skipped. */
-typedef struct fastopt_cohort {
+/* What a hyper row is computed from where Python does not compute it: in a step that repeats the last one, and on a GPU,
+ * which counts steps that the host does not see: those of a captured graph, and those that may be skipped. */
+typedef struct fastopt_row_inputs {
     int64_t rule;  /* its number in FASTOPT_RULES */
     int64_t first; /* whether states begin with the next step */
-    double steps;  /* that its tensors had taken when this was written */
-    double clock;  /* the same of its group: what schedules go by */
+    double steps;  /* that had been taken when this was written */
+    double schedule_steps;      /* the same, as schedules count them */
     double options[8];          /* in the rule's order */
     const double *schedules[8]; /* records of those that drive options; null: the number stays */
-} fastopt_cohort;
+} fastopt_row_inputs;
 
 /* All that `advance` gets: a kernel of one thread, ahead of the updates of a step. */
-typedef struct fastopt_course {
-    const fastopt_cohort *cohorts;
+typedef struct fastopt_clock {
+    const fastopt_row_inputs *inputs;
     int64_t n;
-    int64_t *taken;      /* steps, since the cohorts were written */
+    int64_t *taken;      /* steps, since the inputs were written */
+    double *carried;     /* n numbers that go from step to step, of rules that have one */
     double *hypers;      /* n rows, */
     float *rounded;      /* and the same in float32 */
     const float *scale;  /* null, or what gradients are to be divided by */
     const int32_t *skip; /* as in a job */
-} fastopt_course;
+} fastopt_clock;
 
-/* Numbers for a table in a GPU's memory, sent along with a launch, so that no memory of the host is read later. */
+/* Numbers for a table in a GPU's memory. They travel with a launch, so that nothing reads the host's memory later. */
 typedef struct fastopt_message {
     int64_t *to;
     int64_t apart;          /* how many int64 from one number's place to the next one's */
     int64_t count;          /* of numbers, at most FASTOPT_WORDS */
-    const int64_t *edition; /* null, or the edition of what is there: it is written over only if */
+    const int64_t *version; /* null, or the version of what is there: it is written over only if */
     int64_t number;         /* it is below this one, */
     int64_t words[496];     /* so that a graph that sends it again at each replay changes nothing */
 } fastopt_message;
@@ -110,8 +111,8 @@ FASTOPT_SIZE(fastopt_layout, 24);
 FASTOPT_SIZE(fastopt_tensor, 64);
 FASTOPT_SIZE(fastopt_chunk, 32);
 FASTOPT_SIZE(fastopt_job, 64);
-FASTOPT_SIZE(fastopt_cohort, 160);
-FASTOPT_SIZE(fastopt_course, 56);
+FASTOPT_SIZE(fastopt_row_inputs, 160);
+FASTOPT_SIZE(fastopt_clock, 64);
 FASTOPT_SIZE(fastopt_message, 4008);
 
 #endif

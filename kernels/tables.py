@@ -61,13 +61,13 @@ SHAPE = np.dtype(
     ]
 )
 EXTENTS = np.dtype([("count", np.int64), ("starts", np.int64), ("ends", np.int64)])
-HOLDINGS = np.dtype(
+WATCHED = np.dtype(
     [
-        ("groups", np.int64),
-        ("params", np.int64),
+        ("dicts", np.int64),
+        ("key", np.int64),
         ("listed", np.int64),
         ("assigned", np.int64),
-        ("states", np.int64),
+        ("nested", np.int64),
         ("stated", np.int64),
         ("tensors", np.int64),
         ("n", np.int64),
@@ -91,23 +91,28 @@ GRADIENTS = np.dtype(
         ("addresses", np.int64),
     ]
 )
-REPETITION = np.dtype(
+LAUNCH = np.dtype(
     [
         ("kernel", np.int64),
         ("job", np.int64),
         ("chunks", np.int64),
         ("grain", np.int64),
         ("workers", np.int64),
+    ]
+)
+STEP = np.dtype(
+    [
+        ("launches", np.int64),
+        ("count", np.int64),
         ("parallel", np.int64),
         ("grads", np.int64),
-        ("apart", np.int64),
-        ("increment", np.int64),
-        ("written", np.int64),
-        ("times", np.int64),
-        ("cohorts", np.int64),
+        ("n", np.int64),
+        ("inputs", np.int64),
         ("rows", np.int64),
+        ("carried", np.int64),
         ("hypers", np.int64),
         ("scale", np.float64),
+        ("taken", np.int64),
     ]
 )
 JOB = np.dtype(
@@ -122,21 +127,22 @@ JOB = np.dtype(
         ("skip", np.int64),
     ]
 )
-COHORT = np.dtype(
+ROW_INPUTS = np.dtype(
     [
         ("rule", np.int64),
         ("first", np.int64),
         ("steps", np.float64),
-        ("clock", np.float64),
+        ("schedule_steps", np.float64),
         ("options", np.float64, (OPTIONS,)),
         ("schedules", np.int64, (OPTIONS,)),
     ]
 )
-COURSE = np.dtype(
+CLOCK = np.dtype(
     [
-        ("cohorts", np.int64),
+        ("inputs", np.int64),
         ("n", np.int64),
         ("taken", np.int64),
+        ("carried", np.int64),
         ("hypers", np.int64),
         ("rounded", np.int64),
         ("scale", np.int64),
@@ -148,7 +154,7 @@ MESSAGE = np.dtype(
         ("to", np.int64),
         ("apart", np.int64),
         ("count", np.int64),
-        ("edition", np.int64),
+        ("version", np.int64),
         ("number", np.int64),
         ("words", np.int64, (WORDS,)),
     ]

@@ -1,9 +1,8 @@
 // Reads where tensors of PyTorch lie, through the table of C functions that torch publishes (DLPack's exchange API), and
-// looks whether an optimizer's parameters and states are still the same objects in the same places. It answers for what
-// is as expected, and leaves all else to Python.
+// checks that what is watched is still the same objects in the same places. It answers for what is as expected, and
+// leaves all else to Python.
 
 #include "interpreter.h"
-#include "rows.h"
 
 #include <cstring>
 
@@ -76,13 +75,13 @@ private:
     Py_ssize_t at_ = 0;
 };
 
-bool same_lists(const fastopt_holdings &holdings) {
-    Expected expected(holdings.listed);
-    PyObject *groups = static_cast<PyObject *>(holdings.groups);
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
-        PyObject *group = PyList_GET_ITEM(groups, i);
-        if (!expected.next(group)) return false;
-        PyObject *list = PyDict_GetItem(group, static_cast<PyObject *>(holdings.params));
+bool same_lists(const fastopt_watched &watched) {
+    Expected expected(watched.listed);
+    PyObject *dicts = static_cast<PyObject *>(watched.dicts);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(dicts); ++i) {
+        PyObject *dict = PyList_GET_ITEM(dicts, i);
+        if (!expected.next(dict)) return false;
+        PyObject *list = PyDict_GetItem(dict, static_cast<PyObject *>(watched.key));
         if (!expected.next(list) || !PyList_Check(list)) return false;
         for (Py_ssize_t j = 0; j < PyList_GET_SIZE(list); ++j) {
             if (!expected.next(PyList_GET_ITEM(list, j))) return false;
@@ -91,21 +90,21 @@ bool same_lists(const fastopt_holdings &holdings) {
     return expected.over();
 }
 
-bool same_options(const fastopt_holdings &holdings) {
-    Expected expected(holdings.assigned);
-    PyObject *groups = static_cast<PyObject *>(holdings.groups), *name, *value;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
-        for (Py_ssize_t at = 0; PyDict_Next(PyList_GET_ITEM(groups, i), &at, &name, &value);) {
+bool same_entries(const fastopt_watched &watched) {
+    Expected expected(watched.assigned);
+    PyObject *dicts = static_cast<PyObject *>(watched.dicts), *name, *value;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(dicts); ++i) {
+        for (Py_ssize_t at = 0; PyDict_Next(PyList_GET_ITEM(dicts, i), &at, &name, &value);) {
             if (!expected.next(name) || !expected.next(value)) return false;
         }
     }
     return expected.over();
 }
 
-bool same_states(const fastopt_holdings &holdings) {
-    Expected expected(holdings.stated);
-    PyObject *states = static_cast<PyObject *>(holdings.states), *key, *state, *name, *value;
-    for (Py_ssize_t at = 0; PyDict_Next(states, &at, &key, &state);) {
+bool same_states(const fastopt_watched &watched) {
+    Expected expected(watched.stated);
+    PyObject *nested = static_cast<PyObject *>(watched.nested), *key, *state, *name, *value;
+    for (Py_ssize_t at = 0; PyDict_Next(nested, &at, &key, &state);) {
         if (!expected.next(key) || !expected.next(state)) return false;
         for (Py_ssize_t inner = 0; PyDict_Check(state) && PyDict_Next(state, &inner, &name, &value);) {
             if (!expected.next(name) || !expected.next(value)) return false;
@@ -114,11 +113,11 @@ bool same_states(const fastopt_holdings &holdings) {
     return expected.over();
 }
 
-bool same_tensors(const void *exchange, const fastopt_holdings &holdings) {
-    PyObject *tensors = static_cast<PyObject *>(holdings.tensors);
-    for (int64_t i = 0; i < holdings.n; ++i) {
+bool same_tensors(const void *exchange, const fastopt_watched &watched) {
+    PyObject *tensors = static_cast<PyObject *>(watched.tensors);
+    for (int64_t i = 0; i < watched.n; ++i) {
         Borrowed tensor(exchange, PyList_GET_ITEM(tensors, i));
-        if (!tensor.is(holdings.shapes[i]) || tensor.address() != holdings.addresses[i]) return false;
+        if (!tensor.is(watched.shapes[i]) || tensor.address() != watched.addresses[i]) return false;
     }
     return true;
 }
@@ -163,9 +162,9 @@ int64_t address_of(const void *exchange, PyObject *gradient, const fastopt_shape
                : tensor.address();
 }
 
-bool same_counts(const fastopt_holdings &holdings) {
-    size_t size = static_cast<size_t>(holdings.counted) * sizeof(double);
-    return size == 0 || std::memcmp(holdings.counts, holdings.expected, size) == 0;
+bool same_counts(const fastopt_watched &watched) {
+    size_t size = static_cast<size_t>(watched.counted) * sizeof(double);
+    return size == 0 || std::memcmp(watched.counts, watched.expected, size) == 0;
 }
 
 // Reads all gradients; returns how many are not as expected.
@@ -182,57 +181,39 @@ int64_t read(const void *exchange, const fastopt_gradients &wanted) {
     return unread;
 }
 
-// Prepares the step; false where autograd could not be told, and nothing was done.
-bool prepare(fastopt_repetition &step, const fastopt_holdings &holdings, const fastopt_gradients &wanted) {
-    PyObject *told = PyObject_CallFunctionObjArgs(static_cast<PyObject *>(step.increment), step.written, nullptr);
-    if (told == nullptr) {
-        PyErr_Clear();
-        return false;
-    }
-    Py_DECREF(told);
-    for (int64_t i = 0; i < wanted.n; ++i) step.grads[i * step.apart] = wanted.addresses[i];
-    for (int64_t i = 0; step.cohorts != nullptr && i < step.rows; ++i) {
-        double *row = step.hypers + i * FASTOPT_HYPERS;
-        fastopt::write_row(step.cohorts[i], step.times, row);
-        row[0] *= step.scale;
-    }
-    // Counted first: an interrupt is delivered after the step, and must find the books in order.
-    for (int64_t i = 0; i < holdings.counted; ++i) holdings.expected[i] = holdings.counts[i] += 1;
-    ++step.times;
-    return true;
+// Tells autograd what is written; false where that failed.
+bool announce(void *increment, void *written) {
+    PyObject *told = PyObject_CallFunctionObjArgs(static_cast<PyObject *>(increment), written, nullptr);
+    if (told == nullptr) PyErr_Clear();
+    Py_XDECREF(told);
+    return told != nullptr;
 }
 
-// All that needs Python: the answer of fastopt_read_tensors, -4 where the step is prepared.
-int64_t look(const void *exchange, const fastopt_holdings &holdings, const fastopt_gradients &wanted,
-             fastopt_repetition *repetition) {
+// All that needs Python: the answer of fastopt_read_tensors, -4 where the step is to be taken.
+int64_t check(const void *exchange, const fastopt_watched &watched, const fastopt_gradients &wanted,
+              const fastopt_step *step, void *increment, void *written) {
     fastopt::Gil gil;
-    if (!same_lists(holdings)) return -1;
-    if (!same_options(holdings)) return -3;
-    if (!same_states(holdings) || !same_tensors(exchange, holdings) || !same_counts(holdings)) return -1;
+    if (!same_lists(watched)) return -1;
+    if (!same_entries(watched)) return -3;
+    if (!same_states(watched) || !same_tensors(exchange, watched) || !same_counts(watched)) return -1;
     if (wanted.descriptor != nullptr && !all_frozen(wanted)) return -1;
     if (wanted.descriptor != nullptr && !collect(wanted)) return -2;
     int64_t unread = read(exchange, wanted);
-    if (repetition == nullptr || unread != 0 || wanted.addresses[wanted.n] != 0) return unread;
-    return prepare(*repetition, holdings, wanted) ? -4 : -2;
-}
-
-void launch(const fastopt_repetition &step, int32_t threads) {
-    if (threads > step.workers) threads = static_cast<int32_t>(step.workers);
-    if (step.parallel != nullptr) {
-        fastopt_run_team(step.kernel, step.job, step.chunks, step.grain, threads, step.parallel);
-    } else {
-        fastopt_run(step.kernel, step.job, step.chunks, step.grain, threads);
-    }
+    if (step == nullptr || unread != 0 || wanted.addresses[wanted.n] != 0) return unread;
+    return announce(increment, written) ? -4 : -2;
 }
 
 }  // namespace
 
 // The launch comes after the lock was released, and nothing of Python after it: a daemon thread that comes back while the
 // interpreter shuts down is ended wherever it asks for the lock, and no destructor may be on its stack then.
-extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_holdings *holdings,
-                                        const fastopt_gradients *wanted, fastopt_repetition *repetition,
-                                        int32_t threads) {
-    int64_t result = look(exchange, *holdings, *wanted, repetition);
-    if (result == -4) launch(*repetition, threads);
+extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_watched *watched,
+                                        const fastopt_gradients *wanted, fastopt_step *step, void *increment,
+                                        void *written, int32_t threads) {
+    int64_t result = check(exchange, *watched, *wanted, step, increment, written);
+    if (result == -4) {
+        for (int64_t i = 0; i < watched->counted; ++i) watched->expected[i] = watched->counts[i] += 1;
+        fastopt_take(step, wanted->addresses, threads);
+    }
     return result;
 }

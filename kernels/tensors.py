@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from .extension import ffi, lib
 from .reader import UNREAD, Array, address
-from .tables import EXTENTS, GRADIENTS, HOLDINGS, REPETITION, SHAPE
+from .repetition import Repetition
+from .tables import EXTENTS, GRADIENTS, SHAPE, WATCHED
 
 # Prototypes of our own: ctypes.pythonapi and its functions belong to the whole process.
 pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
@@ -26,6 +27,8 @@ untrack = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("PyObject_GC_UnTrack", ctyp
 # DLPack's codes of types; what stands here can be read, all else is UNREAD.
 CODES = {"float16": 2, "float32": 2, "float64": 2, "bfloat16": 4, "complex64": 5, "complex128": 5}
 
+
+NO_STEP = (ffi.NULL, ffi.NULL, ffi.NULL, 1) if lib is not None else ()
 
 OUT_OF_DATE, RAISED, ASSIGNED, REPEATED = -1, -2, -3, -4  # what the extension may return in the place of a count
 PARAMS = "params"
@@ -78,15 +81,15 @@ def same(objects: list[Any], others: list[Any]) -> bool:
 
 
 class Watch:
-    """Watches what an optimizer holds, and reads where its gradients lie.
+    """Watches whether objects of Python are what they were, and reads where gradients lie.
 
     Parameters
     ----------
     table : int
         See `exchange_table`.
-    groups : list of dicts
+    dicts : list of dicts
         Whose keys and values, and what their lists ``params`` hold, are to stay the same objects.
-    states : dict of dicts
+    nested : dict of dicts
         The same, of keys and values.
     tensors : list
         Tensors that are to stay in their places. They may be exchanged in the list for others in the same places.
@@ -97,37 +100,37 @@ class Watch:
     def __init__(
         self,
         table: int,
-        groups: list[dict[str, Any]],
-        states: dict[Any, Any],
+        dicts: list[dict[str, Any]],
+        nested: dict[Any, Any],
         tensors: list[Any],
         counts: npt.NDArray[np.float64],
         expected: npt.NDArray[np.float64],
     ) -> None:
         self.counts, self.expected_counts = counts, expected
         self.table = table
-        self.groups, self.states, self.tensors = groups, states, tensors
+        self.dicts, self.nested, self.tensors = dicts, nested, tensors
         self.listed, self.assigned, self.stated = self._listed(), self._assigned(), self._stated()
         self.places = self._places()
         self.shapes = Shapes([shape_of(tensor) for tensor in tensors])
         self.addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-        objects = self.groups, PARAMS, self.listed, self.assigned, self.states, self.stated, self.tensors
+        objects = self.dicts, PARAMS, self.listed, self.assigned, self.nested, self.stated, self.tensors
         numbers = len(tensors), address(self.shapes.table), address(self.addresses), address(counts), address(expected)
-        self.holdings = np.array((*map(id, objects), *numbers, len(counts)), HOLDINGS)
+        self.watched = np.array((*map(id, objects), *numbers, len(counts)), WATCHED)
 
-    def note_options(self) -> None:
-        """Take what is assigned in the groups as it is now."""
+    def note_entries(self) -> None:
+        """Take the entries of the dicts as they are now."""
         self.assigned[:] = self._assigned()
 
     def _listed(self) -> list[Any]:
-        lists = [dict.__getitem__(group, PARAMS) for group in self.groups]  # as they stand, whatever a subclass does
-        return [item for group, held in zip(self.groups, lists, strict=True) for item in (group, held, *held)]
+        lists = [dict.__getitem__(given, PARAMS) for given in self.dicts]  # as they stand, whatever a subclass does
+        return [item for given, held in zip(self.dicts, lists, strict=True) for item in (given, held, *held)]
 
     def _assigned(self) -> list[Any]:
-        return [part for group in self.groups for pair in dict.items(group) for part in pair]
+        return [part for given in self.dicts for pair in dict.items(given) for part in pair]
 
     def _stated(self) -> list[Any]:
         stated: list[Any] = []
-        for key, state in self.states.items():
+        for key, state in self.nested.items():
             stated += key, state
             if isinstance(state, dict):
                 stated += [part for pair in state.items() for part in pair]
@@ -166,7 +169,6 @@ class Watch:
         starts, reaches : array of int64
             Ranges of addresses that nothing may touch, as `Extents` has them.
         """
-        self.repetition = np.zeros((), REPETITION)
         self.gradients: list[Any] = [None] * len(parameters)
         self.nones = list(self.gradients)
         self.found = np.empty(len(parameters) + 1, np.int64)
@@ -180,57 +182,28 @@ class Watch:
         if self.table:
             self.arguments = (
                 ffi.cast("void *", self.table),
-                ffi.cast("fastopt_holdings *", address(self.holdings)),
+                ffi.cast("fastopt_watched *", address(self.watched)),
                 ffi.cast("fastopt_gradients *", address(self.wanted)),
             )
 
-    def prepare(self, launch: dict[str, int], increment: Any, written: list[Any]) -> None:
-        """Prepare the repetition of a step.
+    def take(self, step: Repetition, increment: Any, written: list[Any]) -> int:
+        """Read the gradients, and where there is one for each parameter, as expected, take a step again.
 
-        Parameters
-        ----------
-        launch : dict of str to int
-            The fields of REPETITION that concern the launch.
-        increment : callable
-            Called with ``written`` before the launch.
-        written : list
+        Returns REPEATED then, after a call of ``increment(written)``; else what `read` does.
         """
-        self.repetition = np.zeros((), REPETITION)
-        for name, value in launch.items():
-            self.repetition[name] = value
-        self.repetition["increment"], self.repetition["written"] = id(increment), id(written)
-        self.called = increment, written
-        self.repetition_pointer = ffi.cast("fastopt_repetition *", address(self.repetition))
-
-    def prepare_rows(self, cohorts: npt.NDArray[Any] | None, hypers: npt.NDArray[np.float64], scale: float) -> None:
-        """Say how a repetition's hyper rows are computed, from COHORTs as they are now; None: they stay."""
-        self.rows = cohorts, hypers  # held
-        self.repetition["cohorts"] = 0 if cohorts is None else address(cohorts)
-        self.repetition["rows"] = 0 if cohorts is None else len(cohorts)
-        self.repetition["hypers"], self.repetition["scale"] = address(hypers), scale
-
-    def step(self, threads: int) -> int:
-        """Read the gradients, and where there is one for each parameter, as expected, take the step that was prepared.
-
-        Returns REPEATED then, else what `read` does.
-        """
-        result = int(lib.fastopt_read_tensors(*self.arguments, self.repetition_pointer, threads))
+        called = ffi.cast("void *", id(increment)), ffi.cast("void *", id(written))
+        result = int(lib.fastopt_read_tensors(*self.arguments, step.pointer, *called, step.get_num_threads()))
         return self.read() if result == RAISED else result
-
-    def take_times(self) -> int:
-        """Return how often the prepared step was taken since this was last asked for."""
-        times, self.repetition["times"] = int(self.repetition["times"]), 0
-        return times
 
     def read(self) -> int:
         """Read the gradients; return how many are UNREAD, or that something is not as it was.
 
-        That is OUT_OF_DATE, or ASSIGNED where it is only options of the groups. The gradients are in `gradients` then,
+        That is OUT_OF_DATE, or ASSIGNED where only entries of the dicts are others. The gradients are in `gradients` then,
         their addresses in `found`, UNREAD or 0 for None, and at its end the number of these. Not for two threads at
         once.
         """
         if self.table:
-            unread = int(lib.fastopt_read_tensors(*self.arguments, ffi.NULL, 1))
+            unread = int(lib.fastopt_read_tensors(*self.arguments, *NO_STEP))
             if unread != RAISED:
                 return unread
         if not same(self._listed(), self.listed):
@@ -245,7 +218,7 @@ class Watch:
         return self.collect() if unchanged else OUT_OF_DATE
 
     def collect(self) -> int:
-        """Take the gradients, look at nothing, and leave all of them UNREAD."""
+        """Collect the gradients, and mark each one for the slow check."""
         parameters, _, descriptor = self.pointed_to[:3]
         if descriptor:
             self.gradients[:] = [descriptor.__get__(parameter) for parameter in parameters]

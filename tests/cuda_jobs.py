@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import host_cuda
 import numpy as np
 from fastopt.kernels import cuda
-from fastopt.kernels.tables import ABI, COHORT, COURSE, ELEMENTS, HYPERS, JOB, MESSAGE, STATES, TENSOR
+from fastopt.kernels.tables import ABI, CLOCK, ELEMENTS, HYPERS, JOB, MESSAGE, ROW_INPUTS, STATES, TENSOR
 
-from fastopt.chunks import Strides, chunk_table
-from fastopt.gpu import TILE_THREADS
 from fastopt.rules import RULES
+from fastopt.step.chunks import Strides, chunk_table
+from fastopt.step.gpu import TILE_THREADS
 
 APART = TENSOR.itemsize // 8  # int64 from one tensor's gradient to the next one's
 
@@ -64,43 +64,44 @@ class Job:
         return host_cuda.launch(self.kernel, job, len(self.chunks), self.threads, seed) if len(self.chunks) else 0
 
 
-class Course:
-    """The counting of steps: cohorts, and the hyper rows that follow."""
+class Clock:
+    """The counting of steps: inputs, and the hyper rows that follow."""
 
     def __init__(self, n):
-        self.cohorts = np.zeros(n, COHORT)
+        self.inputs = np.zeros(n, ROW_INPUTS)
         self.taken = np.zeros(1, np.int64)
+        self.carried = np.ones(n)
         self.hypers, self.rounded = np.zeros((n, HYPERS)), np.zeros((n, HYPERS), np.float32)
         self.scale: np.ndarray | None = None
         self.skip: np.ndarray | None = None
         self.records = []  # of schedules, kept
 
-    def write(self, i, name, options, *, first=True, steps=0, clock=0):
-        """Write a cohort; an option may be a schedule."""
-        cohort = self.cohorts[i : i + 1]
-        cohort["rule"], cohort["first"] = list(RULES).index(name), first
-        cohort["steps"], cohort["clock"] = steps, clock
+    def write(self, i, name, options, *, first=True, steps=0, schedule_steps=0):
+        """Write the inputs of a row; an option may be a schedule."""
+        row = self.inputs[i : i + 1]
+        row["rule"], row["first"] = list(RULES).index(name), first
+        row["steps"], row["schedule_steps"] = steps, schedule_steps
         at_first = {option: 0.0 if hasattr(value, "record") else value for option, value in options.items()}
         for place, (option, number) in enumerate(RULES[name].numbers(at_first)):
-            cohort["options"][0, place] = number
+            row["options"][0, place] = number
             if hasattr(options[option], "record"):
                 self.records.append(options[option].record())
-                cohort["schedules"][0, place] = self.records[-1].ctypes.data
+                row["schedules"][0, place] = self.records[-1].ctypes.data
 
     def advance(self):
         """Run the kernel."""
-        course = np.zeros((), COURSE)
-        course["n"] = len(self.cohorts)
-        for name in ("cohorts", "taken", "hypers", "rounded", "scale", "skip"):
+        clock = np.zeros((), CLOCK)
+        clock["n"] = len(self.inputs)
+        for name in ("inputs", "taken", "carried", "hypers", "rounded", "scale", "skip"):
             array = getattr(self, name)
-            course[name] = 0 if array is None else array.ctypes.data
-        host_cuda.launch("advance", course, 1, 1)
+            clock[name] = 0 if array is None else array.ctypes.data
+        host_cuda.launch("advance", clock, 1, 1)
 
 
-def send(numbers, to, apart=1, edition=None, number=0, block=128, seed=0):
+def send(numbers, to, apart=1, version=None, number=0, block=128, seed=0):
     """Send numbers to an address, so many int64 apart."""
     message = np.zeros((), MESSAGE)
     message["to"], message["apart"], message["count"] = to, apart, len(numbers)
-    message["edition"], message["number"] = 0 if edition is None else edition.ctypes.data, number
+    message["version"], message["number"] = 0 if version is None else version.ctypes.data, number
     message["words"][: len(numbers)] = numbers
     host_cuda.launch("send", message, 1, block, seed)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from once import once
 
-from fastopt.arrays import extent
+from fastopt.step.memory import extent
 
 POISON = 0xFF  # not a number, as a float
 LIBRARY = "libcuda-stand-in.so"

@@ -14,7 +14,8 @@ import torch
 from torch.nn import Parameter
 
 import fastopt.torch as subject
-from fastopt.torch import devices, updater
+from fastopt.backends.torch import device as devices
+from fastopt.backends.torch import stepper as steppers
 
 KEPT = []  # all such tensors of a test: memory of a real GPU is there until its streams are done with it
 IN_FORCE = []  # torch's own streams, the innermost last
@@ -280,7 +281,7 @@ def pretend(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", to_either)
     monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)  # else modules keep their classes
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(updater, "TABLE", 0)  # through which C++ would see that they are not there
+    monkeypatch.setattr(steppers, "TABLE", 0)  # through which C++ would see that they are not there
     devices.gpu_of_torch.cache_clear()
 
 

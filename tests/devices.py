@@ -9,7 +9,7 @@ import cuda_stand_in
 import cupy_stand_in
 import numpy as np
 
-from fastopt.arrays import extent
+from fastopt.step.memory import extent
 
 
 def memory_of(array):

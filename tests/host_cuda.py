@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from fastopt.kernels import cuda
-from fastopt.kernels.tables import CHUNK, COURSE, JOB, MESSAGE, TENSOR
+from fastopt.kernels.tables import CHUNK, CLOCK, JOB, MESSAGE, TENSOR
 from once import once
 
 from fastopt.rules import RULES
@@ -26,7 +26,7 @@ LIBRARY = "kernels.so"
 BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `build` made
 THREADS = 1024  # a block has no more
 UPDATES = {cuda.kernel_name(rule, format): (rule, format) for rule in RULES for format in cuda.FORMATS}
-ARGUMENTS = {**dict.fromkeys(UPDATES, JOB), "send": MESSAGE, "advance": COURSE}
+ARGUMENTS = {**dict.fromkeys(UPDATES, JOB), "send": MESSAGE, "advance": CLOCK}
 
 
 def fused(updates):
@@ -71,7 +71,7 @@ def table(address, dtype, rows):
 
 def addresses(name, argument):
     """List the addresses in a kernel's argument."""
-    kinds = {"send": ("to", "edition"), "advance": ("cohorts", "taken", "hypers", "rounded", "scale", "skip")}
+    kinds = {"send": ("to", "version"), "advance": ("inputs", "taken", "carried", "hypers", "rounded", "scale", "skip")}
     found = [argument[field] for field in kinds.get(name, ("tensors", "chunks", "hypers", "skip"))]
     return [int(address) for address in found if address]
 

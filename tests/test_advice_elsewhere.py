@@ -198,7 +198,7 @@ def test_the_extra_for_the_cuda_of_torch(version, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr("torch.version.cuda", version)
     with pytest.raises(ImportError, match=rf"pip install 'fastopt\[{extra}\]'"):
-        fastopt.torch.devices.cupy_of_torch()
+        importlib.import_module("fastopt.backends.torch.device").cupy_of_torch()
     assert any(project.startswith(f"cupy-{extra}x") for project in brought("fastopt", extra))
 
 

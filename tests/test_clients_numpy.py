@@ -69,7 +69,7 @@ def test_arrays_of_jax_are_not_copied(jax):
     p = np.ones(1000, F32)
     g = jax.numpy.full(1000, 2, F32)
     opt = fastopt.SGD([p], lr=0.25)
-    from fastopt.foreign import borrowed
+    from fastopt.backends.foreign import borrowed
 
     assert borrowed(g).__array_interface__["data"][0] == g.unsafe_buffer_pointer()
     opt.step([g])

@@ -11,7 +11,7 @@ import host_cuda
 import numpy as np
 import oracle
 import pytest
-from cuda_jobs import APART, Course, Job, Tensor, computed, send
+from cuda_jobs import APART, Clock, Job, Tensor, computed, send
 from fastopt.kernels import cuda
 from fastopt.kernels.tables import CHUNK, ELEMENTS, JOB, MESSAGE, TENSOR, WORDS
 from gradient_layouts import STRIDED
@@ -33,9 +33,9 @@ from schedule_cases import CASES
 from tolerances import ONE_STEP, TRAJECTORY, assert_close, assert_rounded
 
 from fastopt.checks import LARGEST
-from fastopt.gpu import BLOCKS, TILE_THREADS
 from fastopt.rules import RULES
 from fastopt.schedules import Cosine, Linear, Warmup
+from fastopt.step.gpu import BLOCKS, TILE_THREADS
 
 SIZES = [0, *range(1, 36), 63, 64, 65, 127, 128, 129]
 SIZES += [n * TILE_THREADS + d for n in (2, 4, 8, 16) for d in (-1, 0, 1)]  # chunks of all formats
@@ -430,8 +430,8 @@ def test_send_several_messages_into_one_table():
 
 
 def test_send_keeps_what_is_newer():
-    """It writes only where the edition there is below the message's, which a message of its own then raises."""
-    edition, place = np.array([4]), np.zeros(3, np.int64)
+    """It writes only where the version there is below the message's, which a message of its own then raises."""
+    version, place = np.array([4]), np.zeros(3, np.int64)
     for number, value, written in [
         (4, 1, False),
         (3, 2, False),
@@ -441,17 +441,17 @@ def test_send_keeps_what_is_newer():
         (9, 6, True),
     ]:
         was = place.copy()
-        send([value, value + 1], place.ctypes.data, 2, edition, number)
-        send([number], edition.ctypes.data, 1, edition, number)
+        send([value, value + 1], place.ctypes.data, 2, version, number)
+        send([number], version.ctypes.data, 1, version, number)
         assert place.tolist() == ([value, 0, value + 1] if written else was.tolist())
-    assert edition.tolist() == [9]
+    assert version.tolist() == [9]
 
 
 # Counting steps
 
 
 @st.composite
-def cohorts(draw):
+def inputs(draw):
     """A rule, options that it may have, and how far its tensors are."""
     name = draw(st.sampled_from(list(RULES)))
     number = st.one_of(st.sampled_from([0.0, 0.1, 1.0, LARGEST]), st.floats(0.0, LARGEST, allow_subnormal=False))
@@ -473,50 +473,50 @@ def bits(x):
 
 @settings(max_examples=200, deadline=None)
 @given(
-    drawn=st.lists(cohorts(), max_size=5),
+    drawn=st.lists(inputs(), max_size=5),
     taken=st.one_of(st.integers(0, 2), st.integers(0, 2**50)),
     scale=st.none() | st.floats(0.0, float(np.finfo(np.float32).max), width=32, allow_subnormal=False),
     skip=st.none() | st.integers(-(2**31), 2**31 - 1),
 )
 def test_advance_computes_the_rows_of_the_registry(drawn, taken, scale, skip):
     """To the bit, and rounded once to float32; the count goes on by one. Unless the step is skipped."""
-    course = Course(len(drawn))
-    course.taken[0] = taken
-    course.scale = None if scale is None else np.array([scale], np.float32)
-    course.skip = None if skip is None else np.array([skip], np.int32)
-    course.hypers[...] = want = np.full(course.hypers.shape, 7.0)
-    course.rounded[...] = 7.0
+    clock = Clock(len(drawn))
+    clock.taken[0] = taken
+    clock.scale = None if scale is None else np.array([scale], np.float32)
+    clock.skip = None if skip is None else np.array([skip], np.int32)
+    clock.hypers[...] = want = np.full(clock.hypers.shape, 7.0)
+    clock.rounded[...] = 7.0
     for i, (name, options, steps, first) in enumerate(drawn):
-        course.write(i, name, options, first=first, steps=steps)
+        clock.write(i, name, options, first=first, steps=steps)
         row = np.array(RULES[name].row(options, steps + taken + 1, first and taken == 0))
         if not skip:
             want[i, : len(row)] = row
         if not skip and scale is not None:
             with np.errstate(all="ignore"):
                 want[i, 0] *= np.float64(1.0) / np.float64(scale)
-    written = course.cohorts.tobytes()
-    course.advance()
+    written = clock.inputs.tobytes()
+    clock.advance()
     small = np.abs(want) < np.finfo(np.float64).tiny  # which are zero here, where kernels on the host flush double, too
     want[small] = np.copysign(0.0, want[small])
-    assert bits(course.hypers) == bits(want)
+    assert bits(clock.hypers) == bits(want)
     with np.errstate(over="ignore"):
-        assert bits(course.rounded) == bits(want.astype(np.float32))
-    assert course.taken[0] == taken + (not skip)
-    assert course.cohorts.tobytes() == written
+        assert bits(clock.rounded) == bits(want.astype(np.float32))
+    assert clock.taken[0] == taken + (not skip)
+    assert clock.inputs.tobytes() == written
 
 
-@pytest.mark.parametrize("clock", [0, 440, 10**6 - 20, 10**12 - 20, 2**51 - 70])
-def test_advance_evaluates_schedules(clock):
-    """All of them as the rate of a cohort, over consecutive steps from anywhere: to the bit what Python's say."""
-    course = Course(len(CASES))
+@pytest.mark.parametrize("start", [0, 440, 10**6 - 20, 10**12 - 20, 2**51 - 70])
+def test_advance_evaluates_schedules(start):
+    """All of them as a rate, over consecutive steps from anywhere: to the bit what Python's say."""
+    clock = Clock(len(CASES))
     for i, schedule in enumerate(CASES):
-        course.write(i, "sgd", {**OPTIONS, "lr": schedule}, clock=clock, steps=3)
-    steps = 450 if clock == 0 else 60
+        clock.write(i, "sgd", {**OPTIONS, "lr": schedule}, schedule_steps=start, steps=3)
+    steps = 450 if start == 0 else 60
     rates = np.empty((len(CASES), steps))
     for step in range(steps):
-        course.advance()
-        rates[:, step] = course.hypers[:, 2]
-    wrong = [case for case, got in zip(CASES, rates, strict=True) if (got != case(clock + np.arange(steps))).any()]
+        clock.advance()
+        rates[:, step] = clock.hypers[:, 2]
+    wrong = [case for case, got in zip(CASES, rates, strict=True) if (got != case(start + np.arange(steps))).any()]
     assert wrong == []
 
 
@@ -526,13 +526,13 @@ def test_advance_evaluates_a_schedule_for_every_option(name):
     schedules = {option: Linear(0.1 + i, 0.01 + i, 50) for i, option in enumerate(RULES[name].options)}
     for driven in ({"lr"}, {"weight_decay"}, set(RULES[name].options) - {"maximize", "betas"}):
         mixed = {**MORE, **{option: schedules[option] for option in driven}}
-        course = Course(1)
-        course.write(0, name, mixed, first=False, steps=30, clock=5)
+        clock = Clock(1)
+        clock.write(0, name, mixed, first=False, steps=30, schedule_steps=5)
         for step in range(20):
-            course.advance()
+            clock.advance()
             now = {**MORE, **{option: float(schedules[option](5 + step)) for option in driven}}
             row = RULES[name].row(now, 31 + step, False)
-            assert course.hypers[0, : len(row)].tolist() == list(row)
+            assert clock.hypers[0, : len(row)].tolist() == list(row)
 
 
 # All together
@@ -562,11 +562,11 @@ def test_a_training_run(name, format):
     tensors = [
         guards.tensor(name, normal(rng, shape, format), sets[0][i], hyper=i % 2) for i, shape in enumerate(shapes)
     ]
-    job, course = Job(name, format, tensors, [()] * 2, skip=np.zeros(1, np.int32)), Course(2)
-    course.scale, course.skip = np.array([SCALE], np.float32), job.skip
-    job.hypers = course.hypers if format == "float64" else course.rounded
+    job, clock = Job(name, format, tensors, [()] * 2, skip=np.zeros(1, np.int32)), Clock(2)
+    clock.scale, clock.skip = np.array([SCALE], np.float32), job.skip
+    job.hypers = clock.hypers if format == "float64" else clock.rounded
     for i, options in enumerate(groups):
-        course.write(i, name, options)
+        clock.write(i, name, options)
     trainer, count = oracle.Trainer([meant(tensor.param, format) for tensor in tensors]), 0
     for step in range(60):
         for tensor, g in zip(tensors, sets[step % 2], strict=True):
@@ -584,7 +584,7 @@ def test_a_training_run(name, format):
                 [now[tensor.hyper] for tensor in tensors],
             )
             count += 1
-        course.advance()
+        clock.advance()
         guards.launch(job)
         for tensor, want, states in zip(tensors, trainer.params, trainer.states, strict=True):
             if format in DIGITS:
@@ -593,7 +593,7 @@ def test_a_training_run(name, format):
                 assert_close(tensor.param, want, TRAJECTORY)
             for state, expected in zip(tensor.states, states or [0.0 * want] * len(tensor.states), strict=True):
                 assert_close(state, expected, TRAJECTORY)
-    assert course.taken[0] == count == 60 - len(SKIPPED)
+    assert clock.taken[0] == count == 60 - len(SKIPPED)
 
 
 # What the launcher refuses, and what the sanitizer finds
@@ -640,7 +640,7 @@ def test_the_launcher_sees_what_is_not_aligned(monkeypatch, tmp_path):
 SANITIZED = """
     import os
     import numpy as np
-    from cuda_jobs import Course, Job, Tensor, computed, send
+    from cuda_jobs import Clock, Job, Tensor, computed, send
     from fastopt.kernels import cuda
     from fastopt.kernels.tables import ELEMENTS, WORDS
     from fastopt.rules import RULES
@@ -683,16 +683,16 @@ SANITIZED = """
         send(range(count), column.ctypes.data, 8)
         assert found(lambda: send(range(count), column.ctypes.data + 8, 8))
 
-    course = Course(len(RULES))
+    clock = Clock(len(RULES))
     for i, name in enumerate(RULES):
-        course.write(i, name, OPTIONS)
-    course.advance()
-    for field in ("cohorts", "hypers", "rounded"):
-        whole = getattr(course, field)
-        setattr(course, field, whole[1:])
-        if field != "cohorts":  # by which the rows are counted
-            assert found(course.advance)
-        setattr(course, field, whole)
+        clock.write(i, name, OPTIONS)
+    clock.advance()
+    for field in ("inputs", "hypers", "rounded"):
+        whole = getattr(clock, field)
+        setattr(clock, field, whole[1:])
+        if field != "inputs":  # by which the rows are counted
+            assert found(clock.advance)
+        setattr(clock, field, whole)
     print("passed")
 """
 

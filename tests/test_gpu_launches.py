@@ -10,9 +10,9 @@ from fastopt.kernels import cuda, tables
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
-from fastopt import gpu
 from fastopt.rules import ADAM
 from fastopt.schedules import Cosine
+from fastopt.step import gpu
 
 WORLD = cuda_stand_in.WORLD
 MOMENTUM = "momentum_float32_float32_float32"
@@ -174,7 +174,7 @@ def test_a_chunk_is_a_pack_for_each_thread(dtype, elements):
     params, grads = model(shapes=[(3 * elements + 1,), (130, 7)], dtype=dtype)
     opt = fastopt.SGD(params, lr=0.1)
     opt.step(grads)
-    (launch,) = opt._plan.launches
+    (launch,) = opt._stepper.plan.launches
     assert (launch.threads, launch.count) == (128, 4 + -(-910 // elements))
     opt.step([grads[0], grads[1].copy(order="F")])
     assert (launch.threads, launch.count) == (gpu.TILE_THREADS, 4 + 1)

@@ -27,7 +27,7 @@ from rule_cases import BY_STATES, OPTIONS
 from tolerances import ONE_STEP, assert_close, assert_rounded
 
 from fastopt import rules
-from fastopt.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
+from fastopt.step.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 
 SIZES = [*range(36), 63, 64, 65, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1]
 HALVES = ["float16", "bfloat16"]

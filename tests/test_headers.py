@@ -36,14 +36,15 @@ STRUCTS = {
     "fastopt_layout": tables.LAYOUT,
     "fastopt_chunk": tables.CHUNK,
     "fastopt_job": tables.JOB,
-    "fastopt_cohort": tables.COHORT,
-    "fastopt_course": tables.COURSE,
+    "fastopt_row_inputs": tables.ROW_INPUTS,
+    "fastopt_clock": tables.CLOCK,
     "fastopt_message": tables.MESSAGE,
     "fastopt_shape": tables.SHAPE,
     "fastopt_extents": tables.EXTENTS,
-    "fastopt_holdings": tables.HOLDINGS,
+    "fastopt_watched": tables.WATCHED,
     "fastopt_gradients": tables.GRADIENTS,
-    "fastopt_repetition": tables.REPETITION,
+    "fastopt_launch": tables.LAUNCH,
+    "fastopt_step": tables.STEP,
 }
 
 SOURCE = """

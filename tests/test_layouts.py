@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
-from fastopt.chunks import CHUNK_ELEMENTS, TILE, TILE_ELEMENTS, WHOLE_ROW, Strides, chunk_table
+from fastopt.step.chunks import CHUNK_ELEMENTS, TILE, TILE_ELEMENTS, WHOLE_ROW, Strides, chunk_table
 
 
 @st.composite

@@ -185,7 +185,7 @@ def test_what_a_running_step_uses_stays(monkeypatch):
     optimizer = fastopt.SGD(p, lr=0.5)
     optimizer.step(np.zeros(600))
     inside, leave = threading.Event(), threading.Event()
-    launch = optimizer._plan.launches[0]
+    launch = optimizer._stepper.plan.launches[0]
     run = launch.run
 
     def waits(*arguments):
@@ -222,7 +222,7 @@ def test_optimizers_can_be_collected(kind, schedule):
     optimizer.step({"p": np.ones(600)})
     states = [array for name, array in optimizer.state["p"].items() if name != "step"]
     arrays = [p, gradient, *states]
-    optimizer_gone, plan_gone = weakref.ref(optimizer), weakref.ref(optimizer._plan)
+    optimizer_gone, plan_gone = weakref.ref(optimizer), weakref.ref(optimizer._stepper.plan)
     del optimizer, states
     collect()
     assert optimizer_gone() is None
@@ -427,7 +427,7 @@ INSIDE = """
         p = np.ones(1000)
         opt = fastopt.SGD([{"params": [p]}], lr=1.0, momentum=0.5)
         opt.step([[np.ones(1000)]])
-        launch = opt._plan.launches[0]
+        launch = opt._stepper.plan.launches[0]
         run, saved, others = launch.run, opt.state_dict(), []
 
         def interrupted(*arguments):

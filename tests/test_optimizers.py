@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import signal
 import threading
 import time
 
@@ -581,12 +582,12 @@ def test_an_interrupt_during_a_launch_finds_the_books_in_order():
     opt = fastopt.SGD(p, lr=1.0, momentum=0.5, dampening=0.5)
     opt.bind(np.ones(2))
     opt.step()
-    launch = opt._plan.launches[0]
+    launch = opt._stepper.plan.launches[0]
     run = launch.run
 
     def interrupted(*arguments):
         run(*arguments)
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     launch.run = interrupted
     with pytest.raises(KeyboardInterrupt):

@@ -16,8 +16,8 @@ from tolerances import BIAS, ONE_STEP, TRAJECTORY, assert_close
 
 import fastopt
 from fastopt import rules
-from fastopt.chunks import CHUNK_ELEMENTS
-from fastopt.host import ELEMENTS_PER_THREAD
+from fastopt.step.chunks import CHUNK_ELEMENTS
+from fastopt.step.cpu import ELEMENTS_PER_THREAD
 
 DTYPES = [np.float32, np.float64]
 # around every vector width and unrolled loop, around the chunk, and around the size at which threads come in

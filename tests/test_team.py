@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch_cases import KINDS, bits, states
 
 import fastopt.torch as subject
-from fastopt.torch.threads import THREADS, TorchThreads
+from fastopt.backends.torch.threads import THREADS, TorchThreads
 
 SHAPES = [(300_003,), (400, 600), (5,), (32, 64, 3, 3)]
 
@@ -161,7 +161,7 @@ def test_the_number_of_threads_is_torchs(monkeypatch):
             optimizer.step()
             assert not spy.come.broken
             assert len(spy.threads()) == threads
-            assert sum(end - begin for begin, end, *_ in spy.claims) == optimizer._updater.plan.launches[0].count
+            assert sum(end - begin for begin, end, *_ in spy.claims) == optimizer._stepper.plan.launches[0].count
         assert torch.get_num_threads() == threads
     monkeypatch.setattr(pool, "_num_threads", before)
 
@@ -279,7 +279,7 @@ SEVERAL_RUNTIMES = """
     others = runtimes()
     assert others and not any("torch" in path for path in others), others
     import torch, fastopt.torch
-    from fastopt.torch.threads import THREADS
+    from fastopt.backends.torch.threads import THREADS
     mine = [path for path in runtimes() if path not in others]
     assert len(mine) == 1, runtimes()
     assert any(begin <= THREADS.parallel < end for begin, end in runtimes()[mine[0]])

@@ -639,7 +639,7 @@ def test_memory_of_one_gradient(tmp_path):
 
 @swept(kind=KINDS, hooked=[False, True], removed=[True, False])
 def test_dropping_handle_and_model_frees_both(kind, hooked, removed):
-    """Hooks, updaters and states go with the model, with or without `remove()`, and with hooks of the user's own."""
+    """Hooks, steppers and states go with the model, with or without `remove()`, and with hooks of the user's own."""
     name, options = KINDS[kind]
     model = nn.Linear(5, 5)
     if hooked:
@@ -703,7 +703,7 @@ def test_the_same_updater_serves_all_steps():
     kept = []
     for _ in range(6):
         model(torch.ones(2, 5)).sum().backward()
-        kept.append(dict(handle._updaters))
+        kept.append(dict(handle._steppers))
     for one, next_one in pairwise(kept):
         assert one.keys() == next_one.keys() == {*model.parameters()}
         assert all(one[p] is next_one[p] for p in one)

@@ -43,7 +43,7 @@ def test_a_step_inside_a_step_is_refused():
         optimizer.step()
 
         def rate(step, act=act):
-            if optimizer._inside:
+            if optimizer._guard.stepping.locked():
                 act()
             return 0.1
 

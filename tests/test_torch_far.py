@@ -7,10 +7,10 @@ from fastopt.kernels import extension, tables
 from torch.nn import Parameter
 
 import fastopt.torch as subject
-from fastopt import host
-from fastopt.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
+from fastopt.backends.torch import stepper as steppers
 from fastopt.rules import RULES
-from fastopt.torch import updater as updaters
+from fastopt.step import cpu
+from fastopt.step.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 
 BEYOND = 2**31 + 5
 NARROW = {("TENSOR", "hyper"), ("TENSOR", "flags"), ("CHUNK", "tensor"), ("CHUNK", "rows")}
@@ -87,22 +87,22 @@ def far(tmp_path):
 def test_tensors_beyond_32_bits_are_read(far, table, monkeypatch):
     """Their shapes and ends are known: a gradient that lies so is read, one that meets the last elements is refused."""
     if not table:
-        monkeypatch.setattr(updaters, "TABLE", 0)
+        monkeypatch.setattr(steppers, "TABLE", 0)
     p = Parameter(far[:BEYOND])
     optimizer = subject.SGD([p], lr=1.0)
-    updater = optimizer._updater
+    stepper = optimizer._stepper
     p.grad = far[BEYOND : 2 * BEYOND]
-    assert updater.read() == (0 if updaters.TABLE else 1)
-    assert list(updater.watch.gradients) == [p.grad]
-    assert not updaters.TABLE or updater.watch.found.tolist() == [p.grad.data_ptr(), 0]
+    assert stepper.read() == (0 if steppers.TABLE else 1)
+    assert list(stepper.watch.gradients) == [p.grad]
+    assert not steppers.TABLE or stepper.watch.found.tolist() == [p.grad.data_ptr(), 0]
     p.grad = far[BEYOND - 3 : 2 * BEYOND - 3]
-    assert updater.read() == 1
+    assert stepper.read() == 1
     version = p._version
     assert_raises_overlap(optimizer)
     p.grad = far[1 : BEYOND + 1]
     assert_raises_overlap(optimizer)
     assert p._version == version
-    updater.watch.release()
+    stepper.watch.release()
 
 
 def assert_raises_overlap(optimizer):
@@ -119,7 +119,7 @@ def test_kernels_reach_beyond_32_bits(dtype, strided, far):
     size = shape[0] * shape[1]
     memory = far.view(dtype)
     p, g = memory[:size], memory[size : 2 * size].view(shape)
-    launch = host.Launch(RULES["sgd"], str(dtype).removeprefix("torch."), [size])
+    launch = cpu.CpuLaunch(RULES["sgd"], str(dtype).removeprefix("torch."), [size])
     if strided:
         g = memory[size : 2 * size].view(shape[::-1]).T
         strides = [stride * g.itemsize for stride in g.stride()]

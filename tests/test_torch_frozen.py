@@ -222,7 +222,7 @@ def test_fast_steps_look_at_it():
     twin = torch.optim.SGD([a, b], lr=0.1, momentum=0.9)
     train(optimizer, [p], 6)
     train(twin, [a], 6)
-    assert optimizer._updater.prepared
+    assert optimizer._stepper.clock.repetition is not None
     train(optimizer, [p, q], 2, start=6)
     train(twin, [a, b], 2, start=6)
     torch_cases.assert_same([p, q], [a, b], optimizer, twin, TORCH)

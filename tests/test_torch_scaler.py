@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pairs import swept
 
-from fastopt.gpu import Gpu
+from fastopt.backends.torch import gradients
 from fastopt.schedules import Cosine, Linear, OneCycle, Piecewise, Plateau, Warmup
-from fastopt.torch import updater
+from fastopt.step.gpu import Gpu
 
 pytestmark = pytest.mark.usefixtures("pretended")
 ALL = pytest.mark.parametrize("kind", KINDS)
@@ -153,7 +153,7 @@ def test_a_state_dict_after_skipped_steps_has_no_states():
 @pytest.mark.parametrize("pattern", ["ss", "dd", "ds", "ddsd", "dddss"])
 def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
     """Rows are the host's affair; the dense ones beside them are divided as before."""
-    monkeypatch.setattr(updater, "coalesced", lambda what, gradient, parameter: gradient.detach().coalesce())
+    monkeypatch.setattr(gradients, "coalesced", lambda what, gradient, parameter: gradient.detach().coalesce())
     update = Gpu.update
 
     def at_once(*arguments):  # the rows are torch's own operations, which do not wait here

@@ -25,7 +25,7 @@ from torch_cases import KINDS, STATES, bits, give, states
 
 import fastopt
 import fastopt.torch as subject
-from fastopt.torch import updater as updaters
+from fastopt.backends.torch import stepper as steppers
 
 ALL = pytest.mark.parametrize("kind", KINDS)
 DEADLOCK = 60
@@ -38,7 +38,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.com
 def _readers(request, monkeypatch):
     """Both ways of looking: through torch's table of functions, and without it."""
     if request.param == "one by one":
-        monkeypatch.setattr(updaters, "TABLE", 0)
+        monkeypatch.setattr(steppers, "TABLE", 0)
 
 
 both_readers = pytest.mark.usefixtures("_readers")
@@ -115,8 +115,8 @@ def train_in_backward():
 @ALL
 def test_training_without_the_table(kind, dtype, monkeypatch):
     """A torch that does not publish it: tensors are read one by one."""
-    assert updaters.TABLE
-    monkeypatch.setattr(updaters, "TABLE", 0)
+    assert steppers.TABLE
+    monkeypatch.setattr(steppers, "TABLE", 0)
     train_beside_torch(*KINDS[kind], dtype)
     train_in_backward()
 
@@ -126,9 +126,9 @@ WITHOUT_EXTENSION = """
     sys.modules["fastopt.kernels._pool"] = None
     import copy, torch, torch_cases, fastopt, fastopt.torch as subject
     from fastopt.kernels import extension
-    from fastopt.torch import updater
+    from fastopt.backends.torch import stepper, threads
     from tolerances import TORCH
-    assert extension.lib is None and updater.TABLE == 0 and updater.THREADS.parallel == 0
+    assert extension.lib is None and stepper.TABLE == 0 and threads.THREADS.parallel == 0
 
     FUNCTIONS
 
@@ -199,10 +199,10 @@ NOTICED = {
 def test_changes_of_parameters_are_noticed(kind, change):
     """The lists, the objects in them, and where and how these lie."""
     params, optimizer = victim(kind)
-    updater = optimizer._updater
-    assert updater.read() >= 0
+    stepper = optimizer._stepper
+    assert stepper.read() >= 0
     NOTICED[change](params, optimizer)
-    assert updater.read() == OUT_OF_DATE
+    assert stepper.read() == OUT_OF_DATE
 
 
 @both_readers
@@ -210,10 +210,10 @@ def test_other_groups_and_states_altogether():
     """Equal ones in their place are other ones."""
     for name, make in (("param_groups", list), ("state", copy.copy)):
         _, optimizer = victim()
-        before = optimizer._updater
+        before = optimizer._stepper
         setattr(optimizer, name, make(getattr(optimizer, name)))
         optimizer.step()
-        assert optimizer._updater is not before
+        assert optimizer._stepper is not before
 
 
 def with_state(act):
@@ -258,23 +258,23 @@ CHANGES += [(kind, change) for kind in ("adagrad", "adamw_amsgrad") for change i
 def test_changes_of_states_are_noticed(kind, change):
     """The dicts, the objects in them, where and how these lie, and the counts' values."""
     params, optimizer = victim(kind)
-    updater = optimizer._updater
-    assert updater.read() >= 0
+    stepper = optimizer._stepper
+    assert stepper.read() >= 0
     change(params, optimizer, STATE[kind])
-    assert updater.read() == OUT_OF_DATE
+    assert stepper.read() == OUT_OF_DATE
 
 
 @both_readers
 @swept(1, ids=str, kind=KINDS, change=[{"lr": 0.2}, {"foreach": True}, {"of yours": 3}])
 def test_assigned_options_are_noticed_as_such(kind, change):
-    """They are looked at, and the updater stays."""
+    """They are looked at, and the stepper stays."""
     _, optimizer = victim(kind)
-    updater = optimizer._updater
+    stepper = optimizer._stepper
     optimizer.param_groups[0].update(change)
-    assert updater.read() == ASSIGNED
+    assert stepper.read() == ASSIGNED
     optimizer.step()
-    assert optimizer._updater is updater
-    assert updater.read() >= 0
+    assert optimizer._stepper is stepper
+    assert stepper.read() >= 0
 
 
 # What is not changed is not looked up again
@@ -319,7 +319,7 @@ def test_the_same_updater_over_many_steps(kind, dtype):
                 p.grad = None
         optimizer.step()
         if step >= 2:
-            kept.add(optimizer._updater)
+            kept.add(optimizer._stepper)
         if step == 6:
             optimizer.state_dict()
             optimizer.zero_grad(set_to_none=False)
@@ -341,13 +341,13 @@ def test_gradients_of_backward_are_read_in_one_call(kind, dtype, form, monkeypat
     params = [Parameter(FORMS[form](dtype)) for _ in range(3)]
     optimizer = torch_cases.make(name, params, **{**options, **({"lr_decay": 0.0} if name == "Adagrad" else {})})
     taken = []
-    step = updaters.Updater.step
-    monkeypatch.setattr(updaters.Updater, "step", lambda *arguments: (taken.append(1), step(*arguments)))
+    step = steppers.Updater.step
+    monkeypatch.setattr(steppers.Updater, "step", lambda *arguments: (taken.append(1), step(*arguments)))
     for i in range(8):
         sum((p * p).sum() for p in params).backward()
         if i >= 3:
-            assert optimizer._updater.watch.read() == 0
-            optimizer._updater.watch.release()
+            assert optimizer._stepper.watch.read() == 0
+            optimizer._stepper.watch.release()
             taken.clear()
         optimizer.step()
         assert i < 3 or not taken
@@ -499,7 +499,7 @@ def test_asking_for_a_gradient_may_fail():
         @grad.setter
         def grad(self, value):
             """Be a parameter's."""
-            updaters.GRAD.__set__(self, value)
+            steppers.GRAD.__set__(self, value)
 
     p, q = Reluctant(torch.ones(3)), Parameter(torch.ones(3))
     optimizer = subject.SGD([q, p], lr=0.5)
@@ -555,7 +555,7 @@ def test_dropping_the_optimizer_frees_what_it_held(kind):
     try:
         params, optimizer = victim(kind, steps=5)
         tensors = [s for p in params for s in states(optimizer, p).values()]
-        held = [weakref.ref(thing) for thing in (optimizer, optimizer._updater, optimizer._updater.plan, *tensors)]
+        held = [weakref.ref(thing) for thing in (optimizer, optimizer._stepper, optimizer._stepper.plan, *tensors)]
         mine = [weakref.ref(p) for p in params]
         del tensors, optimizer
         assert [thing() for thing in held] == [None] * len(held)
@@ -571,7 +571,7 @@ def test_dropping_the_optimizer_frees_what_it_held(kind):
 def test_replaced_memory_is_freed(kind):
     """Old states, and the tables that had them, live until the next step, at the most."""
     params, optimizer = victim(kind, steps=4)
-    held = [weakref.ref(optimizer.state[params[0]][STATE[kind]]), weakref.ref(optimizer._updater)]
+    held = [weakref.ref(optimizer.state[params[0]][STATE[kind]]), weakref.ref(optimizer._stepper)]
     optimizer.state[params[0]][STATE[kind]] = torch.ones(4, 3)
     params[1].data = torch.ones(())
     optimizer.step()
@@ -588,7 +588,7 @@ def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch
     monkeypatch.setattr(cpu, "_kernels", {})
     params, optimizer = victim(kind, steps=0, dtype=dtype)
     made, recorder = [], Recorder()
-    monkeypatch.setattr(updaters.Plan, "_split", lambda *a, old=updaters.Plan._split: (made.append(1), old(*a))[1])
+    monkeypatch.setattr(steppers.Plan, "_split", lambda *a, old=steppers.Plan._split: (made.append(1), old(*a))[1])
     with event.install_listener("numba:compile", recorder), event.install_listener("numba:compiler_lock", recorder):
         torch_cases.train(optimizer, params, 1)
         assert recorder.events  # so that this test sees what it looks for
@@ -596,7 +596,7 @@ def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch
         assert made
         made.clear()
         recorder.events.clear()
-        tables_before = [launch.table for launch in optimizer._updater.plan.launches]
+        tables_before = [launch.table for launch in optimizer._stepper.plan.launches]
         torch_cases.train(optimizer, params, 4, start=2)
         torch_cases.train(optimizer, params, 4, start=6, given=torch_cases.now_and_then)
         optimizer.param_groups[0]["lr"] = 0.01
@@ -607,7 +607,7 @@ def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch
         torch_cases.train(optimizer, params, 2, start=14)
     assert made == []
     assert recorder.events == []
-    for launch, table in zip(optimizer._updater.plan.launches, tables_before, strict=True):
+    for launch, table in zip(optimizer._stepper.plan.launches, tables_before, strict=True):
         assert launch.table is table
 
 
@@ -652,11 +652,11 @@ def take_fifty_steps(name, options, dtype):
 def test_repetitions_are_the_steps_they_repeat(name, options, dtype, monkeypatch):
     """To the bit, where Python computes no row."""
     results = []
-    take = updaters.Watch.step
-    monkeypatch.setattr(updaters.Watch, "step", lambda *given: (results.append(take(*given)), results[-1])[1])
+    take = steppers.Watch.take
+    monkeypatch.setattr(steppers.Watch, "take", lambda *given: (results.append(take(*given)), results[-1])[1])
     repeated = take_fifty_steps(name, options, dtype)
     assert results.count(REPEATED) > 25
-    monkeypatch.setattr(updaters.Updater, "_prepare", lambda updater, part: None)
+    monkeypatch.setattr(steppers.TorchStepper, "can_repeat", False)
     results.clear()
     assert take_fifty_steps(name, options, dtype) == repeated
     assert results == []
@@ -664,22 +664,24 @@ def test_repetitions_are_the_steps_they_repeat(name, options, dtype, monkeypatch
 
 @pytest.mark.parametrize("kind", ["adagrad", "rmsprop_centered_momentum", "adamw_amsgrad"])
 def test_what_a_repetition_points_to_is_held(kind):
-    """Rows, and what they are computed from: by the watch itself, whatever the plan has become meanwhile."""
+    """Rows, and what they are computed from: by the repetition itself, whatever the clock has become meanwhile."""
     _, optimizer = victim(kind, steps=5)
-    updater = optimizer._updater
-    assert updater.prepared
-    updater.plan.hypers = updater.plan.hypers.copy()
-    updater.plan.reset()
+    clock = optimizer._stepper.clock
+    repetition = clock.repetition
+    assert repetition is not None
+    clock.end()
+    clock.hypers, clock.carried = clock.hypers.copy(), clock.carried.copy()
     gc.collect()
-    cohorts, hypers = updater.watch.rows
-    pointed_to = updater.watch.repetition
+    hypers, carried, inputs = repetition.held
+    pointed_to = repetition.step
     assert pointed_to["hypers"] == hypers.ctypes.data
+    assert pointed_to["carried"] == carried.ctypes.data
     if kind == "rmsprop_centered_momentum":  # whose rows stay as they are
-        assert cohorts is None
-        assert pointed_to["cohorts"] == 0
+        assert inputs is None
+        assert pointed_to["inputs"] == 0
     else:
-        assert pointed_to["cohorts"] == cohorts.ctypes.data
-        assert pointed_to["rows"] == len(cohorts) == len(hypers) == 1
+        assert pointed_to["inputs"] == inputs.ctypes.data
+        assert pointed_to["rows"] == len(inputs) == len(hypers) == 1
 
 
 @swept(1, ids=str, kind=KINDS, many=[(1, 500_000), (6, 1000), (300, 8)])

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..base import Optimizer
 from ..checks import Number, Several
-from ..optimizers import Optimizer
 from .network import Array
 
 Gradient = Callable[[Array], Array]  # of points, shape (..., 2), in the same shape

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..base import Optimizer
 from ..checks import Count
 from ..extras import require
-from ..optimizers import SGD, Optimizer
+from ..optimizers import SGD
 from ..plateau import Plateau
 from ..progress import track
 from . import look, network, training

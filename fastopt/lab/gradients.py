@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..base import Optimizer
 from ..checks import Count, Number
-from ..optimizers import SGD, Adagrad, Optimizer
+from ..optimizers import SGD, Adagrad
 from ..progress import track
 from . import look, network, training
 from .descent import descend

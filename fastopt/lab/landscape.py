@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ..base import Optimizer
 from ..checks import Count, Number
-from ..optimizers import SGD, Optimizer
+from ..optimizers import SGD
 from ..progress import track
 from ..schedules import Constant, Cosine, Linear, Sequence
 from . import look

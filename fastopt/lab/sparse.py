@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..base import Optimizer
 from ..checks import Count, Number
-from ..optimizers import Optimizer
 from ..progress import track
 from . import arrivals, look
 from .descent import check_start, descend

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..optimizers import SGD, Adagrad, Adam, Optimizer, RMSprop
+from ..base import Optimizer
+from ..optimizers import SGD, Adagrad, Adam, RMSprop
 from ..schedules import Constant, Cosine, Exponential, Linear, OneCycle, Plateau, Schedule, StepDecay
 from . import network
 from .network import RELU, Activation, Array, Objective, Params, cross_entropy

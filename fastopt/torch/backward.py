@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
+from ..backends.torch.memory import is_distributed
+from ..backends.torch.stepper import TorchStepper
 from ..kernels.tensors import OUT_OF_DATE
-from .base import Optimizer, weak
+from ..step.weak import weak
+from .base import Optimizer
 from .groups import look_at
-from .tensors import is_distributed
-from .updater import Updater
 
 
 def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **options: Any) -> StepInBackward:
@@ -74,7 +75,7 @@ class StepInBackward:
             raise ValueError("a distributed model's gradients are reduced after backward: use the optimizer's step()")
         self._optimizer = optimizer_class(trained, **options)
         # Made now: what they allocate during backward would settle where a gradient was, and leave the next no room.
-        self._updaters: dict[Tensor, Updater] = {param: self._optimizer._updater_of(param) for _, param in trained}
+        self._steppers: dict[Tensor, TorchStepper] = {param: self._optimizer._stepper_of(param) for _, param in trained}
         self._stepped: set[Tensor] = set()  # in this backward pass
         self._lock = threading.RLock()
         update = weak(self._update)
@@ -106,7 +107,7 @@ class StepInBackward:
         with self._lock:
             self._optimizer.load_state_dict(state_dict)
             self._stepped.clear()
-            self._updaters = {param: self._optimizer._updater_of(param) for param in self._updaters}
+            self._steppers = {param: self._optimizer._stepper_of(param) for param in self._steppers}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, of which there are none unless backward stopped halfway."""
@@ -116,7 +117,7 @@ class StepInBackward:
         """End the updates; gradients stay from now on."""
         for hook in self._hooks:
             hook.remove()
-        for param in self._updaters:
+        for param in self._steppers:
             held_by(param).pop(id(self), None)
 
     def step(self, *arguments: Any) -> NoReturn:
@@ -143,11 +144,10 @@ class StepInBackward:
         with self._lock:
             if self._stepped:
                 for param in self._stepped:
-                    if self._updaters[param].has_new_states:
-                        self._updaters[param] = self._optimizer._updater_of(param)
+                    if self._steppers[param].has_new_states:
+                        self._steppers[param] = self._optimizer._stepper_of(param)
                 self._stepped.clear()
-                for group in self._optimizer._groups:
-                    group.count()
+                self._optimizer._clock.count_groups()
 
     def _update(self, param: Tensor) -> None:
         with self._lock:
@@ -156,19 +156,19 @@ class StepInBackward:
             if not self._stepped:
                 Variable._execution_engine.queue_callback(self._end_pass)  # as torch's own FSDP does
             look_at(self._optimizer._groups)
-            updater = self._updaters[param]
+            stepper = self._steppers[param]
             if param.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("updates during backward() cannot be captured: capture the optimizer's own step()")
-            same = updater.parameters and self._optimizer.state.get(param) is updater.parameters[0].state
-            unread = updater.read() if same else OUT_OF_DATE
+            same = stepper.parameters and self._optimizer.state.get(param) is stepper.parameters[0].state
+            unread = stepper.read() if same else OUT_OF_DATE
             if unread == OUT_OF_DATE:
-                updater = self._optimizer._updater_of(param)
-                unread = updater.read_anew()
-            self._updaters[param] = updater
+                stepper = self._optimizer._stepper_of(param)
+                unread = stepper.read_anew()
+            self._steppers[param] = stepper
             try:
-                updater.step(unread, 1.0)
+                stepper.update(unread, 1.0)
             finally:
-                updater.watch.release()
+                stepper.watch.release()
             self._stepped.add(param)
         param.grad = None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +14,23 @@ from torch import Tensor
 from torch.autograd import profiler
 from torch.optim import optimizer as base
 
+from ..backends.torch.counts import is_shared
+from ..backends.torch.device import AmpState
+from ..backends.torch.parameter import TorchParameter
+from ..backends.torch.stepper import TorchStepper
 from ..checks import nested_too_deeply
-from ..groups import check_shared
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
 from ..plateau import Plateau
 from ..rules import HYPERPARAMETERS, Family
+from ..step.clock import Clock
+from ..step.group import check_shared
+from ..step.guard import Guard
+from ..step.interrupts import HeldBack
+from ..step.weak import weak
 from .amp import check_scaler
-from .devices import Verdict
 from .eager import eager
 from .groups import ARRAYS, NOT_OFFERED, Group, look_at
 from .live import LiveGroup, live
-from .tensors import Parameter, is_shared
-from .updater import Updater
 
 # Options that torch has added over the years, and old checkpoints do not have.
 ADDED = (
@@ -56,9 +59,8 @@ class Optimizer(torch.optim.Optimizer):
 
     # No defaults here: a wrapper of Lightning's is an instance of a subclass that was never constructed, and passes on
     # what it does not have.
-    _updater: Updater | None
+    _stepper: TorchStepper | None
     _made: bool  # or still inside the constructor
-    _inside: bool  # a step
     _groups: Sequence[Group]
     _itself: Callable[[], Any]
 
@@ -73,11 +75,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _begin(self) -> None:
         self._itself = weakref.ref(self)
-        self._lock = threading.RLock()
-        self._updater = None
-        self._made = self._inside = False
+        self._guard = Guard()
+        self._stepper = None
+        self._made = False
         self._groups = ()
-        _optimizers.add(self)
 
     def _check_defaults(self, defaults: dict[str, Any]) -> None:
         """Check the options before anything is asked of the parameters, as torch does."""
@@ -87,7 +88,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _stands_for(self) -> Any:
         """The optimizer that a wrapper stands for; None where this is one."""
-        return None if "_lock" in self.__dict__ else self._itself()
+        return None if "_guard" in self.__dict__ else self._itself()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -113,7 +114,7 @@ class Optimizer(torch.optim.Optimizer):
     def state(self) -> defaultdict[Tensor, Any]:
         """The states, by parameter; counts of steps are up to date, also where a GPU counts them."""
         state: defaultdict[Tensor, Any] = self._held("state")
-        if self._updater is not None and self._updater.counts is not None:
+        if self._stepper is not None and self._stepper.counts is not None:
             self._fetch()
         return state
 
@@ -129,18 +130,18 @@ class Optimizer(torch.optim.Optimizer):
 
     def _fetch(self) -> None:
         """Wait for a GPU that counts the steps; not inside a step or a capture, which could not wait."""
-        updater = self._updater
-        if updater is None or not updater.plan.away.active or self._inside:
+        stepper = self._stepper
+        if stepper is None or not stepper.clock.on_devices or self._guard.stepping.locked():
             return
         if not torch.cuda.is_current_stream_capturing():
-            with self._lock:
-                updater.settle()
+            with self._guard.mutex:
+                stepper.settle()
 
-    def _adopt(self) -> Updater:
+    def _adopt(self) -> TorchStepper:
         """Take groups, parameters and states as they are now."""
-        if self._updater is not None:
-            self._updater.settle()
-            self._updater.plan.away.end()
+        if self._stepper is not None:
+            self._stepper.settle()
+            self._stepper.clock.end()
         known = {id(group.given): group for group in self._groups}
         names = [name for name in HYPERPARAMETERS if name in self.defaults]
         fetch, groups = weak(self._fetch), []
@@ -153,24 +154,31 @@ class Optimizer(torch.optim.Optimizer):
             group.index = index
             groups.append(group)
         look_at(groups)
-        self._updater = Updater(self._family, groups, self._names(), self.param_groups, self.state, self._eager)
-        self._groups = groups
-        return self._updater
+        arguments = groups, self._names(), self.param_groups, self.state, self._eager, self._guard
+        stepper = TorchStepper(self._family, *arguments)
+        with HeldBack():
+            self._stepper, self._groups = stepper, groups
+            stepper.clock.attach()
+        return stepper
 
-    def _read_or_repeat(self, updater: Updater, scale: float) -> int:
-        """Let an updater take the last step again, or read the gradients; after a look at options that have changed."""
-        watch, here = updater.watch, self.__dict__
-        if watch.groups is not here["param_groups"] or watch.states is not here["state"]:
+    @property
+    def _clock(self) -> Clock:
+        """Who counts the groups' steps."""
+        return (self._stepper or self._adopt()).clock
+
+    def _read_or_repeat(self, stepper: TorchStepper, scale: float) -> int:
+        """Let a stepper take the last step again, or read the gradients; options that have changed are taken over."""
+        watch, here = stepper.watch, self.__dict__
+        if watch.dicts is not here["param_groups"] or watch.nested is not here["state"]:
             return OUT_OF_DATE
-        unread = ASSIGNED if self._has_moving_options else updater.read_or_repeat(scale)
+        unread = ASSIGNED if self._has_moving_options else stepper.read_or_repeat(scale)
         if unread == ASSIGNED:
-            updater.stop_repeating()
             scheduled = any(group.schedules for group in self._groups)  # else nothing depends on a count
-            if scheduled and not (updater.plan.courses and torch.cuda.is_current_stream_capturing()):
-                updater.settle()
+            if scheduled and not (stepper.plan.uses_gpus and torch.cuda.is_current_stream_capturing()):
+                stepper.settle()
             look_at(self._groups)
-            watch.note_options()
-            unread = updater.read()
+            watch.note_entries()
+            unread = stepper.read()
         return unread
 
     @property
@@ -178,43 +186,40 @@ class Optimizer(torch.optim.Optimizer):
         """Whether an option is a tensor or an array, whose number may be another now."""
         return any(group.has_moving for group in self._groups)
 
-    def _refuse_inside_step(self) -> None:
-        if self._inside:
-            raise RuntimeError("this optimizer is inside a step: neither step nor load nor add to it there")
+    def _update(self, scale: float, amp: AmpState | None = None) -> None:
+        """Update every parameter that has a gradient, which is first multiplied by a scale; or as GradScaler says."""
+        with self._guard.mutex:
+            self._guard.refuse_inside_step()
+            with self._guard.stepping:
+                self._take(scale, amp)
 
-    def _update(self, scale: float, verdict: Verdict | None = None) -> None:
-        """Update every parameter that has a gradient, which is first multiplied by a scale; or as a verdict says."""
-        with self._lock:
-            self._refuse_inside_step()
-            self._inside = True
-            try:
-                updater = self._updater or self._adopt()  # there is none after unpickling or copying
-                unread = self._read_or_repeat(updater, scale)
-                if unread == OUT_OF_DATE:
-                    updater = self._adopt()
-                    unread = updater.read_anew()
-                if unread != REPEATED:
-                    updater.step(unread, scale, verdict)
-            finally:
-                self._inside = False
-                if self._updater is not None:
-                    self._updater.watch.release()
+    def _take(self, scale: float, amp: AmpState | None) -> None:
+        try:
+            stepper = self._stepper or self._adopt()  # there is none after unpickling or copying
+            unread = self._read_or_repeat(stepper, scale)
+            if unread == OUT_OF_DATE:
+                stepper = self._adopt()
+                unread = stepper.read_anew()
+            if unread != REPEATED:
+                stepper.update(unread, scale, amp)
+        finally:
+            if self._stepper is not None:
+                self._stepper.watch.release()
 
     def _names(self) -> list[Sequence[Any]]:
         """Return what the parameters of each group are called: their names, else their numbers."""
         numbers = iter(range(sum(len(given["params"]) for given in self.param_groups)))
         return [given.get("param_names") or [next(numbers) for _ in given["params"]] for given in self.param_groups]
 
-    def _updater_of(self, param: Tensor) -> Updater:
-        """Return an updater of one parameter alone, which counts no group's steps."""
+    def _stepper_of(self, param: Tensor) -> TorchStepper:
+        """Return a stepper of one parameter alone, which counts no group's steps."""
         names, given = [], []
         for keys, group in zip(self._names(), self._groups, strict=True):
-            found = [(key, member) for key, member in zip(keys, group.given[PARAMS], strict=True) if member is param]
+            found = [(key, entry) for key, entry in zip(keys, group.given[PARAMS], strict=True) if entry is param]
             names.append([key for key, _ in found])
-            given.append({PARAMS: [member for _, member in found]})
-        updater = Updater(self._family, self._groups, names, given, {param: self.state[param]}, self._eager)
-        updater.plan.counted = []
-        return updater
+            given.append({PARAMS: [entry for _, entry in found]})
+        arguments = names, given, {param: self.state[param]}, self._eager, Guard()
+        return TorchStepper(self._family, self._groups, *arguments, counts_groups=False)
 
     @eager
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -255,11 +260,11 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         here, optimizer = self.__dict__, self
         found_inf, grad_scale = here.get("found_inf"), here.get("grad_scale")
-        if "_lock" not in here:  # a wrapper, to which GradScaler may have given these
+        if "_guard" not in here:  # a wrapper, to which GradScaler may have given these
             optimizer = self._itself()
             found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if isinstance(found_inf, Tensor) and found_inf.is_cuda:
-            optimizer._update(1.0, Verdict(grad_scale, found_inf))
+            optimizer._update(1.0, AmpState(grad_scale, found_inf))
         elif found_inf is None or float(found_inf) == 0:
             optimizer._update(1.0 if grad_scale is None else 1.0 / float(grad_scale))
         return loss
@@ -277,8 +282,8 @@ class Optimizer(torch.optim.Optimizer):
         if (wrapped := self._stands_for) is not None:
             wrapped.add_param_group(param_group)
             return
-        with self._lock:
-            self._refuse_inside_step()
+        with self._guard.mutex:
+            self._guard.refuse_inside_step()
             super().add_param_group(param_group)
             groups = self.__dict__["param_groups"]
             groups[-1] = live(groups[-1])
@@ -294,12 +299,12 @@ class Optimizer(torch.optim.Optimizer):
         if (wrapped := self._stands_for) is not None:
             state: dict[str, Any] = wrapped.state_dict()
             return state
-        with self._lock:
-            if self._updater is not None and not self._inside:  # a schedule, or a signal's handler, may ask for it
-                self._updater.settle()
+        with self._guard.mutex:
+            if self._stepper is not None and not self._guard.stepping.locked():  # a schedule may ask for it
+                self._stepper.settle()
                 for group in self._groups:
                     group.describe_anew()
-                self._updater.watch.note_options()  # else what was there before the look would pass for unchanged
+                self._stepper.watch.note_entries()  # else what was there before that would pass for unchanged
             return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -321,8 +326,8 @@ class Optimizer(torch.optim.Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = pre_hook(self, given)
             given = given if result is None else result
-        with self._lock:
-            self._refuse_inside_step()
+        with self._guard.mutex:
+            self._guard.refuse_inside_step()
             self._load(given)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -340,7 +345,7 @@ class Optimizer(torch.optim.Optimizer):
         memories = deepcopy(held)
         try:
             super().__setstate__({"state": states, "param_groups": groups})
-            self._adopt().plan.chosen()
+            self._adopt().clock.chosen()
         except Exception:
             self.__dict__.update(before)
             for plateau, memory in zip(held, memories, strict=True):
@@ -373,7 +378,7 @@ class Optimizer(torch.optim.Optimizer):
         return {name: self.defaults[name] for name in ADDED if name in self.defaults}
 
     def _loaded_states(
-        self, given: Any, groups: list[dict[str, Any]], all_parameters: list[Parameter]
+        self, given: Any, groups: list[dict[str, Any]], all_parameters: list[TorchParameter]
     ) -> dict[Any, Any]:
         keys = chain.from_iterable(saved["params"] for saved in given["param_groups"])
         params = chain.from_iterable(group["params"] for group in groups)
@@ -393,7 +398,7 @@ class Optimizer(torch.optim.Optimizer):
                 states[key] = saved
         return states
 
-    def _copied(self, parameter: Parameter | None, name: str, value: Any) -> Any:
+    def _copied(self, parameter: TorchParameter | None, name: str, value: Any) -> Any:
         if parameter is not None and name in self._family.states and (value is not None or self._eager):
             return parameter.fitted(name, value, copy=True)
         return deepcopy(value)  # of a frozen parameter as well, which is fitted when it has a gradient
@@ -406,7 +411,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what was pickled or copied; the rest is found at the next step."""
-        if "_lock" not in self.__dict__:
+        if "_guard" not in self.__dict__:
             self._begin()
         super().__setstate__({name: value for name, value in state.items() if name != "functions"})
         self._made = True
@@ -435,29 +440,3 @@ def check_nesting(given: Mapping[str, Any]) -> None:
                 raise TypeError(
                     f"{name} in group {i} of the state dict is a {type(group[name]).__name__}: it cannot be one"
                 )
-
-
-def weak(method: Callable[..., None]) -> Callable[..., None]:
-    """Return a method that does nothing once its object is gone, and does not keep that alive."""
-    reference = weakref.WeakMethod(method)
-
-    def call(*arguments: Any) -> None:
-        found = reference()
-        if found is not None:
-            found(*arguments)
-
-    return call
-
-
-_optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-
-
-def _unlock_in_child() -> None:
-    """Free the locks that threads held which a forked child does not have."""
-    for optimizer in _optimizers:
-        optimizer._lock = threading.RLock()
-        optimizer._inside = False
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock_in_child)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..checks import RESUMABLE
-from ..groups import GroupOptions, StepFunction, numbers_at
 from ..pair import goes_by_step, paired
+from ..step.group import GroupOptions, StepFunction, numbers_at
 from .live import LiveGroup
 
 ARRAYS = (Tensor, np.ndarray)

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..groups import StepFunction
 from ..kernels.tensors import PARAMS
 from ..pair import goes_by_step
 from ..rules import SCHEDULABLE
 from ..schedules import Schedule, from_dict
+from ..step.group import StepFunction
 
 BASE = "initial_lr"  # what torch's and timm's schedulers start from, and keep in the group
 SCHEDULERS = {"lr_scheduler", "param_scheduler", "scheduler"}  # modules that write rates: torch's, ignite's, timm's

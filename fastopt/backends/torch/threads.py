@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..kernels import pool, team
+from ...kernels import pool, team
 
 
 class TorchThreads:

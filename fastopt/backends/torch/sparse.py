@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arrays import extent
-from ..rules import Family, Rule
-from .tensors import Parameter, array_of
+from ...rules import Family, Row, Rule
+from ...step.memory import extent
+from .memory import array_of
+from .parameter import TorchParameter
 
 
-def coalesced(what: str, gradient: Tensor, parameter: Parameter) -> Tensor:
+def coalesced(what: str, gradient: Tensor, parameter: TorchParameter) -> Tensor:
     """Check a sparse gradient, and return it with each row once."""
     if gradient.dtype != parameter.tensor.dtype or gradient.shape != parameter.tensor.shape:
         raise ValueError(
@@ -33,7 +34,7 @@ class Rows:
         If it does so by itself.
     """
 
-    def __init__(self, parameter: Parameter, family: Family, rule: Rule, gradient: Tensor) -> None:
+    def __init__(self, parameter: TorchParameter, family: Family, rule: Rule, gradient: Tensor) -> None:
         if not any(able.sparse for able in family.rules):
             raise RuntimeError(
                 f"the gradient of {parameter} is sparse, and {rule.name} does not support that: its averages change in "
@@ -44,23 +45,21 @@ class Rows:
                 f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
                 "move the rows that it leaves out; pass .to_dense() of it, or put the parameter into a group without"
             )
-        if parameter.place.on_device and torch.cuda.is_current_stream_capturing():
+        if parameter.device.on_gpu and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"the gradient of {parameter} is sparse: a step with it cannot be captured")
         self.parameter = parameter
         self.rule = rule
         self.indices = tuple(gradient.indices())
         self.gradient = gradient.values().resolve_conj().resolve_neg().contiguous()
 
-    def update(self, scale: float) -> None:
-        """Update the rows; torch notes that the parameter was written."""
+    def update(self, row: Row) -> None:
+        """Update them by a hyper row; torch notes that the parameter was written."""
         parameter = self.parameter
-        parameter.step += 1
-        gain, *row = self.rule.row(parameter.group.upcoming, parameter.step, False)
         whole = [parameter.tensor.detach(), *(parameter.state[name] for name in self.rule.states)]
         taken = [tensor[self.indices].contiguous() for tensor in whole]
         arrays = [array_of(tensor) for tensor in (taken[0], self.gradient, *taken[1:])]
         addresses = [extent(array)[0] for array in arrays]
-        parameter.place.update(self.rule, parameter.format, arrays[0].size, addresses, {}, (gain * scale, *row))
+        parameter.device.update(self.rule, parameter.dtype, arrays[0].size, addresses, {}, row)
         with torch.no_grad():
             for tensor, rows in zip((parameter.tensor, *whole[1:]), taken, strict=True):
                 tensor[self.indices] = rows

@@ -1,4 +1,4 @@
-"""One GPU, through CuPy: its memory, its streams, and launches on them."""
+"""A GPU through CuPy: its memory, its current stream, and launches there."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Memory:
     the next is asked for, not when the garbage collector comes: inside of somebody's capture that would spoil it.
     """
 
-    def __init__(self, device: Device, size: int) -> None:
+    def __init__(self, stream: Stream, size: int) -> None:
         self.pointer: Any = None
         RELEASED.clear()
-        with device.cupy.cuda.Device(device.index):
-            self.pointer = device.cupy.cuda.MemoryPointer(device.cupy.cuda.Memory(max(size, 1)), 0)
-            self.pointer.memset_async(0, max(size, 1), device.stream)
-            device.stream.synchronize()  # another may be the first to use it
+        with stream.cupy.cuda.Device(stream.index):
+            self.pointer = stream.cupy.cuda.MemoryPointer(stream.cupy.cuda.Memory(max(size, 1)), 0)
+            self.pointer.memset_async(0, max(size, 1), stream.current)
+            stream.current.synchronize()  # another may be the first to use it
         self.address = int(self.pointer.ptr)
 
     def __del__(self, released: list[Any] = RELEASED) -> None:
@@ -41,8 +41,8 @@ class Memory:
         released.append(self.pointer)
 
 
-class Device:
-    """A GPU as one library uses it: that library's current stream is where work goes.
+class Stream:
+    """The stream on which one library puts its work on a GPU: whichever is current there.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Device:
 
     Attributes
     ----------
-    stream : cupy.cuda.Stream
+    current : cupy.cuda.Stream
         Where work is put, as of the last `begin`.
     capturing : bool
         Whether that records a graph, in the place of working.
@@ -71,12 +71,12 @@ class Device:
 
     def begin(self) -> None:
         """Find out which stream is the current one, and let go of what belonged to graphs that are gone."""
-        self.stream, cuda_of = self.current_stream(), self.cupy.cuda
+        self.current, cuda_of = self.current_stream(), self.cupy.cuda
         if cuda_of.runtime.getDevice() == self.index:
-            self.capturing = bool(self.stream.is_capturing())
+            self.capturing = bool(self.current.is_capturing())
         else:
             with cuda_of.Device(self.index):  # where a default stream is another one
-                self.capturing = bool(self.stream.is_capturing())
+                self.capturing = bool(self.current.is_capturing())
         if not self.capturing:
             graphs.drop_gone()
 
@@ -84,13 +84,13 @@ class Device:
         """Put a kernel on the stream, with a copy of its argument, one struct."""
         cuda_of = self.cupy.cuda
         # The contexts take as long as the launch, and as a rule both are in force.
-        if cuda_of.runtime.getDevice() == self.index and cuda_of.get_current_stream().ptr == self.stream.ptr:
+        if cuda_of.runtime.getDevice() == self.index and cuda_of.get_current_stream().ptr == self.current.ptr:
             kernel((blocks,), (threads,), (argument,))
         else:
-            with cuda_of.Device(self.index), self.stream:
+            with cuda_of.Device(self.index), self.current:
                 kernel((blocks,), (threads,), (argument,))
 
-    def send(self, to: int, words: Words, apart: int = 1, edition: int = 0, number: int = 0) -> None:
+    def send(self, to: int, words: Words, apart: int = 1, version: int = 0, number: int = 0) -> None:
         """Write numbers into memory, one every `apart` of 8 bytes, in order with all else on the stream.
 
         They travel with the launch: nothing of the host's is read later, and a graph that is captured has a copy.
@@ -101,13 +101,13 @@ class Device:
             Address of the first one's place.
         words : array of int64
         apart : int, default 1
-        edition, number : int, optional
-            Where a number lies; all is written only if that is below this one.
+        version, number : int, optional
+            The address of a version; all is written only if that version is below this number.
         """
         send, _ = cuda.send_and_advance(self.cupy)
         for start in range(0, len(words), WORDS):
             part = words[start : start + WORDS]
-            self.head[:] = to + 8 * start * apart, apart, len(part), edition, number
+            self.head[:] = to + 8 * start * apart, apart, len(part), version, number
             self.body[: len(part)] = part
             self.launch(send, 1, self.message)
 
@@ -121,8 +121,8 @@ class Device:
             self.send(memory.address, data)
         else:
             with self.cupy.cuda.Device(self.index):
-                memory.pointer.copy_from_host_async(data.ctypes.data, data.nbytes, self.stream)
-                self.stream.synchronize()
+                memory.pointer.copy_from_host_async(data.ctypes.data, data.nbytes, self.current)
+                self.current.synchronize()
 
     def download(self, memory: Memory, count: int) -> list[int]:
         """Wait for all streams of the device, and return the first numbers in memory."""

@@ -1,4 +1,4 @@
-"""What is not an array of NumPy: its memory as a gradient, and what to do with it as a parameter."""
+"""What users pass as an array, of whatever library: what it is, where it lies, and what to pass in its place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels.reader import Array
+from ..kernels.reader import Array
 
 # What has one of these is an array, whatever else it is.
 ONE_ARRAY = ("__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__", "toarray")
@@ -39,6 +39,22 @@ def dlpack_device(value: Any) -> int | None:
             code: int = value.__dlpack_device__()[0]
             return code
     return None
+
+
+CUDA = (2, 13)  # DLPack's codes of a GPU's memory, the second one's managed by the driver
+
+
+def is_on_device(value: Any) -> bool:
+    """Say whether something is an array in a GPU's memory, of whatever library."""
+    if isinstance(value, np.ndarray):
+        return False
+    # DLPack first: a tensor of torch that requires a gradient raises where it is asked for the interface.
+    return dlpack_device(value) in CUDA or hasattr(value, "__cuda_array_interface__")
+
+
+def is_array(value: Any) -> bool:
+    """Say whether something is one array, and not several."""
+    return isinstance(value, np.ndarray) or is_on_device(value)
 
 
 def borrowed(given: Any) -> Array:
@@ -93,3 +109,14 @@ def _as_array(value: Any, make: str, dtype: str = "float32") -> str | None:
         return f"{make}(..., np.{dtype}) of its .numpy()"
     numbers = isinstance(value, Number) or (isinstance(value, Sequence) and not isinstance(value, (str, bytes)))
     return f"{make}(..., np.{dtype}) of it" if numbers or is_one_array(value) else None
+
+
+def as_floats(array: Array) -> str:
+    """Say how to make an array of another dtype one that can be updated."""
+    if array.dtype.kind == "c":
+        return "pass .view(np.float32) of it, or of its .astype(np.complex64), and train that, pairs of real numbers"
+    if array.dtype.names is not None:
+        return "pass its fields, {name: array[name].astype(np.float32) for name in array.dtype.names}, and train those"
+    if array.dtype == object and any(isinstance(entry, np.ndarray) for entry in array.flat):
+        return "pass .tolist() of it, and train the arrays in that list"
+    return "make it once with .astype(np.float32) and train that"

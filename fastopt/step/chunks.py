@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .kernels.reader import Array, address
-from .kernels.tables import CHUNK, LAYOUT
+from ..kernels.reader import Array, address
+from ..kernels.tables import CHUNK, LAYOUT
 
 CHUNK_ELEMENTS = 4096  # with its states well inside an L2 cache; 8192 was no faster, and splits less evenly
 TILE = 128  # a tile's side; with 64, the runs are too short for the memory's pages, and half as fast

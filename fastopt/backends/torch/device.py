@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..extras import require
-from ..gpu import Gpu
-from ..host import Host
-from ..plan import Place
+from ...extras import require
+from ...step.cpu import Cpu
+from ...step.gpu import Gpu
+from ...step.launch import Device
 from .threads import THREADS
 
-HOST = Host(THREADS)
+CPU = Cpu(THREADS)
 
 
 def cupy_of_torch() -> Any:
@@ -49,13 +49,13 @@ def gpu_of_torch(index: int) -> Gpu:
     return Gpu(cupy, index, lambda: external(torch.cuda.current_stream(index).cuda_stream))
 
 
-def place_of(tensor: Tensor) -> Place:
+def device_of(tensor: Tensor) -> Device:
     """Return where a tensor lies."""
-    return HOST if tensor.device.type == "cpu" else gpu_of_torch(tensor.device.index)
+    return CPU if tensor.device.type == "cpu" else gpu_of_torch(tensor.device.index)
 
 
-class Verdict:
-    """What GradScaler leaves to the step, as it lies on the devices: 1 over the scale is the factor of all gradients.
+class AmpState:
+    """What GradScaler leaves to the step, as it lies on GPUs: 1 over its scale is the factor of all gradients.
 
     Parameters
     ----------
@@ -69,14 +69,14 @@ class Verdict:
         self.given = scale, found_inf
         self.held: dict[int, tuple[Tensor | None, Tensor]] = {}
 
-    def addresses(self, place: Gpu) -> tuple[int, int]:
+    def addresses(self, device: Gpu) -> tuple[int, int]:
         """Return where the two lie on a device, as float32; 0 where there is no scale."""
-        device = torch.device("cuda", place.index)
+        there = torch.device("cuda", device.index)
         scale, found_inf = self.given
         if scale is not None:
-            scale = scale.to(device, torch.float32, non_blocking=True)
-        found_inf = found_inf.to(device, torch.float32, non_blocking=True)
-        self.held[place.index] = scale, found_inf
+            scale = scale.to(there, torch.float32, non_blocking=True)
+        found_inf = found_inf.to(there, torch.float32, non_blocking=True)
+        self.held[device.index] = scale, found_inf
         return 0 if scale is None else scale.data_ptr(), found_inf.data_ptr()
 
     def on_host(self) -> tuple[float, bool]:

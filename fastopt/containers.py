@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import is_array
-from .foreign import is_one_array, is_tensor, kind, to_update
+from .backends.foreign import is_array, is_one_array, is_tensor, kind, to_update
 
 DEPTH = 64  # of nested containers
 

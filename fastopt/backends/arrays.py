@@ -1,0 +1,83 @@
+"""Parameters and gradients that are arrays, of NumPy or on a GPU."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..kernels.reader import UNREAD, Array
+from ..step.chunks import Strides, located
+from ..step.memory import Extents, pin
+from ..step.parameter import Parameter
+from ..step.plan import Plan
+
+
+class ArrayParameter(Parameter):
+    """One parameter that is an array, of NumPy or on a GPU."""
+
+    __slots__ = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape."""
+        return self.array.shape
+
+    def shown(self) -> Mapping[str, Any]:
+        """Return the states as a user sees them."""
+        return self.states
+
+    @abstractmethod
+    def loaded(self, what: str, given: Any) -> Array:
+        """Copy a state from a state dict, after checking that it is this tensor's."""
+
+    def alike(self, given: Any) -> int:
+        """Return the address of a gradient that lies as the parameter does; UNREAD where that takes a closer look."""
+        return UNREAD
+
+    @abstractmethod
+    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
+        """Check a gradient; return it, to be held, and how it lies."""
+
+
+class Gradients:
+    """Gradients that are arrays, checked against their parameters, and held: `Located` for a plan."""
+
+    def __init__(self, plan: Plan, parameters: Sequence[ArrayParameter], given: Sequence[Any]) -> None:
+        self.arrays = list(given)
+        if len(self.arrays) != len(parameters):
+            raise ValueError(f"there are {len(parameters)} parameters and {len(self.arrays)} gradients")
+        self.strided: dict[int, Strides] = {}
+        self.addresses, unread, none = plan.reader.read(self.arrays)
+        if unread and plan.uses_gpus:
+            self._read_alike(parameters, plan.extents)
+        if unread:
+            for i in np.flatnonzero(self.addresses == UNREAD).tolist():
+                self._check(i, parameters[i], plan.extents)
+        self.taking_part = (self.addresses != 0).tobytes() if none else plan.everyone
+
+    def _read_alike(self, parameters: Sequence[ArrayParameter], extents: Extents) -> None:
+        """Read those on devices that lie as their parameters do, off all that an update writes."""
+        unread = np.flatnonzero(self.addresses == UNREAD)
+        found = np.array([parameters[i].alike(self.arrays[i]) for i in unread.tolist()], np.int64)
+        lengths = np.array([parameters[i].array.nbytes for i in unread.tolist()])
+        self.addresses[unread] = np.where(extents.overlapped(found, found + lengths), UNREAD, found)
+
+    def _check(self, i: int, parameter: ArrayParameter, extents: Extents) -> None:
+        what = f"the gradient of {parameter}"
+        self.arrays[i], array = parameter.gradient(what, self.arrays[i])
+        if (other := extents.overlapping(array)) is not None:
+            raise ValueError(f"{what} overlaps {other} in memory: pass a .copy() of it")
+        self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
+        if strides is not None:
+            self.strided[i] = strides
+
+    def keep_in_place(self) -> None:
+        """Hinder all resizing, also that without a check of references, for as long as this lives."""
+        self.pins = [reference for array in self.arrays if array is not None for reference in pin(array)]
+
+    def release(self) -> None:
+        """Hold the arrays no longer, so that the next ones can have their memory; there is no step with these again."""
+        self.arrays = []

@@ -1,0 +1,49 @@
+"""What an array on a GPU must be before its address is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...kernels.reader import Array
+from ...kernels.tables import ELEMENTS
+from ...step.memory import described
+from ..foreign import as_floats, is_on_device, kind
+from .device import installed_cupy
+
+
+def seen(array: Any, dtype: str) -> Array:
+    """Return an array that says how one of CuPy lies in memory, and must not be read; it keeps the other alive."""
+    return described(array, int(array.data.ptr), ELEMENTS[dtype][0], array.shape, array.strides)
+
+
+def as_cupy(what: str, given: Any) -> Any:
+    """Return an array of CuPy over the same memory as an array of any library on a GPU."""
+    cupy = installed_cupy()
+    if isinstance(given, cupy.ndarray):
+        return given
+    if not is_on_device(given):
+        raise TypeError(f"{what} is {kind(given)}, not an array on a GPU: pass cupy.asarray(...) of it, and keep that")
+    if getattr(given, "requires_grad", False):  # of torch, which shows no memory then
+        raise TypeError(f"{what} requires a gradient: pass .detach() of it, or train it with fastopt.torch")
+    if hasattr(given, "__cuda_array_interface__"):
+        return cupy.asarray(given)
+    return cupy.from_dlpack(given)
+
+
+def check_writable(what: str, given: Any) -> None:
+    """Raise where the interface of an array says that nobody may write there."""
+    interface = getattr(given, "__cuda_array_interface__", None)
+    if interface is not None and interface["data"][1]:
+        raise ValueError(
+            f"{what} is read-only, and would be updated in place: pass cupy.array(...) of it, and use that"
+        )
+
+
+def dtype_of(what: str, array: Any) -> str:
+    """Name what an array holds, as kernels are compiled for it."""
+    name: str = array.dtype.name
+    if name not in ELEMENTS or not array.dtype.isnative:
+        known = ", ".join(ELEMENTS)
+        way = "pass .astype('float32') of it" if array.dtype.kind != "c" else as_floats(array)
+        raise TypeError(f"{what} has dtype {name}; {known} can be updated on a GPU: {way}")
+    return name

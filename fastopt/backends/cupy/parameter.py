@@ -1,0 +1,114 @@
+"""One parameter that is an array of CuPy, or of whatever it can look into."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...kernels.reader import UNREAD, Array
+from ...kernels.tables import ELEMENTS
+from ...step.gpu import Gpu
+from ...step.group import GroupOptions
+from ...step.memory import Layout, owner_of
+from ..arrays import ArrayParameter
+from .device import gpu_of_cupy, installed_cupy
+from .memory import as_cupy, check_writable, dtype_of, seen
+
+
+class CupyParameter(ArrayParameter):
+    """One parameter that is an array on a GPU."""
+
+    device: Gpu
+
+    def __init__(self, key: Hashable, given: Any, group: GroupOptions, what: str = "") -> None:
+        what = what or f"parameter {key!r}"
+        self.held = as_cupy(what, given)
+        check_writable(what, given)
+        dtype = dtype_of(what, self.held)
+        array = seen(self.held, dtype)
+        layout = Layout(array)
+        if not (array.flags.aligned and layout.in_storage_order(array).flags.c_contiguous):
+            raise ValueError(
+                f"{what} is not dense in memory (shape {array.shape}, strides {array.strides}): "
+                f"pass a .copy() of it, and use that from now on"
+            )
+        device = gpu_of_cupy(installed_cupy(), self.held.device.id)
+        super().__init__(key, array, layout, dtype, group, device)
+
+    def shown(self) -> Mapping[str, Any]:
+        """Return the states as a user sees them: arrays of CuPy."""
+        return {name: owner_of(state) for name, state in self.states.items()}
+
+    def new_state(self, value: float) -> Array:
+        """Allocate a state that lies as the parameter does, in float32 for half precision."""
+        cupy, shape = self.device.cupy, self.layout.stored_shape(self.array)
+        real = np.dtype(ELEMENTS[self.dtype][1])
+        with cupy.cuda.Device(self.device.index):
+            new = cupy.zeros(shape, real) if value == 0 else cupy.full(shape, value, real)
+            return seen(self.layout.turned_back(new), real.name)
+
+    def loaded(self, what: str, given: Any) -> Array:
+        """Copy a state from a state dict, from a GPU or from NumPy, after checking that it is this tensor's."""
+        state = self.new_state(0.0)
+        new = owner_of(state)
+        if not hasattr(given, "dtype") or given.dtype != new.dtype:
+            raise TypeError(f"{what} has dtype {getattr(given, 'dtype', None)}, its parameter needs {new.dtype}")
+        if given.shape != new.shape:
+            raise ValueError(f"{what} has shape {given.shape}, its parameter {new.shape}: they must agree")
+        with self.device.cupy.cuda.Device(self.device.index):
+            new[...] = self.device.cupy.asarray(given)
+        return state
+
+    def state(self, what: str, given: Any) -> Array:
+        """Check a state that the caller owns."""
+        array = as_cupy(what, given)
+        check_writable(what, given)
+        real = np.dtype(ELEMENTS[self.dtype][1])
+        if array.device.id != self.device.index or array.dtype != real or array.shape != self.shape:
+            raise ValueError(
+                f"{what} must be of {real.name} and shape {self.shape} on GPU {self.device.index}, as p needs it, not "
+                f"of {array.dtype.name} and {array.shape} on GPU {array.device.id}"
+            )
+        state = seen(array, real.name)
+        if not (state.flags.aligned and self.layout.in_storage_order(state).flags.c_contiguous):
+            raise ValueError(
+                f"{what} does not lie in memory as p does: make it with cupy.zeros_like(p, dtype={real.name!r})"
+            )
+        return state
+
+    def alike(self, given: Any) -> int:
+        """Return the address of a gradient that lies as the parameter does; UNREAD where that takes a closer look."""
+        held = self.held
+        if (
+            type(given) is type(held)
+            and given.dtype == held.dtype
+            and given.shape == held.shape
+            and given.strides == held.strides
+            and self.layout.forwards
+            and given.device == held.device
+            and given.data.ptr % self.array.itemsize == 0
+        ):
+            return int(given.data.ptr) or UNREAD
+        return UNREAD
+
+    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
+        """Check a gradient; return it, to be held, and how it lies."""
+        array = as_cupy(what, given)
+        if array.device.id != self.device.index:
+            raise ValueError(f"{what} is on GPU {array.device.id}, its parameter on GPU {self.device.index}")
+        if array.dtype != self.held.dtype:
+            real = ".real" if array.dtype.kind == "c" else ""
+            raise TypeError(
+                f"{what} has dtype {array.dtype.name}, its parameter {self.dtype}: "
+                f"pass {real}.astype({self.dtype!r}) of it"
+            )
+        if array.shape != self.shape:
+            raise ValueError(
+                f"{what} has shape {array.shape}, its parameter {self.shape}: they are paired by index and must agree"
+            )
+        view = seen(array, self.dtype)
+        if not view.flags.aligned:  # which a GPU cannot read
+            raise ValueError(f"{what} is not aligned to its elements in memory: pass a .copy() of it")
+        return array, view

@@ -1,0 +1,1 @@
+"""Arrays of NumPy: their memory, parameters, gradients, and the CPU that updates them."""

@@ -1,0 +1,83 @@
+"""What an array of NumPy must be before its address is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...kernels.reader import Array
+from ...step.memory import Layout
+from ..foreign import as_floats, borrowed, is_on_device, kind, to_read, to_update
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def check_type(what: str, array: Any, advice: Callable[[Any], str] = to_update) -> Array:
+    """Return a plain view of what must be an ordinary NumPy array."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{what} is {kind(array)}, not a NumPy array: {advice(array)}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{what} is a masked array, whose mask an update would ignore: pass its .data or .filled()")
+    plain: Array = array.view(np.ndarray)  # a view of our own: its shape and dtype stay, whatever is done to the other
+    return plain
+
+
+def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
+    """Check an array that a kernel will write: a parameter or a state."""
+    array = check_type(what, array)
+    if array.dtype not in DTYPES:
+        raise TypeError(
+            f"{what} has dtype {_name(array.dtype)}; float32 and float64 can be updated: {as_floats(array)}"
+        )
+    if not array.flags.writeable:
+        raise ValueError(f"{what} is read-only, and would be updated in place: pass a writable .copy() and use that")
+    layout = Layout(array)
+    if not (array.flags.aligned and layout.in_storage_order(array).flags.c_contiguous):
+        raise ValueError(
+            f"{what} is not dense in memory (shape {array.shape}, strides {array.strides}): "
+            f"pass a .copy() of it, and use that from now on"
+        )
+    return array, layout
+
+
+def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Check that an array has its parameter's dtype and shape."""
+    checked = check_type(what, array, lambda given: to_read(given, dtype))
+    if checked.dtype != dtype:
+        real = ".real" if checked.dtype.kind == "c" else ""
+        raise TypeError(
+            f"{what} has dtype {_name(checked.dtype)}, {other} {dtype.name}: pass {real}.astype(np.{dtype.name}) of it"
+        )
+    if checked.shape != shape:
+        raise ValueError(f"{what} has shape {checked.shape}, {other} {shape}: they are paired by index and must agree")
+    return checked
+
+
+def check_gradient(what: str, given: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Check what is only read: an array, or memory on the CPU that something else offers."""
+    if isinstance(given, np.generic):  # what a reduction over all axes returns: the gradient of a 0-d parameter
+        given = np.asarray(given)
+    if not isinstance(given, np.ndarray):
+        given = _borrowed(what, given, other, dtype)
+    return check_like(what, given, other, dtype, shape)
+
+
+def _borrowed(what: str, given: Any, other: str, dtype: np.dtype[Any]) -> Array:
+    """Return an array over the memory of something else, which must have its parameter's dtype."""
+    if is_on_device(given):
+        raise TypeError(f"{what} is {kind(given)} on a GPU, not a NumPy array as {other}: {to_read(given, dtype)}")
+    try:
+        array = borrowed(given)
+    except (TypeError, ValueError, AttributeError, BufferError, RuntimeError) as error:
+        raise TypeError(f"{what} is {kind(given)}, not a NumPy array: {to_read(given, dtype)}") from error
+    if array.dtype != dtype:
+        raise TypeError(
+            f"{what} is {kind(given)} of dtype {_name(array.dtype)}, {other} {dtype.name}: {to_read(given, dtype)}"
+        )
+    return array
+
+
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"

@@ -1,0 +1,49 @@
+"""One parameter that is an array of NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from ...kernels.reader import Array
+from ...step.group import GroupOptions
+from ...step.memory import pin
+from ..arrays import ArrayParameter
+from .device import CPU
+from .memory import check_dense, check_gradient, check_like
+
+
+class NumpyParameter(ArrayParameter):
+    """One parameter that is a NumPy array."""
+
+    def __init__(self, key: Hashable, param: Any, group: GroupOptions) -> None:
+        array, layout = check_dense(f"parameter {key!r}", param)
+        super().__init__(key, array, layout, array.dtype.name, group, CPU)
+        self.pins = pin(self.array)
+
+    def restore(self, step: int, carried: float, states: Mapping[str, Array]) -> None:
+        """Take over a count and states, and drop the present ones."""
+        self.pins = pin(self.array)
+        super().restore(step, carried, states)
+
+    def keep(self, states: Mapping[str, Array]) -> None:
+        """Take new states, and keep them in place."""
+        self.states.update(states)
+        for array in states.values():
+            self.pins += pin(array)
+
+    def new_state(self, value: float) -> Array:
+        """Allocate a state that lies as the parameter does."""
+        return self.layout.allocate(self.array, value)
+
+    def loaded(self, what: str, given: Any) -> Array:
+        """Copy a state from a state dict, after checking that it is this tensor's."""
+        source = check_like(what, given, "its parameter", self.array.dtype, self.shape)
+        state = self.new_state(0.0)
+        state[...] = source
+        return state
+
+    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
+        """Check a gradient; return it, to be held, and how it lies."""
+        array = check_gradient(what, given, "its parameter", self.array.dtype, self.shape)
+        return array, array

@@ -1,0 +1,74 @@
+"""The update of a single array of NumPy, on states of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...kernels.reader import Array, read_alike
+from ...rules import Row, Rule
+from ...step.chunks import Strides, located
+from ...step.interrupts import HeldBack
+from ...step.memory import Extents, extent
+from .device import CPU
+from .memory import check_dense, check_gradient, check_like, check_type
+
+
+def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
+    """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
+    single = Single(p, g, states)
+    rule.check_row(numbers, single.dtype.name)
+    arguments = rule, single.dtype.name, single.size, single.addresses, single.strided, numbers
+    if not single.copies:
+        CPU.update(*arguments)
+        return
+    with HeldBack():
+        CPU.update(*arguments)
+        for array, copy in single.copies:
+            array[...] = copy
+
+
+class Single:
+    """The arrays of a single update, checked and held.
+
+    Attributes
+    ----------
+    addresses : list of int
+        Of parameter, gradient and states.
+    copies : list of (array, array)
+        States that lie in another order than the parameter, and the copies that are updated in their place.
+    """
+
+    def __init__(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:
+        self.strided: dict[int, Strides] = {}
+        self.copies: list[tuple[Array, Array]] = []
+        self.held = [p, g, *states.values()]
+        if (read := read_alike(self.held)) is not None:
+            self.addresses, self.dtype, self.size = read
+        else:
+            self._check(p, g, states)
+
+    def _check(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:
+        param, layout = check_dense("p", p)
+        gradient = check_gradient("g", g, "p", param.dtype, param.shape)
+        arrays = {"p": param}
+        for name, given in states.items():
+            state = check_like(name, check_type(name, given), "p", param.dtype, param.shape)
+            arrays[name], _ = check_dense(name, state)
+        extents = Extents(arrays.items())
+        pair = extents.first_overlap() or (extents.overlapping(gradient), "g")
+        if pair[0] is not None:
+            raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
+
+        gradient_address, strides = located(layout.in_storage_order(gradient))
+        if strides is not None:
+            self.strided[0] = strides
+        for name in states:
+            if not layout.in_storage_order(arrays[name]).flags.c_contiguous:
+                copy = layout.allocate(param, 0.0)
+                copy[...] = arrays[name]
+                self.copies.append((arrays[name], copy))
+                arrays[name] = copy
+        start, *rest = (extent(array)[0] for array in arrays.values())
+        self.addresses, self.dtype, self.size = [start, gradient_address, *rest], param.dtype, param.size
+        self.held = [gradient, *arrays.values()]

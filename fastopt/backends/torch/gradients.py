@@ -1,0 +1,114 @@
+"""The gradients of one step, as torch holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.reader import UNREAD
+from ...kernels.tensors import Shape, Watch, shape_of
+from ...step.chunks import Strides, located
+from ...step.memory import Extents
+from ...step.plan import Plan
+from .memory import array_of, check_memory, is_distributed
+from .parameter import TorchParameter
+from .sparse import coalesced
+
+GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself: by name it takes a third longer
+
+
+class Gradients:
+    """The gradients of one step, checked against their parameters, and held.
+
+    Attributes
+    ----------
+    addresses, taking_part, strided
+        As those of `Located`, where sparse gradients do not take part.
+    sparse : dict
+        Index of a parameter -> its sparse gradient, each row once.
+    scale : float
+        What sparse gradients are first multiplied by.
+    """
+
+    def __init__(self, watch: Watch, parameters: Sequence[TorchParameter], plan: Plan, unread: int) -> None:
+        self.tensors = list(watch.gradients)
+        self.strided: dict[int, Strides] = {}
+        self.sparse: dict[int, Tensor] = {}
+        self.scale = 1.0
+        self.addresses = watch.found[:-1].copy()
+        if unread:
+            for i in np.flatnonzero(self.addresses == UNREAD).tolist():
+                self._check(i, parameters[i], plan.extents)
+        all_dense = watch.found[-1] == 0 and not self.sparse
+        self.taking_part = plan.everyone if all_dense else (self.addresses != 0).tobytes()
+
+    def _check(self, i: int, parameter: TorchParameter, extents: Extents) -> None:
+        what = f"the gradient of {parameter}"
+        given = self.tensors[i]
+        check_distribution(what, given, parameter.given)
+        if isinstance(given, Tensor) and given.layout is torch.sparse_coo:
+            self.sparse[i] = coalesced(what, given, parameter)
+            self.addresses[i] = 0
+            return
+        if isinstance(given, Tensor) and given._is_zerotensor():
+            given = given.clone()  # which has memory
+        gradient = check_memory(what, given).detach().resolve_conj().resolve_neg()
+        if gradient.device != parameter.tensor.device:
+            raise ValueError(f"{what} is on {gradient.device}, its parameter on {parameter.tensor.device}")
+        if gradient.dtype != parameter.tensor.dtype:
+            raise TypeError(f"{what} has dtype {gradient.dtype}, its parameter {parameter.tensor.dtype}")
+        if gradient.shape != parameter.tensor.shape:
+            shapes = f"shape {tuple(gradient.shape)}, its parameter {tuple(parameter.tensor.shape)}"
+            raise ValueError(f"{what} has {shapes}: they are paired by index and must agree")
+        self.tensors[i] = gradient
+        array = array_of(gradient)
+        if (other := extents.overlapping(array)) is not None:
+            raise ValueError(f"{what} overlaps {other} in memory: assign a .clone() of it")
+        self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
+        if strides is not None:
+            self.strided[i] = strides
+
+    def release(self) -> None:
+        """Hold the tensors no longer, so that the next ones can have their memory; there is no step with these again."""
+        self.tensors, self.sparse = [], {}
+
+
+def check_distribution(what: str, gradient: Any, parameter: Any) -> None:
+    """Raise where one of the two is distributed and the other is not, or otherwise."""
+    if not is_distributed(parameter):
+        if is_distributed(gradient):
+            raise ValueError(f"{what} is distributed, and its parameter is not: assign its .full_tensor()")
+        return
+    there = "parameter.device_mesh, parameter.placements"
+    if not is_distributed(gradient):
+        raise ValueError(
+            f"{what} is not distributed, and its parameter is: assign distribute_tensor(gradient, {there})"
+        )
+    if gradient.device_mesh != parameter.device_mesh:
+        raise ValueError(
+            f"{what} is distributed over another mesh than its parameter: assign "
+            f"distribute_tensor(gradient.full_tensor(), {there})"
+        )
+    if gradient.placements != parameter.placements:
+        raise ValueError(
+            f"{what} is not distributed as its parameter is: assign its .redistribute(placements=parameter.placements)"
+        )
+
+
+def has_plain_gradient(param: Tensor) -> bool:
+    """Say whether a parameter's gradient is torch's own attribute, and not a property of its class."""
+    return getattr(type(param), "grad", None) is GRAD
+
+
+def readable_gradient(parameter: TorchParameter) -> Shape | None:
+    """Describe a gradient that lies as its parameter does; None where only Python can tell what it stands for.
+
+    Complex ones may be conjugates, and where no stride is odd it may be the negated imaginary part of a conjugate.
+    """
+    tensor = parameter.tensor
+    plain = any(stride % 2 for stride in tensor.stride()) and not tensor.is_complex() and not parameter.has_gaps
+    return shape_of(tensor) if plain else None

@@ -1,0 +1,134 @@
+"""What a tensor of torch must be before its address is taken, and how its memory is seen as an array."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.reader import Array
+from ...kernels.tensors import DEVICES, untrack
+from ...step.memory import Layout, described, owner_of
+
+# What a kernel is compiled for: complex numbers are pairs of reals.
+FORMATS = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.complex64: "float32",
+    torch.complex128: "float64",
+}
+HALF = (torch.float16, torch.bfloat16)
+
+
+def state_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of a parameter's states: its own, but float32 for half precision, where sums would be lost."""
+    return torch.float32 if tensor.dtype in HALF else tensor.dtype
+
+
+def is_distributed(tensor: Any) -> bool:
+    """Say whether a tensor is a DTensor; where nobody has imported these, there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Any) -> Any:
+    """Return the part of a distributed tensor that is here; anything else as it is."""
+    if not is_distributed(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def check_memory(what: str, tensor: Any) -> Tensor:
+    """Return the tensor, here, of what must be a tensor with ordinary memory on the CPU."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{what} is a {type(tensor).__name__}, not a tensor")
+    here: Tensor = local(tensor)
+    if type(here).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise TypeError(f"{what} is a {type(here).__name__}, whose memory is its own affair: use torch.optim for it")
+    if here.layout is not torch.strided:
+        raise ValueError(f"{what} has the layout {here.layout}: pass .to_dense() of it")
+    if here.device.type not in DEVICES:
+        raise ValueError(
+            f"{what} is on {here.device}: tensors on the CPU and on CUDA devices can be updated; use torch.optim there"
+        )
+    if here._is_zerotensor():
+        raise ValueError(f"{what} is a ZeroTensor, which has no memory: pass a .clone() of it")
+    if here.numel() and not has_memory(here):
+        raise ValueError(f"{what} has a storage that is too small for it, or was given back: nothing can be there")
+    return here
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Say whether a tensor's storage is large enough for it, which torch checks whenever it makes a view.
+
+    ``untyped_storage`` would know, but is an object more for the garbage collector, as long as the storage lives.
+    """
+    try:
+        tensor.as_strided(tensor.shape, tensor.stride())
+    except RuntimeError:
+        return False
+    return True
+
+
+def array_of(tensor: Tensor) -> Array:
+    """Describe a tensor's memory as an array: pairs of reals for complex numbers, bits for bfloat16.
+
+    Of memory on a GPU, the array only says how it lies. `Tensor.numpy` would do on the CPU, but after that torch
+    refuses to resize the storage, for good.
+    """
+    plain = tensor.detach()
+    if plain.is_complex():
+        plain = torch.view_as_real(plain).detach()  # else it is a view, which holds what it is a view of
+    elif plain.dtype is torch.bfloat16:
+        plain = plain.view(torch.int16).detach()
+    size = plain.itemsize
+    strides = [stride * size for stride in plain.stride()]
+    return described(plain, plain.data_ptr(), numpy_dtype(plain.dtype), plain.shape, strides)
+
+
+@functools.cache
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return NumPy's dtype of that name."""
+    return np.dtype(str(dtype).removeprefix("torch."))
+
+
+def alias_of(array: Array) -> Tensor:
+    """Return the tensor behind an array of `array_of`, which shares memory and count of writes with the given one."""
+    alias: Tensor = owner_of(array)
+    return alias
+
+
+def held_array(tensor: Tensor) -> Array:
+    """View a parameter or a state as an array that keeps its memory, also where the tensor is given other memory.
+
+    An alias of our own keeps it. Nobody else has that, so it is in no cycle, and the garbage collector need not see it.
+    """
+    array = array_of(tensor)
+    alias = alias_of(array)
+    if type(alias) is Tensor:
+        untrack(alias)
+        untrack(array.base)
+    return array
+
+
+def is_dense(array: Array, layout: Layout) -> bool:
+    """Say whether an array fills its memory in the storage order of a layout."""
+    return bool(array.flags.aligned and layout.in_storage_order(array).flags.c_contiguous)
+
+
+def overlaps_itself(array: Array) -> bool:
+    """Say whether two elements of an array may be one in memory."""
+    reach = array.itemsize
+    for length, stride in sorted(zip(array.shape, array.strides, strict=True), key=lambda axis: abs(axis[1])):
+        if length > 1:
+            if abs(stride) < reach:
+                return True
+            reach += (length - 1) * abs(stride)
+    return False

@@ -1,0 +1,249 @@
+"""Takes the steps of an optimizer of torch, as long as its tensors are what and where they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # which is public all the same
+
+from ...kernels.tensors import OUT_OF_DATE, PARAMS, Watch, exchange_table
+from ...rules import Family
+from ...step.group import GroupOptions
+from ...step.guard import Guard
+from ...step.stepper import Stepper
+from .counts import Counts
+from .device import AmpState
+from .gradients import GRAD, Gradients, has_plain_gradient, readable_gradient
+from .memory import is_distributed, local
+from .parameter import TorchParameter
+from .sparse import Rows
+
+TABLE = exchange_table(Tensor)
+INCREMENT = getattr(torch._C, "_increment_version", increment_version)  # what that calls
+NO_COUNTS = np.zeros(0)
+
+
+def trains(param: Tensor) -> bool:
+    """Say whether a parameter is to be updated; what is frozen may be of any kind, until it has a gradient."""
+    return param.requires_grad or param.grad is not None
+
+
+class Part:
+    """The parameters that take part in a step, one byte for each."""
+
+    def __init__(self, parameters: Sequence[TorchParameter], everyone: bytes, bits: bytes) -> None:
+        self.bits = bits
+        self.which = slice(None) if bits == everyone else np.frombuffer(bits, bool)
+        taking_part = [parameter for parameter, bit in zip(parameters, bits, strict=True) if bit]
+        self.with_gaps = [parameter for parameter in taking_part if parameter.has_gaps]
+        self.repeatable = bits == everyone and not self.with_gaps
+        self.written = [tensor for parameter in taking_part for tensor in parameter.counted()]
+        # Those that C++ holds as well are counted in a quarter of the time.
+        self.held = [to_dlpack(tensor) for tensor in self.written if not is_distributed(tensor)]
+
+
+class TorchStepper(Stepper):
+    """Updates parameters of an optimizer of torch, as long as these and their states are what and where they were.
+
+    Parameters
+    ----------
+    family : Family
+    groups : sequence of GroupOptions
+    names : sequence of sequences
+        What the parameters of each group are called.
+    given : list of dict
+        The groups as torch has them, at least with their ``params``, into all of which others may write.
+    states : dict
+        Parameter -> its state: dicts that others may write into.
+    eager : bool
+        Whether states are made at once, and not with a parameter's first gradient.
+    guard, counts_groups
+        As for `Stepper`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter cannot be updated, a state is not its parameter's, or options contradict each other.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        groups: Sequence[GroupOptions],
+        names: Sequence[Sequence[Any]],
+        given: list[dict[str, Any]],
+        states: dict[Any, Any],
+        eager: bool,
+        guard: Guard,
+        counts_groups: bool = True,
+    ) -> None:
+        self.family = family
+        self.parameters: list[TorchParameter] = []
+        self.frozen: list[Tensor] = []  # until they have a gradient
+        for group, keys, entries in zip(groups, names, given, strict=True):
+            for key, param in zip(keys, entries[PARAMS], strict=True):
+                if trains(param):
+                    self.parameters.append(TorchParameter(key, param, group, states))
+                else:
+                    self.frozen.append(param)
+        for parameter in self.parameters:
+            parameter.adopt(family)
+        super().__init__(self.parameters, groups, family.choose, guard, counts_groups)
+        if eager:
+            for parameter in self.parameters:
+                parameter.keep(parameter.new_states(family.choose(parameter.group.entries)))
+            self.plan.forget_extents()
+        self.counts = Counts(self.parameters) if family.counts else None
+        self.part: Part | None = None
+        self.given = [parameter.given for parameter in self.parameters]
+        # What is watched: parameters and states, and of distributed ones the part that is here.
+        self.objects = [tensor for parameter in self.parameters for tensor in parameter.written()]
+        self.objects += self.counts.tensors if self.counts else []
+        self.tensors = [local(held) for held in self.objects]
+        self.distributed = any(map(is_distributed, self.given))
+        self.asks = self.distributed or not all(map(has_plain_gradient, (*self.given, *self.frozen)))
+        # States that C++ holds as well are read in half the time. Not parameters, which torch.utils.swap_tensors would
+        # refuse then.
+        held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
+        self.held = [to_dlpack(tensor) for tensor in held + (self.counts.tensors if self.counts else [])]
+        counts = (self.counts.array, self.counts.expected) if self.counts else (NO_COUNTS, NO_COUNTS)
+        self.watch = Watch(TABLE, given, states, self.tensors, *counts)
+        shapes = [readable_gradient(parameter) for parameter in self.parameters]
+        descriptor = None if self.asks else GRAD
+        self.extents = self.plan.extents
+        self.watch.expect(
+            self.given, self.frozen, descriptor, Tensor, shapes, self.extents.starts, self.extents.reaches
+        )
+
+    # Gradients
+
+    def read(self) -> int:
+        """Read the gradients; return how many were not as expected, OUT_OF_DATE, or ASSIGNED."""
+        if self.has_new_states or self._is_overtaken:
+            return OUT_OF_DATE
+        self._locate()
+        return self.watch.read()
+
+    @property
+    def _is_overtaken(self) -> bool:
+        """Whether another process has counted, or a frozen parameter has a gradient where nobody else would see it."""
+        if self.counts is not None and self.counts.shared and self.counts.counted_elsewhere:
+            return True
+        return self.asks and any(param.grad is not None for param in self.frozen)
+
+    @property
+    def has_new_states(self) -> bool:
+        """Whether a step has made states, which nobody watches yet."""
+        return self.plan.extents is not self.extents
+
+    def _locate(self) -> None:
+        if self.distributed:
+            self.tensors[:] = map(local, self.objects)
+        if self.asks:
+            self.watch.gradients[:] = [given.grad for given in self.given]
+
+    def read_anew(self) -> int:
+        """Read the gradients where all has just been adopted, and so is up to date."""
+        unread = self.read()
+        return self.watch.collect() if unread == OUT_OF_DATE else unread
+
+    def read_or_repeat(self, scale: float) -> int:
+        """Take the step where it can be the last one again, with other gradients, and return REPEATED; else `read`."""
+        repetition = self.clock.repetition
+        if repetition is None or self.part is None or scale != self.clock.scale or (self.asks and self._is_overtaken):
+            return self.read()
+        self._locate()
+        return self.watch.take(repetition, INCREMENT, self.part.written)
+
+    # Steps
+
+    def update(self, unread: int, scale: float, amp: AmpState | None = None) -> None:
+        """Update every parameter that has a gradient, which is first multiplied by a scale.
+
+        Whatever can fail comes before anything is written.
+
+        Parameters
+        ----------
+        unread : int
+            What `read` has returned.
+        scale : float
+        amp : AmpState, optional
+            Has another factor, and may be that the step is skipped.
+        """
+        gradients = Gradients(self.watch, self.parameters, self.plan, unread)
+        skipped = False
+        if amp is not None and (gradients.sparse or not self.plan.only_gpus):
+            scale, skipped = amp.on_host()
+        if amp is not None and not self.plan.only_gpus:
+            amp = None
+        gradients.scale = scale
+        try:
+            if not skipped:
+                self.take(gradients, scale if amp is None else 1.0, amp)
+        finally:  # the plan remembers where they lay, and nothing may keep them alive
+            gradients.release()
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether the extension may take the last step again: nothing but launches and counts belongs to it."""
+        shared = self.counts is not None and self.counts.shared
+        return bool(TABLE and self.part is not None and self.part.repeatable and not shared)
+
+    def prepare(self, gradients: Gradients) -> None:
+        """Find out which tensors are written, and which rows of sparse gradients."""
+        if gradients.sparse:
+            self.clock.ask_now()
+        self.rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
+        if self.part is None or self.part.bits != gradients.taking_part:
+            self.part = Part(self.parameters, self.plan.everyone, gradients.taking_part)
+        self.devices_counted = self.clock.on_devices
+
+    def _rows(self, i: int, gradient: Tensor) -> Rows:
+        parameter = self.parameters[i]
+        return Rows(parameter, self.family, self.clock.rules[parameter.group.index], gradient)
+
+    def begin(self, gradients: Gradients) -> None:
+        """Tell autograd what is written, and copy parameters with gaps into dense memory."""
+        part = self._part
+        increment_version(part.written)
+        for parameter in part.with_gaps:
+            parameter.load()
+
+    def finish(self, gradients: Gradients) -> None:
+        """Copy parameters with gaps back, show the counts, and update the rows of sparse gradients."""
+        for parameter in self._part.with_gaps:
+            parameter.store()
+        if self.counts is not None and not self.clock.on_devices:
+            self._show_counts(self.counts)
+        for i, rows in self.rows.items():
+            rows.update(self.clock.row_of(self.parameters[i], gradients.scale))
+            self.clock.count_alone(self.parameters[i])
+            if self.counts is not None:
+                self.counts.count(i)
+        self.rows = {}
+
+    @property
+    def _part(self) -> Part:
+        assert self.part is not None  # since `prepare`
+        return self.part
+
+    def _show_counts(self, counts: Counts) -> None:
+        if self.devices_counted:  # until this step, which the host counts again
+            self.clock.write_counts()
+            counts.take(self.parameters)
+        else:
+            counts.count(self._part.which)
+
+    def settle(self) -> None:
+        """Bring all counts up to date, before anybody asks for one."""
+        if not self.clock.on_devices:
+            self.clock.settle()
+            return
+        self.clock.write_counts()
+        if self.counts is not None:
+            self.counts.take(self.parameters)

@@ -1,0 +1,391 @@
+"""What the optimizers over arrays share: parameter groups, steps and state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, TypeAlias
+
+import numpy as np
+
+from .backends.arrays import ArrayParameter, Gradients
+from .backends.foreign import is_array, is_on_device, is_one_array, kind
+from .backends.numpy.parameter import NumpyParameter
+from .checks import RESUMABLE, Count, Number, nested_too_deeply, plain, unwrapped
+from .containers import Members
+from .groups import ParamGroup
+from .kernels.reader import Array
+from .rules import HYPERPARAMETERS, Family, check
+from .step.group import GroupOptions, StepFunction, check_shared, numbers_at
+from .step.guard import Guard
+from .step.interrupts import HeldBack
+from .step.stepper import Stepper
+
+Params: TypeAlias = Array | Mapping[str, Any] | Iterable[Any]  # what is in them may be nested, or groups
+
+Grads: TypeAlias = Any  # mirrors Params, with None where a parameter has no gradient
+
+Scheduled: TypeAlias = float | Callable[[int], float]
+
+
+CARRIED = Number("product", maximum=1.0)
+
+
+class _Bound:
+    """Stands for the gradients given to `Optimizer.bind`, where None has a meaning of its own."""
+
+    def __repr__(self) -> str:
+        return "<the bound gradients>"
+
+
+BOUND: Final = _Bound()
+
+
+class Optimizer:
+    """What all optimizers share: parameter groups, steps and state dicts. Not to be used by itself.
+
+    An optimizer updates arrays in place and keeps its own state for each. A step is all or nothing: whatever is wrong
+    raises before the first element changes. Steps of one optimizer from several threads wait for each other.
+    """
+
+    _family: ClassVar[Family]
+
+    def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
+        self._defaults = dict(defaults)
+        if not hasattr(self, "_family"):
+            raise TypeError("Optimizer is what all optimizers share: use SGD, Adam or another of its subclasses")
+        # Before params, as in torch.optim; schedules are asked by each group.
+        GroupOptions(0, {"step": 0}).assign({name: value for name, value in defaults.items() if not callable(value)})
+        given: Any = list(params) if isinstance(params, Iterator) else params
+        self._grouped = self._are_groups(given)
+        self._groups: list[ParamGroup] = []
+        self._parameters: list[ArrayParameter] = []
+        for group in given if self._grouped else [{"params": given}]:
+            self._append(group, self._groups, self._parameters)
+        self._guard = Guard()
+        self._stepper = self._new_stepper()
+        self._stepper.clock.attach()
+        self._bound: Gradients | None = None
+
+    def _new_stepper(self) -> Stepper:
+        return Stepper(self._parameters, self._groups, self._family.choose, self._guard)
+
+    def _are_groups(self, given: Any) -> bool:
+        """Say whether params is a list of groups, and not of arrays, nested or not."""
+        if isinstance(given, Mapping) or not isinstance(given, Iterable) or is_one_array(given):
+            return False
+        return any(isinstance(entry, Mapping) and self._is_group(entry) for entry in given)  # then all have to be
+
+    def _is_group(self, given: Mapping[str, Any]) -> bool:
+        return "params" in given or any(isinstance(given.get(name), Real) for name in self._defaults)
+
+    def _append(self, given: Any, groups: list[ParamGroup], parameters: list[ArrayParameter]) -> None:
+        if not isinstance(given, Mapping) or "params" not in given:
+            raise TypeError(f"a parameter group is a dict with an entry 'params', not {given!r:.80}")
+        options = {name: value for name, value in given.items() if name != "params"}
+        if unknown := [name for name in options if name not in self._defaults]:
+            raise ValueError(f"unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(self._defaults)}")
+        group = ParamGroup(len(groups), {**self._defaults, **options})
+        self._family.choose(group.entries)
+        group.members = Members(given["params"], sum(other.members.numbers for other in groups))
+        taken = {parameter.key for parameter in parameters}
+        for key, array in zip(group.members.keys, group.members.arrays, strict=True):
+            if key in taken:
+                raise ValueError(f"two groups have a parameter named {key!r}: give each its own name")
+            parameters.append(parameter_of(key, array, group))
+        groups.append(group)
+
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        """The parameter groups; what is assigned in them takes effect at the next step."""
+        return tuple(self._groups)
+
+    @property
+    def state(self) -> Mapping[Hashable, Mapping[str, Any]]:
+        """The state of every parameter that has taken a step, by its name or index.
+
+        Each entry has ``step``, an int, and the arrays by name. The arrays are the ones in use: writing into them
+        changes the state. To exchange them or the count, use `load_state_dict`.
+        """
+        with self._guard.mutex:
+            self._stepper.clock.write_counts()
+            return MappingProxyType(
+                {
+                    parameter.key: MappingProxyType({**self._counts(parameter), **parameter.shown()})
+                    for parameter in self._parameters
+                    if parameter.step or parameter.states
+                }
+            )
+
+    def _counts(self, parameter: ArrayParameter) -> dict[str, Any]:
+        """Return what the clock keeps of a parameter: its count of steps, and the number that its rule hands on."""
+        carried = self._family.carried
+        return {"step": parameter.step} if carried is None else {"step": parameter.step, carried: parameter.carried}
+
+    def step(self, grads: Grads = BOUND) -> None:
+        """Update all parameters in place, by one step.
+
+        Parameters
+        ----------
+        grads : optional
+            Gradients that mirror the parameters as they were given: an array, a list, or a dict with the same keys,
+            nested as these are; with groups, a list with one such entry per group. Each has its parameter's dtype and
+            shape, in any layout; None where a parameter has no gradient, or nothing in a nested container has one,
+            which then neither changes nor counts the step (its group does). They are only read, and may be new arrays
+            at each step: NumPy's, or whatever shows its memory on the CPU by DLPack or as a buffer, as arrays of jax
+            do. Without it, the bound gradients are used.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If gradients do not fit, or an option or a schedule's rate is out of range; nothing has changed then.
+        RuntimeError
+            If no gradients are given and none are bound; from inside another step, as in a schedule.
+        """
+        with self._guard.mutex:
+            if grads is BOUND:
+                if self._bound is None:
+                    raise RuntimeError("step() without gradients needs bound ones: call bind(grads) first")
+                self._take(self._bound)
+            else:
+                gradients = Gradients(self._stepper.plan, self._parameters, self._mirrored(grads))
+                try:
+                    self._take(gradients)
+                finally:
+                    gradients.release()
+
+    def _take(self, gradients: Gradients) -> None:
+        self._guard.refuse_inside_step()
+        if not self._stepper.repeat(gradients):
+            with self._guard.stepping:
+                self._stepper.take(gradients)
+
+    def bind(self, grads: Grads) -> None:
+        """Keep gradient arrays that stay where they are, so that ``step()`` need not look at them again.
+
+        That is the fast path: compute each gradient into its array, ``np.matmul(x.T, d, out=grad)`` for instance, and
+        call ``step()``. A new array in the place of a bound one, in the list or dict given here, is not seen until it
+        is bound as well. Bound arrays cannot be resized. ``step(grads)`` with others leaves the binding as it is.
+
+        Parameters
+        ----------
+        grads
+            As for `step`, but arrays of NumPy or on a GPU alone.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If gradients do not fit; the previous binding stays then.
+        """
+        mirrored = self._mirrored(grads)
+        for parameter, gradient in zip(self._parameters, mirrored, strict=False):  # their number is checked below
+            if isinstance(gradient, np.generic):
+                raise TypeError(f"the gradient of {parameter} is a NumPy scalar, which never changes: bind a 0-d array")
+        with self._guard.mutex:
+            gradients = Gradients(self._stepper.plan, self._parameters, mirrored)
+            for parameter, given, array in zip(self._parameters, mirrored, gradients.arrays, strict=True):
+                if isinstance(array, np.ndarray) and not isinstance(given, np.ndarray):
+                    # It may never change, as in jax, or move its memory whenever it likes, as in torch.
+                    raise TypeError(
+                        f"the gradient of {parameter} is {kind(given)}, which cannot be kept: bind np.array(...) of it, "
+                        "and write each gradient there, or pass gradients to step"
+                    )
+            gradients.keep_in_place()
+            self._bound = gradients
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add a group of parameters, as in torch.optim; bound gradients have to be bound anew.
+
+        Parameters
+        ----------
+        group : dict
+            ``{"params": ..., "lr": ..., ...}``; options that are not given have the optimizer's defaults. Arrays in
+            lists are numbered on from the groups before.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the group does not fit, or the optimizer was not made with a list of groups; nothing has changed then.
+        """
+        if not self._grouped:
+            raise ValueError("gradients mirror params: to add groups, make the optimizer with a list of groups")
+        with self._guard.mutex:
+            self._refuse_changes()
+            self._stepper.clock.write_counts()
+            self._stepper.clock.end()
+            groups, parameters = [*self._groups], [*self._parameters]
+            self._append(group, groups, parameters)
+            stepper = Stepper(parameters, groups, self._family.choose, self._guard)
+            with HeldBack():
+                self._groups, self._parameters, self._stepper, self._bound = groups, parameters, stepper, None
+                stepper.clock.attach()
+
+    def _refuse_changes(self) -> None:
+        """Raise where a step or a graph is about to use what would be changed."""
+        self._guard.refuse_inside_step()
+        self._stepper.clock.refuse_captured()
+
+    def _of(self, group: ParamGroup) -> list[ArrayParameter]:
+        return [parameter for parameter in self._parameters if parameter.group is group]
+
+    def _mirrored(self, grads: Grads) -> Sequence[Any]:
+        if not self._grouped:
+            return self._groups[0].members.mirrored(grads)
+        if not isinstance(grads, (list, tuple)) or len(grads) != len(self._groups):
+            raise ValueError(f"with groups, grads must be a list with one entry for each of {len(self._groups)} groups")
+        return [
+            gradient
+            for group, mirror in zip(self._groups, grads, strict=True)
+            for gradient in group.members.mirrored(mirror)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain Python and copies of arrays.
+
+        Returns
+        -------
+        dict
+            ``{"state": {key: {"step": int, name: array, ...}}, "param_groups": [{option: value, ..., "params":
+            [key, ...]}]}``, where keys are the names of the parameters, else their indices. Of a schedule it has the
+            description and the count of steps that it goes by, and the memory of a `Plateau`.
+        """
+        with self._guard.mutex:
+            state = {key: {name: _copy(value) for name, value in entry.items()} for key, entry in self.state.items()}
+            groups = [
+                {**group.options(), "params": [parameter.key for parameter in self._of(group)]}
+                for group in self._groups
+            ]
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over state and options of a `state_dict`, and its schedules, which go on from its count of steps.
+
+        A schedule that is a function of yours cannot be saved: this optimizer's own goes on in its place. A `Plateau`
+        that drives this optimizer stays the same object, with options and memory of the one that was saved; one that
+        is new is ``param_groups[0].schedules["lr"]``. One that drives several groups is saved once for each, so that
+        it stays one only if it drives the optimizer that loads.
+
+        Parameters
+        ----------
+        state_dict : dict
+            From an optimizer of the same class, over parameters of the same names, shapes and dtypes. It may have gone
+            through ``np.savez("opt.npz", **state_dict)`` and ``np.load("opt.npz", allow_pickle=True)``; in ``"state"``
+            the indices may be text, into which JSON turns them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is from elsewhere or does not fit; nothing has changed then.
+        """
+        with self._guard.mutex:
+            self._refuse_changes()
+            with nested_too_deeply("the state dict"):
+                state_dict = unwrapped(state_dict)
+                options = self._checked_groups(state_dict)
+                states = self._checked_states(unwrapped(state_dict["state"]))
+            with HeldBack():
+                for parameter, state in zip(self._parameters, states, strict=True):
+                    parameter.restore(*state)
+                for group, (values, schedules) in zip(self._groups, options, strict=True):
+                    group.restore(values, schedules)
+                self._stepper = self._new_stepper()
+                self._stepper.clock.attach()
+
+    def _checked_groups(self, state_dict: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, StepFunction]]]:
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+            raise ValueError("a state dict has the entries 'state' and 'param_groups', as state_dict() returns them")
+        given = plain(state_dict["param_groups"])
+        if not isinstance(given, list) or len(given) != len(self._groups):
+            raise ValueError(f"the state dict must have a list of {len(self._groups)} param_groups, as this optimizer")
+        checked, upcoming = [], []
+        for group, entry in zip(self._groups, given, strict=True):
+            keys = [parameter.key for parameter in self._of(group)]
+            what = f"group {group.index} of the state dict"
+            if not isinstance(entry, Mapping) or set(entry) != set(group):
+                raise ValueError(f"{what} must have the entries {sorted(group)}, those of {type(self).__name__}")
+            # As text, since arrays among them would not compare to one truth.
+            if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
+                raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
+            values: dict[str, Any] = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
+            values["step"] = Count(limit=RESUMABLE).check(f"the step of {what}", entry["step"])
+            schedules = group.restored_schedules(entry["schedules"])
+            upcoming.append({**values, **numbers_at(values["step"], schedules)})
+            checked.append((values, schedules))
+        self._stepper.clock.check_options([self._family.choose(options) for options in upcoming], upcoming)
+        check_shared(self._groups, [schedules for _, schedules in checked])
+        return checked
+
+    def _checked_states(self, given: Any) -> list[tuple[int, float, dict[str, Array]]]:
+        keys = {parameter.key for parameter in self._parameters}
+        given = _by_index(given, keys)
+        if not isinstance(given, Mapping) or not given.keys() <= keys:
+            raise ValueError(f"the state dict has state for {list(given)!r:.200}; parameters are {list(keys)!r:.200}")
+        return [
+            self._checked_state(parameter, unwrapped(given.get(parameter.key, {"step": 0})))
+            for parameter in self._parameters
+        ]
+
+    def _checked_state(self, parameter: ArrayParameter, given: Any) -> tuple[int, float, dict[str, Array]]:
+        carried = self._family.carried
+        counts = ("step",) if carried is None else ("step", carried)
+        names = (*counts, *self._family.states)
+        if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {*names}:
+            raise ValueError(
+                f"the state of {parameter} must be a dict of {counts[0]} and {', '.join(names[1:])}, not {given!r:.200}"
+            )
+        step = Count(limit=RESUMABLE).check(f"the step of {parameter} in the state dict", given["step"])
+        arrays = {}
+        for name in (*counts[1:], *self._family.states):
+            if step and name not in given and name in (*counts, *self._family.kept):
+                raise ValueError(
+                    f"the state of {parameter} has {step} steps but no {name}, without which it cannot go on"
+                )
+        for name in self._family.states:
+            if name in given:
+                arrays[name] = parameter.loaded(f"the {name} of {parameter} in the state dict", given[name])
+        number = 1.0 if carried is None else CARRIED.check(f"the {carried} of {parameter}", given.get(carried, 1.0))
+        return step, number, arrays
+
+    def __repr__(self) -> str:
+        """Show the class, and for each group its parameters and options."""
+        lines = []
+        for group in self._groups:
+            parameters = self._of(group)
+            elements = sum(parameter.array.size for parameter in parameters)
+            dtypes = "/".join(sorted({parameter.dtype for parameter in parameters}))
+            options = {**group.options(), **group.schedules}
+            shown = ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "schedules")
+            lines.append(f"  group {group.index}: {len(parameters)} arrays, {elements:,} elements, {dtypes}: {shown}\n")
+        return f"{type(self).__name__}(\n{''.join(lines)})"
+
+    def __reduce__(self) -> Any:
+        """Refuse: a copy would train arrays that nobody holds."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied, since it updates arrays of yours in place: "
+            "save state_dict(), and load it into an optimizer over the new arrays"
+        )
+
+
+def parameter_of(key: Hashable, param: Any, group: ParamGroup) -> ArrayParameter:
+    """Return one parameter, by where it lies."""
+    if is_on_device(param):
+        from .backends.cupy.parameter import CupyParameter
+
+        return CupyParameter(key, param, group)
+    return NumpyParameter(key, param, group)
+
+
+def _by_index(given: Any, keys: set[Hashable]) -> Any:
+    """Return states with indices as their keys where a file has turned these into text, as JSON does.
+
+    If an index and a name read alike, nobody can tell which of the two a key was: all stay as they are.
+    """
+    read = {str(key): key for key in keys}
+    if isinstance(given, Mapping) and len(read) == len(keys) and all(isinstance(key, str) for key in given):
+        return {read.get(key, key): entry for key, entry in given.items()}
+    return given
+
+
+def _copy(value: Any) -> Any:
+    return value.copy(order="K") if is_array(value) else value

@@ -1,0 +1,1 @@
+"""The machinery of a step, whatever the arrays: options, layout, clock, launches."""

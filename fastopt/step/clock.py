@@ -1,0 +1,307 @@
+"""The clock of an optimizer: how many steps its groups and parameters have taken, and the numbers of the next one."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..kernels.repetition import Repetition
+from ..kernels.tables import HYPERS, ROW_INPUTS
+from ..rules import RULES, Options, Row, Rule
+from .group import GroupOptions
+from .guard import Guard
+from .interrupts import HeldBack
+from .launch import AmpState
+from .parameter import Parameter, StepGroup
+from .plan import Located, Plan
+from .weak import weak
+
+NUMBERS = {name: number for number, name in enumerate(RULES)}  # of the rules in ROW_INPUTS
+
+
+class State(enum.Enum):
+    """Who counts the steps."""
+
+    HOST = "the host, one after the other"
+    CREDITED = "the extension, which takes the last step again and again; the host adds them when somebody asks"
+    DEVICE = "the devices; the host reads their count when somebody asks, which waits for them"
+    CAPTURED = "the devices, for good: a graph holds a step, and its tables and states stay where they are"
+
+
+class Clock:
+    """The only one who counts steps, asks schedules and computes hyper rows.
+
+    ::
+
+                      repeat                        by_device              captured
+        CREDITED  <-----------  HOST  ---------------------------> DEVICE ----------> CAPTURED
+                  ----------->        <---------------------------
+                      end                           end
+
+    Here the first two; `DeviceClock` has the others as well.
+
+    A step goes ``poll`` (the options of the next step), ``form`` (who shares a hyper row), ``advance`` (the rows),
+    launch, ``count``. Whoever wants to know a count calls ``settle`` before.
+
+    Parameters
+    ----------
+    plan : Plan
+    groups : sequence of GroupOptions
+    choose : callable
+        ``choose(options)``, the rule that a group's options ask for; raises ValueError where they contradict.
+    guard : Guard
+    counts_groups : bool, default True
+        Whether the groups' steps are counted too, and not those of parameters alone.
+
+    Attributes
+    ----------
+    rules : list of Rule
+        Of the groups, in the next step.
+    step_groups : list of StepGroup
+        Who takes part in the last step.
+    hypers, carried : array of float64
+        A hyper row for each of these, and the number that its rule hands on.
+    steady : bool
+        Whether the rows follow from the counts of steps alone.
+    moving : bool
+        Whether they are others at each count.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        groups: Sequence[GroupOptions],
+        choose: Callable[[Options], Rule],
+        guard: Guard,
+        counts_groups: bool = True,
+    ) -> None:
+        self.plan, self.groups, self.choose, self.guard = plan, groups, choose, guard
+        self.counted = groups if counts_groups else ()
+        self.state = State.HOST
+        self.scale = 1.0  # of all gradients in the next step
+        self.rules: list[Rule] = []
+        self.versions: list[int] = []  # of the groups, when they were asked last
+        self.step_groups: list[StepGroup] = []
+        self.hypers = np.zeros((0, HYPERS))
+        self.carried = np.ones(0)
+        self.steady = self.moving = False
+        self.repetition: Repetition | None = None
+        self.credited = 0  # of the steps that it has taken
+        self._kinds = sorted({(parameter.group.index, parameter.dtype) for parameter in plan.parameters})
+        options = [group.entries for group in groups]
+        self.check_options([choose(entries) for entries in options], options)
+
+    def attach(self) -> None:
+        """Bring the groups' counts and numbers up to date, from now on, for whoever reads them."""
+        fetch = weak(self.fetch)
+        for group in self.counted:
+            group.fetch = fetch
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether devices count."""
+        return self.state in (State.DEVICE, State.CAPTURED)
+
+    # Options
+
+    def check_options(self, rules: Sequence[Rule], options: Sequence[Options]) -> None:
+        """Raise where options of a group are too large for what one of its parameters is computed in."""
+        for index, dtype in self._kinds:
+            rules[index].check_options(options[index], dtype, f" of group {index}")
+
+    def chosen(self) -> list[Rule]:
+        """Ask the schedules, and return the rules that the options of the next step ask for, which are checked."""
+        for group in self.groups:
+            group.ask_schedules()
+        rules = [self.choose(group.upcoming) for group in self.groups]
+        self.check_options(rules, [group.upcoming for group in self.groups])
+        return rules
+
+    def poll(self, scale: float, amp: AmpState | None) -> None:
+        """Find out by which options the next step is taken, and who counts it.
+
+        Parameters
+        ----------
+        scale : float
+            What all gradients are first multiplied by.
+        amp : AmpState or None
+            Has another factor, and may be that the step is skipped. Only where all parameters lie on GPUs.
+        """
+        self.end()
+        self._take_scale(scale)
+        self._ask()
+
+    def _take_scale(self, scale: float) -> None:
+        if scale != self.scale:
+            self.scale, self.steady = scale, False
+
+    def _ask(self) -> bool:
+        """Ask the groups for the next step's options, where these may have changed; say whether any was assigned."""
+        versions = [group.version for group in self.groups]
+        assigned = versions != self.versions
+        if assigned or any(group.schedules for group in self.groups):
+            self.steady = False
+            self.rules = self.chosen()
+            self.versions = versions  # of before: what a schedule assigns counts for the next step
+        return assigned
+
+    def unchanged(self) -> bool:
+        """Say whether the next step has the options of the last one."""
+        for group, version in zip(self.groups, self.versions, strict=True):
+            if group.version != version:
+                return False
+        return True
+
+    def ask_now(self) -> None:
+        """Ask for counts and options, since the host is to compute the rows of parameters alone."""
+
+    # Steps
+
+    def check(self, gradients: Located) -> None:
+        """Raise where the next step cannot be taken with these gradients."""
+
+    def form(self, taking_part: bytes) -> None:
+        """Find out who shares a hyper row: parameters of one group that have taken as many steps."""
+        self.plan.taking_part = None  # until all is written
+        self.write_counts()
+        found: dict[tuple[int, int, float, bool], StepGroup] = {}
+        for parameter, part in zip(self.plan.parameters, taking_part, strict=True):
+            if not part:
+                continue
+            group, rule = parameter.group, self.rules[parameter.group.index]
+            new_states = parameter.new_states(rule)
+            key = group.index, parameter.step, parameter.carried, bool(new_states)
+            if key not in found:
+                found[key] = StepGroup(group, rule, parameter.step, parameter.carried, bool(new_states))
+            found[key].parameters.append(parameter)
+            found[key].new_states.append(new_states)
+        self.steady = False
+        self.step_groups = list(found.values())
+        self.hypers, self.carried = np.zeros((len(found), HYPERS)), np.ones(len(found))
+        self.plan.form(taking_part, self.step_groups, self.hypers)
+
+    def advance(self) -> None:
+        """Compute the hyper rows of the next step, where they are not those of the last one."""
+        if self.moving or not self.steady:
+            self._write_rows()
+
+    def _write_rows(self) -> None:
+        for group in self.groups:
+            group.take_upcoming()
+        self.steady, self.moving = not any(group.schedules for group in self.groups), False
+        for number, group in enumerate(self.step_groups):
+            rule, options = group.rule, group.group.upcoming
+            self.carried[number] = rule.hand_on(options, group.step + 1, group.carried)
+            options = rule.with_carried(options, float(self.carried[number]))
+            gain, *row = rule.row(options, group.step + 1, group.first)
+            self.hypers[number, : len(row) + 1] = gain * self.scale, *row
+            self.steady = self.steady and not group.first
+            self.moving = self.moving or rule.moves(options)
+
+    def count(self) -> None:
+        """Count the step that was launched; states that it began are the parameters' own from now on."""
+        for number, group in enumerate(self.step_groups):
+            group.step += 1
+            group.carried = float(self.carried[number])
+            if group.first:
+                self.keep_states(group)
+                group.first = False
+        for group in self.counted:
+            group.count()
+
+    def count_alone(self, parameter: Parameter) -> None:
+        """Count a step of one parameter alone."""
+        parameter.step += 1
+
+    def count_groups(self) -> None:
+        """Count a step of the groups, whose parameters have clocks of their own."""
+        with HeldBack():
+            for group in self.groups:
+                group.count()
+
+    def row_of(self, parameter: Parameter, scale: float) -> Row:
+        """Return the hyper row of one parameter alone, which takes part in the next step by itself."""
+        rule = self.rules[parameter.group.index]
+        gain, *row = rule.row(parameter.group.upcoming, parameter.step + 1, False)
+        return gain * scale, *row
+
+    def keep_states(self, group: StepGroup) -> None:
+        """Make the states that a step begins the parameters' own."""
+        for parameter, new_states in zip(group.parameters, group.new_states, strict=True):
+            parameter.keep(new_states)
+        group.new_states = []
+        self.plan.forget_extents()
+
+    # Repetitions
+
+    def repeat(self) -> bool:
+        """Let the extension take the next steps, where they can be the last one again; say whether it does."""
+        if self.state is not State.HOST or not self.steady:
+            return False
+        repetition = self.plan.repetition()
+        if repetition is None:
+            return False
+        inputs = None
+        if self.moving:
+            inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
+            for row, group in zip(inputs, self.step_groups, strict=True):
+                describe(row, group)
+        repetition.set_rows(self.hypers, self.carried, inputs, self.scale)
+        self.credited = 0
+        self.repetition, self.state = repetition, State.CREDITED
+        return True
+
+    def end(self) -> None:
+        """Let the host count again."""
+        if self.state is State.CREDITED:
+            self._credit()
+            self.repetition, self.state = None, State.HOST
+
+    def _credit(self) -> None:
+        repetition = self.repetition
+        if repetition is None or (steps := repetition.taken - self.credited) == 0:
+            return
+        with HeldBack():
+            self.credited += steps
+            self._add(steps, self.carried.tolist())
+
+    def _add(self, steps: int, carried: Sequence[float]) -> None:
+        """Add steps that somebody else has counted, and what rules hand on after these."""
+        for step_group, number in zip(self.step_groups, carried, strict=False):  # on a GPU there is room for more
+            step_group.step += steps
+            step_group.carried = number
+        for group in self.counted:
+            group.count(steps)
+
+    # Counts
+
+    def fetch(self) -> None:
+        """Bring the groups' counts and numbers up to date, for somebody who reads them."""
+        with self.guard.mutex:
+            self.settle()
+
+    def settle(self) -> None:
+        """Bring the counts of groups and step groups up to date."""
+        if self.state is State.CREDITED:
+            self._credit()
+
+    def write_counts(self) -> None:
+        """Bring all counts up to date, and write them to the parameters."""
+        self.settle()
+        for group in self.step_groups:
+            for parameter in group.parameters:
+                parameter.step, parameter.carried = group.step, group.carried
+
+    def refuse_captured(self) -> None:
+        """Raise where a graph may hold a step, and what it uses would be exchanged."""
+
+
+def describe(row: Any, group: StepGroup) -> None:
+    """Write into a row of ROW_INPUTS what a hyper row is computed from, but for schedules and their steps."""
+    rule = group.rule
+    row["rule"], row["first"], row["steps"] = NUMBERS[rule.name], group.first, group.step
+    numbers = [number for _, number in rule.numbers(rule.with_carried(group.group.upcoming, group.carried))]
+    row["options"][: len(numbers)] = numbers

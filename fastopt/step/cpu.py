@@ -1,0 +1,130 @@
+"""One kernel over parameters on the CPU: its tables, and the call on the threads of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernels import limits, pool
+from ..kernels.cold import kernel
+from ..kernels.reader import address
+from ..kernels.tables import ABI, ELEMENTS, HYPERS, JOB
+from ..rules import Row, Rule
+from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
+from .launch import Launch, LaunchCache
+
+# So many for each thread: below twice that one is faster than two, after a millisecond of other work (`fastopt bench`).
+ELEMENTS_PER_THREAD = 100_000
+
+# So many claims each thread makes on a large job. With a claim for each chunk, threads that take turns at neighbours
+# spoil each other's prefetching, for some 5 % of the time of ResNet-50 and GPT-2; with four, a late one delays all.
+RUNS = 16
+
+
+class Threads(Protocol):
+    """Whose threads run a launch: those of the pool, which the module `pool` is, or those of another library."""
+
+    parallel: int  # entry of the OpenMP runtime whose team it is; 0 for the pool
+
+    def get_num_threads(self) -> int:
+        """Return how many threads a launch may use."""
+
+    def runner(self, kernel: Any, job_address: int) -> Callable[[int, int, int], None]:
+        """Bind a kernel to a job: a function of (chunks, chunks a claim, threads)."""
+
+
+class CpuLaunch(Launch):
+    """One kernel over tensors of one rule, one dtype and these sizes: the tables in memory, and the call."""
+
+    def __init__(self, rule: Rule, dtype: str, sizes: Sequence[int], threads: Threads = pool) -> None:
+        super().__init__(sizes)
+        self.rule = rule
+        self.threads = threads
+        self.itemsize = np.dtype(ELEMENTS[dtype][0]).itemsize
+        self.elements = sum(sizes)
+        self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
+        self.job = np.zeros((), JOB)
+        self.job["abi"] = ABI
+        self.job["tensors"] = address(self.table)
+        self.kernel = kernel(rule.name, dtype)
+        self.run = threads.runner(self.kernel, address(self.job))
+        self.write_hypers(np.zeros((1, HYPERS)))
+        self.cut({})
+
+    def cut(self, strided: dict[int, Strides]) -> None:
+        """Write the chunk table, for gradients that lie so."""
+        self.strided = None  # until all is written: an interrupt must not leave an old address behind
+        self.cut_version += 1
+        self.chunks, self.layouts = chunk_table(self.sizes, strided)
+        self.table["layout"] = 0
+        for row in strided:
+            self.table["layout"][row] = address(self.layouts[row : row + 1])
+        self.job["chunks"] = address(self.chunks)
+        self.count = len(self.chunks)
+        self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
+        # Small tensors are claimed many at once, for about a chunk's worth of work, and of large jobs long runs.
+        small = self.count * CHUNK_ELEMENTS // max(self.elements, 1)
+        long = self.count // (RUNS * min(self.workers, self.threads.get_num_threads()))
+        self.grain = max(1, small, long)
+        if strided:
+            self.workers = min(self.workers, max(limits.affinity(), self.threads.get_num_threads()))
+            self.scratch = np.empty((self.workers, TILE_ELEMENTS * self.itemsize), np.uint8)
+            self.job["scratch"] = address(self.scratch)
+            self.job["scratch_bytes"] = self.scratch.shape[1]
+        self.strided = strided
+
+    def again(self) -> tuple[int, ...] | None:
+        """Return what the extension launches it again by; None where it cannot."""
+        if self.strided or not pool.available:
+            return None
+        return self.kernel.address, address(self.job), self.count, self.grain, self.workers
+
+    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
+        """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
+        self.gradients[:] = addresses
+        if strided != self.strided:
+            self.cut(strided)
+
+    def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Take the hyper rows, which may change in place, and keep them."""
+        self.hypers = hypers
+        self.job["hypers"] = address(hypers)
+
+    def __call__(self) -> None:
+        """Run the kernel over all chunks."""
+        threads = self.threads.get_num_threads()
+        self.run(self.count, self.grain, threads if threads < self.workers else self.workers)
+
+
+class Cpu:
+    """The CPU, its memory, and whose threads work there."""
+
+    on_gpu = False
+
+    def __init__(self, threads: Threads) -> None:
+        self.threads = threads
+        self.cache = LaunchCache()
+
+    def open(self) -> Cpu:
+        """Return itself, which prepares launches."""
+        return self
+
+    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int]) -> CpuLaunch:
+        """Prepare a launch."""
+        return CpuLaunch(rule, dtype, sizes, self.threads)
+
+    def update(
+        self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+    ) -> None:
+        """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
+        key = rule.name, dtype, size
+        launch = self.cache.pop(key, None) or self.launch(rule, dtype, [size])
+        if strided != launch.strided:
+            launch.cut(strided)
+        launch.addresses[0, : len(addresses)] = addresses
+        launch.hypers[0, : len(numbers)] = numbers
+        launch()
+        self.cache.put(key, launch)

@@ -1,0 +1,300 @@
+"""The clock where parameters lie on GPUs: of captured graphs, and of steps that only a GPU knows to be taken or skipped.
+
+The host describes what hyper rows are computed from, and a small kernel ahead of each update computes them and counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from ..kernels.reader import Array
+from ..kernels.tables import ROW_INPUTS
+from ..rules import check
+from ..schedules import Schedule
+from .clock import Clock, State, describe
+from .gpu import WARM_UP, GpuLaunch, GpuRows
+from .group import GroupOptions
+from .interrupts import HeldBack
+from .launch import AmpState
+from .parameter import Parameter, StepGroup
+from .plan import Located
+
+
+class DeviceClock(Clock):
+    """A clock that can leave the counting to GPUs: see `Clock` for its states.
+
+    It does so from the first step on that it cannot count itself: one that a graph records, which replays it unseen, and
+    one that GradScaler may have skipped. It counts again where a step needs what only the host knows.
+
+    Attributes
+    ----------
+    recording : bool
+        Whether a graph records the step that has begun.
+    by_device : bool
+        Whether devices count this step.
+    uploaded : bool
+        Whether the devices have the inputs of the hyper rows, other than by a graph that may not have been replayed yet.
+    stale : bool
+        Whether these inputs are no longer those of the options.
+    known, pending : int
+        How many steps the devices had counted when they were asked last; how many came since, some of them skipped
+        perhaps.
+    begun : list
+        States that begin with the first of these steps, if any is taken.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.gpus = [cast("GpuRows", rows) for device, rows in self.plan.launchers.items() if device.on_gpu]
+        self.recording = self.by_device = self.uploaded = self.stale = False
+        self.needs_python = False  # one of the schedules, a function of the user's
+        self.known = self.pending = 0
+        self.begun: list[tuple[Parameter, list[str]]] = []
+        self.amp: AmpState | None = None  # of the step that is recorded
+
+    # Options
+
+    def poll(self, scale: float, amp: AmpState | None) -> None:
+        """Find out by which options the next step is taken, and who counts it."""
+        self._take_scale(scale)
+        if self.on_devices and amp is None and scale != 1:  # a scale that the host knows is in its rows
+            self.settle()
+            self.end()
+        for rows in self.gpus:
+            rows.begin(amp)
+        self.recording = any(rows.capturing for rows in self.gpus)
+        self.amp = amp if self.recording else None
+        if self.recording:
+            self._check_capture()
+        self.by_device = self.recording or self.on_devices or amp is not None
+        if self.on_devices:
+            self._ask_again()
+        elif self._ask():
+            self._hold_schedules()
+
+    def _check_capture(self) -> None:
+        plan = self.plan
+        if not plan.only_gpus:
+            raise RuntimeError("a step cannot be captured while some parameters are on the CPU: use two optimizers")
+        if not all(rows.capturing for rows in self.gpus):
+            raise RuntimeError("a step on several GPUs is captured on the streams of all, or on none")
+        assigned = self.versions != [group.version for group in self.groups]
+        if assigned or plan.taking_part is None or any(launch.not_warm for launch in self._launches()):
+            raise RuntimeError(WARM_UP)
+        for group in self.groups:
+            for name, function in group.functions():
+                if record_of(function) is None:
+                    raise RuntimeError(
+                        f"{name} of group {group.index} is a function that only Python can call, so that a captured "
+                        f"step would never change it: use one of fastopt.schedules, or assign a number"
+                    )
+            if "momentum" in group.schedules and group.schedules["momentum"](group.entries["step"]) == 0:
+                raise RuntimeError(
+                    f"the momentum of group {group.index} is 0 now, and a captured step would never keep a buffer: "
+                    f"capture it when its schedule has left 0"
+                )
+        if self.scale != 1:
+            raise RuntimeError(
+                "a scale of gradients that the host knows cannot be captured: leave it on the GPU, and found_inf "
+                "beside it, as GradScaler does"
+            )
+
+    def _launches(self) -> list[GpuLaunch]:
+        return [launch for launch in self.plan.launches if isinstance(launch, GpuLaunch)]
+
+    def _ask_again(self) -> None:
+        """Ask the groups for what has changed, so that the devices can be told."""
+        versions = [group.version for group in self.groups]
+        # Stale where the last step has failed after asking: graphs may have been replayed since.
+        changed = versions != self.versions or self.needs_python or self.stale
+        captured = self.state is State.CAPTURED
+        if not changed and (captured or not any(map(self._host_decides, self.groups))):
+            return
+        # Numbers need no count, so that nobody waits for it; but what only a graph was told is forgotten.
+        if not self.uploaded or any(group.schedules for group in self.groups):
+            self.settle()
+        rules = self.chosen()
+        if self.state is State.CAPTURED and rules != self.rules:
+            raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
+        self.rules = rules
+        self._hold_schedules()
+        self.versions = versions
+        self.stale = True
+
+    def _host_decides(self, group: GroupOptions) -> bool:
+        """Say whether schedules may come to what only the host can act on.
+
+        A momentum that gets to 0, or leaves it, is a rule of its own, which a graph cannot change; for a beta of 1, the
+        host raises. The step's count is between the one that is known and this one, before which all have been asked.
+        """
+        step = group.entries["step"] + self.pending
+        momentum, betas = group.schedules.get("momentum"), group.schedules.get("betas")
+        if momentum is not None and (momentum(step) == 0) != (group.upcoming["momentum"] == 0):
+            return True
+        return betas is not None and not all(beta < 1 for beta in betas(step))
+
+    def _hold_schedules(self) -> None:
+        """Put the schedules into the devices' memory, where a captured step will read them."""
+        records = [record_of(function) for group in self.groups for _, function in group.functions()]
+        self.needs_python = any(record is None for record in records)
+        for record in records:
+            for rows in self.gpus if record is not None else ():
+                rows.hold(record)
+
+    def ask_now(self) -> None:
+        """Ask for counts and options, since the host is to compute the rows of parameters alone."""
+        if self.on_devices:
+            self.settle()
+            self.rules = self.chosen()
+            self.plan.arrange(self.rules)
+
+    # Steps
+
+    def check(self, gradients: Located) -> None:
+        """Raise where a graph holds, or is to hold, a step that cannot be taken with these gradients."""
+        other = gradients.taking_part != self.plan.taking_part
+        if self.state is State.CAPTURED and (other or gradients.strided):
+            raise RuntimeError(
+                "a step of this optimizer was captured with gradients for other parameters, or with other strides: "
+                "give gradients to the same ones, that lie as those did, or use an optimizer for each set"
+            )
+        if self.recording and gradients.strided:
+            raise RuntimeError(
+                "gradients whose strides are not their parameters' cannot be captured: copy each into an array that "
+                "lies as its parameter does, as zeros_like(p) makes one, and take two steps with these before"
+            )
+        if self.recording and (other or any(launch.strided for launch in self.plan.launches)):
+            raise RuntimeError(WARM_UP)
+
+    def form(self, taking_part: bytes) -> None:
+        """Find out who shares a hyper row; the host counts again, until it is known who does."""
+        self.settle()
+        self.end()
+        super().form(taking_part)
+
+    def advance(self) -> None:
+        """Compute the hyper rows of the next step, or have the devices do so, and count."""
+        if not self.by_device:
+            super().advance()
+            return
+        if not self.on_devices or self.stale:
+            self._describe()
+        if self.recording:
+            self._give_to_graph()
+        self.pending += not self.recording
+        for rows in self.gpus:
+            if not self.uploaded:
+                rows.upload()
+            rows.advance()
+
+    def _write_rows(self) -> None:
+        super()._write_rows()
+        for rows in self.gpus:
+            rows.send_rows(self.hypers)
+
+    def count(self) -> None:
+        """Count the step that was launched, unless devices do."""
+        if not self.by_device:
+            super().count()
+            return
+        if self.recording:
+            self.state = State.CAPTURED
+        else:
+            self.uploaded = True
+
+    def _give_to_graph(self) -> None:
+        """Let the graph own what its kernels use, but for gradients: it may be replayed when the optimizer is gone."""
+        memories = [memory for launch in self.plan.launches for memory in launch.memories()]
+        memories += [array for parameter in self.plan.parameters for array in parameter.memories()]
+        for rows in self.gpus:
+            rows.own([*memories, self.amp])
+        self.amp = None
+
+    def _describe(self) -> None:
+        """Describe to the devices what hyper rows are computed from."""
+        restart = not (self.on_devices and self.uploaded)
+        if restart:
+            self.known = self.pending = 0
+        carried = np.array([group.carried for group in self.step_groups])
+        for rows in self.gpus:
+            inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
+            for row, group in zip(inputs, self.step_groups, strict=True):
+                self._describe_row(row, group, rows)
+            rows.describe(inputs, carried, restart)
+        if not self.on_devices:
+            self.state = State.DEVICE
+        self.uploaded = self.stale = False
+        for group in self.step_groups:
+            if group.new_states and group.first:
+                self.begun += [(p, list(new)) for p, new in zip(group.parameters, group.new_states, strict=True)]
+                self.keep_states(group)
+
+    def _describe_row(self, row: Any, group: StepGroup, rows: GpuRows) -> None:
+        describe(row, group)
+        row["steps"] -= self.known
+        row["schedule_steps"] = group.group.entries["step"] - self.known
+        options = group.rule.with_carried({**group.group.upcoming, **group.group.schedules}, group.carried)
+        for i, (_, number) in enumerate(group.rule.numbers(options)):
+            record = record_of(number)
+            if record is not None:
+                row["schedules"][i] = rows.hold(record)
+
+    def repeat(self) -> bool:
+        """Say that the extension, which knows no GPU, takes no step by itself."""
+        return False
+
+    # Counts
+
+    def settle(self) -> None:
+        """Add the steps that devices have counted, which waits for them."""
+        if not self.on_devices or not (self.pending or self.state is State.CAPTURED):  # nothing has come since
+            return
+        taken, carried = self.gpus[0].taken()
+        with HeldBack():
+            new, self.known, self.pending = taken - self.known, taken, 0
+            if taken == 0 and self.begun:
+                self.end()
+                self.plan.forget()
+            elif taken > 0:
+                self.begun = []
+                for group in self.step_groups:
+                    group.first = False
+            if new > 0:
+                self._add(new, carried.tolist())
+                for options in self.groups:
+                    catch_up(options)
+
+    def end(self) -> None:
+        """Let the host count again, after `settle`; states that no step has begun are given up."""
+        self.refuse_captured()
+        if self.state is State.DEVICE:
+            self.state = State.HOST
+            for parameter, names in self.begun:
+                parameter.drop(names)
+            self.begun = []
+            self.steady = False
+
+    def refuse_captured(self) -> None:
+        """Raise where a graph may hold a step, and what it uses would be exchanged."""
+        if self.state is State.CAPTURED:
+            raise RuntimeError(
+                "a step of this optimizer was captured (or a capture was broken off), and the graph uses its tables "
+                "and states: load and add parameters before the capture, or make a new optimizer"
+            )
+
+
+def record_of(schedule: Any) -> Array | None:
+    """Return what a device evaluates a schedule from; None for one that only Python knows, and for a number."""
+    try:
+        return schedule.record() if isinstance(schedule, Schedule) else None
+    except TypeError:  # a class of your own, perhaps deep in a schedule made of others
+        return None
+
+
+def catch_up(group: GroupOptions) -> None:
+    """Make the numbers of a group's schedules those of its latest step."""
+    numbers = {name: check(name, schedule(group.entries["step"] - 1)) for name, schedule in group.schedules.items()}
+    group.upcoming = {**group.entries, **numbers}
+    group.take_upcoming()

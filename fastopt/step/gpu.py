@@ -1,0 +1,273 @@
+"""One kernel over parameters on a GPU: its tables, and the launch; and the hyper rows that lie there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernels import cuda, graphs
+from ..kernels.reader import Array
+from ..kernels.stream import Memory, Stream
+from ..kernels.tables import ABI, CHUNK, CLOCK, ELEMENTS, HYPERS, JOB, ROW_INPUTS, TENSOR
+from ..rules import Row, Rule
+from .chunks import Strides, chunk_table
+from .launch import GRAD, AmpState, Entry, Launch, LaunchCache
+
+OLDEST = 70  # compute capability: Volta, from 2017
+WORD = 8  # bytes
+
+# From so many packs of 16 bytes on, a block has so many threads, each of which takes one pack: that is its chunk. As
+# measured on an H100, 2026-11-26, in float32, with four elements a pack: the time as a multiple of the fastest of the
+# three, means of momentum, AdaGrad and Adam; last, a loop over eight packs in each of 128 threads. Other formats are
+# still to be measured.
+#
+#     elements    packs    128    256    512   loop
+#     2^16        2^14   1.005  1.002  1.049  1.756
+#     2^18        2^16   1.000  1.009  1.019  1.548
+#     2^20        2^18   1.012  1.005  1.000  1.141
+#     2^22        2^20   1.001  1.001  1.010  1.024
+#     2^24        2^22   1.003  1.001  1.000  1.052
+#     2^28        2^26   1.005  1.002  1.000  1.040
+BLOCKS = ((2**22, 512), (2**18, 256), (0, 128))
+
+TILE_THREADS = 128  # where gradients lie otherwise: they share the rows of a tile
+
+
+WARM_UP = (
+    "warm up before the capture: the step that is captured must not be the first one, nor the first one after an "
+    "option was assigned, or with gradients for other parameters. Take two steps like it before"
+)
+
+
+def block_threads(packs: int) -> int:
+    """Choose how many threads a block has, by the packs that there are for all."""
+    return next(threads for least, threads in BLOCKS if packs >= least)
+
+
+class GpuRows:
+    """A plan's hyper rows on one GPU, and what counts the steps that the GPU knows of alone.
+
+    In memory: the version of the inputs and the steps taken since, as int64; the numbers that rules hand on; the rows in
+    float32, the rows in float64, and the inputs that they are computed from.
+    """
+
+    def __init__(self, device: Gpu) -> None:
+        self.device = device
+        self.stream = Stream(device.cupy, device.index, device.current_stream)
+        if self.stream.capturing:
+            raise RuntimeError(WARM_UP)
+        self.reals: set[Any] = set()  # that its launches compute in
+        self.records: dict[bytes, Memory] = {}
+        self.version = self.started = 0
+        self.rows = 0
+        self.scale = self.skip = 0
+        self.clock = np.zeros(1, CLOCK)
+        self.reserve(1)
+        self.clock["taken"] = self.memory.address + WORD
+        self.advance()  # of no rows: the first launch loads a kernel, which a capture could not
+
+    @property
+    def capturing(self) -> bool:
+        """Whether the step is recorded in a graph."""
+        return self.stream.capturing
+
+    def begin(self, amp: AmpState | None) -> None:
+        """Find out on which stream the step is put, and what decides about it."""
+        self.stream.begin()
+        self.scale, self.skip = amp.addresses(self.device) if amp is not None else (0, 0)
+
+    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int]) -> GpuLaunch:
+        """Prepare a launch."""
+        self.reals.add(ELEMENTS[dtype][1])
+        return GpuLaunch(self, rule, dtype, sizes)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for so many hyper rows."""
+        if rows > self.rows:
+            self.rows = rows
+            self.memory = Memory(self.stream, 2 * WORD + rows * (WORD + HYPERS * (4 + 8) + ROW_INPUTS.itemsize))
+            self.version = self.started = 0
+            self.carried = self.memory.address + 2 * WORD
+            self.rounded = self.carried + WORD * rows
+            self.exact = self.rounded + 4 * HYPERS * rows
+            self.inputs = self.exact + 8 * HYPERS * rows
+
+    def rows_of(self, dtype: str) -> int:
+        """Return where the hyper rows lie that a dtype's kernel reads."""
+        return self.exact if ELEMENTS[dtype][1] is np.float64 else self.rounded
+
+    def send_rows(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Send hyper rows that the host has computed."""
+        if np.float32 in self.reals:
+            self.stream.send(self.rounded, hypers.astype(np.float32).reshape(-1).view(np.int64))
+        if np.float64 in self.reals:
+            self.stream.send(self.exact, hypers.reshape(-1).view(np.int64))
+
+    def hold(self, record: Array) -> int:
+        """Return where a schedule's record lies in the GPU's memory, after putting it there."""
+        key = record.tobytes()
+        if key not in self.records:
+            self.records[key] = Memory(self.stream, len(key))
+            self.stream.write(self.records[key], record)
+        return self.records[key].address
+
+    def describe(self, inputs: npt.NDArray[Any], carried: npt.NDArray[np.float64], restart: bool) -> None:
+        """Take over the inputs of the rows; on a restart, what rules hand on too, and count from 0."""
+        self.described, self.handed_on = inputs, carried.copy()
+        self.version += 1
+        if restart:
+            self.started = self.version
+        self.clock["inputs"], self.clock["n"] = self.inputs, len(inputs)
+        self.clock["taken"], self.clock["carried"] = self.memory.address + WORD, self.carried
+        self.clock["hypers"], self.clock["rounded"] = self.exact, self.rounded
+
+    def own(self, memories: Sequence[Any]) -> None:
+        """Let the graph that is recorded own this memory, and that of the rows."""
+        graphs.own(self.stream.current.ptr, [self.memory, *self.records.values(), *memories])
+
+    def upload(self) -> None:
+        """Send the inputs, unless the GPU has this version already, by a graph."""
+        version = {"version": self.memory.address, "number": self.version}
+        self.stream.send(self.inputs, self.described.view(np.int64), **version)
+        if self.started == self.version:
+            self.stream.send(self.memory.address + WORD, np.zeros(1, np.int64), **version)
+            self.stream.send(self.carried, self.handed_on.view(np.int64), **version)
+        self.stream.send(self.memory.address, np.array([self.version]), **version)
+
+    def advance(self) -> None:
+        """Count a step, unless it is skipped, and compute its hyper rows."""
+        self.clock["scale"], self.clock["skip"] = self.scale, self.skip
+        _, advance = cuda.send_and_advance(self.stream.cupy)
+        self.stream.launch(advance, 1, self.clock, threads=1)
+
+    def taken(self) -> tuple[int, npt.NDArray[np.float64]]:
+        """Wait for the GPU; return how many steps it has counted, and what rules hand on after these."""
+        words = np.array(self.stream.download(self.memory, 2 + self.rows), np.int64)
+        if words[0] < self.started:
+            return 0, self.handed_on  # a graph that starts the count has not been replayed
+        return int(words[1]), words[2:].view(np.float64)
+
+
+class GpuLaunch(Launch):
+    """One kernel over tensors of one rule, one dtype, one device, and these sizes.
+
+    The tensor table lies in the device's memory twice: a captured step has one of its own, so that a step beside the
+    graph does not change what the graph reads.
+    """
+
+    def __init__(self, rows: GpuRows, rule: Rule, dtype: str, sizes: Sequence[int]) -> None:
+        super().__init__(sizes)
+        self.rows = rows
+        self.stream = rows.stream
+        self.dtype = dtype
+        self.kernel = cuda.kernel(self.stream.cupy, rule.name, dtype)
+        self.pack = cuda.pack(dtype)
+        self.memory = Memory(self.stream, 2 * self.table.nbytes)
+        self.job = np.zeros(1, JOB)
+        self.job["abi"] = ABI
+        self.cut({})
+
+    def cut(self, strided: dict[int, Strides]) -> None:
+        """Write the chunk table, for gradients that lie so."""
+        self.threads = TILE_THREADS if strided else block_threads(sum(self.sizes) // self.pack)
+        chunks, layouts = chunk_table(self.sizes, strided, self.threads * self.pack)
+        self.count = len(chunks)
+        self.cuts = Memory(self.stream, chunks.nbytes + layouts.nbytes)
+        self.stream.write(self.cuts, chunks, layouts)
+        self.table["layout"] = 0
+        for row in strided:
+            self.table["layout"][row] = self.cuts.address + len(chunks) * CHUNK.itemsize + row * layouts.itemsize
+        self.job["chunks"] = self.cuts.address
+        self.strided = strided
+        self.cut_version += 1
+        self.stale, self.moved = True, False  # the table in the device's memory, its column of gradients
+
+    def write_entries(self, entries: Sequence[Entry]) -> None:
+        """Take hyper rows and states of tensors that take part."""
+        super().write_entries(entries)
+        self.stale = True
+
+    def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Make room for as many hyper rows."""
+        self.rows.reserve(len(hypers))
+
+    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
+        """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
+        if strided != self.strided:
+            self.cut(strided)
+        self.moved = self.moved or not np.array_equal(self.gradients, addresses)
+        self.gradients[:] = addresses
+
+    def memories(self) -> list[Any]:
+        """Return what the tables lie in."""
+        return [self.memory, self.cuts]
+
+    @property
+    def not_warm(self) -> bool:
+        """Whether the tables are not in the device's memory yet, as a capture needs them."""
+        return self.stale and self.count > 0
+
+    def __call__(self) -> None:
+        """Put the kernel on the stream, over all chunks."""
+        if self.count:  # else there is nothing, which a launch of no blocks would be an error for
+            self.job["tensors"] = self._captured_table() if self.stream.capturing else self._table()
+            self.job["hypers"] = self.rows.rows_of(self.dtype)
+            self.job["skip"] = self.rows.skip
+            self.stream.launch(self.kernel, self.count, self.job, self.threads)
+
+    def _table(self) -> int:
+        if self.stale:
+            self.stream.write(self.memory, self.table, self.table)
+        elif self.moved:
+            self._send_gradients(self.memory.address)
+        self.stale = self.moved = False
+        return self.memory.address
+
+    def _captured_table(self) -> int:
+        """Return the table of captured steps, each of which sends its own gradients when it is replayed."""
+        table = self.memory.address + self.table.nbytes
+        self._send_gradients(table)
+        return table
+
+    def _send_gradients(self, table: int) -> None:
+        self.stream.send(table + GRAD, self.gradients, apart=TENSOR.itemsize // WORD)
+
+
+class Gpu:
+    """A GPU with its memory, as one library uses it: work goes on that library's current stream."""
+
+    on_gpu = True
+
+    def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any]) -> None:
+        capability = cupy.cuda.Device(index).compute_capability
+        if int(capability) < OLDEST:
+            raise ValueError(f"GPU {index} has compute capability {int(capability) / 10:.1f}; at least 7.0 is needed")
+        self.cupy, self.index, self.current_stream = cupy, index, current_stream
+        self.cache = LaunchCache()
+
+    def open(self) -> GpuRows:
+        """Return what has a plan's hyper rows on this GPU."""
+        return GpuRows(self)
+
+    def update(
+        self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+    ) -> None:
+        """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
+        # Another stream's launch may not have run yet, and has tables of its own; a thread may have its own stream.
+        key = rule.name, dtype, size, self.current_stream().ptr, threading.get_ident()
+        launch = self.cache.pop(key, None) or self.open().launch(rule, dtype, [size])
+        rows = np.zeros((1, HYPERS))
+        rows[0, : len(numbers)] = numbers
+        launch.rows.begin(None)
+        if launch.stream.capturing:
+            raise RuntimeError("a single update cannot be captured: make an optimizer, and capture its step")
+        launch.rows.send_rows(rows)
+        launch.write_params(addresses[:1])
+        launch.write_entries([(0, 0, addresses[2:])])
+        launch.write_gradients(np.array(addresses[1:2]), strided)
+        launch()
+        self.cache.put(key, launch)

@@ -1,0 +1,66 @@
+"""Interrupts wait until a step is over."""
+
+from __future__ import annotations
+
+import _signal
+import threading
+from _thread import get_ident
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+# Those for which programs have handlers of Python's that may raise; the first one stays held the longest.
+SIGNALS = tuple(
+    getattr(_signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGPROF", "SIGBREAK")
+    if hasattr(_signal, name)
+)
+
+
+class HeldBack:
+    """Hold back the handlers of signals until the end of a ``with`` block, and let them run then.
+
+    Python calls them between two lines of the main thread, so that an exception of theirs, as KeyboardInterrupt, would
+    leave a step half done. In other threads there is nothing to hold back.
+    """
+
+    __slots__ = ("handlers", "received")
+
+    def __init__(self) -> None:
+        self.handlers: list[tuple[int, Callable[..., Any]]] = []
+        self.received: tuple[int, ...] = ()
+
+    def __enter__(self) -> None:
+        """Take the place of the handlers."""
+        if get_ident() != threading.main_thread().ident:
+            return
+        try:
+            for number in SIGNALS:
+                handler = _signal.getsignal(number)
+                if callable(handler):
+                    self.handlers.append((number, handler))
+                    _signal.signal(number, self._receive)
+        except BaseException:
+            self._release()
+            raise
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = *self.received, number
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give the handlers their place back, and their signals."""
+        self._release()
+
+    def _release(self) -> None:
+        try:
+            while self.handlers:
+                _signal.signal(*self.handlers[-1])
+                self.handlers.pop()
+            while self.received:
+                number, self.received = self.received[0], self.received[1:]
+                _signal.raise_signal(number)
+        finally:  # where a handler has raised
+            if self.handlers or self.received:
+                self._release()

@@ -1,0 +1,189 @@
+"""The layout of a step: which parameters share a launch, and the tables that its kernels read.
+
+As a rule there is one launch, and a step rewrites nothing but the addresses of new gradients. Who takes how many steps,
+and by which numbers, is the clock's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernels.reader import Reader
+from ..kernels.repetition import Repetition
+from ..rules import RULES, Rule
+from .chunks import Strides
+from .launch import Device, Entry, Launch, Launcher
+from .memory import Extents, extent
+from .parameter import Parameter, StepGroup
+
+
+class Located(Protocol):
+    """Gradients that have been checked against their parameters, and are held.
+
+    Attributes
+    ----------
+    addresses : array of int64
+        One for each parameter, of the first element in its storage order; 0 where there is no gradient.
+    taking_part : bytes
+        One byte for each parameter, 1 where there is a gradient.
+    strided : dict
+        Index of a parameter -> how its gradient lies, where that is not as the parameter lies.
+    """
+
+    addresses: npt.NDArray[np.int64]
+    taking_part: bytes
+    strided: dict[int, Strides]
+
+
+class Plan:
+    """The launches over some parameters, one for each rule, dtype and device.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameter
+        Those of all groups, in order.
+
+    Raises
+    ------
+    ValueError
+        If two overlap in memory, or a GPU is too old.
+
+    Attributes
+    ----------
+    taking_part : bytes or None
+        Who takes part in the step that the tables describe; None until that is written.
+    loaded : Located or None
+        The gradients whose addresses the tables have.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.parameters = parameters
+        self.rules: Sequence[Rule] = ()
+        self.launches: list[Launch] = []
+        self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's parameters
+        self.taking_part: bytes | None = None
+        self.loaded: Located | None = None
+        self._repetition: tuple[list[int], Repetition] | None = None
+        self.forget_extents()
+        if (pair := self.extents.first_overlap()) is not None:
+            raise ValueError(
+                f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a copy of what they share"
+            )
+        devices = dict.fromkeys(parameter.device for parameter in parameters)
+        self.launchers: dict[Device, Launcher] = {device: device.open() for device in devices}
+
+    @property
+    def extents(self) -> Extents:
+        """Where parameters and states lie, so that gradients can be kept off them."""
+        if self._extents is None:
+            self._extents = Extents(named for parameter in self.parameters for named in parameter.arrays())
+        return self._extents
+
+    @property
+    def reader(self) -> Reader:
+        """What reads the addresses of gradients that lie as their parameters do, and off all that an update writes."""
+        if self._reader is None:
+            here = [parameter.layout.forwards and not parameter.device.on_gpu for parameter in self.parameters]
+            expected = [p.array if readable else None for p, readable in zip(self.parameters, here, strict=True)]
+            self._reader = Reader(expected, self.extents.starts, self.extents.reaches)
+        return self._reader
+
+    def forget_extents(self) -> None:
+        """Find out anew where states lie, since there are others."""
+        self._extents: Extents | None = None
+        self._reader: Reader | None = None
+
+    def forget(self) -> None:
+        """Write the tables anew for the next step, since states were given up."""
+        self.loaded = self.taking_part = None
+        self.forget_extents()
+
+    @property
+    def everyone(self) -> bytes:
+        """What `Located.taking_part` is where there is a gradient for every parameter."""
+        return b"\1" * len(self.parameters)
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether any parameter lies on a GPU."""
+        return any(device.on_gpu for device in self.launchers)
+
+    @property
+    def only_gpus(self) -> bool:
+        """Whether all parameters lie on GPUs."""
+        return all(device.on_gpu for device in self.launchers)
+
+    def arrange(self, rules: Sequence[Rule]) -> None:
+        """Split the parameters into launches, by the rules of their groups; nothing where these are the last ones."""
+        if rules == self.rules:
+            return
+        self.loaded = self.taking_part = self._repetition = None
+        self.rules = ()  # until all is written
+        kinds: dict[tuple[Device, str, str], list[int]] = {}
+        for i, parameter in enumerate(self.parameters):
+            kinds.setdefault((parameter.device, rules[parameter.group.index].name, parameter.dtype), []).append(i)
+        self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
+        self.indices = [np.array(indices) for indices in kinds.values()]
+        self.rules = rules
+
+    def _launch(self, device: Device, rule: str, dtype: str, indices: Sequence[int]) -> Launch:
+        parameters = [self.parameters[i] for i in indices]
+        launch = self.launchers[device].launch(RULES[rule], dtype, [parameter.array.size for parameter in parameters])
+        launch.write_params([parameter.address for parameter in parameters])
+        for row, parameter in enumerate(parameters):
+            parameter.launch, parameter.row = launch, row
+        return launch
+
+    def form(self, taking_part: bytes, step_groups: Sequence[StepGroup], hypers: npt.NDArray[np.float64]) -> None:
+        """Write into the tables who takes part, by which hyper rows, and with which states."""
+        self.loaded = self.taking_part = None  # until all is written
+        entries: dict[Launch, list[Entry]] = {launch: [] for launch in self.launches}
+        for number, group in enumerate(step_groups):
+            for parameter, new_states in zip(group.parameters, group.new_states, strict=True):
+                states = {**parameter.states, **new_states}
+                addresses = [extent(states[name])[0] for name in group.rule.states]
+                entries[parameter.launch].append((parameter.row, number, addresses))
+        for launch in self.launches:
+            launch.write_hypers(hypers)
+            launch.write_entries(entries[launch])
+        self.taking_part = taking_part
+
+    def load(self, gradients: Located) -> None:
+        """Write into the tables where gradients lie."""
+        if gradients is self.loaded:
+            return
+        self.loaded = None  # until all is written
+        for launch, indices in zip(self.launches, self.indices, strict=True):
+            strided = {}
+            if gradients.strided:
+                found = ((row, gradients.strided.get(index)) for row, index in enumerate(indices.tolist()))
+                strided = {row: strides for row, strides in found if strides is not None}
+            alone = len(self.launches) == 1  # the usual case; an index would take a copy
+            launch.write_gradients(gradients.addresses if alone else gradients.addresses[indices], strided)
+        self.loaded = gradients
+
+    def launch(self) -> None:
+        """Update all that takes part."""
+        for launch in self.launches:
+            launch()
+
+    def repetition(self) -> Repetition | None:
+        """Return what takes the last step again, in one call; None where that takes more than one.
+
+        That is: on a GPU, with gradients that lie otherwise than their parameters, and without the extension.
+        """
+        again = [launch.again() for launch in self.launches]
+        cuts = [launch.cut_version for launch in self.launches]
+        if None in again or not again:
+            return None
+        if self._repetition is None or self._repetition[0] != cuts:
+            places = np.empty(len(self.parameters), np.int64)
+            for launch, indices in zip(self.launches, self.indices, strict=True):
+                places[indices] = launch.places()
+            threads: Any = self.launches[0].threads
+            self._repetition = cuts, Repetition(again, places, threads)
+        return self._repetition[1]

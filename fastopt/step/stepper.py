@@ -1,0 +1,114 @@
+"""Takes the steps of one optimizer: the same few lines for NumPy, CuPy and PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..rules import Options, Rule
+from .clock import Clock
+from .group import GroupOptions
+from .guard import Guard
+from .interrupts import HeldBack
+from .launch import AmpState
+from .parameter import Parameter
+from .plan import Located, Plan
+
+
+class Stepper:
+    """Plan and clock of some parameters, and the steps that they take together.
+
+    Not for several threads at once: whoever calls holds the guard's mutex, and for a step its `stepping` too.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameter
+        Those of all groups, in order.
+    groups : sequence of GroupOptions
+    choose : callable
+        ``choose(options)``, the rule that a group's options ask for; raises ValueError where they contradict.
+    guard : Guard
+        The optimizer's.
+    counts_groups : bool, default True
+        Whether the groups' steps are counted too, and not those of parameters alone.
+
+    Raises
+    ------
+    ValueError
+        If parameters overlap in memory, or options contradict each other or are too large.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        groups: Sequence[GroupOptions],
+        choose: Callable[[Options], Rule],
+        guard: Guard,
+        counts_groups: bool = True,
+    ) -> None:
+        self.guard = guard
+        self.plan = Plan(parameters)
+        self.clock = clock_of(self.plan)(self.plan, groups, choose, guard, counts_groups)
+
+    def repeat(self, gradients: Located) -> bool:
+        """Take the last step again where only gradients and counts differ, in one call of C; say whether that was done."""
+        repetition, plan = self.clock.repetition, self.plan
+        if repetition is None or gradients.strided or not self.clock.unchanged():
+            return False
+        if gradients.taking_part != plan.taking_part:
+            return False
+        addresses = None if gradients is plan.loaded else gradients.addresses
+        plan.loaded = None  # until all is written
+        repetition.take(addresses)
+        plan.loaded = gradients
+        return True
+
+    def take(self, gradients: Any, scale: float = 1.0, amp: AmpState | None = None) -> None:
+        """Take a step: update every parameter that has a gradient.
+
+        Whatever can fail comes before the first launch. An interrupt comes before the step or after it.
+
+        Parameters
+        ----------
+        gradients : Located
+        scale : float, default 1.0
+            What all of them are first multiplied by.
+        amp : AmpState, optional
+            Has another factor, and may be that the step is skipped.
+        """
+        clock, plan = self.clock, self.plan
+        clock.poll(scale, amp)
+        plan.arrange(clock.rules)
+        clock.check(gradients)
+        if gradients.taking_part != plan.taking_part:
+            clock.form(gradients.taking_part)
+        plan.load(gradients)
+        self.prepare(gradients)
+        with HeldBack():
+            self.begin(gradients)
+            clock.advance()
+            plan.launch()
+            clock.count()
+            self.finish(gradients)
+        if self.can_repeat:
+            clock.repeat()
+
+    can_repeat = True  # the last step, as far as `begin` and `finish` are concerned
+
+    def prepare(self, gradients: Any) -> None:
+        """Do what may fail before the step is taken."""
+
+    def begin(self, gradients: Any) -> None:
+        """Do what belongs to the step, before the launches."""
+
+    def finish(self, gradients: Any) -> None:
+        """Do what belongs to the step, after the launches."""
+
+
+def clock_of(plan: Plan) -> type[Clock]:
+    """Choose a plan's clock; devices count steps too."""
+    if plan.uses_gpus:
+        from .device_clock import DeviceClock
+
+        return DeviceClock
+    return Clock

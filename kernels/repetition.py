@@ -1,0 +1,62 @@
+"""A step that differs from the last one only in where the gradients lie, and in its count: one call of C."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .extension import ffi, lib
+from .reader import Array, address
+from .tables import LAUNCH, STEP
+
+
+class Repetition:
+    """Takes a step again, and counts how often.
+
+    Parameters
+    ----------
+    launches : sequence of tuple
+        For each launch what LAUNCH lists: addresses of kernel and job, chunks, chunks a claim, threads that it is worth.
+    grads : array of int64
+        For each gradient the address of the place where its address goes.
+    threads : object
+        Whose threads work: those of ``get_num_threads()`` of the OpenMP team at ``parallel``, or of the pool, where that
+        is 0.
+    """
+
+    def __init__(self, launches: Sequence[tuple[int, ...]], grads: npt.NDArray[np.int64], threads: Any) -> None:
+        self.launches = np.array(launches, LAUNCH)
+        self.grads = grads
+        self.step = np.zeros((), STEP)
+        self.step["launches"], self.step["count"] = address(self.launches), len(launches)
+        self.step["grads"], self.step["n"] = address(grads), len(grads)
+        self.step["parallel"] = threads.parallel
+        self.get_num_threads = threads.get_num_threads
+        self.pointer = ffi.cast("fastopt_step *", address(self.step))
+
+    def set_rows(
+        self,
+        hypers: npt.NDArray[np.float64],
+        carried: npt.NDArray[np.float64],
+        inputs: npt.NDArray[Any] | None,
+        scale: float,
+    ) -> None:
+        """Say how hyper rows come about: from ROW_INPUTS as they are now, or, where these are None, they stay."""
+        self.held = hypers, carried, inputs
+        self.step["inputs"] = 0 if inputs is None else address(inputs)
+        self.step["rows"] = 0 if inputs is None else len(inputs)
+        self.step["hypers"], self.step["carried"], self.step["scale"] = address(hypers), address(carried), scale
+        self.step["taken"] = 0
+
+    @property
+    def taken(self) -> int:
+        """How often it was taken since the rows were set."""
+        return int(self.step["taken"])
+
+    def take(self, grads: Array | None) -> None:
+        """Take it, with gradients at these addresses; None where they lie as before."""
+        addresses = ffi.NULL if grads is None else ffi.cast("int64_t *", address(grads))
+        lib.fastopt_take(self.pointer, addresses, self.get_num_threads())
