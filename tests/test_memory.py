@@ -185,15 +185,15 @@ def test_what_a_running_step_uses_stays(monkeypatch):
     optimizer = fastopt.SGD(p, lr=0.5)
     optimizer.step(np.zeros(600))
     inside, leave = threading.Event(), threading.Event()
-    launch = optimizer._stepper.plan.launches[0]
-    run = launch.run
+    repetition = optimizer._stepper.clock.repetition
+    take = repetition.take
 
     def waits(*arguments):
         inside.set()
         assert leave.wait(DEADLOCK)
-        run(*arguments)
+        take(*arguments)
 
-    monkeypatch.setattr(launch, "run", waits)
+    monkeypatch.setattr(repetition, "take", waits)
     thread = threading.Thread(target=optimizer.step, args=[gradient])
     thread.start()
     assert inside.wait(DEADLOCK)

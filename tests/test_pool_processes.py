@@ -273,7 +273,7 @@ def test_exit_inside_a_kernel(tmp_path):
         fastopt.set_num_threads(2)
         opt = fastopt.SGD(np.ones(1_000_000, np.float32))
         threading.Thread(target=opt.step, args=[np.ones(1_000_000, np.float32)], daemon=True).start()
-        while not (opt._stepper.plan.launches and opt._plan.launches[0].job["skip"]):
+        while not (opt._stepper.plan.launches and opt._stepper.plan.launches[0].job["skip"]):
             pass
         print("passed", flush=True)
     """

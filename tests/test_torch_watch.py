@@ -26,6 +26,7 @@ from torch_cases import KINDS, STATES, bits, give, states
 import fastopt
 import fastopt.torch as subject
 from fastopt.backends.torch import stepper as steppers
+from fastopt.step.plan import Plan
 
 ALL = pytest.mark.parametrize("kind", KINDS)
 DEADLOCK = 60
@@ -341,8 +342,8 @@ def test_gradients_of_backward_are_read_in_one_call(kind, dtype, form, monkeypat
     params = [Parameter(FORMS[form](dtype)) for _ in range(3)]
     optimizer = torch_cases.make(name, params, **{**options, **({"lr_decay": 0.0} if name == "Adagrad" else {})})
     taken = []
-    step = steppers.Updater.step
-    monkeypatch.setattr(steppers.Updater, "step", lambda *arguments: (taken.append(1), step(*arguments)))
+    take = steppers.TorchStepper.take
+    monkeypatch.setattr(steppers.TorchStepper, "take", lambda *arguments: (taken.append(1), take(*arguments)))
     for i in range(8):
         sum((p * p).sum() for p in params).backward()
         if i >= 3:
@@ -588,7 +589,7 @@ def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch
     monkeypatch.setattr(cpu, "_kernels", {})
     params, optimizer = victim(kind, steps=0, dtype=dtype)
     made, recorder = [], Recorder()
-    monkeypatch.setattr(steppers.Plan, "_split", lambda *a, old=steppers.Plan._split: (made.append(1), old(*a))[1])
+    monkeypatch.setattr(Plan, "_launch", lambda *a, old=Plan._launch: (made.append(1), old(*a))[1])
     with event.install_listener("numba:compile", recorder), event.install_listener("numba:compiler_lock", recorder):
         torch_cases.train(optimizer, params, 1)
         assert recorder.events  # so that this test sees what it looks for
