@@ -27,6 +27,7 @@ from fastopt.bench import (
     iteration,
     limit,
     measure,
+    oracle,
     quiet,
     report,
     rounds,
@@ -35,7 +36,7 @@ from fastopt.bench import (
     torch_iteration,
     torch_report,
 )
-from fastopt.bench.contenders import CONTENDERS, RULES
+from fastopt.bench.contenders import CONTENDERS, OPTIMIZERS, RULES
 from fastopt.bench.measure import MODES, Pace
 from fastopt.bench.workloads import WORKLOADS, Arrays, Workload
 from fastopt.kernels import limits, pool
@@ -187,22 +188,13 @@ def test_there_is_an_example_of_every_schedule() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_numpy_follows_the_rule(rule: str) -> None:
-    """The reference of the others, once more in float64 by the formula."""
+    """The reference of the others, once more in float64 by the oracle's formula."""
     arrays = Arrays.draw(Workload("small", "small", ((5, 3), (7,))))
-    found = trained("numpy", rule, arrays)
-    for param, grad, got in zip(arrays.params, arrays.grads, found.params, strict=True):
-        p, g, s, m, v = param.astype(np.float64), grad.astype(np.float64), *(np.zeros(param.shape) for _ in range(3))
-        for step in range(1, STEPS + 1):
-            s = s + g * g if rule == "adagrad" else 0.9 * s + g
-            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-            directions = {
-                "momentum": s,
-                "nesterov": g + 0.9 * s,
-                "adagrad": g / (np.sqrt(abs(s)) + 1e-10),
-                "adam": m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8),
-            }
-            p = p - 1e-3 * directions[rule]
-        np.testing.assert_allclose(got, p, rtol=TOLERANCE, atol=TOLERANCE)
+    trainer = oracle.Trainer(arrays.params)
+    for _ in range(STEPS):
+        trainer.step(rule, arrays.grads, OPTIMIZERS[rule][1])
+    for got, expected in zip(trained("numpy", rule, arrays).params, trainer.params, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Rule:
     Attributes
     ----------
     name : str
-        Of the scalar function in ``kernels/cpu.py``, the functor in ``kernels/rules.h`` and the oracle in the tests.
+        Of the scalar function in ``kernels/cpu.py``, the functor in ``kernels/rules.h`` and the oracle.
     states : tuple of str
         The arrays kept for each parameter, named as in a state dict.
     options : tuple of str

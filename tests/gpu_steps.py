@@ -1,8 +1,8 @@
 """Arrays on a device, optimizers of them that are warm, and what the oracle makes of the same steps; no tests here."""
 
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from rule_cases import numbers
 from tolerances import BFLOAT16, STATE_OF_HALF, TRAJECTORY, assert_close
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from gpu_steps import arrays, assert_trained, follow, plain, refused_capture, state_arrays, warm, warmed_up
 from pairs import swept
 from rule_cases import OPTIMIZERS, numbers

@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import oracle
 import pytest
 import rule_cases
 from compilation import Recorder
+from fastopt.bench import oracle
 from fastopt.kernels import cpu
 from fastopt.kernels.tables import ABI, ELEMENTS
 from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import host_cuda
 import numpy as np
-import oracle
 import pytest
 from cuda_jobs import APART, Clock, Job, Tensor, computed, send
+from fastopt.bench import oracle
 from fastopt.kernels import cuda
 from fastopt.kernels.tables import CHUNK, ELEMENTS, JOB, MESSAGE, TENSOR, WORDS
 from gradient_layouts import STRIDED

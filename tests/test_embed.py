@@ -13,8 +13,8 @@ from pathlib import Path
 
 import cffi
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from fastopt.kernels import cpu, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from fastopt.kernels import cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -6,8 +6,8 @@ import importlib
 import cuda_stand_in
 import cupy_stand_in
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from fastopt.kernels import tables
 from gpu_steps import DTYPES, REAL, arrays, assert_trained, bits, normal, plain, state_arrays, warm, warmed_up
 from halves import DIGITS, LEAST

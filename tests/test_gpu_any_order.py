@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from gpu_steps import DTYPES, arrays, follow, normal, plain
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st

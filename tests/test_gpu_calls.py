@@ -4,8 +4,8 @@ import json
 
 import cuda_stand_in
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from gpu_steps import DTYPES, REAL, arrays, assert_trained, bits, normal, plain, state_arrays, state_arrays_of, warm
 from rule_cases import OPTIMIZERS
 from tolerances import BFLOAT16, TRAJECTORY, assert_close

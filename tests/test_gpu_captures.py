@@ -1,8 +1,8 @@
 """Steps captured in graphs and replayed, on a stand-in for CuPy and on a real GPU, and what is refused."""
 
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from gpu_steps import (
     DTYPES,
     arrays,

@@ -3,9 +3,9 @@
 import re
 
 import numpy as np
-import oracle
 import pytest
 import torch
+from fastopt.bench import oracle
 from fastopt.kernels import cache, cold, cpu, pool
 from fastopt.kernels.tables import ABI, ELEMENTS, HYPERS, JOB, STATES, TENSOR
 from gradient_layouts import STRIDED

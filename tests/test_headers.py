@@ -17,8 +17,8 @@ from pathlib import Path
 
 import cffi
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from fastopt.kernels import cpu, extension, tables
 from instructions import any_arithmetic, operations, packed
 from loop_cases import OPTIONS, numbers_of, options_of, states_of

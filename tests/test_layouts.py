@@ -1,8 +1,8 @@
 """Any layout: dense parameters in any order, gradients with any strides, paired by index."""
 
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import TRAJECTORY, assert_close

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rule_cases import OPTIMIZERS, OPTIONS

@@ -8,8 +8,8 @@ import threading
 import time
 
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_cases import OPTIMIZERS

@@ -4,10 +4,10 @@ The square of a gradient beyond the root of the largest number is infinite, and 
 """
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from cuda_jobs import Job, Tensor
+from fastopt.bench import oracle
 from fastopt.kernels import cpu
 from loop_cases import numbers_of, options_of
 from rule_cases import BY_STATES, OPTIMIZERS

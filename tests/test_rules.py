@@ -6,8 +6,8 @@ from pathlib import Path
 
 import mpmath
 import numpy as np
-import oracle
 import pytest
+from fastopt.bench import oracle
 from fastopt.kernels import cpu, tables
 from numba import njit
 from pairs import swept
@@ -73,7 +73,7 @@ def test_the_worked_example_is_the_code():
     """What CONTRIBUTING shows of AdamW stands in the four places, as it is."""
     repository = Path(__file__).parents[1]
     page = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    places = ("fastopt/rules.py", "kernels/cpu.py", "kernels/rules.h", "tests/oracle.py")
+    places = ("fastopt/rules.py", "kernels/cpu.py", "kernels/rules.h", "bench/oracle.py")
     code = "".join((repository / place).read_text(encoding="utf-8") for place in places)
     blocks = re.findall(r"^```(?:python|cpp)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 5

@@ -1,10 +1,10 @@
 """Any layout: parameters and gradients with any strides, paired by index; memory between elements is left alone."""
 
 import numpy as np
-import oracle
 import pytest
 import torch
 import torch_cases
+from fastopt.bench import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import swept

@@ -1,6 +1,6 @@
 """Whether updates on the GPU are right, before anything there is measured: every rule and format, graphs, contenders.
 
-The formulas stand here once more, in NumPy and float64. What is drawn is exact in every format: multiples of 1/32.
+The formulas are the oracle's, in NumPy and float64. What is drawn is exact in every format: multiples of 1/32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fastopt.rules import RULES as REGISTRY
 from fastopt.schedules import Cosine
 
 from .. import contenders as of_cpu
+from .. import oracle
 from ..cases import case
 from ..contenders import Step
 from ..workloads import Arrays
@@ -31,8 +32,8 @@ STEPS = 3
 REPLAYS = 5
 SHAPES = ((1,), (127,), (3, 5, 7), (1025,), (70, 129))  # none a multiple of what a thread or a block takes at once
 
-LR, DECAY, LR_DECAY = 1 / 32, 1 / 64, 0.25
-OF_CLASS = {"Adagrad": {"lr_decay": LR_DECAY}, "RMSprop": {"alpha": 0.9}}  # where the formulas are not at the default
+LR, DECAY, LR_DECAY, ALPHA = 1 / 32, 1 / 64, 0.25, 0.9
+OF_CLASS = {"Adagrad": {"lr_decay": LR_DECAY}, "RMSprop": {"alpha": ALPHA}}  # where it is not at the default
 # Of each format: half the distance from 1 to the next number, and how many roundings of about a parameter's size a step
 # may add up. Halves are computed in float32, and only the parameter's last rounding shows, doubled since it may have
 # been larger on its way. float32 and float64 round after every operation, of which a rule has six to eight; fused
@@ -94,54 +95,12 @@ def trained_by_formula(
     decay: float = DECAY,
     lr_decay: float = LR_DECAY,
 ) -> Trained:
-    """Take the steps by the formulas, with a weight decay."""
-    params = list(params)
-    states = [[np.zeros_like(param) for _ in REGISTRY[rule].states] for param in params]
-    for step, grads in enumerate(gradients, 1):
-        for i, given in enumerate(grads):
-            p, g = params[i], given + decay * params[i]
-            if rule.startswith("adamw"):
-                p, g = (1 - lr * decay) * p, given
-            direction, states[i] = directed(rule, g, states[i], step, lr_decay)
-            params[i] = p - lr * direction
-    return Trained(params, [state for of in states for state in of])
-
-
-def directed(rule: str, g: Array, states: Sequence[Array], step: int, lr_decay: float) -> tuple[Array, list[Array]]:
-    """Return by what a parameter moves at a rate of 1, and its new states, by the formula."""
-    if rule.startswith("adam"):
-        return by_adam(g, states, step)
-    if rule.startswith("rmsprop"):
-        return by_rmsprop(rule, g, states)
-    if rule == "sgd":
-        return g, []
-    if rule == "adagrad":
-        s = states[0] + g * g
-        return g / (np.sqrt(s) + 1e-10) / (1 + (step - 1) * lr_decay), [s]
-    v = 0.9 * states[0] + g
-    return v if rule == "momentum" else g + 0.9 * v, [v]
-
-
-def by_rmsprop(rule: str, g: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
-    """RMSProp's, whose last states are the buffer and the average of gradients, where it has them."""
-    s, *others = states
-    s, spread = 0.9 * s + 0.1 * g * g, np.zeros_like(g)
-    if "centered" in rule:
-        others[-1] = 0.9 * others[-1] + 0.1 * g
-        spread = others[-1] ** 2
-    direction = g / (np.sqrt(s - spread) + 1e-8)
-    if "momentum" in rule:
-        direction = others[0] = 0.9 * others[0] + direction
-    return direction, [s, *others]
-
-
-def by_adam(g: Array, states: Sequence[Array], step: int) -> tuple[Array, list[Array]]:
-    """Adam's, with its largest average of squares where it has one."""
-    m, v, *largest = states
-    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-    largest = [np.maximum(w, v) for w in largest]
-    root = np.sqrt((largest or [v])[0] / (1 - 0.999**step))
-    return m / (1 - 0.9**step) / (root + 1e-8), [m, v, *largest]
+    """Take the steps by the oracle's formulas, with a weight decay."""
+    _, options = case(rule, lr=lr, weight_decay=decay, lr_decay=lr_decay, alpha=ALPHA)
+    trainer = oracle.Trainer(params)
+    for grads in gradients:
+        trainer.step(rule, grads, options)
+    return Trained(trainer.params, [state for states in trainer.states for state in states or ()])
 
 
 def compare(what: str, found: Trained, expected: Trained, allowed: float, reference: str = "the formula") -> None:

@@ -1,46 +1,60 @@
 """The oracle: every rule in float64 NumPy, written from the papers' formulas and not from the kernels.
 
 `RULES` maps a rule's name to a function of (p, g, states, step, options) that returns the new parameter and the new
-states, which are None before a parameter's first gradient; `step` counts from 1. Nothing here imports fastopt.
+states, which are None before a parameter's first gradient; `step` counts from 1. Nothing here imports fastopt: the
+tests, and the benchmark's checks on GPUs, hold fastopt to it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+States = tuple[Array, ...]
+Updated = tuple[Array, States]
+Options = Mapping[str, Any]
 
 
-def regularised(p, g, options):
+def regularised(p: Array, g: npt.ArrayLike, options: Options) -> Array:
     """The gradient after maximize and weight decay, in float64."""
     g = np.asarray(g, np.float64)
     if options.get("maximize", False):
         g = -g
-    return g + options.get("weight_decay", 0.0) * p
+    penalty: Array = options.get("weight_decay", 0.0) * p
+    return g + penalty
 
 
-def sgd(p, g, states, step, options):
+def sgd(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """Gradient descent."""
     return p - options["lr"] * regularised(p, g, options), ()
 
 
-def buffer(p, g, states, options):
+def buffer(p: Array, g: Array, states: States | None, options: Options) -> Array:
     """The momentum buffer after a gradient; the first gradient is taken whole."""
     g = regularised(p, g, options)
     if states is None:
         return g
-    return options["momentum"] * states[0] + (1.0 - options.get("dampening", 0.0)) * g
+    v: Array = options["momentum"] * states[0] + (1.0 - options.get("dampening", 0.0)) * g
+    return v
 
 
-def momentum(p, g, states, step, options):
+def momentum(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """Heavy-ball momentum, the rate outside the buffer."""
     v = buffer(p, g, states, options)
     return p - options["lr"] * v, (v,)
 
 
-def nesterov(p, g, states, step, options):
+def nesterov(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """Nesterov's momentum as torch and Sutskever et al. have it."""
     v = buffer(p, g, states, options)
     return p - options["lr"] * (regularised(p, g, options) + options["momentum"] * v), (v,)
 
 
-def adagrad(p, g, states, step, options):
+def adagrad(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """AdaGrad with eps outside the root."""
     g = regularised(p, g, options)
     s = np.full_like(p, options.get("initial_accumulator_value", 0.0)) if states is None else states[0]
@@ -49,32 +63,32 @@ def adagrad(p, g, states, step, options):
     return p - lr * g / (np.sqrt(s) + options.get("eps", 1e-10)), (s,)
 
 
-def zeros(p, states, count):
+def zeros(p: Array, states: States | None, count: int) -> States:
     """States before the first gradient, of which there are so many."""
     return tuple(np.zeros_like(p) for _ in range(count)) if states is None else states
 
 
-def mean_square(s, g, options):
+def mean_square(s: Array, g: Array, options: Options) -> Array:
     """The moving average of squared gradients."""
-    alpha = options.get("alpha", 0.99)
+    alpha: float = options.get("alpha", 0.99)
     return alpha * s + (1.0 - alpha) * g * g
 
 
-def variance(s, a, g, options):
+def variance(s: Array, a: Array, g: Array, options: Options) -> tuple[Array, Array]:
     """Graves's: the mean square less the square of the mean, and that mean; no variance is negative."""
     alpha = options.get("alpha", 0.99)
     a = alpha * a + (1.0 - alpha) * g
     return np.maximum(s - a**2, 0.0), a
 
 
-def rmsprop(p, g, states, step, options):
+def rmsprop(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """Tieleman and Hinton's RMSProp, with eps outside the root."""
     g, (s,) = regularised(p, g, options), zeros(p, states, 1)
     s = mean_square(s, g, options)
     return p - options["lr"] * g / (np.sqrt(s) + options.get("eps", 1e-8)), (s,)
 
 
-def rmsprop_momentum(p, g, states, step, options):
+def rmsprop_momentum(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """The same with a momentum buffer of scaled gradients."""
     g, (s, v) = regularised(p, g, options), zeros(p, states, 2)
     s = mean_square(s, g, options)
@@ -82,7 +96,7 @@ def rmsprop_momentum(p, g, states, step, options):
     return p - options["lr"] * v, (s, v)
 
 
-def rmsprop_centered(p, g, states, step, options):
+def rmsprop_centered(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """Graves's RMSProp: by the standard deviation."""
     g, (s, a) = regularised(p, g, options), zeros(p, states, 2)
     s = mean_square(s, g, options)
@@ -90,7 +104,7 @@ def rmsprop_centered(p, g, states, step, options):
     return p - options["lr"] * g / (np.sqrt(var) + options.get("eps", 1e-8)), (s, a)
 
 
-def rmsprop_centered_momentum(p, g, states, step, options):
+def rmsprop_centered_momentum(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """The same with a momentum buffer."""
     g, (s, v, a) = regularised(p, g, options), zeros(p, states, 3)
     s = mean_square(s, g, options)
@@ -99,27 +113,28 @@ def rmsprop_centered_momentum(p, g, states, step, options):
     return p - options["lr"] * v, (s, v, a)
 
 
-def moments(g, m, v, options):
+def moments(g: Array, m: Array, v: Array, options: Options) -> tuple[Array, Array]:
     """Kingma and Ba's two moving averages."""
     beta1, beta2 = options.get("betas", (0.9, 0.999))
     return beta1 * m + (1.0 - beta1) * g, beta2 * v + (1.0 - beta2) * g * g
 
 
-def adam_step(p, m, v, step, options):
+def adam_step(p: Array, m: Array, v: Array, step: int, options: Options) -> Array:
     """Algorithm 1 of Adam from there on: both averages corrected for their bias towards zero."""
     beta1, beta2 = options.get("betas", (0.9, 0.999))
     corrected_m, corrected_v = m / (1.0 - beta1**step), v / (1.0 - beta2**step)
-    return p - options["lr"] * corrected_m / (np.sqrt(corrected_v) + options.get("eps", 1e-8))
+    move: Array = options["lr"] * corrected_m / (np.sqrt(corrected_v) + options.get("eps", 1e-8))
+    return p - move
 
 
-def adam(p, g, states, step, options):
+def adam(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """Adam with an L2 penalty."""
     g, (m, v) = regularised(p, g, options), zeros(p, states, 2)
     m, v = moments(g, m, v, options)
     return adam_step(p, m, v, step, options), (m, v)
 
 
-def adam_amsgrad(p, g, states, step, options):
+def adam_amsgrad(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """Reddi, Kale and Kumar's, as torch has it: the largest average is corrected for bias as if it were this step's."""
     g, (m, v, w) = regularised(p, g, options), zeros(p, states, 3)
     m, v = moments(g, m, v, options)
@@ -127,24 +142,24 @@ def adam_amsgrad(p, g, states, step, options):
     return adam_step(p, m, w, step, options), (m, v, w)
 
 
-def decayed(p, options):
+def decayed(p: Array, options: Options) -> tuple[Array, Options]:
     """Loshchilov and Hutter's weight decay, and the options without it."""
     return p - options["lr"] * options.get("weight_decay", 0.0) * p, {**options, "weight_decay": 0.0}
 
 
-def adamw(p, g, states, step, options):
+def adamw(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """Adam on a parameter that has decayed by itself."""
     p, options = decayed(p, options)
     return adam(p, g, states, step, options)
 
 
-def adamw_amsgrad(p, g, states, step, options):
+def adamw_amsgrad(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
     """AMSGrad on a parameter that has decayed by itself."""
     p, options = decayed(p, options)
     return adam_amsgrad(p, g, states, step, options)
 
 
-RULES = {
+RULES: dict[str, Callable[[Array, Array, States | None, int, Options], Updated]] = {
     "sgd": sgd,
     "momentum": momentum,
     "nesterov": nesterov,
@@ -163,16 +178,16 @@ RULES = {
 class Trainer:
     """Trains float64 copies of parameters by the oracle's rules, each counting its own steps."""
 
-    def __init__(self, params):
-        self.params = [np.array(p, np.float64) for p in params]
-        self.states = [None] * len(self.params)
+    def __init__(self, params: Sequence[npt.ArrayLike]) -> None:
+        self.params: list[Array] = [np.array(p, np.float64) for p in params]
+        self.states: list[States | None] = [None] * len(self.params)
         self.steps = [0] * len(self.params)
 
-    def step(self, rule, grads, options):
+    def step(self, rule: str, grads: Sequence[Any], options: Options | Sequence[Options]) -> None:
         """Take one step; options is one dict for all, or a list with one for each parameter."""
         for i, g in enumerate(grads):
             if g is None:
                 continue
             self.steps[i] += 1
-            chosen = options[i] if isinstance(options, list) else options
+            chosen = options if isinstance(options, Mapping) else options[i]
             self.params[i], self.states[i] = RULES[rule](self.params[i], g, self.states[i], self.steps[i], chosen)
