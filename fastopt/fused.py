@@ -16,34 +16,27 @@ from . import rules
 from .backends.foreign import is_on_device
 from .backends.numpy import single
 from .checks import Count
+from .faces import CALL, described
 from .kernels.reader import Array
 from .rules import Rule, check
 
 
+@described(CALL)
 def sgd(p: Array, g: Array, *, lr: float, weight_decay: float = 0.0, maximize: bool = False) -> None:
     """Update a parameter by gradient descent: ``p <- p - lr * g``.
 
     Parameters
     ----------
-    p : array of NumPy or CuPy, any shape
-        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
-    g : array, dtype and shape of p
-        Gradient, any strides.
-    lr : float
-        Learning rate, 0 or more.
-    weight_decay : float, default 0.0
-        ``g + weight_decay * p`` is used for g.
-    maximize : bool, default False
-        ``-g`` is used for g.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument does not fit; nothing has changed then.
+    {errors}
     """
     _update(rules.SGD, p, g, {}, _checked(lr=lr, weight_decay=weight_decay, maximize=maximize))
 
 
+@described(CALL)
 def momentum(
     p: Array,
     g: Array,
@@ -60,27 +53,15 @@ def momentum(
 
     Parameters
     ----------
-    p : array of NumPy or CuPy, any shape
-        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
-    g : array, dtype and shape of p
-        Gradient, any strides.
-    velocity : array, dtype and shape of p (float32 for half precision)
-        Momentum buffer, updated in place; dense and writable; zeros before the first step.
-    lr, momentum : float
-        Learning rate and momentum, 0 or more.
-    dampening : float, default 0.0
-        Always applied, also at the first step, which a single call cannot know (`fastopt.SGD` spares the first).
-    nesterov : bool, default False
-        The update of `nesterov` instead; requires a momentum, and no dampening.
-    weight_decay : float, default 0.0
-        ``g + weight_decay * p`` is used for g.
-    maximize : bool, default False
-        ``-g`` is used for g.
+    {options}
+    dampening
+        A single call cannot know which one is the first, and dampens it, too.
+    nesterov
+        With it this call does what `nesterov` does.
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument does not fit; nothing has changed then.
+    {errors}
     """
     options = _checked(
         lr=lr,
@@ -94,6 +75,7 @@ def momentum(
     _update(rule, p, g, {"velocity": velocity}, options)
 
 
+@described(CALL)
 def nesterov(
     p: Array,
     g: Array,
@@ -108,23 +90,13 @@ def nesterov(
 
     Parameters
     ----------
-    p : array of NumPy or CuPy, any shape
-        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
-    g : array, dtype and shape of p
-        Gradient, any strides.
-    velocity : array, dtype and shape of p (float32 for half precision)
-        Momentum buffer, updated in place; dense and writable; zeros before the first step.
-    lr, momentum : float
-        Learning rate, 0 or more; momentum, above 0.
-    weight_decay : float, default 0.0
-        ``g + weight_decay * p`` is used for g.
-    maximize : bool, default False
-        ``-g`` is used for g.
+    {options}
+    momentum
+        0 is refused here, as that is `sgd`.
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument does not fit; nothing has changed then.
+    {errors}
     """
     options = _checked(
         lr=lr, momentum=momentum, dampening=0.0, nesterov=True, weight_decay=weight_decay, maximize=maximize
@@ -132,6 +104,7 @@ def nesterov(
     _update(rules.choose_sgd(options), p, g, {"velocity": velocity}, options)
 
 
+@described(CALL)
 def adagrad(
     p: Array,
     g: Array,
@@ -146,30 +119,19 @@ def adagrad(
 
     Parameters
     ----------
-    p : array of NumPy or CuPy, any shape
-        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
-    g : array, dtype and shape of p
-        Gradient, any strides.
-    accumulator : array, dtype and shape of p (float32 for half precision)
-        Sum of squared gradients, updated in place; dense and writable; zeros, or a small positive value to begin with.
-    lr : float
-        Learning rate, 0 or more; where it decays, pass the step's own.
-    eps : float, default 1e-10
-        Added to the root; 0 or more.
-    weight_decay : float, default 0.0
-        ``g + weight_decay * p`` is used for g.
-    maximize : bool, default False
-        ``-g`` is used for g.
+    {options}
+    lr
+        Where it decays, pass the step's own.
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument does not fit; nothing has changed then.
+    {errors}
     """
     options = _checked(lr=lr, lr_decay=0.0, eps=eps, weight_decay=weight_decay, maximize=maximize)
     _update(rules.ADAGRAD, p, g, {"accumulator": accumulator}, options)
 
 
+@described(CALL)
 def rmsprop(
     p: Array,
     g: Array,
@@ -188,33 +150,17 @@ def rmsprop(
 
     Parameters
     ----------
-    p : array of NumPy or CuPy, any shape
-        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
-    g : array, dtype and shape of p
-        Gradient, any strides.
-    square_avg : array, dtype and shape of p (float32 for half precision)
-        Average of squared gradients, updated in place; dense and writable; zeros before the first step.
-    momentum_buffer : array, dtype and shape of p (float32 for half precision), optional
-        With it, ``v <- momentum * v + g / (sqrt(s) + eps); p <- p - lr * v``; like ``square_avg``.
-    grad_avg : array, dtype and shape of p (float32 for half precision), optional
-        With it the update is centered, by ``sqrt(s - a * a)``; average of gradients, like ``square_avg``.
-    lr : float
-        Learning rate, 0 or more.
-    alpha : float, default 0.99
-        How much of an average is kept, from 0 to 1.
-    eps : float, default 1e-8
-        Added to the root; 0 or more.
-    weight_decay : float, default 0.0
-        ``g + weight_decay * p`` is used for g.
-    momentum : float, default 0.0
-        0 or more; other than 0 it needs a ``momentum_buffer``.
-    maximize : bool, default False
-        ``-g`` is used for g.
+    {options}
+    momentum_buffer
+        With it, ``v <- momentum * v + g / (sqrt(s) + eps); p <- p - lr * v``.
+    grad_avg
+        With it the update is centered, by ``sqrt(s - a * a)``.
+    momentum
+        Other than 0 it needs a ``momentum_buffer``.
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument does not fit; nothing has changed then.
+    {errors}
     """
     options = _checked(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, maximize=maximize)
     if momentum_buffer is None and options["momentum"] != 0:
@@ -228,6 +174,7 @@ def rmsprop(
     _update(rule, p, g, states, options)
 
 
+@described(CALL)
 def adam(
     p: Array,
     g: Array,
@@ -246,36 +193,17 @@ def adam(
 
     Parameters
     ----------
-    p : array of NumPy or CuPy, any shape
-        Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.
-    g : array, dtype and shape of p
-        Gradient, any strides.
-    exp_avg, exp_avg_sq : array, dtype and shape of p (float32 for half precision)
-        Averages of gradients and of their squares, updated in place; dense and writable; zeros before the first step.
-    max_exp_avg_sq : array, dtype and shape of p (float32 for half precision), optional
-        With it the update is AMSGrad's; the largest average of squares so far, like the others.
-    lr : float
-        Learning rate, 0 or more.
-    step : int
-        Which step of this parameter it is, from 1: by it the averages are corrected for their bias.
-    betas : pair of float, default (0.9, 0.999)
-        How much of each average is kept, 0 or more and below 1.
-    eps : float, default 1e-8
-        Added to the root; 0 or more.
-    weight_decay : float, default 0.0
-        ``g + weight_decay * p`` is used for g.
-    maximize : bool, default False
-        ``-g`` is used for g.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument does not fit; nothing has changed then.
+    {errors}
     """
     options = _checked(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
     _update_adam("Adam", p, g, (exp_avg, exp_avg_sq, max_exp_avg_sq), options, step)
 
 
+@described(CALL)
 def adamw(
     p: Array,
     g: Array,
@@ -294,15 +222,11 @@ def adamw(
 
     Parameters
     ----------
-    p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, step, betas, eps, maximize
-        As for `adam`.
-    weight_decay : float, default 0.01
-        The share of p that a step with a rate of 1 takes off, 0 or more.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument does not fit; nothing has changed then.
+    {errors}
     """
     options = _checked(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
     _update_adam("AdamW", p, g, (exp_avg, exp_avg_sq, max_exp_avg_sq), options, step)

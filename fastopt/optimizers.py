@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .base import Optimizer, Params, Scheduled
+from .faces import ARRAYS, described
 from .rules import FAMILIES
 
 
+@described(ARRAYS)
 class SGD(Optimizer):
     r"""Stochastic gradient descent, plain, with momentum, or with Nesterov momentum.
 
@@ -20,30 +22,11 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence or dict of arrays, nested or not, or list of group dicts
-        What to train, in place: float32 or float64, any shape, dense in memory, and writable when the optimizer is
-        made; on a GPU, arrays of CuPy or of anything that it can look into, float16 and bfloat16 too. Sequences and
-        dicts may hold others, ``[(w, b), ...]`` or ``{"enc": {"w": w}}``; each array then goes by its path, ``"0.1"``
-        or ``"enc.w"``. A list of dicts that have an entry ``"params"`` is a list of groups, ``{"params": ..., "lr":
-        ..., ...}``, with options of their own.
-    lr : float or schedule, default 0.001
-        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
-        completed steps, from 0.
-    momentum : float or schedule, default 0.0
-        Factor of the momentum buffer, 0 or more.
-    dampening : float, default 0.0
-        Takes this share off every gradient but a parameter's first; with momentum only.
-    weight_decay : float or schedule, default 0.0
-        L2 penalty, 0 or more.
-    nesterov : bool, default False
-        Look ahead by one step of momentum; requires a momentum, and no dampening.
-    maximize : bool, default False
-        Ascend instead.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError
-        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+    {errors}
 
     See Also
     --------
@@ -99,6 +82,7 @@ class SGD(Optimizer):
         )
 
 
+@described(ARRAYS)
 class Adagrad(Optimizer):
     r"""AdaGrad: a learning rate for each element, divided by the root of its summed squared gradients.
 
@@ -111,26 +95,11 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence or dict of arrays, nested or not, or list of group dicts
-        As for `SGD`.
-    lr : float or schedule, default 0.01
-        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
-        completed steps, from 0.
-    lr_decay : float, default 0.0
-        How fast the rate falls with a parameter's own steps, 0 or more.
-    weight_decay : float or schedule, default 0.0
-        L2 penalty, 0 or more.
-    initial_accumulator_value : float, default 0.0
-        Where a parameter's accumulator starts, at its first gradient; 0 or more.
-    eps : float, default 1e-10
-        Keeps the divisor from zero; added to the root, not under it; 0 or more.
-    maximize : bool, default False
-        Ascend instead.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError
-        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+    {errors}
 
     See Also
     --------
@@ -185,6 +154,7 @@ class Adagrad(Optimizer):
         )
 
 
+@described(ARRAYS)
 class RMSprop(Optimizer):
     r"""RMSProp: a learning rate for each element, divided by the root of a moving average of its squared gradients.
 
@@ -202,28 +172,11 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence or dict of arrays, nested or not, or list of group dicts
-        As for `SGD`.
-    lr : float or schedule, default 0.01
-        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
-        completed steps, from 0.
-    alpha : float, default 0.99
-        How much of the average is kept at each step, from 0 to 1: it remembers some ``1 / (1 - alpha)`` steps.
-    eps : float, default 1e-8
-        Keeps the divisor from zero; added to the root, not under it; 0 or more.
-    weight_decay : float or schedule, default 0.0
-        L2 penalty, 0 or more.
-    momentum : float or schedule, default 0.0
-        Factor of the momentum buffer, 0 or more.
-    centered : bool, default False
-        Divide by the standard deviation of the gradients, not by the root of their mean square.
-    maximize : bool, default False
-        Ascend instead.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError
-        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+    {errors}
 
     See Also
     --------
@@ -282,6 +235,7 @@ class RMSprop(Optimizer):
         )
 
 
+@described(ARRAYS)
 class Adam(Optimizer):
     r"""Adam: the moving average of the gradients, divided by the root of that of their squares.
 
@@ -297,27 +251,17 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params : array, sequence or dict of arrays, nested or not, or list of group dicts
-        As for `SGD`.
-    lr : float or schedule, default 0.001
-        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
-        completed steps, from 0. No element moves by much more in a step, whatever its gradient.
-    betas : pair of float or schedule, default (0.9, 0.999)
-        How much of each average is kept at each step, 0 or more and below 1. Each of the two may be a schedule, as in
-        ``betas=(OneCycle(...).momentum(), 0.999)``; the corrections are those of a step's own betas then.
-    eps : float, default 1e-8
-        Keeps the divisor from zero; added to the root, not under it; 0 or more.
-    weight_decay : float or schedule, default 0.0
-        L2 penalty, 0 or more: part of the gradient, and so divided by the root; `AdamW` keeps it out of that.
-    amsgrad : bool, default False
-        Divide by the largest average of squares so far.
-    maximize : bool, default False
-        Ascend instead.
+    {options}
+    lr
+        No element moves by much more in a step, whatever its gradient.
+    betas
+        The corrections of the bias are those of a step's own betas.
+    weight_decay
+        It is divided by the root as the gradient is; `AdamW` keeps it out of that.
 
     Raises
     ------
-    TypeError, ValueError
-        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+    {errors}
 
     See Also
     --------
@@ -373,6 +317,7 @@ class Adam(Optimizer):
         )
 
 
+@described(ARRAYS)
 class AdamW(Adam):
     r"""AdamW: Adam with a weight decay of its own, which the gradients' history does not divide.
 
@@ -382,26 +327,11 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params : array, sequence or dict of arrays, nested or not, or list of group dicts
-        As for `SGD`.
-    lr : float or schedule, default 0.001
-        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of
-        completed steps, from 0.
-    betas : pair of float or schedule, default (0.9, 0.999)
-        How much of each average is kept at each step, 0 or more and below 1. Each of the two may be a schedule.
-    eps : float, default 1e-8
-        Keeps the divisor from zero; added to the root, not under it; 0 or more.
-    weight_decay : float or schedule, default 0.01
-        The share of a parameter that a step with a rate of 1 takes off, 0 or more.
-    amsgrad : bool, default False
-        Divide by the largest average of squares so far.
-    maximize : bool, default False
-        Ascend instead.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError
-        If a parameter cannot be updated in place, two share memory, or an option is out of range.
+    {errors}
 
     See Also
     --------

@@ -15,32 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from .checks import COUNT_LIMIT, LARGEST, Betas, Flag, Number
+from .checks import COUNT_LIMIT
 from .kernels.tables import ELEMENTS
+from .options import HYPERPARAMETERS as HYPERPARAMETERS  # for whoever asks for a rule's options here
+from .options import PAIRS as PAIRS
+from .options import SCHEDULABLE as SCHEDULABLE
 from .pair import Pair
 
 Options = Mapping[str, Any]
 Row = tuple[float, ...]
-
-HYPERPARAMETERS: dict[str, Number | Flag | Betas] = {
-    "lr": Number("learning rate"),
-    "momentum": Number("momentum value"),
-    "dampening": Number("dampening value", minimum=-LARGEST),
-    "nesterov": Flag(),
-    "lr_decay": Number("lr_decay value"),
-    "initial_accumulator_value": Number("initial_accumulator_value value"),
-    "alpha": Number("alpha value", maximum=1.0),
-    "betas": Betas(),
-    "eps": Number("epsilon value"),
-    "weight_decay": Number("weight_decay value"),
-    "decoupled_weight_decay": Flag(),
-    "amsgrad": Flag(),
-    "centered": Flag(),
-    "maximize": Flag(),
-}
-
-SCHEDULABLE = ("lr", "momentum", "weight_decay", "betas")  # those that may be functions of the step
-PAIRS = ("betas",)  # of which each number may be one
 
 
 def is_scheduled(name: str, value: Any) -> bool:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from .. import optimizers as arrays
+from ..faces import TORCH, described
 from ..rules import FAMILIES
 from .base import Optimizer
 
@@ -15,48 +17,19 @@ Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 Betas: TypeAlias = tuple[float | Callable[[int], float], float | Callable[[int], float]]
 
 
+@described(TORCH, like=arrays.SGD)
 class SGD(Optimizer):
     r"""Stochastic gradient descent, plain, with momentum, or with Nesterov momentum: torch.optim.SGD, fused.
 
-    The formulas are those of `fastopt.SGD`.
+    {formulas}
 
     Parameters
     ----------
-    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
-        float32, float64, float16, bfloat16, complex64 or complex128, on the CPU or a CUDA device, of any shape and
-        layout; DTensors too. What is frozen, and has no gradient, may be of any kind, and is left alone.
-        Half precision is computed and kept in float32 (``momentum_buffer``), complex numbers as pairs of reals.
-    lr : float, tensor of one element, or schedule, default 0.001
-        Learning rate, 0 or more; or one of `fastopt.schedules`, or any callable ``step -> lr``. ``group["lr"]`` is
-        a number then, that of the latest step, and ``group["schedules"]`` describes the schedule. What is assigned
-        takes effect at the next step: another number ends the schedule, another callable takes its place. A scheduler
-        of torch beside it starts from its peak, ``group["initial_lr"]``, and ends it, with a warning.
-    momentum : float or schedule, default 0.0
-        Factor of the momentum buffer, 0 or more.
-    dampening : float, default 0.0
-        Takes this share off every gradient but a parameter's first; with momentum only.
-    weight_decay : float or schedule, default 0.0
-        L2 penalty, 0 or more.
-    nesterov : bool, default False
-        Look ahead by one step of momentum; requires a momentum, and no dampening.
-    maximize : bool, default False
-        Ascend instead.
-    foreach : bool or None
-        Accepted, and changes nothing: all of it is one fused step.
-    fused : bool or None
-        True leaves to the step what ``torch.amp.GradScaler`` does else, as in torch: the kernel unscales the gradients,
-        and skips the step where one is not finite; on a GPU without waiting. Captured steps and float16 parameters
-        need it there. Changes nothing else.
-    differentiable : bool, default False
-        True is refused.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError
-        If a parameter that trains cannot be updated, two share memory, or an option is out of range or not offered; at
-        the step, where a frozen one has a gradient all of a sudden.
-    RuntimeError
-        If both foreach and fused are True, as in torch.optim.
+    {errors}
 
     Notes
     -----
@@ -108,34 +81,19 @@ class SGD(Optimizer):
         )
 
 
+@described(TORCH, like=arrays.Adagrad)
 class Adagrad(Optimizer):
     r"""AdaGrad, a learning rate for each element by the history of its gradients: torch.optim.Adagrad, fused.
 
-    The formulas are those of `fastopt.Adagrad`.
+    {formulas}
 
     Parameters
     ----------
-    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
-        As for `SGD`.
-    lr : float, tensor of one element, or schedule, default 0.01
-        Learning rate, 0 or more; as for `SGD`.
-    lr_decay : float, default 0.0
-        How fast the rate falls with a parameter's own steps, 0 or more.
-    weight_decay : float or schedule, default 0.0
-        L2 penalty, 0 or more.
-    initial_accumulator_value : float, default 0.0
-        Where the accumulators start, 0 or more; a group may have its own.
-    eps : float, default 1e-10
-        Keeps the divisor from zero; added to the root, not under it; 0 or more.
-    maximize : bool, default False
-        Ascend instead.
-    foreach, differentiable, fused
-        As for `SGD`.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError, RuntimeError
-        As for `SGD`.
+    {errors}
 
     Notes
     -----
@@ -191,38 +149,21 @@ class Adagrad(Optimizer):
             state["sum"].share_memory_()
 
 
+@described(TORCH, like=arrays.RMSprop)
 class RMSprop(Optimizer):
     r"""RMSProp, a learning rate for each element by a history that fades: torch.optim.RMSprop, fused.
 
-    The formulas are those of `fastopt.RMSprop`.
+    {formulas}
 
     Parameters
     ----------
-    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
-        As for `SGD`.
-    lr : float, tensor of one element, or schedule, default 0.01
-        Learning rate, 0 or more; as for `SGD`.
-    alpha : float, default 0.99
-        How much of an average is kept at each step, from 0 to 1.
-    eps : float, default 1e-8
-        Keeps the divisor from zero; added to the root, not under it; 0 or more.
-    weight_decay : float or schedule, default 0.0
-        L2 penalty, 0 or more.
-    momentum : float or schedule, default 0.0
-        Factor of the momentum buffer, 0 or more.
-    centered : bool, default False
-        Divide by the standard deviation of the gradients, not by the root of their mean square.
-    capturable : bool, default False
-        True is refused: a step on a GPU can be captured without it.
-    maximize : bool, default False
-        Ascend instead.
-    foreach, differentiable, fused
-        As for `SGD`; torch.optim.RMSprop has no ``fused``.
+    {options}
+    fused
+        torch.optim.RMSprop has none.
 
     Raises
     ------
-    TypeError, ValueError, RuntimeError
-        As for `SGD`.
+    {errors}
 
     Notes
     -----
@@ -277,40 +218,19 @@ class RMSprop(Optimizer):
         )
 
 
+@described(TORCH, like=arrays.Adam)
 class Adam(Optimizer):
     r"""Adam, the average of the gradients divided by the root of that of their squares: torch.optim.Adam, fused.
 
-    The formulas are those of `fastopt.Adam`, and with ``decoupled_weight_decay`` those of `fastopt.AdamW`.
+    {formulas}
 
     Parameters
     ----------
-    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
-        As for `SGD`.
-    lr : float, tensor of one element, or schedule, default 0.001
-        Learning rate, 0 or more; as for `SGD`.
-    betas : pair of float or schedule, default (0.9, 0.999)
-        How much of each average is kept at each step, 0 or more and below 1. Tensors are refused. Each of the two may
-        be a schedule, as in ``betas=(OneCycle(...).momentum(), 0.999)``. ``group["betas"]`` is a pair of numbers then,
-        those of the latest step; another pair of numbers ends both schedules.
-    eps : float, default 1e-8
-        Keeps the divisor from zero; added to the root, not under it; 0 or more.
-    weight_decay : float or schedule, default 0.0
-        L2 penalty, 0 or more.
-    amsgrad : bool, default False
-        Divide by the largest average of squares so far.
-    maximize : bool, default False
-        Ascend instead.
-    capturable : bool, default False
-        True is refused: a step on a GPU can be captured without it.
-    decoupled_weight_decay : bool, default False
-        Whether weight decay is AdamW's.
-    foreach, differentiable, fused
-        As for `SGD`.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError, RuntimeError
-        As for `SGD`.
+    {errors}
 
     Notes
     -----
@@ -365,37 +285,19 @@ class Adam(Optimizer):
         )
 
 
+@described(TORCH, like=arrays.AdamW)
 class AdamW(Adam):
     r"""AdamW, Adam with a weight decay that the gradients' history does not divide: torch.optim.AdamW, fused.
 
-    The formulas are those of `fastopt.AdamW`.
+    {formulas}
 
     Parameters
     ----------
-    params : iterable of tensors, of (name, tensor) pairs, or of group dicts
-        As for `SGD`.
-    lr : float, tensor of one element, or schedule, default 0.001
-        Learning rate, 0 or more; as for `SGD`.
-    betas : pair of float or schedule, default (0.9, 0.999)
-        How much of each average is kept at each step, 0 or more and below 1. Tensors are refused. Each of the two may
-        be a schedule, as `Adam` describes.
-    eps : float, default 1e-8
-        Keeps the divisor from zero; added to the root, not under it; 0 or more.
-    weight_decay : float or schedule, default 0.01
-        The share of a parameter that a step with a rate of 1 takes off, 0 or more.
-    amsgrad : bool, default False
-        Divide by the largest average of squares so far.
-    maximize : bool, default False
-        Ascend instead.
-    capturable : bool, default False
-        True is refused: a step on a GPU can be captured without it.
-    foreach, differentiable, fused
-        As for `SGD`.
+    {options}
 
     Raises
     ------
-    TypeError, ValueError, RuntimeError
-        As for `SGD`.
+    {errors}
 
     Notes
     -----
