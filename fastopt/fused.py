@@ -92,7 +92,7 @@ def nesterov(
     ----------
     {options}
     momentum
-        0 is refused here, as that is `sgd`.
+        Here it must be above 0.
 
     Raises
     ------

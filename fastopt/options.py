@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 from .checks import LARGEST, Betas, Flag, Number
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class Argument(NamedTuple):
-    """A parameter of faces.
+class Argument:
+    """A parameter of faces. A plain class, since one that `dataclass` or `NamedTuple` makes takes longer to import.
 
     Attributes
     ----------
@@ -31,11 +30,19 @@ class Argument(NamedTuple):
         Other texts, for rules that mean something else by it.
     """
 
-    kind: str
-    text: str
-    check: Number | Flag | Betas | None = None
-    scheduled: str | None = None
-    of: Mapping[str, str] = NOTHING
+    def __init__(
+        self,
+        kind: str,
+        text: str,
+        check: Number | Flag | Betas | None = None,
+        scheduled: str | None = None,
+        of: Mapping[str, str] = NOTHING,
+    ) -> None:
+        self.kind = kind
+        self.text = text
+        self.check = check
+        self.scheduled = scheduled
+        self.of = of
 
 
 OPTIONS = {
