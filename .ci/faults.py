@@ -560,6 +560,22 @@ STEP = (
         ("tests/test_old_checkpoints.py", "tests/test_torch.py"),
     ),
     Mutant(
+        "weight decay can be no schedule",
+        "fastopt/options.py",
+        '        scheduled="",\n        of=',
+        "        of=",
+        ("tests/test_docstrings.py",),
+        only="those_of_the_signature",
+    ),
+    Mutant(
+        "a docstring forgets what is special",
+        "fastopt/faces.py",
+        "self.also.get(name), special.get(name))",
+        "self.also.get(name))",
+        ("tests/test_docstrings.py",),
+        only="special",
+    ),
+    Mutant(
         "a plateau lowers the rate a metric early",
         "fastopt/plateau.py",
         'if self.bad > self._options["patience"]:',
