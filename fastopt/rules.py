@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .checks import COUNT_LIMIT
-from .kernels.tables import ELEMENTS
+from .kernels.tables import ELEMENTS, NUMBERS, OPTIONS, STATES, check_limits
 from .options import HYPERPARAMETERS as HYPERPARAMETERS  # for whoever asks for a rule's options here
 from .options import PAIRS as PAIRS
 from .options import SCHEDULABLE as SCHEDULABLE
@@ -95,6 +95,16 @@ class Rule:
     carried: str | None = None
     carry: Callable[[Options, int, float], float] | None = None
     of_gradient: tuple[str, ...] = ("maximize", "weight_decay")
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the tables have no room for the rule."""
+        options = len(self.options) + sum(name in PAIRS for name in self.options)  # each number of a pair counts
+        check_limits(
+            self.name,
+            states=(len(self.states), STATES),
+            numbers=(len(self.hypers), NUMBERS),
+            options=(options, OPTIONS),
+        )
 
     def numbers(self, options: Options) -> Iterator[tuple[str, Any]]:
         """Iterate over the numbers that the functor computes the row from, with the option of each: betas are two.

@@ -27,12 +27,12 @@ from numba.extending import intrinsic, overload
 from . import cache
 from .cold import lock
 from .schedules import schedule as schedule
-from .tables import ABI, CHUNK, ELEMENTS, HYPERS, JOB, LAYOUT, TENSOR, element_name
+from .tables import ABI, CHUNK, ELEMENTS, HYPERS, JOB, LAYOUT, NUMBERS, STATES, TENSOR, check_limits, element_name
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
 
-STATES: dict = {}  # name of a rule -> how many states it has
+STATES_OF: dict = {}  # name of a rule -> how many states it has
 FUNCTIONS: list = []  # their functions, in the same order
 
 
@@ -40,7 +40,9 @@ def rule(states):
     """Register a scalar function as a rule with so many states."""
 
     def register(function):
-        STATES[function.__name__] = states
+        numbers = len(inspect.signature(function).parameters) - 2 - states
+        check_limits(function.__name__, states=(states, STATES), numbers=(numbers, NUMBERS))
+        STATES_OF[function.__name__] = states
         FUNCTIONS.append(compiled(function))
         return FUNCTIONS[-1]
 
@@ -55,7 +57,7 @@ def over_arrays(function):
 
 def arguments_of(function):
     """Name what a rule takes: numbers that stand for arrays, p, g and the states, and hyperparameters."""
-    names, arrays = list(inspect.signature(function).parameters), 2 + STATES[function.__name__]
+    names, arrays = list(inspect.signature(function).parameters), 2 + STATES_OF[function.__name__]
     return names[:arrays], names[arrays:]
 
 
@@ -325,7 +327,7 @@ def apply(rule, i, p, g, states, hypers):
 @overload(apply, prefer_literal=True, inline="always")
 def _apply(rule, i, p, g, states, hypers):
     function = FUNCTIONS[rule.literal_value]
-    states_used = STATES[function.__name__]
+    states_used = STATES_OF[function.__name__]
     used = len(arguments_of(function)[1])
 
     def stateless(rule, i, p, g, states, hypers):
@@ -368,7 +370,7 @@ def update_each(name, p, g, states, hypers):
         If their shapes differ; nothing has changed then. That no two overlap is not checked.
     """
     # What follows runs where NUMBA_DISABLE_JIT has switched Numba off; the compiler chooses among the loops below.
-    function = FUNCTIONS[list(STATES).index(name)]
+    function = FUNCTIONS[list(STATES_OF).index(name)]
     if any(array.shape != p.shape for array in (g, *states)):
         raise ValueError(shapes_differ(function))
     for i in np.ndindex(p.shape):
@@ -387,7 +389,7 @@ def shapes_differ(function):
 def _update_each(name, p, g, states, hypers):
     if not isinstance(name, types.StringLiteral):
         return None
-    function = FUNCTIONS[list(STATES).index(name.literal_value)]
+    function = FUNCTIONS[list(STATES_OF).index(name.literal_value)]
     check_arrays(f"update_{name.literal_value}", dict(zip(arguments_of(function)[0], (p, g, *states), strict=True)))
     unlike = shapes_differ(function)
 
@@ -509,7 +511,7 @@ def make_kernel(name, dtype):
     a name of its own, since functions that share a name share a cache index, in which two processes can mistake one
     variant for another.
     """
-    number = list(STATES).index(name)
+    number = list(STATES_OF).index(name)
     stored, real = ELEMENTS[element_name(dtype)]
     stored_size, real_size = np.dtype(stored).itemsize, np.dtype(real).itemsize
 
@@ -573,8 +575,8 @@ make_cfunc_of_update = functools.partial(cfunc, UPDATE, error_model="numpy")
 
 def make_update(name, dtype):
     """Define what C calls to update one array by a rule: a plain function, for ``cfunc``, like `make_kernel`'s."""
-    number = list(STATES).index(name)
-    states, hypers = STATES[name], len(arguments_of(FUNCTIONS[number])[1])
+    number = list(STATES_OF).index(name)
+    states, hypers = STATES_OF[name], len(arguments_of(FUNCTIONS[number])[1])
     real = ELEMENTS[element_name(dtype)][1]
 
     def function(param, grad, state_addresses, n, hyper):

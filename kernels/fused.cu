@@ -119,6 +119,7 @@ __device__ inline void split(float factor, float &first, float &second) {
 template <class Rule, typename P, typename G, typename S>
 struct Update {
     using real = typename Arithmetic<P>::type;
+    static_assert(Rule::states <= FASTOPT_STATES && Rule::hypers <= FASTOPT_NUMBERS, "a rule that the tables have no room for");
     static constexpr int kept = Rule::states > 0 ? Rule::states : 1;  // there are no arrays of length 0
     static constexpr int width = 16 / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
 
@@ -140,7 +141,7 @@ struct Update {
         for (int i = 0; i < Rule::states; ++i) states[i] = static_cast<S *>(tensor.states[i]);
         split(row[0], factor, rest);
         decay = row[1];
-        for (int i = 0; i < Rule::hypers; ++i) hypers[i] = row[2 + i];
+        for (int i = 0; i < Rule::hypers; ++i) hypers[i] = row[FASTOPT_SHARED + i];
     }
 
     // Elements at to at + N - 1, of gradients that lie somewhere.
@@ -203,7 +204,7 @@ __device__ inline void update(const fastopt_job &job) {
     const fastopt_chunk &chunk = job.chunks[blockIdx.x];
     const fastopt_tensor &tensor = job.tensors[chunk.tensor];
     if (tensor.grad == nullptr) return;
-    const real *row = static_cast<const real *>(job.hypers) + static_cast<int64_t>(tensor.hyper) * FASTOPT_HYPERS;
+    const real *row = static_cast<const real *>(job.hypers) + tensor.hyper * FASTOPT_HYPERS;
     Update<Rule, P, G, S> update(tensor, row);
     if (tensor.layout == nullptr) {
         update.run(chunk);

@@ -1,7 +1,7 @@
 /* tables.h: what kernels read, on the CPU and on GPUs, where the same tables lie in the device's memory; tables.py is the
  * host's side of it. Plain C.
  *
- * All offsets and lengths count elements unless they say bytes. Reserved fields are zero. */
+ * All offsets and lengths count elements unless they say bytes. */
 #ifndef FASTOPT_TABLES_H
 #define FASTOPT_TABLES_H
 
@@ -12,16 +12,17 @@ typedef long long int64_t;
 #include <stdint.h>
 #endif
 
-#define FASTOPT_ABI 5      /* changes with every change of a struct or a signature below */
-#define FASTOPT_STATES 3   /* state arrays that a tensor has room for */
-#define FASTOPT_HYPERS 8   /* numbers in a hyper row */
-#define FASTOPT_OPTIONS 8  /* options that a hyper row is computed from, at most */
-#define FASTOPT_WORDS 496  /* int64 in a message: with the rest of it within the 4 KB that a launch may take along */
-
-#define FASTOPT_NDIM 64 /* axes of an array, at most */
-
-/* cffi reads what stands between the next two marks; no preprocessor there. */
+/* cffi reads what stands between the next two marks; of the preprocessor it knows whole numbers with a name. */
 /* begin */
+
+#define FASTOPT_ABI 6     /* changes with every change of a struct or a signature below */
+#define FASTOPT_STATES 3  /* states that a rule may have */
+#define FASTOPT_SHARED 2  /* numbers that every hyper row begins with: the gradient's factor, the weight decay */
+#define FASTOPT_NUMBERS 6 /* numbers of its own that a rule may have in a hyper row, behind those */
+#define FASTOPT_HYPERS 8  /* numbers in a hyper row: the sum of the two */
+#define FASTOPT_OPTIONS 8 /* options from which a rule may compute its row */
+#define FASTOPT_WORDS 496 /* int64 in a message: with the rest of it within the 4 KB that a launch may take along */
+#define FASTOPT_NDIM 64   /* axes that an array may have */
 
 /* How a gradient lies whose storage order is not its parameter's. */
 typedef struct fastopt_layout {
@@ -33,12 +34,10 @@ typedef struct fastopt_layout {
 /* A row of the tensor table. */
 typedef struct fastopt_tensor {
     void *param;
-    const void *grad; /* null: no gradient this step, the tensor is left alone */
-    void *states[3];              /* of the parameter's type; float where that has 16 bits */
-    void *auxiliary;              /* reserved: scales, averages */
+    const void *grad;             /* null: no gradient this step, the tensor is left alone */
+    void *states[FASTOPT_STATES]; /* of the parameter's type; float where that has 16 bits */
     const fastopt_layout *layout; /* null: parameter, gradient and states share one storage order */
-    int32_t hyper;                /* index of the tensor's hyper row */
-    int32_t flags;                /* reserved */
+    int64_t hyper;                /* index of the tensor's hyper row */
 } fastopt_tensor;
 
 /* A row of the chunk table: a run of elements, or a tile of several where the tensor has a layout. */
@@ -57,8 +56,7 @@ typedef struct fastopt_job {
     const fastopt_tensor *tensors;
     const fastopt_chunk *chunks;
     const void *hypers; /* of double; on a GPU, of the type that the kernel computes in */
-    void *partials; /* reserved: a partial sum for each chunk */
-    void *scratch;  /* scratch_bytes for each worker, if any tensor has a layout */
+    void *scratch;      /* scratch_bytes for each worker, if any tensor has a layout */
     int64_t scratch_bytes;
     const int32_t *skip; /* null, or a flag: where it is not 0, the step changes nothing; seen by GPU kernels alone */
 } fastopt_job;
@@ -69,9 +67,9 @@ typedef struct fastopt_row_inputs {
     int64_t rule;  /* its number in FASTOPT_RULES */
     int64_t first; /* whether states begin with the next step */
     double steps;  /* that had been taken when this was written */
-    double schedule_steps;      /* the same, as schedules count them */
-    double options[8];          /* in the rule's order */
-    const double *schedules[8]; /* records of those that drive options; null: the number stays */
+    double schedule_steps;                    /* the same, as schedules count them */
+    double options[FASTOPT_OPTIONS];          /* in the rule's order */
+    const double *schedules[FASTOPT_OPTIONS]; /* records of those that drive options; null: the number stays */
 } fastopt_row_inputs;
 
 /* All that `advance` gets: a kernel of one thread, ahead of the updates of a step. */
@@ -108,9 +106,9 @@ typedef struct fastopt_message {
 #endif
 
 FASTOPT_SIZE(fastopt_layout, 24);
-FASTOPT_SIZE(fastopt_tensor, 64);
+FASTOPT_SIZE(fastopt_tensor, 56);
 FASTOPT_SIZE(fastopt_chunk, 32);
-FASTOPT_SIZE(fastopt_job, 64);
+FASTOPT_SIZE(fastopt_job, 56);
 FASTOPT_SIZE(fastopt_row_inputs, 160);
 FASTOPT_SIZE(fastopt_clock, 64);
 FASTOPT_SIZE(fastopt_message, 4008);

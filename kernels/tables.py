@@ -1,17 +1,30 @@
 """The tables a kernel reads: structs as NumPy dtypes, the host's side of ``fastopt.h``, and the kinds of schedules.
 
-The header says what every field of a struct means; a test holds names, sizes and offsets of the two equal.
+The header says what every constant and every field means; a test holds names, sizes and offsets of the two equal.
 """
 
 from typing import Any
 
 import numpy as np
 
-ABI = 5
+ABI = 6
 STATES = 3
-HYPERS = 8
+SHARED = 2
+NUMBERS = 6
+HYPERS = SHARED + NUMBERS
 OPTIONS = 8
 WORDS = 496
+
+
+def check_limits(rule: str, **counts: tuple[int, int]) -> None:
+    """Raise ValueError where a rule has more of something than the tables have room for: what=(how many, limit)."""
+    for what, (count, limit) in counts.items():
+        if count > limit:
+            raise ValueError(
+                f"rule {rule!r} has {count} {what}; the tables have room for {limit}: raise {what.upper()} in "
+                f"kernels/tables.py, FASTOPT_{what.upper()} in kernels/tables.h, and ABI in both"
+            )
+
 
 # What a parameter and its gradient may hold -> as what they lie in memory, and what is computed in; states are of the
 # latter. Numba has arrays of neither half: they lie as bits, of two types, by which overloads tell them apart.
@@ -33,10 +46,8 @@ TENSOR = np.dtype(
         ("param", np.int64),
         ("grad", np.int64),
         ("states", np.int64, (STATES,)),
-        ("auxiliary", np.int64),
         ("layout", np.int64),
-        ("hyper", np.int32),
-        ("flags", np.int32),
+        ("hyper", np.int64),
     ]
 )
 LAYOUT = np.dtype([("param_row", np.int64), ("grad_row", np.int64), ("grad_item", np.int64)])
@@ -121,7 +132,6 @@ JOB = np.dtype(
         ("tensors", np.int64),
         ("chunks", np.int64),
         ("hypers", np.int64),
-        ("partials", np.int64),
         ("scratch", np.int64),
         ("scratch_bytes", np.int64),
         ("skip", np.int64),

@@ -31,7 +31,7 @@ from tolerances import ONE_STEP
 import fastopt
 
 DTYPES = ("float32", "float64")
-EVERY = [(name, dtype) for name in cpu.STATES for dtype in DTYPES]
+EVERY = [(name, dtype) for name in cpu.STATES_OF for dtype in DTYPES]
 VARIANTS = pairs(together=1, name=rule_cases.BY_STATES, dtype=DTYPES)
 variants = pytest.mark.parametrize(
     ("name", "dtype"),
@@ -286,7 +286,7 @@ def test_a_wrong_kernel_would_show():
 
 def test_kernels_have_names_of_their_own():
     """No two variants share a cache index; the names say rule, dtype and ABI; closures hold plain constants."""
-    every = [(name, dtype) for name in cpu.STATES for dtype in ELEMENTS]
+    every = [(name, dtype) for name in cpu.STATES_OF for dtype in ELEMENTS]
     types = {kind for kinds in ELEMENTS.values() for kind in kinds}
     kernels = [cpu.make_kernel(*variant) for variant in every]
     for (name, dtype), kernel in zip(every, kernels, strict=True):

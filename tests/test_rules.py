@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import mpmath
@@ -66,7 +67,7 @@ def test_the_four_places_hold_the_same_names():
     header = (Path(cpu.__file__).parent / "rules.h").read_text(encoding="utf-8")
     macro = header[header.index("#define FASTOPT_RULES(X)") : header.index("namespace fastopt")]
     in_header = [line.split("(")[1].split(",")[0] for line in macro.splitlines()[1:] if "X(" in line]
-    assert list(rules.RULES) == list(cpu.STATES) == in_header == list(oracle.RULES)
+    assert list(rules.RULES) == list(cpu.STATES_OF) == in_header == list(oracle.RULES)
 
 
 def test_the_worked_example_is_the_code():
@@ -85,9 +86,42 @@ def test_registry_and_numba_agree_on_arguments(name):
     """A scalar function takes p, g, its states and its hyperparameters, which the hyper row lists in that order."""
     rule = rules.RULES[name]
     arguments = list(inspect.signature(getattr(cpu, name).py_func).parameters)
-    assert cpu.STATES[name] == len(rule.states) <= tables.STATES
+    assert cpu.STATES_OF[name] == len(rule.states)
     assert tuple(arguments[2 + len(rule.states) :]) == rule.hypers
-    assert 2 + len(rule.hypers) <= tables.HYPERS
+
+
+def four_states(p, g, a, b, c, d, lr):
+    return p, a, b, c, d
+
+
+def seven_numbers(p, g, v, lr, a, b, c, d, e, f):
+    return p, v
+
+
+@pytest.mark.parametrize(
+    ("function", "states", "words"),
+    [
+        (four_states, 4, "rule 'four_states' has 4 states; the tables have room for 3: raise STATES in"),
+        (seven_numbers, 1, "rule 'seven_numbers' has 7 numbers; the tables have room for 6: raise NUMBERS in"),
+    ],
+)
+def test_a_rule_that_the_tables_have_no_room_for(function, states, words):
+    """Is refused where it is written, in Numba and in the registry, and nothing is registered."""
+    before = dict(cpu.STATES_OF), list(cpu.FUNCTIONS)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        cpu.rule(states=states)(function)
+    assert before == (cpu.STATES_OF, cpu.FUNCTIONS)
+    names = tuple(inspect.signature(function).parameters)[2:]
+    with pytest.raises(ValueError, match=re.escape(words)):
+        replace(rules.SGD, name=function.__name__, states=names[:states], hypers=names[states:])
+
+
+def test_a_rule_of_too_many_options():
+    """Of which a pair counts as two."""
+    options = ("lr", "betas", "a", "b", "c", "d", "e")
+    assert replace(rules.SGD, options=options).options == options
+    with pytest.raises(ValueError, match="rule 'sgd' has 9 options; the tables have room for 8: raise OPTIONS in"):
+        replace(rules.SGD, options=(*options, "f"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

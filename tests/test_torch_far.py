@@ -13,13 +13,12 @@ from fastopt.step import cpu
 from fastopt.step.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 
 BEYOND = 2**31 + 5
-NARROW = {("TENSOR", "hyper"), ("TENSOR", "flags"), ("CHUNK", "tensor"), ("CHUNK", "rows")}
-NARROW |= {("SHAPE", "device_type"), ("SHAPE", "device_id")}  # counts of few
+NARROW = {("CHUNK", "tensor"), ("CHUNK", "rows"), ("SHAPE", "device_type"), ("SHAPE", "device_id")}  # counts of few
 WIDE = {"scale": np.float64}  # which is neither
 
 
 def test_every_offset_and_length_has_64_bits():
-    """Of every table, and of its struct in C; what has 32 counts tensors, groups and the rows of a tile."""
+    """Of every table, and of its struct in C; what has 32 counts tensors and the rows of a tile."""
     for name in ("TENSOR", "LAYOUT", "CHUNK", "JOB", "SHAPE", "EXTENTS", "HOLDINGS", "GRADIENTS", "REPETITION"):
         dtype = getattr(tables, name)
         for field in dtype.names:
