@@ -148,7 +148,7 @@ NUMBA = (
     Mutant(
         "kernels of all dtypes have one name in the cache",
         "kernels/cpu.py",
-        'kernel.__name__ = kernel.__qualname__ = f"{name}_{element_name(dtype)}_abi{ABI}"',
+        'kernel.__name__ = kernel.__qualname__ = f"{name}_{dtype_of(dtype).name}_abi{ABI}"',
         'kernel.__name__ = kernel.__qualname__ = f"{name}_abi{ABI}"',
         ("tests/test_cache.py",),
         only="names_of_their_own",
@@ -835,8 +835,8 @@ TORCH = (
     Mutant(
         "states of half precision are as rough",
         "fastopt/torch/tensors.py",
-        "return torch.float32 if tensor.dtype in HALF else tensor.dtype",
-        "return tensor.dtype",
+        "else getattr(torch, UPDATED[tensor.dtype].real_name)",
+        "else tensor.dtype",
         ("tests/test_torch_parity.py",),
         only="half_precision_has",
     ),

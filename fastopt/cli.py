@@ -183,14 +183,14 @@ def compile_cuda(architecture: str, out: Path) -> int:
 def compile_numba() -> int:
     """Compile every kernel for this processor, and say where they are kept."""
     from .kernels import cache, cpu, schedules
-    from .kernels.tables import ELEMENTS
+    from .kernels.dtypes import DTYPES
     from .progress import track
     from .rules import RULES
 
     directory = cache.directory()
     if directory is None:
         raise OSError("no cache directory is writable, so that nothing can be kept: set NUMBA_CACHE_DIR to one that is")
-    kernels = [(name, dtype) for name in RULES for dtype in ELEMENTS]
+    kernels = [(name, dtype) for name in RULES for dtype in DTYPES]
     hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
     schedules.evaluators()
     lost = [f"{name} {dtype}" for name, dtype in kernels if not cpu.cached(name, dtype)]

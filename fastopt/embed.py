@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import fused
-from .backends.numpy.memory import DTYPES
+from .backends.numpy.memory import UPDATED
 from .checks import Count
 from .kernels import build_pool, cold
 from .kernels.tables import ABI as ABI
@@ -153,7 +153,7 @@ def known(rule: str) -> Rule:
 def name_of(dtype: npt.DTypeLike) -> str:
     """Name a dtype that arrays may have."""
     with contextlib.suppress(TypeError, ValueError, SyntaxError):  # NumPy's, of what is none; but it takes None for one
-        if dtype is not None and (given := np.dtype(dtype)) in DTYPES:
+        if dtype is not None and (given := np.dtype(dtype)) in UPDATED:
             return given.name
-    names = " and ".join(known.name for known in DTYPES)
+    names = " and ".join(known.name for known in UPDATED)
     raise ValueError(f"there is no update for dtype {dtype!r}, but for {names}")

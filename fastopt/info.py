@@ -10,7 +10,7 @@ import textwrap
 
 from . import __version__
 from .kernels import extension, limits, pool
-from .kernels.tables import ELEMENTS
+from .kernels.dtypes import DTYPES
 from .rules import RULES
 
 LIBRARIES = ("numpy", "numba", "cffi", "torch", "cupy")
@@ -107,7 +107,7 @@ def compiled() -> dict[str, str]:
     directory = cache.directory()
     if directory is None:
         return {"cache": "no directory is writable: kernels compile anew in every process (set NUMBA_CACHE_DIR)"}
-    kernels = [(name, dtype) for name in RULES for dtype in ELEMENTS]
+    kernels = [(name, dtype) for name in RULES for dtype in DTYPES]
     there = [(name, dtype) for name, dtype in kernels if cpu.cached(name, dtype)]
     in_formats: dict[tuple[str, ...], list[str]] = {}  # rules by the formats that they are compiled for
     for name in RULES:

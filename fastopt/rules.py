@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from .checks import COUNT_LIMIT
-from .kernels.tables import ELEMENTS, NUMBERS, OPTIONS, STATES, check_limits
+from .kernels.dtypes import DTYPES
+from .kernels.tables import NUMBERS, OPTIONS, STATES, check_limits
 from .options import HYPERPARAMETERS as HYPERPARAMETERS  # for whoever asks for a rule's options here
 from .options import PAIRS as PAIRS
 from .options import SCHEDULABLE as SCHEDULABLE
@@ -36,8 +35,6 @@ def check(name: str, value: Any) -> Any:
     return HYPERPARAMETERS[name].check(name, value)
 
 
-# The largest number that kernels for a dtype compute with.
-MOST = {name: float(np.finfo(real).max) for name, (_, real) in ELEMENTS.items()}
 HARMLESS = 2.0**50  # no product of two such numbers, and no correction of a bias, which is 2**53 at most, is beyond it
 
 SPELLED = {"factor": "1 - dampening", "keep": "1 - lr * weight_decay"}  # numbers of rows that are no options
@@ -147,10 +144,11 @@ class Rule:
 
 def check_number(name: str, number: float, dtype: str, whose: str) -> None:
     """Raise where a number is none, or beyond what kernels for a dtype compute with."""
-    if not abs(number) <= MOST[dtype]:
+    largest = DTYPES[dtype].largest
+    if not abs(number) <= largest:
         raise ValueError(
             f"{name}{whose} comes to {number:g}, too large for {dtype} parameters, whose steps are computed with "
-            f"numbers of {MOST[dtype]:g} at most: choose smaller ones"
+            f"numbers of {largest:g} at most: choose smaller ones"
         )
 
 

@@ -23,11 +23,13 @@ import numpy as np
 from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray by other means
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
+from numba.np.numpy_support import from_dtype
 
 from . import cache
 from .cold import lock
+from .dtypes import DTYPES, dtype_of
 from .schedules import schedule as schedule
-from .tables import ABI, CHUNK, ELEMENTS, HYPERS, JOB, LAYOUT, NUMBERS, STATES, TENSOR, check_limits, element_name
+from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NUMBERS, STATES, TENSOR, check_limits
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
@@ -290,7 +292,8 @@ def to_bfloat16(x):
     return np.int16(rounded if x == x else 0x7FC0)
 
 
-HALVES = {types.uint16: (from_float16, to_float16), types.int16: (from_bfloat16, to_bfloat16)}  # as in ELEMENTS
+CONVERSIONS = {"float16": (from_float16, to_float16), "bfloat16": (from_bfloat16, to_bfloat16)}
+HALVES = {from_dtype(np.dtype(DTYPES[name].stored)): functions for name, functions in CONVERSIONS.items()}
 
 
 def widen(x):
@@ -512,7 +515,8 @@ def make_kernel(name, dtype):
     variant for another.
     """
     number = list(STATES_OF).index(name)
-    stored, real = ELEMENTS[element_name(dtype)]
+    described = dtype_of(dtype)
+    stored, real = described.stored, described.real
     stored_size, real_size = np.dtype(stored).itemsize, np.dtype(real).itemsize
 
     def kernel(job_address, begin, end, worker):
@@ -559,7 +563,7 @@ def make_kernel(name, dtype):
                     hypers,
                 )
 
-    kernel.__name__ = kernel.__qualname__ = f"{name}_{element_name(dtype)}_abi{ABI}"
+    kernel.__name__ = kernel.__qualname__ = f"{name}_{dtype_of(dtype).name}_abi{ABI}"
     return kernel
 
 
@@ -577,7 +581,7 @@ def make_update(name, dtype):
     """Define what C calls to update one array by a rule: a plain function, for ``cfunc``, like `make_kernel`'s."""
     number = list(STATES_OF).index(name)
     states, hypers = STATES_OF[name], len(arguments_of(FUNCTIONS[number])[1])
-    real = ELEMENTS[element_name(dtype)][1]
+    real = dtype_of(dtype).real
 
     def function(param, grad, state_addresses, n, hyper):
         at = carray(pointer(state_addresses), states, np.int64)
@@ -603,7 +607,7 @@ def make_update(name, dtype):
             ),
         )
 
-    function.__name__ = function.__qualname__ = f"update_{name}_{element_name(dtype)}_abi{ABI}"
+    function.__name__ = function.__qualname__ = f"update_{name}_{dtype_of(dtype).name}_abi{ABI}"
     return function
 
 
@@ -617,12 +621,12 @@ def kernel(name: str, dtype: Any) -> Any:
     The dtype is that of parameter and gradient: what NumPy takes for one, or "bfloat16". States of both halves are
     float32.
     """
-    return compiled_once(_kernels, (name, element_name(dtype)), make_kernel, make_cfunc)
+    return compiled_once(_kernels, (name, dtype_of(dtype).name), make_kernel, make_cfunc)
 
 
 def update_for_c(name: str, dtype: Any) -> Any:
     """The compiled update of one array by a rule, for C, likewise; states are of the same dtype, which is no half."""
-    return compiled_once(_updates, (name, element_name(dtype)), make_update, make_cfunc_of_update)
+    return compiled_once(_updates, (name, dtype_of(dtype).name), make_update, make_cfunc_of_update)
 
 
 def compiled_once(known, key, make, wrap):

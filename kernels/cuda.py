@@ -12,20 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .tables import ELEMENTS
+from .dtypes import DTYPES
 
 HERE = Path(__file__).parent
-
-# Element -> its type in CUDA C++.
-TYPES = {
-    "float32": "float",
-    "float64": "double",
-    "float16": "fastopt::cuda::Float16",
-    "bfloat16": "fastopt::cuda::Bfloat16",
-}
-FORMATS = {name: (name, name, "float64" if name == "float64" else "float32") for name in ELEMENTS}
 
 # CuPy adds -ftz=true at the end, and no option before it helps. Here as well, so that all are compiled alike.
 OPTIONS = ("-std=c++17", "-ftz=true")
@@ -62,26 +51,31 @@ def functor(rule: str) -> str:
     return match[1]
 
 
-def kernel_name(rule: str, format: str) -> str:
-    """Name a kernel: rule, parameter, gradient, state."""
-    return "_".join((rule, *FORMATS[format]))
+def dtypes_of(dtype: str) -> tuple[str, str, str]:
+    """Name what a kernel for a dtype reads and writes: the dtypes of parameter, gradient and states."""
+    return dtype, dtype, DTYPES[dtype].real_name
 
 
-def source(rule: str, format: str) -> str:
-    """Return the whole CUDA source of a rule's kernel for a format."""
-    types = ", ".join(TYPES[element] for element in FORMATS[format])
-    return f"{inlined('fused.cu')}\nFASTOPT_UPDATE({kernel_name(rule, format)}, {functor(rule)}, {types})\n"
+def kernel_name(rule: str, dtype: str) -> str:
+    """Name a kernel: rule, parameter, gradient, states."""
+    return "_".join((rule, *dtypes_of(dtype)))
 
 
-def pack(format: str) -> int:
+def source(rule: str, dtype: str) -> str:
+    """Return the whole CUDA source of a rule's kernel for a dtype."""
+    types = ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype))
+    return f"{inlined('fused.cu')}\nFASTOPT_UPDATE({kernel_name(rule, dtype)}, {functor(rule)}, {types})\n"
+
+
+def pack(dtype: str) -> int:
     """Count the elements that a thread moves at once."""
-    return int(PACK // np.dtype(ELEMENTS[format][0]).itemsize)
+    return PACK // DTYPES[dtype].itemsize
 
 
 @functools.cache
-def kernel(cupy: Any, rule: str, format: str) -> Any:
-    """Return the kernel of a rule for a format, which takes one argument: a job."""
-    return cupy.RawModule(code=source(rule, format), options=OPTIONS).get_function(kernel_name(rule, format))
+def kernel(cupy: Any, rule: str, dtype: str) -> Any:
+    """Return the kernel of a rule for a dtype, which takes one argument: a job."""
+    return cupy.RawModule(code=source(rule, dtype), options=OPTIONS).get_function(kernel_name(rule, dtype))
 
 
 @functools.cache
@@ -125,8 +119,8 @@ def usages(log: str) -> Iterator[Usage]:
 
 
 def sources(rules: Iterable[str]) -> dict[str, str]:
-    """Return all sources by the names of their files: an update for each rule and format, and the two small kernels."""
-    updates = {kernel_name(rule, format): source(rule, format) for rule in rules for format in FORMATS}
+    """Return all sources by the names of their files: an update for each rule and dtype, and the two small kernels."""
+    updates = {kernel_name(rule, dtype): source(rule, dtype) for rule in rules for dtype in DTYPES}
     return {**updates, "advance": inlined("advance.cu")}
 
 

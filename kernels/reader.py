@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .dtypes import DTYPES
 from .extension import ffi, lib
 from .tables import EXTENTS, SHAPE
 
 Array = npt.NDArray[Any]
 UNREAD = -1
-FORMATS = {np.dtype(np.float32): ord("f"), np.dtype(np.float64): ord("d")}
-DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype(np.float32), 8: np.dtype(np.float64)}
+CODES = {np.dtype(dtype.stored): ord(dtype.buffer) for dtype in DTYPES.values() if dtype.on_numpy}
+BY_SIZE: dict[int, np.dtype[Any]] = {dtype.itemsize: dtype for dtype in CODES}
 
 if lib is not None:
     NDARRAY = ffi.cast("void *", id(np.ndarray))
@@ -55,7 +56,7 @@ class Reader:
                 lengths, strides = np.array([view.shape, view.strides], np.int64).reshape(2, -1)
                 self.pointed_to += lengths, strides
                 shape["lengths"], shape["strides"], shape["ndim"] = address(lengths), address(strides), array.ndim
-                shape["itemsize"], shape["format"] = array.itemsize, FORMATS[array.dtype]
+                shape["itemsize"], shape["format"] = array.itemsize, CODES[array.dtype]
         self.occupied = np.array((len(starts), address(starts), address(ends)), EXTENTS)
         self.addresses = np.empty(len(arrays) + 1, np.int64)
         self.arguments = (
@@ -92,4 +93,4 @@ def read_alike(items: list[Any]) -> tuple[list[int], np.dtype[Any], int] | None:
         return None
     addresses: list[int] = list(out)
     elements = addresses.pop()
-    return addresses, DTYPES[itemsize], elements
+    return addresses, BY_SIZE[itemsize], elements

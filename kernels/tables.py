@@ -3,8 +3,6 @@
 The header says what every constant and every field means; a test holds names, sizes and offsets of the two equal.
 """
 
-from typing import Any
-
 import numpy as np
 
 ABI = 6
@@ -24,21 +22,6 @@ def check_limits(rule: str, **counts: tuple[int, int]) -> None:
                 f"rule {rule!r} has {count} {what}; the tables have room for {limit}: raise {what.upper()} in "
                 f"kernels/tables.py, FASTOPT_{what.upper()} in kernels/tables.h, and ABI in both"
             )
-
-
-# What a parameter and its gradient may hold -> as what they lie in memory, and what is computed in; states are of the
-# latter. Numba has arrays of neither half: they lie as bits, of two types, by which overloads tell them apart.
-ELEMENTS: dict[str, tuple[Any, Any]] = {
-    "float32": (np.float32, np.float32),
-    "float64": (np.float64, np.float64),
-    "float16": (np.uint16, np.float32),
-    "bfloat16": (np.int16, np.float32),
-}
-
-
-def element_name(dtype: Any) -> str:
-    """Name a dtype: whatever NumPy takes for one, or "bfloat16", which it has none of."""
-    return dtype if isinstance(dtype, str) and dtype in ELEMENTS else np.dtype(dtype).name
 
 
 TENSOR = np.dtype(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .dtypes import DTYPES, PAIRS, PAIRS_DLPACK
 from .extension import ffi, lib
 from .reader import UNREAD, Array, address
 from .repetition import Repetition
@@ -24,9 +25,8 @@ pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_
 # Takes an object off the garbage collector's round, as Python does itself with a tuple of numbers: what is in no cycle.
 untrack = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("PyObject_GC_UnTrack", ctypes.pythonapi))
 
-# DLPack's codes of types; what stands here can be read, all else is UNREAD.
-CODES = {"float16": 2, "float32": 2, "float64": 2, "bfloat16": 4, "complex64": 5, "complex128": 5}
-
+# DLPack's codes for the dtypes that can be read; all else is UNREAD.
+CODES = {**{name: dtype.dlpack for name, dtype in DTYPES.items()}, **dict.fromkeys(PAIRS, PAIRS_DLPACK)}
 
 NO_STEP = (ffi.NULL, ffi.NULL, ffi.NULL, 1) if lib is not None else ()
 

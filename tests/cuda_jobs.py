@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import host_cuda
 import numpy as np
 from fastopt.kernels import cuda
-from fastopt.kernels.tables import ABI, CLOCK, ELEMENTS, HYPERS, JOB, MESSAGE, ROW_INPUTS, STATES, TENSOR
+from fastopt.kernels.dtypes import DTYPES
+from fastopt.kernels.tables import ABI, CLOCK, HYPERS, JOB, MESSAGE, ROW_INPUTS, STATES, TENSOR
 
 from fastopt.rules import RULES
 from fastopt.step.chunks import Strides, chunk_table
@@ -26,7 +27,7 @@ class Tensor:
 
 def computed(format):
     """The type of what a kernel computes, and of its states and hyper rows."""
-    return ELEMENTS[format][1]
+    return DTYPES[format].real
 
 
 class Job:

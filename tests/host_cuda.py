@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from fastopt.kernels import cuda
+from fastopt.kernels.dtypes import DTYPES
 from fastopt.kernels.tables import CHUNK, CLOCK, JOB, MESSAGE, TENSOR
 from once import once
 
@@ -25,7 +26,7 @@ SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 LIBRARY = "kernels.so"
 BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `build` made
 THREADS = 1024  # a block has no more
-UPDATES = {cuda.kernel_name(rule, format): (rule, format) for rule in RULES for format in cuda.FORMATS}
+UPDATES = {cuda.kernel_name(rule, dtype): (rule, dtype) for rule in RULES for dtype in DTYPES}
 ARGUMENTS = {**dict.fromkeys(UPDATES, JOB), "send": MESSAGE, "advance": CLOCK}
 
 
@@ -35,7 +36,7 @@ def fused(updates):
     sources = [cuda.source(*UPDATES[name]) for name in updates]
     assert all(source.startswith(common) for source in sources)
     rests = [source.removeprefix(common) for source in sources]
-    conversions = [f"HOST_CONVERSIONS({name}, {cuda.TYPES[name]})" for name in ("float16", "bfloat16")]
+    conversions = [f"HOST_CONVERSIONS({name}, {DTYPES[name].cuda})" for name in ("float16", "bfloat16")]
     return "\n".join([common, *rests, *map("HOST_LAUNCHER({})".format, updates), *conversions])
 
 

@@ -124,10 +124,10 @@ def test_threads_of_the_environment(monkeypatch):
 
 COMPILE = """
 from fastopt import cli, rules
-from fastopt.kernels import schedules, tables
+from fastopt.kernels import dtypes, schedules
 
 # one of the kernels is enough here
-rules.RULES, tables.ELEMENTS = {"sgd": rules.RULES["sgd"]}, {"float32": tables.ELEMENTS["float32"]}
+rules.RULES, dtypes.DTYPES = {"sgd": rules.RULES["sgd"]}, {"float32": dtypes.DTYPES["float32"]}
 schedules.evaluators, schedules.cached = tuple, lambda: True
 raise SystemExit(cli.main(["compile"]))
 """

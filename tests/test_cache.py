@@ -19,8 +19,8 @@ import pytest
 import rule_cases
 from compilation import Recorder
 from fastopt.bench import oracle
-from fastopt.kernels import cpu
-from fastopt.kernels.tables import ABI, ELEMENTS
+from fastopt.kernels import cpu, dtypes
+from fastopt.kernels.tables import ABI
 from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed
 from numba import cfunc
 from numba.core import event
@@ -71,7 +71,7 @@ CHECK = f"""
             assert (abs(p - {EXPECTED}[name]) < {ONE_STEP} * epsilon).all(), (name, dtype, p)
 
     def check_all(shift=0):
-        from fastopt.kernels import cpu
+        from fastopt.kernels import cpu, dtypes
         variants = {VARIANTS}
         for name, dtype in variants[shift:] + variants[:shift]:
             check(name, dtype)
@@ -286,8 +286,8 @@ def test_a_wrong_kernel_would_show():
 
 def test_kernels_have_names_of_their_own():
     """No two variants share a cache index; the names say rule, dtype and ABI; closures hold plain constants."""
-    every = [(name, dtype) for name in cpu.STATES_OF for dtype in ELEMENTS]
-    types = {kind for kinds in ELEMENTS.values() for kind in kinds}
+    every = [(name, dtype) for name in cpu.STATES_OF for dtype in dtypes.DTYPES]
+    types = {kind for dtype in dtypes.DTYPES.values() for kind in (dtype.stored, dtype.real)}
     kernels = [cpu.make_kernel(*variant) for variant in every]
     for (name, dtype), kernel in zip(every, kernels, strict=True):
         assert kernel.__qualname__ == kernel.__name__ == f"{name}_{dtype}_abi{ABI}"

@@ -24,9 +24,9 @@ import sys
 import numpy as np
 import fastopt
 from fastopt.kernels import cpu, schedules
-from fastopt.kernels.tables import ELEMENTS
+from fastopt.kernels.dtypes import DTYPES
 assert all(evaluator.stats.cache_hits for evaluator in schedules.evaluators())
-assert all(cpu.kernel(name, dtype).cache_hits == 1 for name in sys.argv[1:] for dtype in ELEMENTS)
+assert all(cpu.kernel(name, dtype).cache_hits == 1 for name in sys.argv[1:] for dtype in DTYPES)
 p = np.ones(5)
 fastopt.fused.sgd(p, np.ones(5), lr=0.5)
 assert (p == 0.5).all()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastopt.kernels import cuda
-from fastopt.kernels.tables import ELEMENTS
+from fastopt.kernels.dtypes import DTYPES
 from pairs import swept
 
 import fastopt
@@ -33,7 +33,7 @@ FP64 = re.compile(f"{FP64_ARITHMETIC}|{FP64_FUNCTION}|{FP64_CONVERSION}")
 LOCAL = re.compile(r"(LDL|STL)\b")
 
 # By default each architecture, rule and format a few times, and one architecture where there is nothing but that.
-updates = swept(together=1, architecture=ARCHITECTURES, rule=RULES, format=cuda.FORMATS)
+updates = swept(together=1, architecture=ARCHITECTURES, rule=RULES, format=DTYPES)
 architectures = pytest.mark.parametrize(
     "architecture",
     [pytest.param(name, marks=[] if name == "sm_90" else pytest.mark.exhaustive) for name in ARCHITECTURES],
@@ -80,7 +80,7 @@ def instructions_of(binary):
 
 def files_of(names):
     """The files that are written for some rules: RULE_PARAM_GRAD_STATE.cubin, and one with the two small kernels."""
-    kernels = [f"{rule}_{each}_{each}_{np.dtype(ELEMENTS[each][1]).name}" for rule in names for each in ELEMENTS]
+    kernels = [f"{rule}_{name}_{name}_{dtype.real_name}" for rule in names for name, dtype in DTYPES.items()]
     return {f"{name}.cubin" for name in (*kernels, "advance")}
 
 
@@ -107,7 +107,7 @@ def test_updates_stay_in_registers(architecture, rule, format):
     (usage,), code = compiled(architecture, cuda.kernel_name(rule, format))
     # A multiprocessor has 65,536: for 1,536 threads where each holds four packs or fewer, for 1,024 where it holds more
     # or doubles, for 682 where it holds doubles of five arrays. Held to less by launch bounds, these spilled.
-    element, real = (np.dtype(dtype).itemsize for dtype in ELEMENTS[format])
+    element, real = DTYPES[format].itemsize, np.dtype(DTYPES[format].real).itemsize
     few = 2 + len(RULES[rule].states) * real // element <= 4  # packs
     three = few and architecture != "sm_75"  # which has no room for more than 1,024 threads anyway
     assert 0 < usage.registers <= ((64 if few else 96) if format == "float64" else (40 if three else 64))
@@ -130,7 +130,7 @@ def test_sixteen_bytes_at_once(architecture, rule, format):
 
     That is for one pack; the compiler may have written it several times.
     """
-    states = len(RULES[rule].states) * np.dtype(ELEMENTS[format][1]).itemsize // np.dtype(ELEMENTS[format][0]).itemsize
+    states = len(RULES[rule].states) * np.dtype(DTYPES[format].real).itemsize // DTYPES[format].itemsize
     code = compiled(architecture, cuda.kernel_name(rule, format))[1]
     loads = sum(instruction.startswith("LDG.E.128") for instruction in code)
     stores = sum(instruction.startswith("STG.E.128") for instruction in code)

@@ -13,7 +13,8 @@ import pytest
 from cuda_jobs import APART, Clock, Job, Tensor, computed, send
 from fastopt.bench import oracle
 from fastopt.kernels import cuda
-from fastopt.kernels.tables import CHUNK, ELEMENTS, JOB, MESSAGE, TENSOR, WORDS
+from fastopt.kernels.dtypes import DTYPES
+from fastopt.kernels.tables import CHUNK, JOB, MESSAGE, TENSOR, WORDS
 from gradient_layouts import STRIDED
 from guarded import Guarded
 from halves import (
@@ -44,7 +45,7 @@ OF_BITS = {np.dtype(np.uint16): "float16"}  # or bfloat16: both are computed in 
 
 names = pytest.mark.parametrize("name", RULES)
 by_states = pytest.mark.parametrize("name", BY_STATES)
-formats = pytest.mark.parametrize("format", cuda.FORMATS)
+formats = pytest.mark.parametrize("format", DTYPES)
 halves = pytest.mark.parametrize("dtype", DIGITS)
 
 
@@ -184,7 +185,7 @@ def test_every_size_of_a_block(name, format, threads):
 
 def moves(name, format, size):
     """How often 16 bytes are moved for so many elements, where all is aligned."""
-    pieces = np.dtype(computed(format)).itemsize // np.dtype(ELEMENTS[format][0]).itemsize  # of a state's pack
+    pieces = np.dtype(computed(format)).itemsize // DTYPES[format].itemsize  # of a state's pack
     return size // cuda.pack(format) * (3 + 2 * len(RULES[name].states) * pieces)
 
 
@@ -642,7 +643,8 @@ SANITIZED = """
     import numpy as np
     from cuda_jobs import Clock, Job, Tensor, computed, send
     from fastopt.kernels import cuda
-    from fastopt.kernels.tables import ELEMENTS, WORDS
+    from fastopt.kernels.dtypes import DTYPES
+    from fastopt.kernels.tables import WORDS
     from fastopt.rules import RULES
     from rule_cases import OPTIONS
 
@@ -654,7 +656,7 @@ SANITIZED = """
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 99
 
     def job(name, format, shape, gradient=lambda g: g, start=0):
-        element = ELEMENTS[format][0]
+        element = DTYPES[format].stored
         p, g = (np.zeros(int(np.prod(shape)) + start, element)[start:].reshape(shape) for _ in range(2))
         states = [np.zeros(shape, computed(format)) for _ in RULES[name].states]
         return Job(name, format, [Tensor(p, gradient(g), states)], [RULES[name].row(OPTIONS, 1, False)])
@@ -700,8 +702,8 @@ SANITIZED = """
 @pytest.mark.parametrize(
     "kernels",
     [
-        pairs(together=1, name=BY_STATES, format=cuda.FORMATS),
-        pytest.param(pairs(name=BY_STATES, format=cuda.FORMATS), marks=pytest.mark.exhaustive),
+        pairs(together=1, name=BY_STATES, format=DTYPES),
+        pytest.param(pairs(name=BY_STATES, format=DTYPES), marks=pytest.mark.exhaustive),
     ],
     ids=["some", "all"],
 )

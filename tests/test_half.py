@@ -7,7 +7,8 @@ import pytest
 import torch
 from fastopt.bench import oracle
 from fastopt.kernels import cache, cold, cpu, pool
-from fastopt.kernels.tables import ABI, ELEMENTS, HYPERS, JOB, STATES, TENSOR
+from fastopt.kernels.dtypes import DTYPES
+from fastopt.kernels.tables import ABI, HYPERS, JOB, STATES, TENSOR
 from gradient_layouts import STRIDED
 from guarded import Guarded
 from halves import (
@@ -51,13 +52,13 @@ def narrow_all(x, out):
 def widened(patterns, dtype):
     """Bits as float32, by the kernels' conversion."""
     out = np.empty(patterns.shape, np.float32)
-    widen_all(patterns.view(ELEMENTS[dtype][0]), out)
+    widen_all(patterns.view(DTYPES[dtype].stored), out)
     return out
 
 
 def narrowed(x, dtype):
     """The bits of float32 numbers rounded to halves, by the kernels' conversion."""
-    out = np.empty(x.shape, ELEMENTS[dtype][0])
+    out = np.empty(x.shape, DTYPES[dtype].stored)
     narrow_all(x, out)
     return out.view(np.uint16)
 

@@ -9,7 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 from fastopt.bench import oracle
-from fastopt.kernels import cpu, tables
+from fastopt.kernels import cpu
 from numba import njit
 from pairs import swept
 from rule_cases import OPTIMIZERS, OPTIONS

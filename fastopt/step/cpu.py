@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from ..kernels import limits, pool
 from ..kernels.cold import kernel
+from ..kernels.dtypes import DTYPES
 from ..kernels.reader import address
-from ..kernels.tables import ABI, ELEMENTS, HYPERS, JOB
+from ..kernels.tables import ABI, HYPERS, JOB
 from ..rules import Row, Rule
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 from .launch import Launch, LaunchCache
@@ -43,7 +44,7 @@ class CpuLaunch(Launch):
         super().__init__(sizes)
         self.rule = rule
         self.threads = threads
-        self.itemsize = np.dtype(ELEMENTS[dtype][0]).itemsize
+        self.itemsize = DTYPES[dtype].itemsize
         self.elements = sum(sizes)
         self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
         self.job = np.zeros((), JOB)

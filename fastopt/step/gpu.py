@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels import cuda, graphs
+from ..kernels.dtypes import DTYPES
 from ..kernels.reader import Array
 from ..kernels.stream import Memory, Stream
-from ..kernels.tables import ABI, CHUNK, CLOCK, ELEMENTS, HYPERS, JOB, ROW_INPUTS, TENSOR
+from ..kernels.tables import ABI, CHUNK, CLOCK, HYPERS, JOB, ROW_INPUTS, TENSOR
 from ..rules import Row, Rule
 from .chunks import Strides, chunk_table
 from .launch import GRAD, AmpState, Entry, Launch, LaunchCache
@@ -82,7 +83,7 @@ class GpuRows:
 
     def launch(self, rule: Rule, dtype: str, sizes: Sequence[int]) -> GpuLaunch:
         """Prepare a launch."""
-        self.reals.add(ELEMENTS[dtype][1])
+        self.reals.add(DTYPES[dtype].real)
         return GpuLaunch(self, rule, dtype, sizes)
 
     def reserve(self, rows: int) -> None:
@@ -98,7 +99,7 @@ class GpuRows:
 
     def rows_of(self, dtype: str) -> int:
         """Return where the hyper rows lie that a dtype's kernel reads."""
-        return self.exact if ELEMENTS[dtype][1] is np.float64 else self.rounded
+        return self.exact if DTYPES[dtype].real is np.float64 else self.rounded
 
     def send_rows(self, hypers: npt.NDArray[np.float64]) -> None:
         """Send hyper rows that the host has computed."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
-from ...kernels.tables import ELEMENTS
 from ...step.memory import described
 from ..foreign import as_floats, is_on_device, kind
 from .device import installed_cupy
@@ -13,7 +13,7 @@ from .device import installed_cupy
 
 def seen(array: Any, dtype: str) -> Array:
     """Return an array that says how one of CuPy lies in memory, and must not be read; it keeps the other alive."""
-    return described(array, int(array.data.ptr), ELEMENTS[dtype][0], array.shape, array.strides)
+    return described(array, int(array.data.ptr), DTYPES[dtype].stored, array.shape, array.strides)
 
 
 def as_cupy(what: str, given: Any) -> Any:
@@ -42,8 +42,8 @@ def check_writable(what: str, given: Any) -> None:
 def dtype_of(what: str, array: Any) -> str:
     """Name what an array holds, as kernels are compiled for it."""
     name: str = array.dtype.name
-    if name not in ELEMENTS or not array.dtype.isnative:
-        known = ", ".join(ELEMENTS)
+    if name not in DTYPES or not array.dtype.isnative:
+        known = ", ".join(DTYPES)
         way = "pass .astype('float32') of it" if array.dtype.kind != "c" else as_floats(array)
         raise TypeError(f"{what} has dtype {name}; {known} can be updated on a GPU: {way}")
     return name

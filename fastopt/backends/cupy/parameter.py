@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.dtypes import DTYPES
 from ...kernels.reader import UNREAD, Array
-from ...kernels.tables import ELEMENTS
 from ...step.gpu import Gpu
 from ...step.group import GroupOptions
 from ...step.memory import Layout, owner_of
@@ -44,7 +44,7 @@ class CupyParameter(ArrayParameter):
     def new_state(self, value: float) -> Array:
         """Allocate a state that lies as the parameter does, in float32 for half precision."""
         cupy, shape = self.device.cupy, self.layout.stored_shape(self.array)
-        real = np.dtype(ELEMENTS[self.dtype][1])
+        real = np.dtype(DTYPES[self.dtype].real)
         with cupy.cuda.Device(self.device.index):
             new = cupy.zeros(shape, real) if value == 0 else cupy.full(shape, value, real)
             return seen(self.layout.turned_back(new), real.name)
@@ -65,7 +65,7 @@ class CupyParameter(ArrayParameter):
         """Check a state that the caller owns."""
         array = as_cupy(what, given)
         check_writable(what, given)
-        real = np.dtype(ELEMENTS[self.dtype][1])
+        real = np.dtype(DTYPES[self.dtype].real)
         if array.device.id != self.device.index or array.dtype != real or array.shape != self.shape:
             raise ValueError(
                 f"{what} must be of {real.name} and shape {self.shape} on GPU {self.device.index}, as p needs it, not "

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
 from ...step.memory import Layout
 from ..foreign import as_floats, borrowed, is_on_device, kind, to_read, to_update
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+UPDATED = tuple(np.dtype(dtype.stored) for dtype in DTYPES.values() if dtype.on_numpy)
 
 
 def check_type(what: str, array: Any, advice: Callable[[Any], str] = to_update) -> Array:
@@ -27,7 +28,7 @@ def check_type(what: str, array: Any, advice: Callable[[Any], str] = to_update) 
 def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
     """Check an array that a kernel will write: a parameter or a state."""
     array = check_type(what, array)
-    if array.dtype not in DTYPES:
+    if array.dtype not in UPDATED:
         raise TypeError(
             f"{what} has dtype {_name(array.dtype)}; float32 and float64 can be updated: {as_floats(array)}"
         )

@@ -10,25 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.dtypes import DTYPES, PAIRS
 from ...kernels.reader import Array
 from ...kernels.tensors import DEVICES, untrack
 from ...step.memory import Layout, described, owner_of
 
 # What a kernel is compiled for: complex numbers are pairs of reals.
-FORMATS = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.complex64: "float32",
-    torch.complex128: "float64",
-}
-HALF = (torch.float16, torch.bfloat16)
+UPDATED = {getattr(torch, name): dtype for name, dtype in {**DTYPES, **PAIRS}.items()}
 
 
 def state_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype of a parameter's states: its own, but float32 for half precision, where sums would be lost."""
-    return torch.float32 if tensor.dtype in HALF else tensor.dtype
+    return tensor.dtype if tensor.is_complex() else getattr(torch, UPDATED[tensor.dtype].real_name)
 
 
 def is_distributed(tensor: Any) -> bool:

@@ -17,7 +17,7 @@ from ...step.memory import Layout
 from ...step.parameter import NOTHING, Parameter
 from .device import device_of
 from .memory import (
-    FORMATS,
+    UPDATED,
     alias_of,
     array_of,
     check_memory,
@@ -64,8 +64,8 @@ class TorchParameter(Parameter):
                 f"{self} is distributed as partial sums, which no part can update: make it with "
                 f".redistribute(placements=...), sharded or replicated"
             )
-        if self.tensor.dtype not in FORMATS:
-            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in FORMATS)
+        if self.tensor.dtype not in UPDATED:
+            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in UPDATED)
             raise TypeError(f"{self} has dtype {self.tensor.dtype}; {supported} can be updated")
         if self.tensor.is_conj() or self.tensor.is_neg():
             raise ValueError(f"{self} is a view that conjugates or negates: make it with .resolve_conj().resolve_neg()")
@@ -76,7 +76,7 @@ class TorchParameter(Parameter):
         if not is_dense(self.original, Layout(self.original)):
             self.updated = torch.empty_like(self.tensor, requires_grad=False)
             array = held_array(self.updated)
-        super().__init__(key, array, Layout(array), FORMATS[self.tensor.dtype], group, device_of(self.tensor))
+        super().__init__(key, array, Layout(array), UPDATED[self.tensor.dtype].name, group, device_of(self.tensor))
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
         """Iterate over all that an update writes, with names for messages."""
