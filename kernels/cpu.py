@@ -21,18 +21,24 @@ from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray by other means
+from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import from_dtype
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from . import cache
 from .cold import lock
 from .dtypes import DTYPES, dtype_of
 from .schedules import schedule as schedule
-from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NUMBERS, STATES, TENSOR, check_limits
+from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NUMBERS, SHARED, STATES, TENSOR, check_limits
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
+# For what Python never calls: the wrapper for it takes as long to compile as a small function.
+inner: Any = njit(  # type: ignore[call-overload]  # whose stubs lack the last two
+    error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 
 STATES_OF: dict = {}  # name of a rule -> how many states it has
 FUNCTIONS: list = []  # their functions, in the same order
@@ -110,14 +116,14 @@ def update_adagrad(p, g, s, lr, eps):
     update_each("adagrad", p, g, (s,), (lr, eps))
 
 
-@compiled
+@inner
 def average(old, new, gain):
     """An exponential moving average, of which the new value is this share. As a difference, infinity would be NaN."""
     real = type(old)
     return (real(1) - real(gain)) * old + real(gain) * new
 
 
-@compiled
+@inner
 def average_of_squares(old, g, gain):
     """An average of squares, in torch's order: the square by itself would overflow where the average does not."""
     real = type(old)
@@ -149,7 +155,7 @@ def update_rmsprop_momentum(p, g, s, v, lr, gain, eps, momentum):
     update_each("rmsprop_momentum", p, g, (s, v), (lr, gain, eps, momentum))
 
 
-@compiled
+@inner
 def deviation(s, a):
     """A standard deviation, from the averages of squares and of values; only rounding puts their difference below 0."""
     variance = s - a * a
@@ -234,17 +240,17 @@ def update_adamw_amsgrad(p, g, m, v, w, lr, gain1, gain2, eps, keep):
 # processor takes float32's subnormals for zero, as `torch.set_flush_denormal` makes it: halves' own survive it.
 
 
-@compiled
+@inner
 def bits(x):
     return np.float32(x).view(np.uint32)
 
 
-@compiled
+@inner
 def from_bits(pattern):
     return np.uint32(pattern).view(np.float32)
 
 
-@compiled
+@inner
 def from_float16(pattern):
     """Exponent and mantissa moved to where float32 has them: exact, but for the exponent's bias and for subnormals.
 
@@ -258,7 +264,7 @@ def from_float16(pattern):
     return from_bits(bits(value) | (pattern & 0x8000) << 16)
 
 
-@compiled
+@inner
 def to_float16(x):
     """Rounded by the addition of a power of two so large that the sum's last bit is that of the half.
 
@@ -275,13 +281,13 @@ def to_float16(x):
     return np.uint16((half if x == x else 0x7E00) | ((bits(x) >> 16) & 0x8000))
 
 
-@compiled
+@inner
 def from_bfloat16(pattern):
     """The upper half of a float32's bits."""
     return from_bits(pattern << 16)
 
 
-@compiled
+@inner
 def to_bfloat16(x):
     """Half of the last bit added, or a little less where that bit is even; a carry goes into the exponent, rightly.
 
@@ -322,33 +328,64 @@ def _narrow(x, array):
     return lambda x, array: function(x)
 
 
+# The loop exists once, whatever the number of states: `each` unrolls what is done with every one of them. Recursive
+# overloads, for the first state and the rest, were as fast, but kernels took a third to a half longer to compile, and
+# five times as long with inline="always".
+
+
+@intrinsic
+def each(typing_context, function, tuples, shared):
+    """Return ``tuple(function(*items, *shared) for items in zip(*tuples))``, for a compiled function."""
+    calls = [function.get_call_type(typing_context, (*items, *shared), {}) for items in zip(*tuples, strict=True)]
+
+    def generate(context, builder, signature, arguments):
+        rows, common = (cgutils.unpack_tuple(builder, argument) for argument in arguments[1:])
+        columns = zip(*(cgutils.unpack_tuple(builder, row) for row in rows), strict=True)
+        results = [
+            context.get_function(function, call)(builder, (*items, *common))
+            for call, items in zip(calls, columns, strict=True)
+        ]
+        return context.make_tuple(builder, signature.return_type, results)
+
+    return types.Tuple([call.return_type for call in calls])(function, tuples, shared), generate
+
+
+@inner
+def load(array, i):
+    """Element i of an array as a number to compute with; by `flat`, whose index needs no check for being negative."""
+    return widen(array.flat[i])
+
+
+@inner
+def store(array, value, i):
+    """Write a number as element i of an array."""
+    array.flat[i] = narrow(value, array)
+
+
+def as_tuple(returned):
+    """What a rule returns, which is no tuple where it has no states; compiled in ``_as_tuple``."""
+    raise TypeError("as_tuple() exists in compiled code only")
+
+
+@overload(as_tuple, inline="always")
+def _as_tuple(returned):
+    return (lambda returned: returned) if isinstance(returned, types.BaseTuple) else (lambda returned: (returned,))
+
+
 def apply(rule, i, p, g, states, hypers):
-    """Element i of p and of its states, updated by the rule of that number; the compiler chooses, in ``_apply``."""
+    """Element i of p and of its states, updated by the rule of that number; compiled in ``_apply``."""
     raise TypeError("apply() exists in compiled code only")
 
 
 @overload(apply, prefer_literal=True, inline="always")
 def _apply(rule, i, p, g, states, hypers):
     function = FUNCTIONS[rule.literal_value]
-    states_used = STATES_OF[function.__name__]
-    used = len(arguments_of(function)[1])
 
-    def stateless(rule, i, p, g, states, hypers):
-        p[i] = narrow(function(widen(p[i]), g, *hypers[:used]), p)
+    def element(rule, i, p, g, states, hypers):
+        updated = as_tuple(function(load(p, i), g, *each(load, (states,), (i,)), *hypers))
+        each(store, ((p, *states), updated), (i,))
 
-    def one_state(rule, i, p, g, states, hypers):
-        x, a = function(widen(p[i]), g, states[0][i], *hypers[:used])
-        p[i], states[0][i] = narrow(x, p), a
-
-    def two_states(rule, i, p, g, states, hypers):
-        x, a, b = function(widen(p[i]), g, states[0][i], states[1][i], *hypers[:used])
-        p[i], states[0][i], states[1][i] = narrow(x, p), a, b
-
-    def three_states(rule, i, p, g, states, hypers):
-        x, a, b, c = function(widen(p[i]), g, states[0][i], states[1][i], states[2][i], *hypers[:used])
-        p[i], states[0][i], states[1][i], states[2][i] = narrow(x, p), a, b, c
-
-    return (stateless, one_state, two_states, three_states)[states_used]
+    return element
 
 
 def update_each(name, p, g, states, hypers):
@@ -372,7 +409,7 @@ def update_each(name, p, g, states, hypers):
     ValueError
         If their shapes differ; nothing has changed then. That no two overlap is not checked.
     """
-    # What follows runs where NUMBA_DISABLE_JIT has switched Numba off; the compiler chooses among the loops below.
+    # What follows runs where NUMBA_DISABLE_JIT has switched Numba off; compiled code runs `_update_each`.
     function = FUNCTIONS[list(STATES_OF).index(name)]
     if any(array.shape != p.shape for array in (g, *states)):
         raise ValueError(shapes_differ(function))
@@ -387,43 +424,27 @@ def shapes_differ(function):
     return f"update_{function.__name__}: {', '.join(arguments_of(function)[0])} must have one shape"
 
 
-# These loops do not go by way of `apply`: Numba's inliner would take what is written to the `flat` of a state for dead.
+@inner
+def has_shape(array, shape):
+    return array.shape == shape
+
+
 @overload(update_each, prefer_literal=True, jit_options={"error_model": "numpy", "forceinline": True})
 def _update_each(name, p, g, states, hypers):
     if not isinstance(name, types.StringLiteral):
         return None
-    function = FUNCTIONS[list(STATES_OF).index(name.literal_value)]
+    number = list(STATES_OF).index(name.literal_value)
+    function = FUNCTIONS[number]
     check_arrays(f"update_{name.literal_value}", dict(zip(arguments_of(function)[0], (p, g, *states), strict=True)))
     unlike = shapes_differ(function)
 
-    def stateless(name, p, g, states, hypers):
-        if p.shape != g.shape:
+    def loop(name, p, g, states, hypers):
+        if False in each(has_shape, ((g, *states),), (p.shape,)):
             raise ValueError(unlike)
         for i in range(p.size):
-            p.flat[i] = function(p.flat[i], g.flat[i], *hypers)
+            apply(number, i, p, g.flat[i], states, hypers)
 
-    def one_state(name, p, g, states, hypers):
-        if not p.shape == g.shape == states[0].shape:
-            raise ValueError(unlike)
-        a = states[0].flat
-        for i in range(p.size):
-            p.flat[i], a[i] = function(p.flat[i], g.flat[i], a[i], *hypers)
-
-    def two_states(name, p, g, states, hypers):
-        if not p.shape == g.shape == states[0].shape == states[1].shape:
-            raise ValueError(unlike)
-        a, b = states[0].flat, states[1].flat
-        for i in range(p.size):
-            p.flat[i], a[i], b[i] = function(p.flat[i], g.flat[i], a[i], b[i], *hypers)
-
-    def three_states(name, p, g, states, hypers):
-        if not p.shape == g.shape == states[0].shape == states[1].shape == states[2].shape:
-            raise ValueError(unlike)
-        a, b, c = states[0].flat, states[1].flat, states[2].flat
-        for i in range(p.size):
-            p.flat[i], a[i], b[i], c[i] = function(p.flat[i], g.flat[i], a[i], b[i], c[i], *hypers)
-
-    return (stateless, one_state, two_states, three_states)[len(states)]
+    return loop
 
 
 def check_arrays(function, arrays):
@@ -450,23 +471,13 @@ def update(rule, p, g, states, scale, decay, hypers):
             apply(rule, i, p, scale * widen(g[i]) + decay * widen(p[i]), states, hypers)
 
 
-def update_inlined_by_force(halves):
-    """Let compiled code call ``update``; with halves it must go into the kernel, without it does by itself.
-
-    By itself the loop is too large with float16's conversions, and what runs in its place is what Numba has compiled of
-    ``update`` alone, which is not vectorised: it took three times as long. Forced in without halves, momentum's loop in
-    float64 is vectorised from 12 elements on, not from 8.
-    """
-
-    def choose(rule, p, g, states, scale, decay, hypers):
-        return update if (p.dtype in HALVES) == halves else None
-
-    options = {"error_model": "numpy", "forceinline": halves}
-    overload(update, prefer_literal=True, jit_options=options)(choose)
-
-
-update_inlined_by_force(False)
-update_inlined_by_force(True)
+# Inlined by force: whether LLVM would inline the loop by itself depends on the rule, the dtype and what the process has
+# compiled before. Where it does not, what runs is what Numba has made of `update` alone, which is not vectorised and took
+# three times as long. The price: in float64, loops of AMSGrad and of RMSProp with momentum are vectorised from 16
+# elements on, not from 8.
+@overload(update, prefer_literal=True, jit_options={"error_model": "numpy", "forceinline": True})
+def _update(rule, p, g, states, scale, decay, hypers):
+    return update
 
 
 @intrinsic
@@ -484,7 +495,7 @@ def pointer(typing_context, address):
 COLUMNS = 8
 
 
-@compiled
+@inner
 def gather(out, grad, rows, length, row_stride, item_stride, stored):
     """Copy a tile of a gradient into the parameter's order, along whichever axis is denser in the gradient."""
     if abs(row_stride) < abs(item_stride):
@@ -503,6 +514,12 @@ def gather(out, grad, rows, length, row_stride, item_stride, stored):
                 out[r * length + i] = carray(pointer(grad + r * row_stride + i * item_stride), 1, stored)[0]
 
 
+@inner
+def array_at(address, offset, size, real):
+    """An array of so many elements, at an offset from an address."""
+    return carray(pointer(address + offset), size, real)
+
+
 SIGNATURE = types.void(types.intp, types.int64, types.int64, types.int64)  # fastopt_kernel
 make_cfunc = functools.partial(cfunc, SIGNATURE, error_model="numpy")
 
@@ -515,8 +532,8 @@ def make_kernel(name, dtype):
     variant for another.
     """
     number = list(STATES_OF).index(name)
-    described = dtype_of(dtype)
-    stored, real = described.stored, described.real
+    states, numbers = STATES_OF[name], len(arguments_of(FUNCTIONS[number])[1])
+    stored, real = dtype_of(dtype).stored, dtype_of(dtype).real
     stored_size, real_size = np.dtype(stored).itemsize, np.dtype(real).itemsize
 
     def kernel(job_address, begin, end, worker):
@@ -529,7 +546,7 @@ def make_kernel(name, dtype):
                 continue
             row = carray(pointer(job.hypers), (tensor.hyper + 1, HYPERS), np.float64)[tensor.hyper]
             scale, decay = real(row[0]), real(row[1])
-            hypers = (real(row[2]), real(row[3]), real(row[4]), real(row[5]), real(row[6]), real(row[7]))
+            hypers = to_fixed_tuple(row[SHARED:], numbers)
             runs, length, step = 1, chunk.length, 0
             grad = tensor.grad + chunk.grad_offset * stored_size
             if tensor.layout != 0:
@@ -553,11 +570,7 @@ def make_kernel(name, dtype):
                     number,
                     carray(pointer(tensor.param + at * stored_size), length, stored),
                     carray(pointer(grad + r * length * stored_size), length, stored),
-                    (
-                        carray(pointer(tensor.states[0] + at * real_size), length, real),
-                        carray(pointer(tensor.states[1] + at * real_size), length, real),
-                        carray(pointer(tensor.states[2] + at * real_size), length, real),
-                    ),
+                    each(array_at, (to_fixed_tuple(tensor.states, states),), (at * real_size, length, real)),
                     scale,
                     decay,
                     hypers,
@@ -567,12 +580,6 @@ def make_kernel(name, dtype):
     return kernel
 
 
-@compiled
-def entry(array, k):
-    """Entry k of an array, or 0 where it is not so long."""
-    return array[k] if k < array.size else array.dtype.type(0)
-
-
 UPDATE = types.void(types.intp, types.intp, types.intp, types.int64, types.intp)  # fastopt_update
 make_cfunc_of_update = functools.partial(cfunc, UPDATE, error_model="numpy")
 
@@ -580,31 +587,20 @@ make_cfunc_of_update = functools.partial(cfunc, UPDATE, error_model="numpy")
 def make_update(name, dtype):
     """Define what C calls to update one array by a rule: a plain function, for ``cfunc``, like `make_kernel`'s."""
     number = list(STATES_OF).index(name)
-    states, hypers = STATES_OF[name], len(arguments_of(FUNCTIONS[number])[1])
+    states, numbers = STATES_OF[name], len(arguments_of(FUNCTIONS[number])[1])
     real = dtype_of(dtype).real
 
     def function(param, grad, state_addresses, n, hyper):
         at = carray(pointer(state_addresses), states, np.int64)
-        row = carray(pointer(hyper), hypers, np.float64)
+        row = carray(pointer(hyper), numbers, np.float64)
         update(
             number,
             carray(pointer(param), n, real),
             carray(pointer(grad), n, real),
-            (
-                carray(pointer(entry(at, 0)), n, real),
-                carray(pointer(entry(at, 1)), n, real),
-                carray(pointer(entry(at, 2)), n, real),
-            ),
+            each(array_at, (to_fixed_tuple(at, states),), (0, n, real)),
             real(1),
             real(0),
-            (
-                real(entry(row, 0)),
-                real(entry(row, 1)),
-                real(entry(row, 2)),
-                real(entry(row, 3)),
-                real(entry(row, 4)),
-                real(entry(row, 5)),
-            ),
+            to_fixed_tuple(row, numbers),
         )
 
     function.__name__ = function.__qualname__ = f"update_{name}_{dtype_of(dtype).name}_abi{ABI}"

@@ -124,7 +124,7 @@ def test_threads_of_the_environment(monkeypatch):
 
 COMPILE = """
 from fastopt import cli, rules
-from fastopt.kernels import dtypes, schedules
+from fastopt.kernels import cpu, dtypes, schedules
 
 # one of the kernels is enough here
 rules.RULES, dtypes.DTYPES = {"sgd": rules.RULES["sgd"]}, {"float32": dtypes.DTYPES["float32"]}
