@@ -32,7 +32,7 @@ import numpy.typing as npt
 from . import fused
 from .backends.numpy.memory import UPDATED
 from .checks import Count
-from .kernels import build_pool, cold
+from .kernels import build_pool, lazy
 from .kernels.tables import ABI as ABI
 from .rules import RULES, Rule, check
 
@@ -78,7 +78,7 @@ def update(rule: str, dtype: npt.DTypeLike) -> Any:
     -----
     Compiled when it is first asked for, in about a second, and kept on disk.
     """
-    return ffi.cast("fastopt_update", cold.update_for_c(known(rule).name, name_of(dtype)).address)
+    return ffi.cast("fastopt_update", lazy.update_for_c(known(rule).name, name_of(dtype)).address)
 
 
 def hyper(rule: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from .checks import SMALLEST, Choice, Count, Flag, Number, Several, nested_too_deeply
 from .extras import require
-from .kernels import cold, tables
+from .kernels import lazy, tables
 from .kernels.tables import STEP_LIMIT
 from .plateau import Plateau
 
@@ -151,7 +151,7 @@ class Schedule:
             If a step is negative, or 2**51 or more.
         """
         if type(t) is int and 0 <= t < STEP_LIMIT:
-            value: float = cold.evaluators()[0](self._record, float(t))
+            value: float = lazy.evaluators()[0](self._record, float(t))
             return value
         if not isinstance(t, np.ndarray) and np.ndim(t) == 0:
             return self(Count(0, STEP_LIMIT).check("the step", t))
@@ -169,7 +169,7 @@ class Schedule:
             raise TypeError(f"steps must be ints, not {steps.dtype}")
         values = np.empty(steps.shape)
         flat = np.require(steps, np.int64, ["C", "A", "W"]).reshape(-1)  # as the evaluator is compiled for
-        if not cold.evaluators()[1](self._record, flat, values.reshape(-1)):
+        if not lazy.evaluators()[1](self._record, flat, values.reshape(-1)):
             raise ValueError(f"steps must be 0 or more, and below 2**51, not {steps.min()} to {steps.max()}")
         return values
 

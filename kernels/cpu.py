@@ -28,8 +28,8 @@ from numba.np.numpy_support import from_dtype
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from . import cache
-from .cold import lock
 from .dtypes import DTYPES, dtype_of
+from .lock import lock
 from .schedules import schedule as schedule
 from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NUMBERS, SHARED, STATES, TENSOR, check_limits
 
@@ -471,9 +471,9 @@ def update(rule, p, g, states, scale, decay, hypers):
             apply(rule, i, p, scale * widen(g[i]) + decay * widen(p[i]), states, hypers)
 
 
-# Inlined by force: whether LLVM would inline the loop by itself depends on the rule, the dtype and what the process has
-# compiled before. Where it does not, what runs is what Numba has made of `update` alone, which is not vectorised and took
-# three times as long. The price: in float64, loops of AMSGrad and of RMSProp with momentum are vectorised from 16
+# Inlined by force: whether LLVM would inline the loop by itself depends on rule and dtype, and on what the process has
+# compiled before. Where it does not, what runs is what Numba has made of `update` alone, which is not vectorised, and
+# took three times as long. The price: in float64, loops of AMSGrad and of RMSProp with momentum are vectorised from 16
 # elements on, not from 8.
 @overload(update, prefer_literal=True, jit_options={"error_model": "numpy", "forceinline": True})
 def _update(rule, p, g, states, scale, decay, hypers):

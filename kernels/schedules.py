@@ -18,7 +18,7 @@ import numpy as np
 from numba import boolean, float64, int64, njit
 
 from . import cache
-from .cold import lock
+from .lock import lock
 from .tables import ABI, KINDS, MODES, SHAPES, STEP_LIMIT
 
 # All into one function: a call that hands over an array costs 10 ns, and a wrapper for Python 40 ms of compiling.

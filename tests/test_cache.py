@@ -231,7 +231,7 @@ def test_a_fork_while_schedules_are_compiled(tmp_path):
     script = """
         import threading
         import fastopt
-        from fastopt.kernels import cold
+        from fastopt.kernels import lazy
         from fastopt.schedules import Cosine
 
         thread = threading.Thread(target=lambda: Cosine(0.5, 10)(0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastopt.bench import oracle
-from fastopt.kernels import cache, cold, cpu, pool
+from fastopt.kernels import cache, cpu, lazy, pool
 from fastopt.kernels.dtypes import DTYPES
 from fastopt.kernels.tables import ABI, HYPERS, JOB, STATES, TENSOR
 from gradient_layouts import STRIDED
@@ -184,7 +184,7 @@ def test_what_is_too_large_becomes_infinity(dtype):
 def test_names_of_a_dtype(dtype):
     """A kernel is found by the word, and by what NumPy calls it, where it has it; once, and in the cache."""
     kernel = cpu.kernel("sgd", dtype)
-    assert cold.kernel("sgd", dtype) is kernel
+    assert lazy.kernel("sgd", dtype) is kernel
     assert cpu.cached("sgd", dtype) == (cache.directory() is not None)
     if dtype == "float16":
         assert cpu.kernel("sgd", np.float16) is cpu.kernel("sgd", np.dtype(np.float16)) is kernel

@@ -261,12 +261,13 @@ def test_exit_inside_a_kernel(tmp_path):
         import threading, numpy as np, fastopt
         from numba import carray, types
         from numba.extending import intrinsic
-        from fastopt.kernels import cpu
+        from fastopt.kernels import cpu, tables
 
         FETCH_ADD
+        skip = tables.JOB.fields["skip"][1]
 
         def stay(job, begin, end, worker):
-            while fetch_add(job + 56, 1) >= 0:  # a reserved field
+            while fetch_add(job + skip, 1) >= 0:  # which no kernel on the CPU reads
                 pass
 
         cpu._kernels["sgd", "float32"] = cpu.cache.compile_kept(stay, cpu.make_cfunc)

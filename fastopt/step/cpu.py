@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels import limits, pool
-from ..kernels.cold import kernel
+from ..kernels.lazy import kernel
 from ..kernels.dtypes import DTYPES
 from ..kernels.reader import address
 from ..kernels.tables import ABI, HYPERS, JOB
