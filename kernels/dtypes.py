@@ -49,12 +49,12 @@ class DType:
     @functools.cached_property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return np.dtype(self.stored).itemsize
+        return int(np.dtype(self.stored).itemsize)
 
     @functools.cached_property
     def real_name(self) -> str:
         """The name of the dtype that kernels compute in."""
-        return np.dtype(self.real).name
+        return str(np.dtype(self.real).name)
 
     @functools.cached_property
     def largest(self) -> float:
