@@ -188,8 +188,8 @@ class Optimizer:
                 if isinstance(array, np.ndarray) and not isinstance(given, np.ndarray):
                     # It may never change, as in jax, or move its memory whenever it likes, as in torch.
                     raise TypeError(
-                        f"the gradient of {parameter} is {kind(given)}, which cannot be kept: bind np.array(...) of it, "
-                        "and write each gradient there, or pass gradients to step"
+                        f"the gradient of {parameter} is {kind(given)}, which cannot be kept: bind np.array(...) of "
+                        "it, and write each gradient there, or pass gradients to step"
                     )
             gradients.keep_in_place()
             self._bound = gradients

@@ -19,12 +19,12 @@ class Repetition:
     Parameters
     ----------
     launches : sequence of tuple
-        For each launch what LAUNCH lists: addresses of kernel and job, chunks, chunks a claim, threads that it is worth.
+        For each launch what LAUNCH lists.
     grads : array of int64
         For each gradient the address of the place where its address goes.
     threads : object
-        Whose threads work: those of ``get_num_threads()`` of the OpenMP team at ``parallel``, or of the pool, where that
-        is 0.
+        Whose threads work, so many as ``get_num_threads()`` says: those of the OpenMP team at ``parallel``, or of the
+        pool where that is 0.
     """
 
     def __init__(self, launches: Sequence[tuple[int, ...]], grads: npt.NDArray[np.int64], threads: Any) -> None:

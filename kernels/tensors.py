@@ -198,9 +198,9 @@ class Watch:
     def read(self) -> int:
         """Read the gradients; return how many are UNREAD, or that something is not as it was.
 
-        That is OUT_OF_DATE, or ASSIGNED where only entries of the dicts are others. The gradients are in `gradients` then,
-        their addresses in `found`, UNREAD or 0 for None, and at its end the number of these. Not for two threads at
-        once.
+        That is OUT_OF_DATE, or ASSIGNED where only entries of the dicts are others. The gradients are in `gradients`
+        then, their addresses in `found`, UNREAD or 0 for None, and at its end the number of these. Not for two threads
+        at once.
         """
         if self.table:
             unread = int(lib.fastopt_read_tensors(*self.arguments, *NO_STEP))

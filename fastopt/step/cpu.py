@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels import limits, pool
-from ..kernels.lazy import kernel
 from ..kernels.dtypes import DTYPES
+from ..kernels.lazy import kernel
 from ..kernels.reader import address
 from ..kernels.tables import ABI, HYPERS, JOB
 from ..rules import Row, Rule

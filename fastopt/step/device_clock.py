@@ -1,4 +1,4 @@
-"""The clock where parameters lie on GPUs: of captured graphs, and of steps that only a GPU knows to be taken or skipped.
+"""The clock where parameters lie on GPUs, which count the steps that only they know to be taken or skipped.
 
 The host describes what hyper rows are computed from, and a small kernel ahead of each update computes them and counts.
 """
@@ -25,8 +25,8 @@ from .plan import Located
 class DeviceClock(Clock):
     """A clock that can leave the counting to GPUs: see `Clock` for its states.
 
-    It does so from the first step on that it cannot count itself: one that a graph records, which replays it unseen, and
-    one that GradScaler may have skipped. It counts again where a step needs what only the host knows.
+    It does so from the first step on that it cannot count itself: one that a graph records, and replays unseen, or one
+    that GradScaler may skip. It counts again where a step needs what only the host knows.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class DeviceClock(Clock):
     by_device : bool
         Whether devices count this step.
     uploaded : bool
-        Whether the devices have the inputs of the hyper rows, other than by a graph that may not have been replayed yet.
+        Whether the devices have the inputs of the hyper rows, and not by a graph that was perhaps not replayed yet.
     stale : bool
         Whether these inputs are no longer those of the options.
     known, pending : int

@@ -52,8 +52,8 @@ def block_threads(packs: int) -> int:
 class GpuRows:
     """A plan's hyper rows on one GPU, and what counts the steps that the GPU knows of alone.
 
-    In memory: the version of the inputs and the steps taken since, as int64; the numbers that rules hand on; the rows in
-    float32, the rows in float64, and the inputs that they are computed from.
+    In memory: the version of the inputs and the steps taken since; the numbers that rules hand on; the rows in float32,
+    the rows in float64, and the inputs that they are computed from.
     """
 
     def __init__(self, device: Gpu) -> None:

@@ -51,7 +51,7 @@ class Stepper:
         self.clock = clock_of(self.plan)(self.plan, groups, choose, guard, counts_groups)
 
     def repeat(self, gradients: Located) -> bool:
-        """Take the last step again where only gradients and counts differ, in one call of C; say whether that was done."""
+        """Take the last step again, in one call of C, where only gradients and counts differ; say whether it was."""
         repetition, plan = self.clock.repetition, self.plan
         if repetition is None or gradients.strided or not self.clock.unchanged():
             return False

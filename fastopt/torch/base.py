@@ -328,7 +328,8 @@ class Optimizer(torch.optim.Optimizer):
             given = given if result is None else result
         with self._guard.mutex:
             self._guard.refuse_inside_step()
-            self._load(given)
+            with HeldBack():  # all of it: torch's own `no_grad` does not bear an interrupt
+                self._load(given)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

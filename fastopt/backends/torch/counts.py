@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.reader import Array
+from ...step.interrupts import HeldBack
 from .parameter import TorchParameter
 
 
@@ -42,8 +43,10 @@ class Counts:
             if is_shared(given):
                 self.shared[i] = given
             parameter.count = self.shared.get(i, tensor)
-            if parameter.states or "step" in parameter.state:  # else with its first gradient, as in torch
-                parameter.show_count()
+        with HeldBack():
+            for parameter in parameters:
+                if parameter.states or "step" in parameter.state:  # else with its first gradient, as in torch
+                    parameter.show_count()
         self.array: Array = self.table.numpy()
         self.expected = self.array.copy()  # to see whether anybody else has written there
 

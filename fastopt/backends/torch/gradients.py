@@ -73,7 +73,7 @@ class Gradients:
             self.strided[i] = strides
 
     def release(self) -> None:
-        """Hold the tensors no longer, so that the next ones can have their memory; there is no step with these again."""
+        """Hold the tensors no longer, so that the next ones can have their memory; no step has these again."""
         self.tensors, self.sparse = [], {}
 
 
