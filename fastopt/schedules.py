@@ -257,6 +257,11 @@ class Schedule:
             raise ValueError(f"this describes a {type(schedule).__name__}, not a {cls.__name__}")
         return schedule
 
+    @staticmethod
+    def described(plain: Mapping[str, Any]) -> Schedule:
+        """Return the schedule, of any class, that `to_dict` has described."""
+        return Schedule.from_dict(plain)
+
     def plot(self, steps: int | None = None, axes: Axes | None = None) -> Figure:
         """Draw the schedule with matplotlib.
 
@@ -312,7 +317,8 @@ class Schedule:
         ImportError
             If PyTorch is not installed; the extra ``fastopt[torch]`` has it.
         """
-        from .torch import Scheduler
+        require("torch", "torch")
+        from .backends.torch.scheduler import Scheduler
 
         return Scheduler(optimizer, self, last_epoch)
 

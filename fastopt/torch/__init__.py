@@ -10,10 +10,10 @@ require("torch", "torch")
 
 from torch.optim import Optimizer, lr_scheduler, swa_utils  # noqa: E402 (only now: the absence of torch has been named)
 
+from ..backends.torch.scheduler import Scheduler  # noqa: E402
 from .backward import step_in_backward  # noqa: E402
 from .missing import explain  # noqa: E402
 from .optimizers import SGD, Adagrad, Adam, AdamW, RMSprop  # noqa: E402
-from .scheduler import Scheduler  # noqa: E402
 
 __all__ = [
     "SGD",

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..checks import Count
-from ..schedules import STEP_LIMIT, Schedule
+from ...checks import Count
+from ...kernels.tables import STEP_LIMIT
+
+
+@runtime_checkable
+class ClosedForm(Protocol):
+    """What a scheduler asks of a schedule: one of `fastopt.schedules`, whose base class makes schedulers itself."""
+
+    def __call__(self, t: int) -> float:
+        """Return the value at a step."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe it."""
+
+    def described(self, plain: Mapping[str, Any]) -> ClosedForm:
+        """Return the schedule that a description has."""
 
 
 class Scheduler(LRScheduler):
@@ -32,8 +46,8 @@ class Scheduler(LRScheduler):
         If one of them is not what it must be; the optimizer has not been changed then.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
-        if not isinstance(schedule, Schedule):
+    def __init__(self, optimizer: Optimizer, schedule: ClosedForm, last_epoch: int = -1) -> None:
+        if not isinstance(schedule, ClosedForm):
             raise TypeError(f"{schedule!r:.80} is not one of fastopt.schedules with a closed form")
         last_epoch = Count(-1, STEP_LIMIT).check("last_epoch", last_epoch)
         self.schedule = schedule
@@ -55,4 +69,4 @@ class Scheduler(LRScheduler):
         if not isinstance(state_dict, Mapping) or not {"schedule", "last_epoch"} <= state_dict.keys():
             raise ValueError("the state dict is not one of fastopt.torch.Scheduler: it has no schedule or last_epoch")
         Count(-1, STEP_LIMIT).check("last_epoch", state_dict["last_epoch"])
-        super().load_state_dict({**state_dict, "schedule": Schedule.from_dict(state_dict["schedule"])})
+        super().load_state_dict({**state_dict, "schedule": self.schedule.described(state_dict["schedule"])})
