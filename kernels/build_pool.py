@@ -10,7 +10,7 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-HEADERS = ("tables", "fastopt", "interpreter", "rows", "rules", "schedules", "vectors")
+HEADERS = ("tables", "fastopt", "interpreter", "rows", "rules", "schedules", "step", "vectors")
 SOURCES = ("pool", "step", "reader", "tensors", "team", "graphs")
 FLAGS = ["-std=c++17", "-O2", "-pthread", "-ffp-contract=off"]  # the last one since rows are to be Python's to the bit
 

@@ -108,13 +108,15 @@ typedef struct fastopt_step {
     int64_t rows;
     double *carried; /* see fastopt_clock; null where no rule has one */
     double *hypers;
-    double scale;  /* what gradients are multiplied by */
-    int64_t taken; /* how often it was taken */
+    double scale;   /* what gradients are multiplied by */
+    double largest; /* the largest number that the kernels compute with */
+    int64_t taken;  /* how often it was taken */
 } fastopt_step;
 
 /* Takes a step on so many threads at most, with gradients at these addresses; null: where they lay in the last one.
- * All of it is one call: an interrupt comes before it, or after. */
-void fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads);
+ * All of it is one call: an interrupt comes before it, or after. Returns 0 where a number of a row is too large for the
+ * kernels, and nothing was done; else 1. */
+int32_t fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads);
 
 /* Reads where gradients of PyTorch's tensors lie, as fastopt_read does, through DLPack's table of functions. Returns -1
  * where what is watched is no longer as expected, or a frozen tensor has a gradient, -3 where only what is assigned in
@@ -140,7 +142,7 @@ FASTOPT_SIZE(fastopt_extents, 24);
 FASTOPT_SIZE(fastopt_watched, 104);
 FASTOPT_SIZE(fastopt_gradients, 72);
 FASTOPT_SIZE(fastopt_launch, 40);
-FASTOPT_SIZE(fastopt_step, 88);
+FASTOPT_SIZE(fastopt_step, 96);
 
 #ifdef __cplusplus
 }

@@ -42,21 +42,38 @@ class Repetition:
         hypers: npt.NDArray[np.float64],
         carried: npt.NDArray[np.float64],
         inputs: npt.NDArray[Any] | None,
+        records: Sequence[Array],
         scale: float,
+        largest: float,
     ) -> None:
-        """Say how hyper rows come about: from ROW_INPUTS as they are now, or, where these are None, they stay."""
-        self.held = hypers, carried, inputs
+        """Say how hyper rows come about: from ROW_INPUTS as they are now, or, where these are None, they stay.
+
+        Parameters
+        ----------
+        hypers, carried, inputs : array
+            See `fastopt_step`.
+        records : sequence of array
+            The schedules' that the inputs point to.
+        scale : float
+            What gradients are multiplied by.
+        largest : float
+            The largest number that the kernels compute with.
+        """
+        self.held = hypers, carried, inputs, records
         self.step["inputs"] = 0 if inputs is None else address(inputs)
         self.step["rows"] = 0 if inputs is None else len(inputs)
         self.step["hypers"], self.step["carried"], self.step["scale"] = address(hypers), address(carried), scale
-        self.step["taken"] = 0
+        self.step["largest"], self.step["taken"] = largest, 0
 
     @property
     def taken(self) -> int:
         """How often it was taken since the rows were set."""
         return int(self.step["taken"])
 
-    def take(self, grads: Array | None) -> None:
-        """Take it, with gradients at these addresses; None where they lie as before."""
+    def take(self, grads: Array | None) -> bool:
+        """Take it, with gradients at these addresses; None where they lie as before.
+
+        False where a number of a hyper row would be too large: nothing was done then.
+        """
         addresses = ffi.NULL if grads is None else ffi.cast("int64_t *", address(grads))
-        lib.fastopt_take(self.pointer, addresses, self.get_num_threads())
+        return bool(lib.fastopt_take(self.pointer, addresses, self.get_num_threads()))

@@ -1,6 +1,9 @@
 // Takes a step that differs from the last one only in where the gradients lie, and in its count.
 
-#include "fastopt.h"
+#include "step.h"
+
+#include <cmath>
+
 #include "rows.h"
 
 namespace {
@@ -14,15 +17,34 @@ void run(const fastopt_launch &launch, const void *parallel, int32_t threads) {
     }
 }
 
+// Whether kernels can compute with all numbers of a row; NaN is none that they can.
+bool fits(const double *row, double largest) {
+    for (int i = 0; i < FASTOPT_HYPERS; ++i) {
+        if (!(std::fabs(row[i]) <= largest)) return false;
+    }
+    return true;
+}
+
 }  // namespace
 
-extern "C" void fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads) {
-    for (int64_t i = 0; grads != nullptr && i < step->n; ++i) *step->grads[i] = grads[i];
-    for (int64_t i = 0; step->inputs != nullptr && i < step->rows; ++i) {
-        double *row = step->hypers + i * FASTOPT_HYPERS;
-        fastopt::write_row(step->inputs[i], step->taken, step->carried + i, row);
-        row[0] *= step->scale;
+bool fastopt::write_rows(fastopt_step &step) {
+    for (int64_t i = 0; step.inputs != nullptr && i < step.rows; ++i) {
+        double *row = step.hypers + i * FASTOPT_HYPERS;
+        fastopt::write_row(step.inputs[i], step.taken, step.carried + i, row);
+        if (!fits(row, step.largest)) return false;
+        row[0] *= step.scale;
     }
-    ++step->taken;
-    for (int64_t i = 0; i < step->count; ++i) run(step->launches[i], step->parallel, threads);
+    return true;
+}
+
+void fastopt::launch(fastopt_step &step, const int64_t *grads, int32_t threads) {
+    for (int64_t i = 0; grads != nullptr && i < step.n; ++i) *step.grads[i] = grads[i];
+    ++step.taken;
+    for (int64_t i = 0; i < step.count; ++i) run(step.launches[i], step.parallel, threads);
+}
+
+extern "C" int32_t fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads) {
+    if (!fastopt::write_rows(*step)) return 0;
+    fastopt::launch(*step, grads, threads);
+    return 1;
 }

@@ -106,6 +106,7 @@ STEP = np.dtype(
         ("carried", np.int64),
         ("hypers", np.int64),
         ("scale", np.float64),
+        ("largest", np.float64),
         ("taken", np.int64),
     ]
 )

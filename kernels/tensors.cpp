@@ -3,6 +3,7 @@
 // leaves all else to Python.
 
 #include "interpreter.h"
+#include "step.h"
 
 #include <cstring>
 
@@ -191,7 +192,7 @@ bool announce(void *increment, void *written) {
 
 // All that needs Python: the answer of fastopt_read_tensors, -4 where the step is to be taken.
 int64_t check(const void *exchange, const fastopt_watched &watched, const fastopt_gradients &wanted,
-              const fastopt_step *step, void *increment, void *written) {
+              fastopt_step *step, void *increment, void *written) {
     fastopt::Gil gil;
     if (!same_lists(watched)) return -1;
     if (!same_entries(watched)) return -3;
@@ -200,6 +201,7 @@ int64_t check(const void *exchange, const fastopt_watched &watched, const fastop
     if (wanted.descriptor != nullptr && !collect(wanted)) return -2;
     int64_t unread = read(exchange, wanted);
     if (step == nullptr || unread != 0 || wanted.addresses[wanted.n] != 0) return unread;
+    if (!fastopt::write_rows(*step)) return unread;
     return announce(increment, written) ? -4 : -2;
 }
 
@@ -213,7 +215,7 @@ extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_watc
     int64_t result = check(exchange, *watched, *wanted, step, increment, written);
     if (result == -4) {
         for (int64_t i = 0; i < watched->counted; ++i) watched->expected[i] = watched->counts[i] += 1;
-        fastopt_take(step, wanted->addresses, threads);
+        fastopt::launch(*step, wanted->addresses, threads);
     }
     return result;
 }

@@ -186,13 +186,17 @@ class Watch:
                 ffi.cast("fastopt_gradients *", address(self.wanted)),
             )
 
-    def take(self, step: Repetition, increment: Any, written: list[Any]) -> int:
+    def announce(self, increment: Any, written: list[Any]) -> None:
+        """Say what is called ahead of a step that is taken again: ``increment(written)``."""
+        self.called = increment, written
+        self.call = ffi.cast("void *", id(increment)), ffi.cast("void *", id(written))
+
+    def take(self, step: Repetition) -> int:
         """Read the gradients, and where there is one for each parameter, as expected, take a step again.
 
-        Returns REPEATED then, after a call of ``increment(written)``; else what `read` does.
+        Returns REPEATED then, else what `read` does.
         """
-        called = ffi.cast("void *", id(increment)), ffi.cast("void *", id(written))
-        result = int(lib.fastopt_read_tensors(*self.arguments, step.pointer, *called, step.get_num_threads()))
+        result: int = lib.fastopt_read_tensors(*self.arguments, step.pointer, *self.call, step.get_num_threads())
         return self.read() if result == RAISED else result
 
     def read(self) -> int:

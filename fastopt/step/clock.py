@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.reader import Array, address
 from ..kernels.repetition import Repetition
 from ..kernels.tables import HYPERS, ROW_INPUTS
-from ..rules import RULES, Options, Row, Rule
-from .group import GroupOptions
+from ..rules import RULES, Options, Row, Rule, check
+from .group import GroupOptions, record_of
 from .guard import Guard
 from .interrupts import HeldBack
 from .launch import AmpState
@@ -20,6 +21,7 @@ from .plan import Located, Plan
 from .weak import weak
 
 NUMBERS = {name: number for number, name in enumerate(RULES)}  # of the rules in ROW_INPUTS
+REPEATED_LIMIT = 2**50  # of steps under a schedule, which end at 2**51: nobody takes as many in between
 
 
 class State(enum.Enum):
@@ -99,6 +101,11 @@ class Clock:
         fetch = weak(self.fetch)
         for group in self.counted:
             group.fetch = fetch
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether somebody else counts, so that the groups' counts and numbers may be those of an earlier step."""
+        return self.state is not State.HOST
 
     @property
     def on_devices(self) -> bool:
@@ -191,24 +198,23 @@ class Clock:
     def _write_rows(self) -> None:
         for group in self.groups:
             group.take_upcoming()
-        self.steady, self.moving = not any(group.schedules for group in self.groups), False
-        for number, group in enumerate(self.step_groups):
-            rule, options = group.rule, group.group.upcoming
-            self.carried[number] = rule.hand_on(options, group.step + 1, group.carried)
-            options = rule.with_carried(options, float(self.carried[number]))
-            gain, *row = rule.row(options, group.step + 1, group.first)
-            self.hypers[number, : len(row) + 1] = gain * self.scale, *row
-            self.steady = self.steady and not group.first
+        self.steady, self.moving = True, False
+        for number, step_group in enumerate(self.step_groups):
+            rule, options, step = step_group.rule, step_group.group.upcoming, step_group.step + 1
+            self.carried[number] = rule.hand_on(options, step, step_group.carried)
+            factor, *row = rule.row(rule.with_carried(options, float(self.carried[number])), step, step_group.first)
+            self.hypers[number, : len(row) + 1] = factor * self.scale, *row
+            self.steady = self.steady and not step_group.first
             self.moving = self.moving or rule.moves(options)
 
     def count(self) -> None:
         """Count the step that was launched; states that it began are the parameters' own from now on."""
-        for number, group in enumerate(self.step_groups):
-            group.step += 1
-            group.carried = float(self.carried[number])
-            if group.first:
-                self.keep_states(group)
-                group.first = False
+        for number, step_group in enumerate(self.step_groups):
+            step_group.step += 1
+            step_group.carried = float(self.carried[number])
+            if step_group.first:
+                self.keep_states(step_group)
+                step_group.first = False
         for group in self.counted:
             group.count()
 
@@ -237,22 +243,24 @@ class Clock:
 
     # Repetitions
 
-    def repeat(self) -> bool:
-        """Let the extension take the next steps, where they can be the last one again; say whether it does."""
-        if self.state is not State.HOST or not self.steady:
-            return False
-        repetition = self.plan.repetition()
-        if repetition is None:
-            return False
-        inputs = None
-        if self.moving:
-            inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
-            for row, group in zip(inputs, self.step_groups, strict=True):
-                describe(row, group)
-        repetition.set_rows(self.hypers, self.carried, inputs, self.scale)
-        self.credited = 0
-        self.repetition, self.state = repetition, State.CREDITED
-        return True
+    def repeat(self) -> None:
+        """Let the extension take the next steps, where they can be the last one again."""
+        if self.state is State.HOST and all(map(can_repeat, self.groups)):
+            repetition = self.plan.repetition()
+            if repetition is not None:
+                repetition.set_rows(self.hypers, self.carried, *self._inputs(), self.scale, self.plan.largest)
+                self.credited = 0
+                self.repetition, self.state = repetition, State.CREDITED
+
+    def _inputs(self) -> tuple[npt.NDArray[Any] | None, list[Array]]:
+        """Describe what hyper rows are computed from, and return the records that this points to; None if they stay."""
+        if self.steady and not self.moving and not any(group.schedules for group in self.groups):
+            return None, []
+        records: list[Array] = []
+        inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
+        for row, step_group in zip(inputs, self.step_groups, strict=True):
+            describe(row, step_group, lambda record: records.append(record) or address(record))
+        return inputs, records
 
     def end(self) -> None:
         """Let the host count again."""
@@ -267,6 +275,7 @@ class Clock:
         with HeldBack():
             self.credited += steps
             self._add(steps, self.carried.tolist())
+            self.steady = False  # the rows are those of its last step
 
     def _add(self, steps: int, carried: Sequence[float]) -> None:
         """Add steps that somebody else has counted, and what rules hand on after these."""
@@ -275,6 +284,8 @@ class Clock:
             step_group.carried = number
         for group in self.counted:
             group.count(steps)
+        for group in self.groups:
+            catch_up(group)
 
     # Counts
 
@@ -299,9 +310,42 @@ class Clock:
         """Raise where a graph may hold a step, and what it uses would be exchanged."""
 
 
-def describe(row: Any, group: StepGroup) -> None:
-    """Write into a row of ROW_INPUTS what a hyper row is computed from, but for schedules and their steps."""
-    rule = group.rule
-    row["rule"], row["first"], row["steps"] = NUMBERS[rule.name], group.first, group.step
-    numbers = [number for _, number in rule.numbers(rule.with_carried(group.group.upcoming, group.carried))]
-    row["options"][: len(numbers)] = numbers
+def can_repeat(group: GroupOptions) -> bool:
+    """Say whether the extension knows all schedules of a group, and nothing that they come to is the host's affair."""
+    if not group.schedules:
+        return True
+    few = group.schedules.keys() <= {"lr", "weight_decay"} and group.entries["step"] < REPEATED_LIMIT
+    return few and all(record_of(function) is not None for _, function in group.functions())
+
+
+def describe(row: Any, group: StepGroup, hold: Callable[[Array], int], known: int = 0) -> None:
+    """Write into a row of ROW_INPUTS what a hyper row is computed from.
+
+    Parameters
+    ----------
+    row : row of ROW_INPUTS
+    group : StepGroup
+    hold : callable
+        Keeps a schedule's record, and returns its address.
+    known : int, default 0
+        So many of the steps were taken before the count that is added to the row's own.
+    """
+    rule, options = group.rule, group.group
+    row["rule"], row["first"], row["steps"] = NUMBERS[rule.name], group.first, group.step - known
+    row["schedule_steps"] = options.entries["step"] - known
+    numbers = rule.numbers(rule.with_carried({**options.upcoming, **options.schedules}, group.carried))
+    for i, (name, number) in enumerate(numbers):
+        record = record_of(number)
+        if record is not None:
+            row["schedules"][i] = hold(record)
+        else:
+            row["options"][i] = options.upcoming[name] if callable(number) else number
+
+
+def catch_up(group: GroupOptions) -> None:
+    """Make the numbers of a group's schedules those of its latest step."""
+    if group.schedules:
+        step = group.entries["step"] - 1
+        numbers = {name: check(name, schedule(step)) for name, schedule in group.schedules.items()}
+        group.upcoming = {**group.entries, **numbers}
+        group.take_upcoming()

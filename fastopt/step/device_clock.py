@@ -9,16 +9,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..kernels.reader import Array
 from ..kernels.tables import ROW_INPUTS
-from ..rules import check
-from ..schedules import Schedule
 from .clock import Clock, State, describe
 from .gpu import WARM_UP, GpuLaunch, GpuRows
-from .group import GroupOptions
+from .group import GroupOptions, record_of
 from .interrupts import HeldBack
 from .launch import AmpState
-from .parameter import Parameter, StepGroup
+from .parameter import Parameter
 from .plan import Located
 
 
@@ -221,7 +218,7 @@ class DeviceClock(Clock):
         for rows in self.gpus:
             inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
             for row, group in zip(inputs, self.step_groups, strict=True):
-                self._describe_row(row, group, rows)
+                describe(row, group, rows.hold, self.known)
             rows.describe(inputs, carried, restart)
         if not self.on_devices:
             self.state = State.DEVICE
@@ -231,19 +228,8 @@ class DeviceClock(Clock):
                 self.begun += [(p, list(new)) for p, new in zip(group.parameters, group.new_states, strict=True)]
                 self.keep_states(group)
 
-    def _describe_row(self, row: Any, group: StepGroup, rows: GpuRows) -> None:
-        describe(row, group)
-        row["steps"] -= self.known
-        row["schedule_steps"] = group.group.entries["step"] - self.known
-        options = group.rule.with_carried({**group.group.upcoming, **group.group.schedules}, group.carried)
-        for i, (_, number) in enumerate(group.rule.numbers(options)):
-            record = record_of(number)
-            if record is not None:
-                row["schedules"][i] = rows.hold(record)
-
-    def repeat(self) -> bool:
-        """Say that the extension, which knows no GPU, takes no step by itself."""
-        return False
+    def repeat(self) -> None:
+        """Leave the next step to the host: the extension knows no GPU."""
 
     # Counts
 
@@ -263,8 +249,6 @@ class DeviceClock(Clock):
                     group.first = False
             if new > 0:
                 self._add(new, carried.tolist())
-                for options in self.groups:
-                    catch_up(options)
 
     def end(self) -> None:
         """Let the host count again, after `settle`; states that no step has begun are given up."""
@@ -283,18 +267,3 @@ class DeviceClock(Clock):
                 "a step of this optimizer was captured (or a capture was broken off), and the graph uses its tables "
                 "and states: load and add parameters before the capture, or make a new optimizer"
             )
-
-
-def record_of(schedule: Any) -> Array | None:
-    """Return what a device evaluates a schedule from; None for one that only Python knows, and for a number."""
-    try:
-        return schedule.record() if isinstance(schedule, Schedule) else None
-    except TypeError:  # a class of your own, perhaps deep in a schedule made of others
-        return None
-
-
-def catch_up(group: GroupOptions) -> None:
-    """Make the numbers of a group's schedules those of its latest step."""
-    numbers = {name: check(name, schedule(group.entries["step"] - 1)) for name, schedule in group.schedules.items()}
-    group.upcoming = {**group.entries, **numbers}
-    group.take_upcoming()

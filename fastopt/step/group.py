@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from .. import schedules
 from ..checks import RESUMABLE, Count
+from ..kernels.reader import Array
 from ..pair import Pair, paired
 from ..plateau import Plateau
 from ..rules import PAIRS, SCHEDULABLE, check, is_scheduled
@@ -160,6 +161,14 @@ def describe(schedule: StepFunction) -> Any:
         with contextlib.suppress(TypeError):  # of a class of your own, perhaps deep in a schedule made of others
             return schedule.to_dict()
     return dict(CALLABLE)
+
+
+def record_of(schedule: Any) -> Array | None:
+    """Return the record that C++ evaluates a schedule by; None for one that only Python knows, and for a number."""
+    try:
+        return schedule.record() if isinstance(schedule, schedules.Schedule) else None
+    except TypeError:  # a class of the user's own, perhaps deep in a schedule made of others
+        return None
 
 
 def check_shared(groups: Sequence[GroupOptions], restored: Sequence[Mapping[str, StepFunction]]) -> None:

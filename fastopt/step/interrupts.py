@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal as signal  # type: ignore[import-not-found]  # without the enums of `signal`, which take ten times as long
 import threading
 from _thread import get_ident
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from typing import Any
 
 # Those for which programs have handlers of Python's that may raise; the first one stays held the longest.
 SIGNALS = tuple(
-    getattr(_signal, name)
+    getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGPROF", "SIGBREAK")
-    if hasattr(_signal, name)
+    if hasattr(signal, name)
 )
 
 
@@ -36,10 +36,10 @@ class HeldBack:
             return
         try:
             for number in SIGNALS:
-                handler = _signal.getsignal(number)
+                handler = signal.getsignal(number)
                 if callable(handler):
                     self.handlers.append((number, handler))
-                    _signal.signal(number, self._receive)
+                    signal.signal(number, self._receive)
         except BaseException:
             self._release()
             raise
@@ -56,11 +56,11 @@ class HeldBack:
     def _release(self) -> None:
         try:
             while self.handlers:
-                _signal.signal(*self.handlers[-1])
+                signal.signal(*self.handlers[-1])
                 self.handlers.pop()
             while self.received:
                 number, self.received = self.received[0], self.received[1:]
-                _signal.raise_signal(number)
+                signal.raise_signal(number)
         finally:  # where a handler has raised
             if self.handlers or self.received:
                 self._release()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..kernels.dtypes import DTYPES
 from ..kernels.reader import Reader
 from ..kernels.repetition import Repetition
 from ..rules import RULES, Rule
@@ -58,6 +59,8 @@ class Plan:
         Who takes part in the step that the tables describe; None until that is written.
     loaded : Located or None
         The gradients whose addresses the tables have.
+    largest : float
+        The largest number that all kernels compute with.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
@@ -68,11 +71,13 @@ class Plan:
         self.taking_part: bytes | None = None
         self.loaded: Located | None = None
         self._repetition: tuple[list[int], Repetition] | None = None
-        self.forget_extents()
+        self._extents: Extents | None = None
+        self._reader: Reader | None = None
         if (pair := self.extents.first_overlap()) is not None:
             raise ValueError(
                 f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a copy of what they share"
             )
+        self.largest = min((DTYPES[parameter.dtype].largest for parameter in parameters), default=0.0)
         devices = dict.fromkeys(parameter.device for parameter in parameters)
         self.launchers: dict[Device, Launcher] = {device: device.open() for device in devices}
 
@@ -94,8 +99,7 @@ class Plan:
 
     def forget_extents(self) -> None:
         """Find out anew where states lie, since there are others."""
-        self._extents: Extents | None = None
-        self._reader: Reader | None = None
+        self._extents = self._reader = None
 
     def forget(self) -> None:
         """Write the tables anew for the next step, since states were given up."""
@@ -176,9 +180,9 @@ class Plan:
 
         That is: on a GPU, with gradients that lie otherwise than their parameters, and without the extension.
         """
-        again = [launch.again() for launch in self.launches]
+        again = [fields for launch in self.launches if (fields := launch.again()) is not None]
         cuts = [launch.cut_version for launch in self.launches]
-        if None in again or not again:
+        if len(again) < len(self.launches) or not again:
             return None
         if self._repetition is None or self._repetition[0] != cuts:
             places = np.empty(len(self.parameters), np.int64)

@@ -59,7 +59,8 @@ class Stepper:
             return False
         addresses = None if gradients is plan.loaded else gradients.addresses
         plan.loaded = None  # until all is written
-        repetition.take(addresses)
+        if not repetition.take(addresses):
+            return False
         plan.loaded = gradients
         return True
 
@@ -90,10 +91,12 @@ class Stepper:
             plan.launch()
             clock.count()
             self.finish(gradients)
-        if self.can_repeat:
+        if self.can_repeat():
             clock.repeat()
 
-    can_repeat = True  # the last step, as far as `begin` and `finish` are concerned
+    def can_repeat(self) -> bool:
+        """Say whether nothing but launches and counts belongs to the last step."""
+        return True
 
     def prepare(self, gradients: Any) -> None:
         """Do what may fail before the step is taken."""

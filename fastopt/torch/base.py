@@ -129,11 +129,11 @@ class Optimizer(torch.optim.Optimizer):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
 
     def _fetch(self) -> None:
-        """Wait for a GPU that counts the steps; not inside a step or a capture, which could not wait."""
+        """Bring counts and numbers up to date; not inside a step, or a capture, which could not wait for a GPU."""
         stepper = self._stepper
-        if stepper is None or not stepper.clock.on_devices or self._guard.stepping.locked():
+        if stepper is None or not stepper.clock.is_behind or self._guard.stepping.locked():
             return
-        if not torch.cuda.is_current_stream_capturing():
+        if not (stepper.clock.on_devices and torch.cuda.is_current_stream_capturing()):
             with self._guard.mutex:
                 stepper.settle()
 
@@ -188,23 +188,21 @@ class Optimizer(torch.optim.Optimizer):
 
     def _update(self, scale: float, amp: AmpState | None = None) -> None:
         """Update every parameter that has a gradient, which is first multiplied by a scale; or as GradScaler says."""
-        with self._guard.mutex:
-            self._guard.refuse_inside_step()
-            with self._guard.stepping:
-                self._take(scale, amp)
-
-    def _take(self, scale: float, amp: AmpState | None) -> None:
-        try:
-            stepper = self._stepper or self._adopt()  # there is none after unpickling or copying
-            unread = self._read_or_repeat(stepper, scale)
-            if unread == OUT_OF_DATE:
-                stepper = self._adopt()
-                unread = stepper.read_anew()
-            if unread != REPEATED:
-                stepper.update(unread, scale, amp)
-        finally:
-            if self._stepper is not None:
-                self._stepper.watch.release()
+        guard = self._guard
+        with guard.mutex:
+            guard.refuse_inside_step()
+            with guard.stepping:
+                stepper = self._stepper or self._adopt()  # there is none after unpickling or copying
+                try:
+                    unread = self._read_or_repeat(stepper, scale)
+                    if unread == OUT_OF_DATE:
+                        stepper.watch.release()
+                        stepper = self._adopt()
+                        unread = stepper.read_anew()
+                    if unread != REPEATED:
+                        stepper.update(unread, scale, amp)
+                finally:
+                    stepper.watch.release()
 
     def _names(self) -> list[Sequence[Any]]:
         """Return what the parameters of each group are called: their names, else their numbers."""

@@ -155,10 +155,11 @@ class TorchStepper(Stepper):
     def read_or_repeat(self, scale: float) -> int:
         """Take the step where it can be the last one again, with other gradients, and return REPEATED; else `read`."""
         repetition = self.clock.repetition
-        if repetition is None or self.part is None or scale != self.clock.scale or (self.asks and self._is_overtaken):
+        if repetition is None or scale != self.clock.scale or (self.asks and self._is_overtaken):
             return self.read()
-        self._locate()
-        return self.watch.take(repetition, INCREMENT, self.part.written)
+        if self.asks or self.distributed:
+            self._locate()
+        return self.watch.take(repetition)
 
     # Steps
 
@@ -185,12 +186,13 @@ class TorchStepper(Stepper):
         try:
             if not skipped:
                 self.take(gradients, scale if amp is None else 1.0, amp)
+                if self.clock.repetition is not None:  # with no schedule that could have assigned an option meanwhile
+                    self.watch.note_entries()
         finally:  # the plan remembers where they lay, and nothing may keep them alive
             gradients.release()
 
-    @property
     def can_repeat(self) -> bool:
-        """Whether the extension may take the last step again: nothing but launches and counts belongs to it."""
+        """Say whether nothing but launches and counts belongs to the last step."""
         shared = self.counts is not None and self.counts.shared
         return bool(TABLE and self.part is not None and self.part.repeatable and not shared)
 
@@ -201,6 +203,7 @@ class TorchStepper(Stepper):
         self.rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
         if self.part is None or self.part.bits != gradients.taking_part:
             self.part = Part(self.parameters, self.plan.everyone, gradients.taking_part)
+            self.watch.announce(INCREMENT, self.part.written)
         self.devices_counted = self.clock.on_devices
 
     def _rows(self, i: int, gradient: Tensor) -> Rows:

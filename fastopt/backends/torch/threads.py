@@ -18,15 +18,14 @@ class TorchThreads:
     ----------
     parallel : int
         The entry of torch's OpenMP runtime, 0 where there is none that can be entered.
+    get_num_threads : callable
+        Returns torch's number of threads.
     """
 
     def __init__(self) -> None:
         library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
         self.parallel = team.parallel_of(library) if pool.available else 0
-
-    def get_num_threads(self) -> int:
-        """Return torch's number of threads."""
-        return torch.get_num_threads()
+        self.get_num_threads: Callable[[], int] = torch.get_num_threads
 
     def runner(self, kernel: Any, job_address: int) -> Callable[[int, int, int], None]:
         """Bind a kernel to a job."""
