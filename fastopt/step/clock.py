@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..kernels.reader import Array, address
 from ..kernels.repetition import Repetition
@@ -67,9 +68,9 @@ class Clock:
     hypers, carried : array of float64
         A hyper row for each of these, and the number that its rule hands on.
     steady : bool
-        Whether the rows follow from the counts of steps alone.
+        Whether the rows are those of these options, this scale and these step groups.
     moving : bool
-        Whether they are others at each count.
+        Whether they change with the count of steps all the same.
     """
 
     def __init__(
@@ -172,7 +173,6 @@ class Clock:
 
     def form(self, taking_part: bytes) -> None:
         """Find out who shares a hyper row: parameters of one group that have taken as many steps."""
-        self.plan.taking_part = None  # until all is written
         self.write_counts()
         found: dict[tuple[int, int, float, bool], StepGroup] = {}
         for parameter, part in zip(self.plan.parameters, taking_part, strict=True):
@@ -185,10 +185,11 @@ class Clock:
                 found[key] = StepGroup(group, rule, parameter.step, parameter.carried, bool(new_states))
             found[key].parameters.append(parameter)
             found[key].new_states.append(new_states)
-        self.steady = False
-        self.step_groups = list(found.values())
-        self.hypers, self.carried = np.zeros((len(found), HYPERS)), np.ones(len(found))
-        self.plan.form(taking_part, self.step_groups, self.hypers)
+        with HeldBack():
+            self.steady = False
+            self.step_groups = list(found.values())
+            self.hypers, self.carried = np.zeros((len(found), HYPERS)), np.ones(len(found))
+            self.plan.form(taking_part, self.step_groups, self.hypers)
 
     def advance(self) -> None:
         """Compute the hyper rows of the next step, where they are not those of the last one."""
@@ -231,8 +232,8 @@ class Clock:
     def row_of(self, parameter: Parameter, scale: float) -> Row:
         """Return the hyper row of one parameter alone, which takes part in the next step by itself."""
         rule = self.rules[parameter.group.index]
-        gain, *row = rule.row(parameter.group.upcoming, parameter.step + 1, False)
-        return gain * scale, *row
+        factor, *row = rule.row(parameter.group.upcoming, parameter.step + 1, False)
+        return factor * scale, *row
 
     def keep_states(self, group: StepGroup) -> None:
         """Make the states that a step begins the parameters' own."""
@@ -245,21 +246,27 @@ class Clock:
 
     def repeat(self) -> None:
         """Let the extension take the next steps, where they can be the last one again."""
-        if self.state is State.HOST and all(map(can_repeat, self.groups)):
-            repetition = self.plan.repetition()
-            if repetition is not None:
-                repetition.set_rows(self.hypers, self.carried, *self._inputs(), self.scale, self.plan.largest)
-                self.credited = 0
-                self.repetition, self.state = repetition, State.CREDITED
+        if not self.counted or self.state is not State.HOST or not all(map(can_repeat, self.groups)):
+            return
+        repetition = self.plan.repetition()
+        if repetition is not None:
+            repetition.set_rows(self.hypers, self.carried, *self._inputs(), self.scale, self.plan.largest)
+            self.credited = 0
+            self.repetition, self.state = repetition, State.CREDITED
 
     def _inputs(self) -> tuple[npt.NDArray[Any] | None, list[Array]]:
-        """Describe what hyper rows are computed from, and return the records that this points to; None if they stay."""
+        """Describe what hyper rows are computed from, with the records that this points to; None where they stay."""
         if self.steady and not self.moving and not any(group.schedules for group in self.groups):
             return None, []
         records: list[Array] = []
+
+        def hold(record: Array) -> int:
+            records.append(record)
+            return address(record)
+
         inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
         for row, step_group in zip(inputs, self.step_groups, strict=True):
-            describe(row, step_group, lambda record: records.append(record) or address(record))
+            describe(row, step_group, hold)
         return inputs, records
 
     def end(self) -> None:
@@ -333,13 +340,12 @@ def describe(row: Any, group: StepGroup, hold: Callable[[Array], int], known: in
     rule, options = group.rule, group.group
     row["rule"], row["first"], row["steps"] = NUMBERS[rule.name], group.first, group.step - known
     row["schedule_steps"] = options.entries["step"] - known
-    numbers = rule.numbers(rule.with_carried({**options.upcoming, **options.schedules}, group.carried))
-    for i, (name, number) in enumerate(numbers):
-        record = record_of(number)
-        if record is not None:
+    given = rule.with_carried(options.upcoming, group.carried)
+    driven = rule.numbers({**given, **options.schedules})
+    for i, ((_, number), (_, schedule)) in enumerate(zip(rule.numbers(given), driven, strict=True)):
+        row["options"][i] = number
+        if (record := record_of(schedule)) is not None:
             row["schedules"][i] = hold(record)
-        else:
-            row["options"][i] = options.upcoming[name] if callable(number) else number
 
 
 def catch_up(group: GroupOptions) -> None:

@@ -137,8 +137,9 @@ class DeviceClock(Clock):
         records = [record_of(function) for group in self.groups for _, function in group.functions()]
         self.needs_python = any(record is None for record in records)
         for record in records:
-            for rows in self.gpus if record is not None else ():
-                rows.hold(record)
+            if record is not None:
+                for rows in self.gpus:
+                    rows.hold(record)
 
     def ask_now(self) -> None:
         """Ask for counts and options, since the host is to compute the rows of parameters alone."""

@@ -170,10 +170,14 @@ class Plan:
             launch.write_gradients(gradients.addresses if alone else gradients.addresses[indices], strided)
         self.loaded = gradients
 
-    def launch(self) -> None:
-        """Update all that takes part."""
-        for launch in self.launches:
-            launch()
+    def take_again(self, repetition: Repetition, gradients: Located) -> bool:
+        """Take the last step again, with other gradients; False where Python has to, and nothing was done."""
+        addresses = None if gradients is self.loaded else gradients.addresses
+        self.loaded = None  # until all is written
+        if not repetition.take(addresses):
+            return False
+        self.loaded = gradients
+        return True
 
     def repetition(self) -> Repetition | None:
         """Return what takes the last step again, in one call; None where that takes more than one.

@@ -57,12 +57,7 @@ class Stepper:
             return False
         if gradients.taking_part != plan.taking_part:
             return False
-        addresses = None if gradients is plan.loaded else gradients.addresses
-        plan.loaded = None  # until all is written
-        if not repetition.take(addresses):
-            return False
-        plan.loaded = gradients
-        return True
+        return plan.take_again(repetition, gradients)
 
     def take(self, gradients: Any, scale: float = 1.0, amp: AmpState | None = None) -> None:
         """Take a step: update every parameter that has a gradient.
@@ -88,7 +83,8 @@ class Stepper:
         with HeldBack():
             self.begin(gradients)
             clock.advance()
-            plan.launch()
+            for launch in plan.launches:
+                launch()
             clock.count()
             self.finish(gradients)
         if self.can_repeat():

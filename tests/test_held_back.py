@@ -1,0 +1,119 @@
+"""Signals that are held back: their handlers run when the block has ended, and stand where they stood."""
+
+import signal
+import threading
+
+import pytest
+
+from fastopt.step.interrupts import SIGNALS, HeldBack
+
+
+@pytest.fixture
+def handlers():
+    """Handlers of the test's own, for some signals, by number; those before are put back."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield lambda new: [signal.signal(number, handler) for number, handler in new.items()]
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def raising(error):
+    """Return a handler that raises."""
+
+    def handler(number, frame):
+        raise error(number)
+
+    return handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1])
+def test_a_signal_waits_until_the_end(number, handlers):
+    """All of the block runs; then the handler does, and its error is the block's."""
+    handler = raising(ValueError)
+    handlers({number: handler})
+    done = []
+    with pytest.raises(ValueError, match=str(int(number))), HeldBack():
+        signal.raise_signal(number)
+        done.append(1)
+        signal.raise_signal(number)
+        done.append(2)
+    assert done == [1, 2]
+    assert signal.getsignal(number) is handler
+
+
+def test_signals_of_several_kinds():
+    """Each handler runs, in the order in which they came; the last error is raised, on top of those before."""
+    came = []
+
+    def note(number, frame):
+        came.append(number)
+
+    before = [signal.signal(number, note) for number in (signal.SIGINT, signal.SIGUSR1)]
+    try:
+        with HeldBack():
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGINT)
+            assert came == []
+        assert came == [signal.SIGUSR1, signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGUSR1, before[1])
+
+
+def test_all_handlers_are_given_back_where_one_raises(handlers):
+    """Also those of signals whose turn comes after."""
+    new = {number: raising(RuntimeError) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    handlers(new)
+    with pytest.raises(RuntimeError), HeldBack():
+        for number in new:
+            signal.raise_signal(number)
+    assert {number: signal.getsignal(number) for number in new} == new
+
+
+def test_an_error_of_the_block_is_kept(handlers):
+    """A signal's error has it for its context."""
+    handlers({signal.SIGINT: raising(KeyboardInterrupt)})
+    with pytest.raises(KeyboardInterrupt) as caught, HeldBack():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("of the block")
+    assert isinstance(caught.value.__context__, ValueError)
+    with pytest.raises(ValueError, match="of the block"), HeldBack():
+        raise ValueError("of the block")
+
+
+def test_blocks_within_blocks(handlers):
+    """The outermost one decides."""
+    handler = raising(KeyboardInterrupt)
+    handlers({signal.SIGINT: handler})
+    done = []
+    with pytest.raises(KeyboardInterrupt), HeldBack():
+        with HeldBack():
+            signal.raise_signal(signal.SIGINT)
+        done.append("inner")
+        with HeldBack():
+            done.append("another")
+    assert done == ["inner", "another"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_what_python_does_not_handle_stays_as_it_is(handlers):
+    """What is ignored, or ends the process, has no handler that could interrupt anything."""
+    handlers({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL})
+    with HeldBack():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_other_threads_have_nothing_to_hold_back():
+    """Handlers run in the main thread alone, and only it may set them."""
+    before, during = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with HeldBack():
+            during.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert during == [before]
