@@ -284,6 +284,7 @@ class Optimizer:
                 state_dict = unwrapped(state_dict)
                 options = self._checked_groups(state_dict)
                 states = self._checked_states(unwrapped(state_dict["state"]))
+            self._stepper.clock.end()
             with HeldBack():
                 for parameter, state in zip(self._parameters, states, strict=True):
                     parameter.restore(*state)

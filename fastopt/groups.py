@@ -35,7 +35,7 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         """Return an entry."""
         if self.fetch is not None:
-            self.fetch()
+            self.fetch(self)
         if name == "schedules":
             return self.described()
         if name == "params":

@@ -47,6 +47,11 @@ def exchange_table(tensor_type: Any) -> int:
     return int(table) if major == 1 else 0
 
 
+def call_of(increment: Any, written: list[Any]) -> tuple[Any, ...]:
+    """Return what the extension makes a call from, ``increment(written)``: the caller keeps the two alive."""
+    return tuple(ffi.cast("void *", id(part)) for part in (increment, written)) if lib is not None else ()
+
+
 DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's codes
 Shape = tuple[str, int, Sequence[int], Sequence[int], tuple[int, int]]
 
@@ -186,17 +191,12 @@ class Watch:
                 ffi.cast("fastopt_gradients *", address(self.wanted)),
             )
 
-    def announce(self, increment: Any, written: list[Any]) -> None:
-        """Say what is called ahead of a step that is taken again: ``increment(written)``."""
-        self.called = increment, written
-        self.call = ffi.cast("void *", id(increment)), ffi.cast("void *", id(written))
-
-    def take(self, step: Repetition) -> int:
+    def take(self, step: Repetition, call: tuple[Any, ...]) -> int:
         """Read the gradients, and where there is one for each parameter, as expected, take a step again.
 
-        Returns REPEATED then, else what `read` does.
+        Returns REPEATED then, after the call of `call_of`; else what `read` does.
         """
-        result: int = lib.fastopt_read_tensors(*self.arguments, step.pointer, *self.call, step.get_num_threads())
+        result: int = lib.fastopt_read_tensors(*self.arguments, step.pointer, *call, step.get_num_threads())
         return self.read() if result == RAISED else result
 
     def read(self) -> int:

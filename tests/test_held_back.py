@@ -26,17 +26,26 @@ def raising(error):
     return handler
 
 
+def held(act):
+    """Do something while signals are held back."""
+    with HeldBack():
+        act()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1])
 def test_a_signal_waits_until_the_end(number, handlers):
     """All of the block runs; then the handler does, and its error is the block's."""
     handler = raising(ValueError)
     handlers({number: handler})
     done = []
-    with pytest.raises(ValueError, match=str(int(number))), HeldBack():
-        signal.raise_signal(number)
-        done.append(1)
-        signal.raise_signal(number)
-        done.append(2)
+
+    def act():
+        for i in (1, 2):
+            signal.raise_signal(number)
+            done.append(i)
+
+    with pytest.raises(ValueError, match=str(int(number))):
+        held(act)
     assert done == [1, 2]
     assert signal.getsignal(number) is handler
 
@@ -64,21 +73,24 @@ def test_all_handlers_are_given_back_where_one_raises(handlers):
     """Also those of signals whose turn comes after."""
     new = {number: raising(RuntimeError) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     handlers(new)
-    with pytest.raises(RuntimeError), HeldBack():
-        for number in new:
-            signal.raise_signal(number)
+    with pytest.raises(RuntimeError):
+        held(lambda: [signal.raise_signal(number) for number in new])
     assert {number: signal.getsignal(number) for number in new} == new
 
 
 def test_an_error_of_the_block_is_kept(handlers):
     """A signal's error has it for its context."""
     handlers({signal.SIGINT: raising(KeyboardInterrupt)})
-    with pytest.raises(KeyboardInterrupt) as caught, HeldBack():
+
+    def act():
         signal.raise_signal(signal.SIGINT)
         raise ValueError("of the block")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        held(act)
     assert isinstance(caught.value.__context__, ValueError)
-    with pytest.raises(ValueError, match="of the block"), HeldBack():
-        raise ValueError("of the block")
+    with pytest.raises(ZeroDivisionError):
+        held(lambda: 1 / 0)
 
 
 def test_blocks_within_blocks(handlers):
@@ -86,12 +98,14 @@ def test_blocks_within_blocks(handlers):
     handler = raising(KeyboardInterrupt)
     handlers({signal.SIGINT: handler})
     done = []
-    with pytest.raises(KeyboardInterrupt), HeldBack():
-        with HeldBack():
-            signal.raise_signal(signal.SIGINT)
+
+    def act():
+        held(lambda: signal.raise_signal(signal.SIGINT))
         done.append("inner")
-        with HeldBack():
-            done.append("another")
+        held(lambda: done.append("another"))
+
+    with pytest.raises(KeyboardInterrupt):
+        held(act)
     assert done == ["inner", "another"]
     assert signal.getsignal(signal.SIGINT) is handler
 

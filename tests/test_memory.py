@@ -191,7 +191,7 @@ def test_what_a_running_step_uses_stays(monkeypatch):
     def waits(*arguments):
         inside.set()
         assert leave.wait(DEADLOCK)
-        take(*arguments)
+        return take(*arguments)
 
     monkeypatch.setattr(repetition, "take", waits)
     thread = threading.Thread(target=optimizer.step, args=[gradient])
@@ -441,7 +441,9 @@ INSIDE = """
             run(*arguments)
 
         launch.run = interrupted
+        opt.param_groups[0]["lr"] = 1.0  # so that the step is no repetition
         opt.step([[np.full(1000, 2.0)]])
+        assert launch.run is run
         opt.state_dict()
         opt.step([[np.zeros(1000)]] + [[np.zeros(10)]] * (len(opt.param_groups) - 1))
         assert others and all((other == 7).all() for other in others), "foreign memory was written"

@@ -14,12 +14,12 @@ from fastopt.step.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_ta
 
 BEYOND = 2**31 + 5
 NARROW = {("CHUNK", "tensor"), ("CHUNK", "rows"), ("SHAPE", "device_type"), ("SHAPE", "device_id")}  # counts of few
-WIDE = {"scale": np.float64}  # which is neither
+WIDE = {"scale": np.float64, "largest": np.float64}  # which are neither
 
 
 def test_every_offset_and_length_has_64_bits():
     """Of every table, and of its struct in C; what has 32 counts tensors and the rows of a tile."""
-    for name in ("TENSOR", "LAYOUT", "CHUNK", "JOB", "SHAPE", "EXTENTS", "HOLDINGS", "GRADIENTS", "REPETITION"):
+    for name in ("TENSOR", "LAYOUT", "CHUNK", "JOB", "SHAPE", "EXTENTS", "WATCHED", "GRADIENTS", "LAUNCH", "STEP"):
         dtype = getattr(tables, name)
         for field in dtype.names:
             assert dtype[field].base == (np.int32 if (name, field) in NARROW else WIDE.get(field, np.int64)), (

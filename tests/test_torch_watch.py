@@ -657,7 +657,7 @@ def test_repetitions_are_the_steps_they_repeat(name, options, dtype, monkeypatch
     monkeypatch.setattr(steppers.Watch, "take", lambda *given: (results.append(take(*given)), results[-1])[1])
     repeated = take_fifty_steps(name, options, dtype)
     assert results.count(REPEATED) > 25
-    monkeypatch.setattr(steppers.TorchStepper, "can_repeat", False)
+    monkeypatch.setattr(steppers.TorchStepper, "can_repeat", lambda stepper: False)
     results.clear()
     assert take_fifty_steps(name, options, dtype) == repeated
     assert results == []
@@ -673,7 +673,7 @@ def test_what_a_repetition_points_to_is_held(kind):
     clock.end()
     clock.hypers, clock.carried = clock.hypers.copy(), clock.carried.copy()
     gc.collect()
-    hypers, carried, inputs = repetition.held
+    hypers, carried, inputs, _ = repetition.held
     pointed_to = repetition.step
     assert pointed_to["hypers"] == hypers.ctypes.data
     assert pointed_to["carried"] == carried.ctypes.data

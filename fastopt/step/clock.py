@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ from .interrupts import HeldBack
 from .launch import AmpState
 from .parameter import Parameter, StepGroup
 from .plan import Located, Plan
-from .weak import weak
 
 NUMBERS = {name: number for number, name in enumerate(RULES)}  # of the rules in ROW_INPUTS
 REPEATED_LIMIT = 2**50  # of steps under a schedule, which end at 2**51: nobody takes as many in between
@@ -32,6 +32,49 @@ class State(enum.Enum):
     CREDITED = "the extension, which takes the last step again and again; the host adds them when somebody asks"
     DEVICE = "the devices; the host reads their count when somebody asks, which waits for them"
     CAPTURED = "the devices, for good: a graph holds a step, and its tables and states stay where they are"
+
+
+class Tally:
+    """How many steps the extension has taken, and how many of these were added to the counts."""
+
+    def __init__(self) -> None:
+        self.repetition: Repetition | None = None
+        self.credited = 0
+
+    def begin(self, repetition: Repetition) -> None:
+        """Count the steps of a repetition, which has taken none yet."""
+        self.credited, self.repetition = 0, repetition
+
+    @property
+    def pending(self) -> int:
+        """How many are still to be added."""
+        return 0 if self.repetition is None else self.repetition.taken - self.credited
+
+    def credit(self) -> int:
+        """Return them, to be added."""
+        steps = self.pending
+        self.credited += steps
+        return steps
+
+
+class Fetch:
+    """Brings a group up to date, by its clock; where that is gone, by what the extension had counted until then."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = weakref.ref(clock)  # which has the group: no cycle that only the garbage collector could end
+        self.tally = clock.tally
+        self.is_done = False
+
+    def __call__(self, group: GroupOptions) -> None:
+        """Bring it up to date."""
+        clock = self.clock()
+        if clock is not None:
+            clock.fetch()
+        elif not self.is_done and self.tally.pending:
+            with HeldBack():
+                self.is_done = True
+                group.count(self.tally.pending)
+                catch_up(group)
 
 
 class Clock:
@@ -91,17 +134,15 @@ class Clock:
         self.hypers = np.zeros((0, HYPERS))
         self.carried = np.ones(0)
         self.steady = self.moving = False
-        self.repetition: Repetition | None = None
-        self.credited = 0  # of the steps that it has taken
+        self.tally = Tally()
         self._kinds = sorted({(parameter.group.index, parameter.dtype) for parameter in plan.parameters})
         options = [group.entries for group in groups]
         self.check_options([choose(entries) for entries in options], options)
 
     def attach(self) -> None:
         """Bring the groups' counts and numbers up to date, from now on, for whoever reads them."""
-        fetch = weak(self.fetch)
         for group in self.counted:
-            group.fetch = fetch
+            group.fetch = Fetch(self)
 
     @property
     def is_behind(self) -> bool:
@@ -251,8 +292,8 @@ class Clock:
         repetition = self.plan.repetition()
         if repetition is not None:
             repetition.set_rows(self.hypers, self.carried, *self._inputs(), self.scale, self.plan.largest)
-            self.credited = 0
-            self.repetition, self.state = repetition, State.CREDITED
+            self.tally.begin(repetition)
+            self.state = State.CREDITED
 
     def _inputs(self) -> tuple[npt.NDArray[Any] | None, list[Array]]:
         """Describe what hyper rows are computed from, with the records that this points to; None where they stay."""
@@ -273,16 +314,18 @@ class Clock:
         """Let the host count again."""
         if self.state is State.CREDITED:
             self._credit()
-            self.repetition, self.state = None, State.HOST
+            self.state = State.HOST
+
+    @property
+    def repetition(self) -> Repetition | None:
+        """The last step, where the extension may take it again."""
+        return self.tally.repetition if self.state is State.CREDITED else None
 
     def _credit(self) -> None:
-        repetition = self.repetition
-        if repetition is None or (steps := repetition.taken - self.credited) == 0:
-            return
-        with HeldBack():
-            self.credited += steps
-            self._add(steps, self.carried.tolist())
-            self.steady = False  # the rows are those of its last step
+        if self.tally.pending:
+            with HeldBack():
+                self._add(self.tally.credit(), self.carried.tolist())
+                self.steady = False  # the rows are those of its last step
 
     def _add(self, steps: int, carried: Sequence[float]) -> None:
         """Add steps that somebody else has counted, and what rules hand on after these."""

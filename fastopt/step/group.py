@@ -39,14 +39,14 @@ class GroupOptions:
         self.schedules: dict[str, StepFunction] = {}
         self.entries = dict(entries)
         self.upcoming = self.entries
-        self.fetch: Callable[[], None] | None = None
+        self.fetch: Callable[[GroupOptions], None] | None = None
 
     def assign(self, given: Mapping[str, Any]) -> None:
         """Take several entries, all or none; a callable ``step -> number`` begins a schedule, a number ends one."""
         given = {name: paired(name, value) for name, value in given.items()}
         by_count = self.schedules or "step" in given or any(map(callable, given.values()))
         if self.fetch is not None and by_count:
-            self.fetch()
+            self.fetch(self)
         step = self._checked("step", given.get("step", self.entries["step"]), 0)
         checked = {name: self._checked(name, value, step) for name, value in given.items()}
         kept = {name: schedule for name, schedule in self.schedules.items() if name not in given}

@@ -158,7 +158,7 @@ class Group(GroupOptions):
     def _restore(self, described: Any) -> None:
         """Take over schedules by their description, and the numbers and the count beside it."""
         if self.fetch is not None:
-            self.fetch()
+            self.fetch(self)
         if isinstance(described, Mapping):  # what is assigned in its place needs no description
             described = {name: plain for name, plain in described.items() if not goes_by_step(self._found(name))}
         restored = self.restored_schedules(described)
@@ -182,7 +182,7 @@ class Group(GroupOptions):
         ended = {n: (self.schedules[n], self.seen[n], self.entries["step"]) for n in new if n in self.schedules}
         resumed = [n for n in new if n in self.ended and found[n] is self.ended[n][1] and self.entries[n] == 0]
         if resumed and self.fetch is not None:  # steps that a device has counted belong to the count before that one's
-            self.fetch()
+            self.fetch(self)
         if new:
             self.assign(new)
         for name in resumed:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # which is public all the same
 
-from ...kernels.tensors import OUT_OF_DATE, PARAMS, Watch, exchange_table
+from ...kernels.tensors import OUT_OF_DATE, PARAMS, Watch, call_of, exchange_table
 from ...rules import Family
 from ...step.group import GroupOptions
 from ...step.guard import Guard
@@ -43,6 +43,7 @@ class Part:
         self.with_gaps = [parameter for parameter in taking_part if parameter.has_gaps]
         self.repeatable = bits == everyone and not self.with_gaps
         self.written = [tensor for parameter in taking_part for tensor in parameter.counted()]
+        self.call = call_of(INCREMENT, self.written)  # by which autograd is told of a step that is taken again
         # Those that C++ holds as well are counted in a quarter of the time.
         self.held = [to_dlpack(tensor) for tensor in self.written if not is_distributed(tensor)]
 
@@ -159,7 +160,7 @@ class TorchStepper(Stepper):
             return self.read()
         if self.asks or self.distributed:
             self._locate()
-        return self.watch.take(repetition)
+        return self.watch.take(repetition, self._part.call)
 
     # Steps
 
@@ -203,7 +204,6 @@ class TorchStepper(Stepper):
         self.rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
         if self.part is None or self.part.bits != gradients.taking_part:
             self.part = Part(self.parameters, self.plan.everyone, gradients.taking_part)
-            self.watch.announce(INCREMENT, self.part.written)
         self.devices_counted = self.clock.on_devices
 
     def _rows(self, i: int, gradient: Tensor) -> Rows:
