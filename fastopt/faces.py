@@ -1,7 +1,7 @@
 """The docstrings of a rule's faces: the optimizer over arrays, the single call, and the optimizer for torch.
 
 Their signatures are written out, for people and tools to read. What the parameters mean is said once for all faces:
-of options in `options.py`, of the others here. `described` completes the docstrings, with types and texts from these
+of options in `rules.py`, of the others here. `described` completes the docstrings, with types and texts from these
 two tables, and defaults from the signatures.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from .options import NOTHING, OPTIONS, Argument
+from .options import NOTHING, Argument
+from .rules import OPTIONS
 
 Described = TypeVar("Described", bound=Callable[..., Any])
 

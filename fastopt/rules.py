@@ -1,4 +1,4 @@
-"""The registry: every update rule, its states and hyperparameters, and the numbers that its kernel is given.
+"""The registry: every option, every update rule, its states, and the numbers that its kernel is given.
 
 The arithmetic of a rule stands in ``kernels/cpu.py`` and ``kernels/rules.h``, under the same name. Here stands what
 happens once per step, in float64, on the host: which rule the options of an optimizer ask for, and the *hyper row*, the
@@ -13,16 +13,84 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .checks import COUNT_LIMIT
+from .checks import COUNT_LIMIT, LARGEST, Betas, Flag, Number
+from .kernels import tables
 from .kernels.dtypes import DTYPES
-from .kernels.tables import NUMBERS, OPTIONS, STATES, check_limits
-from .options import HYPERPARAMETERS as HYPERPARAMETERS  # for whoever asks for a rule's options here
-from .options import PAIRS as PAIRS
-from .options import SCHEDULABLE as SCHEDULABLE
+from .options import Argument
 from .pair import Pair
 
 Options = Mapping[str, Any]
 Row = tuple[float, ...]
+
+# All options: how each is checked, whether it may be a schedule, and what docstrings say of it. Defaults stand in the
+# signatures of the classes and functions that have it.
+OPTIONS = {
+    "lr": Argument(
+        "float",
+        "Learning rate, 0 or more.",
+        check=Number("learning rate"),
+        scheduled="A schedule is one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of "
+        "completed steps, from 0.",
+    ),
+    "momentum": Argument(
+        "float", "Factor of the momentum buffer, 0 or more.", check=Number("momentum value"), scheduled=""
+    ),
+    "dampening": Argument(
+        "float",
+        "Takes this share off every gradient but a parameter's first; with momentum only.",
+        check=Number("dampening value", minimum=-LARGEST),
+    ),
+    "nesterov": Argument(
+        "bool", "Look ahead by one step of momentum; requires a momentum, and no dampening.", check=Flag()
+    ),
+    "lr_decay": Argument(
+        "float",
+        "How fast the rate falls with a parameter's own steps, 0 or more.",
+        check=Number("lr_decay value"),
+    ),
+    "initial_accumulator_value": Argument(
+        "float",
+        "Where the accumulators start, 0 or more; a group may have its own.",
+        check=Number("initial_accumulator_value value"),
+    ),
+    "alpha": Argument(
+        "float",
+        "How much of an average is kept at each step, from 0 to 1: it remembers some ``1 / (1 - alpha)`` steps.",
+        check=Number("alpha value", maximum=1.0),
+    ),
+    "betas": Argument(
+        "pair of float",
+        "How much of each average is kept at each step, 0 or more and below 1.",
+        check=Betas(),
+        scheduled="Each of the two may be a schedule, as in ``betas=(OneCycle(...).momentum(), 0.999)``.",
+    ),
+    "eps": Argument(
+        "float",
+        "Keeps the divisor from zero; added to the root, not under it; 0 or more.",
+        check=Number("epsilon value"),
+    ),
+    "weight_decay": Argument(
+        "float",
+        "L2 penalty, 0 or more: ``g + weight_decay * p`` is used for g.",
+        check=Number("weight_decay value"),
+        scheduled="",
+        of={"adamw": "The share of a parameter that a step with a rate of 1 takes off, 0 or more."},
+    ),
+    "decoupled_weight_decay": Argument("bool", "Whether weight decay is `AdamW`'s.", check=Flag()),
+    "amsgrad": Argument("bool", "Divide by the largest average of squares so far.", check=Flag()),
+    "centered": Argument(
+        "bool",
+        "Divide by the standard deviation of the gradients, not by the root of their mean square.",
+        check=Flag(),
+    ),
+    "maximize": Argument("bool", "Ascend instead: ``-g`` is used for g.", check=Flag()),
+}
+
+HYPERPARAMETERS: dict[str, Number | Flag | Betas] = {
+    name: option.check for name, option in OPTIONS.items() if option.check is not None
+}
+SCHEDULABLE = tuple(name for name, option in OPTIONS.items() if option.scheduled is not None)  # functions of the step
+PAIRS = tuple(name for name, check in HYPERPARAMETERS.items() if isinstance(check, Betas))  # each number may be one
 
 
 def is_scheduled(name: str, value: Any) -> bool:
@@ -96,11 +164,11 @@ class Rule:
     def __post_init__(self) -> None:
         """Raise ValueError where the tables have no room for the rule."""
         options = len(self.options) + sum(name in PAIRS for name in self.options)  # each number of a pair counts
-        check_limits(
+        tables.check_limits(
             self.name,
-            states=(len(self.states), STATES),
-            numbers=(len(self.hypers), NUMBERS),
-            options=(options, OPTIONS),
+            states=(len(self.states), tables.STATES),
+            numbers=(len(self.hypers), tables.NUMBERS),
+            options=(options, tables.OPTIONS),
         )
 
     def numbers(self, options: Options) -> Iterator[tuple[str, Any]]:

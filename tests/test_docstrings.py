@@ -14,8 +14,7 @@ from processes import assert_passes
 import fastopt
 import fastopt.torch
 from fastopt.faces import ARRAYS, CALL, TORCH, described
-from fastopt.options import OPTIONS, SCHEDULABLE
-from fastopt.rules import HYPERPARAMETERS
+from fastopt.rules import HYPERPARAMETERS, OPTIONS, SCHEDULABLE
 from fastopt.schedules import SCHEDULES
 
 CLASSES = ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")
