@@ -1,8 +1,8 @@
 """fastopt: the optimizer step, fused into one pass over memory.
 
-`SGD`, `Adagrad`, `RMSprop`, `Adam` and `AdamW` are optimizers over NumPy and CuPy arrays; `fused` has the same updates
-as single calls; `schedules` has learning rates as functions of the step; `embed` has the updates for loops in C and
-C++. `torch` has the optimizers for PyTorch, and `lab` experiments with pictures: they need the extras of their names.
+`SGD`, `Adam` and the other classes of `optimizers` are optimizers over NumPy and CuPy arrays; `fused` has updates as
+single calls; `schedules` has learning rates as functions of the step; `embed` has the updates for loops in C and C++.
+`torch` has the optimizers for PyTorch, and `lab` experiments with pictures: they need the extras of their names.
 """
 
 import importlib
@@ -11,11 +11,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 try:
-    from . import fused, schedules
+    from . import fused, optimizers, schedules
     from .base import Optimizer
     from .extras import MissingExtraError
     from .kernels.pool import get_num_threads, set_num_threads
-    from .optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+    from .optimizers import *  # noqa: F403 (what its `__all__` lists)
 except KeyboardInterrupt:
     if os.path.basename(sys.argv[0]) == "fastopt":  # the command, of which this takes a quarter of a second
         sys.exit(130)
@@ -34,12 +34,7 @@ __version__ = "0.1.0"
 LAZY = ("embed", "lab", "torch")
 
 __all__ = [
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
     "Optimizer",
-    "RMSprop",
     "embed",
     "fused",
     "get_include",
@@ -47,6 +42,7 @@ __all__ = [
     "schedules",
     "set_num_threads",
 ]
+__all__ += optimizers.__all__
 
 
 def __getattr__(name: str) -> Any:

@@ -57,8 +57,8 @@ def update(rule: str, dtype: npt.DTypeLike) -> Any:
     Parameters
     ----------
     rule : str
-        "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", or a variant with states of its own:
-        "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum", "adam_amsgrad", "adamw_amsgrad".
+        "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", or another name in `fastopt.rules.RULES`,
+        where variants have names of their own: "rmsprop_centered", "adamw_amsgrad".
     dtype : dtype
         Of parameter, gradient and states: float32 or float64.
 

@@ -1,10 +1,12 @@
-"""The optimizers: SGD, Adagrad, RMSprop, Adam and AdamW, as objects that own the state of what they train."""
+"""The optimizers, as objects that own the state of what they train."""
 
 from __future__ import annotations
 
 from .base import Optimizer, Params, Scheduled
 from .faces import ARRAYS, described
 from .rules import FAMILIES
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
 
 @described(ARRAYS)

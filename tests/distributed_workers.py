@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import torch_cases
 from fastopt.bench.cases import case
 from pairs import pairs
 from tolerances import BFLOAT16, TORCH, assert_close
@@ -45,13 +46,8 @@ from fastopt.rules import RULES
 from fastopt.schedules import Cosine, Warmup
 
 STUCK = datetime.timedelta(seconds=30)  # after which a collective whose other rank does not come is an error
-KINDS = {
-    "sgd": case("sgd", lr=0.05),
-    "momentum": case("momentum", lr=0.05),
-    "nesterov": case("nesterov", lr=0.05, weight_decay=0.1),
-    "adagrad": case("adagrad", lr=0.05, lr_decay=0.2),
-    "adamw_amsgrad": case("adamw_amsgrad", lr=0.05, weight_decay=0.1),
-}
+OF_KIND = {"sgd": {}, "momentum": {}, "adagrad": {"lr_decay": 0.2}, "rmsprop_centered_momentum": {"lr": 0.01}}
+KINDS = {kind: case(kind, **{"lr": 0.05, **OF_KIND.get(kind, {"weight_decay": 0.1})}) for kind in torch_cases.KINDS}
 FEW = ["momentum", "adamw"]  # with one state, with several and a count
 STEPS = range(8)
 CHECKS = {}

@@ -14,10 +14,10 @@ from processes import assert_passes
 import fastopt
 import fastopt.torch
 from fastopt.faces import ARRAYS, CALL, TORCH, described
-from fastopt.rules import HYPERPARAMETERS, OPTIONS, SCHEDULABLE
+from fastopt.rules import FAMILIES, HYPERPARAMETERS, OPTIONS, SCHEDULABLE
 from fastopt.schedules import SCHEDULES
 
-CLASSES = ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")
+CLASSES = tuple(FAMILIES)
 CALLS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
 FACES = {f"{module.__name__}.{name}": getattr(module, name)
          for module, names in ((fastopt, CLASSES), (fastopt.fused, CALLS), (fastopt.torch, CLASSES))

@@ -18,20 +18,27 @@ import fastopt.torch as subject
 from fastopt.rules import FAMILIES, RULES
 
 SHAPES = [(4, 3), (), (17,), (2, 3, 5), (1, 1)]
-NAMES = ["SGD", "Adagrad", "RMSprop", "Adam", "AdamW"]
-KINDS = {  # rules with as many states as there are, and options that change what they do
-    "sgd": case("sgd", lr=0.1),
-    "momentum": case("momentum", lr=0.1, dampening=0.1),
-    "nesterov": case("nesterov", lr=0.1, weight_decay=0.01),
-    "adagrad": case("adagrad", lr=0.1, lr_decay=0.01),
-    "rmsprop_centered_momentum": case("rmsprop_centered_momentum", lr=0.01),
-    "adamw_amsgrad": case("adamw_amsgrad", lr=0.1, weight_decay=0.1),
+NAMES = [name for name in FAMILIES if hasattr(torch.optim, name)]
+# Rules with as many states as there are: SGD's, and of every other class the last one, which does the most. Options
+# change what they do.
+OF_KIND = {
+    "sgd": {},
+    "momentum": {"dampening": 0.1},
+    "nesterov": {"weight_decay": 0.01},
+    "adagrad": {"lr_decay": 0.01},
+    "rmsprop_centered_momentum": {"lr": 0.01},
+}
+LAST = dict.fromkeys(FAMILIES[name].rules[-1].name for name in NAMES)
+KINDS = {
+    kind: case(kind, **{"lr": 0.1, **OF_KIND.get(kind, {"weight_decay": 0.1})})
+    for kind in dict.fromkeys([*OF_KIND, *LAST])
 }
 ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 STATES = {kind: RULES[kind].states for kind in KINDS}
 # One of each, but no average of gradients: with one that does not go with that of the squares, torch makes NaN.
 ONE_STATE_EACH = [(kind, names[len(names) // 2]) for kind, names in STATES.items() if names]
 ALL_STATES = {state for family in FAMILIES.values() for state in family.states}
+CARRIED = {family.carried for family in FAMILIES.values() if family.carried}
 REFUSAL = (RuntimeError, TypeError, ValueError)  # whichever fits best
 
 
@@ -173,6 +180,8 @@ def assert_same(mine, theirs, ours, others, count):
             if want.get(name) is not None:
                 assert_near(got[name], want[name], count)
         assert float(got.get("step", 0)) == float(want.get("step", 0))
+        for name in CARRIED:  # torch's is float32
+            assert float(got.get(name, 1)) == pytest.approx(float(want.get(name, 1)), rel=1e-5)
 
 
 def bits(value):

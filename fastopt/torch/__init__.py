@@ -11,21 +11,18 @@ require("torch", "torch")
 from torch.optim import Optimizer, lr_scheduler, swa_utils  # noqa: E402 (only now: the absence of torch has been named)
 
 from ..backends.torch.scheduler import Scheduler  # noqa: E402
+from . import optimizers  # noqa: E402
 from .backward import step_in_backward  # noqa: E402
 from .missing import explain  # noqa: E402
-from .optimizers import SGD, Adagrad, Adam, AdamW, RMSprop  # noqa: E402
+from .optimizers import *  # noqa: E402, F403 (what its `__all__` lists)
 
 __all__ = [
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
     "Optimizer",
-    "RMSprop",
     "Scheduler",
     "lr_scheduler",
     "step_in_backward",
     "swa_utils",
 ]
+__all__ += optimizers.__all__
 
 __getattr__ = explain

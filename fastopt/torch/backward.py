@@ -33,7 +33,7 @@ def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **optio
     model : torch.nn.Module
         Its parameters that require gradients are trained.
     optimizer_class : type
-        `SGD`, `Adagrad`, `RMSprop`, `Adam` or `AdamW` of `fastopt.torch`.
+        An optimizer's, of `fastopt.torch`.
     **options
         What it takes besides the parameters.
 

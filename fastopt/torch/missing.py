@@ -8,6 +8,8 @@ from typing import NoReturn
 
 import torch
 
+from ..rules import FAMILIES
+
 
 def explain(name: str) -> NoReturn:
     """Raise the error of a module that lacks a name, and say what it has in its place.
@@ -16,7 +18,8 @@ def explain(name: str) -> NoReturn:
     """
     message = f"module 'fastopt.torch' has no {name!r}"
     if hasattr(torch.optim, name):
-        message = f"fastopt.torch has SGD, Adagrad, RMSprop, Adam and AdamW, but no {name}: use torch.optim.{name}"
+        *others, last = FAMILIES
+        message = f"fastopt.torch has {', '.join(others)} and {last}, but no {name}: use torch.optim.{name}"
     asking = sys._getframe(1)
     instruction = asking.f_code.co_code[asking.f_lasti] if asking.f_lasti >= 0 else 0
     if dis.opname[instruction] == "IMPORT_FROM":

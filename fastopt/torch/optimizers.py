@@ -13,6 +13,8 @@ from ..faces import TORCH, described
 from ..rules import FAMILIES
 from .base import Optimizer
 
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 Betas: TypeAlias = tuple[float | Callable[[int], float], float | Callable[[int], float]]
 
