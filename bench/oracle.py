@@ -175,6 +175,11 @@ RULES: dict[str, Callable[[Array, Array, States | None, int, Options], Updated]]
 }
 
 
+# Of rules that hand a number on from step to step, which begins with 1: its name among the options, and what a step
+# multiplies it by.
+CARRIED: dict[str, tuple[str, Callable[[int, Options], float]]] = {}
+
+
 class Trainer:
     """Trains float64 copies of parameters by the oracle's rules, each counting its own steps."""
 
@@ -182,6 +187,7 @@ class Trainer:
         self.params: list[Array] = [np.array(p, np.float64) for p in params]
         self.states: list[States | None] = [None] * len(self.params)
         self.steps = [0] * len(self.params)
+        self.carried = [1.0] * len(self.params)
 
     def step(self, rule: str, grads: Sequence[Any], options: Options | Sequence[Options]) -> None:
         """Take one step; options is one dict for all, or a list with one for each parameter."""
@@ -190,4 +196,8 @@ class Trainer:
                 continue
             self.steps[i] += 1
             chosen = options if isinstance(options, Mapping) else options[i]
+            if rule in CARRIED:
+                name, factor = CARRIED[rule]
+                self.carried[i] *= factor(self.steps[i], chosen)
+                chosen = {**chosen, name: self.carried[i]}
             self.params[i], self.states[i] = RULES[rule](self.params[i], g, self.states[i], self.steps[i], chosen)

@@ -12,11 +12,11 @@ import numpy as np
 from .backends.arrays import ArrayParameter, Gradients
 from .backends.foreign import is_array, is_on_device, is_one_array, kind
 from .backends.numpy.parameter import NumpyParameter
-from .checks import RESUMABLE, Count, Number, nested_too_deeply, plain, unwrapped
+from .checks import RESUMABLE, Count, nested_too_deeply, plain, unwrapped
 from .containers import Members
 from .groups import ParamGroup
 from .kernels.reader import Array
-from .rules import HYPERPARAMETERS, Family, check
+from .rules import CARRIED, HYPERPARAMETERS, Family, check
 from .step.group import GroupOptions, StepFunction, check_shared, numbers_at
 from .step.guard import Guard
 from .step.interrupts import HeldBack
@@ -27,9 +27,6 @@ Params: TypeAlias = Array | Mapping[str, Any] | Iterable[Any]  # what is in them
 Grads: TypeAlias = Any  # mirrors Params, with None where a parameter has no gradient
 
 Scheduled: TypeAlias = float | Callable[[int], float]
-
-
-CARRIED = Number("product", maximum=1.0)
 
 
 class _Bound:
@@ -345,7 +342,11 @@ class Optimizer:
         for name in self._family.states:
             if name in given:
                 arrays[name] = parameter.loaded(f"the {name} of {parameter} in the state dict", given[name])
-        number = 1.0 if carried is None else CARRIED.check(f"the {carried} of {parameter}", given.get(carried, 1.0))
+        number = (
+            1.0
+            if carried is None
+            else CARRIED.check(f"the {carried} of {parameter} in the state dict", given.get(carried, 1.0))
+        )
         return step, number, arrays
 
     def __repr__(self) -> str:

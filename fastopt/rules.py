@@ -103,6 +103,8 @@ def check(name: str, value: Any) -> Any:
     return HYPERPARAMETERS[name].check(name, value)
 
 
+CARRIED = Number("number", maximum=1.0)  # that a rule hands on from step to step
+
 HARMLESS = 2.0**50  # no product of two such numbers, and no correction of a bias, which is 2**53 at most, is beyond it
 
 SPELLED = {"factor": "1 - dampening", "keep": "1 - lr * weight_decay"}  # numbers of rows that are no options
@@ -144,7 +146,8 @@ class Rule:
     carried : str or None
         The name, in state dicts, of a number that each parameter hands on from step to step; it begins with 1.
     carry : callable or None
-        ``carry(options, step, number)``, that number after a step.
+        ``carry(options, step, number)``, that number after a step. The row is computed with it, as the last of the
+        options; it is another one at each step.
     of_gradient : tuple of str
         Those of the options that change the gradient, and so count in the first two numbers of the row alone.
     """
@@ -191,12 +194,14 @@ class Rule:
 
     def check_options(self, options: Options, dtype: str, whose: str) -> None:
         """Raise where kernels for a dtype could not compute with these options, in the first step or in any other."""
+        options = self.with_carried(options, 1.0)
         names = self.options if self.initial is None else (*self.options, self.initial)
         large = [n for n in names if type(options[n]) is float and not -HARMLESS <= options[n] <= HARMLESS]
         if not large:
             return
-        for row in (self.row(options, 1, True), self.row(options, COUNT_LIMIT, False)):
-            self.check_row(row, dtype, whose)
+        for step in (1, COUNT_LIMIT):
+            options = self.with_carried(options, self.hand_on(options, step, 1.0))
+            self.check_row(self.row(options, step, step == 1), dtype, whose)
         if self.initial is not None:
             check_number(self.initial, options[self.initial], dtype, whose)
 

@@ -70,9 +70,10 @@ typedef struct fastopt_watched {
     int64_t n;
     const fastopt_shape *shapes;
     const int64_t *addresses;
-    double *counts; /* `counted` numbers, which are to be those in `expected`; null where there are none */
+    double *counts; /* `counted` numbers, which are to be those in `expected`; null where there are none; */
     double *expected;
     int64_t counted;
+    const int64_t *rows; /* null, or for each of these the row of a step whose `carried` stands behind them all */
 } fastopt_watched;
 
 /* The gradients of the n tensors in a list, and what each is expected to be. */
@@ -106,7 +107,8 @@ typedef struct fastopt_step {
     int64_t n;             /* of so many */
     const fastopt_row_inputs *inputs; /* of so many hyper rows; null: these stay as they are */
     int64_t rows;
-    double *carried; /* see fastopt_clock; null where no rule has one */
+    double *carried; /* see fastopt_clock */
+    double *next;    /* room for as many: what they are after the step */
     double *hypers;
     double scale;   /* what gradients are multiplied by */
     double largest; /* the largest number that the kernels compute with */
@@ -139,10 +141,10 @@ int64_t fastopt_abi(void);
 
 FASTOPT_SIZE(fastopt_shape, 48);
 FASTOPT_SIZE(fastopt_extents, 24);
-FASTOPT_SIZE(fastopt_watched, 104);
+FASTOPT_SIZE(fastopt_watched, 112);
 FASTOPT_SIZE(fastopt_gradients, 72);
 FASTOPT_SIZE(fastopt_launch, 40);
-FASTOPT_SIZE(fastopt_step, 96);
+FASTOPT_SIZE(fastopt_step, 104);
 
 #ifdef __cplusplus
 }

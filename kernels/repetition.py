@@ -60,6 +60,8 @@ class Repetition:
             The largest number that the kernels compute with.
         """
         self.held = hypers, carried, inputs, records
+        self.next = np.empty_like(carried)
+        self.step["next"] = address(self.next)
         self.step["inputs"] = 0 if inputs is None else address(inputs)
         self.step["rows"] = 0 if inputs is None else len(inputs)
         self.step["hypers"], self.step["carried"], self.step["scale"] = address(hypers), address(carried), scale

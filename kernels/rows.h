@@ -16,6 +16,16 @@ FASTOPT_DEVICE inline void resolve(const fastopt_row_inputs &inputs, double take
     }
 }
 
+// Takes the number that a rule hands on from step to step a step on, and puts it among the options, as the last one.
+template <class Rule>
+FASTOPT_DEVICE inline auto hand_on(double *options, double step, double *carried, int)
+    -> decltype(Rule::carry(options, step, *carried), void()) {
+    options[Rule::options - 1] = *carried = Rule::carry(options, step, *carried);
+}
+// Most have none.
+template <class Rule>
+FASTOPT_DEVICE inline void hand_on(double *, double, double *, long) {}
+
 // Writes the hyper row of the next step, after so many further ones; `carried` is taken a step on, where the rule has it.
 FASTOPT_DEVICE inline void write_row(const fastopt_row_inputs &inputs, int64_t taken, double *carried, double *row) {
     double options[FASTOPT_OPTIONS];
@@ -23,8 +33,11 @@ FASTOPT_DEVICE inline void write_row(const fastopt_row_inputs &inputs, int64_t t
     double step = inputs.steps + static_cast<double>(taken) + 1.0;
     bool first = inputs.first != 0 && taken == 0;
     int64_t number = 0;
-#define FASTOPT_ROW(name, Rule) \
-    if (number++ == inputs.rule) Rule::row(options, step, first, row);
+#define FASTOPT_ROW(name, Rule)                       \
+    if (number++ == inputs.rule) {                    \
+        hand_on<Rule>(options, step, carried, 0);     \
+        Rule::row(options, step, first, row);         \
+    }
     FASTOPT_RULES(FASTOPT_ROW)
 #undef FASTOPT_ROW
 }

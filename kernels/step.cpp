@@ -30,7 +30,8 @@ bool fits(const double *row, double largest) {
 bool fastopt::write_rows(fastopt_step &step) {
     for (int64_t i = 0; step.inputs != nullptr && i < step.rows; ++i) {
         double *row = step.hypers + i * FASTOPT_HYPERS;
-        fastopt::write_row(step.inputs[i], step.taken, step.carried + i, row);
+        step.next[i] = step.carried[i];
+        fastopt::write_row(step.inputs[i], step.taken, step.next + i, row);
         if (!fits(row, step.largest)) return false;
         row[0] *= step.scale;
     }
@@ -39,6 +40,7 @@ bool fastopt::write_rows(fastopt_step &step) {
 
 void fastopt::launch(fastopt_step &step, const int64_t *grads, int32_t threads) {
     for (int64_t i = 0; grads != nullptr && i < step.n; ++i) *step.grads[i] = grads[i];
+    for (int64_t i = 0; step.inputs != nullptr && i < step.rows; ++i) step.carried[i] = step.next[i];
     ++step.taken;
     for (int64_t i = 0; i < step.count; ++i) run(step.launches[i], step.parallel, threads);
 }

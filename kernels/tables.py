@@ -70,6 +70,7 @@ WATCHED = np.dtype(
         ("counts", np.int64),
         ("expected", np.int64),
         ("counted", np.int64),
+        ("rows", np.int64),
     ]
 )
 GRADIENTS = np.dtype(
@@ -104,6 +105,7 @@ STEP = np.dtype(
         ("inputs", np.int64),
         ("rows", np.int64),
         ("carried", np.int64),
+        ("next", np.int64),
         ("hypers", np.int64),
         ("scale", np.float64),
         ("largest", np.float64),

@@ -164,7 +164,8 @@ int64_t address_of(const void *exchange, PyObject *gradient, const fastopt_shape
 }
 
 bool same_counts(const fastopt_watched &watched) {
-    size_t size = static_cast<size_t>(watched.counted) * sizeof(double);
+    size_t each = watched.rows == nullptr ? sizeof(double) : 2 * sizeof(double);
+    size_t size = static_cast<size_t>(watched.counted) * each;
     return size == 0 || std::memcmp(watched.counts, watched.expected, size) == 0;
 }
 
@@ -180,6 +181,15 @@ int64_t read(const void *exchange, const fastopt_gradients &wanted) {
     }
     wanted.addresses[wanted.n] = none;
     return unread;
+}
+
+// Counts a step that was taken, and shows what it hands on.
+void count(const fastopt_watched &watched, const fastopt_step &step) {
+    int64_t n = watched.counted;
+    for (int64_t i = 0; i < n; ++i) watched.expected[i] = watched.counts[i] += 1;
+    for (int64_t i = 0; watched.rows != nullptr && i < n; ++i) {
+        watched.expected[n + i] = watched.counts[n + i] = step.carried[watched.rows[i]];
+    }
 }
 
 // Tells autograd what is written; false where that failed.
@@ -214,8 +224,8 @@ extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_watc
                                         void *written, int32_t threads) {
     int64_t result = check(exchange, *watched, *wanted, step, increment, written);
     if (result == -4) {
-        for (int64_t i = 0; i < watched->counted; ++i) watched->expected[i] = watched->counts[i] += 1;
         fastopt::launch(*step, wanted->addresses, threads);
+        count(*watched, *step);
     }
     return result;
 }

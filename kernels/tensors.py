@@ -99,7 +99,9 @@ class Watch:
     tensors : list
         Tensors that are to stay in their places. They may be exchanged in the list for others in the same places.
     counts, expected : array of float64
-        Numbers that are to be those expected; may be empty.
+        Numbers that are to be those expected; may be empty. A step that is taken again counts them.
+    rows : array of int64, optional
+        For each count, the row of the step whose number, handed on, stands behind all counts in the two arrays.
     """
 
     def __init__(
@@ -110,8 +112,9 @@ class Watch:
         tensors: list[Any],
         counts: npt.NDArray[np.float64],
         expected: npt.NDArray[np.float64],
+        rows: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        self.counts, self.expected_counts = counts, expected
+        self.counts, self.expected_counts, self.rows = counts, expected, rows
         self.table = table
         self.dicts, self.nested, self.tensors = dicts, nested, tensors
         self.listed, self.assigned, self.stated = self._listed(), self._assigned(), self._stated()
@@ -120,7 +123,8 @@ class Watch:
         self.addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
         objects = self.dicts, PARAMS, self.listed, self.assigned, self.nested, self.stated, self.tensors
         numbers = len(tensors), address(self.shapes.table), address(self.addresses), address(counts), address(expected)
-        self.watched = np.array((*map(id, objects), *numbers, len(counts)), WATCHED)
+        of_rows = (len(counts), 0) if rows is None else (len(rows), address(rows))
+        self.watched = np.array((*map(id, objects), *numbers, *of_rows), WATCHED)
 
     def note_entries(self) -> None:
         """Take the entries of the dicts as they are now."""

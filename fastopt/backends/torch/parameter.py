@@ -11,10 +11,11 @@ from torch.nn.parameter import is_lazy
 
 from ...checks import Count
 from ...kernels.reader import Array
-from ...rules import Family, Rule
+from ...rules import CARRIED, Family, Rule
 from ...step.group import GroupOptions
 from ...step.memory import Layout
 from ...step.parameter import NOTHING, Parameter
+from .counts import Counts
 from .device import device_of
 from .memory import (
     UPDATED,
@@ -43,16 +44,17 @@ class TorchParameter(Parameter):
         What is updated: the same, or, where that has gaps, a dense copy, which is copied back.
     registry, state : dict
         The states of all parameters in torch, and this one's.
-    count : tensor or None
-        The count of its steps, where that is part of the state.
+    counts, place : Counts or None, int
+        Who has the count of its steps, where that is part of the state, and where.
     """
 
-    __slots__ = ("allocated", "count", "given", "original", "registry", "state", "tensor", "updated")
+    __slots__ = ("allocated", "counts", "given", "original", "place", "registry", "state", "tensor", "updated")
 
     def __init__(self, key: Any, given: Any, group: GroupOptions, registry: dict[Any, dict[str, Any]]) -> None:
         self.key = key
         self.given = given
-        self.count: Tensor | None = None
+        self.counts: Counts | None = None
+        self.place = 0
         self.allocated: dict[str, Any] = NOTHING  # until it is kept
         self.registry = registry
         self.state = registry.get(given, {})
@@ -128,11 +130,21 @@ class TorchParameter(Parameter):
             )
         self.step = 0 if step is None else whole_number(f"the step of {self}", step)
         missing = [name for name in family.kept if name not in found]
+        if family.carried is not None:
+            self._take_carried(family.carried, missing)
         if self.step and missing:
             raise ValueError(
                 f"the state of {self} has {self.step} steps, but no {' and no '.join(missing)}, without which it "
                 f"cannot go on: put that there, or take 'step' out as well"
             )
+
+    def _take_carried(self, name: str, missing: list[str]) -> None:
+        """Take the number that the rule hands on, which is 1 before the first step."""
+        given = self.state.get(name)
+        if given is not None:
+            self.carried = CARRIED.check(f"the {name} of {self}", plain(given))
+        elif self.step:
+            missing.append(name)
 
     def fitted(self, name: str, value: Any, copy: bool = False) -> Any:
         """Return a state that lies as the parameter does: the given one, or a copy where it does not, or is asked for.
@@ -179,23 +191,30 @@ class TorchParameter(Parameter):
 
     def show_count(self) -> None:
         """Make the count part of the state; in torch's order, the first one there."""
-        if self.count is not None:
-            others = {name: value for name, value in self.state.items() if name != "step"}
+        if self.counts is not None:
+            counts = self.counts.of(self.place)
+            others = {name: value for name, value in self.state.items() if name not in counts}
             self.state.clear()
-            self.state.update({"step": self.count, **others})
+            self.state.update({**counts, **others})
 
     def drop(self, names: Iterable[str]) -> None:
         """Give up states that no step has written."""
         super().drop(names)
-        for name in names if self.states else (*names, "step"):
+        counts = () if self.states or self.counts is None else self.counts.names
+        for name in (*names, *counts):
             self.state.pop(name, None)
         if not self.state:
             self.registry.pop(self.given, None)
 
 
+def plain(value: Any) -> Any:
+    """Return what a tensor of one element holds."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
 def whole_number(what: str, value: Any) -> int:
     """Return a count of steps, which torch keeps as a tensor of floats."""
-    plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(plain, float) and plain.is_integer():
-        plain = int(plain)
-    return Count(limit=2**53).check(what, plain)  # beyond, float64 does not count
+    number = plain(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    return Count(limit=2**53).check(what, number)  # beyond, float64 does not count

@@ -99,7 +99,7 @@ class TorchStepper(Stepper):
             for parameter in self.parameters:
                 parameter.keep(parameter.new_states(family.choose(parameter.group.entries)))
             self.plan.forget_extents()
-        self.counts = Counts(self.parameters) if family.counts else None
+        self.counts = Counts(self.parameters, family.carried) if family.counts else None
         self.part: Part | None = None
         self.given = [parameter.given for parameter in self.parameters]
         # What is watched: parameters and states, and of distributed ones the part that is here.
@@ -112,8 +112,9 @@ class TorchStepper(Stepper):
         # refuse then.
         held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
         self.held = [to_dlpack(tensor) for tensor in held + (self.counts.tensors if self.counts else [])]
-        counts = (self.counts.array, self.counts.expected) if self.counts else (NO_COUNTS, NO_COUNTS)
-        self.watch = Watch(TABLE, given, states, self.tensors, *counts)
+        counts = self.counts
+        numbers = (counts.array, counts.expected, counts.rows) if counts else (NO_COUNTS, NO_COUNTS)
+        self.watch = Watch(TABLE, given, states, self.tensors, *numbers)
         shapes = [readable_gradient(parameter) for parameter in self.parameters]
         descriptor = None if self.asks else GRAD
         self.extents = self.plan.extents
@@ -227,7 +228,7 @@ class TorchStepper(Stepper):
             rows.update(self.clock.row_of(self.parameters[i], gradients.scale))
             self.clock.count_alone(self.parameters[i])
             if self.counts is not None:
-                self.counts.count(i)
+                self.counts.count(i, self.clock.carried)
         self.rows = {}
 
     @property
@@ -236,11 +237,12 @@ class TorchStepper(Stepper):
         return self.part
 
     def _show_counts(self, counts: Counts) -> None:
+        counts.follow(self.clock.step_groups)
         if self.devices_counted:  # until this step, which the host counts again
             self.clock.write_counts()
             counts.take(self.parameters)
         else:
-            counts.count(self._part.which)
+            counts.count(self._part.which, self.clock.carried)
 
     def settle(self) -> None:
         """Bring all counts up to date, before anybody asks for one."""
