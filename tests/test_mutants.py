@@ -29,6 +29,8 @@ def test_there_are_mutants_everywhere():
     assert places.count("kernels") >= 12
     assert places.count("fastopt/torch") >= 12
     assert places.count("fastopt") >= 16
+    assert places.count("fastopt/step") >= 16
+    assert places.count("fastopt/backends/torch") >= 8
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
