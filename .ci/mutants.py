@@ -350,6 +350,7 @@ def main() -> int:
         print(*lines, sep="\n")
         return int(any(line.startswith("ITS TEXT") for line in lines))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the copies go with it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore, tests too then
     start = time.monotonic()
     try:
         with contextlib.ExitStack() as files:

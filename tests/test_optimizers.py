@@ -60,13 +60,13 @@ def test_groups_have_their_own_options_and_keys():
 
 
 def test_mixed_dtypes_and_rules_in_one_optimizer():
-    """Each (rule, dtype) is one launch; together they are one step."""
+    """Each (rule, dtype) is one launch, of parameters that do not stand side by side; together they are one step."""
     rng = np.random.default_rng(1)
-    p = [*arrays(rng, 5, 6), *arrays(rng, 7, 8, dtype=np.float64)]
-    options = [{"lr": 0.1}, {"lr": 0.1, "momentum": 0.9}, {"lr": 0.1}, {"lr": 0.1, "momentum": 0.9}]
+    p = [*arrays(rng, 5, 6), *arrays(rng, 7, 8, dtype=np.float64), *arrays(rng, 9, 10)]
+    options = [{"lr": 0.1}, {"lr": 0.1, "momentum": 0.9}] * 3
     trainer = oracle.Trainer(p)
     opt = fastopt.SGD([{"params": [x], **o} for x, o in zip(p, options, strict=True)])
-    for _ in range(4):
+    for _ in range(6):
         g = [rng.standard_normal(x.shape).astype(x.dtype) for x in p]
         opt.step([[x] for x in g])
         for rule in ("sgd", "momentum"):
