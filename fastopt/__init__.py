@@ -2,7 +2,7 @@
 
 `SGD`, `Adam` and the other classes of `optimizers` are optimizers over NumPy and CuPy arrays; `fused` has updates as
 single calls; `schedules` has learning rates as functions of the step; `embed` has the updates for loops in C and C++.
-`torch` has the optimizers for PyTorch, and `lab` experiments with pictures: they need the extras of their names.
+`torch` has the optimizers for PyTorch, `lab` experiments with pictures; these two need the extra of the same name.
 """
 
 import importlib
@@ -17,7 +17,7 @@ try:
     from .kernels.pool import get_num_threads, set_num_threads
     from .optimizers import *  # noqa: F403 (what its `__all__` lists)
 except KeyboardInterrupt:
-    if os.path.basename(sys.argv[0]) == "fastopt":  # the command, of which this takes a quarter of a second
+    if os.path.basename(sys.argv[0]) == "fastopt":  # the command: these imports take a quarter of a second
         sys.exit(130)
     raise
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when they are first asked for. For `embed` cffi parses a header, half as long as all the rest takes; `lab`
-# and `torch` bring what not everybody has installed, so that `from fastopt import *` leaves these two alone.
+# Imported on first use. For `embed`, cffi parses a header, which takes half as long as all other imports; `lab` and
+# `torch` need packages that not everybody has, so `from fastopt import *` does not import them.
 LAZY = ("embed", "lab", "torch")
 
 __all__ = [
@@ -58,5 +58,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List what there is, imported or not."""
+    """List all names, those not yet imported included."""
     return sorted({*globals(), *__all__, *LAZY})

@@ -13,7 +13,7 @@ from .backends.arrays import ArrayParameter, Gradients
 from .backends.foreign import is_array, is_on_device, is_one_array, kind
 from .backends.numpy.parameter import NumpyParameter
 from .checks import RESUMABLE, Count, nested_too_deeply, plain, unwrapped
-from .containers import Members
+from .containers import ParamTree
 from .groups import ParamGroup
 from .kernels.reader import Array
 from .rules import CARRIED, HYPERPARAMETERS, Family, check
@@ -22,7 +22,7 @@ from .step.guard import Guard
 from .step.interrupts import HeldBack
 from .step.stepper import Stepper
 
-Params: TypeAlias = Array | Mapping[str, Any] | Iterable[Any]  # what is in them may be nested, or groups
+Params: TypeAlias = Array | Mapping[str, Any] | Iterable[Any]  # entries may be nested containers, or groups
 
 Grads: TypeAlias = Any  # mirrors Params, with None where a parameter has no gradient
 
@@ -30,7 +30,7 @@ Scheduled: TypeAlias = float | Callable[[int], float]
 
 
 class _Bound:
-    """Stands for the gradients given to `Optimizer.bind`, where None has a meaning of its own."""
+    """The default of `Optimizer.step`: use the bound gradients. None would mean a missing gradient."""
 
     def __repr__(self) -> str:
         return "<the bound gradients>"
@@ -40,10 +40,10 @@ BOUND: Final = _Bound()
 
 
 class Optimizer:
-    """What all optimizers share: parameter groups, steps and state dicts. Not to be used by itself.
+    """The base class of all optimizers: parameter groups, steps and state dicts. Use one of its subclasses.
 
-    An optimizer updates arrays in place and keeps its own state for each. A step is all or nothing: whatever is wrong
-    raises before the first element changes. Steps of one optimizer from several threads wait for each other.
+    An optimizer updates arrays in place and keeps a state for each. A step is all or nothing: errors are raised before
+    the first element changes. If several threads call ``step``, the steps run one after the other.
     """
 
     _family: ClassVar[Family]
@@ -52,7 +52,7 @@ class Optimizer:
         self._defaults = dict(defaults)
         if not hasattr(self, "_family"):
             raise TypeError("Optimizer is what all optimizers share: use SGD, Adam or another of its subclasses")
-        # Before params, as in torch.optim; schedules are asked by each group.
+        # Checked before params, as in torch.optim; each group checks its own schedules.
         GroupOptions(0, {"step": 0}).assign({name: value for name, value in defaults.items() if not callable(value)})
         given: Any = list(params) if isinstance(params, Iterator) else params
         self._grouped = self._are_groups(given)
@@ -69,10 +69,10 @@ class Optimizer:
         return Stepper(self._parameters, self._groups, self._family.choose, self._guard)
 
     def _are_groups(self, given: Any) -> bool:
-        """Say whether params is a list of groups, and not of arrays, nested or not."""
+        """Say whether params is a list of groups; else it is arrays, nested or not."""
         if isinstance(given, Mapping) or not isinstance(given, Iterable) or is_one_array(given):
             return False
-        return any(isinstance(entry, Mapping) and self._is_group(entry) for entry in given)  # then all have to be
+        return any(isinstance(entry, Mapping) and self._is_group(entry) for entry in given)  # if one is, all must be
 
     def _is_group(self, given: Mapping[str, Any]) -> bool:
         return "params" in given or any(isinstance(given.get(name), Real) for name in self._defaults)
@@ -85,9 +85,9 @@ class Optimizer:
             raise ValueError(f"unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(self._defaults)}")
         group = ParamGroup(len(groups), {**self._defaults, **options})
         self._family.choose(group.entries)
-        group.members = Members(given["params"], sum(other.members.numbers for other in groups))
+        group.tree = ParamTree(given["params"], sum(other.tree.numbers for other in groups))
         taken = {parameter.key for parameter in parameters}
-        for key, array in zip(group.members.keys, group.members.arrays, strict=True):
+        for key, array in zip(group.tree.keys, group.tree.arrays, strict=True):
             if key in taken:
                 raise ValueError(f"two groups have a parameter named {key!r}: give each its own name")
             parameters.append(parameter_of(key, array, group))
@@ -95,15 +95,15 @@ class Optimizer:
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
-        """The parameter groups; what is assigned in them takes effect at the next step."""
+        """The parameter groups; options assigned in them take effect at the next step."""
         return tuple(self._groups)
 
     @property
     def state(self) -> Mapping[Hashable, Mapping[str, Any]]:
         """The state of every parameter that has taken a step, by its name or index.
 
-        Each entry has ``step``, an int, and the arrays by name. The arrays are the ones in use: writing into them
-        changes the state. To exchange them or the count, use `load_state_dict`.
+        Each entry has ``step``, an int, and the arrays by name. They are the arrays in use: writing into them changes
+        the state. To replace them or the step count, use `load_state_dict`.
         """
         with self._guard.mutex:
             self._stepper.clock.write_counts()
@@ -116,7 +116,7 @@ class Optimizer:
             )
 
     def _counts(self, parameter: ArrayParameter) -> dict[str, Any]:
-        """Return what the clock keeps of a parameter: its count of steps, and the number that its rule hands on."""
+        """Return what the clock keeps for a parameter: its step count, and the number that its rule carries."""
         carried = self._family.carried
         return {"step": parameter.step} if carried is None else {"step": parameter.step, carried: parameter.carried}
 
@@ -126,19 +126,19 @@ class Optimizer:
         Parameters
         ----------
         grads : optional
-            Gradients that mirror the parameters as they were given: an array, a list, or a dict with the same keys,
-            nested as these are; with groups, a list with one such entry per group. Each has its parameter's dtype and
-            shape, in any layout; None where a parameter has no gradient, or nothing in a nested container has one,
-            which then neither changes nor counts the step (its group does). They are only read, and may be new arrays
-            at each step: NumPy's, or whatever shows its memory on the CPU by DLPack or as a buffer, as arrays of jax
-            do. Without it, the bound gradients are used.
+            Gradients in the same structure as the parameters: an array, a list, or a dict with the same keys, nested
+            alike; with groups, a list with one such entry per group. Each has its parameter's dtype and shape, and any
+            layout. None stands for a missing gradient, or for all of a nested container: these parameters do not
+            change and do not count the step (their group does). Gradients are only read, and may be new arrays at each
+            step: NumPy arrays, or anything on the CPU that supports DLPack or the buffer protocol, such as jax arrays.
+            By default, the bound gradients are used.
 
         Raises
         ------
         TypeError, ValueError
             If gradients do not fit, or an option or a schedule's rate is out of range; nothing has changed then.
         RuntimeError
-            If no gradients are given and none are bound; from inside another step, as in a schedule.
+            If no gradients are given and none are bound, or if it is called inside another step, by a schedule.
         """
         with self._guard.mutex:
             if grads is BOUND:
@@ -159,16 +159,16 @@ class Optimizer:
                 self._stepper.take(gradients)
 
     def bind(self, grads: Grads) -> None:
-        """Keep gradient arrays that stay where they are, so that ``step()`` need not look at them again.
+        """Bind gradient arrays that stay in memory, so that ``step()`` need not check them again.
 
         That is the fast path: compute each gradient into its array, ``np.matmul(x.T, d, out=grad)`` for instance, and
-        call ``step()``. A new array in the place of a bound one, in the list or dict given here, is not seen until it
-        is bound as well. Bound arrays cannot be resized. ``step(grads)`` with others leaves the binding as it is.
+        call ``step()``. If you replace an array in the list or dict given here, bind again; else the old one is used.
+        Bound arrays cannot be resized. ``step(grads)`` with other gradients does not change the binding.
 
         Parameters
         ----------
         grads
-            As for `step`, but arrays of NumPy or on a GPU alone.
+            As for `step`, but only NumPy arrays or arrays on a GPU.
 
         Raises
         ------
@@ -176,14 +176,14 @@ class Optimizer:
             If gradients do not fit; the previous binding stays then.
         """
         mirrored = self._mirrored(grads)
-        for parameter, gradient in zip(self._parameters, mirrored, strict=False):  # their number is checked below
+        for parameter, gradient in zip(self._parameters, mirrored, strict=False):  # Gradients checks their number
             if isinstance(gradient, np.generic):
                 raise TypeError(f"the gradient of {parameter} is a NumPy scalar, which never changes: bind a 0-d array")
         with self._guard.mutex:
             gradients = Gradients(self._stepper.plan, self._parameters, mirrored)
             for parameter, given, array in zip(self._parameters, mirrored, gradients.arrays, strict=True):
                 if isinstance(array, np.ndarray) and not isinstance(given, np.ndarray):
-                    # It may never change, as in jax, or move its memory whenever it likes, as in torch.
+                    # A jax array never changes, and a torch tensor may get other memory at any time.
                     raise TypeError(
                         f"the gradient of {parameter} is {kind(given)}, which cannot be kept: bind np.array(...) of "
                         "it, and write each gradient there, or pass gradients to step"
@@ -192,13 +192,13 @@ class Optimizer:
             self._bound = gradients
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Add a group of parameters, as in torch.optim; bound gradients have to be bound anew.
+        """Add a group of parameters, as in torch.optim; afterwards, bind gradients again.
 
         Parameters
         ----------
         group : dict
-            ``{"params": ..., "lr": ..., ...}``; options that are not given have the optimizer's defaults. Arrays in
-            lists are numbered on from the groups before.
+            ``{"params": ..., "lr": ..., ...}``; options that are missing have the optimizer's defaults. Arrays in
+            lists get numbers that follow those of the earlier groups.
 
         Raises
         ------
@@ -219,7 +219,7 @@ class Optimizer:
                 stepper.clock.attach()
 
     def _refuse_changes(self) -> None:
-        """Raise where a step or a graph is about to use what would be changed."""
+        """Raise if a running step or a captured graph uses what is about to change."""
         self._guard.refuse_inside_step()
         self._stepper.clock.refuse_captured()
 
@@ -228,13 +228,13 @@ class Optimizer:
 
     def _mirrored(self, grads: Grads) -> Sequence[Any]:
         if not self._grouped:
-            return self._groups[0].members.mirrored(grads)
+            return self._groups[0].tree.mirrored(grads)
         if not isinstance(grads, (list, tuple)) or len(grads) != len(self._groups):
             raise ValueError(f"with groups, grads must be a list with one entry for each of {len(self._groups)} groups")
         return [
             gradient
             for group, mirror in zip(self._groups, grads, strict=True)
-            for gradient in group.members.mirrored(mirror)
+            for gradient in group.tree.mirrored(mirror)
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -244,8 +244,8 @@ class Optimizer:
         -------
         dict
             ``{"state": {key: {"step": int, name: array, ...}}, "param_groups": [{option: value, ..., "params":
-            [key, ...]}]}``, where keys are the names of the parameters, else their indices. Of a schedule it has the
-            description and the count of steps that it goes by, and the memory of a `Plateau`.
+            [key, ...]}]}``, where keys are the names of the parameters, else their indices. It has each schedule's
+            description, the step count that is its argument, and the memory of a `Plateau`.
         """
         with self._guard.mutex:
             state = {key: {name: _copy(value) for name, value in entry.items()} for key, entry in self.state.items()}
@@ -256,24 +256,24 @@ class Optimizer:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over state and options of a `state_dict`, and its schedules, which go on from its count of steps.
+        """Load the state and options of a `state_dict`, and its schedules, which go on from its step count.
 
-        A schedule that is a function of yours cannot be saved: this optimizer's own goes on in its place. A `Plateau`
-        that drives this optimizer stays the same object, with options and memory of the one that was saved; one that
-        is new is ``param_groups[0].schedules["lr"]``. One that drives several groups is saved once for each, so that
-        it stays one only if it drives the optimizer that loads.
+        A schedule that is a function of yours cannot be saved; this optimizer's own function stays instead. A `Plateau`
+        that drives this optimizer stays the same object and takes over the saved options and memory; a `Plateau` that
+        loading creates is ``param_groups[0].schedules["lr"]``. A `Plateau` of several groups is saved once per group;
+        it is one object again only if it already drives the loading optimizer.
 
         Parameters
         ----------
         state_dict : dict
             From an optimizer of the same class, over parameters of the same names, shapes and dtypes. It may have gone
             through ``np.savez("opt.npz", **state_dict)`` and ``np.load("opt.npz", allow_pickle=True)``; in ``"state"``
-            the indices may be text, into which JSON turns them.
+            the indices may be strings, as JSON makes them.
 
         Raises
         ------
         TypeError, ValueError
-            If it is from elsewhere or does not fit; nothing has changed then.
+            If it is not such a state dict, or does not fit; nothing has changed then.
         """
         with self._guard.mutex:
             self._refuse_changes()
@@ -302,7 +302,7 @@ class Optimizer:
             what = f"group {group.index} of the state dict"
             if not isinstance(entry, Mapping) or set(entry) != set(group):
                 raise ValueError(f"{what} must have the entries {sorted(group)}, those of {type(self).__name__}")
-            # As text, since arrays among them would not compare to one truth.
+            # Compared as text: `!=` of arrays among them would give arrays.
             if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
             values: dict[str, Any] = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
@@ -362,7 +362,7 @@ class Optimizer:
         return f"{type(self).__name__}(\n{''.join(lines)})"
 
     def __reduce__(self) -> Any:
-        """Refuse: a copy would train arrays that nobody holds."""
+        """Refuse: a copy would train arrays that no variable refers to."""
         raise TypeError(
             f"{type(self).__name__} cannot be pickled or copied, since it updates arrays of yours in place: "
             "save state_dict(), and load it into an optimizer over the new arrays"
@@ -370,7 +370,7 @@ class Optimizer:
 
 
 def parameter_of(key: Hashable, param: Any, group: ParamGroup) -> ArrayParameter:
-    """Return one parameter, by where it lies."""
+    """Return a parameter of the backend that the array belongs to."""
     if is_on_device(param):
         from .backends.cupy.parameter import CupyParameter
 
@@ -379,9 +379,9 @@ def parameter_of(key: Hashable, param: Any, group: ParamGroup) -> ArrayParameter
 
 
 def _by_index(given: Any, keys: set[Hashable]) -> Any:
-    """Return states with indices as their keys where a file has turned these into text, as JSON does.
+    """Return states with ints as keys if a file has turned indices into strings, as JSON does.
 
-    If an index and a name read alike, nobody can tell which of the two a key was: all stay as they are.
+    If an index and a name give the same string, the key is ambiguous: then all keys stay as they are.
     """
     read = {str(key): key for key in keys}
     if isinstance(given, Mapping) and len(read) == len(keys) and all(isinstance(key, str) for key in given):

@@ -1,4 +1,4 @@
-"""What a hyperparameter or the argument of a schedule may be: plain values come out, or an error that names it."""
+"""Checks of hyperparameters and of schedules' arguments: each returns a plain value, or an error names the argument."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 
 COUNT_LIMIT = 2**63
-RESUMABLE = 2**62  # counts below it can go on
+RESUMABLE = 2**62  # a count that is loaded must be below it, so it can still grow
 SMALLEST = math.ulp(0.0)  # above 0
 LARGEST = sys.float_info.max
 
 
 def unwrapped(value: Any) -> Any:
-    """Return what a 0-d array holds, as files of NumPy give back numbers, words and dicts; anything else as it is."""
+    """Return the content of a 0-d array (np.load returns numbers, strings and dicts so); anything else as it is."""
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def plain(value: Any) -> Any:
-    """Return numbers, words, lists and dicts of Python in the place of NumPy's and of tuples, at any depth."""
+    """Replace NumPy's types and tuples by plain numbers, strings, lists and dicts, at any depth."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -46,20 +46,20 @@ class Number:
     def check(self, name: str, value: Any) -> float:
         """Return the value as a float, or raise an error that names it."""
         if type(value) is float and self.minimum <= value <= self.maximum:
-            return value  # the usual case, ten times as fast as asking an abstract class
+            return value  # the usual case, ten times as fast as isinstance with an abstract class
         value = unwrapped(value)
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"Invalid {self.label}: {value!r}; {name} must be a number, not {type(value).__name__}")
         try:
             number = float(value)
-        except OverflowError:  # an int beyond all floats
+        except OverflowError:  # an int too large for a float
             number = math.inf
         if not self.minimum <= number <= self.maximum:
             raise ValueError(f"Invalid {self.label}: {value!r:.40}; {name} must be {self}")
         return number
 
     def __str__(self) -> str:
-        """Say what is allowed."""
+        """Describe the allowed values."""
         above = "above 0" if self.minimum == SMALLEST else f"of {self.minimum:g} or more"
         if self.maximum < LARGEST:
             return f"a number {above}, and {self.maximum:g} at most"
@@ -68,7 +68,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Betas:
-    """The two coefficients of Adam's moving averages, each 0 or more and below 1; a tuple comes out."""
+    """The two coefficients of Adam's moving averages, each 0 or more and below 1; returned as a tuple."""
 
     def check(self, name: str, value: Any) -> tuple[float, float]:
         """Return the two as floats, or raise an error that names the one that is wrong."""
@@ -101,7 +101,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Count:
-    """A whole number from a minimum up to a limit, which it stays below."""
+    """A whole number from a minimum up to, but not including, a limit."""
 
     minimum: int = 0
     limit: int = COUNT_LIMIT
@@ -124,7 +124,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some words."""
+    """One of several words."""
 
     words: tuple[str, ...]
 
@@ -135,12 +135,12 @@ class Choice:
             raise TypeError(f"{name} must be a word, one of {', '.join(self.words)}, not {value!r:.40}")
         if value not in self.words:
             raise ValueError(f"unknown {name} {value!r:.40}; it must be one of {', '.join(self.words)}")
-        return str(value)  # NumPy has strings of its own
+        return str(value)  # it may be a NumPy string
 
 
 @dataclass(frozen=True)
 class Several:
-    """Any number of values, of which the same holds; comes out as a tuple."""
+    """Any number of values that pass the same check; returned as a tuple."""
 
     item: Any
 
@@ -153,7 +153,7 @@ class Several:
 
 @contextlib.contextmanager
 def nested_too_deeply(what: str) -> Iterator[None]:
-    """Say so of data that contains itself, or much else within, where Python runs out of calls over it."""
+    """Turn a RecursionError into a ValueError that names the data: it contains itself, or is nested too deeply."""
     try:
         yield
     except RecursionError as error:

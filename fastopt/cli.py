@@ -1,4 +1,4 @@
-"""The command ``fastopt``: info, compile, bench and lab. Each imports what it needs when it is asked for."""
+"""The command ``fastopt``: info, compile, bench and lab. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments; those of the process by default.
+        The arguments; by default those of the process.
 
     Returns
     -------
     int
-        Exit status: 0, or 1 after an error that is named on stderr, 130 when interrupted, 141 when nobody reads the
-        output any more, as shells report these. Wrong usage exits with 2.
+        Exit status: 0; 1 after an error, which is printed to stderr; 130 after an interrupt and 141 after a broken
+        pipe, as shells report them. Wrong usage exits with 2.
     """
     try:
         try:
             with interruptible():
                 return command(argv)
         finally:
-            print(end="", flush=True)  # here, where an error can be reported, and not when Python ends
+            print(end="", flush=True)  # now, while an error can still be reported; at exit Python would flush too late
     except BrokenPipeError:
         status = 141
     except (ValueError, ImportError, OSError) as error:
@@ -54,7 +54,7 @@ RETRY = 0.05  # seconds
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise; but a little later where LLVM has called Python while it compiles, since that would be shown and lost."""
+    """Raise KeyboardInterrupt; but LLVM would drop it in a callback, so there send the signal again a little later."""
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("llvmlite"):
             timer = threading.Timer(RETRY, send, [number])
@@ -66,7 +66,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def send(number: int) -> None:
-    """Send a signal to the main thread, which may be waiting."""
+    """Send a signal to the main thread, which may be in a blocking call."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident or 0, number)
     else:
@@ -75,7 +75,7 @@ def send(number: int) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Take interrupts that way, in the thread in which signals arrive."""
+    """Handle SIGINT by `interrupt`, if this is the main thread, where signals arrive."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -87,7 +87,7 @@ def interruptible() -> Iterator[None]:
 
 
 def forget_output(stream: TextIO) -> None:
-    """Let go of what cannot be written to a stream: Python would try again in the end, and show a traceback."""
+    """Discard output that cannot be written: Python would try again at exit, and print a traceback."""
     try:
         print(end="", flush=True, file=stream)
     except OSError:
@@ -96,7 +96,7 @@ def forget_output(stream: TextIO) -> None:
 
 
 def command(argv: Sequence[str] | None) -> int:
-    """Run the command of these arguments, and return its exit status."""
+    """Run the command that the arguments name, and return its exit status."""
     parser = argparse.ArgumentParser(prog="fastopt", description="The optimizer step, fused into one pass over memory.")
     parser.add_argument("--includes", action=Headers, template="-I{}", help="print a compiler's flag for the headers")
     parser.add_argument("--cmakedir", action=Headers, template="{}", help="print where CMake finds package fastopt")
@@ -109,14 +109,14 @@ def command(argv: Sequence[str] | None) -> int:
 
 
 class Headers(argparse.Action):
-    """Prints the folder of the headers, in a template, and ends the command, as --help does."""
+    """Prints the folder of the headers, formatted by a template, and exits, as --help does."""
 
     def __init__(self, template: str, **options: Any) -> None:
         super().__init__(nargs=0, **options)
         self.template = template
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Print it."""
+        """Print the folder and exit."""
         from .embed import get_include
 
         print(self.template.format(get_include()))
@@ -159,7 +159,7 @@ def compile_kernels(arguments: argparse.Namespace) -> int:
 
 
 def compile_cuda(architecture: str, out: Path) -> int:
-    """Write every CUDA kernel as a CUBIN, and say what registers and memory each takes."""
+    """Write every CUDA kernel as a CUBIN, and print the registers and memory that each uses."""
     from .extras import require
     from .files import replacing
     from .kernels import cuda
@@ -181,7 +181,7 @@ def compile_cuda(architecture: str, out: Path) -> int:
 
 
 def compile_numba() -> int:
-    """Compile every kernel for this processor, and say where they are kept."""
+    """Compile every kernel for this processor, and print the cache directory."""
     from .kernels import cache, cpu, schedules
     from .kernels.dtypes import DTYPES
     from .progress import track
@@ -189,7 +189,7 @@ def compile_numba() -> int:
 
     directory = cache.directory()
     if directory is None:
-        raise OSError("no cache directory is writable, so that nothing can be kept: set NUMBA_CACHE_DIR to one that is")
+        raise OSError("no cache directory is writable, so no kernel can be kept: set NUMBA_CACHE_DIR to one that is")
     kernels = [(name, dtype) for name in RULES for dtype in DTYPES]
     hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
     schedules.evaluators()
@@ -207,7 +207,7 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--gpu", action="store_true", help="check and measure on the GPU, against PyTorch and CuPy")
     quick = "measure optimizer steps alone, in fewer rounds, in two minutes; with --gpu everything, in a minute"
     parser.add_argument("--quick", action="store_true", help=quick)
-    tables = "print all tables that were measured, and not the summary alone"
+    tables = "print all tables, not only the summary"
     parser.add_argument("--tables", action="store_true", help=tables)
     parser.add_argument("--json", metavar="FILE", help="write all figures to a file; with --gpu after each part")
     resume = "measure what is missing in a file that --gpu --json has written, and add it there"
@@ -259,7 +259,7 @@ def add_lab(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def add_output(options: argparse.ArgumentParser) -> None:
-    """Define the options that all experiments share."""
+    """Define the options that every experiment has."""
     options.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="folder to write to (default: this one)"
     )
@@ -280,15 +280,15 @@ def add_keyword(options: argparse.ArgumentParser, run: Callable[..., Any], keywo
 
 
 def described(run: Callable[..., Any], keyword: str) -> str:
-    """Return what the docstring of an experiment says of a keyword: its type and default, and the lines below."""
+    """Return the entry of a keyword in an experiment's docstring: the text, then type and default."""
     found = re.search(
         rf"^(?:\w+, )*{keyword}(?:, \w+)* : (.*)\n((?:    .*\n)+)", inspect.getdoc(run) or "", re.MULTILINE
     )
-    return f"{' '.join(found[2].split())} ({found[1]})" if found else ""  # python -OO leaves no docstrings
+    return f"{' '.join(found[2].split())} ({found[1]})" if found else ""  # python -OO strips docstrings
 
 
 def list_experiments(arguments: argparse.Namespace) -> int:
-    """Print every experiment's name and what it is."""
+    """Print the name and description of every experiment."""
     from .lab import EXPERIMENTS
 
     width = max(map(len, EXPERIMENTS))
@@ -310,11 +310,11 @@ def lab(arguments: argparse.Namespace) -> int:
 
 
 def attempt(name: str, arguments: argparse.Namespace) -> int:
-    """Run one experiment of several, under its name, and return 0, or 1 after an error that is told."""
+    """Run one of several experiments, under a heading; return 0, or 1 after an error, which is printed."""
     print(f"{name}\n{'=' * len(name)}", flush=True)
     try:
         print(experiment(name, arguments), end="\n\n", flush=True)
-    except BrokenPipeError:  # nobody reads what the others would print
+    except BrokenPipeError:  # the others could not print either
         raise
     except (ValueError, ImportError, OSError) as error:
         print(f"fastopt: error: {name}: {error}", file=sys.stderr)
@@ -323,7 +323,7 @@ def attempt(name: str, arguments: argparse.Namespace) -> int:
 
 
 def experiment(name: str, arguments: argparse.Namespace) -> str:
-    """Run one experiment with those of the arguments that it takes, write what comes out, and return what to print."""
+    """Run one experiment with the arguments that it takes, write its files, and return the text to print."""
     from .files import replacing
     from .lab import EXPERIMENTS, animate
 

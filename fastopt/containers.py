@@ -1,4 +1,4 @@
-"""How the arrays of a group are given, alone or in nested containers, named by paths, and mirrored by gradients."""
+"""The arrays of a group: given alone or in nested containers, named by their paths, mirrored by gradients."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from .backends.foreign import is_array, is_one_array, is_tensor, kind, to_update
 DEPTH = 64  # of nested containers
 
 
-class Members:
+class ParamTree:
     """The arrays of a group, given as one array or in containers; gradients mirror them.
 
     Parameters
     ----------
     params : array, sequence, mapping or iterable
-        A sequence is numbered, a mapping has names; where they are nested, paths say both.
+        Arrays in a sequence are numbered, those in a mapping named; in nested containers they have paths.
     first : int, default 0
-        The number of the first entry, where params is a sequence or an array.
+        The number of the first entry, if params is a sequence or an array.
 
     Attributes
     ----------
     arrays : list
         In order.
     keys : sequence
-        For each array, what its state goes by.
+        The key of each array's state.
     given : array, tuple or mapping
-        The arrays as they were given, in containers that cannot be changed.
+        The arrays as they were given, in read-only containers.
     numbers : int
-        How many numbers they take, so that the next group's come after them.
+        How many numbers they use up; the next group's begin after them.
     mirrored : callable
-        ``mirrored(grads)`` returns gradients in the order of the arrays, or raises where they do not mirror them.
+        ``mirrored(grads)`` returns gradients in the order of the arrays, or raises if they do not mirror the arrays.
     """
 
     arrays: list[Any]
@@ -67,28 +67,28 @@ class Members:
 
 
 class Container:
-    """One of the nested containers that parameters are given in: a sequence, or a mapping with names.
+    """One of the nested containers of parameters: a sequence, or a mapping with names.
 
     Parameters
     ----------
     given : sequence or mapping
     path : str or None
-        Where it stands among the others; None for the one that has all.
+        Its path; None for the outermost container.
     above : tuple of int
-        What identifies those around it.
+        The ids of the containers around it.
     found : dict
-        Takes the arrays in it, by path.
+        Collects the arrays, by path.
     first : int, default 0
         The number of a sequence's first entry.
 
     Attributes
     ----------
     names : list of str or None
-        Those of a mapping.
+        The names of a mapping.
     inner : list of Container or None
-        For each entry the container there, None for an array.
+        The container at each entry, None for an array.
     count : int
-        How many arrays there are in it, at any depth.
+        How many arrays it contains, at any depth.
     """
 
     __slots__ = ("count", "inner", "names", "path")
@@ -121,12 +121,12 @@ class Container:
         return not any(self.inner)
 
     def filled(self, arrays: Iterator[Any]) -> Any:
-        """Return arrays in containers like these, which cannot be changed."""
+        """Return the arrays in read-only containers of the same structure."""
         filled = [next(arrays) if inner is None else inner.filled(arrays) for inner in self.inner]
         return tuple(filled) if self.names is None else MappingProxyType(dict(zip(self.names, filled, strict=True)))
 
     def gathered(self, grads: Any) -> list[Any]:
-        """Return the gradients of all arrays in it, at any depth."""
+        """Return the gradients of all arrays, at any depth."""
         out: list[Any] = []
         self._gather(grads, out)
         return out
@@ -135,13 +135,13 @@ class Container:
         for inner, entry in zip(self.inner, self.entries(grads), strict=True):
             if inner is None:
                 out.append(entry)
-            elif entry is None:  # there is none for anything in it
+            elif entry is None:  # no array in this container has a gradient
                 out += [None] * inner.count
             else:
                 inner._gather(entry, out)
 
     def entries(self, grads: Any) -> Sequence[Any]:
-        """Return the entries of gradients in order, or say how they fail to mirror the parameters here."""
+        """Return the gradients' entries in order, or raise an error that says how they do not mirror the parameters."""
         if self.names is None:
             if not isinstance(grads, (list, tuple)) and not _is_sequence(grads):
                 raise TypeError(f"params{self} is a list, so grads must be a list of as many, not {kind(grads)}")
@@ -164,12 +164,12 @@ class Container:
         return [grads[name] for name in self.names]
 
     def __str__(self) -> str:
-        """Say where it stands, for messages."""
+        """Return its path, for error messages."""
         return "" if self.path is None else f" at {self.path!r}"
 
 
 def is_container(value: Any) -> bool:
-    """Say whether something has entries of its own: a mapping, or a sequence that is not of numbers alone."""
+    """Say whether a value is a container: a mapping, or a sequence of more than numbers."""
     if is_one_array(value):
         return False
     return isinstance(value, Mapping) or _is_sequence(value)
@@ -182,7 +182,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _held(params: Any) -> Any:
-    """Return parameters as something that can be walked more than once."""
+    """Return parameters in a form that can be iterated over more than once."""
     if isinstance(params, Iterator):
         return list(params)
     other = isinstance(params, Iterable) and not isinstance(params, (str, bytes, Sequence)) and not is_one_array(params)
@@ -192,7 +192,7 @@ def _held(params: Any) -> Any:
 
 
 def _check_kept(held: Any, found: Mapping[str, Any], first: int) -> None:
-    """Raise where the containers make their arrays when they are asked, as ``np.load("w.npz")`` does."""
+    """Raise if a container makes a new array at each access, as ``np.load("w.npz")`` does."""
     again: dict[str, Any] = {}
     Container(held, None, (), again, first)
     for (path, array), other in zip(found.items(), again.values(), strict=False):
@@ -220,7 +220,7 @@ def _names(given: Mapping[Any, Any], path: str | None) -> list[str]:
 
 
 def _joined(path: str | None, name: Any) -> str:
-    text = name if isinstance(name, str) else str(name)  # an enum that is a string stands for its value
+    text = name if isinstance(name, str) else str(name)  # joining takes the value of an enum that is a string
     return ".".join([text] if path is None else [path, text])
 
 

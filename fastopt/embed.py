@@ -1,4 +1,4 @@
-"""The updates for training loops that are not Python's: as pointers that C calls, and the folder of the headers.
+"""The updates for training loops outside Python: function pointers for C, and the folder of the headers.
 
 A pointer comes from a live Python process, and updates one array in place:
 
@@ -7,10 +7,10 @@ A pointer comes from a live Python process, and updates one array in place:
 >>> states = embed.ffi.new("void *[]", [embed.ffi.from_buffer(velocity)])
 >>> update(embed.ffi.from_buffer(p), embed.ffi.from_buffer(g), states, p.size, embed.ffi.from_buffer("double *", hyper))
 
-From Python that is the long way round (`fastopt.fused` is the short one); it is for code that takes such a pointer and
-calls it in a loop. ``fastopt.h`` declares its type, `fastopt_update`. What C cannot check is the caller's to see to:
+In Python, `fastopt.fused` is shorter; this is for code that takes such a pointer and calls it in a loop. ``fastopt.h``
+declares its type, `fastopt_update`. C cannot check the following; the caller must:
 
-- parameter, gradient and states are of the dtype asked for, aligned as it is, and hold n elements each;
+- parameter, gradient and states have the pointer's dtype, are aligned for it, and hold n elements each;
 - no two of them overlap;
 - there are as many states as the rule has, and as many numbers as `hyper` names;
 - all of them stay in place during the call. Nothing is kept after it.
@@ -36,7 +36,7 @@ from .kernels import build_pool, lazy
 from .kernels.tables import ABI as ABI
 from .rules import RULES, Rule, check
 
-#: Declares all of ``fastopt.h``, for pointers, casts and functions of yours: ``ffi.include(embed.ffi)`` takes it over.
+#: Declares all of ``fastopt.h``, for pointers, casts and your own functions: use ``ffi.include(embed.ffi)``.
 ffi = build_pool.ffi
 
 
@@ -46,7 +46,7 @@ def get_include() -> str:
     Returns
     -------
     str
-        What ``fastopt --includes`` prints after ``-I``, and ``fastopt --cmakedir`` by itself.
+        The folder that ``fastopt --includes`` prints after ``-I``, and ``fastopt --cmakedir`` alone.
     """
     return str(Path(build_pool.__file__).parent)
 
@@ -67,7 +67,7 @@ def update(rule: str, dtype: npt.DTypeLike) -> Any:
     cffi pointer, fastopt_update
         ``void (*)(void *param, const void *grad, void *const *states, int64_t n, const double *hyper)``. Valid as long
         as the process lives; may be called from any thread, without the GIL, on one array by one thread at a time.
-        ``int(ffi.cast("intptr_t", pointer))`` is its address, for others than cffi.
+        ``int(ffi.cast("intptr_t", pointer))`` is its address, for use without cffi.
 
     Raises
     ------
@@ -76,13 +76,13 @@ def update(rule: str, dtype: npt.DTypeLike) -> Any:
 
     Notes
     -----
-    Compiled when it is first asked for, in about a second, and kept on disk.
+    The first call compiles the function, in about a second, and keeps it on disk.
     """
     return ffi.cast("fastopt_update", lazy.update_for_c(known(rule).name, name_of(dtype)).address)
 
 
 def hyper(rule: str) -> tuple[str, ...]:
-    """Name the numbers that a rule's update takes, in their order.
+    """Return the names of the numbers that a rule's update takes, in order.
 
     Parameters
     ----------
@@ -108,21 +108,22 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
     ----------
     rule : str
     step : int, optional
-        Which step it is, from 1; needed where the numbers are others at each, as Adam's are, and by no other rule.
+        The number of the step, from 1. Required for rules whose numbers change at each step, such as Adam; the others
+        do not take it.
     **options
-        As in the call in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``. Weight decay and
-        ``maximize`` are the gradient's, and so the loop's: ``g + weight_decay * p``, ``-g``; but AdamW's weight decay
-        is its own. A momentum of 0, which the calls refuse for Nesterov, is gradient descent.
+        The options of the call in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``. Weight decay and
+        ``maximize`` are not among them, except AdamW's weight decay: the loop passes ``g + weight_decay * p`` or
+        ``-g`` as the gradient. A momentum of 0, which the calls refuse for Nesterov, gives gradient descent.
 
     Returns
     -------
     ndarray of float64, shape (len(hyper(rule)),)
-        New, and yours to change between calls: entry 0 is the learning rate, of Adam with the correction of the bias.
+        A new array, which you may change between calls. Entry 0 is the learning rate, for Adam with bias correction.
 
     Raises
     ------
     TypeError
-        If an option has no default and is not given, is none of the rule's, or is no number.
+        If an option without a default is missing, is unknown, or is not a number.
     ValueError
         If there is no such rule, or a number is out of range.
     """
@@ -144,15 +145,15 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
 
 
 def known(rule: str) -> Rule:
-    """Look a rule up."""
+    """Return the rule of a name."""
     if not isinstance(rule, str) or rule not in RULES:
         raise ValueError(f"there is no rule {rule!r}, but {', '.join(RULES)}")
     return RULES[rule]
 
 
 def name_of(dtype: npt.DTypeLike) -> str:
-    """Name a dtype that arrays may have."""
-    with contextlib.suppress(TypeError, ValueError, SyntaxError):  # NumPy's, of what is none; but it takes None for one
+    """Return the name of a dtype that kernels exist for."""
+    with contextlib.suppress(TypeError, ValueError, SyntaxError):  # NumPy raises them, but takes None for float64
         if dtype is not None and (given := np.dtype(dtype)) in UPDATED:
             return given.name
     names = " and ".join(known.name for known in UPDATED)

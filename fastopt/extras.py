@@ -1,4 +1,4 @@
-"""What only some commands need: imported where it is used, and asked for by the name of its extra."""
+"""Imports of optional packages, with an error that names the extra to install."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def require(module_name: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         package = module_name.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
-            raise  # it is installed, and broken: its own error says more
+            raise  # it is installed but broken: its own error says more
         raise MissingExtraError(f"{package} is not installed: pip install 'fastopt[{extra}]'") from error

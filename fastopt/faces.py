@@ -1,8 +1,8 @@
 """The docstrings of a rule's faces: the optimizer over arrays, the single call, and the optimizer for torch.
 
-Their signatures are written out, for people and tools to read. What the parameters mean is said once for all faces:
-of options in `rules.py`, of the others here. `described` completes the docstrings, with types and texts from these
-two tables, and defaults from the signatures.
+Each face writes out its signature, for people and tools. The descriptions of parameters stand once for all faces:
+options in `rules.py`, the others here. `described` completes the docstrings with types and texts from these two
+tables, and with defaults from the signatures.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from .rules import OPTIONS
 
 Described = TypeVar("Described", bound=Callable[..., Any])
 
-WIDTH = 112  # of a line that describes a parameter: 120, less two indentations
+WIDTH = 112  # of a parameter's description: 120, less two indentations
 
 
 class Face:
-    """What the docstrings of one kind of faces have in common.
+    """What the docstrings of one kind of face have in common.
 
     Attributes
     ----------
     arguments : mapping of str to Argument
-        The parameters that are no options.
+        The parameters that are not options.
     errors : mapping of str to str
-        What is raised, and when.
+        The exceptions, and when they are raised.
     schedules : bool
         Whether options may be schedules.
     also : mapping of str to str
-        What is added to the texts of options.
+        Additions to the texts of options.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Face:
         self.also = also
 
     def entries(self, thing: Any, special: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-        """Iterate over the parameters of a class or function: ``name : kind, default``, and what each means."""
+        """Iterate over the parameters of a class or function: ``name : kind, default``, and its description."""
         for name, default in parameters(thing):
             argument = self.arguments.get(name) or OPTIONS[name]
             scheduled = argument.scheduled if self.schedules else None
@@ -60,10 +60,10 @@ ARRAYS = Face(
     {
         "params": Argument(
             "array, sequence or dict of arrays, nested or not, or list of group dicts",
-            "What to train, in place: float32 or float64, any shape, dense in memory, and writable when the optimizer "
-            "is made; on a GPU, arrays of CuPy or of anything that it can look into, float16 and bfloat16 too. "
-            'Sequences and dicts may hold others, ``[(w, b), ...]`` or ``{"enc": {"w": w}}``; each array then goes by '
-            'its path, ``"0.1"`` or ``"enc.w"``. A list of dicts that have an entry ``"params"`` is a list of groups, '
+            "The arrays to train in place: float32 or float64, any shape, dense in memory, and writable when the "
+            "optimizer is made; on a GPU, CuPy arrays or anything that CuPy can read, also in float16 and bfloat16. "
+            'Sequences and dicts may be nested, ``[(w, b), ...]`` or ``{"enc": {"w": w}}``; the key of an array is '
+            'then its path, ``"0.1"`` or ``"enc.w"``. A list of dicts with an entry ``"params"`` is a list of groups, '
             '``{"params": ..., "lr": ..., ...}``, with options of their own.',
         ),
     },
@@ -75,7 +75,7 @@ ARRAYS = Face(
 
 
 def state(text: str, begins: str = "zeros before the first step", use: str = "") -> Argument:
-    """Describe an array that a single call is given beside p and g."""
+    """Describe a state, which a single call takes besides p and g."""
     kind = "array, dtype and shape of p (float32 for half precision)"
     return Argument(kind, f"{text}, updated in place; dense and writable; {begins}.{use}")
 
@@ -88,16 +88,14 @@ CALL = Face(
         ),
         "g": Argument("array, dtype and shape of p", "Gradient, any strides."),
         "velocity": state("Momentum buffer"),
-        "accumulator": state("Sum of squared gradients", "zeros, or a small positive value to begin with"),
+        "accumulator": state("Sum of squared gradients", "zeros or a small positive value before the first step"),
         "square_avg": state("Average of squared gradients"),
         "momentum_buffer": state("Momentum buffer"),
         "grad_avg": state("Average of gradients"),
         "exp_avg": state("Average of gradients"),
         "exp_avg_sq": state("Average of squared gradients"),
         "max_exp_avg_sq": state("Largest average of squares so far", use=" With it the update is AMSGrad's."),
-        "step": Argument(
-            "int", "Which step of this parameter it is, from 1: by it the averages are corrected for their bias."
-        ),
+        "step": Argument("int", "The number of this parameter's step, from 1; the bias corrections depend on it."),
     },
     errors={"TypeError, ValueError": "If an argument does not fit; nothing has changed then."},
     schedules=False,
@@ -108,41 +106,41 @@ TORCH = Face(
         "params": Argument(
             "iterable of tensors, of (name, tensor) pairs, or of group dicts",
             "float32, float64, float16, bfloat16, complex64 or complex128, on the CPU or a CUDA device, of any shape "
-            "and layout; DTensors too. What is frozen, and has no gradient, may be of any kind, and is left alone. "
-            "Half precision is computed, and its states are kept, in float32; complex numbers are pairs of reals.",
+            "and layout; DTensors too. Frozen parameters, which have no gradient, may be of any kind; nothing is done "
+            "to them. For half precision, arithmetic and states are float32; complex numbers are pairs of reals.",
         ),
-        "foreach": Argument("bool", "Accepted, and changes nothing: all of it is one fused step."),
+        "foreach": Argument("bool", "Accepted, and changes nothing: a step is always fused."),
         "fused": Argument(
             "bool",
-            "True leaves to the step what ``torch.amp.GradScaler`` does else, as in torch: the kernel unscales the "
-            "gradients, and skips the step where one is not finite; on a GPU without waiting. Captured steps and "
-            "float16 parameters need it there. Changes nothing else.",
+            "True hands unscaling and skipping from ``torch.amp.GradScaler`` to the step, as in torch: the kernel "
+            "unscales the gradients, and skips the step if one is not finite; on a GPU without waiting. With a scaler, "
+            "captured steps and float16 parameters need it. It changes nothing else.",
         ),
         "capturable": Argument("bool", "True is refused: a step on a GPU can be captured without it."),
         "differentiable": Argument("bool", "True is refused."),
     },
     errors={
         "TypeError, ValueError": "If a parameter that trains cannot be updated, two share memory, or an option is "
-        "out of range or not offered; at the step, where a frozen one has a gradient all of a sudden.",
+        "out of range or not offered. A frozen parameter is checked at the first step at which it has a gradient.",
         "RuntimeError": "If both foreach and fused are True, as in torch.optim.",
     },
     also={
-        "lr": 'With one, ``group["lr"]`` is a number, that of the latest step, and ``group["schedules"]`` describes '
-        "the schedule. What is assigned takes effect at the next step: another number ends the schedule, another "
-        "callable takes its place. A scheduler of torch beside it starts from its peak, "
-        '``group["initial_lr"]``, and ends it, with a warning. A number may be a tensor of one element.',
-        "betas": 'With one, ``group["betas"]`` is a pair of numbers, those of the latest step; another pair of numbers '
-        "ends both schedules. Tensors are refused.",
+        "lr": 'With a schedule, ``group["lr"]`` is the rate of the latest step, and ``group["schedules"]`` describes '
+        "the schedule. Assignments take effect at the next step: another number ends the schedule, another callable "
+        'replaces it. A scheduler of torch starts from the schedule\'s peak, ``group["initial_lr"]``, and ends the '
+        "schedule, with a warning. A number may be a tensor of one element.",
+        "betas": 'With a schedule, ``group["betas"]`` is a pair of numbers, those of the latest step; another pair of '
+        "numbers ends both schedules. Tensors are refused.",
     },
 )
 
 
 def described(face: Face, like: type | None = None) -> Callable[[Described], Described]:
-    """Complete the docstring of a class or function, where lines of it are marks.
+    """Complete the docstring of a class or function by replacing marks.
 
-    ``{options}`` becomes an entry for each parameter in the signature; entries that follow the mark say what is
-    special, and are added to these. ``{errors}`` becomes the entries of what is raised. ``{formulas}`` becomes what
-    the docstring of another class, ``like``, says between its summary and its parameters.
+    ``{options}`` becomes an entry for each parameter in the signature; entries that follow the mark are added to the
+    texts of those parameters. ``{errors}`` becomes the entries under Raises. ``{formulas}`` becomes the part between
+    summary and parameters in the docstring of another class, ``like``.
     """
 
     def complete(thing: Described) -> Described:
@@ -161,7 +159,7 @@ def described(face: Face, like: type | None = None) -> Callable[[Described], Des
 
 
 def parameters(thing: Any) -> Iterator[tuple[str, str]]:
-    """Iterate over the names in a signature, each with what is said of its default; faster than `inspect`."""
+    """Iterate over the names in a signature, each with a text about its default; faster than `inspect`."""
     function, own = (vars(thing)["__init__"], 1) if isinstance(thing, type) else (thing, 0)
     code, last = function.__code__, function.__defaults__ or ()
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
@@ -177,7 +175,7 @@ def parameters(thing: Any) -> Iterator[tuple[str, str]]:
 
 
 def additions(text: str, margin: str) -> dict[str, str]:
-    """Read what a docstring says of single parameters: ``{name: text}``."""
+    """Parse the entries after the mark: ``{name of a parameter: text}``."""
     found: dict[str, str] = {}
     name = ""
     for line in text.split("\n")[1:]:
@@ -189,12 +187,12 @@ def additions(text: str, margin: str) -> dict[str, str]:
 
 
 def formulas(like: type) -> str:
-    """Return what a docstring says between its summary and its parameters."""
+    """Return the part of a class's docstring between summary and parameters."""
     return (like.__doc__ or "").partition("\n\n")[2].partition("Parameters\n")[0].strip()
 
 
 def listed(entries: Iterable[tuple[str, str]], margin: str) -> str:
-    """Write entries as numpydoc has them, from where the margin of the first one ends."""
+    """Return entries in numpydoc's layout; the first one is already indented."""
     inner = f"\n{margin}    "
     return f"\n{margin}".join(inner.join((head, *wrapped(text))) for head, text in entries)
 

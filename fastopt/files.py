@@ -1,4 +1,4 @@
-"""Files that commands write: whole or not at all."""
+"""Writing files: completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside a file to write to, which takes the file's place in the end: nobody finds half a file.
+    """Yield a temporary path in the same folder, and rename it to the file at the end: nobody reads half a file.
 
-    Where an error or an interrupt comes first, what was there stays. A device, as /dev/stdout, is written to itself.
+    After an error or an interrupt the old file stays. A device such as /dev/stdout is written to directly.
 
     Raises
     ------
     OSError
-        Before anything is written, if there is a folder in its place, or none to write it in.
+        If the path is a folder, or its folder is not writable; nothing has been written then.
     """
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # a symbolic link stays a link
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: a file is to be written there")
     if path.exists() and not path.is_file():
@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         return
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"nothing can be written in {path.parent}, where {path.name} is to be")
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # by which writers choose a format
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # writers choose the file type by the suffix
     try:
         yield beside
         os.replace(beside, path)

@@ -1,10 +1,10 @@
-"""The updates as single calls, on arrays and state of your own: in place, one pass over memory, no object to keep.
+"""The updates as single calls, on your own arrays and states: in place, in one pass over memory, without an object.
 
-Each call checks its arrays, updates the parameter and the states, returns None, and remembers nothing. State is an
-array like the parameter, zeros to begin with. Arrays are float32 or float64, all of one dtype and shape; parameter and
-states are writable and dense; the gradient may have any strides, is only read, and may be whatever shows its memory by
-DLPack or as a buffer, as arrays of jax do. On a GPU, arrays of CuPy are float16 or bfloat16 as well, with states in
-float32, and the update goes on CuPy's current stream.
+Each call checks its arrays, updates the parameter and the states, returns None, and remembers nothing. A state is an
+array like the parameter, zeros at first. Arrays are float32 or float64, all of one dtype and shape. Parameter and
+states are writable and dense. The gradient is only read; it may have any strides, and may be anything that supports
+DLPack or the buffer protocol, such as a jax array. On a GPU, CuPy arrays may also be float16 or bfloat16, with states
+in float32; the update runs on CuPy's current stream.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def momentum(
     ----------
     {options}
     dampening
-        A single call cannot know which one is the first, and dampens it, too.
+        A single call cannot know which gradient is the first; it dampens that one too.
     nesterov
-        With it this call does what `nesterov` does.
+        With it, this call is `nesterov`.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def nesterov(
     ----------
     {options}
     momentum
-        Here it must be above 0.
+        Here above 0.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def adagrad(
     ----------
     {options}
     lr
-        Where it decays, pass the step's own.
+        If the rate decays, pass the rate of this step.
 
     Raises
     ------
@@ -154,9 +154,9 @@ def rmsprop(
     momentum_buffer
         With it, ``v <- momentum * v + g / (sqrt(s) + eps); p <- p - lr * v``.
     grad_avg
-        With it the update is centered, by ``sqrt(s - a * a)``.
+        With it the update is centered: it divides by ``sqrt(s - a * a)``.
     momentum
-        Other than 0 it needs a ``momentum_buffer``.
+        If it is not 0, ``momentum_buffer`` is required.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def adamw(
     weight_decay: float = 0.01,
     maximize: bool = False,
 ) -> None:
-    """Update a parameter by AdamW: ``p <- (1 - lr * weight_decay) * p``, then as `adam` does without weight decay.
+    """Update a parameter by AdamW: ``p <- (1 - lr * weight_decay) * p``, then `adam` without weight decay.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def _checked(**options: Any) -> dict[str, Any]:
     return {name: check(name, value) for name, value in options.items()}
 
 
-ANY = 2  # a step like any other, not the first
+ANY = 2  # the number of any step but the first
 
 
 def _update(

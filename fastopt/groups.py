@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
-from .containers import Members
+from .containers import ParamTree
 from .step.group import GroupOptions
 
 
@@ -16,19 +16,19 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
     range raises at once, and changes nothing; values that contradict each other, such as Nesterov's with a dampening,
     raise at the next step.
 
-    ``group["lr"]`` is always a number: where a schedule drives it, that of the latest step (before the first one, that
-    of step 0). Assigning a number ends the schedule, assigning a callable ``step -> lr`` begins one: a pure function,
-    which may be asked for the same step more than once. The same holds for ``momentum`` and ``weight_decay``, and for
-    each of the two ``betas``: a pair of numbers ends both schedules, ``(callable, 0.999)`` begins one.
-    ``group["step"]`` counts the completed steps; it is the argument of the schedules.
-    ``group["schedules"]`` describes those in force as plain Python, ``{"lr": {"name": "Cosine", ...}}``, which is what
-    a state dict keeps of them; it cannot be assigned.
+    ``group["lr"]`` is always a number. If a schedule drives it, it is the rate of the latest step (before the first
+    step, the rate of step 0). Assigning a number ends the schedule; assigning a callable ``step -> lr`` begins one. The
+    callable must be a pure function: it may be called several times for the same step. The same holds for ``momentum``
+    and ``weight_decay``, and for each of the two ``betas``: a pair of numbers ends both schedules,
+    ``(callable, 0.999)`` begins one. ``group["step"]`` counts the completed steps; it is the argument of the schedules.
+    ``group["schedules"]`` describes the current schedules as plain Python, ``{"lr": {"name": "Cosine", ...}}``; state
+    dicts hold this description. It cannot be assigned.
     """
 
-    members: Members
+    tree: ParamTree
 
     def __init__(self, index: int, options: Mapping[str, Any]) -> None:
-        # The places of parameters and schedules among the entries; what stands there is looked up when asked for.
+        # The entries "params" and "schedules" fix the order only; __getitem__ computes their values.
         super().__init__(index, {"params": None, "step": 0, **options, "schedules": None})
         self.update(options)
 
@@ -39,7 +39,7 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
         if name == "schedules":
             return self.described()
         if name == "params":
-            return self.members.given
+            return self.tree.given
         return self.entries[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -73,8 +73,8 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
         return len(self.entries)
 
     def __repr__(self) -> str:
-        """Show the members by name, and every option."""
-        return f"ParamGroup({dict(self) | {'params': self.members.keys}})"
+        """Show the parameters by name, and every option."""
+        return f"ParamGroup({dict(self) | {'params': self.tree.keys}})"
 
     def options(self) -> dict[str, Any]:
         """Return all entries but the parameters, as a plain dict."""

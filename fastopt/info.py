@@ -1,4 +1,4 @@
-"""What ``fastopt info`` prints: what is installed, what this machine can do, and what follows from it."""
+"""What ``fastopt info`` prints: the installation, and what this machine can do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEATURES = ("sse2", "avx", "avx2", "fma", "avx512f", "neon", "sve")
 
 
 def lines() -> list[str]:
-    """Describe installation and machine, a fact a line; long facts go on below."""
+    """Describe installation and machine, one fact per line; long facts are wrapped."""
     facts = {
         "fastopt": __version__,
         "python": f"{platform.python_version()}, {platform.platform()}",
@@ -36,7 +36,7 @@ def lines() -> list[str]:
 
 
 def wrapped(start: str, fact: str) -> list[str]:
-    """Write a fact in lines of which the later ones begin below the first one's; paths and names stay whole."""
+    """Wrap a fact into lines with a hanging indent; paths and names are not broken."""
     return textwrap.wrap(
         fact,
         WIDTH,
@@ -48,41 +48,40 @@ def wrapped(start: str, fact: str) -> list[str]:
 
 
 def library(name: str) -> str:
-    """Name a library's version, without importing it."""
+    """Return a library's version, without importing it."""
     spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:  # without an origin it is a mere folder of that name
+    if spec is None or spec.origin is None:  # without an origin it is only a folder of that name
         return "not installed"
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # cupy comes as cupy-cuda13x, for one
+    except importlib.metadata.PackageNotFoundError:  # CuPy's distribution is called cupy-cuda13x, for instance
         distributions = importlib.metadata.packages_distributions().get(name)
         return importlib.metadata.version(distributions[0]) if distributions else f"unknown, from {spec.origin}"
 
 
 def processor() -> str:
-    """Name the processor as the compiler knows it, and the vector instructions that it will use."""
+    """Return the compiler's name of the processor, and the vector instructions that it will use."""
     from llvmlite import binding
 
     try:
         features = binding.get_host_cpu_features()
-    except RuntimeError:  # LLVM does not know them on every system
+    except RuntimeError:  # LLVM cannot query them on every system
         return f"{binding.get_host_cpu_name()} (vector instructions unknown)"
     return f"{binding.get_host_cpu_name()} ({', '.join(name for name in FEATURES if features.get(name)) or 'scalar'})"
 
 
 def threads_of_the_pool() -> str:
-    """Say whether the extension is there, and what follows where it is not."""
+    """Say whether the extension was built, and what that means if it was not."""
     if pool.available:
         return "built"
     return (
-        f"not there ({extension.error}): all updates run on the calling thread, and a step in torch takes several "
-        "times as long: of a small network some 240 µs in the place of 6, where torch's default takes 50; install "
-        "where there is a C++ compiler"
+        f"not there ({extension.error}): all updates run on the calling thread, and steps in torch are slow: for a "
+        "small network about 240 µs instead of 6, where torch's default takes 50; install again with a C++ compiler"
     )
 
 
 def quota() -> str:
-    """Say what keeps the process from using all processors."""
+    """Say which limits keep the process from using all processors."""
     said = []
     if (allowed := limits.affinity()) != os.cpu_count():
         said.append(f"{allowed} allowed by affinity")
@@ -101,7 +100,7 @@ def memory() -> str:
 
 
 def compiled() -> dict[str, str]:
-    """Say where kernels are kept, and which are."""
+    """Say where compiled kernels are kept, and which ones are there."""
     from .kernels import cache, cpu, schedules
 
     directory = cache.directory()
@@ -109,11 +108,11 @@ def compiled() -> dict[str, str]:
         return {"cache": "no directory is writable: kernels compile anew in every process (set NUMBA_CACHE_DIR)"}
     kernels = [(name, dtype) for name in RULES for dtype in DTYPES]
     there = [(name, dtype) for name, dtype in kernels if cpu.cached(name, dtype)]
-    in_formats: dict[tuple[str, ...], list[str]] = {}  # rules by the formats that they are compiled for
+    by_dtypes: dict[tuple[str, ...], list[str]] = {}  # the dtypes that rules are compiled for -> these rules
     for name in RULES:
-        if formats := tuple(dtype for rule, dtype in there if rule == name):
-            in_formats.setdefault(formats, []).append(name)
-    parts = [f"{', '.join(names)} in {', '.join(formats)}" for formats, names in in_formats.items()]
+        if dtypes := tuple(dtype for rule, dtype in there if rule == name):
+            by_dtypes.setdefault(dtypes, []).append(name)
+    parts = [f"{', '.join(names)} in {', '.join(dtypes)}" for dtypes, names in by_dtypes.items()]
     parts += ["schedules"] if schedules.cached() else []
     count = len(there) + schedules.cached()
     compiled = f"{count} of {len(kernels) + 1}: {'; '.join(parts) or 'none yet'}"
@@ -121,7 +120,7 @@ def compiled() -> dict[str, str]:
 
 
 def gpu() -> str:
-    """Name the GPUs that CuPy sees, or say what is missing."""
+    """Return the names of the GPUs that CuPy sees, or say what is missing."""
     if library("cupy") == "not installed":
         return "not usable: CuPy is not installed (pip install 'fastopt[cuda13]', or 'fastopt[cuda12]')"
     try:
@@ -130,5 +129,5 @@ def gpu() -> str:
         runtime = cupy.cuda.runtime
         devices = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
         return ", ".join(devices) or "not usable: CuPy sees no device"
-    except Exception as error:  # a broken CuPy raises what it will, and is only reported here
+    except Exception as error:  # a broken CuPy may raise anything; here it is only reported
         return f"not usable: CuPy sees no device ({error})"

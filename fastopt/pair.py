@@ -1,4 +1,4 @@
-"""Options of two numbers, as Adam's betas, of which each may be a function of the step."""
+"""Options of two numbers, such as Adam's betas; each of the two may be a function of the step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from .plateau import Plateau
 
 
 class Pair(tuple[Any, ...]):
-    """What was given for an option of two numbers: functions of the step, at least one, and numbers beside them.
+    """The value of an option of two numbers, one or both of which are functions of the step.
 
-    As a whole it is a function of the step as well, whose value is a tuple of numbers.
+    The pair itself is a function of the step as well; its value is a tuple of numbers.
     """
 
     __slots__ = ()
@@ -21,12 +21,12 @@ class Pair(tuple[Any, ...]):
 
 
 def goes_by_step(value: Any) -> bool:
-    """Say whether a value is a function of the step, or a list or tuple with one in it."""
+    """Say whether a value is a function of the step, or a list or tuple that contains one."""
     return callable(value) or (isinstance(value, (list, tuple)) and any(map(callable, value)))
 
 
 def paired(name: str, value: Any) -> Any:
-    """Return a list or tuple with a function of the step in it as a `Pair`, anything else as it is."""
+    """Return a list or tuple that contains a function of the step as a `Pair`, anything else as it is."""
     if callable(value) or not goes_by_step(value):
         return value
     for i, part in enumerate(value):

@@ -1,4 +1,4 @@
-"""The schedule with a memory, which goes by a metric instead of the step."""
+"""The schedule with a memory, which depends on a metric instead of the step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .checks import RESUMABLE, Choice, Count, Number
 
 
 class Plateau:
-    """The one with a memory: the rate is multiplied by factor when a metric has stopped improving.
+    """The schedule with a memory: it multiplies the rate by factor when a metric has stopped improving.
 
-    Call `update` with the metric, after each epoch say; an optimizer whose ``lr`` is this schedule follows. The memory
-    is kept in the optimizer's state dict.
+    Call `update` with the metric, after each epoch for instance; an optimizer whose ``lr`` is this schedule follows.
+    The optimizer's state dict keeps the memory.
 
-    As torch.optim.lr_scheduler.ReduceLROnPlateau, but small rates fall like others (torch leaves them where a drop is
-    below its eps), and a relative threshold means the same for negative metrics (in torch, an equal one counts as
-    better). A metric that is NaN is not an improvement.
+    Like torch.optim.lr_scheduler.ReduceLROnPlateau, except that small rates fall too (torch skips a drop that is
+    smaller than its eps), and that a relative threshold means the same for negative metrics (in torch, an equal
+    negative metric counts as better). A metric that is NaN is not an improvement.
 
     Parameters
     ----------
@@ -26,28 +26,28 @@ class Plateau:
     factor : float, default 0.1
         From 0 to 1.
     patience : int, default 10
-        So many metrics in a row may fail to improve; the next one lowers the rate.
+        How many metrics in a row may fail to improve; one more failure lowers the rate.
     threshold : float, default 1e-4
-        An improvement must be larger, 0 or more.
+        An improvement must be larger than this; 0 or more.
     threshold_mode : {"rel", "abs"}
         Whether the threshold is a share of the best metric or a difference.
     mode : {"min", "max"}
         Whether lower or higher is better.
     cooldown : int, default 0
-        For so many metrics after a drop, none counts as a failure.
+        How many metrics after a drop cannot count as failures.
     min_lr : float, default 0.0
-        The floor, 0 or more.
+        The lowest rate, 0 or more.
 
     Attributes
     ----------
     lr : float
-        The present rate.
+        The current rate.
     best : float or None
         The best metric so far.
     bad : int
-        How many in a row have not improved.
+        How many metrics in a row have not improved.
     cooling : int
-        How many metrics the cooldown still lasts.
+        How many more metrics the cooldown lasts.
     """
 
     _CHECKS: ClassVar[dict[str, Any]] = {
@@ -82,16 +82,16 @@ class Plateau:
         self.cooling = 0
 
     def __call__(self, t: int) -> float:
-        """Return the present rate, whatever the step."""
+        """Return the current rate, whatever the step."""
         return self.lr
 
     def update(self, metric: float) -> float:
-        """Take a metric into account, and return the rate from now on.
+        """Process a metric, and return the new rate.
 
         Parameters
         ----------
         metric : float
-            Or an array or a tensor of one element.
+            May be an array or tensor of one element.
 
         Raises
         ------
@@ -125,7 +125,7 @@ class Plateau:
         return {"lr": self.lr, "best": self.best, "bad": self.bad, "cooling": self.cooling}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the memory of another one; the options stay.
+        """Load the memory of another Plateau; the options stay.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class Plateau:
         self.lr, self.best, self.bad, self.cooling = lr, best, bad, cooling
 
     def become(self, other: Plateau) -> None:
-        """Take over options and memory of another one."""
+        """Copy the options and the memory of another Plateau."""
         self._options = dict(other._options)
         self.load_state_dict(other.state_dict())
 
@@ -152,23 +152,23 @@ class Plateau:
         Raises
         ------
         TypeError
-            If it is of a class of somebody else's, which `schedules.from_dict` could not make.
+            If its class is a subclass, which `schedules.from_dict` could not make.
         """
         if type(self) is not Plateau:
-            raise TypeError(f"{type(self).__name__} is not one of fastopt's schedules, so that it cannot be described")
+            raise TypeError(f"{type(self).__name__} is not one of fastopt's schedules, so it cannot be described")
         return {"name": "Plateau", **self._options, "state": self.state_dict()}
 
     def record(self) -> NoReturn:
-        """Refuse: it has none."""
-        raise TypeError("a Plateau has a memory and no closed form, so that it has no record")
+        """Raise TypeError: a Plateau has no record."""
+        raise TypeError("a Plateau has a memory and no closed form, so it has no record")
 
     def __repr__(self) -> str:
-        """Show the options as they were given; the memory is not in it."""
+        """Show the options as they were given, without the memory."""
         return f"Plateau({', '.join(f'{name}={value!r}' for name, value in self._options.items())})"
 
 
 def _number(what: str, value: Any) -> float:
-    """Return a number, NaN and infinities included, from whatever holds one."""
+    """Return a value, an array or a tensor of one element as a float; NaN and infinities are allowed."""
     try:
         item = value.item() if hasattr(value, "item") else value
         if not isinstance(item, (str, bytes)):

@@ -1,4 +1,4 @@
-"""A progress bar on stderr: rich's where rich is installed, else a count."""
+"""A progress bar on stderr: rich's if rich is installed, else a count."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T")
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield items, and show how many are done.
 
-    On a terminal the line is drawn anew after each item, by this thread: a second one would disturb what a benchmark
-    measures. Elsewhere, in a log for instance, one line is written at the end.
+    On a terminal this thread redraws the line after each item; a second thread would disturb a benchmark's
+    measurements. Elsewhere, in a log for instance, one line is written at the end.
 
     Parameters
     ----------
     items : iterable
     description : str
-        What stands before the bar.
+        The text before the bar.
     total : int, optional
         How many items there will be; by default their length, if they have one.
     """
@@ -36,12 +36,12 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 
 def console(**options: Any) -> Any:
-    """Make a console of rich that raises where nobody reads the output any more, as print does; rich's own exits."""
+    """Make a rich console that raises BrokenPipeError as print does; rich's own exits the process."""
     rich_console = require("rich.console", "bench").Console
 
     class Console(rich_console):  # type: ignore[misc, valid-type]
         def on_broken_pipe(self) -> None:
-            raise  # the BrokenPipeError that has called this
+            raise  # rich calls this while it handles a BrokenPipeError
 
     return Console(**options)
 

@@ -1,4 +1,4 @@
-r"""Learning-rate schedules as values: functions of the step that can be asked, compared, printed, saved and combined.
+r"""Learning-rate schedules as values: functions of the step that can be called, compared, printed, saved and combined.
 
 >>> from fastopt.schedules import Cosine, Warmup
 >>> schedule = Warmup(Cosine(0.1, steps=9_000), steps=1_000)
@@ -7,13 +7,13 @@ r"""Learning-rate schedules as values: functions of the step that can be asked, 
 >>> (0.5 * schedule)([0, 500, 1_000])
 array([0.   , 0.025, 0.05 ])
 
-A schedule is given to an optimizer as ``lr``, and as ``momentum``, ``weight_decay`` or one of ``betas`` too. It counts
-*steps*, from 0: the completed steps of the group. ``schedule.per_epoch(steps_per_epoch)`` is the one that counts epochs
-instead. Each is a closed form, without memory and without drift: step 10**12 costs what step 0 does. `Plateau` alone
-remembers; it goes by a metric. Any other function of the step will do as well, without what schedules offer here.
+A schedule can be an optimizer's ``lr``, ``momentum``, ``weight_decay`` or one of its ``betas``. Its argument is the
+number of completed *steps* of the group, from 0; with ``schedule.per_epoch(steps_per_epoch)`` it is the epoch. Each
+schedule is a closed form, without memory and without drift: step 10**12 costs as much as step 0. Only `Plateau` has a
+memory; it depends on a metric. An optimizer also takes any other function of the step.
 
-What each class computes stands in its docstring; the arithmetic itself in ``kernels/schedules.py``, where Numba
-compiles it, and in ``kernels/schedules.h``. `Schedule.record` gives the numbers that both take.
+Each class has its formula in the docstring. The arithmetic is in ``kernels/schedules.py``, compiled by Numba, and in
+``kernels/schedules.h``; both read the numbers that `Schedule.record` returns.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 ]  # fmt: skip
 
 POINTS = 2000  # of a plotted curve
-DEEPEST = 50  # schedules within schedules: what is shown, saved and compared calls itself for each level
+DEEPEST = 50  # levels of schedules within schedules; repr, to_dict and == are recursive
 
 Array: TypeAlias = npt.NDArray[np.float64]
 AnySchedule = TypeVar("AnySchedule", bound="Schedule")
@@ -78,7 +78,7 @@ Positive = Annotated[float, Number("value", minimum=SMALLEST)]
 Steps = Annotated[int, Count(1, STEP_LIMIT)]
 Stretch = Annotated[int, Count(0, STEP_LIMIT)]
 Milestones = Annotated[Items[int], Several(Count(1, STEP_LIMIT))]
-# By name as well, so that `help` shows "Share" and not all of the annotation.
+# Named too, so that `help` shows "Share" instead of the whole annotation.
 Rates = Annotated[Items[float], Several(Number("rate"))]
 Share = Annotated[float, Number("share", maximum=1.0)]
 Decay = Annotated[float, Number("factor", minimum=SMALLEST, maximum=1.0)]
@@ -91,14 +91,14 @@ Parts = Annotated[Items["Schedule"], Several(Part())]
 
 
 class Schedule:
-    """What all closed-form schedules share. Not to be used by itself."""
+    """The base class of all closed-form schedules. Use one of its subclasses."""
 
     kind: ClassVar[str] = ""  # the name of its formula in the kernels
     _record: Array
-    _depth = 1  # with the parts that it is made of
+    _depth = 1  # levels, its parts included
 
     def __new__(cls, *fields: Any, **more: Any) -> Schedule:
-        """Refuse where no class is chosen."""
+        """Refuse to make an instance of the base class."""
         if cls is Schedule:
             raise TypeError("Schedule is what all schedules share: use one of its classes, as Cosine")
         return super().__new__(cls)
@@ -106,12 +106,12 @@ class Schedule:
     @classmethod
     @functools.cache
     def _checks(cls) -> dict[str, Any]:
-        """Return what the types of the fields are annotated with, in the order of the fields."""
+        """Return the checks that the fields' types are annotated with, in the order of the fields."""
         hints = get_type_hints(cls, include_extras=True)
         return {field.name: hints[field.name].__metadata__[0] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
-        """Check every field by what its type is annotated with."""
+        """Check every field by the check that its type is annotated with."""
         for name, check in self._checks().items():
             object.__setattr__(self, name, check.check(name, getattr(self, name)))
         self._check_together()
@@ -123,7 +123,7 @@ class Schedule:
         object.__setattr__(self, "_record", np.array([1 + len(terms), *terms], np.float64))
 
     def _check_together(self) -> None:
-        """Check what concerns several fields, where there is such a thing."""
+        """Check conditions on several fields; subclasses override it."""
 
     @overload
     def __call__(self, t: int) -> float: ...
@@ -146,7 +146,7 @@ class Schedule:
         Raises
         ------
         TypeError
-            If a step is not a whole number by its type.
+            If a step is not of an integer type.
         ValueError
             If a step is negative, or 2**51 or more.
         """
@@ -157,18 +157,18 @@ class Schedule:
             return self(Count(0, STEP_LIMIT).check("the step", t))
         steps = np.asarray(t)
         if steps.dtype.kind not in "iu" and not isinstance(t, np.ndarray):
-            given = np.asarray(t, object)  # no floats for ints that no one type holds
+            given = np.asarray(t, object)  # ints that fit no common type must not become floats
             checked = [Count(0, STEP_LIMIT).check("a step", step) for step in given.flat]
             steps = np.array(checked, np.int64).reshape(given.shape)
         return self._values(steps)
 
     def _values(self, steps: npt.NDArray[Any]) -> Array:
         if not steps.size:
-            return np.empty(steps.shape)  # whose type says nothing
+            return np.empty(steps.shape)  # an empty list has no meaningful dtype to check
         if steps.dtype.kind not in "iu":
             raise TypeError(f"steps must be ints, not {steps.dtype}")
         values = np.empty(steps.shape)
-        flat = np.require(steps, np.int64, ["C", "A", "W"]).reshape(-1)  # as the evaluator is compiled for
+        flat = np.require(steps, np.int64, ["C", "A", "W"]).reshape(-1)  # the evaluator is compiled for these
         if not lazy.evaluators()[1](self._record, flat, values.reshape(-1)):
             raise ValueError(f"steps must be 0 or more, and below 2**51, not {steps.min()} to {steps.max()}")
         return values
@@ -176,12 +176,12 @@ class Schedule:
     def record(self) -> Array:
         """Return the schedule as a flat array of numbers, for ``fastopt.kernels.cpu.schedule(record, t)``.
 
-        That function can be called in a loop of your own that Numba compiles; its twin in ``rules.h`` in C++ and CUDA.
+        You can call that function in your own Numba loop, and its twin in ``rules.h`` from C++ and CUDA.
 
         Returns
         -------
         ndarray of float64, shape (n,)
-            A new one at each call. Its meaning is the kernels' own: keep it in memory only, and save `to_dict` instead.
+            A new array at each call. Its layout is private to the kernels: to save a schedule, use `to_dict`.
         """
         return self._record.copy()
 
@@ -203,11 +203,11 @@ class Schedule:
         return numbers
 
     def _span(self) -> int:
-        """Return how many steps it takes to see what the schedule does; some, where nothing happens."""
+        """Return how many steps a plot needs to show the whole schedule; some number, if it is constant."""
         return 100
 
     def maximum(self) -> float:
-        """Return the highest value: of all steps, or of 65,536 in a long run, more of them in its beginning."""
+        """Return the highest value, over all steps; of a long schedule over 65,536 steps, denser at the beginning."""
         last = min(self._span(), STEP_LIMIT - 1)
         if last < 2**16:
             return float(np.max(self(np.arange(last + 1))))
@@ -215,7 +215,7 @@ class Schedule:
         return float(np.max(self(np.concatenate(spread).astype(np.int64))))
 
     def per_epoch(self, steps_per_epoch: int) -> PerEpoch:
-        """Return this schedule with epochs for an argument: constant within each, ``self(t // steps_per_epoch)``."""
+        """Return this schedule as a function of the epoch, constant within each: ``self(t // steps_per_epoch)``."""
         return PerEpoch(self, steps_per_epoch)
 
     def __mul__(self, other: Any) -> Product:
@@ -228,7 +228,7 @@ class Schedule:
         """Multiply by a number."""
         return Product((Constant(other), self)) if _is_number(other) else NotImplemented
 
-    __array_ufunc__ = None  # NumPy's numbers leave the multiplication to the schedule
+    __array_ufunc__ = None  # so that a NumPy number calls __rmul__
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schedule as plain Python, fit for JSON: ``{"name": "Linear", "lr": 0.1, ...}``.
@@ -236,21 +236,21 @@ class Schedule:
         Raises
         ------
         TypeError
-            If it is of a class of somebody else's, which `from_dict` could not make.
+            If its class is not one of fastopt's, so that `from_dict` could not make it.
         """
         if SCHEDULES.get(type(self).__name__) is not type(self):
-            raise TypeError(f"{type(self).__name__} is not one of fastopt's schedules, so that it cannot be described")
+            raise TypeError(f"{type(self).__name__} is not one of fastopt's schedules, so it cannot be described")
         fields = {name: _plain(getattr(self, name)) for name in self._checks()}
         return {"name": type(self).__name__, **fields}
 
     @classmethod
     def from_dict(cls: type[AnySchedule], plain: Mapping[str, Any]) -> AnySchedule:
-        """Return the schedule that `to_dict` has described; ``Schedule.from_dict`` takes those of every class.
+        """Return the schedule that a `to_dict` describes; ``Schedule.from_dict`` accepts every class.
 
         Raises
         ------
         TypeError, ValueError
-            If it describes no schedule, or one of another class.
+            If the dict does not describe a schedule of this class.
         """
         schedule = from_dict(plain)
         if not isinstance(schedule, cls):
@@ -268,14 +268,14 @@ class Schedule:
         Parameters
         ----------
         steps : int, optional
-            How far; by default as far as it takes to see what the schedule does.
+            The last step; by default far enough to show the whole schedule.
         axes : matplotlib.axes.Axes, optional
-            Where to; by default into a new figure, which pyplot does not know.
+            Where to draw; by default a new figure, which pyplot does not know.
 
         Returns
         -------
         matplotlib.figure.Figure
-            Of the axes: notebooks show it, and ``.savefig("schedule.png")`` writes it.
+            The figure of the axes: notebooks show it, and ``.savefig("schedule.png")`` writes it.
 
         Raises
         ------
@@ -291,21 +291,21 @@ class Schedule:
         t = np.unique(np.linspace(0, last, POINTS).astype(np.int64))
         axes.plot(t, self(t), drawstyle="steps-post" if last < POINTS / 4 else "default", label=repr(self))
         axes.set(xlabel="step", ylabel="value")
-        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1], auto=None)  # a value of 0 is seen above the frame
-        return axes.figure  # type: ignore[return-value]  # a SubFigure where somebody made one
+        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1], auto=None)  # keeps a value of 0 visible above the frame
+        return axes.figure  # type: ignore[return-value]  # a SubFigure if the axes are in one
 
     def torch_scheduler(self, optimizer: TorchOptimizer, last_epoch: int = -1) -> LRScheduler:
-        """Return a learning-rate scheduler of PyTorch that follows this schedule, for any optimizer of torch.
+        """Return a PyTorch learning-rate scheduler that follows this schedule, for any optimizer of torch.
 
-        It sets the schedule's own value in every parameter group, whatever rate these were made with, and whatever
+        It sets the schedule's value in every parameter group, and ignores the groups' initial rates and rates that
         other schedulers have set: multiply schedules instead of chaining schedulers.
 
         Parameters
         ----------
         optimizer : torch.optim.Optimizer
         last_epoch : int, default -1
-            To resume without a state dict: the step whose rate was the last to be used; the next one's is set. -1
-            begins at step 0.
+            To resume without a state dict: the last step that was taken; the scheduler sets the rate of the next one.
+            -1 begins at step 0.
 
         Returns
         -------
@@ -323,7 +323,7 @@ class Schedule:
         return Scheduler(optimizer, self, last_epoch)
 
     def __reduce__(self) -> Any:
-        """Pickle by the fields, and check them again."""
+        """Pickle the fields; unpickling checks them again."""
         return type(self), tuple(getattr(self, name) for name in self._checks())
 
 
@@ -345,7 +345,7 @@ def _check_ascending(name: str, values: Items[int], strictly: bool = True) -> No
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same at every step: ``lr``.
+    """A constant: ``lr``.
 
     Parameters
     ----------
@@ -360,8 +360,8 @@ class Constant(Schedule):
 class Linear(Schedule):
     """A straight line from lr to end: ``lr + (end - lr) * min(t, steps) / steps``.
 
-    To zero, the shortest way to a good end of a run of known length [1]_; up, a range test of rates. As
-    torch.optim.lr_scheduler.LinearLR, with rates for factors.
+    Down to zero, the simplest good choice for a run of known length [1]_; upwards, a range test of rates. Like
+    torch.optim.lr_scheduler.LinearLR, with rates instead of factors.
 
     Parameters
     ----------
@@ -387,9 +387,9 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """A power of what is left: ``end + (lr - end) * (1 - min(t, steps) / steps) ** power``.
+    """A power of the remaining share of steps: ``end + (lr - end) * (1 - min(t, steps) / steps) ** power``.
 
-    Power 1 is a straight line; 0.9 is what semantic segmentation uses [1]_; 2 leaves more time to low rates. As
+    Power 1 is a straight line; 0.9 is usual in semantic segmentation [1]_; 2 spends more time at low rates. Like
     torch.optim.lr_scheduler.PolynomialLR, whose end is 0.
 
     Parameters
@@ -419,10 +419,10 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """The same share at every step: ``lr * gamma ** (t / every)``.
+    """The same factor at every step: ``lr * gamma ** (t / every)``.
 
     For runs without a known end, and for tests of rates over several orders of magnitude (gamma above 1). With every=1
-    as torch.optim.lr_scheduler.ExponentialLR; with every as in TensorFlow.
+    it is torch.optim.lr_scheduler.ExponentialLR; every is TensorFlow's decay_steps.
 
     Parameters
     ----------
@@ -431,7 +431,7 @@ class Exponential(Schedule):
     gamma : float
         Factor, 0 or more.
     every : int, default 1
-        So many steps multiply by gamma once.
+        How many steps it takes to multiply by gamma once.
     """
 
     lr: Rate
@@ -441,10 +441,10 @@ class Exponential(Schedule):
 
     @classmethod
     def between(cls, lr: float, end: float, steps: int) -> Exponential:
-        """Return the one that leads from lr to end, both above 0, in so many steps, and goes on decaying after.
+        """Return the schedule that goes from lr to end, both above 0, in the given steps, and on after that.
 
-        A step multiplies by the steps-th root of end / lr. It is kept as ``gamma=end / lr, every=steps``: the root
-        itself, rounded to a float, would be off by 1e-7 after 10**9 steps.
+        Each step multiplies by the steps-th root of end / lr. The schedule stores ``gamma=end / lr, every=steps``,
+        since the root rounded to a float would be off by 1e-7 after 10**9 steps.
         """
         above = Number("endpoint", minimum=SMALLEST)
         lr, end = above.check("lr", lr), above.check("end", end)
@@ -459,8 +459,8 @@ class Exponential(Schedule):
 class StepDecay(Schedule):
     """A staircase: ``lr * gamma ** floor(t / every)``.
 
-    The classic of image classification: a tenth every 30 epochs, with the network of [1]_, who divided by 10 where the
-    error stalled. As torch.optim.lr_scheduler.StepLR.
+    The classic of image classification: a tenth every 30 epochs, with the network of [1]_, whose authors divided by 10
+    when the error stalled. Like torch.optim.lr_scheduler.StepLR.
 
     Parameters
     ----------
@@ -489,8 +489,8 @@ class StepDecay(Schedule):
 class MultiStep(Schedule):
     """A staircase with stairs of any length: ``lr * gamma ** (number of milestones <= t)``.
 
-    When the steps at which to drop are known, as those at which the loss has stalled before. As
-    torch.optim.lr_scheduler.MultiStepLR, a milestone that is named twice counted twice.
+    For known steps at which to drop, such as those at which the loss stalled in an earlier run. Like
+    torch.optim.lr_scheduler.MultiStepLR; a milestone given twice counts twice.
 
     Parameters
     ----------
@@ -517,9 +517,9 @@ class MultiStep(Schedule):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """A value for each stretch: ``values[number of boundaries <= t]``.
+    """A value for each stretch of steps: ``values[number of boundaries <= t]``.
 
-    What no formula says: a short phase of another rate, a constant factor for the first steps (as
+    For everything without a formula: a short phase of another rate, a constant factor for the first steps (like
     torch.optim.lr_scheduler.ConstantLR).
 
     Parameters
@@ -550,8 +550,8 @@ class Piecewise(Schedule):
 class InverseSqrt(Schedule):
     """Up in a line, down by the square root: ``lr * min(t / warmup, sqrt(warmup / t))``, 0 at t = 0.
 
-    The schedule of the first transformer [1]_, "noam" in its code: for runs whose length is not known, since it never
-    ends.
+    The schedule of the first transformer [1]_, called "noam" in its code. It never ends, so it suits runs of unknown
+    length.
 
     Parameters
     ----------
@@ -578,9 +578,9 @@ class Cosine(Schedule):
     """Half a wave from lr down to end: ``end + (lr - end) * (1 + cos(pi * t / steps)) / 2``, and end after that.
 
     The usual choice for a run of known length: high for long, and gentle at the end [1]_. With several dips, t is
-    multiplied by 2 * dips - 1: the rate comes down to end so many times, the last time at t = steps, and is reheated to
-    lr in between. One dip is torch.optim.lr_scheduler.CosineAnnealingLR up to its T_max, after which that one rises
-    again, as periodic=True does here.
+    multiplied by 2 * dips - 1: the rate falls to end that many times, the last time at t = steps, and rises to lr in
+    between. With one dip it equals torch.optim.lr_scheduler.CosineAnnealingLR up to T_max; after that, torch's rises
+    again, as with periodic=True.
 
     Parameters
     ----------
@@ -591,9 +591,9 @@ class Cosine(Schedule):
     end : float, default 0.0
         The minimum.
     dips : int, default 1
-        Minima within steps.
+        The number of minima.
     periodic : bool, default False
-        Go on swinging after steps.
+        Continue the wave after steps.
 
     References
     ----------
@@ -622,8 +622,8 @@ class Cosine(Schedule):
 class WarmRestarts(Schedule):
     """Half a wave, again and again: ``end + (lr - end) * (1 + cos(pi * x)) / 2`` at the share x of the current period.
 
-    Each restart leaves a valley in search of a better one, and the end of each period is a model to keep or to average
-    [1]_. As torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, at whole steps.
+    Each restart leaves a valley in search of a better one; the model at the end of each period can be kept or averaged
+    [1]_. Like torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, at whole steps.
 
     Parameters
     ----------
@@ -632,7 +632,7 @@ class WarmRestarts(Schedule):
     period : int
         Steps until the first restart.
     mult : int, default 1
-        Each period is so many times as long as the one before.
+        How many times as long as the period before each period is.
     end : float, default 0.0
 
     References
@@ -654,9 +654,10 @@ class WarmRestarts(Schedule):
 class OneCycle(Schedule):
     """One rise and one fall: from peak / div to peak within pct_start, then down to peak / div / final_div.
 
-    With three_phase, down to peak / div first, as long as the rise took, and to the end in what is left. The rise ends
-    at step pct_start * steps - 1 and the fall at steps - 1, as in torch.optim.lr_scheduler.OneCycleLR, which cannot be
-    asked beyond; here it stays at the end. For short runs at high rates, with `momentum` the other way round [1]_.
+    With three_phase, the rate first falls to peak / div, in as many steps as the rise took, and then to the end in the
+    remaining steps. The rise ends at step pct_start * steps - 1 and the fall at steps - 1, as in
+    torch.optim.lr_scheduler.OneCycleLR; after that, torch's raises an error and this one stays at the end. For short
+    runs at high rates, with `momentum` going the opposite way [1]_.
 
     Parameters
     ----------
@@ -665,13 +666,13 @@ class OneCycle(Schedule):
     steps : int
         Length of the cycle.
     pct_start : float, default 0.3
-        Share of the rise, from 0 to 1.
+        The rise's share of the steps, from 0 to 1.
     anneal : {"cos", "linear"}
         Shape of rise and fall.
     div, final_div : float, default 25.0 and 1e4
         Above 0.
     three_phase : bool, default False
-        The rise and the first fall take a share of pct_start each, which is 0.5 at most.
+        The rise and the first fall take a share of pct_start each, so pct_start is 0.5 at most.
 
     References
     ----------
@@ -689,14 +690,14 @@ class OneCycle(Schedule):
     kind: ClassVar[str] = "one_cycle"
 
     def _check_together(self) -> None:
-        """Check that three phases have room."""
+        """Check that three phases fit."""
         if self.three_phase and self.pct_start > 0.5:
             raise ValueError(f"pct_start must be 0.5 at most with three_phase, not {self.pct_start!r}")
 
     def momentum(self, base: float = 0.85, peak: float = 0.95) -> OneCycle:
         """Return the opposite cycle for momentum: from peak down to base while the rate rises, and back.
 
-        For Adam it is the first of ``betas``: ``betas=(cycle.momentum(), 0.999)``.
+        With Adam, pass it as the first of ``betas``: ``betas=(cycle.momentum(), 0.999)``.
 
         Parameters
         ----------
@@ -715,18 +716,18 @@ class OneCycle(Schedule):
 class Cyclic(Schedule):
     """Up and down in lines, again and again: ``lr + (peak - lr) * height * scale``, height between 0 and 1.
 
-    The scale is 1 for mode "triangular", half as large in each cycle for "triangular2", and ``gamma ** t`` for
-    "exp_range". To leave saddle points, and to search for rates: one slow rise is a range test [1]_. As
+    The scale is 1 for mode "triangular", halved with each cycle for "triangular2", and ``gamma ** t`` for "exp_range".
+    It helps to leave saddle points and to search for rates: one slow rise is a range test [1]_. Like
     torch.optim.lr_scheduler.CyclicLR.
 
     Parameters
     ----------
     lr, peak : float
-        The foot of all cycles and the top of the first, 0 or more.
+        The lowest value of all cycles and the highest of the first, 0 or more.
     up : int
-        Steps of a rise.
+        Length of a rise, in steps.
     down : int, default None
-        Steps of a fall; as many as up if None.
+        Length of a fall, in steps; up if None.
     mode : {"triangular", "triangular2", "exp_range"}
     gamma : float, default 1.0
         Above 0, and 1 at most; for "exp_range".
@@ -745,7 +746,7 @@ class Cyclic(Schedule):
     kind: ClassVar[str] = "cyclic"
 
     def __post_init__(self) -> None:
-        """Let a fall take as long as a rise by default."""
+        """Make a fall as long as a rise by default."""
         if self.down is None:
             object.__setattr__(self, "down", self.up)
         super().__post_init__()
@@ -753,7 +754,7 @@ class Cyclic(Schedule):
     def momentum(self, base: float = 0.8, peak: float = 0.9) -> Cyclic:
         """Return the opposite cycles for momentum: from peak down to base while the rate rises, and back.
 
-        For Adam they are the first of ``betas``: ``betas=(cycle.momentum(), 0.999)``.
+        With Adam, pass them as the first of ``betas``: ``betas=(cycle.momentum(), 0.999)``.
 
         Parameters
         ----------
@@ -771,8 +772,8 @@ class Cyclic(Schedule):
 class WarmupStableDecay(Schedule):
     """Up in a line, level, and down: 0 to lr over warmup steps, lr for stable steps, to end over decay steps.
 
-    A trapezoid: the stable part can be cut off anywhere by a decay, so that one run gives models of several lengths,
-    and a checkpoint from it can be trained further [1]_. The shape 1-sqrt does best there [2]_.
+    A trapezoid. A decay can begin anywhere in the stable part, so one run gives models of several lengths, and its
+    checkpoints can be trained further [1]_. The best shape of the decay is 1-sqrt [2]_.
 
     Parameters
     ----------
@@ -784,7 +785,7 @@ class WarmupStableDecay(Schedule):
         Steps, 1 or more.
     end : float, default 0.0
     shape : {"linear", "cosine", "1-sqrt"}
-        Of the decay: with x from 0 to 1, the share of lr is ``1 - x``, ``(1 + cos(pi * x)) / 2`` or ``1 - sqrt(x)``.
+        Shape of the decay: for x from 0 to 1, lr's share is ``1 - x``, ``(1 + cos(pi * x)) / 2`` or ``1 - sqrt(x)``.
 
     References
     ----------
@@ -807,9 +808,9 @@ class WarmupStableDecay(Schedule):
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """Another schedule after a rise in a line to its first value: ``schedule(0) * (start + (1 - start) * t / steps)``.
+    """A linear rise to another schedule's first value: ``schedule(0) * (start + (1 - start) * t / steps)``.
 
-    From t = steps on it is ``schedule(t - steps)``. Large batches and transformers diverge without one [1]_.
+    From t = steps on it is ``schedule(t - steps)``. Large batches and transformers diverge without a warm-up [1]_.
 
     Parameters
     ----------
@@ -817,7 +818,7 @@ class Warmup(Schedule):
     steps : int
         Length of the rise.
     start : float, default 0.0
-        Factor of the first step, 0 or more.
+        Factor at step 0, 0 or more.
 
     References
     ----------
@@ -830,7 +831,7 @@ class Warmup(Schedule):
     kind: ClassVar[str] = "warmup"
 
     def _terms(self) -> list[list[float]]:
-        starts: Iterator[float] = itertools.chain([self.start], itertools.repeat(1.0))  # the rise counts once
+        starts: Iterator[float] = itertools.chain([self.start], itertools.repeat(1.0))  # only one term has the rise
         terms = zip(starts, self.schedule._terms(), strict=False)
         return [self._term([self.steps, start], term) for start, term in terms]
 
@@ -840,14 +841,14 @@ class Warmup(Schedule):
 
 @dataclass(frozen=True)
 class Sequence(Schedule):
-    """One schedule after the other, each on its own clock: ``schedules[i](t - milestones[i - 1])``.
+    """One schedule after the other, each from its own step 0: ``schedules[i](t - milestones[i - 1])``.
 
-    As torch.optim.lr_scheduler.SequentialLR.
+    Like torch.optim.lr_scheduler.SequentialLR.
 
     Parameters
     ----------
     schedules : sequence of Schedule
-        One more than there are milestones; a number is a constant.
+        One more than there are milestones; a number stands for a constant.
     milestones : sequence of int
         The steps at which the second and later schedules begin, 1 or more, in order.
     """
@@ -876,7 +877,7 @@ class Sequence(Schedule):
 
 @dataclass(frozen=True)
 class PerEpoch(Schedule):
-    """Another schedule whose argument is the epoch: ``schedule(t // steps_per_epoch)``, constant within each.
+    """Another schedule as a function of the epoch: ``schedule(t // steps_per_epoch)``, constant within each epoch.
 
     Parameters
     ----------
@@ -897,20 +898,20 @@ class PerEpoch(Schedule):
 
 @dataclass(frozen=True)
 class Product(Schedule):
-    """The product of schedules, all on the same clock; what ``0.5 * schedule`` and ``schedule * other`` make.
+    """The product of schedules at the same step: the result of ``0.5 * schedule`` and ``schedule * other``.
 
-    As torch.optim.lr_scheduler.ChainedScheduler.
+    Like torch.optim.lr_scheduler.ChainedScheduler.
 
     Parameters
     ----------
     schedules : sequence of Schedule
-        At least one; a number is a constant, and a product among them is taken apart.
+        At least one; a number stands for a constant, and the factors of a product are taken one by one.
     """
 
     schedules: Parts
 
     def _check_together(self) -> None:
-        """Take products among the factors apart."""
+        """Replace products among the schedules by their factors."""
         if not self.schedules:
             raise ValueError("a product needs at least one schedule")
         nested = (each.schedules if isinstance(each, Product) else (each,) for each in self.schedules)
@@ -933,7 +934,7 @@ SCHEDULES: Final[dict[str, type[Schedule]]] = {
 
 
 def from_dict(plain: Mapping[str, Any]) -> Schedule | Plateau:
-    """Return the schedule, or the Plateau with its memory, that a ``to_dict`` has described.
+    """Return the schedule, or the Plateau with its memory, that a ``to_dict`` describes.
 
     Parameters
     ----------
@@ -943,7 +944,7 @@ def from_dict(plain: Mapping[str, Any]) -> Schedule | Plateau:
     Raises
     ------
     TypeError, ValueError
-        If it describes none.
+        If it does not describe a schedule.
     """
     with nested_too_deeply("the description of a schedule"):
         return _described(plain, DEEPEST)
@@ -970,7 +971,7 @@ def _described(plain: Any, room: int) -> Schedule | Plateau:
 def _made(cls: Callable[..., Any], fields: Mapping[str, Any]) -> Any:
     try:
         return cls(**fields)
-    except TypeError as error:  # fields that are missing or unknown, mostly
+    except TypeError as error:  # usually a field is missing or unknown
         raise TypeError(f"this describes no {cls.__name__}: {error}") from error
 
 
