@@ -1,14 +1,14 @@
 """fastopt in PyTorch: drop-in optimizers, updates during backward, and schedules as schedulers of torch.
 
-``from fastopt.torch import AdamW`` in the place of ``from torch.optim import AdamW``, and so for the others; or
-``import fastopt.torch as optim`` in that of ``import torch.optim as optim``.
+Write ``from fastopt.torch import AdamW`` instead of ``from torch.optim import AdamW``, or ``import fastopt.torch as
+optim`` instead of ``import torch.optim as optim``.
 """
 
 from ..extras import require
 
 require("torch", "torch")
 
-from torch.optim import Optimizer, lr_scheduler, swa_utils  # noqa: E402 (only now: the absence of torch has been named)
+from torch.optim import Optimizer, lr_scheduler, swa_utils  # noqa: E402 (after `require`, whose error is clearer)
 
 from ..backends.torch.scheduler import Scheduler  # noqa: E402
 from . import optimizers  # noqa: E402

@@ -1,4 +1,4 @@
-"""What torch.amp.GradScaler does with an optimizer that leaves unscaling to it, and what it cannot do then."""
+"""Checks for torch.amp.GradScaler with an optimizer that lets the scaler unscale the gradients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SCALER = "torch.amp.grad_scaler"
 
 
 def check_scaler(groups: list[dict[str, Any]]) -> None:
-    """Raise where GradScaler asks for an optimizer's step, and could not unscale its gradients.
+    """Raise if GradScaler is about to unscale gradients that it cannot unscale.
 
-    Torch's own errors name the dtype, or an operation that a capture does not permit, and not the way out. Others who
-    ask the same question, as Lightning before it clips, need no scaler.
+    Torch's own errors name the dtype, or an operation that a capture does not permit, but no way out. Other callers
+    that read the same property, such as Lightning before clipping, are not concerned.
 
     Raises
     ------
@@ -25,8 +25,8 @@ def check_scaler(groups: list[dict[str, Any]]) -> None:
     RuntimeError
         If a graph is being captured.
     """
-    asking = sys._getframe(2)  # beyond the property
-    if asking.f_globals.get("__name__") != SCALER:
+    caller = sys._getframe(2)  # of the property that calls this function
+    if caller.f_globals.get("__name__") != SCALER:
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(

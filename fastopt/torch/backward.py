@@ -1,4 +1,4 @@
-"""Updates during backward: each parameter as soon as its gradient is ready, which is then freed at once."""
+"""Updates during backward: each parameter is updated when its gradient is ready, and the gradient freed at once."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from ..backends.torch.stepper import TorchStepper
 from ..kernels.tensors import OUT_OF_DATE
 from ..step.weak import weak
 from .base import Optimizer
-from .groups import look_at
+from .groups import sync_all
 
 
 def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **options: Any) -> StepInBackward:
     """Update the parameters of a model during ``loss.backward()``, each when its gradient is ready.
 
-    The gradient is still in the processor's cache then, and is freed at once: memory for gradients is that of the
-    largest, not of all. There is no ``step()`` to take and nothing to zero; every backward pass takes a step, so that
-    gradients of several passes cannot be accumulated. Since an update comes before the other gradients are known,
-    nothing can look at all of them first: neither ``torch.amp.GradScaler`` nor clipping by the norm.
+    The gradient is still in the processor's cache then, and is freed at once, so gradients need the memory of the
+    largest one only. You neither call ``step()`` nor zero gradients. Every backward pass is a step, so gradients of
+    several passes cannot be accumulated. A parameter is updated before the other gradients are known, which rules out
+    everything that needs all of them first: ``torch.amp.GradScaler`` and clipping by the norm.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Its parameters that require gradients are trained.
+        The model; its parameters that require gradients are trained.
     optimizer_class : type
         An optimizer's, of `fastopt.torch`.
     **options
-        What it takes besides the parameters.
+        The optimizer's options.
 
     Returns
     -------
     StepInBackward
-        Keeps options and states, and ends the updates by ``remove()``. Whether it is kept or dropped, updates go on as
-        long as there are parameters to update; it goes with the last of them.
+        Holds options and states; ``remove()`` ends the updates. You need not keep it: it lives, and updates go on, as
+        long as one of the parameters does.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter or an option does not fit; for distributed models, whose gradients are not complete then.
+        If a parameter or an option does not fit, or the model is distributed: its gradients are reduced later.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **optio
 
 
 class StepInBackward:
-    """What `step_in_backward` returns: the groups, the states, and the end of it."""
+    """The handle that `step_in_backward` returns: groups, states and `remove`."""
 
     def __init__(self, model: nn.Module, optimizer_class: type[Optimizer], options: Mapping[str, Any]) -> None:
         if not isinstance(model, nn.Module):
@@ -74,7 +74,7 @@ class StepInBackward:
         if reduced or any(is_distributed(param) for _, param in trained):
             raise ValueError("a distributed model's gradients are reduced after backward: use the optimizer's step()")
         self._optimizer = optimizer_class(trained, **options)
-        # Made now: what they allocate during backward would settle where a gradient was, and leave the next no room.
+        # Made now: allocations during backward would land where a gradient was freed, and leave the next one no room.
         self._steppers: dict[Tensor, TorchStepper] = {param: self._optimizer._stepper_of(param) for _, param in trained}
         self._stepped: set[Tensor] = set()  # in this backward pass
         self._lock = threading.RLock()
@@ -88,7 +88,7 @@ class StepInBackward:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups, as those of an optimizer; what is assigned there counts from the next update on."""
+        """The parameter groups, like an optimizer's; assignments take effect at the next update."""
         return self._optimizer.param_groups
 
     @property
@@ -97,35 +97,35 @@ class StepInBackward:
         return self._optimizer.state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the optimizer's `state_dict` would be, and can load."""
+        """Return the state dict, which an optimizer of the same class can load."""
         with self._lock:
             self._end_pass()
             return self._optimizer.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state dict, of this or of an optimizer."""
+        """Load a state dict, of a handle like this or of an optimizer."""
         with self._lock:
             self._optimizer.load_state_dict(state_dict)
             self._stepped.clear()
             self._steppers = {param: self._optimizer._stepper_of(param) for param in self._steppers}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients, of which there are none unless backward stopped halfway."""
+        """Clear gradients; there are none unless backward stopped halfway."""
         self._optimizer.zero_grad(set_to_none)
 
     def remove(self) -> None:
-        """End the updates; gradients stay from now on."""
+        """End the updates; from now on backward keeps gradients."""
         for hook in self._hooks:
             hook.remove()
         for param in self._steppers:
             held_by(param).pop(id(self), None)
 
     def step(self, *arguments: Any) -> NoReturn:
-        """Refuse: the updates have been taken."""
+        """Raise RuntimeError: backward has taken the step."""
         raise RuntimeError("the parameters were updated during backward(): there is no step() to take")
 
     def clip_grad_norm_(self, *arguments: Any) -> NoReturn:
-        """Refuse: the norm is known only after the last gradient, and the others are gone by then."""
+        """Raise RuntimeError: the norm is known only after the last gradient, when the others are freed."""
         raise RuntimeError(
             "gradients are used and freed one by one during backward(), before their norm is known: to clip by the "
             "norm, use the optimizer's own step()"
@@ -133,14 +133,14 @@ class StepInBackward:
 
     @property
     def _step_supports_amp_scaling(self) -> NoReturn:
-        """Refuse, where torch.amp.GradScaler asks before its step."""
+        """Raise RuntimeError when torch.amp.GradScaler reads this before its step."""
         raise RuntimeError(
             "GradScaler decides after backward() whether a step is taken, and by then it has been: use the optimizer's "
             "own step(), or bfloat16, which needs no scaling"
         )
 
     def _end_pass(self) -> None:
-        """Count a step, for the schedules."""
+        """Count the step of this backward pass."""
         with self._lock:
             if self._stepped:
                 for param in self._stepped:
@@ -151,11 +151,11 @@ class StepInBackward:
 
     def _update(self, param: Tensor) -> None:
         with self._lock:
-            if param in self._stepped:  # the last pass was broken off
+            if param in self._stepped:  # an error ended the last pass early
                 self._end_pass()
             if not self._stepped:
-                Variable._execution_engine.queue_callback(self._end_pass)  # as torch's own FSDP does
-            look_at(self._optimizer._groups)
+                Variable._execution_engine.queue_callback(self._end_pass)  # torch's FSDP does the same
+            sync_all(self._optimizer._groups)
             stepper = self._steppers[param]
             if param.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("updates during backward() cannot be captured: capture the optimizer's own step()")
@@ -174,10 +174,10 @@ class StepInBackward:
 
 
 def held_by(param: Tensor) -> dict[Any, Any]:
-    """Return a dict whose entries live as long as a parameter, and may refer to it: the collector sees the cycle.
+    """Return a dict whose entries live as long as a parameter and may refer to it.
 
-    It does not look into hooks that run after accumulation, so that these must not refer to a parameter; in attributes
-    of the parameter's own, entries would be saved and copied with it. The dict of its other hooks may stay empty.
+    The garbage collector sees the cycle through the dict of the parameter's hooks. It does not see hooks that run after
+    accumulation, so these must not refer to a parameter. Attributes of the parameter would be saved and copied with it.
     """
     if param._backward_hooks is None:
         param._backward_hooks = OrderedDict()

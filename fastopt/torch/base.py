@@ -1,4 +1,4 @@
-"""What the optimizers for torch share: groups and states that are torch's own, and fastopt's step."""
+"""The base class of the optimizers for torch: torch's groups and states, fastopt's step."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from ..step.interrupts import HeldBack
 from ..step.weak import weak
 from .amp import check_scaler
 from .eager import eager
-from .groups import ARRAYS, NOT_OFFERED, Group, look_at
+from .groups import ARRAYS, NOT_OFFERED, Group, sync_all
 from .live import LiveGroup, live
 
-# Options that torch has added over the years, and old checkpoints do not have.
+# Options that torch has added over the years; old checkpoints lack them.
 ADDED = (
     "nesterov",
     "momentum",
@@ -48,19 +48,19 @@ ADDED = (
 
 
 class Optimizer(torch.optim.Optimizer):
-    """What the optimizers share: groups and states are torch's own, the step is fastopt's. Not to be used by itself.
+    """The base class of the optimizers: torch's groups and states, fastopt's step. Use one of its subclasses.
 
-    A step is all or nothing: whatever is wrong raises before the first element changes.
+    A step is all or nothing: errors are raised before the first element changes.
     """
 
     _family: ClassVar[Family]
     _eager: ClassVar[bool]  # whether states are made with the optimizer, or with a parameter's first gradient
     _fixed: ClassVar[Mapping[str, Any]] = {}  # options that no state dict can change
 
-    # No defaults here: a wrapper of Lightning's is an instance of a subclass that was never constructed, and passes on
-    # what it does not have.
+    # Without class-level defaults: Lightning's wrapper is an instance of a subclass whose constructor never ran, and
+    # forwards only attributes that it lacks.
     _stepper: TorchStepper | None
-    _made: bool  # or still inside the constructor
+    _made: bool  # False inside the constructor
     _groups: Sequence[Group]
     _itself: Callable[[], Any]
 
@@ -81,18 +81,18 @@ class Optimizer(torch.optim.Optimizer):
         self._groups = ()
 
     def _check_defaults(self, defaults: dict[str, Any]) -> None:
-        """Check the options before anything is asked of the parameters, as torch does."""
+        """Check the options before the parameters, as torch does."""
         names = [name for name in HYPERPARAMETERS if name in defaults]
         self._family.choose(Group(0, dict(defaults), names).entries)
 
     @property
     def _stands_for(self) -> Any:
-        """The optimizer that a wrapper stands for; None where this is one."""
+        """The optimizer behind this wrapper; None if this is the optimizer itself."""
         return None if "_guard" in self.__dict__ else self._itself()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether torch.amp.GradScaler leaves unscaling and skipping to the step; there with ``fused=True`` alone."""
+        """Tells torch.amp.GradScaler to leave unscaling and skipping to the step; exists only with ``fused=True``."""
         if self.defaults.get("fused"):
             return True
         check_scaler(self.param_groups)
@@ -100,10 +100,10 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups; their numbers are those of the latest step, also where a GPU counts the steps."""
+        """The parameter groups; their numbers are those of the latest step, even if a GPU counts the steps."""
         groups: list[dict[str, Any]] = self._held("param_groups")
-        if any(group.told is not None and not isinstance(group.given, LiveGroup) for group in self._groups):
-            self._fetch()  # for a live group, whoever reads such a number
+        if any(group.description is not None and not isinstance(group.given, LiveGroup) for group in self._groups):
+            self._fetch()  # a live group does this itself, when one of its numbers is read
         return groups
 
     @param_groups.setter
@@ -112,7 +112,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
-        """The states, by parameter; counts of steps are up to date, also where a GPU counts them."""
+        """The states, by parameter; step counts are up to date, even if a GPU counts."""
         state: defaultdict[Tensor, Any] = self._held("state")
         if self._stepper is not None and self._stepper.counts is not None:
             self._fetch()
@@ -125,7 +125,7 @@ class Optimizer(torch.optim.Optimizer):
     def _held(self, name: str) -> Any:
         try:
             return self.__dict__[name]
-        except KeyError:  # after which a wrapper is asked
+        except KeyError:  # after an AttributeError, Python calls a wrapper's __getattr__
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
 
     def _fetch(self) -> None:
@@ -138,7 +138,7 @@ class Optimizer(torch.optim.Optimizer):
                 stepper.settle()
 
     def _adopt(self) -> TorchStepper:
-        """Take groups, parameters and states as they are now."""
+        """Make a stepper for the groups, parameters and states as they are now."""
         if self._stepper is not None:
             self._stepper.settle()
             self._stepper.clock.end()
@@ -153,7 +153,7 @@ class Optimizer(torch.optim.Optimizer):
                 given.fetch = fetch
             group.index = index
             groups.append(group)
-        look_at(groups)
+        sync_all(groups)
         arguments = groups, self._names(), self.param_groups, self.state, self._eager, self._guard
         stepper = TorchStepper(self._family, *arguments)
         with HeldBack():
@@ -163,36 +163,36 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def _clock(self) -> Clock:
-        """Who counts the groups' steps."""
+        """The clock, which counts the groups' steps."""
         return (self._stepper or self._adopt()).clock
 
     def _read_or_repeat(self, stepper: TorchStepper, scale: float) -> int:
-        """Let a stepper take the last step again, or read the gradients; options that have changed are taken over."""
+        """Repeat the last step, or read the gradients for a new one; take over options that have changed."""
         watch, here = stepper.watch, self.__dict__
         if watch.dicts is not here["param_groups"] or watch.nested is not here["state"]:
             return OUT_OF_DATE
         unread = ASSIGNED if self._has_moving_options else stepper.read_or_repeat(scale)
         if unread == ASSIGNED:
-            scheduled = any(group.schedules for group in self._groups)  # else nothing depends on a count
+            scheduled = any(group.schedules for group in self._groups)  # only schedules depend on the step count
             if scheduled and not (stepper.plan.uses_gpus and torch.cuda.is_current_stream_capturing()):
                 stepper.settle()
-            look_at(self._groups)
+            sync_all(self._groups)
             watch.note_entries()
             unread = stepper.read()
         return unread
 
     @property
     def _has_moving_options(self) -> bool:
-        """Whether an option is a tensor or an array, whose number may be another now."""
+        """Whether an option is a tensor or an array, whose value may have changed."""
         return any(group.has_moving for group in self._groups)
 
     def _update(self, scale: float, amp: AmpState | None = None) -> None:
-        """Update every parameter that has a gradient, which is first multiplied by a scale; or as GradScaler says."""
+        """Update every parameter that has a gradient, multiplied by scale; with amp, unscale and skip by that."""
         guard = self._guard
         with guard.mutex:
             guard.refuse_inside_step()
             with guard.stepping:
-                stepper = self._stepper or self._adopt()  # there is none after unpickling or copying
+                stepper = self._stepper or self._adopt()  # after unpickling or copying there is none
                 try:
                     unread = self._read_or_repeat(stepper, scale)
                     if unread == OUT_OF_DATE:
@@ -205,12 +205,12 @@ class Optimizer(torch.optim.Optimizer):
                     stepper.watch.release()
 
     def _names(self) -> list[Sequence[Any]]:
-        """Return what the parameters of each group are called: their names, else their numbers."""
+        """Return the keys of the parameters in each group: their names, else their numbers."""
         numbers = iter(range(sum(len(given["params"]) for given in self.param_groups)))
         return [given.get("param_names") or [next(numbers) for _ in given["params"]] for given in self.param_groups]
 
     def _stepper_of(self, param: Tensor) -> TorchStepper:
-        """Return a stepper of one parameter alone, which counts no group's steps."""
+        """Return a stepper for a single parameter; it does not count the group's steps."""
         names, given = [], []
         for keys, group in zip(self._names(), self._groups, strict=True):
             found = [(key, entry) for key, entry in zip(keys, group.given[PARAMS], strict=True) if entry is param]
@@ -226,7 +226,7 @@ class Optimizer(torch.optim.Optimizer):
         Parameters
         ----------
         closure : callable, optional
-            Evaluates the model anew and returns the loss; called with gradients enabled, before the update.
+            Evaluates the model and returns the loss; called before the update, with gradients enabled.
 
         Returns
         -------
@@ -235,8 +235,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises
         ------
         TypeError, ValueError
-            If a gradient does not fit its parameter, an option is out of range, or a parameter is no longer one that
-            can be updated; nothing has changed then.
+            If a gradient does not fit its parameter, an option is out of range, or a parameter can no longer be
+            updated; nothing has changed then.
         """
         if (
             self._optimizer_step_pre_hooks
@@ -248,7 +248,7 @@ class Optimizer(torch.optim.Optimizer):
             return self._observed_step() if closure is None else self._observed_step(closure)
         return self._step(closure)
 
-    # Else torch wraps it in hooks and a profiler's record, which take 20 µs a step even where there are none.
+    # Without this mark torch wraps `step` in hooks and a profiler's record, which take 20 µs even if nobody uses them.
     step.hooked = True  # type: ignore[attr-defined]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -258,7 +258,7 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         here, optimizer = self.__dict__, self
         found_inf, grad_scale = here.get("found_inf"), here.get("grad_scale")
-        if "_guard" not in here:  # a wrapper, to which GradScaler may have given these
+        if "_guard" not in here:  # this is a wrapper; GradScaler may have set the two attributes on it
             optimizer = self._itself()
             found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if isinstance(found_inf, Tensor) and found_inf.is_cuda:
@@ -285,7 +285,7 @@ class Optimizer(torch.optim.Optimizer):
             super().add_param_group(param_group)
             groups = self.__dict__["param_groups"]
             groups[-1] = live(groups[-1])
-            if self._made:  # else all groups are looked at in the end
+            if self._made:  # the constructor adopts all groups at its end
                 try:
                     self._adopt()
                 except Exception:
@@ -293,24 +293,24 @@ class Optimizer(torch.optim.Optimizer):
                     raise
 
     def state_dict(self) -> dict[str, Any]:
-        """Return groups and states, as torch.optim does; the default ``torch.load`` opens it, schedules included."""
+        """Return groups and states, as torch.optim does; the default ``torch.load`` accepts them, with schedules."""
         if (wrapped := self._stands_for) is not None:
             state: dict[str, Any] = wrapped.state_dict()
             return state
         with self._guard.mutex:
-            if self._stepper is not None and not self._guard.stepping.locked():  # a schedule may ask for it
+            if self._stepper is not None and not self._guard.stepping.locked():  # a schedule may call this in a step
                 self._stepper.settle()
                 for group in self._groups:
                     group.describe_anew()
-                self._stepper.watch.note_entries()  # else what was there before that would pass for unchanged
+                self._stepper.watch.note_entries()  # else the entries just written would count as assigned by the user
             return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`, of this class or of its namesake in torch.optim.
+        """Load a `state_dict` of this class or of its namesake in torch.optim.
 
-        States are copied, in the dtype in which they are updated (float32 for half precision), where torch.optim casts
-        them to their parameter's. Schedules go on from the group's count of steps; one that is a function of yours
-        cannot be saved, and this optimizer's own goes on in its place.
+        States are copied and keep the dtype of their updates (float32 for half precision), while torch.optim casts them
+        to the parameter's dtype. Schedules go on from the group's step count. A schedule that is a function of yours
+        cannot be saved; this optimizer's own function stays instead.
 
         Raises
         ------
@@ -326,7 +326,7 @@ class Optimizer(torch.optim.Optimizer):
             given = given if result is None else result
         with self._guard.mutex:
             self._guard.refuse_inside_step()
-            with HeldBack():  # all of it: torch's own `no_grad` does not bear an interrupt
+            with HeldBack():  # around all of it: torch's own `no_grad` is not safe against interrupts
                 self._load(given)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -373,7 +373,7 @@ class Optimizer(torch.optim.Optimizer):
         return groups
 
     def _filled(self) -> dict[str, Any]:
-        """Return what old checkpoints do not have."""
+        """Return the defaults of options that old checkpoints lack."""
         return {name: self.defaults[name] for name in ADDED if name in self.defaults}
 
     def _loaded_states(
@@ -381,17 +381,17 @@ class Optimizer(torch.optim.Optimizer):
     ) -> dict[Any, Any]:
         keys = chain.from_iterable(saved["params"] for saved in given["param_groups"])
         params = chain.from_iterable(group["params"] for group in groups)
-        places = dict(zip(keys, params, strict=True))
+        by_key = dict(zip(keys, params, strict=True))
         parameters = {id(parameter.given): parameter for parameter in all_parameters}
         states: dict[Any, Any] = defaultdict(dict)
         for key, saved in given["state"].items():
-            if key in places:
-                parameter = parameters.get(id(places[key]))
+            if key in by_key:
+                parameter = parameters.get(id(by_key[key]))
                 if not isinstance(saved, Mapping):
                     raise TypeError(f"the state of parameter {key!r} must be a dict, not {saved!r:.80}")
-                present, loaded = self.state.get(places[key], {}), states[places[key]]
+                current, loaded = self.state.get(by_key[key], {}), states[by_key[key]]
                 for name, value in saved.items():
-                    kept = value is present.get(name) and is_shared(value)  # others work there as well
+                    kept = value is current.get(name) and is_shared(value)  # other processes use that memory too
                     loaded[name] = value if kept else self._copied(parameter, name, value)
             else:
                 states[key] = saved
@@ -400,23 +400,23 @@ class Optimizer(torch.optim.Optimizer):
     def _copied(self, parameter: TorchParameter | None, name: str, value: Any) -> Any:
         if parameter is not None and name in self._family.states and (value is not None or self._eager):
             return parameter.fitted(name, value, copy=True)
-        return deepcopy(value)  # of a frozen parameter as well, which is fitted when it has a gradient
+        return deepcopy(value)  # also for a frozen parameter, whose state is fitted once it has a gradient
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled and copied: as in torch, and functions of yours among the schedules."""
+        """Return the state for pickling and copying: torch's, and schedules that are functions of yours."""
         known = {id(group.given): group.undescribed() for group in self._groups}
         functions = [known.get(id(given), getattr(given, "own", {})) for given in self.param_groups]
         return {**super().__getstate__(), **({"functions": functions} if any(functions) else {})}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what was pickled or copied; the rest is found at the next step."""
+        """Restore the pickled or copied state; the next step makes the rest."""
         if "_guard" not in self.__dict__:
             self._begin()
         super().__setstate__({name: value for name, value in state.items() if name != "functions"})
         self._made = True
         groups = [live(group) for group in self.param_groups]
         if any(group is not given for group, given in zip(groups, self.param_groups, strict=True)):
-            self.param_groups = groups  # else a shallow copy shares the list, as in torch
+            self.param_groups = groups  # only then: otherwise a shallow copy shares the list, as in torch
         functions = state.get("functions", [{}] * len(self.param_groups))
         for group, own in zip(self.param_groups, functions, strict=True):
             for name, value in self._filled().items():
@@ -427,7 +427,7 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def check_nesting(given: Mapping[str, Any]) -> None:
-    """Raise where a state dict does not consist of dicts and lists as those of torch do."""
+    """Raise if a state dict does not have the structure of torch's."""
     groups, states = given.get("param_groups"), given.get("state")
     if not isinstance(groups, list | tuple) or not isinstance(states, Mapping):
         raise ValueError("a state dict has a dict 'state' and a list 'param_groups', as state_dict() returns them")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 skip: Any = None
-try:  # they are torch's own affair, and only save time
+try:  # private names of torch; without them everything works, only slower
     from torch._C._dynamo.eval_frame import get_eval_frame_callback as compiling
     from torch._dynamo.decorators import skip
 except ImportError:
@@ -17,10 +17,9 @@ except ImportError:
 
 
 def eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep torch.compile out of a method that takes one argument, and is called as it stands: a clean graph break.
+    """Make torch.compile skip a method of one argument: one graph break, and the method runs uncompiled.
 
-    ``torch.compiler.disable`` does that, and takes 2 µs for it even where nobody compiles, which is asked for here
-    first.
+    ``torch.compiler.disable`` does that too, but adds 2 µs to each call; here only calls under compilation pay it.
     """
     disabled: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # torch's own
     if skip is None:

@@ -1,4 +1,4 @@
-"""Parameter groups of torch: plain dicts, which anyone may write into between two steps."""
+"""Parameter groups of torch: plain dicts, which anybody may change between two steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..step.group import GroupOptions, StepFunction, numbers_at
 from .live import LiveGroup
 
 ARRAYS = (Tensor, np.ndarray)
-MOVING = (*ARRAYS, list)  # in which another number may be found at the next step
+MOVING = (*ARRAYS, list)  # values that may be changed in place
 
 NOT_OFFERED = {
     "differentiable": "autograd cannot see through a fused update",
@@ -26,11 +26,11 @@ NOT_OFFERED = {
 }
 
 
-ROUNDING = 1e-12  # torch's LinearLR ends so far below 0 where it should end there, and torch goes on with it
+ROUNDING = 1e-12  # torch's LinearLR to 0 ends below 0 by up to this much, and torch uses that rate
 
 
 def number(name: str, value: Any) -> Any:
-    """Return what a tensor, an array or a list holds now, and 0 for a number that rounding has put below it."""
+    """Return the current value of a tensor, an array or a list, and 0 for a number that rounding has made negative."""
     if name == "betas" and isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, (list, tuple)):
@@ -53,56 +53,56 @@ def number(name: str, value: Any) -> Any:
 class Group(GroupOptions):
     """The options of one group of torch.
 
-    A schedule ends when another number than its own is assigned to its option. Some of torch's engines put a rate of 0
-    there for a step that shall change nothing, and the old object back afterwards: then it goes on, as if that step had
-    not been.
+    A schedule ends when a number other than its own is assigned to its option. Some of torch's engines assign a rate
+    of 0 for a step that shall change nothing, and the old object afterwards: then the schedule resumes, as if there had
+    been no such step.
 
     Parameters
     ----------
     index : int
     given : dict
-        The group itself, as torch and the user have it. Its ``lr`` is always a number or a tensor; ``schedules``
-        describes those in force as plain Python, where there is any or was, and ``step`` counts the steps they drove.
+        The group itself, as torch and the user have it. Its ``lr`` is always a number or a tensor. If it has or had
+        schedules, ``schedules`` describes the current ones as plain Python, and ``step`` counts the steps they drove.
     names : iterable of str
-        Of the optimizer's options.
+        The names of the optimizer's options.
 
     Attributes
     ----------
     seen : dict
-        The options as they were last found in the group.
+        The options as the last `sync` found them in the group.
     has_moving : bool
-        Whether one of them is a tensor or an array, whose number may be another at the next step.
+        Whether one of them is a tensor, an array or a list, which may be changed in place.
     overruled : tuple or None
-        An option and its schedule, which has ended by a scheduler's number, until somebody was warned.
-    told, content : dict or None
-        The description as it was last put there: that object, and what was in it.
+        An option and the schedule that a scheduler has ended, until the user is warned.
+    description, content : dict or None
+        The description last written into the group: the object itself, and a copy of its content.
     written : int
-        The count beside it as it was last put there, or found. It stands still where no schedule goes by it.
+        The step count last written into the group, or read there. Without a schedule it stays as it is.
     ended : dict
-        Option -> the schedule that drove it last, the object that it put there last, and the count of steps then.
+        Option -> the schedule that last drove it, the object that it last wrote, and the step count at that time.
     """
 
     def __init__(self, index: int, given: dict[str, Any], names: Iterable[str]) -> None:
-        super().__init__(index, {"step": 0, **dict.fromkeys(names, math.nan)})  # which no value equals, None neither
+        super().__init__(index, {"step": 0, **dict.fromkeys(names, math.nan)})  # NaN, which equals no value
         self.given = given
-        self.seen: dict[str, Any] = dict.fromkeys(names, self)  # which is no option's value
-        self.told: Any = None
+        self.seen: dict[str, Any] = dict.fromkeys(names, self)  # an object that is no option's value
+        self.description: Any = None
         self.content: dict[str, Any] | None = None
         self.written = 0
         self.ended: dict[str, tuple[StepFunction, Any, int]] = {}
         self.has_moving = False
         self.overruled: tuple[str, StepFunction] | None = None
-        # One of its own for a plain dict, so that nobody has to ask.
+        # A plain dict gets an empty one, which saves checks for None.
         self.live = given if isinstance(given, LiveGroup) else LiveGroup()
         if given.get("schedules"):
             self.schedules = dict(self.live.own)
         self.live.own = {}
         if assigned := self.live.assigned():
             self._end_in_copy(assigned)
-        self.look()
+        self.sync()
 
     def _end_in_copy(self, assigned: Sequence[str]) -> None:
-        """End the schedules of options that were assigned before a copy's first step."""
+        """In a copy before its first step, end the schedules of options that were assigned."""
         described = dict(self._found("schedules") or {})
         for name in assigned:
             if (plain := described.pop(name, None)) is not None and not goes_by_step(self._found(name)):
@@ -111,23 +111,23 @@ class Group(GroupOptions):
         self._put("schedules", described)
 
     def _note_end(self, name: str, schedule: StepFunction) -> None:
-        """Forget what a schedule has put there, and remember to warn where it was a scheduler that ended it."""
+        """Forget the numbers of a schedule that has ended; if a scheduler ended it, remember to warn."""
         self.live.end(name)
         if name in self.live.overruled:
             self.live.overruled.discard(name)
             self.overruled = name, schedule
 
     def _found(self, name: str, default: Any = None) -> Any:
-        """Return what stands in torch's group, as it stands there: a live one would fetch it."""
+        """Return an entry of torch's group; by `dict.get`, since a LiveGroup's own `get` may wait for a GPU."""
         return dict.get(self.given, name, default)
 
     def _put(self, name: str, value: Any) -> None:
-        """Put an entry there likewise."""
+        """Set an entry of torch's group, in the same way."""
         dict.__setitem__(self.given, name, value)
 
-    def look(self) -> None:
-        """Take over what was assigned in the group since the last look."""
-        given, get = self.given, dict.get  # `_found`, without a call for each name
+    def sync(self) -> None:
+        """Take over what was assigned in the group since the last `sync`."""
+        given, get = self.given, dict.get  # as `_found`, without a call for each name
         for name in self.seen:
             if not dict.__contains__(given, name):
                 raise ValueError(f"group {self.index} has no {name!r}: assign it, perhaps its default")
@@ -136,7 +136,7 @@ class Group(GroupOptions):
                 message = f"{flag}=True is not offered, in group {self.index}: {reason}; use torch.optim for that"
                 raise ValueError(message)
         described = self._found("schedules")
-        if described is not self.told or described != self.content:
+        if described is not self.description or described != self.content:
             self._restore(described or {})
         step = self._found("step", self.written)
         if step is not self.written and self._is_count(step) and step != self.written:
@@ -152,14 +152,14 @@ class Group(GroupOptions):
         self.has_moving = any(isinstance(value, MOVING) for value in self.seen.values())
 
     def _is_count(self, step: Any) -> bool:
-        """Say whether an entry is meant as the count of steps; without a schedule it may be another library's."""
+        """Say whether an entry "step" is our step count; without a schedule it may be another library's."""
         return "schedules" in self.given or (type(step) is int and 0 <= step < RESUMABLE)
 
     def _restore(self, described: Any) -> None:
-        """Take over schedules by their description, and the numbers and the count beside it."""
+        """Take over the schedules that a description holds, with the group's numbers and step count."""
         if self.fetch is not None:
             self.fetch(self)
-        if isinstance(described, Mapping):  # what is assigned in its place needs no description
+        if isinstance(described, Mapping):  # an assigned schedule replaces the described one
             described = {name: plain for name, plain in described.items() if not goes_by_step(self._found(name))}
         restored = self.restored_schedules(described)
         found = {name: self._found(name) for name in self.seen if not goes_by_step(self._found(name))}
@@ -169,10 +169,10 @@ class Group(GroupOptions):
         numbers_at(step, restored)
         self.restore({**checked, "step": step}, restored)
         self.seen.update(found)
-        self._tell()
+        self._write_back()
 
     def _take(self, found: dict[str, Any]) -> None:
-        """Take over what was assigned to options."""
+        """Take over values that were assigned to options."""
         numbers = {name: number(name, value) for name, value in found.items()}
         new = {
             name: value
@@ -181,7 +181,7 @@ class Group(GroupOptions):
         }
         ended = {n: (self.schedules[n], self.seen[n], self.entries["step"]) for n in new if n in self.schedules}
         resumed = [n for n in new if n in self.ended and found[n] is self.ended[n][1] and self.entries[n] == 0]
-        if resumed and self.fetch is not None:  # steps that a device has counted belong to the count before that one's
+        if resumed and self.fetch is not None:  # add the steps that somebody else counted before the count is set back
             self.fetch(self)
         if new:
             self.assign(new)
@@ -193,10 +193,10 @@ class Group(GroupOptions):
             self._note_end(name, schedule)
         self.seen.update(found)
         if ended or resumed or any(callable(value) for value in new.values()):
-            self._tell()
+            self._write_back()
 
     def warn(self) -> None:
-        """Say that a scheduler has ended a schedule, and what to do about it."""
+        """Warn that a scheduler has ended a schedule, and say what to do about it."""
         if self.overruled is not None:
             (name, schedule), self.overruled = self.overruled, None
             warnings.warn(
@@ -207,13 +207,13 @@ class Group(GroupOptions):
                 stacklevel=frames_inside(),
             )
 
-    def _tell(self) -> None:
+    def _write_back(self) -> None:
         self.live.rate = self.schedules.get("lr")
         for name in self.schedules:
             self._show(name)
-        if self.schedules or "schedules" in self.given:  # an empty one where they have ended, and the count goes on
-            self.told, self.content = self.described(), self.described()  # two, to see what is changed in the group's
-            self._put("schedules", self.told)
+        if self.schedules or "schedules" in self.given:  # empty after they have ended; the step count goes on
+            self.description, self.content = self.described(), self.described()  # two, to notice changes in place
+            self._put("schedules", self.description)
             self._show_count()
 
     def _show(self, name: str) -> None:
@@ -226,10 +226,10 @@ class Group(GroupOptions):
         self._put("step", self.written)
 
     def take_upcoming(self) -> None:
-        """Make what schedules have said the current numbers, in torch's group as well."""
+        """Make the schedules' next numbers the current ones, in torch's group as well."""
         super().take_upcoming()
         for name in self.schedules:
-            if self._found(name) is self.seen[name]:  # else somebody has assigned another meanwhile
+            if self._found(name) is self.seen[name]:  # else another number was assigned meanwhile
                 self._show(name)
 
     def count(self, steps: int = 1) -> None:
@@ -239,23 +239,23 @@ class Group(GroupOptions):
             self._show_count()
 
     def describe_anew(self) -> None:
-        """Bring the description of the schedules up to date, with the memory of those that have one."""
-        self.look()
-        self._tell()
+        """Update the description of the schedules, with the memory of each `Plateau`."""
+        self.sync()
+        self._write_back()
 
 
 def frames_inside() -> int:
-    """Count the frames of fastopt and torch above, so that a warning shows the line that has called them."""
+    """Count the frames of fastopt and torch on the stack, so that a warning shows the user's line."""
     level, frame = 0, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastopt", "torch"):
         level, frame = level + 1, frame.f_back
     return level + 1
 
 
-def look_at(groups: Sequence[Group]) -> None:
-    """Take over what was assigned in groups, and warn, once, where a scheduler has ended a schedule."""
+def sync_all(groups: Sequence[Group]) -> None:
+    """Take over what was assigned in groups; warn once if a scheduler has ended schedules."""
     for group in groups:
-        group.look()
+        group.sync()
     overruled = [group for group in groups if group.overruled]
     if overruled:
         overruled[0].warn()

@@ -1,4 +1,4 @@
-"""Groups of torch that schedules drive: dicts that are up to date whenever somebody reads them."""
+"""Groups of torch with schedules: dicts that are up to date whenever they are read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..rules import SCHEDULABLE
 from ..schedules import Schedule, from_dict
 from ..step.group import StepFunction
 
-BASE = "initial_lr"  # what torch's and timm's schedulers start from, and keep in the group
+BASE = "initial_lr"  # torch's and timm's schedulers start from this entry
 SCHEDULERS = {"lr_scheduler", "param_scheduler", "scheduler"}  # modules that write rates: torch's, ignite's, timm's
-LOOKAHEAD = 100_000  # steps in which a function of the step is expected to leave 0
+LOOKAHEAD = 100_000  # within so many steps a function of the step must be above 0
 
 
 def base_rate(schedule: StepFunction) -> float:
-    """Return what a scheduler starts from where a schedule drives the rate: its peak; of a function, the first above 0.
+    """Return the rate from which a scheduler starts if a schedule drives lr: its peak, or a function's first above 0.
 
-    The rate of step 0 would not do: of a warm-up it is 0, and a scheduler that multiplies would stay there.
+    The rate of step 0 is no use: with a warm-up it is 0, and a scheduler that multiplies would stay at 0.
     """
     if isinstance(schedule, Schedule):
         return schedule.maximum()
@@ -30,32 +30,32 @@ def base_rate(schedule: StepFunction) -> float:
 
 
 def is_scheduler(names: Mapping[str, Any]) -> bool:
-    """Say whether it is a scheduler that writes, by the names of the module in which it does."""
+    """Say whether code is a scheduler's, by the globals of its module."""
     return not SCHEDULERS.isdisjoint(str(names.get("__name__")).split("."))
 
 
 def do_nothing() -> None:
-    """Fetch nothing: of a copy, before its optimizer's first step."""
+    """Fetch nothing: the default of a copy, before its optimizer's first step."""
 
 
 class LiveGroup(dict[str, Any]):
-    """One of torch's groups, of which schedules drive some numbers: where a GPU counts, whoever reads one waits for it.
+    """One of torch's groups, with options that schedules drive. If a GPU counts the steps, reading an option waits.
 
-    Whoever reads the parameters alone, as ``zero_grad`` and GradScaler do in every iteration, does not. Whoever asks
-    for ``initial_lr`` finds the peak of the schedule that drives the rate.
+    Reading only the parameters, as ``zero_grad`` and GradScaler do in every iteration, does not wait. ``initial_lr`` is
+    the peak of the schedule that drives lr.
 
     Attributes
     ----------
     fetch : callable
         Brings the numbers up to date.
     own : dict
-        Schedules that no description brings back, of a copy before its optimizer's first step, and of what is loaded.
+        Schedules that cannot be described, of a copy before its optimizer's first step and after loading.
     rate : callable or None
-        The schedule that drives the rate.
+        The schedule that drives lr.
     numbers : dict
-        What schedules have put there, by option.
+        The numbers that schedules have written, by option.
     overruled : set
-        Options of which a scheduler has written the number.
+        Options whose number a scheduler has written.
     """
 
     def __init__(self, *given: Any, **more: Any) -> None:
@@ -67,7 +67,7 @@ class LiveGroup(dict[str, Any]):
         self.overruled: set[str] = set()
 
     def expect(self, functions: Mapping[str, StepFunction]) -> None:
-        """Find out what drives a copy's numbers, before its optimizer's first step: functions, or what is described."""
+        """In a copy before its first step, find the schedules that drive its numbers: functions, or described ones."""
         described = dict.get(self, "schedules")
         self.own = functions
         if isinstance(described, Mapping):
@@ -76,11 +76,11 @@ class LiveGroup(dict[str, Any]):
                 self.rate = functions["lr"] if "lr" in functions else from_dict(described["lr"])
 
     def assigned(self) -> list[str]:
-        """Return the options of which a schedule drove the number, and that have another one now."""
+        """Return the options that a schedule drove and that have another value now."""
         return [name for name, number in self.numbers.items() if dict.get(self, name) is not number]
 
     def end(self, name: str) -> None:
-        """Take note that a schedule has ended."""
+        """Forget a schedule that has ended."""
         self.numbers.pop(name, None)
         if name == "lr":
             self.rate = None
@@ -90,7 +90,7 @@ class LiveGroup(dict[str, Any]):
             self.fetch()
 
     def _base(self, default: Any = None) -> Any:
-        """Return what a scheduler starts from, where a schedule drives the rate and nobody has put another there."""
+        """Return the rate from which a scheduler starts, if a schedule drives lr and no other rate was assigned."""
         if self.rate is None or "lr" in self.assigned():
             return default
         return base_rate(self.rate)
@@ -100,7 +100,7 @@ class LiveGroup(dict[str, Any]):
         return super().__contains__(name) or (name == BASE and self._base() is not None)
 
     def __missing__(self, name: str) -> Any:
-        """Return the base of a scheduler that goes on from an earlier one, which asks for it by name."""
+        """Return ``initial_lr``, which a scheduler reads when it resumes."""
         base = self._base() if name == BASE else None
         if base is None:
             raise KeyError(name)
@@ -112,7 +112,7 @@ class LiveGroup(dict[str, Any]):
         return super().__getitem__(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Assign an entry; a count only once those before it are counted."""
+        """Assign an entry; before a step count, fetch the steps so far."""
         if name == "step":
             self.fetch()
         elif self.numbers.get(name, self) is super().get(name) and is_scheduler(sys._getframe(1).f_globals):
@@ -130,7 +130,7 @@ class LiveGroup(dict[str, Any]):
         return super().get(name, self._base(default) if name == BASE else default)
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names; without this, ``dict(group)`` would not ask for the entries."""
+        """Iterate over the names; without this method, ``dict(group)`` would bypass `__getitem__`."""
         return super().__iter__()
 
     def items(self) -> Any:
@@ -149,9 +149,9 @@ class LiveGroup(dict[str, Any]):
         return super().pop(name, *default)
 
     def setdefault(self, name: str, default: Any = None) -> Any:
-        """Return an entry, which is a default where there was none; a scheduler takes the rate over so.
+        """Return an entry, after setting a missing one to the default; schedulers take over lr by this method.
 
-        Some of torch's schedulers go on from ``initial_lr``, others from ``lr``.
+        Some of torch's schedulers start from ``initial_lr``, others from ``lr``, so both are set.
         """
         self._read(name)
         base = self._base() if name == BASE and not super().__contains__(BASE) else None
@@ -174,19 +174,19 @@ class LiveGroup(dict[str, Any]):
         """Compare the entries."""
         return not self == other
 
-    __hash__ = None  # as of any dict
+    __hash__ = None  # like any dict
 
     def __repr__(self) -> str:
         """Show the entries."""
         return repr(self.copy())
 
     def __reduce__(self) -> Any:
-        """Copy and save the entries alone."""
+        """Copy and pickle the entries only."""
         return LiveGroup, (self.copy(),)
 
 
 def live(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a group as it is to stand among torch's: a live one where schedules drive it, or did."""
+    """Return a group as a `LiveGroup` if it has or had schedules, else as it is."""
     if isinstance(given, LiveGroup):
         return given
     scheduled = "schedules" in given or any(goes_by_step(given.get(name)) for name in SCHEDULABLE)

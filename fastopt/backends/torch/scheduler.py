@@ -1,4 +1,4 @@
-"""Schedules as learning-rate schedulers of torch."""
+"""Schedules as torch learning-rate schedulers."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class ClosedForm(Protocol):
 
 
 class Scheduler(LRScheduler):
-    """A scheduler of torch that sets a schedule's value, a closed form of the step, in every parameter group.
+    """A torch scheduler that sets a schedule's value in every parameter group.
 
-    Made by `Schedule.torch_scheduler`. Unlike torch's own it neither starts from the rates of the groups nor goes from
-    one value to the next, so that it does not drift, and any step can be resumed from.
+    `Schedule.torch_scheduler` makes it. Unlike torch's own schedulers it ignores the groups' initial rates and computes
+    each value from the step alone: it does not drift, and can resume from any step.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
     schedule : Schedule
     last_epoch : int, default -1
-        The step whose rate was the last to be used; the next one's is set. -1 begins at step 0.
+        The last step that was taken; the scheduler sets the rate of the next one. -1 begins at step 0.
 
     Raises
     ------
     TypeError, ValueError
-        If one of them is not what it must be; the optimizer has not been changed then.
+        If an argument does not fit; the optimizer has not been changed then.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: ClosedForm, last_epoch: int = -1) -> None:
@@ -52,7 +52,7 @@ class Scheduler(LRScheduler):
         last_epoch = Count(-1, STEP_LIMIT).check("last_epoch", last_epoch)
         self.schedule = schedule
         if last_epoch >= 0 and isinstance(optimizer, Optimizer):
-            for group in optimizer.param_groups:  # torch asks for what the schedule does not need
+            for group in optimizer.param_groups:  # torch requires it; the schedule does not use it
                 group.setdefault("initial_lr", group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"])
         super().__init__(optimizer, last_epoch)
 
@@ -61,11 +61,11 @@ class Scheduler(LRScheduler):
         return [self.schedule(self.last_epoch)] * len(self.optimizer.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, the schedule among it as plain Python, so that the default ``torch.load`` opens it."""
+        """Return the state, with the schedule as plain Python, so that the default ``torch.load`` accepts it."""
         return {**super().state_dict(), "schedule": self.schedule.to_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`, the schedule included; as in torch, the optimizer has its rates from its own."""
+        """Load a `state_dict`, with its schedule; as in torch, the rates come from the optimizer's own state dict."""
         if not isinstance(state_dict, Mapping) or not {"schedule", "last_epoch"} <= state_dict.keys():
             raise ValueError("the state dict is not one of fastopt.torch.Scheduler: it has no schedule or last_epoch")
         Count(-1, STEP_LIMIT).check("last_epoch", state_dict["last_epoch"])
