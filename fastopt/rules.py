@@ -241,8 +241,8 @@ def momentum_row(options: Options, step: int, first: bool) -> Row:
     Dampening scales the gradient with its weight decay and is 0 with Nesterov, so that it goes into both factors and
     no kernel has to know it. The first gradient is not dampened.
     """
-    gain = 1.0 if first else 1.0 - options["dampening"]
-    return gain * factor(options), gain * options["weight_decay"], options["lr"], options["momentum"]
+    damping = 1.0 if first else 1.0 - options["dampening"]
+    return damping * factor(options), damping * options["weight_decay"], options["lr"], options["momentum"]
 
 
 def adagrad_row(options: Options, step: int, first: bool) -> Row:

@@ -1,1 +1,1 @@
-"""The compiled code: Numba for the CPU, C++ for the pool of threads, one header for whoever wants in."""
+"""The compiled code: the rules in Numba and CUDA C++, the thread pool in C++, and the headers for embedding."""

@@ -1,5 +1,5 @@
-// advance.cu: the two small kernels ahead of an update: `send` writes into tables, `advance` counts a step and computes
-// its hyper rows, in double, where the host does not see whether the step is taken.
+// advance.cu: two small kernels that run before an update. `send` writes into tables; `advance` counts a step and
+// computes its hyper rows, in double, when the host cannot know whether the step is taken.
 
 #include "rows.h"
 
@@ -10,7 +10,7 @@ extern "C" __global__ void send(const __grid_constant__ fastopt_message message)
     }
 }
 
-// A double as a float, below its normal numbers too, which the conversion takes for zero.
+// Rounds a double to float, subnormals included, which the conversion instruction would flush to zero.
 __device__ inline float narrow(double x) {
     double size = x < 0 ? -x : x;
     if (!(size < 0x1p-126) || size == 0) return static_cast<float>(x);
@@ -20,7 +20,7 @@ __device__ inline float narrow(double x) {
     return narrowed;
 }
 
-// One thread: there are few rows, as a rule one for each group of options.
+// One thread, since there are few rows: usually one for each set of options.
 extern "C" __global__ void advance(const __grid_constant__ fastopt_clock clock) {
     if (clock.skip != nullptr && *clock.skip != 0) return;
     for (int64_t i = 0; i < clock.n; ++i) {

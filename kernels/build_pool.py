@@ -1,6 +1,6 @@
-"""Builds ``fastopt.kernels._pool``, the extension with the pool and the reader, through cffi for ``setup.py``.
+"""Builds ``fastopt.kernels._pool``, the extension with the pool and the readers, through cffi for ``setup.py``.
 
-Its declarations serve `fastopt.embed` as well, which neither needs nor looks for the extension.
+`fastopt.embed` uses its declarations too, without needing the extension.
 """
 
 import re
@@ -12,15 +12,15 @@ import cffi
 HERE = Path(__file__).parent
 HEADERS = ("tables", "fastopt", "interpreter", "rows", "rules", "schedules", "step", "vectors")
 SOURCES = ("pool", "step", "reader", "tensors", "team", "graphs")
-FLAGS = ["-std=c++17", "-O2", "-pthread", "-ffp-contract=off"]  # the last one since rows are to be Python's to the bit
+FLAGS = ["-std=c++17", "-O2", "-pthread", "-ffp-contract=off"]  # the last: rows must equal Python's to the bit
 
 
 def declarations(header: str) -> str:
-    """The part of a header that cffi reads: plain C between its two marks."""
+    """Return the part of a header that cffi reads: plain C between its two marks."""
     match = re.search(r"/\* begin \*/(.*)/\* end \*/", (HERE / header).read_text(encoding="utf-8"), re.DOTALL)
     if match is None:
         raise ValueError(f"{header} has lost its begin and end marks")
-    return match.group(1)
+    return match[1]
 
 
 ffi = cffi.FFI()

@@ -1,13 +1,13 @@
 """Every update rule as a scalar function, and the loop that runs any of them over the chunks of a job.
 
 A rule takes a parameter, its gradient, its states and its hyperparameters, and returns the new parameter and states.
-It computes in the parameter's own type, float32 or float64, whatever types its hyperparameters arrive in: a Python
-float beside a float32 array would make Numba go on in float64, at half the speed. (An integer for a parameter would
-make integers of them.) Rules stand from the simplest to the hardest. Of float16 and bfloat16 they see nothing: the loop
-widens what it reads to float32, and narrows what it writes.
+It casts hyperparameters to the parameter's type, float32 or float64: Numba would compute a float32 array with a Python
+float in float64, at half the speed. (An integer parameter would turn them into integers.) Rules are ordered from the
+simplest to the hardest. They never see float16 and bfloat16: the loop widens what it reads to float32, and narrows what
+it writes.
 
-For loops of your own, which Numba compiles, there are the rules, each rule once more over whole arrays, and `schedule`,
-whose formulas are in ``schedules.py``. For those in C there is `update_for_c`.
+Your own Numba loops can call the rules, each rule's update of whole arrays, and `schedule`, whose formulas are in
+``schedules.py``; C loops call what `update_for_c` returns.
 
 Rules, conversions and the loop stay in this one file: Numba's disk cache notices changes only in the file of the cached
 function.
@@ -20,7 +20,7 @@ import inspect
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray by other means
+from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray dynamically
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
@@ -35,17 +35,17 @@ from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NUMBERS, SHARED, STATES, TE
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
-# For what Python never calls: the wrapper for it takes as long to compile as a small function.
+# For what Python never calls: its wrapper would take as long to compile as a small function.
 inner: Any = njit(  # type: ignore[call-overload]  # whose stubs lack the last two
     error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
 )
 
 STATES_OF: dict = {}  # name of a rule -> how many states it has
-FUNCTIONS: list = []  # their functions, in the same order
+FUNCTIONS: list = []  # the rules' functions, in the same order
 
 
 def rule(states):
-    """Register a scalar function as a rule with so many states."""
+    """Register a scalar function as a rule with this number of states."""
 
     def register(function):
         numbers = len(inspect.signature(function).parameters) - 2 - states
@@ -58,13 +58,13 @@ def rule(states):
 
 
 def over_arrays(function):
-    """Compile what updates whole arrays by a rule, for loops of someone's own."""
+    """Compile a function that updates whole arrays by a rule, for users' own loops."""
     function.__doc__ = "Update arrays in place by the rule of that name; `update_each` says what they may be."
     return njit(error_model="numpy", forceinline=True)(function)
 
 
 def arguments_of(function):
-    """Name what a rule takes: numbers that stand for arrays, p, g and the states, and hyperparameters."""
+    """Return the names of a rule's arguments: those for arrays (p, g and the states), and the hyperparameters."""
     names, arrays = list(inspect.signature(function).parameters), 2 + STATES_OF[function.__name__]
     return names[:arrays], names[arrays:]
 
@@ -118,14 +118,14 @@ def update_adagrad(p, g, s, lr, eps):
 
 @inner
 def average(old, new, gain):
-    """An exponential moving average, of which the new value is this share. As a difference, infinity would be NaN."""
+    """(1 - gain) * old + gain * new; with old + gain * (new - old), infinity would give NaN."""
     real = type(old)
     return (real(1) - real(gain)) * old + real(gain) * new
 
 
 @inner
 def average_of_squares(old, g, gain):
-    """An average of squares, in torch's order: the square by itself would overflow where the average does not."""
+    """The same of squares, multiplied in torch's order: g * g alone could overflow when the average does not."""
     real = type(old)
     return (real(1) - real(gain)) * old + real(gain) * g * g
 
@@ -157,7 +157,7 @@ def update_rmsprop_momentum(p, g, s, v, lr, gain, eps, momentum):
 
 @inner
 def deviation(s, a):
-    """A standard deviation, from the averages of squares and of values; only rounding puts their difference below 0."""
+    """The standard deviation, from averages of squares and of values; their difference is below 0 only by rounding."""
     variance = s - a * a
     return np.sqrt(type(s)(0) if variance < 0 else variance)
 
@@ -187,7 +187,7 @@ def update_rmsprop_centered_momentum(p, g, s, v, a, lr, gain, eps, momentum):
     update_each("rmsprop_centered_momentum", p, g, (s, v, a), (lr, gain, eps, momentum))
 
 
-# Of Adam, lr and eps are those of the step: with the corrections of the bias, by which the registry multiplies them.
+# For Adam, the hyper row has the bias corrections in lr and eps.
 
 
 @rule(states=2)
@@ -235,9 +235,9 @@ def update_adamw_amsgrad(p, g, m, v, w, lr, gain1, gain2, eps, keep):
     update_each("adamw_amsgrad", p, g, (m, v, w), (lr, gain1, gain2, eps, keep))
 
 
-# Conversions are arithmetic on bits that packed instructions do, eight elements at once. LLVM's own need a processor
-# with F16C, or call a function that Numba does not link, which ends the process. Nothing here depends on whether the
-# processor takes float32's subnormals for zero, as `torch.set_flush_denormal` makes it: halves' own survive it.
+# Conversions are integer arithmetic on bits, which vectorises: eight elements at once. LLVM's own need a processor with
+# F16C, or call a function that Numba does not link, which ends the process. They also work when the processor flushes
+# float32's subnormals to zero (`torch.set_flush_denormal`): float16's subnormals survive that.
 
 
 @inner
@@ -252,10 +252,10 @@ def from_bits(pattern):
 
 @inner
 def from_float16(pattern):
-    """Exponent and mantissa moved to where float32 has them: exact, but for the exponent's bias and for subnormals.
+    """Move exponent and mantissa to where float32 has them, then correct the exponent's bias and subnormals.
 
-    The bias is made good in two steps, up so far that the largest exponent becomes float32's own, of infinity and NaN,
-    and down by a product. Fabian Giesen, "half_to_float_fast", and FP16 by Marat Dukhan do much the same.
+    The bias is corrected in two steps: up until the largest exponent is float32's largest, of infinity and NaN, then
+    down by a product. Fabian Giesen's "half_to_float_fast" and Marat Dukhan's FP16 do much the same.
     """
     magnitude = pattern & 0x7FFF
     normal = from_bits((magnitude << 13) + ((255 - 31) << 23)) * np.float32(2.0**-112)
@@ -266,14 +266,14 @@ def from_float16(pattern):
 
 @inner
 def to_float16(x):
-    """Rounded by the addition of a power of two so large that the sum's last bit is that of the half.
+    """Round by adding a power of two so large that the sum's last bit is float16's last bit.
 
-    Mantissas of sum and power then differ by the size in units of that bit, from 1024 to 2048, or from 0 where it is
-    subnormal; added to the exponent less one, a full mantissa carries into the next, and in the end into infinity.
-    The addition is Fabian Giesen's, "float_to_half_fast3_rtne", for subnormals, and for all in FP16 by Marat Dukhan.
+    The mantissas of sum and power then differ by the size in units of that bit: 1024 to 2048, or less for subnormals.
+    Added to the exponent minus one, a full mantissa carries into the next exponent, and finally into infinity. Fabian
+    Giesen's "float_to_half_fast3_rtne" adds so for subnormals, Marat Dukhan's FP16 for all numbers.
     """
-    size = min(abs(x), np.float32(2.0**16))  # which is infinity, as is all above it
-    # As uint32, not the 64 bits that Numba goes on in: without, the loop takes twice the time.
+    size = min(abs(x), np.float32(2.0**16))  # 2**16 becomes infinity, as does everything above it
+    # Cast to uint32: Numba would continue in 64 bits, and the loop take twice as long.
     exponent = np.uint32(max(bits(size) & 0x7F800000, (127 - 14) << 23))
     power = exponent + (13 << 23)
     units = bits(size + from_bits(power)) - power
@@ -289,9 +289,9 @@ def from_bfloat16(pattern):
 
 @inner
 def to_bfloat16(x):
-    """Half of the last bit added, or a little less where that bit is even; a carry goes into the exponent, rightly.
+    """Add half of the last bit, or a little less if that bit is even; a carry into the exponent is right.
 
-    NaN is a case of its own: its mantissa can be all in the half that is cut off, or carry into the sign.
+    NaN is a special case: its mantissa may lie entirely in the half that is cut off, or carry into the sign.
     """
     pattern = bits(x)
     rounded = (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16
@@ -303,7 +303,7 @@ HALVES = {from_dtype(np.dtype(DTYPES[name].stored)): functions for name, functio
 
 
 def widen(x):
-    """An element as the number to compute with; chosen by its type, in ``_widen``."""
+    """Convert an element to the number to compute with; `_widen` has the code for each type."""
     raise TypeError("widen() exists in compiled code only")
 
 
@@ -316,7 +316,7 @@ def _widen(x):
 
 
 def narrow(x, array):
-    """A number as an element of an array, rounded to the nearest, and to even between two; chosen in ``_narrow``."""
+    """Convert a number to an element of an array, rounding to nearest even; `_narrow` has the code for each type."""
     raise TypeError("narrow() exists in compiled code only")
 
 
@@ -328,9 +328,9 @@ def _narrow(x, array):
     return lambda x, array: function(x)
 
 
-# The loop exists once, whatever the number of states: `each` unrolls what is done with every one of them. Recursive
-# overloads, for the first state and the rest, were as fast, but kernels took a third to a half longer to compile, and
-# five times as long with inline="always".
+# The loop exists once, for any number of states: `each` unrolls what is done with each of them. Overloads that recurse
+# over the states were as fast, but kernels took a third to a half longer to compile, and five times as long with
+# inline="always".
 
 
 @intrinsic
@@ -352,7 +352,7 @@ def each(typing_context, function, tuples, shared):
 
 @inner
 def load(array, i):
-    """Element i of an array as a number to compute with; by `flat`, whose index needs no check for being negative."""
+    """Return element i of an array as a number to compute with; `flat` does not check for a negative index."""
     return widen(array.flat[i])
 
 
@@ -363,7 +363,7 @@ def store(array, value, i):
 
 
 def as_tuple(returned):
-    """What a rule returns, which is no tuple where it has no states; compiled in ``_as_tuple``."""
+    """Return a rule's result as a tuple; a rule without states returns a number. `_as_tuple` is the compiled code."""
     raise TypeError("as_tuple() exists in compiled code only")
 
 
@@ -373,7 +373,7 @@ def _as_tuple(returned):
 
 
 def apply(rule, i, p, g, states, hypers):
-    """Element i of p and of its states, updated by the rule of that number; compiled in ``_apply``."""
+    """Update element i of p and of its states by the rule with this number; `_apply` is the compiled code."""
     raise TypeError("apply() exists in compiled code only")
 
 
@@ -389,15 +389,15 @@ def _apply(rule, i, p, g, states, hypers):
 
 
 def update_each(name, p, g, states, hypers):
-    """Every element of an array and of its states, updated in place by a rule, in a loop of someone's own.
+    """Update every element of an array and of its states in place by a rule, in a user's own loop.
 
     Parameters
     ----------
     name : str
-        Of the rule: a literal.
+        The rule's name, a literal.
     p, g : ndarray of float32 or float64, any shape
-        Parameter and gradient, of one dtype and shape. Loops are packed where all arrays are C-contiguous; elsewhere
-        they are slower, and as right.
+        Parameter and gradient, of one dtype and shape. The loop is vectorised if all arrays are C-contiguous, and
+        slower otherwise.
     states : tuple of ndarray, dtype and shape of p
     hypers : tuple of float
         Of any number type; the rule converts them to p's.
@@ -405,11 +405,11 @@ def update_each(name, p, g, states, hypers):
     Raises
     ------
     TypingError
-        Where the caller is compiled: if these are not arrays of one dtype and dimension, p and states writable.
+        When the caller is compiled: if these are not arrays of one dtype and dimension, p and states writable.
     ValueError
-        If their shapes differ; nothing has changed then. That no two overlap is not checked.
+        If their shapes differ; nothing has changed then. Overlaps are not checked.
     """
-    # What follows runs where NUMBA_DISABLE_JIT has switched Numba off; compiled code runs `_update_each`.
+    # This runs when NUMBA_DISABLE_JIT has switched Numba off; compiled code runs `_update_each`.
     function = FUNCTIONS[list(STATES_OF).index(name)]
     if any(array.shape != p.shape for array in (g, *states)):
         raise ValueError(shapes_differ(function))
@@ -420,7 +420,7 @@ def update_each(name, p, g, states, hypers):
 
 
 def shapes_differ(function):
-    """Say what is wrong with a rule's arrays where not all have one shape."""
+    """Return the message for arrays of different shapes."""
     return f"update_{function.__name__}: {', '.join(arguments_of(function)[0])} must have one shape"
 
 
@@ -448,7 +448,7 @@ def _update_each(name, p, g, states, hypers):
 
 
 def check_arrays(function, arrays):
-    """Refuse what no loop can be compiled for, by the types that arguments have."""
+    """Raise TypingError if the types of the arguments do not allow the loop to be compiled."""
     p = arrays["p"]
     for name, given in arrays.items():
         if not isinstance(given, types.Array):
@@ -462,7 +462,7 @@ def check_arrays(function, arrays):
 
 
 def update(rule, p, g, states, scale, decay, hypers):
-    """One run of elements. Weight decay is a test here, outside the loop, where it costs nothing."""
+    """Update one run of elements. The test for weight decay is outside the loop, where it costs nothing."""
     if decay == 0:
         for i in range(p.size):
             apply(rule, i, p, scale * widen(g[i]), states, hypers)
@@ -471,9 +471,9 @@ def update(rule, p, g, states, scale, decay, hypers):
             apply(rule, i, p, scale * widen(g[i]) + decay * widen(p[i]), states, hypers)
 
 
-# Inlined by force: whether LLVM would inline the loop by itself depends on rule and dtype, and on what the process has
-# compiled before. Where it does not, what runs is what Numba has made of `update` alone, which is not vectorised, and
-# took three times as long. The price: in float64, loops of AMSGrad and of RMSProp with momentum are vectorised from 16
+# Inlining is forced: whether LLVM would inline the loop by itself depends on rule and dtype, and on what the process
+# has compiled before. If it does not, what runs is Numba's code for `update` alone, which is not vectorised and took
+# three times as long. The price: in float64, loops of AMSGrad and of RMSProp with momentum are vectorised from 16
 # elements on, not from 8.
 @overload(update, prefer_literal=True, jit_options={"error_model": "numpy", "forceinline": True})
 def _update(rule, p, g, states, scale, decay, hypers):
@@ -482,7 +482,7 @@ def _update(rule, p, g, states, scale, decay, hypers):
 
 @intrinsic
 def pointer(typing_context, address):
-    """An address from a table as the pointer that it is."""
+    """Convert an address from a table to a pointer."""
 
     def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
@@ -490,14 +490,14 @@ def pointer(typing_context, address):
     return types.voidptr(address), generate
 
 
-# Columns of a transposed tile that are read side by side, so that their cache misses overlap: a third off the time of a
-# large transposed gradient against one column at a time; 16 were slower than 8.
+# Columns of a transposed tile that are read side by side, so that their cache misses overlap: for a large transposed
+# gradient a third less time than with one column; 16 were slower than 8.
 COLUMNS = 8
 
 
 @inner
 def gather(out, grad, rows, length, row_stride, item_stride, stored):
-    """Copy a tile of a gradient into the parameter's order, along whichever axis is denser in the gradient."""
+    """Copy a tile of a gradient into the parameter's order, along the axis with the smaller stride in the gradient."""
     if abs(row_stride) < abs(item_stride):
         whole = length - length % COLUMNS
         for start in range(0, whole, COLUMNS):
@@ -516,7 +516,7 @@ def gather(out, grad, rows, length, row_stride, item_stride, stored):
 
 @inner
 def array_at(address, offset, size, real):
-    """An array of so many elements, at an offset from an address."""
+    """Return an array of `size` elements, `offset` bytes after an address."""
     return carray(pointer(address + offset), size, real)
 
 
@@ -527,9 +527,8 @@ make_cfunc = functools.partial(cfunc, SIGNATURE, error_model="numpy")
 def make_kernel(name, dtype):
     """Define the kernel of a rule for a dtype: a plain function, for ``cfunc``.
 
-    It closes over plain constants only, since a closure over a compiled function never hits Numba's cache; and it has
-    a name of its own, since functions that share a name share a cache index, in which two processes can mistake one
-    variant for another.
+    It closes over plain constants only, since a closure over a compiled function never hits Numba's cache. Its name is
+    unique, since functions that share a name share a cache index, in which two processes can mistake one for another.
     """
     number = list(STATES_OF).index(name)
     states, numbers = STATES_OF[name], len(arguments_of(FUNCTIONS[number])[1])
@@ -585,7 +584,7 @@ make_cfunc_of_update = functools.partial(cfunc, UPDATE, error_model="numpy")
 
 
 def make_update(name, dtype):
-    """Define what C calls to update one array by a rule: a plain function, for ``cfunc``, like `make_kernel`'s."""
+    """Define the function that C calls to update one array by a rule, for ``cfunc``, like `make_kernel`'s."""
     number = list(STATES_OF).index(name)
     states, numbers = STATES_OF[name], len(arguments_of(FUNCTIONS[number])[1])
     real = dtype_of(dtype).real
@@ -612,21 +611,21 @@ _updates: dict = {}
 
 
 def kernel(name: str, dtype: Any) -> Any:
-    """The compiled kernel of a rule for a dtype, as a Numba ``CFunc``; it lives as long as the process.
+    """Return a rule's compiled kernel for a dtype, a Numba ``CFunc``; it lives as long as the process.
 
-    The dtype is that of parameter and gradient: what NumPy takes for one, or "bfloat16". States of both halves are
-    float32.
+    The dtype is that of parameter and gradient: anything NumPy accepts, or "bfloat16". States of float16 and bfloat16
+    parameters are float32.
     """
     return compiled_once(_kernels, (name, dtype_of(dtype).name), make_kernel, make_cfunc)
 
 
 def update_for_c(name: str, dtype: Any) -> Any:
-    """The compiled update of one array by a rule, for C, likewise; states are of the same dtype, which is no half."""
+    """Return a rule's compiled update of one array, for C; all arrays are float32, or all are float64."""
     return compiled_once(_updates, (name, dtype_of(dtype).name), make_update, make_cfunc_of_update)
 
 
 def compiled_once(known, key, make, wrap):
-    """What is known under a key; where nothing is, ``make(*key)`` is compiled, by ``wrap(cache=...)``."""
+    """Return ``known[key]``, after compiling ``make(*key)`` with ``wrap(cache=...)`` if it is missing."""
     if key not in known:
         with lock, cache.one_process_at_a_time():
             if key not in known:
@@ -635,5 +634,5 @@ def compiled_once(known, key, make, wrap):
 
 
 def cached(name: str, dtype: Any) -> bool:
-    """Whether a rule's kernel for a dtype would be taken from the cache, as it is now and on this processor."""
+    """Say whether the cache has a rule's kernel for a dtype, as it is now and for this processor."""
     return cache.kept(make_kernel(name, dtype), SIGNATURE)

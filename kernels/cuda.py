@@ -1,6 +1,6 @@
-"""The rules on GPUs: their CUDA source, compiled by CuPy at run time, or by NVRTC alone, ahead and without a GPU.
+"""The rules on GPUs: their CUDA source, compiled by CuPy at run time, or ahead of time by NVRTC, without a GPU.
 
-CuPy, and its binding of NVRTC, are imported by whoever has checked that they are there, and handed over.
+This file does not import CuPy or its NVRTC binding: callers check that they are installed, and pass them in.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from .dtypes import DTYPES
 
 HERE = Path(__file__).parent
 
-# CuPy adds -ftz=true at the end, and no option before it helps. Here as well, so that all are compiled alike.
+# CuPy appends -ftz=true, and no earlier option overrides it. NVRTC gets it too, so that both compile the same way.
 OPTIONS = ("-std=c++17", "-ftz=true")
 PACK = 16  # bytes that a thread moves at once
-MOST_THREADS = 512  # of a block, as the kernels are compiled
+MOST_THREADS = 512  # in a block; the kernels' launch bounds say the same
 
 
 @functools.cache
 def inlined(file: str) -> str:
-    """Return a file of this folder with our own headers in the place of their includes, each once.
+    """Return a file of this folder with our own headers pasted in for their includes, each once.
 
-    As one text, since CuPy's cache looks at nothing else: a header that changes would not be seen.
+    CuPy's cache compares only this text, and would not notice a changed header.
     """
     seen = set()
 
@@ -52,12 +52,12 @@ def functor(rule: str) -> str:
 
 
 def dtypes_of(dtype: str) -> tuple[str, str, str]:
-    """Name what a kernel for a dtype reads and writes: the dtypes of parameter, gradient and states."""
+    """Return the dtypes of parameter, gradient and states in a kernel for a dtype."""
     return dtype, dtype, DTYPES[dtype].real_name
 
 
 def kernel_name(rule: str, dtype: str) -> str:
-    """Name a kernel: rule, parameter, gradient, states."""
+    """Name a kernel: the rule, and the dtypes of parameter, gradient and states."""
     return "_".join((rule, *dtypes_of(dtype)))
 
 
@@ -74,18 +74,18 @@ def pack(dtype: str) -> int:
 
 @functools.cache
 def kernel(cupy: Any, rule: str, dtype: str) -> Any:
-    """Return the kernel of a rule for a dtype, which takes one argument: a job."""
+    """Return a rule's kernel for a dtype; its one argument is a job."""
     return cupy.RawModule(code=source(rule, dtype), options=OPTIONS).get_function(kernel_name(rule, dtype))
 
 
 @functools.cache
 def send_and_advance(cupy: Any) -> tuple[Any, Any]:
-    """Return the two small kernels, which take a message and a course."""
+    """Return the two small kernels: `send` takes a message, `advance` a clock."""
     module = cupy.RawModule(code=inlined("advance.cu"), options=OPTIONS)
     return module.get_function("send"), module.get_function("advance")
 
 
-# What ptxas says of a kernel.
+# What ptxas reports about a kernel.
 REPORT = re.compile(
     r"Compiling entry function '(\w+)'.*?Function properties for \1\D+(\d+) bytes stack frame, "
     r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers(.*?)$",
@@ -95,16 +95,16 @@ REPORT = re.compile(
 
 @dataclass(frozen=True)
 class Usage:
-    """What a kernel takes: registers and bytes of stack for each thread, bytes of shared memory for each block."""
+    """A kernel's resources: registers and bytes of stack per thread, bytes of shared memory per block."""
 
     kernel: str
     registers: int
     shared: int
     local: int
-    spilled: int  # bytes stored and loaded since registers did not suffice
+    spilled: int  # bytes stored and loaded because registers ran out
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return all of it in one line."""
         return (
             f"{self.kernel}: {self.registers} registers, {self.shared} bytes shared, {self.local} bytes local, "
             f"{self.spilled} bytes spilled"
@@ -112,44 +112,44 @@ class Usage:
 
 
 def usages(log: str) -> Iterator[Usage]:
-    """Read what ptxas reports of each kernel."""
+    """Parse what ptxas reports about each kernel."""
     for name, stack, stores, loads, registers, rest in REPORT.findall(log):
         shared = re.search(r"(\d+) bytes smem", rest)
         yield Usage(name, int(registers), int(shared[1]) if shared else 0, int(stack), int(stores) + int(loads))
 
 
 def sources(rules: Iterable[str]) -> dict[str, str]:
-    """Return all sources by the names of their files: an update for each rule and dtype, and the two small kernels."""
+    """Return all sources by file name: an update for each rule and dtype, and the two small kernels."""
     updates = {kernel_name(rule, dtype): source(rule, dtype) for rule in rules for dtype in DTYPES}
     return {**updates, "advance": inlined("advance.cu")}
 
 
 def check_architecture(nvrtc: Any, architecture: str) -> None:
-    """Raise ValueError unless NVRTC compiles for an architecture, ImportError where NVRTC is not there."""
+    """Raise ValueError if NVRTC cannot compile for an architecture, ImportError if NVRTC is not installed."""
     try:
         known = [f"sm_{number}" for number in nvrtc.getSupportedArchs()]
-    except RuntimeError as error:  # its library is looked for at the first call
+    except RuntimeError as error:  # the binding loads the library at the first call
         raise ImportError("NVRTC is not installed: pip install 'fastopt[cuda13]'") from error
     if architecture not in known:
         raise ValueError(f"this NVRTC does not compile for {architecture!r}, but for {', '.join(known)}")
 
 
 def cubin(nvrtc: Any, source: str, name: str, architecture: str) -> tuple[bytes, list[Usage]]:
-    """Compile a source ahead, for one architecture: the CUBIN, and what its kernels take.
+    """Compile a source ahead of time for one architecture; return the CUBIN and its kernels' resources.
 
     Parameters
     ----------
     nvrtc : module
         ``cupy_backends.cuda.libs.nvrtc``, which needs neither a GPU nor a driver.
     source, name : str
-        One of `sources`, and its name, for messages.
+        One of `sources`, and its name for messages.
     architecture : str
-        ``"sm_90"``, for instance.
+        For example ``"sm_90"``.
 
     Raises
     ------
     RuntimeError
-        With the compiler's log, where the source does not compile.
+        If the source does not compile; the message has the compiler's log.
     """
     program = nvrtc.createProgram(source, f"{name}.cu", [], [])
     try:

@@ -1,6 +1,6 @@
-"""The dtypes that parameters and gradients may have: all that is known of each is one row of one table.
+"""The dtypes that parameters and gradients may have: one table, with one row per dtype.
 
-What a row names and cannot hold, the conversions between memory and arithmetic, stands in ``cpu.py`` and ``fused.cu``.
+The conversions between memory and arithmetic are in ``cpu.py`` and ``fused.cu``.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ class DType:
     Attributes
     ----------
     name : str
-        As PyTorch has it, and NumPy and CuPy where they have the dtype.
+        As in PyTorch, and in NumPy and CuPy if they have the dtype.
     stored : type
-        NumPy's type for an element in memory. Numba has arrays of neither half: they lie as bits, of two integer types,
-        by which its overloads tell them apart.
+        NumPy's type for an element in memory. Numba has no arrays of float16 or bfloat16: they are stored as bits in
+        two different integer types, which overloads tell apart.
     real : type
-        NumPy's type for what kernels compute in; states are of it, too.
+        NumPy's type for what kernels compute in, and for the states.
     cuda : str
-        Its type in CUDA C++, as ``fused.cu`` defines it.
+        Its type in CUDA C++, as in ``fused.cu``.
     dlpack : int
-        The code of DLPack for its kind of number.
+        DLPack's code for its kind of number.
     buffer : str
-        Its character in the buffer protocol; empty where that has none.
+        Its character in the buffer protocol; empty if that has none.
     pairs : str
-        The complex dtype, of PyTorch, whose elements are pairs of this one's; empty where there is none.
+        PyTorch's complex dtype whose elements are pairs of this one; empty if there is none.
     on_numpy : bool
-        Whether NumPy arrays of it are updated.
+        Whether NumPy arrays of this dtype can be updated.
     """
 
     name: str
@@ -58,7 +58,7 @@ class DType:
 
     @functools.cached_property
     def largest(self) -> float:
-        """The largest number that kernels compute with."""
+        """The largest finite number in what kernels compute in."""
         return float(np.finfo(self.real).max)
 
 
@@ -76,5 +76,5 @@ PAIRS_DLPACK = 5  # DLPack's code of all complex dtypes
 
 
 def dtype_of(dtype: Any) -> DType:
-    """Look a dtype up: by what NumPy takes for one, or by name, since NumPy has no bfloat16."""
+    """Look up a dtype by anything NumPy accepts as one, or by name, since NumPy has no bfloat16."""
     return DTYPES[dtype if isinstance(dtype, str) and dtype in DTYPES else np.dtype(dtype).name]

@@ -1,4 +1,4 @@
-"""The extension with the pool and the reader, or None twice where it was not built, or does not load: see `error`."""
+"""The extension with the pool and the readers; `ffi` and `lib` are None if it was not built or does not load."""
 
 from __future__ import annotations
 

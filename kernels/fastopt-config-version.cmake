@@ -1,4 +1,4 @@
-# For find_package(fastopt 0.1), or a range: this version serves whoever asks for it, or for an older one.
+# For find_package(fastopt 0.1), or a range: this version also serves requests for an older one.
 set(PACKAGE_VERSION "0.1.0")
 set(PACKAGE_VERSION_COMPATIBLE TRUE)
 if(PACKAGE_VERSION VERSION_LESS PACKAGE_FIND_VERSION)

@@ -1,4 +1,4 @@
-# For find_package(fastopt CONFIG): fastopt::fastopt, the folder of the headers, which is this one. Nothing is linked.
+# For find_package(fastopt CONFIG): the target fastopt::fastopt adds this folder, with the headers. Nothing is linked.
 if(NOT TARGET fastopt::fastopt)
   add_library(fastopt::fastopt INTERFACE IMPORTED)
   set_target_properties(fastopt::fastopt PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${CMAKE_CURRENT_LIST_DIR}")

@@ -1,7 +1,7 @@
-// fused.cu: the loop that runs any rule over the chunks of a job on a GPU, one block a chunk.
+// fused.cu: the loop that runs any rule over the chunks of a job on a GPU, one block per chunk.
 //
-// FASTOPT_UPDATE(name, Rule, P, G, S) defines a kernel by that name, for parameters, gradients and states of these types.
-// cuda.py puts the headers, this file and such a line into one source, which CuPy compiles; the tests compile the same
+// FASTOPT_UPDATE(name, Rule, P, G, S) defines a kernel of that name for parameters, gradients and states of these types.
+// cuda.py pastes the headers, this file and such a line into one source, which CuPy compiles; the tests compile the same
 // source for the host.
 
 #include "rules.h"
@@ -10,7 +10,7 @@
 namespace fastopt {
 namespace cuda {
 
-// Halves as they lie in memory. Their arithmetic is float's.
+// The 16-bit types as they are in memory. Their arithmetic is float's.
 struct Float16 {
     unsigned short bits;
 };
@@ -44,7 +44,7 @@ __device__ inline double widen(double x) { return x; }
 __device__ inline float widen(Bfloat16 x) { return bit_cast<float>(static_cast<unsigned>(x.bits) << 16); }
 __device__ inline float widen(Float16 x) {
 #ifdef __CUDACC__
-    float wide;  // the instruction itself: the headers that name it are not on every machine with a GPU
+    float wide;  // in assembly, since not every machine with a GPU has the headers for it
     asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
     return wide;
 #else
@@ -52,12 +52,12 @@ __device__ inline float widen(Float16 x) {
 #endif
 }
 
-// Rounds to the nearest, and to even between two.
+// Rounds to nearest even.
 __device__ inline void narrow(float x, float &out) { out = x; }
 __device__ inline void narrow(double x, double &out) { out = x; }
 __device__ inline void narrow(float x, Bfloat16 &out) {
     unsigned bits = bit_cast<unsigned>(x);
-    unsigned rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;  // sm_75 has no instruction for it
+    unsigned rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;  // sm_75 has no instruction for this
     out.bits = static_cast<unsigned short>(x == x ? rounded : 0x7FC0);
 }
 __device__ inline void narrow(float x, Float16 &out) {
@@ -68,8 +68,8 @@ __device__ inline void narrow(float x, Float16 &out) {
 #endif
 }
 
-// Several elements, as one load moves them. Nothing that an update touches is read again before the next one, so that
-// the nearest cache has no use for it. (The intrinsics also say that the memory is the device's own.)
+// Several elements, moved by one load or store. They bypass the L1 cache, since an update reads nothing twice. (The
+// intrinsics also say that the memory is global.)
 template <typename T, int N>
 struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
     T lane[N];
@@ -101,8 +101,8 @@ __device__ inline void store(T *at, const Pack<T, N> &pack) {
     }
 }
 
-// Writes the gradient's factor as a product. Arithmetic takes what is below float's normal numbers for zero, as 1 over a
-// scale of 2^127 is, which GradScaler may come to.
+// Splits the gradient's factor into two. Arithmetic flushes float's subnormals to zero, and 1 over a loss scale of 2^127,
+// which GradScaler may reach, is one.
 __device__ inline void split(double factor, double &first, double &second) {
     first = factor;
     second = 1.0;
@@ -110,12 +110,12 @@ __device__ inline void split(double factor, double &first, double &second) {
 __device__ inline void split(float factor, float &first, float &second) {
     unsigned bits = bit_cast<unsigned>(factor), size = bits & 0x7FFFFFFF;
     bool normal = size >= 0x00800000;
-    float raised = static_cast<float>(static_cast<int>(size)) * 0x1p-85f;  // size times 2^-149, and 2^64 more
+    float raised = static_cast<float>(static_cast<int>(size)) * 0x1p-85f;  // size * 2^-149, times 2^64
     first = normal ? factor : bits == size ? raised : -raised;
     second = normal ? 1.0f : 0x1p-64f;
 }
 
-// A chunk's tensor, and the numbers that all of its elements share.
+// The tensor of a chunk, and its hyper row.
 template <class Rule, typename P, typename G, typename S>
 struct Update {
     using real = typename Arithmetic<P>::type;
@@ -123,10 +123,9 @@ struct Update {
     static constexpr int kept = Rule::states > 0 ? Rule::states : 1;  // there are no arrays of length 0
     static constexpr int width = 16 / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
 
-    // How many blocks a multiprocessor is to hold at once, by which the compiler bounds registers: three of 40 registers a
-    // thread, where no more than four packs are held and there is room for 1,536 threads; else two of 64, or one. More
-    // would spill. On an H100 three gain 4 % over two for AdaGrad and RMSProp from 2^24 elements on, and take 5 % more, some
-    // 0.3 us, up to 2^20.
+    // Blocks of a multiprocessor, by which the compiler bounds registers: three, with 40 registers per thread, if a thread
+    // holds at most four packs; else two, with 64, or one. More would spill. On an H100, AdaGrad and RMSProp with three are
+    // 4 % faster than with two from 2^24 elements on, and 5 % slower, some 0.3 us, up to 2^20.
     static constexpr int packs = 2 + Rule::states * sizeof(S) / sizeof(P);
     static constexpr int resident = sizeof(P) < 8 ? (packs <= 4 ? 3 : 2) : (packs <= 4 ? 2 : 1);
 
@@ -144,21 +143,26 @@ struct Update {
         for (int i = 0; i < Rule::hypers; ++i) hypers[i] = row[FASTOPT_SHARED + i];
     }
 
-    // Elements at to at + N - 1, of gradients that lie somewhere.
+    // Updates the elements at to at + N - 1; the caller has loaded their gradients.
     template <int N>
     __device__ void elements(int64_t at, const Pack<G, N> &gradients) const {
+        // load parameter and states
         Pack<P, N> p = load<N>(param + at);
         Pack<S, N> kept_before[kept];
         for (int i = 0; i < Rule::states; ++i) kept_before[i] = load<N>(states[i] + at);
         for (int k = 0; k < N; ++k) {
+            // widen to the type of the arithmetic
             real state[kept];
             for (int i = 0; i < Rule::states; ++i) state[i] = widen(kept_before[i].lane[k]);
             real x = widen(p.lane[k]);
+            // scale the gradient, and add the weight decay
             real g = rest * (factor * static_cast<real>(widen(gradients.lane[k])));
             if (decay != 0) g += decay * x;
+            // apply the rule, and round the results
             narrow(Rule::apply(x, g, state, hypers), p.lane[k]);
             for (int i = 0; i < Rule::states; ++i) narrow(state[i], kept_before[i].lane[k]);
         }
+        // store parameter and states
         store<N>(param + at, p);
         for (int i = 0; i < Rule::states; ++i) store<N>(states[i] + at, kept_before[i]);
     }
@@ -169,22 +173,24 @@ struct Update {
         return all % 16 == 0;
     }
 
-    // One pack for each thread, and no more: a loop over several was up to 5 % slower on large tensors, and takes up to
-    // twice as long on small ones.
+    // One pack per thread: a loop over several was up to 5 % slower on large tensors, and took up to twice as long on
+    // small ones.
     __device__ void run(const fastopt_chunk &chunk) const {
         int length = static_cast<int>(chunk.length);
         int whole = aligned(chunk.offset) ? length / width : 0;
+        // one pack per thread
         if (static_cast<int>(threadIdx.x) < whole) {
             int64_t at = chunk.offset + static_cast<int64_t>(threadIdx.x) * width;
             elements<width>(at, load<width>(grad + at));
         }
+        // the tail, or everything if addresses are not aligned, one by one
         for (int i = whole * width + threadIdx.x; i < length; i += blockDim.x) {
             elements<1>(chunk.offset + i, load<1>(grad + chunk.offset + i));
         }
     }
 
-    // A tile whose gradient lies otherwise. One block walks it row by row, so that what the first row has brought into
-    // the cache serves the next ones.
+    // A tile of a gradient in another storage order. One block walks it row by row, so that later rows find in the cache
+    // what the first one has loaded.
     __device__ void run(const fastopt_chunk &chunk, const fastopt_layout &layout) const {
         int length = static_cast<int>(chunk.length);
         for (int row = 0; row < chunk.rows; ++row) {
@@ -200,12 +206,16 @@ struct Update {
 template <class Rule, typename P, typename G, typename S>
 __device__ inline void update(const fastopt_job &job) {
     using real = typename Arithmetic<P>::type;
+    // return if the whole step is skipped
     if (job.skip != nullptr && *job.skip != 0) return;
+    // find this block's chunk and its tensor, and return if that has no gradient
     const fastopt_chunk &chunk = job.chunks[blockIdx.x];
     const fastopt_tensor &tensor = job.tensors[chunk.tensor];
     if (tensor.grad == nullptr) return;
+    // read the tensor's hyper row
     const real *row = static_cast<const real *>(job.hypers) + tensor.hyper * FASTOPT_HYPERS;
     Update<Rule, P, G, S> update(tensor, row);
+    // update the chunk, as a run or as a tile
     if (tensor.layout == nullptr) {
         update.run(chunk);
     } else {

@@ -1,6 +1,6 @@
-// Lets the graph that a stream records own what its kernels use, by CUDA's user objects: they are the graph's, those of its
-// copies and of what is instantiated from it, and their destructor is called when the last of these is gone. It is called
-// on a thread of the driver's, which may call neither CUDA nor Python and must not wait: it only lists a number.
+// Lets the graph that a stream is capturing own what its kernels use, through a CUDA user object. The graph, its clones and
+// its instantiations share the object, and its destructor runs when the last of them is gone. It runs on a thread of the
+// driver's, which may call neither CUDA nor Python and must not wait, so it only adds a number to a list.
 
 #include <atomic>
 #include <cstdint>
@@ -15,13 +15,13 @@
 
 namespace {
 
-// What was owned, by the number under which Python holds it.
+// What a graph owns, by the number under which Python holds it.
 struct Owned {
     Owned *next;
     int64_t number;
 };
 
-std::atomic<Owned *> gone{nullptr};  // a list; it has no destructor, so that the driver may add to it until the very end
+std::atomic<Owned *> gone{nullptr};  // a list; without a destructor, since the driver may add to it until the very end
 
 void list(Owned *owned) {
     owned->next = gone.load(std::memory_order_relaxed);
@@ -73,8 +73,8 @@ public:
     }
 };
 
-// The graph that a stream records; null where there is none, or nobody can tell. The plain name is that of a function
-// which gives no graph, or of one that takes other arguments, by version.
+// The graph that a stream is capturing; null if there is none, or the driver cannot tell. The plain name is not used: what
+// arguments that function takes, and whether it returns a graph, depends on the driver's version.
 void *recorded(const Driver &driver, void *stream) {
     int status = 0, failed = 1;
     uint64_t id = 0;
@@ -98,7 +98,7 @@ bool owns(const Driver &driver, void *stream, int64_t number) {
         delete owned;
         return false;
     }
-    return retain(graph, object, 1, MOVE) == 0;  // else the object is nobody's: to release it would list it
+    return retain(graph, object, 1, MOVE) == 0;  // on failure the object is leaked: releasing it would list it
 }
 
 }  // namespace

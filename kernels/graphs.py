@@ -1,4 +1,4 @@
-"""What a captured graph uses is the graph's own: held for it here, until CUDA says that the graph is gone."""
+"""Captured graphs own the memory that they use: it is kept here until CUDA says that the graph is gone."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from .extension import ffi, lib
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"  # the driver, which CuPy has loaded
 
-ROOM = 64  # for numbers, at a time
+ROOM = 64  # numbers to fetch at a time
 
 _held: dict[int, Sequence[Any]] = {}  # number -> what a graph owns
 _numbers = itertools.count(1)
 
 
 def own(stream: int, objects: Sequence[Any]) -> None:
-    """Let the graph that a stream records own some objects, and so whatever is instantiated from it.
+    """Let the graph that a stream is capturing, and everything instantiated from it, own some objects.
 
-    Without the extension, or where the driver is too old for it, they are held for the life of the process.
+    Without the extension, or if the driver is too old, they live as long as the process.
 
     Parameters
     ----------
     stream : int
         Its address.
     objects : sequence
-        What the memory belongs to that the graph's kernels use.
+        The owners of the memory that the graph's kernels use.
     """
     number = next(_numbers)
     _held[number] = objects
@@ -36,7 +36,7 @@ def own(stream: int, objects: Sequence[Any]) -> None:
 
 
 def drop_gone() -> None:
-    """Let go of what belonged to graphs that are gone; not inside of a capture, which memory given back would spoil."""
+    """Release what belonged to graphs that are gone. Not during a capture: freeing memory would invalidate it."""
     if not _held or lib is None:
         return
     numbers = ffi.new("int64_t[]", ROOM)

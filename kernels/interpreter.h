@@ -1,4 +1,4 @@
-// What the two readers share: Python's interpreter lock, and ranges of addresses.
+// Shared by the two readers: Python's interpreter lock, and ranges of addresses.
 
 #ifndef FASTOPT_INTERPRETER_H
 #define FASTOPT_INTERPRETER_H
@@ -22,7 +22,7 @@ private:
     PyGILState_STATE state_;
 };
 
-// Whether a range of addresses may meet one of those that are occupied.
+// Whether a range of addresses may overlap an occupied one.
 inline bool overlaps(const fastopt_extents &occupied, int64_t start, int64_t end) {
     const int64_t *last = occupied.ends + occupied.count;
     const int64_t *found = std::upper_bound(occupied.ends, last, start);  // the first that reaches beyond the start

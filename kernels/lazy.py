@@ -1,4 +1,4 @@
-"""Lazy compiling: Numba is imported, and compiles, when a kernel or the value of a schedule is first asked for."""
+"""Lazy compilation: Numba is imported, and compiles, when a kernel or a schedule's value is first needed."""
 
 import functools
 from typing import Any
@@ -7,7 +7,7 @@ from .lock import lock
 
 
 def kernel(name: str, dtype: Any) -> Any:
-    """Return the compiled kernel of a rule for a dtype; see `cpu.kernel`."""
+    """Return a rule's compiled kernel for a dtype; see `cpu.kernel`."""
     with lock:
         from . import cpu
 

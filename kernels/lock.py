@@ -1,10 +1,10 @@
-"""The lock of whoever imports Numba or compiles: one thread at a time, and never across a fork.
+"""The lock for importing Numba and for compiling: one thread at a time, and never across a fork.
 
-A child that is forked meanwhile would inherit locks, of the import system and of Numba, that nobody there frees. So a
-fork waits until nothing is under way.
+A child forked in the middle would inherit locks of the import system and of Numba that nobody there releases, so a fork
+waits for this lock.
 """
 
-import logging  # noqa: F401 (before the hooks below: its own, which Numba would bring, must be taken after ours)
+import logging  # noqa: F401 (before the hooks below: its own fork hooks, which Numba would import, must run after ours)
 import os
 import threading
 

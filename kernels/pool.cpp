@@ -1,12 +1,12 @@
 // The pool: threads that run a kernel over the chunks of a job.
 //
-// Its one idea: the caller never waits for a sleeper. It publishes the job, wakes whoever sleeps, and starts on the
-// chunks itself. What ends a job is that all its claims are done, not that all threads have come, so a worker that
-// wakes too late finds nothing left.
+// Its one idea: the caller never waits for a sleeping thread. It publishes the job, wakes the sleepers, and starts on the
+// chunks itself. A job ends when all its claims are done, not when all threads have come, so a worker that wakes too late
+// finds nothing left.
 //
 // One 64-bit ticket holds threads | total | next. A claim is a compare-and-swap of next to next + 1, valid only while
-// next < total in that same word; and while a claim is not done its job cannot end. So a worker may read the job after
-// its claim, however long it slept before, and it needs no lock and no epoch to do so.
+// next < total in the same word, and a job cannot end while a claim is not done. So a worker may read the job after its
+// claim, however long it slept before, without a lock or an epoch.
 
 #include <atomic>
 #include <condition_variable>
@@ -28,7 +28,7 @@ namespace {
 constexpr int kClaimBits = 24;
 constexpr uint64_t kClaimMask = (uint64_t{1} << kClaimBits) - 1;
 constexpr int kMaxThreads = 1024;
-constexpr int kSpins = 2000;  // some microseconds, before the caller lets others run
+constexpr int kSpins = 2000;  // a few microseconds, before the caller yields its core
 
 constexpr uint64_t pack(uint64_t threads, uint64_t total) {
     return threads << (2 * kClaimBits) | total << kClaimBits;
@@ -58,7 +58,7 @@ struct Job {
     }
 };
 
-// New threads inherit the mask: signals are for the interpreter's own threads.
+// New threads inherit this mask: signals are for the interpreter's own threads.
 class SignalsBlocked {
 #if !defined(_WIN32)
 public:
@@ -77,10 +77,10 @@ private:
 // A worker's bed. The caller touches its mutex only when the worker lies down or sleeps, never while it works.
 class Bed {
 public:
-    // Announces the wish to sleep; whoever then publishes a job sees it, or the worker sees the job.
+    // Announces the wish to sleep: from here on either a caller that publishes a job sees it, or the worker sees the job.
     void announce() { asleep_.store(true, std::memory_order_seq_cst); }
 
-    // Takes the announcement back; false where a caller has answered it already, and its signal must be taken.
+    // Takes the announcement back; false if a caller has answered it already, and its signal must be consumed.
     bool withdraw() { return asleep_.exchange(false, std::memory_order_seq_cst); }
 
     void sleep() {
@@ -147,14 +147,14 @@ private:
         for (;;) {
             work(worker);
             bed->announce();
-            // A job published between work() and announce() saw nobody asleep: look once more.
+            // Whoever published a job between work() and announce() saw nobody asleep: check once more.
             if (open(ticket_.load(std::memory_order_seq_cst), worker) && bed->withdraw()) continue;
             bed->sleep();
         }
     }
 
-    // Starts workers up to a count; with fewer where the system gives no more. They are detached and never end: the
-    // process may exit at any time, and their pool is never freed.
+    // Starts workers up to a count, or as many as the system allows. They are detached and never end, since the process
+    // may exit at any time; their pool is never freed.
     void start(int count) {
         if (count >= kMaxThreads) count = kMaxThreads - 1;
         if (workers_ >= count) return;
@@ -179,13 +179,12 @@ private:
     Bed *beds_[kMaxThreads] = {};
 };
 
-// One job at a time has the workers; who comes meanwhile runs alone instead of waiting.
+// One job at a time has the workers; other callers run alone instead of waiting.
 std::atomic<bool> busy{false};
 Pool *pool = nullptr;  // touched only by the thread that has set busy
 
 #if !defined(_WIN32)
-// The child has none of the threads, and whatever they held stays held: it starts anew, and the parent's pool is left
-// as it lies.
+// The child has none of the threads, and locks that they held stay locked: it starts a new pool and leaks the parent's.
 void after_fork_in_child() {
     pool = nullptr;
     busy.store(false);

@@ -1,4 +1,4 @@
-"""Who runs a kernel: the threads of the pool, or, where the extension was not built, the calling thread alone."""
+"""Runs a kernel on the threads of the pool or, if the extension was not built, on the calling thread alone."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def set_num_threads(n: int) -> None:
 
 
 def runner(kernel: Any, job_address: int) -> Callable[[int, int, int], None]:
-    """Bind a compiled kernel to a job: a function of (chunks, chunks a claim, threads).
+    """Bind a compiled kernel to a job; return a function of (chunks, chunks per claim, threads).
 
-    The caller keeps the job, and all that it points to, alive and in place while the function can be called. The
+    The caller keeps the job, and all that it points to, alive and unmoved as long as the function can be called. The
     function releases the GIL.
     """
     if available:

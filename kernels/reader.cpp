@@ -1,5 +1,5 @@
-// Reads where arrays lie, many in one call: a fifth of a microsecond each, checks included, where Python takes one to
-// two. It answers for ordinary arrays as they should be and leaves all else to Python, which decides and explains.
+// Reads the addresses of arrays, many in one call: 0.2 us each, checks included, while Python takes 1 to 2 us. It handles
+// ordinary arrays that are as expected, and leaves the others to Python, which decides and explains.
 
 #include "interpreter.h"
 
@@ -7,7 +7,7 @@
 
 namespace {
 
-// A view of an array, or of nothing where it is not exactly of that type or refuses.
+// An array's buffer; false if the array is not exactly of that type or does not export one.
 class View {
 public:
     View(PyObject *object, const void *type, int flags) {
@@ -27,7 +27,7 @@ public:
 
     bool is(const fastopt_shape &shape) const {
         size_t bytes = static_cast<size_t>(shape.ndim) * sizeof(int64_t);
-        return buffer_.ndim == shape.ndim && buffer_.format[0] == shape.format && buffer_.format[1] == '\0' &&
+        return buffer_.ndim == shape.ndim && buffer_.format[0] == shape.code && buffer_.format[1] == '\0' &&
                address() % shape.itemsize == 0 &&
                (bytes == 0 || (std::memcmp(buffer_.shape, shape.lengths, bytes) == 0 &&
                                std::memcmp(buffer_.strides, shape.strides, bytes) == 0));

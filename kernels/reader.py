@@ -1,6 +1,6 @@
-"""Reads where arrays lie, many in one call where the extension was built.
+"""Reads the addresses of arrays, many in one call if the extension was built.
 
-What the reader does not know it leaves to the caller, who decides what it is: the reader saves time, and rules nothing.
+The reader only saves time: it leaves whatever is not as expected to the caller, who decides what to do with it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if lib is not None:
 
 
 def address(array: Array) -> int:
-    """Return where an array's first element lies."""
+    """Return the address of an array's first element."""
     if lib is not None and array.flags.c_contiguous:
-        return int(ffi.cast("intptr_t", ffi.from_buffer(array)))  # half the time of the other
+        return int(ffi.cast("intptr_t", ffi.from_buffer(array)))  # takes half as long as the line below
     return int(array.__array_interface__["data"][0])
 
 
 class Reader:
-    """Reads lists of arrays that are expected to be like these in type, dtype, shape and strides.
+    """Reads lists of arrays that are expected to equal these in type, dtype, shape and strides.
 
     Parameters
     ----------
     arrays : sequence of ndarray or None
-        None where nothing in particular is expected, and everything will be unread.
+        For None nothing is expected, and whatever comes is UNREAD.
     starts, ends : array of int64
-        Ranges of addresses, in order and apart, that nothing may touch.
+        Sorted, disjoint ranges of addresses that no array may overlap.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Reader:
         self.pointed_to: list[Array] = [starts, ends]
         for shape, array in zip(self.shapes, arrays, strict=True):
             if array is not None:
-                view = array.data  # NumPy exports other strides than an array's own along axes of length 1
+                view = array.data  # along axes of length 1 the buffer's strides are not always the array's
                 lengths, strides = np.array([view.shape, view.strides], np.int64).reshape(2, -1)
                 self.pointed_to += lengths, strides
                 shape["lengths"], shape["strides"], shape["ndim"] = address(lengths), address(strides), array.ndim
-                shape["itemsize"], shape["format"] = array.itemsize, CODES[array.dtype]
+                shape["itemsize"], shape["code"] = array.itemsize, CODES[array.dtype]
         self.occupied = np.array((len(starts), address(starts), address(ends)), EXTENTS)
         self.addresses = np.empty(len(arrays) + 1, np.int64)
         self.arguments = (
@@ -68,9 +68,9 @@ class Reader:
         )
 
     def read(self, items: list[Any]) -> tuple[npt.NDArray[np.int64], int, int]:
-        """Return the addresses of the items, and how many are UNREAD and how many None, whose address is 0.
+        """Return the addresses of the items, 0 for None, and how many items are UNREAD and how many None.
 
-        Not for two threads at once.
+        Not thread-safe.
         """
         if lib is None:
             addresses = np.array([0 if item is None else UNREAD for item in items], np.int64)
@@ -81,9 +81,10 @@ class Reader:
 
 
 def read_alike(items: list[Any]) -> tuple[list[int], np.dtype[Any], int] | None:
-    """Return addresses, dtype and size of contiguous arrays that are alike, the second of which is only read.
+    """Return the addresses, dtype and size of contiguous arrays, the second of which is only read.
 
-    None if they are not exactly that: of one shape and order, float32 or float64, writable, apart from each other.
+    Return None unless all have one shape, one storage order and one dtype, float32 or float64, none overlaps another,
+    and all but the second are writable.
     """
     if lib is None:
         return None

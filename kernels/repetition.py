@@ -1,4 +1,4 @@
-"""A step that differs from the last one only in where the gradients lie, and in its count: one call of C."""
+"""Repeats a step in one call of C when only the gradients' addresses and the step count have changed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ class Repetition:
     Parameters
     ----------
     launches : sequence of tuple
-        For each launch what LAUNCH lists.
+        The fields of LAUNCH, for each launch.
     grads : array of int64
-        For each gradient the address of the place where its address goes.
+        For each gradient, the address of its field in a tensor table.
     threads : object
-        Whose threads work, so many as ``get_num_threads()`` says: those of the OpenMP team at ``parallel``, or of the
-        pool where that is 0.
+        Has ``get_num_threads()``, and ``parallel``: the function of an OpenMP runtime, or 0 for the pool.
     """
 
     def __init__(self, launches: Sequence[tuple[int, ...]], grads: npt.NDArray[np.int64], threads: Any) -> None:
@@ -46,16 +45,16 @@ class Repetition:
         scale: float,
         largest: float,
     ) -> None:
-        """Say how hyper rows come about: from ROW_INPUTS as they are now, or, where these are None, they stay.
+        """Set the hyper rows, and the ROW_INPUTS from which each step computes them; if None, the rows stay.
 
         Parameters
         ----------
         hypers, carried, inputs : array
             See `fastopt_step`.
         records : sequence of array
-            The schedules' that the inputs point to.
+            The schedules' records, to which the inputs point.
         scale : float
-            What gradients are multiplied by.
+            The factor of the gradients.
         largest : float
             The largest number that the kernels compute with.
         """
@@ -69,13 +68,13 @@ class Repetition:
 
     @property
     def taken(self) -> int:
-        """How often it was taken since the rows were set."""
+        """How often the step was taken since the rows were set."""
         return int(self.step["taken"])
 
     def take(self, grads: Array | None) -> bool:
-        """Take it, with gradients at these addresses; None where they lie as before.
+        """Take the step with gradients at these addresses, or, for None, at the same ones as before.
 
-        False where a number of a hyper row would be too large: nothing was done then.
+        Return False if a number of a hyper row is too large for the kernels; nothing was done then.
         """
         addresses = ffi.NULL if grads is None else ffi.cast("int64_t *", address(grads))
         return bool(lib.fastopt_take(self.pointer, addresses, self.get_num_threads()))

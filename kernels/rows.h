@@ -1,4 +1,4 @@
-// rows.h: hyper rows where Python does not compute them: on a GPU, and in a step that repeats the last one.
+// rows.h: hyper rows when Python does not compute them: on a GPU, and in a step that repeats the last one.
 
 #ifndef FASTOPT_ROWS_H
 #define FASTOPT_ROWS_H
@@ -8,7 +8,7 @@
 
 namespace fastopt {
 
-// The options from which a row is computed after so many further steps.
+// The options of a row, `taken` steps after its inputs were written.
 FASTOPT_DEVICE inline void resolve(const fastopt_row_inputs &inputs, double taken, double *options) {
     for (int i = 0; i < FASTOPT_OPTIONS; ++i) {
         const double *record = inputs.schedules[i];
@@ -26,7 +26,7 @@ FASTOPT_DEVICE inline auto hand_on(double *options, double step, double *carried
 template <class Rule>
 FASTOPT_DEVICE inline void hand_on(double *, double, double *, long) {}
 
-// Writes the hyper row of the next step, after so many further ones; `carried` is taken a step on, where the rule has it.
+// Writes the hyper row of the next step, `taken` steps after its inputs were written; updates `carried` if the rule has it.
 FASTOPT_DEVICE inline void write_row(const fastopt_row_inputs &inputs, int64_t taken, double *carried, double *row) {
     double options[FASTOPT_OPTIONS];
     resolve(inputs, static_cast<double>(taken), options);

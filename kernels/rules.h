@@ -1,5 +1,5 @@
-// rules.h: every update rule once, for CUDA C++ and host C++17. The same rules, by the same names and from the
-// simplest to the hardest, stand in cpu.py for Numba; the tests hold both to one oracle.
+// rules.h: every update rule once, for CUDA C++ and host C++17. cpu.py has the same rules, under the same names and in
+// the same order, from the simplest to the hardest, for Numba; the tests compare both with one oracle.
 //
 // A rule takes a parameter, its gradient, its states and its hyperparameters, all of one type, returns the new
 // parameter and writes the new states:
@@ -9,16 +9,16 @@
 //     p[i] = fastopt::Momentum::apply(p[i], g[i], v, hypers);
 //     velocity[i] = v[0];
 //
-// Over whole arrays, on the host, in vectors:
+// For whole arrays, on the host, vectorised:
 //
 //     float *states[] = {velocity};
 //     const double hyper[] = {0.1, 0.9};
 //     fastopt::update<fastopt::Momentum>(p, g, states, n, hyper);
 //
-// Its hyperparameters in a step, with the gradient's factor and the weight decay before them, are computed by `row`, in
-// double, from an optimizer's options and the count of a parameter's steps, from 1; as the registry does on the host.
+// `row` computes a step's hyper row in double: the gradient's factor, the weight decay, then the rule's hyperparameters. It
+// gets the rule's options and the parameter's step count, from 1, and returns what the registry does on the host.
 //
-// Learning rates of a schedule come from fastopt::schedule, in schedules.h, which is included here.
+// fastopt::schedule, in schedules.h, which is included here, computes the learning rate of a schedule.
 
 #ifndef FASTOPT_RULES_H
 #define FASTOPT_RULES_H
@@ -55,9 +55,9 @@ using std::memcpy, std::pow, std::sqrt;
 using vectors::sqrt;
 #endif
 
-// A variant of a rule that it derives from has its numbers, and their row; its own states, and its own formula.
+// A derived rule inherits `hypers`, `options` and `row`; it overrides `states` and `apply`.
 
-// Turns ascent into descent.
+// The gradient's factor: -1 to maximize.
 FASTOPT_DEVICE FASTOPT_INLINE inline double factor(double maximize) { return maximize != 0 ? -1.0 : 1.0; }
 
 struct Sgd {
@@ -84,9 +84,9 @@ struct Momentum {
     static constexpr int options = 5;  // maximize, weight_decay, lr, momentum, dampening
 
     FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double, bool first, double *out) {
-        double gain = first ? 1.0 : 1.0 - option[4];  // as if the gradient, with its weight decay, were less
-        out[0] = gain * factor(option[0]);
-        out[1] = gain * option[1];
+        double damping = first ? 1.0 : 1.0 - option[4];  // of the gradient and its weight decay
+        out[0] = damping * factor(option[0]);
+        out[1] = damping * option[1];
         out[2] = option[2];
         out[3] = option[3];
     }
@@ -128,13 +128,14 @@ struct Adagrad {
     }
 };
 
-// An exponential moving average, of which the new value is this share. As a difference, infinity would be NaN.
+// An exponential moving average; the new value has the weight `gain`. With old + gain * (value - old), infinity would give
+// NaN.
 template <typename T>
 FASTOPT_DEVICE FASTOPT_INLINE inline T average(T old, T value, T gain) {
     return (1.0f - gain) * old + gain * value;
 }
 
-// An average of squares, in torch's order: the square by itself would overflow where the average does not.
+// The same of squares, multiplied in torch's order: g * g alone could overflow when the average does not.
 template <typename T>
 FASTOPT_DEVICE FASTOPT_INLINE inline T average_of_squares(T old, T g, T gain) {
     return (1.0f - gain) * old + gain * g * g;
@@ -180,7 +181,7 @@ struct RmspropMomentum {
     }
 };
 
-// A standard deviation, from the averages of squares and of values; only rounding puts their difference below 0.
+// The standard deviation, from the averages of squares and of values; their difference is below 0 only by rounding.
 template <typename T>
 FASTOPT_DEVICE FASTOPT_INLINE inline T deviation(T s, T a) {
     T variance = s - a * a;
@@ -212,7 +213,7 @@ struct RmspropCenteredMomentum : RmspropMomentum {
     }
 };
 
-// Of Adam, lr and eps are those of the step: with the corrections of the bias, by which `row` multiplies them.
+// For Adam, `row` puts the bias corrections into lr and eps.
 struct Adam {
     static constexpr int states = 2;   // exp_avg, exp_avg_sq
     static constexpr int hypers = 4;   // lr, gain1, gain2, eps
@@ -278,23 +279,22 @@ struct AdamWAmsgrad : AdamW {
     }
 };
 
-#ifndef __CUDACC_RTC__  // where each thread has elements of its own
+#ifndef __CUDACC_RTC__  // loops for the host; on a GPU each thread has its own elements
 
-// A type that is not deduced: nullptr and arrays that are not const will do for what is declared otherwise.
+// A type that is not deduced, so that callers may pass nullptr, and pointers that are not const.
 template <typename T>
 struct Identity {
     using type = T;
 };
 
-// Updates the elements from `begin` on by vectors of type Real, as long as these fit in below n, and returns where it
-// stopped.
+// Updates elements from `begin` on in whole vectors of type Real, below n, and returns where it stopped.
 template <class Rule, typename Real, typename T, typename Number>
 FASTOPT_INLINE inline long long update_by(T *p, const T *g, T *const *states, long long begin, long long n,
                                           const Number *hyper) {
     constexpr int kept = Rule::states > 0 ? Rule::states : 1;  // there are no arrays of length 0
     constexpr long long width = sizeof(Real) / sizeof(T);
     Real hypers[Rule::hypers];
-    for (int k = 0; k < Rule::hypers; ++k) hypers[k] = static_cast<T>(hyper[k]) - Real{};  // in every place of it
+    for (int k = 0; k < Rule::hypers; ++k) hypers[k] = static_cast<T>(hyper[k]) - Real{};  // broadcast to all lanes
     long long i = begin;
     for (; i + width <= n; i += width) {
         Real x, gradient, state[kept];
@@ -313,8 +313,8 @@ FASTOPT_INLINE inline long long update_by(T *p, const T *g, T *const *states, lo
 }
 
 // Updates n elements of an array and of its states in place. `hyper` holds the rule's hyperparameters, of any type; they
-// are converted to T. `states` points to as many arrays as the rule has, and may be null where it has none. No two arrays
-// may overlap; any alignment will do.
+// are converted to T. `states` points to the rule's state arrays, and may be null if it has none. No two arrays may
+// overlap; any alignment will do.
 template <class Rule, typename T, typename Number>
 FASTOPT_INLINE inline void update(T *p, const typename Identity<T>::type *g, typename Identity<T>::type *const *states,
                                   long long n, const Number *hyper) {

@@ -1,14 +1,14 @@
-// schedules.h: every learning-rate schedule as a function of the step, for CUDA C++ and host C++17. The same functions,
-// by the same names and from the simplest to the hardest, stand in schedules.py for Numba, where it says what a record
-// is; a test holds the two equal to the bit. On a GPU the last bits differ: its sin and pow are its own, and it fuses
-// multiplications with additions.
+// schedules.h: every learning-rate schedule as a function of the step, for CUDA C++ and host C++17. schedules.py has the
+// same functions, under the same names and in the same order, from the simplest to the hardest, for Numba, and explains
+// what a record is. A test compares the two bit by bit. On a GPU the last bits differ: it has its own sin and pow, and it
+// fuses multiplications with additions.
 //
-// The one to call stands at the end. It takes a record, which Cosine(0.1, 1000).record() gives in Python, and a step, a
-// whole number, 0 or more and below 2**51. In a CUDA kernel the record lies on the device:
+// The function to call is the last one. It takes a record, which Cosine(0.1, 1000).record() returns in Python, and a
+// step, a whole number from 0 to below 2**51. In a CUDA kernel the record is in the device's memory:
 //
 //     double lr = fastopt::schedule(record, step);
 //
-// The others get the place of a term's first number, and the numbers in the order of the dataclass's fields.
+// The others get a pointer to a term's numbers, which have the order of the dataclass's fields.
 
 #ifndef FASTOPT_SCHEDULES_H
 #define FASTOPT_SCHEDULES_H
@@ -19,12 +19,12 @@
 #define FASTOPT_DEVICE
 #endif
 
-#ifndef __CUDACC_RTC__  // which has these functions without a header
+#ifndef __CUDACC_RTC__  // NVRTC has these functions without a header
 #include <cmath>
 #endif
 
-// X(name, enumerator) for every kind of schedule, every shape and every mode, in the order of tables.py: numbers stand
-// for them in a record.
+// X(name, enumerator) for every kind of schedule, every shape and every mode, in the order of tables.py: a record has
+// their numbers.
 #define FASTOPT_SCHEDULES(X)    \
     FASTOPT_SIMPLE_SCHEDULES(X) \
     X(warmup, Warmup)           \
@@ -84,7 +84,7 @@ FASTOPT_DEVICE inline double rise(Shape shape, double done) {
     return done;
 }
 
-// From start at 0 to end at t = steps, where it stays; counted from the lower of the two, so nothing cancels.
+// From start at t = 0 to end at t = steps and after; measured from the lower of the two, so nothing cancels.
 FASTOPT_DEVICE inline double ramp(double start, double end, double t, double steps, Shape shape) {
     if (t >= steps) return end;
     double done = t / steps, left = (steps - t) / steps;
@@ -118,7 +118,7 @@ FASTOPT_DEVICE inline double polynomial(const double *number, double t) {
     return share * end + (1.0 - share) * lr;
 }
 
-// Zero stays zero, even where the power is infinite.
+// lr * gamma ** times; zero stays zero even if the power is infinite.
 FASTOPT_DEVICE inline double scaled(double lr, double gamma, double times) {
     return lr == 0 ? 0.0 : lr * pow(gamma, times);
 }
@@ -136,7 +136,7 @@ FASTOPT_DEVICE inline double step_decay(const double *number, double t) {
 // How many of a tuple of milestones are at t or before.
 FASTOPT_DEVICE inline long long passed(const double *tuple, double t) {
     long long count = 0, end = static_cast<long long>(tuple[0]);
-    while (count < end) {  // by halves, since there may be many
+    while (count < end) {  // a binary search, since there may be many
         long long middle = (count + end) / 2;
         if (tuple[1 + middle] <= t) {
             count = middle + 1;
@@ -147,7 +147,7 @@ FASTOPT_DEVICE inline long long passed(const double *tuple, double t) {
     return count;
 }
 
-// What stands behind a tuple, and behind a term.
+// What follows a tuple, and what follows a term.
 FASTOPT_DEVICE inline const double *after_tuple(const double *tuple) {
     return tuple + 1 + static_cast<long long>(tuple[0]);
 }
@@ -175,7 +175,7 @@ FASTOPT_DEVICE inline double cosine(const double *number, double t) {
     double lr = number[0], steps = number[1], end = number[2], dips = number[3], periodic = number[4];
     if (periodic == 0 && t >= steps) return end;
     if (t >= steps || dips != 1) {
-        // In units of 1 / (2 * dips - 1) steps, an edge of the wave takes `steps`, and the wave twice that.
+        // In units of 1 / (2 * dips - 1) steps, half a wave takes `steps`, and the wave twice that.
         t = remainder(remainder(t, 2.0 * steps) * (2.0 * dips - 1.0), 2.0 * steps);
         t = fmin(t, 2.0 * steps - t);
     }
@@ -200,7 +200,7 @@ FASTOPT_DEVICE inline double one_cycle(const double *number, double t) {
     double three_phase = number[6];
     double last = steps - 1.0;
     t = fmin(t, last);
-    double top = pct_start * steps - 1.0;  // torch's, which counts from 0 and need not be whole
+    double top = pct_start * steps - 1.0;  // as in torch: counted from 0, not always whole
     if (t <= top) return ramp(start, peak, t, top, shape);
     if (three_phase == 0) return ramp(peak, end, t - top, last - top, shape);
     double foot = 2.0 * pct_start * steps - 2.0;
@@ -237,7 +237,7 @@ FASTOPT_DEVICE inline double warmup_stable_decay(const double *number, double t)
     return ramp(lr, end, fmax(t - warmup - stable, 0.0), decay, shape);
 }
 
-// The value of a term that is made of no others.
+// The value of a term that contains no others.
 FASTOPT_DEVICE inline double simple(const double *at, double t) {
 #define FASTOPT_CASE(name, enumerator) \
     case Kind::enumerator:             \
@@ -250,7 +250,7 @@ FASTOPT_DEVICE inline double simple(const double *at, double t) {
 #undef FASTOPT_CASE
 }
 
-// The value of a term, which passes the step on, on another clock, to the one of its parts that is in force.
+// The value of a term: a composite one converts the step for the part that is active, and continues there.
 FASTOPT_DEVICE inline double term(const double *at, double t) {
     double factor = 1.0;
     while (true) {
@@ -277,7 +277,7 @@ FASTOPT_DEVICE inline double term(const double *at, double t) {
 
 }  // namespace schedules
 
-// The value of a schedule at step t, from its record. Nothing is checked here.
+// The value of a schedule at step t, from its record. Nothing is checked.
 FASTOPT_DEVICE inline double schedule(const double *record, double t) {
     double value = 1.0;
     const double *end = record + static_cast<long long>(record[0]);

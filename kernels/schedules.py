@@ -1,13 +1,13 @@
-"""Every schedule as a scalar function of the step, and the one function that evaluates any of them from its record.
+"""Every schedule as a scalar function of the step, and one function that evaluates any of them from its record.
 
-A *record* is a flat array of float64: its length, then terms whose product is the value. A term is the number of its
+A *record* is a flat array of float64: its length, then terms whose product is the value. A term is the index of its
 kind in `KINDS`, its own length, its numbers in the order of the dataclass's fields in ``fastopt/schedules.py`` (a
-tuple as its length and its items, a word as its place in a table, a flag as 0 or 1), and then the terms that it is made
-of. Functions here get the place of a term's first number. Formulas stand from the simplest to the hardest.
+tuple as its length and its items, a word as its index in a table, a flag as 0 or 1), and then the terms that it
+contains. The functions get the index of a term's first number. Formulas are ordered from the simplest to the hardest.
 
-Steps are whole numbers below 2**51 in float64, so that sums, products with small integers and remainders are exact, and
-nothing drifts however large they are. The same functions, by the same names, stand in ``schedules.h`` for C++ and CUDA.
-Products are multiplied out into terms beforehand, since Numba's disk cache loses functions that call themselves.
+Steps are whole numbers below 2**51 in float64: sums, products with small integers and remainders are exact, and nothing
+drifts however large they are. ``schedules.h`` has the same functions, under the same names, for C++ and CUDA. Products
+of schedules are multiplied out into terms beforehand, since Numba's disk cache fails for recursive functions.
 """
 
 import functools
@@ -21,7 +21,7 @@ from . import cache
 from .lock import lock
 from .tables import ABI, KINDS, MODES, SHAPES, STEP_LIMIT
 
-# All into one function: a call that hands over an array costs 10 ns, and a wrapper for Python 40 ms of compiling.
+# Inlined into one function: a call that passes an array costs 10 ns, and a Python wrapper 40 ms of compiling.
 compiled: Any = njit(  # type: ignore[call-overload]  # whose stubs lack the last two
     error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
 )
@@ -62,7 +62,7 @@ def rise(shape, done):
 
 @compiled
 def ramp(start, end, t, steps, shape):
-    """From start at 0 to end at t = steps, where it stays; counted from the lower of the two, so nothing cancels."""
+    """From start at t = 0 to end at t = steps and after; measured from the lower of the two, so nothing cancels."""
     if t >= steps:
         return end
     done, left = t / steps, (steps - t) / steps
@@ -105,7 +105,7 @@ def polynomial(record, at, t):
 
 @compiled
 def scaled(lr, gamma, times):
-    """Zero stays zero, even where the power is infinite."""
+    """Return lr * gamma ** times; zero stays zero even if the power is infinite."""
     return 0.0 if lr == 0 else lr * gamma**times
 
 
@@ -125,7 +125,7 @@ def step_decay(record, at, t):
 def passed(record, at, t):
     """How many of a tuple of milestones are at t or before."""
     count, end = 0, int(record[at])
-    while count < end:  # by halves, since there may be many
+    while count < end:  # a binary search, since there may be many
         middle = (count + end) // 2
         if record[at + 1 + middle] <= t:
             count = middle + 1
@@ -160,8 +160,8 @@ def cosine(record, at, t):
     lr, steps, end, dips, periodic = record[at], record[at + 1], record[at + 2], record[at + 3], record[at + 4]
     if periodic == 0 and t >= steps:
         return end
-    if t >= steps or dips != 1:  # a quarter off the time where it is not
-        # In units of 1 / (2 * dips - 1) steps, an edge of the wave takes `steps`, and the wave twice that.
+    if t >= steps or dips != 1:  # the test saves a quarter of the time when it is false
+        # In units of 1 / (2 * dips - 1) steps, half a wave takes `steps`, and the wave twice that.
         t = remainder(remainder(t, 2.0 * steps) * (2.0 * dips - 1.0), 2.0 * steps)
         t = min(t, 2.0 * steps - t)
     return ramp(lr, end, t, steps, COSINE_SHAPE)
@@ -186,7 +186,7 @@ def one_cycle(record, at, t):
     three_phase = record[at + 6]
     last = steps - 1.0
     t = min(t, last)
-    top = pct_start * steps - 1.0  # torch's, which counts from 0 and need not be whole
+    top = pct_start * steps - 1.0  # as in torch: counted from 0, not always whole
     if t <= top:
         return ramp(start, peak, t, top, shape)
     if three_phase == 0:
@@ -231,7 +231,7 @@ def warmup_stable_decay(record, at, t):
 
 @compiled
 def simple(record, at, t):
-    """The value of a term that is made of no others."""
+    """The value of a term that contains no others."""
     kind, at = record[at], at + 2
     if kind == CONSTANT:
         return constant(record, at, t)
@@ -264,7 +264,7 @@ def simple(record, at, t):
 
 @compiled
 def term(record, at, t):
-    """The value of a term, which passes the step on, on another clock, to the one of its parts that is in force."""
+    """The value of a term: a composite one converts the step for the part that is active, and continues there."""
     factor = 1.0
     while True:
         kind, first = record[at], at + 2
@@ -289,14 +289,14 @@ def term(record, at, t):
 
 @njit(error_model="numpy", forceinline=True)
 def schedule(record, t):
-    """The value of a schedule at step t, from its record; for loops of your own that Numba compiles.
+    """The value of a schedule at step t, from its record; callable in your own Numba loops.
 
     Parameters
     ----------
     record : ndarray of float64, shape (n,)
-        From ``fastopt.schedules``, by ``Cosine(0.1, 1000).record()`` for instance.
+        From ``fastopt.schedules``, for example ``Cosine(0.1, 1000).record()``.
     t : int or float
-        The step: a whole number, 0 or more and below 2**51. Nothing is checked here.
+        The step: a whole number from 0 to below 2**51. Nothing is checked.
 
     Returns
     -------
@@ -314,7 +314,7 @@ def evaluate(record, t):
 
 
 def evaluate_all(record, steps, out):
-    """Write the value of each step, or return False where a step is out of range. Term by term takes a tenth less."""
+    """Write the value of each step; return False if a step is out of range. Term by term is 10 % faster."""
     for i in range(steps.size):
         if steps[i] < 0 or steps[i] >= STEP_LIMIT:
             return False
@@ -334,16 +334,16 @@ EVALUATORS = {
     ),
 }
 for function in EVALUATORS:
-    function.__qualname__ = f"{function.__name__}_abi{ABI}"  # the cache does not notice changes of the tables
+    function.__qualname__ = f"{function.__name__}_abi{ABI}"  # the cache does not notice changes in tables.py
 
 
 @functools.cache
 def evaluators() -> Any:
-    """The two above, compiled for records: one step, and an array of steps."""
+    """Return both evaluators, compiled: for one step, and for an array of steps."""
     with lock, cache.one_process_at_a_time():
         return tuple(cache.compile_kept(function, wrap) for function, wrap in EVALUATORS.items())
 
 
 def cached() -> bool:
-    """Whether both would be taken from the cache, as it is now and on this processor."""
+    """Say whether the cache has both evaluators, as it is now and for this processor."""
     return all(cache.kept(function, wrap.args[0]) for function, wrap in EVALUATORS.items())

@@ -1,4 +1,4 @@
-// Takes a step that differs from the last one only in where the gradients lie, and in its count.
+// Repeats a step when only the gradients' addresses and the step count have changed.
 
 #include "step.h"
 

@@ -1,4 +1,4 @@
-"""A GPU through CuPy: its memory, its current stream, and launches there."""
+"""A GPU through CuPy: memory, the current stream, and launches on it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .tables import MESSAGE, WORDS
 Words = npt.NDArray[np.int64]
 
 MESSENGERS = 128  # threads that write a message into memory
-SMALL = 8 * WORDS  # a few messages do not keep the host as long as waiting for the stream
+SMALL = 8 * WORDS  # up to here, sending messages takes the host less time than waiting for the stream
 
 RELEASED: list[Any] = []  # memory that nobody uses any more
 
 
 class Memory:
-    """Zeros in a GPU's memory, from the driver itself.
+    """Zeroed GPU memory, allocated by the driver, not from a pool.
 
-    Giving it back waits for the device, so that no kernel can still be reading it; a pool's memory would be free for
-    the next one to ask on the stream where it was allocated, whichever streams it was used on. It is given back when
-    the next is asked for, not when the garbage collector comes: inside of somebody's capture that would spoil it.
+    The driver waits for the device before it frees memory, so no kernel can still be reading it; a pool would hand it
+    to the next request on the stream that allocated it, whichever streams still use it. Memory is freed by the next
+    allocation, not by the garbage collector, which may run during a capture and invalidate it.
     """
 
     def __init__(self, stream: Stream, size: int) -> None:
@@ -33,16 +33,16 @@ class Memory:
         with stream.cupy.cuda.Device(stream.index):
             self.pointer = stream.cupy.cuda.MemoryPointer(stream.cupy.cuda.Memory(max(size, 1)), 0)
             self.pointer.memset_async(0, max(size, 1), stream.current)
-            stream.current.synchronize()  # another may be the first to use it
+            stream.current.synchronize()  # another stream may use it first
         self.address = int(self.pointer.ptr)
 
     def __del__(self, released: list[Any] = RELEASED) -> None:
-        """Leave it to the next one to give the memory back."""
+        """Leave it to the next allocation to free the memory."""
         released.append(self.pointer)
 
 
 class Stream:
-    """The stream on which one library puts its work on a GPU: whichever is current there.
+    """The current stream of one library (CuPy or torch) on a GPU.
 
     Parameters
     ----------
@@ -50,14 +50,14 @@ class Stream:
     index : int
         The device's number.
     current_stream : callable
-        Returns the stream of that library, as one of CuPy.
+        Returns the library's current stream as one of CuPy's.
 
     Attributes
     ----------
     current : cupy.cuda.Stream
-        Where work is put, as of the last `begin`.
+        The current stream as of the last `begin`.
     capturing : bool
-        Whether that records a graph, in the place of working.
+        Whether it was capturing a graph.
     """
 
     def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any]) -> None:
@@ -65,25 +65,25 @@ class Stream:
         self.index = index
         self.current_stream = current_stream
         self.message = np.zeros(1, MESSAGE)
-        numbers = self.message.view(np.int64)  # by field, each would take as long as all
+        numbers = self.message.view(np.int64)  # setting one field takes as long as setting all of these
         self.head, self.body = numbers[:-WORDS], numbers[-WORDS:]
         self.begin()
 
     def begin(self) -> None:
-        """Find out which stream is the current one, and let go of what belonged to graphs that are gone."""
+        """Ask for the current stream, and release what belonged to graphs that are gone."""
         self.current, cuda_of = self.current_stream(), self.cupy.cuda
         if cuda_of.runtime.getDevice() == self.index:
             self.capturing = bool(self.current.is_capturing())
         else:
-            with cuda_of.Device(self.index):  # where a default stream is another one
+            with cuda_of.Device(self.index):  # each device has its own default stream
                 self.capturing = bool(self.current.is_capturing())
         if not self.capturing:
             graphs.drop_gone()
 
     def launch(self, kernel: Any, blocks: int, argument: npt.NDArray[Any], threads: int = MESSENGERS) -> None:
-        """Put a kernel on the stream, with a copy of its argument, one struct."""
+        """Launch a kernel on the stream, with a copy of its argument, one struct."""
         cuda_of = self.cupy.cuda
-        # The contexts take as long as the launch, and as a rule both are in force.
+        # Entering the contexts takes as long as the launch, and usually device and stream are current already.
         if cuda_of.runtime.getDevice() == self.index and cuda_of.get_current_stream().ptr == self.current.ptr:
             kernel((blocks,), (threads,), (argument,))
         else:
@@ -91,18 +91,19 @@ class Stream:
                 kernel((blocks,), (threads,), (argument,))
 
     def send(self, to: int, words: Words, apart: int = 1, version: int = 0, number: int = 0) -> None:
-        """Write numbers into memory, one every `apart` of 8 bytes, in order with all else on the stream.
+        """Write numbers into memory, in order with everything else on the stream.
 
-        They travel with the launch: nothing of the host's is read later, and a graph that is captured has a copy.
+        They are arguments of the launch: the host's memory is not read later, and a captured graph has its own copy.
 
         Parameters
         ----------
         to : int
-            Address of the first one's place.
+            Where the first number goes.
         words : array of int64
         apart : int, default 1
+            Distance from one number to the next, in units of 8 bytes.
         version, number : int, optional
-            The address of a version; all is written only if that version is below this number.
+            The address of a version: the numbers are written only if that version is below `number`.
         """
         send, _ = cuda.send_and_advance(self.cupy)
         for start in range(0, len(words), WORDS):
@@ -112,9 +113,9 @@ class Stream:
             self.launch(send, 1, self.message)
 
     def write(self, memory: Memory, *arrays: npt.NDArray[Any]) -> None:
-        """Copy arrays, of 8 bytes or several, into memory, one behind the other, in order with all on the stream.
+        """Copy arrays, whose bytes together are a multiple of 8, into memory, one behind the other, in stream order.
 
-        Small ones are sent; for large ones this waits.
+        Small ones are sent as messages; for large ones this waits.
         """
         data = np.frombuffer(b"".join(array.tobytes() for array in arrays), np.int64)
         if len(data) <= SMALL:
@@ -125,7 +126,7 @@ class Stream:
                 self.current.synchronize()
 
     def download(self, memory: Memory, count: int) -> list[int]:
-        """Wait for all streams of the device, and return the first numbers in memory."""
+        """Wait for all streams of the device, and return the first `count` numbers in memory."""
         self.begin()
         if self.capturing:
             raise RuntimeError("steps cannot be counted while a graph is captured: ask for states and rates outside")

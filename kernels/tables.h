@@ -1,30 +1,29 @@
-/* tables.h: what kernels read, on the CPU and on GPUs, where the same tables lie in the device's memory; tables.py is the
- * host's side of it. Plain C.
+/* tables.h: the tables that kernels read, on the CPU and in a GPU's memory; tables.py has the same in NumPy. Plain C.
  *
  * All offsets and lengths count elements unless they say bytes. */
 #ifndef FASTOPT_TABLES_H
 #define FASTOPT_TABLES_H
 
-#ifdef __CUDACC_RTC__ /* which has no headers */
+#ifdef __CUDACC_RTC__ /* NVRTC has no headers */
 typedef int int32_t;
 typedef long long int64_t;
 #else
 #include <stdint.h>
 #endif
 
-/* cffi reads what stands between the next two marks; of the preprocessor it knows whole numbers with a name. */
+/* cffi reads the text between the next two marks; its only preprocessor directive is #define of an integer. */
 /* begin */
 
 #define FASTOPT_ABI 6     /* changes with every change of a struct or a signature below */
 #define FASTOPT_STATES 3  /* states that a rule may have */
 #define FASTOPT_SHARED 2  /* numbers that every hyper row begins with: the gradient's factor, the weight decay */
-#define FASTOPT_NUMBERS 6 /* numbers of its own that a rule may have in a hyper row, behind those */
+#define FASTOPT_NUMBERS 6 /* numbers of its own that a rule may have in a hyper row, after those */
 #define FASTOPT_HYPERS 8  /* numbers in a hyper row: the sum of the two */
 #define FASTOPT_OPTIONS 8 /* options from which a rule may compute its row */
-#define FASTOPT_WORDS 496 /* int64 in a message: with the rest of it within the 4 KB that a launch may take along */
+#define FASTOPT_WORDS 496 /* int64 in a message; the whole message fits in the 4 KB of a launch's arguments */
 #define FASTOPT_NDIM 64   /* axes that an array may have */
 
-/* How a gradient lies whose storage order is not its parameter's. */
+/* The strides of a gradient whose storage order differs from its parameter's. */
 typedef struct fastopt_layout {
     int64_t param_row; /* from one row of a tile to the next, in the parameter */
     int64_t grad_row;  /* the same in the gradient, in bytes */
@@ -35,7 +34,7 @@ typedef struct fastopt_layout {
 typedef struct fastopt_tensor {
     void *param;
     const void *grad;             /* null: no gradient this step, the tensor is left alone */
-    void *states[FASTOPT_STATES]; /* of the parameter's type; float where that has 16 bits */
+    void *states[FASTOPT_STATES]; /* of the parameter's type, or float if that has 16 bits */
     const fastopt_layout *layout; /* null: parameter, gradient and states share one storage order */
     int64_t hyper;                /* index of the tensor's hyper row */
 } fastopt_tensor;
@@ -45,58 +44,59 @@ typedef struct fastopt_chunk {
     int32_t tensor;
     int32_t rows;        /* runs in the tile; 1 without a layout */
     int64_t offset;      /* of the first element, in parameter and states */
-    int64_t grad_offset; /* the same in the gradient; in bytes where the tensor has a layout */
-    int64_t length;      /* of a run; without a layout, on a GPU, a pack of 16 bytes for each thread of a block at most */
+    int64_t grad_offset; /* the same in the gradient; in bytes if the tensor has a layout */
+    int64_t length;      /* of a run; without a layout, on a GPU, at most a pack of 16 bytes per thread of a block */
 } fastopt_chunk;
 
-/* All that a kernel gets. A hyper row holds FASTOPT_HYPERS numbers: the gradient's factor (-1 to maximize), the weight
+/* A kernel's argument. A hyper row holds FASTOPT_HYPERS numbers: the gradient's factor (-1 to maximize), the weight
  * decay, then the rule's own hyperparameters in its order. */
 typedef struct fastopt_job {
-    int64_t abi; /* FASTOPT_ABI of whoever wrote it, for kernels that were compiled elsewhere */
+    int64_t abi; /* FASTOPT_ABI of the code that wrote this, for kernels compiled elsewhere */
     const fastopt_tensor *tensors;
     const fastopt_chunk *chunks;
     const void *hypers; /* of double; on a GPU, of the type that the kernel computes in */
     void *scratch;      /* scratch_bytes for each worker, if any tensor has a layout */
     int64_t scratch_bytes;
-    const int32_t *skip; /* null, or a flag: where it is not 0, the step changes nothing; seen by GPU kernels alone */
+    const int32_t *skip; /* null, or a flag: if it is not 0, the step changes nothing; read by GPU kernels only */
 } fastopt_job;
 
-/* What a hyper row is computed from where Python does not compute it: in a step that repeats the last one, and on a GPU,
- * which counts steps that the host does not see: those of a captured graph, and those that may be skipped. */
+/* What a hyper row is computed from when Python does not compute it: in a step that repeats the last one, and on a GPU,
+ * for steps that the host cannot count: replays of a captured graph, and steps that may be skipped. */
 typedef struct fastopt_row_inputs {
-    int64_t rule;  /* its number in FASTOPT_RULES */
-    int64_t first; /* whether states begin with the next step */
-    double steps;  /* that had been taken when this was written */
-    double schedule_steps;                    /* the same, as schedules count them */
+    int64_t rule;  /* its index in FASTOPT_RULES */
+    int64_t first; /* whether the next step is the states' first */
+    double steps;  /* taken before this was written */
+    double schedule_steps;                    /* the same, as schedules count */
     double options[FASTOPT_OPTIONS];          /* in the rule's order */
-    const double *schedules[FASTOPT_OPTIONS]; /* records of those that drive options; null: the number stays */
+    const double *schedules[FASTOPT_OPTIONS]; /* the record that drives each option; null: the option is constant */
 } fastopt_row_inputs;
 
-/* All that `advance` gets: a kernel of one thread, ahead of the updates of a step. */
+/* The argument of `advance`, a kernel of one thread that runs before the updates of a step. */
 typedef struct fastopt_clock {
     const fastopt_row_inputs *inputs;
     int64_t n;
-    int64_t *taken;      /* steps, since the inputs were written */
-    double *carried;     /* n numbers that go from step to step, of rules that have one */
+    int64_t *taken;      /* steps since the inputs were written */
+    double *carried;     /* n numbers that a rule may carry from step to step */
     double *hypers;      /* n rows, */
     float *rounded;      /* and the same in float32 */
-    const float *scale;  /* null, or what gradients are to be divided by */
+    const float *scale;  /* null, or the number to divide gradients by */
     const int32_t *skip; /* as in a job */
 } fastopt_clock;
 
-/* Numbers for a table in a GPU's memory. They travel with a launch, so that nothing reads the host's memory later. */
+/* Numbers for a table in a GPU's memory. They are arguments of a launch: nothing reads the host's memory later. A graph
+ * sends its message again at each replay, and the version keeps it from overwriting newer numbers. */
 typedef struct fastopt_message {
     int64_t *to;
-    int64_t apart;          /* how many int64 from one number's place to the next one's */
+    int64_t apart;          /* from one number to the next in the table, in int64 */
     int64_t count;          /* of numbers, at most FASTOPT_WORDS */
-    const int64_t *version; /* null, or the version of what is there: it is written over only if */
-    int64_t number;         /* it is below this one, */
-    int64_t words[496];     /* so that a graph that sends it again at each replay changes nothing */
+    const int64_t *version; /* null, or the table's version: the numbers are written only if it is below */
+    int64_t number;         /* this one */
+    int64_t words[496];
 } fastopt_message;
 
 /* end */
 
-/* Fails to compile where a struct is not as large as the host's side takes it to be. */
+/* Does not compile if a struct's size is not the one in tables.py. */
 #ifdef __cplusplus
 #define FASTOPT_SIZE(type, bytes) static_assert(sizeof(type) == bytes, #type " has another size")
 #elif __STDC_VERSION__ >= 201112L

@@ -1,6 +1,6 @@
-"""The tables a kernel reads: structs as NumPy dtypes, the host's side of ``fastopt.h``, and the kinds of schedules.
+"""The tables that kernels read: the structs of ``tables.h`` and ``fastopt.h`` as NumPy dtypes; the kinds of schedules.
 
-The header says what every constant and every field means; a test holds names, sizes and offsets of the two equal.
+The headers say what every constant and field means; a test compares names, sizes and offsets.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ WORDS = 496
 
 
 def check_limits(rule: str, **counts: tuple[int, int]) -> None:
-    """Raise ValueError where a rule has more of something than the tables have room for: what=(how many, limit)."""
+    """Raise ValueError if a rule has more of something than the tables have room for: what=(how many, limit)."""
     for what, (count, limit) in counts.items():
         if count > limit:
             raise ValueError(
@@ -49,7 +49,7 @@ SHAPE = np.dtype(
         ("strides", np.int64),
         ("ndim", np.int64),
         ("itemsize", np.int64),
-        ("format", np.int64),
+        ("code", np.int64),
         ("device_type", np.int32),
         ("device_id", np.int32),
     ]
@@ -156,7 +156,7 @@ MESSAGE = np.dtype(
     ]
 )
 
-# Numbers stand for these words in the record of a schedule, their places here: kinds of schedules, shapes and modes.
+# A schedule's record has the index of a word for the word itself: kinds of schedules, shapes and modes.
 KINDS = (
     "constant",
     "linear",
@@ -178,4 +178,4 @@ KINDS = (
 SHAPES = ("linear", "cosine", "1-sqrt")
 MODES = ("triangular", "triangular2", "exp_range")
 
-STEP_LIMIT = 2**51  # of schedules: below it a double counts exactly, and so do quotients of steps
+STEP_LIMIT = 2**51  # for schedules: below it, steps and the floors of their quotients are exact in a double

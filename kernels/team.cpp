@@ -1,6 +1,6 @@
-// Runs a job on the threads of an OpenMP runtime that is in the process already, another library's: its threads are
-// awake where ours would have to fight them for the cores. Nothing here links to OpenMP; the runtime's function that
-// runs a parallel region is handed in.
+// Runs a job on the threads of an OpenMP runtime that another library has loaded: they are awake, and ours would have to
+// compete with them for the cores. Nothing here links to OpenMP; the caller passes the runtime's function that runs a
+// parallel region.
 
 #include <atomic>
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace {
 
-// GOMP_parallel, which GNU's runtime has, and those of LLVM and Intel as well.
+// GOMP_parallel, which the runtimes of GNU, LLVM and Intel have.
 using Parallel = void (*)(void (*region)(void *), void *data, unsigned threads, unsigned flags);
 
 struct Region {
@@ -26,8 +26,8 @@ struct Region {
     std::atomic<int64_t> workers{0};
 };
 
-// What each thread of the team does: claim chunks until there are none. The team has a size of its own; where it is
-// larger than the job wants, those that come last have no scratch, and leave the work to the others.
+// Each thread of the team claims chunks until none are left. The team may be larger than the job wants; the threads that
+// come last then have no scratch memory, and return.
 void work(void *data) {
     Region &region = *static_cast<Region *>(data);
     int64_t worker = region.workers.fetch_add(1, std::memory_order_relaxed);
@@ -40,7 +40,7 @@ void work(void *data) {
     }
 }
 
-// A forked child has no team, and waits for it forever.
+// A forked child has no team, and would wait for it forever.
 std::atomic<bool> forked{false};
 
 #if !defined(_WIN32)
@@ -56,8 +56,8 @@ extern "C" void fastopt_run_team(fastopt_kernel kernel, const fastopt_job *job, 
         return;
     }
     Region region{kernel, job, chunks, grain, threads};
-    // The region's end is a barrier of the runtime, so that all that was written is seen here.
-    // Zero asks for a team of the size that torch's own regions have: the runtime would end the threads that a smaller
-    // one leaves over, and start others for torch's next region.
+    // The region ends with a barrier, so everything that its threads wrote is visible here.
+    // Zero asks for a team as large as torch's own regions have: after a smaller one the runtime would end the spare
+    // threads, and start new ones for torch's next region.
     reinterpret_cast<Parallel>(const_cast<void *>(parallel))(work, &region, 0, 0);
 }

@@ -1,4 +1,4 @@
-"""Runs jobs on the team of threads of an OpenMP runtime that another library has brought into the process."""
+"""Runs jobs on the threads of an OpenMP runtime that another library has loaded."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .extension import ffi, lib
 def parallel_of(library: Path) -> int:
     """Return the address of ``GOMP_parallel`` in the runtime that a loaded library is linked to, or 0.
 
-    A process may have several runtimes, scikit-learn's beside torch's for one. Looked up by way of the library, the
-    symbol is the one of the runtime that the library itself uses.
+    A process may have several runtimes, for example scikit-learn's and torch's. Looking the symbol up through the
+    library finds the runtime that this library uses.
     """
     try:
         return int(
             ctypes.cast(ctypes.CDLL(str(library), os.RTLD_NOW | os.RTLD_NOLOAD).GOMP_parallel, ctypes.c_void_p).value
             or 0
         )
-    except (OSError, AttributeError):  # no such library, or no runtime with that function, or no such system
+    except (OSError, AttributeError):  # the library is not loaded, its runtime lacks the function, or no RTLD_NOLOAD
         return 0
 
 
 def runner(kernel: Any, job_address: int, parallel: int) -> Callable[[int, int, int], None]:
-    """Bind a compiled kernel to a job and a runtime, as `pool.runner` does: (chunks, chunks a claim, threads).
+    """Bind a compiled kernel to a job and a runtime; return what `pool.runner` does.
 
     In a forked child, which has no team, the calling thread works alone.
     """

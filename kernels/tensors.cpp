@@ -1,6 +1,5 @@
-// Reads where tensors of PyTorch lie, through the table of C functions that torch publishes (DLPack's exchange API), and
-// checks that what is watched is still the same objects in the same places. It answers for what is as expected, and
-// leaves all else to Python.
+// Reads the addresses of PyTorch tensors through the table of C functions that torch publishes (DLPack's exchange API),
+// and checks that watched objects and addresses have not changed. It leaves anything unexpected to Python.
 
 #include "interpreter.h"
 #include "step.h"
@@ -9,7 +8,7 @@
 
 namespace {
 
-// The parts of DLPack 1.x that are used here: https://github.com/dmlc/dlpack, include/dlpack/dlpack.h.
+// The parts of DLPack 1.x that we use: https://github.com/dmlc/dlpack, include/dlpack/dlpack.h.
 struct Version {
     uint32_t major, minor;
 };
@@ -32,7 +31,7 @@ struct Exchange {
     int (*stream)();
 };
 
-// A tensor's description, which its object owns; false where it has none.
+// A tensor's description, which its object owns.
 class Borrowed {
 public:
     Borrowed(const void *exchange, PyObject *object) {
@@ -48,12 +47,12 @@ public:
         return count;
     }
 
-    // Strides must be equal along axes of length 1 too. A view that only says that it negates what it shows, the
-    // imaginary part of a conjugate, can be told from others here only by its strides, all of which are even.
+    // Strides must be equal along axes of length 1 too: they are the only sign of a view with a negative bit, the
+    // imaginary part of a conjugate, whose strides are all even.
     bool is(const fastopt_shape &shape) const {
         size_t size = static_cast<size_t>(shape.ndim) * sizeof(int64_t);
         return held_ && tensor_.device_type == shape.device_type && tensor_.device_id == shape.device_id &&
-               tensor_.ndim == shape.ndim && tensor_.code == shape.format && tensor_.bits == shape.itemsize * 8 &&
+               tensor_.ndim == shape.ndim && tensor_.code == shape.code && tensor_.bits == shape.itemsize * 8 &&
                tensor_.lanes == 1 &&
                (size == 0 || (std::memcmp(tensor_.shape, shape.lengths, size) == 0 &&
                               std::memcmp(tensor_.strides, shape.strides, size) == 0));
@@ -64,7 +63,7 @@ private:
     bool held_;
 };
 
-// Walks along a list of what is expected.
+// Walks along a list of expected objects.
 class Expected {
 public:
     explicit Expected(void *list) : list_(static_cast<PyObject *>(list)) {}
@@ -123,7 +122,7 @@ bool same_tensors(const void *exchange, const fastopt_watched &watched) {
     return true;
 }
 
-// The gradient of a tensor, a new reference; null where asking for it raised.
+// The gradient of a tensor, a new reference; null if reading it raised.
 PyObject *gradient_of(const fastopt_gradients &wanted, PyObject *tensor) {
     PyObject *descriptor = static_cast<PyObject *>(wanted.descriptor);
     PyObject *gradient = Py_TYPE(descriptor)->tp_descr_get(descriptor, tensor, reinterpret_cast<PyObject *>(Py_TYPE(tensor)));
@@ -131,7 +130,7 @@ PyObject *gradient_of(const fastopt_gradients &wanted, PyObject *tensor) {
     return gradient;
 }
 
-// Writes the gradient of each tensor into the list; false where asking for one raised.
+// Writes the gradient of each tensor into the list; false if reading one raised.
 bool collect(const fastopt_gradients &wanted) {
     for (int64_t i = 0; i < wanted.n; ++i) {
         PyObject *gradient = gradient_of(wanted, PyList_GET_ITEM(static_cast<PyObject *>(wanted.tensors), i));
@@ -152,7 +151,7 @@ bool all_frozen(const fastopt_gradients &wanted) {
     return true;
 }
 
-// The address of a gradient, -1 where it is not as expected.
+// The address of a gradient; -1 if it is not as expected.
 int64_t address_of(const void *exchange, PyObject *gradient, const fastopt_shape &shape,
                    const fastopt_gradients &wanted) {
     if (shape.ndim < 0 || Py_TYPE(gradient) != wanted.type) return -1;
@@ -169,7 +168,7 @@ bool same_counts(const fastopt_watched &watched) {
     return size == 0 || std::memcmp(watched.counts, watched.expected, size) == 0;
 }
 
-// Reads all gradients; returns how many are not as expected.
+// Reads the addresses of all gradients; returns how many are not as expected.
 int64_t read(const void *exchange, const fastopt_gradients &wanted) {
     int64_t unread = 0, none = 0;
     for (int64_t i = 0; i < wanted.n; ++i) {
@@ -183,7 +182,7 @@ int64_t read(const void *exchange, const fastopt_gradients &wanted) {
     return unread;
 }
 
-// Counts a step that was taken, and shows what it hands on.
+// Counts a step that was taken, and shows the numbers that its rule hands on.
 void count(const fastopt_watched &watched, const fastopt_step &step) {
     int64_t n = watched.counted;
     for (int64_t i = 0; i < n; ++i) watched.expected[i] = watched.counts[i] += 1;
@@ -192,15 +191,15 @@ void count(const fastopt_watched &watched, const fastopt_step &step) {
     }
 }
 
-// Tells autograd what is written; false where that failed.
+// Tells autograd which tensors are written; false if the call raised.
 bool announce(void *increment, void *written) {
-    PyObject *told = PyObject_CallFunctionObjArgs(static_cast<PyObject *>(increment), written, nullptr);
-    if (told == nullptr) PyErr_Clear();
-    Py_XDECREF(told);
-    return told != nullptr;
+    PyObject *result = PyObject_CallFunctionObjArgs(static_cast<PyObject *>(increment), written, nullptr);
+    if (result == nullptr) PyErr_Clear();
+    Py_XDECREF(result);
+    return result != nullptr;
 }
 
-// All that needs Python: the answer of fastopt_read_tensors, -4 where the step is to be taken.
+// Everything that needs Python. Returns what fastopt_read_tensors does; -4 if the caller must take the step.
 int64_t check(const void *exchange, const fastopt_watched &watched, const fastopt_gradients &wanted,
               fastopt_step *step, void *increment, void *written) {
     fastopt::Gil gil;
@@ -217,8 +216,8 @@ int64_t check(const void *exchange, const fastopt_watched &watched, const fastop
 
 }  // namespace
 
-// The launch comes after the lock was released, and nothing of Python after it: a daemon thread that comes back while the
-// interpreter shuts down is ended wherever it asks for the lock, and no destructor may be on its stack then.
+// The launch runs without the GIL, and no Python follows it: if the interpreter is shutting down, a daemon thread ends
+// where it asks for the GIL, and no destructor may be on its stack then.
 extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_watched *watched,
                                         const fastopt_gradients *wanted, fastopt_step *step, void *increment,
                                         void *written, int32_t threads) {

@@ -1,6 +1,6 @@
-"""Reads where tensors of PyTorch lie, many in one call where extension and torch offer it, and else one by one.
+"""Reads the addresses of PyTorch tensors, many in one call if the extension and torch allow it, else one by one.
 
-Like the reader of arrays it saves time and rules nothing: what is not as expected is left to the caller.
+Like the reader of arrays it only saves time: it leaves whatever is not as expected to the caller.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .tables import EXTENTS, GRADIENTS, SHAPE, WATCHED
 pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
-# Takes an object off the garbage collector's round, as Python does itself with a tuple of numbers: what is in no cycle.
+# Untracks an object that is in no reference cycle, as Python does with a tuple of numbers: less work for the collector.
 untrack = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("PyObject_GC_UnTrack", ctypes.pythonapi))
 
-# DLPack's codes for the dtypes that can be read; all else is UNREAD.
+# DLPack's codes for the dtypes that can be read; all others are UNREAD.
 CODES = {**{name: dtype.dlpack for name, dtype in DTYPES.items()}, **dict.fromkeys(PAIRS, PAIRS_DLPACK)}
 
 NO_STEP = (ffi.NULL, ffi.NULL, ffi.NULL, 1) if lib is not None else ()
 
-OUT_OF_DATE, RAISED, ASSIGNED, REPEATED = -1, -2, -3, -4  # what the extension may return in the place of a count
+OUT_OF_DATE, RAISED, ASSIGNED, REPEATED = -1, -2, -3, -4  # what the extension may return instead of a count
 PARAMS = "params"
 
 
 def exchange_table(tensor_type: Any) -> int:
-    """Return the address of the table of functions through which tensors of a type can be read, 0 where there is none.
+    """Return the address of the table of functions that read tensors of a type, or 0 if there is none.
 
-    That is ``__dlpack_c_exchange_api__`` of DLPack 1, which torch publishes from 2.10 on.
+    It is DLPack 1's ``__dlpack_c_exchange_api__``, which torch has from 2.10 on.
     """
     capsule = getattr(tensor_type, "__dlpack_c_exchange_api__", None)
     if lib is None or type(capsule).__name__ != "PyCapsule":
@@ -57,13 +57,13 @@ Shape = tuple[str, int, Sequence[int], Sequence[int], tuple[int, int]]
 
 
 def shape_of(tensor: Any) -> Shape:
-    """Describe a tensor: name of its dtype, size of an element in bytes, shape and strides, in elements, and device."""
+    """Describe a tensor: the name of its dtype, bytes per element, shape, strides in elements, and device."""
     device = DEVICES[tensor.device.type], tensor.device.index or 0
     return str(tensor.dtype).removeprefix("torch."), tensor.itemsize, tensor.shape, tensor.stride(), device
 
 
 class Shapes:
-    """A table of what tensors are expected to be; None where nothing in particular is, which nothing equals."""
+    """A table of what tensors are expected to be; a row for None matches no tensor."""
 
     def __init__(self, expected: Sequence[Shape | None]) -> None:
         self.table = np.zeros(len(expected), SHAPE)
@@ -76,7 +76,7 @@ class Shapes:
             axes = np.array([lengths, strides], np.int64).reshape(2, -1)
             self.pointed_to.append(axes)
             row["lengths"], row["strides"], row["ndim"] = address(axes[0]), address(axes[1]), len(lengths)
-            row["itemsize"], row["format"] = itemsize, CODES[name]
+            row["itemsize"], row["code"] = itemsize, CODES[name]
             row["device_type"], row["device_id"] = device
 
 
@@ -86,22 +86,23 @@ def same(objects: list[Any], others: list[Any]) -> bool:
 
 
 class Watch:
-    """Watches whether objects of Python are what they were, and reads where gradients lie.
+    """Checks that Python objects have not changed, and reads the addresses of gradients.
 
     Parameters
     ----------
     table : int
         See `exchange_table`.
     dicts : list of dicts
-        Whose keys and values, and what their lists ``params`` hold, are to stay the same objects.
+        Their keys and values, and the items of their lists ``params``, must stay the same objects.
     nested : dict of dicts
-        The same, of keys and values.
+        Their keys and values must stay the same objects.
     tensors : list
-        Tensors that are to stay in their places. They may be exchanged in the list for others in the same places.
+        Their addresses, dtypes, devices, shapes and strides must stay the same. The list may get other tensors of the
+        same memory.
     counts, expected : array of float64
-        Numbers that are to be those expected; may be empty. A step that is taken again counts them.
+        Numbers that must be equal; may be empty. A step that is taken again counts them.
     rows : array of int64, optional
-        For each count, the row of the step whose number, handed on, stands behind all counts in the two arrays.
+        For each count, the row of the step whose carried number stands behind all counts in the two arrays.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Watch:
         self.table = table
         self.dicts, self.nested, self.tensors = dicts, nested, tensors
         self.listed, self.assigned, self.stated = self._listed(), self._assigned(), self._stated()
-        self.places = self._places()
+        self.described = self._described()
         self.shapes = Shapes([shape_of(tensor) for tensor in tensors])
         self.addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
         objects = self.dicts, PARAMS, self.listed, self.assigned, self.nested, self.stated, self.tensors
@@ -127,11 +128,11 @@ class Watch:
         self.watched = np.array((*map(id, objects), *numbers, *of_rows), WATCHED)
 
     def note_entries(self) -> None:
-        """Take the entries of the dicts as they are now."""
+        """Expect the entries of the dicts to stay as they are now."""
         self.assigned[:] = self._assigned()
 
     def _listed(self) -> list[Any]:
-        lists = [dict.__getitem__(given, PARAMS) for given in self.dicts]  # as they stand, whatever a subclass does
+        lists = [dict.__getitem__(given, PARAMS) for given in self.dicts]  # whatever a subclass overrides
         return [item for given, held in zip(self.dicts, lists, strict=True) for item in (given, held, *held)]
 
     def _assigned(self) -> list[Any]:
@@ -145,11 +146,11 @@ class Watch:
                 stated += [part for pair in state.items() for part in pair]
         return stated
 
-    def _places(self) -> list[Any]:
-        places: list[Any] = []  # flat: with a tuple for each, the garbage collector would walk them all
+    def _described(self) -> list[Any]:
+        described: list[Any] = []  # flat: the garbage collector would walk a tuple for each tensor
         for tensor in self.tensors:
-            places += tensor.data_ptr(), tensor.dtype, tensor.device, tensor.ndim, *tensor.shape, *tensor.stride()
-        return places
+            described += tensor.data_ptr(), tensor.dtype, tensor.device, tensor.ndim, *tensor.shape, *tensor.stride()
+        return described
 
     def expect(
         self,
@@ -161,22 +162,22 @@ class Watch:
         starts: npt.NDArray[np.int64],
         reaches: npt.NDArray[np.int64],
     ) -> None:
-        """Say what gradients are expected to be.
+        """Set what gradients are expected to be.
 
         Parameters
         ----------
         parameters : list
-            Whose gradients.
+            The parameters whose gradients are read.
         frozen : list
-            Those that are to have none: one that has a gradient makes all out of date.
+            Parameters that must have no gradient: if one has, everything is OUT_OF_DATE.
         descriptor : descriptor or None
-            Gives a parameter's gradient; if None, the caller puts them into `gradients`, and looks at the frozen ones.
+            Returns a parameter's gradient; if None, the caller puts them into `gradients`, and checks the frozen ones.
         tensor_type : type
-            Of the gradients, exactly.
+            The gradients' exact type.
         shapes : sequence of Shape or None
-            None where nothing in particular is expected.
+            A gradient with None here is always UNREAD.
         starts, reaches : array of int64
-            Ranges of addresses that nothing may touch, as `Extents` has them.
+            Ranges of addresses that no gradient may overlap, as `Extents` has them.
         """
         self.gradients: list[Any] = [None] * len(parameters)
         self.nones = list(self.gradients)
@@ -196,19 +197,18 @@ class Watch:
             )
 
     def take(self, step: Repetition, call: tuple[Any, ...]) -> int:
-        """Read the gradients, and where there is one for each parameter, as expected, take a step again.
+        """Read the gradients, and if every parameter has one, as expected, repeat the step.
 
-        Returns REPEATED then, after the call of `call_of`; else what `read` does.
+        Return REPEATED then, after the call of `call_of`; else what `read` does.
         """
         result: int = lib.fastopt_read_tensors(*self.arguments, step.pointer, *call, step.get_num_threads())
         return self.read() if result == RAISED else result
 
     def read(self) -> int:
-        """Read the gradients; return how many are UNREAD, or that something is not as it was.
+        """Read the gradients; return how many are UNREAD, or that something has changed.
 
-        That is OUT_OF_DATE, or ASSIGNED where only entries of the dicts are others. The gradients are in `gradients`
-        then, their addresses in `found`, UNREAD or 0 for None, and at its end the number of these. Not for two threads
-        at once.
+        That is ASSIGNED if entries of the dicts have, else OUT_OF_DATE. Afterwards `gradients` holds the gradients
+        and `found` their addresses, UNREAD, or 0 for None, with the number of Nones at the end. Not thread-safe.
         """
         if self.table:
             unread = int(lib.fastopt_read_tensors(*self.arguments, *NO_STEP))
@@ -218,7 +218,7 @@ class Watch:
             return OUT_OF_DATE
         if not same(self._assigned(), self.assigned):
             return ASSIGNED
-        unchanged = same(self._stated(), self.stated) and self._places() == self.places
+        unchanged = same(self._stated(), self.stated) and self._described() == self.described
         unchanged = unchanged and np.array_equal(self.counts, self.expected_counts)
         _, frozen, descriptor = self.pointed_to[:3]
         if descriptor:
@@ -236,5 +236,5 @@ class Watch:
         return len(none) - sum(none)
 
     def release(self) -> None:
-        """Hold the gradients no longer, so that the next ones can have their memory."""
+        """Drop the gradients, so that the next ones can reuse their memory."""
         self.gradients[:] = self.nones

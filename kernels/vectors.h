@@ -1,15 +1,15 @@
-// vectors.h: as many numbers as the processor computes with at once, for the loops of rules.h on the host.
+// vectors.h: SIMD vectors for the loops of rules.h on the host.
 //
-// Loops over single numbers were no match for these. g++ vectorises little at -O2, and at no level what calls std::sqrt,
-// which may set errno, unless it is told -fno-math-errno: AdaGrad took four times as long, and eight with AVX.
+// Loops over single numbers were much slower. g++ vectorises little at -O2, and at no level a loop that calls std::sqrt,
+// which may set errno, unless it gets -fno-math-errno: AdaGrad took four times as long, and eight with AVX.
 
 #ifndef FASTOPT_VECTORS_H
 #define FASTOPT_VECTORS_H
 
-#if defined(__GNUC__) && !defined(__CUDACC__)  // compilers with GCC's vectors
+#if defined(__GNUC__) && !defined(__CUDACC__)  // compilers with GCC's vector extension
 #define FASTOPT_VECTORS
 
-// Into every caller. Else two files of one program, one of them compiled for a newer processor, might share one copy.
+// Inline into every caller: two files of one program, one compiled for a newer processor, must not share one copy.
 #define FASTOPT_INLINE __attribute__((always_inline))
 
 #if defined(__SSE2__)
@@ -35,7 +35,7 @@
 namespace fastopt {
 namespace vectors {
 
-// A vector of a type, or the type itself, which is a vector of one.
+// The vector of a type; without the extension the type itself, a vector of one.
 template <typename T>
 struct Vector {
     typedef T type;
@@ -55,7 +55,7 @@ struct Vector<double> {
     typedef Doubles type;
 };
 
-#if defined(__AVX512F__)  // masked, since g++ 12 warns of something uninitialised in the plain ones
+#if defined(__AVX512F__)  // masked: g++ 12 warns of an uninitialised value in the plain ones
 FASTOPT_INLINE inline Floats sqrt(Floats x) { return _mm512_maskz_sqrt_ps(0xFFFF, x); }
 FASTOPT_INLINE inline Doubles sqrt(Doubles x) { return _mm512_maskz_sqrt_pd(0xFF, x); }
 #elif defined(__AVX__)

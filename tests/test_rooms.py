@@ -1,12 +1,15 @@
 """The rooms of the house: who may know whom, and how much a file may hold."""
 
 import ast
+import re
 import subprocess
 import sys
 
 import pytest
 from imports import ROOT, circles, graph, modules
 
+SOURCES = sorted(file.name for file in (ROOT / "kernels").iterdir() if file.suffix in {".py", ".h", ".cpp", ".cu"})
+ABOVE = re.compile(r"\b(optimizers?|param_?groups?|groups?)\b", re.IGNORECASE)
 MOST_LINES = 400  # of code in a file of fastopt/
 
 
@@ -50,6 +53,13 @@ def test_imports_run_one_way(lower, upper):
         if other.startswith(upper) and not other.startswith(lower)
     }
     assert above == set()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_kernels_know_no_optimizers_or_groups(name):
+    """They know tables, rules and schedule records: nothing above them, in comments either."""
+    lines = (ROOT / "kernels" / name).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if ABOVE.search(line)] == []
 
 
 def code_lines(text):
