@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from torch import Tensor
 from ...kernels.reader import Array
 from ...step.interrupts import HeldBack
 from ...step.parameter import StepGroup
-
-if TYPE_CHECKING:
-    from .parameter import TorchParameter
+from .parameter import TorchParameter
 
 
 def is_shared(state: Any) -> bool:
@@ -100,7 +98,7 @@ class Counts:
             return
         for number, group in enumerate(step_groups):
             for parameter in group.parameters:
-                self.rows[cast("TorchParameter", parameter).place] = number
+                self.rows[cast(TorchParameter, parameter).place] = number
         self.followed = step_groups
 
     def count(self, which: Any, carried: Array) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from ...rules import CARRIED, Family, Rule
 from ...step.group import GroupOptions
 from ...step.memory import Layout
 from ...step.parameter import NOTHING, Parameter
-from .counts import Counts
 from .device import device_of
 from .memory import (
     UPDATED,
@@ -31,6 +30,15 @@ from .memory import (
 )  # fmt: skip
 
 
+class Shown(Protocol):
+    """Who keeps the counts that are part of a parameter's state: `Counts`."""
+
+    names: tuple[str, ...]
+
+    def of(self, place: int) -> dict[str, Tensor]:
+        """Return them for the parameter in this place, by name."""
+
+
 class TorchParameter(Parameter):
     """One parameter of an optimizer of torch, with its memory and that of its states.
 
@@ -44,7 +52,7 @@ class TorchParameter(Parameter):
         What is updated: the same, or, where that has gaps, a dense copy, which is copied back.
     registry, state : dict
         The states of all parameters in torch, and this one's.
-    counts, place : Counts or None, int
+    counts, place : Shown or None, int
         Who has the count of its steps, where that is part of the state, and where.
     """
 
@@ -53,7 +61,7 @@ class TorchParameter(Parameter):
     def __init__(self, key: Any, given: Any, group: GroupOptions, registry: dict[Any, dict[str, Any]]) -> None:
         self.key = key
         self.given = given
-        self.counts: Counts | None = None
+        self.counts: Shown | None = None
         self.place = 0
         self.allocated: dict[str, Any] = NOTHING  # until it is kept
         self.registry = registry
