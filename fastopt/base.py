@@ -153,9 +153,11 @@ class Optimizer:
                     gradients.release()
 
     def _take(self, gradients: Gradients) -> None:
-        self._guard.refuse_inside_step()
+        guard = self._guard
+        if guard.stepping.locked():
+            guard.refuse_inside_step()
         if not self._stepper.repeat(gradients):
-            with self._guard.stepping:
+            with guard.stepping:
                 self._stepper.take(gradients)
 
     def bind(self, grads: Grads) -> None:

@@ -134,6 +134,7 @@ class Clock:
         self.hypers = np.zeros((0, HYPERS))
         self.carried = np.ones(0)
         self.steady = self.moving = False
+        self.repetition: Repetition | None = None  # the last step, where the extension may take it again
         self.tally = Tally()
         self._kinds = sorted({(parameter.group.index, parameter.dtype) for parameter in plan.parameters})
         options = [group.entries for group in groups]
@@ -293,7 +294,7 @@ class Clock:
         if repetition is not None:
             repetition.set_rows(self.hypers, self.carried, *self._inputs(), self.scale, self.plan.largest)
             self.tally.begin(repetition)
-            self.state = State.CREDITED
+            self.repetition, self.state = repetition, State.CREDITED
 
     def _inputs(self) -> tuple[npt.NDArray[Any] | None, list[Array]]:
         """Describe what hyper rows are computed from, with the records that this points to; None where they stay."""
@@ -314,12 +315,7 @@ class Clock:
         """Let the host count again."""
         if self.state is State.CREDITED:
             self._credit()
-            self.state = State.HOST
-
-    @property
-    def repetition(self) -> Repetition | None:
-        """The last step, where the extension may take it again."""
-        return self.tally.repetition if self.state is State.CREDITED else None
+            self.repetition, self.state = None, State.HOST
 
     def _credit(self) -> None:
         if self.tally.pending:

@@ -52,12 +52,11 @@ class Stepper:
 
     def repeat(self, gradients: Located) -> bool:
         """Take the last step again, in one call of C, where only gradients and counts differ; say whether it was."""
-        repetition, plan = self.clock.repetition, self.plan
-        if repetition is None or gradients.strided or not self.clock.unchanged():
+        clock, plan = self.clock, self.plan
+        repetition = clock.repetition
+        if repetition is None or gradients.strided or not clock.unchanged():
             return False
-        if gradients.taking_part != plan.taking_part:
-            return False
-        return plan.take_again(repetition, gradients)
+        return gradients.taking_part == plan.taking_part and plan.take_again(repetition, gradients)
 
     def take(self, gradients: Any, scale: float = 1.0, amp: AmpState | None = None) -> None:
         """Take a step: update every parameter that has a gradient.

@@ -190,7 +190,8 @@ class Optimizer(torch.optim.Optimizer):
         """Update every parameter that has a gradient, multiplied by scale; with amp, unscale and skip by that."""
         guard = self._guard
         with guard.mutex:
-            guard.refuse_inside_step()
+            if guard.stepping.locked():
+                guard.refuse_inside_step()
             with guard.stepping:
                 stepper = self._stepper or self._adopt()  # after unpickling or copying there is none
                 try:

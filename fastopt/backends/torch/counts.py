@@ -46,7 +46,7 @@ class Counts:
     """
 
     def __init__(self, parameters: Sequence[TorchParameter], carried: str | None) -> None:
-        self.names = ("step",) if carried is None else ("step", carried)
+        self.names: tuple[str, ...] = ("step",) if carried is None else ("step", carried)
         numbers = [value for values in self._values(parameters) for value in values]
         with torch.inference_mode(False):
             self.table = torch.tensor(numbers, dtype=torch.float64, device="cpu")
@@ -69,7 +69,7 @@ class Counts:
                     parameter.show_count()
 
     def _values(self, parameters: Sequence[TorchParameter]) -> list[list[float]]:
-        steps = [parameter.step for parameter in parameters]
+        steps: list[float] = [parameter.step for parameter in parameters]
         return [steps, [parameter.carried for parameter in parameters]][: len(self.names)]
 
     def _of(self, place: int) -> range:

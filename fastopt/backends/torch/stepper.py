@@ -156,12 +156,12 @@ class TorchStepper(Stepper):
 
     def read_or_repeat(self, scale: float) -> int:
         """Take the step where it can be the last one again, with other gradients, and return REPEATED; else `read`."""
-        repetition = self.clock.repetition
-        if repetition is None or scale != self.clock.scale or (self.asks and self._is_overtaken):
+        repetition, part = self.clock.repetition, self.part
+        if repetition is None or part is None or scale != self.clock.scale or (self.asks and self._is_overtaken):
             return self.read()
         if self.asks or self.distributed:
             self._locate()
-        return self.watch.take(repetition, self._part.call)
+        return self.watch.take(repetition, part.call)
 
     # Steps
 
