@@ -631,3 +631,14 @@ def test_the_base_class_is_not_an_optimizer():
     """It says which are."""
     with pytest.raises(TypeError, match="use SGD, Adam or another of its subclasses"):
         fastopt.Optimizer(np.ones(2), {})
+
+
+def test_a_group_outlives_its_optimizer():
+    """Its count and numbers are those of the last step."""
+    opt = fastopt.SGD(np.ones(3), lr=fastopt.schedules.Linear(1.0, 0.0, 10))
+    group = opt.param_groups[0]
+    for _ in range(6):
+        opt.step(np.ones(3))
+    del opt
+    assert (group["step"], group["lr"]) == (6, 0.5)
+    assert (group["step"], group["lr"]) == (6, 0.5)

@@ -155,3 +155,18 @@ def test_schedules_edited_in_their_group():
     group, step = driven()
     del group["schedules"]["lr"]
     assert step() == step() == pytest.approx(0.09)
+
+
+def test_a_group_outlives_its_optimizer():
+    """Its numbers are those of the last step, also where a schedule drives them and nobody has asked before."""
+    rate = Linear(1.0, 0.0, 10)
+    for read in (lambda group: group["lr"], lambda group: dict(group.items())["lr"]):
+        p = Parameter(torch.ones(3))
+        optimizer = subject.SGD([p], lr=rate)
+        group = optimizer.param_groups[0]
+        for _ in range(6):
+            p.grad = torch.ones(3)
+            optimizer.step()
+        del optimizer
+        assert read(group) == rate(5)
+        assert group["step"] == 6

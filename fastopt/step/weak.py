@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 
-def weak(method: Callable[..., Any]) -> Callable[..., None]:
-    """Return a method that does nothing once its object is gone, and does not keep that alive."""
+def weak(method: Callable[..., Any]) -> Callable[..., bool]:
+    """Return a method that does not keep its object alive; it says whether that was still there to be called."""
     reference = weakref.WeakMethod(method)
 
-    def call(*arguments: Any) -> None:
+    def call(*arguments: Any) -> bool:
         found = reference()
         if found is not None:
             found(*arguments)
+        return found is not None
 
     return call

@@ -159,6 +159,8 @@ class Optimizer(torch.optim.Optimizer):
         with HeldBack():
             self._stepper, self._groups = stepper, groups
             stepper.clock.attach()
+            for group in groups:
+                group.live.tally = stepper.clock.tally
         return stepper
 
     @property

@@ -11,6 +11,7 @@ from ..kernels.tensors import PARAMS
 from ..pair import goes_by_step
 from ..rules import SCHEDULABLE
 from ..schedules import Schedule, from_dict
+from ..step.clock import Tally
 from ..step.group import StepFunction
 
 BASE = "initial_lr"  # torch's and timm's schedulers start from this entry
@@ -34,8 +35,9 @@ def is_scheduler(names: Mapping[str, Any]) -> bool:
     return not SCHEDULERS.isdisjoint(str(names.get("__name__")).split("."))
 
 
-def do_nothing() -> None:
+def do_nothing() -> bool:
     """Fetch nothing: the default of a copy, before its optimizer's first step."""
+    return True
 
 
 class LiveGroup(dict[str, Any]):
@@ -47,7 +49,11 @@ class LiveGroup(dict[str, Any]):
     Attributes
     ----------
     fetch : callable
-        Brings the numbers up to date.
+        Brings the numbers up to date; returns whether the optimizer was still there to do so.
+    tally : Tally or None
+        The steps that the extension had taken when the optimizer went away.
+    driven : dict
+        The schedules, by option.
     own : dict
         Schedules that cannot be described, of a copy before its optimizer's first step and after loading.
     rate : callable or None
@@ -60,11 +66,22 @@ class LiveGroup(dict[str, Any]):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        self.fetch: Callable[[], object] = do_nothing
+        self.fetch: Callable[[], bool] = do_nothing
+        self.tally: Tally | None = None
+        self.driven: Mapping[str, StepFunction] = {}
         self.own: Mapping[str, StepFunction] = {}
         self.rate: StepFunction | None = None
         self.numbers: dict[str, Any] = {}
         self.overruled: set[str] = set()
+
+    def _catch_up(self) -> None:
+        """Add the last steps of an optimizer that is gone."""
+        tally, self.tally = self.tally, None
+        if tally is not None and tally.pending and self.driven:
+            step = dict.get(self, "step", 0) + tally.pending
+            super().__setitem__("step", step)
+            for name, schedule in self.driven.items():
+                super().__setitem__(name, schedule(step - 1))
 
     def expect(self, functions: Mapping[str, StepFunction]) -> None:
         """In a copy before its first step, find the schedules that drive its numbers: functions, or described ones."""
@@ -86,8 +103,8 @@ class LiveGroup(dict[str, Any]):
             self.rate = None
 
     def _read(self, name: Any = None) -> None:
-        if name != PARAMS and name != BASE:
-            self.fetch()
+        if name != PARAMS and name != BASE and not self.fetch():
+            self._catch_up()
 
     def _base(self, default: Any = None) -> Any:
         """Return the rate from which a scheduler starts, if a schedule drives lr and no other rate was assigned."""
