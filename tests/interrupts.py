@@ -8,6 +8,7 @@ cannot come, as between a lock and the block that it guards, it does not come he
 import ctypes
 import dis
 import functools
+import gc
 import itertools
 import operator
 import signal
@@ -111,6 +112,7 @@ def interrupted(act, number, folders=FASTOPT, once=True):
 
     handler_before, tracer_before = signal.signal(signal.SIGINT, handler), sys.gettrace()
     passed_on = False
+    gc.disable()  # Python passes on no error of what hangs on to collections, as hypothesis does
     try:
         sys.settrace(tracer)
         act()
@@ -120,6 +122,7 @@ def interrupted(act, number, folders=FASTOPT, once=True):
     finally:
         sys.settrace(tracer_before)
         handler_after = signal.signal(signal.SIGINT, handler_before)
+        gc.enable()
     assert handler_after is handler, "another handler was left behind"
     if tracer.left > 0:
         return None
