@@ -1,1 +1,1 @@
-"""What an optimizer step costs on this machine: workloads, contenders, the memory's limit, and the table of them."""
+"""The benchmark of optimizer steps on this machine: workloads, contenders, the memory's limit, and the tables."""

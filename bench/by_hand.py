@@ -1,4 +1,4 @@
-"""The rules as plain loops that Numba compiles: what a user of Numba writes, one call for each tensor."""
+"""The rules as a Numba user would write them: plain loops, one call per tensor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adagrad(p: Any, g: Any, s: Any, lr: Any, eps: Any) -> None:
 
 @njit
 def adam(p: Any, g: Any, m: Any, v: Any, beta1: Any, beta2: Any, rate: Any, eps: Any) -> None:
-    """Update one tensor; the corrections of the bias are in rate and eps."""
+    """Update one tensor; rate and eps include the bias corrections."""
     gain1, gain2 = np.float32(1) - beta1, np.float32(1) - beta2
     for i in range(p.size):
         m[i] = beta1 * m[i] + gain1 * g[i]

@@ -1,4 +1,4 @@
-"""Every rule with the optimizer that asks for it: one table, for the benchmark, its checks on GPUs, and the tests."""
+"""Every rule with the optimizer and options that use it: one table for the benchmark, its GPU checks, and the tests."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def choices(name: str, rule: Rule) -> list[dict[str, Any]]:
     return found
 
 
-# The class, named alike in `fastopt`, `fastopt.torch` and `torch.optim`, and the options by which it chooses the rule.
+# The class, named alike in `fastopt`, `fastopt.torch` and `torch.optim`, and the options that select the rule.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: asking(rule) for name, rule in RULES.items()}
 
 
 def case(rule: str, **options: Any) -> tuple[str, dict[str, Any]]:
-    """Return the name of the optimizer that asks for a rule, and its options, with more that leave it that rule."""
+    """Return the name of a rule's optimizer, and its options, with others added that do not change the rule."""
     name, own = CASES[rule]
     return name, {**options, **own}

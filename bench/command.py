@@ -29,37 +29,37 @@ from .workloads import WORKLOADS, Arrays, Workload
 Measured = TypeVar("Measured")
 
 ITEMSIZE = 4
-SHARE_OF_MEMORY = 0.8  # what a workload may take of the machine's memory
-LARGE = 10_000_000  # elements: a step takes far longer than what wakes up late, and leaves no cache as it was
+SHARE_OF_MEMORY = 0.8  # of the machine's memory, for a workload
+LARGE = 10_000_000  # elements: a step takes much longer than waking threads does, and overwrites all caches
 
 PICTURES = (".png", ".svg", ".pdf")
 
-# A quick run steps large models by the rule that they are trained by, as a rule.
+# A quick run steps large models only by the rule that they are usually trained with.
 QUICK_RULES = {"resnet50": ("momentum",), "gpt2": ("adam",)}
 QUICK = Pace(seconds=0.5, fewest=3, most=1000)
 FULL = Pace(seconds=8.0, fewest=7, most=1000)
 
 
 def run(quick: bool, json: str | None, plot: str | None, baseline: str = NUMPY, tables: bool = False) -> None:
-    """Measure all contenders on all workloads, write files where asked to, and print what was found.
+    """Measure all contenders on all workloads, write the requested files, and print the results.
 
     Parameters
     ----------
     quick : bool
-        Whether optimizer steps alone will do, in fewer rounds, and of large models by one rule.
+        Whether to measure only optimizer steps, in fewer rounds, and large models by one rule.
     json, plot : str or None
-        Files to write, of the data and of the chart; beside the chart, "-torch" in its name, that of steps in torch.
+        Files for the data and for the chart. A second chart, of steps in torch, gets "-torch" in its name.
     baseline : str, default "numpy"
-        The contender that speed-ups are over in the table of all contenders.
+        The contender that speed-ups refer to in the table of all contenders.
     tables : bool, default False
-        Whether all tables are printed; else the summary alone.
+        Whether to print all tables, not only the summary.
 
     Raises
     ------
     ValueError, OSError
         If there is no such baseline here, or a file cannot be written; before anything is measured.
     ImportError
-        If something is not installed that this needs.
+        If a package that this needs is not installed.
     """
     check(json, plot, baseline)
     name_missing()
@@ -76,11 +76,11 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = NUMPY, 
         if found["torch"] is not None:
             with replacing(beside(plot)) as path:
                 chart.draw_curve(found, str(path))
-    report.show(found, tables)  # in the end: what is written is there even where nobody reads this
+    report.show(found, tables)  # last: the files are written even if printing fails
 
 
 def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> report.Report:
-    """Measure optimizer steps, and all else where it is no quick run."""
+    """Measure optimizer steps and, unless the run is quick, everything else."""
     pace = QUICK if quick else FULL
     rules = {workload: QUICK_RULES.get(workload.name, RULES) if quick else RULES for workload in workloads}
     total = sum(len(modes(workload)) * len(of) for workload, of in rules.items())
@@ -97,20 +97,20 @@ def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> repor
 
 
 def check(json: str | None, plot: str | None, baseline: str) -> None:
-    """Raise where `run` could not do what it is asked for."""
+    """Raise an error if `run` could not do what it is asked to."""
     if baseline not in CONTENDERS:
         raise ValueError(f"baseline {baseline!r} is not among {', '.join(CONTENDERS)}")
     check_files(json, plot, beside(plot) if plot is not None and HAS_TORCH else None)
 
 
 def check_files(json: str | None, plot: str | None, *more: Path | None) -> None:
-    """Raise where a file could not be written, or what writes it is not installed."""
+    """Raise an error if a file cannot be written, or a package that writes it is not installed."""
     if plot is not None and Path(plot).suffix not in PICTURES:
         raise ValueError(f"{plot} is no picture: its name must end in {', '.join(PICTURES)}")
     for path in (Path(given) for given in (json, plot, *more) if given is not None):
-        there = path.exists()
-        path.open("a").close()  # raises OSError where it cannot be written
-        if not there:  # nothing stays of a run that ends with an error
+        existed = path.exists()
+        path.open("a").close()  # raises OSError if it cannot be written
+        if not existed:  # a run that fails leaves no empty file
             path.unlink()
     require("rich", "bench")
     if plot is not None:
@@ -123,7 +123,7 @@ def beside(plot: str) -> Path:
 
 
 def name_missing() -> None:
-    """Say who cannot be measured here."""
+    """Say which contenders are not installed."""
     if not HAS_TORCH:
         say("torch is not installed: its optimizers are left out (pip install 'fastopt[bench]')")
     if not HAS_OPTAX:
@@ -131,30 +131,30 @@ def name_missing() -> None:
 
 
 def say(message: str) -> None:
-    """Say what the reader of the tables should know, beside the progress bar."""
+    """Print a message for the reader of the tables, beside the progress bar."""
     print(message, file=sys.stderr)
 
 
 def fits(workload: Workload) -> bool:
-    """Say whether the memory is large enough for a workload, and say so where it is not."""
-    there = limits.memory()
-    if there is None:
+    """Return whether the memory is large enough for a workload; if it is not, print a message."""
+    available = limits.memory()
+    if available is None:
         return True
-    # Parameters, gradients, the fresh ones, zeros, NumPy's scratch, torch's two temporaries, the limit's parameters and
-    # gradients, optax's parameters, gradients and updates, and the states of each contender and of the limit. Steps in
-    # torch, which come later, need fewer.
+    # Parameters, gradients, fresh gradients, zeros, NumPy's scratch, torch's two temporaries, the limit's parameters
+    # and gradients, optax's parameters, gradients and updates, and the states of each contender and of the limit. The
+    # steps in torch, later on, need fewer copies.
     copies = 9 + 3 * HAS_OPTAX + max(len(REGISTRY[rule].states) for rule in RULES) * (len(CONTENDERS) + 1)
     needed = workload.elements * ITEMSIZE * copies
-    if needed <= SHARE_OF_MEMORY * there:
+    if needed <= SHARE_OF_MEMORY * available:
         return True
-    of = f"{needed / 1e9:.1f} GB of memory, too much of the {there / 1e9:.1f} GB that this process may use"
+    of = f"{needed / 1e9:.1f} GB of memory, too much of the {available / 1e9:.1f} GB that this process may use"
     say(f"{workload.title} is left out: it needs {of}")
     return False
 
 
 @contextlib.contextmanager
 def threads_of_torch() -> Iterator[None]:
-    """Let torch use no more threads than this process may keep busy: it does not know of a container's quota."""
+    """Limit torch's threads to the processors that this process may use: torch ignores a container's quota."""
     if not HAS_TORCH:
         yield
         return
@@ -171,7 +171,7 @@ def threads_of_torch() -> Iterator[None]:
 
 
 def modes(workload: Workload) -> dict[str, Mode]:
-    """Name the modes in which a workload's steps are timed: in one where they are long, since others show no more."""
+    """Return the modes in which a workload's steps are timed: one for long steps, since others show nothing new."""
     return dict(itertools.islice(MODES.items(), 1 if workload.elements >= LARGE else None))
 
 
@@ -187,7 +187,7 @@ def steps_of(workload: Workload, rule: str, arrays: Arrays, pace: Pace, baseline
     """Time every contender on one workload by one rule; their states are gone afterwards."""
     contestants = {name: make(name, rule, arrays) for name in CONTENDERS}
     for step in contestants.values():
-        for _ in range(WARM_UP - 1):  # the first mode takes one more, to see how long it is
+        for _ in range(WARM_UP - 1):  # the first mode takes one more, to see how long a step is
             step()
     contestants[LIMIT] = fastest(limit.limits(workload.elements, len(REGISTRY[rule].states)))
     bytes_moved = REGISTRY[rule].bytes_moved(ITEMSIZE) * workload.elements
@@ -197,12 +197,12 @@ def steps_of(workload: Workload, rule: str, arrays: Arrays, pace: Pace, baseline
 
 
 def fastest(loops: Mapping[str, Step]) -> Step:
-    """Return the fastest of some steps, each at its best of a few."""
+    """Return the fastest of some steps, each at its best of a few attempts."""
     return min(loops.values(), key=lambda loop: min(timed(loop) for _ in range(WARM_UP)))
 
 
 def in_loops(pace: Pace) -> embedding.Embedded:
-    """Measure updates in loops that are not Python's: in C++ and C where there is a compiler."""
+    """Measure updates in compiled loops: in Numba and, if there is a compiler, in C++ and C."""
     try:
         library = embedding.compiled_loops()
     except OSError as error:
@@ -212,7 +212,7 @@ def in_loops(pace: Pace) -> embedding.Embedded:
 
 
 def in_torch(workloads: Sequence[Workload], pace: Pace) -> InTorch:
-    """Measure the optimizers of torch and those for it, where torch is installed."""
+    """Measure torch's own optimizers, and those of others for torch."""
     import torch
 
     from . import tensors, torch_iteration
@@ -228,7 +228,7 @@ def in_torch(workloads: Sequence[Workload], pace: Pace) -> InTorch:
 
 
 def where_installed(iterations: Callable[[Pace], Measured], pace: Pace) -> Measured | None:
-    """Measure whole training iterations, where the lab's data are installed."""
+    """Measure whole training iterations if the lab's data are installed."""
     try:
         return iterations(pace)
     except ImportError as error:

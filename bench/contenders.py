@@ -1,7 +1,7 @@
-"""Who updates: one table of implementations, for the command and the suite alike.
+"""The contenders: one table of implementations, for the command and for the tests.
 
 A contender is a factory: from arrays and the name of a rule it makes a ``step()`` that updates the parameters once, and
-that owns the state. Parameters and gradients may be shared between contenders.
+owns the states. Contenders may share parameters and gradients.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .cases import MOMENTUM, case
 from .in_jax import OptaxStep
 from .workloads import Arrays, aligned, like, zeros
 
-Step = Callable[[], object]  # what it returns is not looked at
+Step = Callable[[], object]  # the result is ignored
 Factory = Callable[[Arrays, str], Step]
 
 LR = 1e-3
@@ -38,8 +38,8 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 RULES = tuple(OPTIMIZERS)
 
-# torch's ways to the same update: tensor by tensor and operation by operation, as it is without options; each operation
-# over all tensors; and all operations fused.
+# torch's modes of the same update: one operation on one tensor at a time, the default on the CPU; one operation on all
+# tensors; and all operations fused.
 TORCH_MODES: dict[str, dict[str, bool]] = {
     "torch-default": {"foreach": False, "fused": False},
     "torch-foreach": {"foreach": True, "fused": False},
@@ -48,7 +48,7 @@ TORCH_MODES: dict[str, dict[str, bool]] = {
 
 
 def numpy_step(arrays: Arrays, rule: str) -> Step:
-    """Make the NumPy that a careful user writes."""
+    """Make the step that a careful NumPy user writes."""
     return in_place(np, aligned((largest(arrays),)), arrays, rule)
 
 
@@ -58,7 +58,7 @@ def largest(arrays: Arrays) -> int:
 
 
 def corrected(step: int) -> tuple[np.float32, np.float32]:
-    """Return Adam's rate and eps in a step, with the corrections of the bias, which no array needs to know then."""
+    """Return Adam's rate and eps in a step, with the bias corrections put into these two scalars."""
     root = math.sqrt(1 - BETA2**step)
     return np.float32(LR * root / (1 - BETA1**step)), np.float32(ADAM_EPS * root)
 
@@ -69,14 +69,14 @@ def states_of(library: Any, arrays: Arrays, rule: str) -> list[tuple[Any, ...]]:
 
 
 def in_place(library: Any, memory: Any, arrays: Arrays, rule: str) -> Step:
-    """Make array expressions: in place, no temporaries, one scratch for all so that it stays cached.
+    """Make a step of array expressions: in place, without temporaries, with one scratch for all, which stays cached.
 
-    Float32 scalars spare NumPy a conversion at each call.
+    Float32 scalars save NumPy a conversion per call.
 
     Parameters
     ----------
     library : module
-        NumPy, or one that is used like it.
+        NumPy, or a library with the same functions.
     memory : array
         The scratch, as long as the largest parameter.
     arrays : Arrays
@@ -86,7 +86,7 @@ def in_place(library: Any, memory: Any, arrays: Arrays, rule: str) -> Step:
     states = states_of(library, arrays, rule)
     scratch = [memory[: param.size].reshape(param.shape) for param in params]
     lr, mu, eps = np.float32(LR), np.float32(MOMENTUM), np.float32(EPS)
-    beta1, beta2, gain1, gain2 = (np.float32(share) for share in (BETA1, BETA2, 1 - BETA1, 1 - BETA2))
+    beta1, beta2, gain1, gain2 = (np.float32(weight) for weight in (BETA1, BETA2, 1 - BETA1, 1 - BETA2))
     count = itertools.count(1)
 
     def momentum() -> None:
@@ -135,7 +135,7 @@ def in_place(library: Any, memory: Any, arrays: Arrays, rule: str) -> Step:
 
 
 def by_hand_step(arrays: Arrays, rule: str) -> Step:
-    """Make the loops that a careful user of Numba writes; float32 scalars keep Numba from computing in float64."""
+    """Make the loops that a careful Numba user writes; float32 scalars keep Numba from computing in float64."""
     loop, states = by_hand.LOOPS[rule], states_of(np, arrays, rule)
     tensors = [
         tuple(array.reshape(-1) for array in (p, g, *own))
@@ -155,7 +155,7 @@ def by_hand_step(arrays: Arrays, rule: str) -> Step:
 
 
 def optax_step(arrays: Arrays, rule: str) -> Step:
-    """Make optax's optimizer under `jax.jit`; its AdaGrad has eps below the root, where the square belongs."""
+    """Make optax's optimizer under `jax.jit`; its AdaGrad adds eps under the root, so it gets the square."""
     makers: dict[str, Callable[[Any], Any]] = {
         "momentum": lambda optax: optax.sgd(LR, momentum=MOMENTUM),
         "nesterov": lambda optax: optax.sgd(LR, momentum=MOMENTUM, nesterov=True),
@@ -166,7 +166,7 @@ def optax_step(arrays: Arrays, rule: str) -> Step:
 
 
 def optimizer(library: Any, params: Any, rule: str, **mode: bool) -> Any:
-    """Make an optimizer: `fastopt`, `fastopt.torch` and `torch.optim` name classes and options alike.
+    """Make an optimizer; `fastopt`, `fastopt.torch` and `torch.optim` have the same names of classes and options.
 
     Parameters
     ----------
@@ -175,14 +175,14 @@ def optimizer(library: Any, params: Any, rule: str, **mode: bool) -> Any:
         Arrays or tensors, as the library takes them.
     rule : str
     **mode
-        Options of the library's own.
+        Options that only this library has.
     """
     name, options = OPTIMIZERS[rule]
     return getattr(library, name)(params, **options, **mode)
 
 
 def bound_step(arrays: Arrays, rule: str) -> Step:
-    """Make fastopt's fast path: gradients that stay where they are."""
+    """Make fastopt's fast path: gradients that stay at their addresses."""
     opt = optimizer(fastopt, arrays.params, rule)
     opt.bind(arrays.grads)
     step: Step = opt.step
@@ -190,14 +190,14 @@ def bound_step(arrays: Arrays, rule: str) -> Step:
 
 
 def fresh_step(arrays: Arrays, rule: str) -> Step:
-    """Make fastopt with gradients that are other arrays than at the last step, as if just allocated."""
+    """Make fastopt with gradients in other arrays than at the last step, as if just allocated."""
     opt = optimizer(fastopt, arrays.params, rule)
     turns = itertools.cycle([arrays.grads, [like(grad) for grad in arrays.grads]])
     return lambda: opt.step(next(turns))
 
 
 def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool], library: Any = None) -> Step:
-    """Make an optimizer of torch.optim, or of another library for torch, over the same memory, of NumPy or of CuPy."""
+    """Make an optimizer of torch.optim, or of another library for torch, on the memory of NumPy's or CuPy's arrays."""
     import torch
     from torch.utils.dlpack import from_dlpack
 
@@ -208,9 +208,9 @@ def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool], library: Any
     return step
 
 
-FASTOPT_TORCH = "fastopt.torch"  # the contenders of `tensors`, and what `torch_iteration` trains with besides
-IN_BACKWARD = "step_in_backward"
-DEEPSPEED = "deepspeed"  # its Adam alone, where it is installed
+FASTOPT_TORCH = "fastopt.torch"  # a contender in `tensors` and `torch_iteration`
+IN_BACKWARD = "step_in_backward"  # in `torch_iteration` only
+DEEPSPEED = "deepspeed"  # only its Adam, if installed
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_OPTAX = all(importlib.util.find_spec(name) is not None for name in ("jax", "optax"))
@@ -223,7 +223,7 @@ if HAS_OPTAX:
     CONTENDERS[OPTAX] = optax_step
 
 # torch's foreach Nesterov adds the momentum to the gradients themselves. Training overwrites them before the next step;
-# here they stay, and would overflow after a hundred steps. Zeros stay zeros, and take the same time.
+# the benchmark does not, so they would overflow after a hundred steps. Zeros stay zeros, and take the same time.
 WRITES_GRADIENTS = {("torch-foreach", "nesterov")}
 
 

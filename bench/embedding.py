@@ -1,4 +1,4 @@
-"""What a step takes in a loop that is not Python's: compiled by Numba, in C++ by the header, in C through a pointer."""
+"""Times steps in compiled loops: in Numba, in C++ with the header, and in C through a pointer."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .rounds import Figure, Rounds, reasons
 from .workloads import WORKLOADS, Array, Arrays, Workload
 
 WORKLOAD = WORKLOADS["mlp"]
-STEPS = 1000  # that a loop takes when it is called, so that the call does not show
-ELEMENTS = 64  # of the array of a single call
-SHARE = 0.25  # of the time that a workload gets: these steps are short, and need fewer rounds
+STEPS = 1000  # per call of a loop, so that the call itself does not show
+ELEMENTS = 64  # in the array of a single call
+SHARE = 0.25  # of a workload's time: these steps are short, and need fewer rounds
 
 SOURCE = Path(__file__).with_name("loops.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
@@ -44,7 +44,7 @@ NUMBA, HEADER, POINTER = "Numba", "C++", "C, by pointer"  # the loops
 
 
 class Loop(TypedDict):
-    """A step of one rule in one loop: seconds, and how many times as long others take; None where that is unstable."""
+    """A step of one rule in one loop: seconds, and how many times as long others take; None if unstable."""
 
     rule: str
     loop: str
@@ -55,7 +55,7 @@ class Loop(TypedDict):
 
 
 class Embedded(TypedDict):
-    """What steps take in loops, and a single call through a pointer on so many elements, where there is a compiler."""
+    """The times of steps in loops and, if there is a compiler, of a single call through a pointer."""
 
     parameters: int
     rows: list[Loop]
@@ -96,7 +96,7 @@ def declared() -> Any:
 
 
 def hypers(rule: str, steps: int) -> npt.NDArray[np.float64]:
-    """Return a rule's numbers in each of so many steps, as all contenders have them."""
+    """Return a rule's hyperparameters for each of `steps` steps, with the options that all contenders have."""
     options = {name: value for name, value in OPTIMIZERS[rule][1].items() if name != "nesterov"}
     if rule == "adam":
         return np.array([embed.hyper_values(rule, step=step, **options) for step in range(1, steps + 1)])
@@ -105,7 +105,7 @@ def hypers(rule: str, steps: int) -> npt.NDArray[np.float64]:
 
 @functools.cache
 def in_numba(rule: str) -> Any:
-    """Make a loop over the six tensors that Numba compiles; left in their tuples, they took half as long again."""
+    """Make a Numba loop over the six tensors, unpacked: in tuples they took 1.5 times as long."""
     update, count = getattr(cpu, f"update_{rule}"), hypers(rule, 1).shape[1]
 
     @njit
@@ -126,7 +126,7 @@ def in_numba(rule: str) -> Any:
 
 
 def numba_loop(arrays: Arrays, states: Sequence[tuple[Array, ...]], rule: str, steps: int) -> Step:
-    """Bind that loop to arrays."""
+    """Bind the Numba loop to arrays."""
     loop, rows = in_numba(rule), hypers(rule, steps)
     params, grads = tuple(arrays.params), tuple(arrays.grads)
     return lambda: loop(params, grads, tuple(states), rows)
@@ -138,9 +138,9 @@ class CompiledLoop:
     Parameters
     ----------
     function : callable
-        Of the library, with what it takes ahead of the table.
+        The library's function, with the arguments before the table bound.
     arrays, states, rule, steps
-        What is updated, how, and how often.
+        What to update, how, and how often.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class CompiledLoop:
             row["param"], row["grad"], row["n"] = p.ctypes.data, g.ctypes.data, p.size
             row["states"][: len(own)] = [state.ctypes.data for state in own]
         rows = hypers(rule, steps)
-        buffer = embed.ffi.from_buffer  # which keeps what it is given
+        buffer = embed.ffi.from_buffer  # keeps its argument alive
         self.arguments = buffer(table), len(table), buffer("double *", rows), rows.shape[1], steps
 
     def __call__(self) -> None:
@@ -166,12 +166,12 @@ class CompiledLoop:
 
 
 def by_pointer(library: Any, rule: str) -> Callable[..., object]:
-    """Hand an update over to the loop that calls what it is given."""
+    """Pass an update to the loop that calls it by pointer."""
     return functools.partial(library.by_pointer, embed.update(rule, np.float32))
 
 
 def loops(library: Any, arrays: Arrays, rule: str, steps: int = STEPS) -> dict[str, Step]:
-    """Make all loops, by their names, each on states of its own; those of a library only where there is one."""
+    """Make all loops by name, each with its own states; those in C and C++ only if there is a library."""
     made: dict[str, Step] = {NUMBA: numba_loop(arrays, states_of(np, arrays, rule), rule, steps)}
     if library is not None:
         functions = {HEADER: getattr(library, f"header_{rule}"), POINTER: by_pointer(library, rule)}
@@ -189,7 +189,7 @@ def embedded(library: Any, pace: Pace) -> Embedded:
     library : object or None
         What `compiled_loops` returns.
     pace : Pace
-        Of a workload.
+        The pace of a whole workload.
     """
     pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
     arrays = Arrays.draw(WORKLOAD)
@@ -204,7 +204,7 @@ def embedded(library: Any, pace: Pace) -> Embedded:
 
 
 def rule_rows(library: Any, arrays: Arrays, rule: str, pace: Pace) -> list[Loop]:
-    """Measure the loops of one rule, beside an optimizer's step and NumPy's."""
+    """Measure the loops of one rule, with the steps of fastopt and of NumPy beside them."""
     own = loops(library, arrays, rule)
     rounds = timed_loops(own, {name: CONTENDERS[name](arrays, rule) for name in ("fastopt", "numpy")}, pace)
     rows: list[Loop] = []
@@ -224,7 +224,7 @@ def rule_rows(library: Any, arrays: Arrays, rule: str, pace: Pace) -> list[Loop]
 
 
 def timed_loops(own: Mapping[str, Step], others: Mapping[str, Step], pace: Pace) -> Rounds:
-    """Return the seconds of a step, in loops and outside of them; the others are what ratios are of."""
+    """Return the seconds of a step, in loops and in the others, over which ratios are taken."""
     contestants = {**own, **others}
     for step in contestants.values():
         step()  # compiles and allocates
@@ -234,7 +234,7 @@ def timed_loops(own: Mapping[str, Step], others: Mapping[str, Step], pace: Pace)
 
 
 def call_seconds(library: Any, pace: Pace) -> Figure:
-    """Measure a call of momentum's update, on one small array."""
+    """Measure one call of momentum's update on one small array."""
     one = Arrays.draw(Workload("one", "one array", ((ELEMENTS,),)))
     call = CompiledLoop(by_pointer(library, "momentum"), one, states_of(np, one, "momentum"), "momentum", STEPS)
     return timed_loops({POINTER: call}, {}, pace).seconds(POINTER)

@@ -1,4 +1,4 @@
-"""What pages say of a run in a sentence: the figures are the run's, of what is stable in it."""
+"""The sentences in which pages sum up a run, with the run's stable figures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .text import times
 
 SMALL = ("mlp",)
 LARGE = ("resnet50", "gpt2")
-TORCH = "torch-"  # what the names of its modes begin with
+TORCH = "torch-"  # the prefix of its modes' names
 
 
 def fastest(entries: Iterable[Mapping[str, Any]], workloads: Container[str], others: str, of: str = "ratio") -> str:
-    """Write what the fastest of those takes whose names begin so: over all rules, from the least to the most."""
+    """Write the range over all rules of the least ratio of those whose names begin with `others`."""
     found: dict[tuple[str, str], list[float | None]] = {}
     for entry in entries:
         if entry["workload"] in workloads and entry["implementation"].startswith(others):
@@ -26,7 +26,7 @@ def fastest(entries: Iterable[Mapping[str, Any]], workloads: Container[str], oth
 
 
 def least_first(ratio: float | None) -> float:
-    """Put an unstable ratio before all others, since it may be the least."""
+    """Sort an unstable ratio before all others, since it may be the least."""
     return float("-inf") if ratio is None else ratio
 
 
@@ -40,12 +40,12 @@ def span(what: str, ratios: Iterable[float | None]) -> str:
 
 
 def cpu(report: Report) -> str:
-    """Say what others take for a step on the CPU, of a small network and of large ones, back to back.
+    """Write how long others take for a step on the CPU, of a small network and of large ones, back to back.
 
     Parameters
     ----------
     report : dict
-        As ``fastopt bench --json`` writes it where torch is installed.
+        As ``fastopt bench --json`` writes it if torch is installed.
 
     Returns
     -------
@@ -62,12 +62,12 @@ def cpu(report: Report) -> str:
 
 
 def gpu(report: GpuReport) -> str:
-    """Say what torch's fastest mode takes for a step on a GPU, of large models and of single tensors.
+    """Write how long torch's fastest mode takes for a step on a GPU, of large models and of single tensors.
 
     Parameters
     ----------
     report : dict
-        As ``fastopt bench --gpu --json`` writes it where torch is installed.
+        As ``fastopt bench --gpu --json`` writes it if torch is installed.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def gpu(report: GpuReport) -> str:
 
 
 def limits(report: Report) -> str:
-    """Say how near the memory's limit the largest steps are, back to back: fastopt's, and torch's fused ones."""
+    """Write how close to the memory's limit the largest steps get, back to back: fastopt's, and torch's fused ones."""
     ours, theirs = (
         span(name, (100 * share for row in report["rows"] if (share := share_of(row, name)) is not None))
         for name in (SUBJECT, FUSED)
@@ -97,5 +97,5 @@ def limits(report: Report) -> str:
 
 
 def share_of(row: Row, name: str) -> float | None:
-    """Return the share of the limit in the row of an implementation on a large model; None of others."""
+    """Return the share of the limit if a row is this implementation's on a large model, else None."""
     return row["of_limit"] if row["implementation"] == name and row["workload"] in LARGE else None

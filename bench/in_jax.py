@@ -1,4 +1,4 @@
-"""optax under `jax.jit`, on the CPU: one compiled function for the whole step, which donates parameters and states."""
+"""optax under `jax.jit`, on the CPU: the whole step is one compiled function with donated parameters and states."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class OptaxStep:
     Parameters
     ----------
     arrays : Arrays
-        Copied.
+        They are copied.
     make : callable
-        From the module `optax` it makes the optimizer.
+        Makes the optimizer, given the module `optax`.
     """
 
     def __init__(self, arrays: Arrays, make: Callable[[Any], Any]) -> None:
@@ -26,7 +26,7 @@ class OptaxStep:
         optax = require("optax", "optax")
         optimizer = make(optax)
         host = self.jax.devices("cpu")[0]
-        # Copied first: jax may otherwise take over the memory of an array of NumPy, and donate it.
+        # Copied, since jax may take over a NumPy array's memory, and donate it.
         self.params, self.grads = (
             [self.jax.device_put(array.copy(), host) for array in of] for of in (arrays.params, arrays.grads)
         )

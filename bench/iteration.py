@@ -1,6 +1,6 @@
-"""What the update is worth in the end: whole training iterations of a small network, with either update.
+"""Times whole training iterations of a small network, with NumPy's update and with fastopt's.
 
-An update that takes a tenth of the time makes training faster only by the share that it had.
+An update that takes a tenth of the time speeds up training only by the share that it had.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ BATCH = 64
 Batches = Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 
 
-class Gain(TypedDict):
-    """One rule's iteration; before: with NumPy's update; after: with fastopt's. Shares are the update's, fractions.
+class Iteration(TypedDict):
+    """One rule's iteration; before: with NumPy's update; after: with fastopt's; gain: how many times faster.
 
-    What is unstable is None, for a reason.
+    Shares are the update's, as fractions. An unstable figure is None, and `unstable` has the reason.
     """
 
     rule: str
@@ -42,15 +42,15 @@ class Gain(TypedDict):
 
 
 class Iterations(TypedDict):
-    """What was trained, and what each rule's iteration gained."""
+    """What was trained, and each rule's iteration."""
 
     parameters: int
     batch: int
-    rules: list[Gain]
+    rules: list[Iteration]
 
 
 class Training:
-    """A network in training; a call is one iteration, of which the update's share is noted.
+    """A network in training; each call is one iteration, and records the update's share of its time.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Training:
         self.shares: list[float] = []
 
     def __call__(self) -> None:
-        """Do gradients and update for the next batch."""
+        """Compute the gradients of the next batch, and update."""
         start = time.perf_counter_ns()
         self.gradients()
         middle = time.perf_counter_ns()
@@ -94,14 +94,14 @@ def numpy_training(batches: Batches, contender: str, rule: str) -> Training:
 
 
 def timed_trainings(trainings: Mapping[str, Training], pace: Pace, reference: str) -> Rounds:
-    """Return the seconds of each training's iterations, which run by turns, and note the shares of these alone."""
+    """Return the seconds of each training's iterations, which take turns; shares are recorded for these only."""
     for training in trainings.values():
         training()  # compiles and allocates
         training.shares.clear()
     return settled(trainings, one_by_one, pace, (reference,))
 
 
-def gain(batches: Batches, rule: str, pace: Pace) -> Gain:
+def iteration(batches: Batches, rule: str, pace: Pace) -> Iteration:
     """Measure the iterations of one rule."""
     trainings = {name: numpy_training(batches, name, rule) for name in ("numpy", "fastopt")}
     rounds = timed_trainings(trainings, pace, "fastopt")
@@ -127,5 +127,5 @@ def iterations(pace: Pace) -> Iterations:
     """Measure the iterations of all rules."""
     batches = digits()
     parameters = sum(param.size for param in network.new_parameters(np.random.default_rng(0)).values())
-    gains = [gain(batches, rule, pace) for rule in track(RULES, "Training")]
-    return {"parameters": parameters, "batch": BATCH, "rules": gains}
+    rules = [iteration(batches, rule, pace) for rule in track(RULES, "Training")]
+    return {"parameters": parameters, "batch": BATCH, "rules": rules}

@@ -1,4 +1,4 @@
-"""The memory's limit: a plain compiled loop that reads and writes what a rule does, over as many bytes."""
+"""The memory's limit: a plain compiled loop that reads and writes as many bytes as a rule does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK = 16_384  # elements that a thread takes at a time
 
 @functools.cache
 def stream(states: int) -> Any:
-    """Compile the loop: it reads p, g and states, and writes p and states. The numbers swing, and never grow."""
+    """Compile a loop that reads p, g and states, and writes p and states. The numbers alternate, and never grow."""
 
     @cfunc(SIGNATURE)
     def loop(addresses, begin, end, worker):  # type: ignore[no-untyped-def]
@@ -26,7 +26,7 @@ def stream(states: int) -> Any:
         p = carray(pointer(streams[0]), end, np.float32)[begin:]
         g = carray(pointer(streams[1]), end, np.float32)[begin:]
         s = carray(pointer(streams[2]), (states, streams[3]), np.float32)[:, begin:]
-        for i in range(p.size):  # from 0: where an index might be negative, Numba's loop is scalar
+        for i in range(p.size):  # from 0: if an index might be negative, Numba does not vectorise
             for state in range(states):
                 s[state, i] = g[i] - s[state, i]
             p[i] = g[i] - p[i]
@@ -35,7 +35,7 @@ def stream(states: int) -> Any:
 
 
 def limits(elements: int, states: int) -> dict[str, Step]:
-    """Make the loop on one thread, and on as many as fastopt may use; the faster of the two is the limit.
+    """Make the loop for one thread, and for as many as fastopt may use; the faster one is the limit.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""How time is taken: every contestant once per round, in shuffled order, and nothing but ratios within a round.
+"""How time is measured: every contestant once per round, in shuffled order, compared only within a round.
 
-A shared machine drifts by a factor of two between minutes, so that only what ran side by side can be compared: a
-speed-up is the median over the rounds of the ratio within each. Where rounds disagree, more are run, see `rounds`.
+A shared machine drifts by a factor of two between minutes, so only runs side by side can be compared: a speed-up is the
+median over the rounds of the ratio within each. If rounds disagree, more are run, see `rounds`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from . import quiet
 from .contenders import Step
 from .rounds import Figure, Rounds
 
-RUN_SECONDS = 200e-6  # a timed run takes at least so long: the clock, and what came before, should not show
+RUN_SECONDS = 200e-6  # a timed run takes at least this long, so that the clock's cost does not show
 LONG_SECONDS = 10e-3
 OTHER_WORK_NS = 1_000_000
-RESTS = 8  # steps after other work, for one time
-WARM_UP = 3  # the first step compiles and allocates states, the second finds them for the first time
+RESTS = 8  # steps after other work, for one measured time
+WARM_UP = 3  # the first step compiles and allocates states, the second is the first to find them
 AGAIN = 3  # how often rounds that disagree are measured again, at most
-LIMIT = "limit"  # the contestant that moves memory and does nothing else
+LIMIT = "limit"  # the contestant that only moves memory
 
-Taken = TypeVar("Taken")  # what a clock says of a step
+Taken = TypeVar("Taken")  # what a clock returns for a step
 
 Clock = Callable[[Step], float]  # times a step, in seconds
 Mode = Callable[[Mapping[str, Step]], dict[str, Clock]]  # how contestants are timed
@@ -49,13 +49,13 @@ class Pace:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one workload and rule took.
+    """The times of one workload and rule.
 
     Attributes
     ----------
     workload, rule : str
     bytes_moved : int
-        Requested reads and writes of a step, by the rule's own count, without what a cache fetches in order to write.
+        Bytes that a step reads and writes by the rule's own count, without lines that a cache fetches before a write.
     rounds : Rounds
         Seconds of a step, by contestant; the memory's limit is one of them.
     """
@@ -67,7 +67,7 @@ class Timing:
 
     @property
     def names(self) -> list[str]:
-        """Name those who update."""
+        """Name the contestants that update."""
         return [name for name in self.rounds.names if name != LIMIT]
 
     def gbps(self, name: str) -> Figure:
@@ -81,7 +81,7 @@ class Timing:
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Keep the collector from running in between, and leave it as it was."""
+    """Turn the garbage collector off, and leave it as it was."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -93,7 +93,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def timed(step: Step, count: int = 1) -> float:
-    """Return the seconds that a step takes, as the mean over some in a row."""
+    """Return the seconds of a step, as the mean over `count` steps in a row."""
     start = time.perf_counter_ns()
     for _ in repeat(None, count):
         step()
@@ -101,7 +101,7 @@ def timed(step: Step, count: int = 1) -> float:
 
 
 def steps_per_run(step: Step, clock: Callable[[Step, int], float]) -> int:
-    """Find how many steps in a row take long enough to be timed."""
+    """Return how many steps in a row take long enough to be timed."""
     count = 1
     while (seconds := clock(step, count)) * count < RUN_SECONDS:
         count *= 2
@@ -114,17 +114,17 @@ def one_by_one(contestants: Mapping[str, Step]) -> dict[str, Clock]:
 
 
 def back_to_back(contestants: Mapping[str, Step]) -> dict[str, Clock]:
-    """Time steps in a row, with what they touch as warm as they leave it; small ones by the run."""
+    """Time steps in a row, with caches as the last step left them; short ones many at a time."""
     return {name: functools.partial(timed, count=steps_per_run(step, timed)) for name, step in contestants.items()}
 
 
 def each_after(prepare: Step) -> Mode:
-    """Make a mode: steps in a row, small ones by the run, with something before each that is not timed.
+    """Make a mode: steps in a row, short ones many at a time, with untimed preparation before each.
 
     Parameters
     ----------
     prepare : callable
-        What every contestant's step needs.
+        Prepares every contestant's step.
     """
 
     def prepared(step: Step) -> float:
@@ -132,8 +132,8 @@ def each_after(prepare: Step) -> Mode:
         return timed(step)
 
     def clock(step: Step, count: int = 1) -> float:
-        # The first step finds caches as another contestant left them, as in no training: an MLP's takes three times as
-        # long as the next. A long one goes through more memory than they hold, and shows nothing of it.
+        # The first step finds caches as another contestant left them, which does not happen in training: an MLP's takes
+        # three times as long as the next. A long step uses more memory than caches hold, so it makes no difference.
         first = prepared(step)
         return first if first > LONG_SECONDS else fmean(prepared(step) for _ in range(count))
 
@@ -145,11 +145,11 @@ def each_after(prepare: Step) -> Mode:
 
 
 def after_other_work(contestants: Mapping[str, Step]) -> dict[str, Clock]:
-    """Time steps that come each after a millisecond in which Python and NumPy did something else to other memory.
+    """Time steps that each follow a millisecond of other work, by Python and NumPy, on other memory.
 
-    A single one of some microseconds scatters by half: a time is the mean of the middle half of eight.
+    A single step of a few microseconds scatters by half, so a time is the mean of the middle half of eight.
     """
-    # A megabyte, as much as a small network's batch: it takes the place of the parameters in the nearest caches.
+    # A megabyte, as much as a small network's batch: it evicts the parameters from the nearest caches.
     memory = np.ones((16, 1 << 14), np.float32)
 
     def rested(step: Step) -> float:
@@ -172,22 +172,22 @@ def measure(
     pace: Pace,
     seed: int = 0,
 ) -> list[dict[str, Taken]]:
-    """Run every contestant once per round, in an order of its own for each round.
+    """Run every contestant once per round, in a new order each round.
 
     Parameters
     ----------
     contestants : dict of str to callable
-        Their first steps, which compile and allocate, are over.
+        They have taken their first steps, which compile and allocate.
     mode : callable
         `back_to_back`, `after_other_work`, `one_by_one`, or what `each_after` makes; on a GPU, what `queued` makes.
     pace : Pace
     seed : int
-        Of the order; the global random state is left alone.
+        The seed of the order; the global random state is not changed.
 
     Returns
     -------
     list of dict of str to object
-        For each round, what the mode's clocks say, seconds per step as a rule, by contestant.
+        For each round, what the mode's clocks return by contestant, usually seconds per step.
     """
     shuffle = random.Random(seed).shuffle
     order = list(contestants)
@@ -205,7 +205,7 @@ def measure(
 
 
 def settled(contestants: Mapping[str, Step], mode: Mode, pace: Pace, references: Sequence[str]) -> Rounds:
-    """Measure, and where rounds disagree measure again those whose rounds do, beside the references.
+    """Measure; while rounds disagree, measure the contestants concerned again, with the references.
 
     Parameters
     ----------
@@ -217,8 +217,8 @@ def settled(contestants: Mapping[str, Step], mode: Mode, pace: Pace, references:
     Returns
     -------
     Rounds
-        All but those that other programs disturbed. After three times more, what is still unstable has no figure, and
-        nothing has one where all were disturbed.
+        All rounds but those that other programs disturbed. After three repetitions, what is still unstable has no
+        figure; nothing has one if all rounds were disturbed.
     """
     some, found, disturbed = contestants, list[dict[str, float]](), ""
     for again in range(1 + AGAIN):
@@ -234,4 +234,4 @@ def settled(contestants: Mapping[str, Step], mode: Mode, pace: Pace, references:
     return Rounds(found) if found else Rounds(new, disturbed)
 
 
-MODES = {"": back_to_back, ", after other work": after_other_work}  # what a workload's name is followed by
+MODES = {"": back_to_back, ", after other work": after_other_work}  # by the suffix of a workload's name

@@ -1,8 +1,8 @@
 """The oracle: every rule in float64 NumPy, written from the papers' formulas and not from the kernels.
 
 `RULES` maps a rule's name to a function of (p, g, states, step, options) that returns the new parameter and the new
-states, which are None before a parameter's first gradient; `step` counts from 1. Nothing here imports fastopt: the
-tests, and the benchmark's checks on GPUs, hold fastopt to it.
+states. The states are None before a parameter's first gradient; `step` counts from 1. This file does not import
+fastopt: the tests, and the benchmark's checks on GPUs, compare fastopt with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sgd(p: Array, g: Array, states: States | None, step: int, options: Options) 
 
 
 def buffer(p: Array, g: Array, states: States | None, options: Options) -> Array:
-    """The momentum buffer after a gradient; the first gradient is taken whole."""
+    """The momentum buffer after a gradient; the first gradient is not dampened."""
     g = regularised(p, g, options)
     if states is None:
         return g
@@ -43,7 +43,7 @@ def buffer(p: Array, g: Array, states: States | None, options: Options) -> Array
 
 
 def momentum(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
-    """Heavy-ball momentum, the rate outside the buffer."""
+    """Heavy-ball momentum, with the learning rate outside the buffer."""
     v = buffer(p, g, states, options)
     return p - options["lr"] * v, (v,)
 
@@ -64,7 +64,7 @@ def adagrad(p: Array, g: Array, states: States | None, step: int, options: Optio
 
 
 def zeros(p: Array, states: States | None, count: int) -> States:
-    """States before the first gradient, of which there are so many."""
+    """The states, or `count` zeros before the first gradient."""
     return tuple(np.zeros_like(p) for _ in range(count)) if states is None else states
 
 
@@ -75,7 +75,7 @@ def mean_square(s: Array, g: Array, options: Options) -> Array:
 
 
 def variance(s: Array, a: Array, g: Array, options: Options) -> tuple[Array, Array]:
-    """Graves's: the mean square less the square of the mean, and that mean; no variance is negative."""
+    """Graves's variance, the mean square minus the square of the mean, but not below 0; and that mean."""
     alpha = options.get("alpha", 0.99)
     a = alpha * a + (1.0 - alpha) * g
     return np.maximum(s - a**2, 0.0), a
@@ -89,7 +89,7 @@ def rmsprop(p: Array, g: Array, states: States | None, step: int, options: Optio
 
 
 def rmsprop_momentum(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
-    """The same with a momentum buffer of scaled gradients."""
+    """RMSProp with a momentum buffer of scaled gradients."""
     g, (s, v) = regularised(p, g, options), zeros(p, states, 2)
     s = mean_square(s, g, options)
     v = options["momentum"] * v + g / (np.sqrt(s) + options.get("eps", 1e-8))
@@ -97,7 +97,7 @@ def rmsprop_momentum(p: Array, g: Array, states: States | None, step: int, optio
 
 
 def rmsprop_centered(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
-    """Graves's RMSProp: by the standard deviation."""
+    """Graves's RMSProp, which divides by the standard deviation."""
     g, (s, a) = regularised(p, g, options), zeros(p, states, 2)
     s = mean_square(s, g, options)
     var, a = variance(s, a, g, options)
@@ -105,7 +105,7 @@ def rmsprop_centered(p: Array, g: Array, states: States | None, step: int, optio
 
 
 def rmsprop_centered_momentum(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
-    """The same with a momentum buffer."""
+    """Graves's RMSProp with a momentum buffer."""
     g, (s, v, a) = regularised(p, g, options), zeros(p, states, 3)
     s = mean_square(s, g, options)
     var, a = variance(s, a, g, options)
@@ -120,7 +120,7 @@ def moments(g: Array, m: Array, v: Array, options: Options) -> tuple[Array, Arra
 
 
 def adam_step(p: Array, m: Array, v: Array, step: int, options: Options) -> Array:
-    """Algorithm 1 of Adam from there on: both averages corrected for their bias towards zero."""
+    """The rest of Adam's algorithm 1: both averages corrected for their bias towards zero."""
     beta1, beta2 = options.get("betas", (0.9, 0.999))
     corrected_m, corrected_v = m / (1.0 - beta1**step), v / (1.0 - beta2**step)
     move: Array = options["lr"] * corrected_m / (np.sqrt(corrected_v) + options.get("eps", 1e-8))
@@ -135,7 +135,7 @@ def adam(p: Array, g: Array, states: States | None, step: int, options: Options)
 
 
 def adam_amsgrad(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
-    """Reddi, Kale and Kumar's, as torch has it: the largest average is corrected for bias as if it were this step's."""
+    """AMSGrad (Reddi, Kale and Kumar) as in torch: the largest average is bias-corrected as if it were this step's."""
     g, (m, v, w) = regularised(p, g, options), zeros(p, states, 3)
     m, v = moments(g, m, v, options)
     w = np.maximum(w, v)
@@ -181,7 +181,7 @@ CARRIED: dict[str, tuple[str, Callable[[int, Options], float]]] = {}
 
 
 class Trainer:
-    """Trains float64 copies of parameters by the oracle's rules, each counting its own steps."""
+    """Trains float64 copies of parameters by the oracle's rules; each parameter counts its own steps."""
 
     def __init__(self, params: Sequence[npt.ArrayLike]) -> None:
         self.params: list[Array] = [np.array(p, np.float64) for p in params]
@@ -190,7 +190,7 @@ class Trainer:
         self.carried = [1.0] * len(self.params)
 
     def step(self, rule: str, grads: Sequence[Any], options: Options | Sequence[Options]) -> None:
-        """Take one step; options is one dict for all, or a list with one for each parameter."""
+        """Take one step; `options` is one dict for all parameters, or a list with a dict for each."""
         for i, g in enumerate(grads):
             if g is None:
                 continue

@@ -1,4 +1,4 @@
-"""The charts: how many times as long as fastopt the others take, and what a step in torch takes by tensor count."""
+"""The charts: how many times as long as fastopt others take, and the time of a step in torch by number of tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .report import AFTER, MODE_NAMES, Report, compared
 from .text import UNSTABLE, duration
 from .workloads import WORKLOADS, Workload, title
 
-# Colours that stay apart for colour-blind eyes (Okabe and Ito), and a shape for each besides.
+# Colours that colour-blind people can tell apart (Okabe and Ito), each with its own marker.
 STYLES = {
     "numpy": ("#0072B2", "o"),
     "fastopt-fresh": ("#999999", "P"),
@@ -23,16 +23,16 @@ STYLES = {
     "torch-fused": ("#D55E00", "D"),
     "optax-jit": ("#56B4E9", "X"),
 }
-FAR = 20.0  # from here on there is no room for words to the right
-SHORT = 300  # an axis whose end is fewer times its beginning has labels between powers of ten
-LANES = 0.76  # of a workload's row, which is 1 high, for all implementations
+FAR = 20.0  # beyond this ratio there is no room for text to the right
+SHORT = 300  # an axis whose end is less than this times its beginning gets labels between powers of ten
+LANES = 0.76  # the height of all implementations in a workload's row, which is 1 high
 FILLED_AND_HOLLOW: tuple[dict[str, str], ...] = ({}, {"markerfacecolor": "white"})
 
 # (workload, rule) -> implementation -> its ratios, or why they are unstable
 Ratios = Mapping[tuple[str, str], Mapping[str, Sequence[float | str]]]
 
 CURVES = {FASTOPT_TORCH: ("#000000", "o")} | {name: STYLES[name] for name in STYLES if name.startswith("torch")}
-APART = 1.5  # a line of text of the curves' chart, on its axis
+APART = 1.5  # the factor between neighbouring lines of text on the curves' axis
 
 
 def draw(report: Report, path: str) -> None:
@@ -43,14 +43,14 @@ def draw(report: Report, path: str) -> None:
     report : dict
         As ``fastopt bench --json`` writes it.
     path : str
-        Of the file; its suffix says which format.
+        The file's name; its suffix selects the type of image.
     """
     found = compared(report)
     pairs: dict[tuple[str, str], dict[str, list[float | str]]] = {}
     for (workload, rule), ratios in found.items():
         if not workload.endswith(AFTER):
             modes = ratios, found.get((workload + AFTER, rule), {})
-            pairs[workload, rule] = {name: [told(mode[name]) for mode in modes if name in mode] for name in ratios}
+            pairs[workload, rule] = {name: [value_of(mode[name]) for mode in modes if name in mode] for name in ratios}
     where = report["machine"]
     axis = "time of a step as a multiple of fastopt's, log scale; right of the line, fastopt is faster"
     caption = f"{axis}\n{where['cpu']}, {where['threads']} threads, {where['date']}"
@@ -58,8 +58,8 @@ def draw(report: Report, path: str) -> None:
     draw_ratios({"": pairs}, styles, WORKLOADS, MODE_NAMES, caption, path)
 
 
-def told(entry: Mapping[str, Any], figure: str = "ratio") -> float | str:
-    """Return a ratio, or why it is unstable."""
+def value_of(entry: Mapping[str, Any], figure: str = "ratio") -> float | str:
+    """Return a figure, or the reason why it is unstable."""
     value: float | None = entry[figure]
     return str(entry["unstable"][figure]) if value is None else value
 
@@ -72,18 +72,18 @@ def draw_ratios(
     caption: str,
     path: str,
 ) -> None:
-    """Write a chart of ratios as an image: in each block a panel for each rule, with a row for each workload.
+    """Write a chart of ratios as an image: each block has a panel per rule, with a row per workload.
 
     Parameters
     ----------
     blocks : dict
         Title -> (workload, rule) -> implementation -> its ratios, one or two, or why they are unstable.
     styles : dict
-        Implementation -> colour and shape, in the order in which they stand.
+        Implementation -> colour and marker, in the order of the legend.
     workloads : dict
         Name -> workload, for its title.
     kinds : sequence of str
-        What the first ratio of each pair is, and the second; nothing where there is one.
+        What the first ratio of each pair is, and the second; empty if there is only one.
     caption, path : str
     """
     measured = [of for ratios in blocks.values() for of in ratios.values()]
@@ -92,7 +92,7 @@ def draw_ratios(
     figure_type = require("matplotlib.figure", "bench").Figure
     height = (0.13 if kinds else 0.095) * len(styles) * rows + (0.7 if len(blocks) > 1 else 0.0)
     figure = figure_type(figsize=(9, 1.7 + height * len(blocks)), dpi=200)
-    figure.set_layout_engine("constrained", wspace=0.08)  # so that labels at the ends of axes stand apart
+    figure.set_layout_engine("constrained", wspace=0.08)  # keeps the labels at the ends of axes apart
     parts = figure.subfigures(len(blocks), 1, squeeze=False)[:, 0]
     for part, (about, ratios) in zip(parts, blocks.items(), strict=True):
         if about:
@@ -100,7 +100,7 @@ def draw_ratios(
         draw_block(part, ratios, styles, workloads)
     figure.supxlabel(caption, fontsize=9)
     handles = legend({name: styles[name] for name in names}, kinds)
-    columns = math.ceil(len(handles) / math.ceil(len(handles) / 6))  # rows alike, where there are several
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / 6))  # rows of equal length
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8.5)
     figure.savefig(path)
 
@@ -130,9 +130,9 @@ def draw_block(
 
 
 def mark(panel: Any, y: float, found: Sequence[float | str], colour: str, marker: str) -> None:
-    """Mark one implementation: its first ratio filled, its second hollow, a line between, or to 1 from one alone.
+    """Draw one implementation: first ratio filled, second hollow, a line between, or to 1 from a single one.
 
-    In the place of one that is unstable there is the word for it, with the reason in short.
+    An unstable ratio is replaced by the word and a short reason.
     """
     ratios = [ratio for ratio in found if not isinstance(ratio, str)]
     for ratio, how in zip(found, FILLED_AND_HOLLOW, strict=False):
@@ -142,7 +142,7 @@ def mark(panel: Any, y: float, found: Sequence[float | str], colour: str, marker
         panel.plot([ratios[0], ratios[1] if len(ratios) > 1 else 1.0], [y, y], color=colour, lw=1, alpha=0.6, zorder=2)
     for reason in [reason for reason in found if isinstance(reason, str)][:1]:
         x = max(ratios, default=1.0)
-        before = x > FAR  # where there is no room behind it
+        before = x > FAR  # no room to the right
         panel.annotate(
             f"{UNSTABLE}: {reason.partition(', ')[0]}",
             (x, y),
@@ -158,7 +158,7 @@ def mark(panel: Any, y: float, found: Sequence[float | str], colour: str, marker
 
 
 def dress(panel: Any, rule: str, workloads: list[str]) -> None:
-    """Draw what stands around the marks."""
+    """Set a panel's title, axes and grid."""
     panel.set_title({"adagrad": "AdaGrad"}.get(rule, rule.capitalize()), fontsize=10)
     panel.set_xscale("log")
     panel.axvline(1, color="black", linewidth=1, zorder=1)
@@ -174,7 +174,7 @@ def dress(panel: Any, rule: str, workloads: list[str]) -> None:
 
 
 def legend(styles: Mapping[str, tuple[str, str]], kinds: Sequence[str]) -> list[Any]:
-    """Explain the colours and shapes, and filled and hollow where there are both."""
+    """Explain the colours and markers, and filled and hollow if there are both."""
     line = require("matplotlib.lines", "bench").Line2D
     handles = [
         line([], [], color=colour, marker=marker, linestyle="", markersize=5, label=name)
@@ -191,9 +191,9 @@ def draw_curve(report: Report, path: str) -> None:
     Parameters
     ----------
     report : dict
-        As ``fastopt bench --json`` writes it where torch is installed.
+        As ``fastopt bench --json`` writes it if torch is installed.
     path : str
-        Of the file; its suffix says which format.
+        The file's name; its suffix selects the type of image.
     """
     measured = report["torch"]
     if measured is None:
@@ -208,7 +208,8 @@ def draw_curve(report: Report, path: str) -> None:
         if points:
             panel.plot(*zip(*points, strict=True), marker=marker, color=colour, linewidth=width, markersize=4.5)
             ends[name] = points[-1]
-        missing += [f"{name}, {p['tensors']} tensors ({told(p, 'seconds')})" for p in of_name if p["seconds"] is None]
+        gaps = [(point["tensors"], value_of(point, "seconds")) for point in of_name if point["seconds"] is None]
+        missing += [f"{name}, {tensors} tensors ({reason})" for tensors, reason in gaps]
     dress_curve(panel)
     label(panel, ends)
     where = report["machine"]
@@ -221,7 +222,7 @@ def draw_curve(report: Report, path: str) -> None:
 
 
 def dress_curve(panel: Any) -> None:
-    """Draw what stands around the curves."""
+    """Set the title, axes and grid of the curves' chart."""
     ticker = require("matplotlib.ticker", "bench")
     panel.set_title("Time of a momentum step in PyTorch", fontsize=10, loc="left")
     panel.set_xscale("log")
@@ -238,7 +239,7 @@ def dress_curve(panel: Any) -> None:
 
 
 def label(panel: Any, ends: Mapping[str, tuple[int, float]]) -> None:
-    """Name each curve at its right end, from the lowest up, none on top of another."""
+    """Label each curve at its right end, from the lowest up, without overlaps."""
     lowest = 0.0
     for name, (x, y) in sorted(ends.items(), key=lambda end: end[1][1]):
         lowest = max(y, lowest * APART)

@@ -1,4 +1,4 @@
-"""What came out: plain data, which goes into the JSON file, and its tables, for the terminal and for the pages."""
+"""The results: plain data for the JSON file, and its tables for the terminal and for the pages."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ SUBJECT = FASTOPT
 LIBRARIES = ("fastopt", "numpy", "numba", "torch", "deepspeed", "jax", "optax")
 AFTER = list(MODES)[1]
 MODE_NAMES = ("back to back", AFTER.removeprefix(", "))
-WIDTH = 150  # where no terminal says how wide it is
+WIDTH = 150  # of the output if it is not a terminal
 
-# The summary's columns, and whom each is about: of several the fastest.
+# The summary's columns, and the contenders of each: it shows the fastest of several.
 OTHERS = {
     NUMPY: (NUMPY,),
     BY_HAND: (BY_HAND,),
@@ -47,7 +47,7 @@ ABOUT = (
 
 
 class Machine(TypedDict):
-    """Where, when and against what it was measured; `cores` are those that the process may keep busy."""
+    """Where, when and against which baseline a run measured; `cores` are those that the process may use."""
 
     cpu: str
     cores: int
@@ -62,7 +62,7 @@ class Machine(TypedDict):
 class Row(TypedDict):
     """One contender: median seconds of a step, speed-up over the baseline, 10^9 bytes a second, share of the limit.
 
-    What is unstable is None; `unstable` names it, with the reason.
+    An unstable figure is None, and `unstable` has the reason.
     """
 
     workload: str
@@ -76,9 +76,9 @@ class Row(TypedDict):
 
 
 class Ratio(TypedDict):
-    """How many times as long as fastopt another implementation takes, as the median over so many rounds.
+    """How many times as long as fastopt another implementation takes: the median over `rounds` rounds.
 
-    None, with the reason, where it is unstable.
+    An unstable figure is None, and `unstable` has the reason.
     """
 
     workload: str
@@ -90,10 +90,10 @@ class Ratio(TypedDict):
 
 
 class Report(TypedDict):
-    """All that was measured.
+    """Everything that a run measured.
 
-    `iteration` is None where the lab's data are not installed, `torch` without torch; a quick run has neither of the
-    last four.
+    `iteration` is None if the lab's data are not installed, `torch` if torch is not; a quick run has None for the last
+    four.
     """
 
     machine: Machine
@@ -106,7 +106,7 @@ class Report(TypedDict):
 
 
 def cpu_model() -> str:
-    """Name the processor, as the system knows it."""
+    """Return the processor's name, as the system has it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -116,7 +116,7 @@ def cpu_model() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Name the libraries that are installed, and Python."""
+    """Return the versions of Python and of the libraries that are installed."""
     installed = [name for name in LIBRARIES if importlib.util.find_spec(name) is not None]
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in installed}
 
@@ -183,13 +183,13 @@ def compared(report: Report) -> dict[tuple[str, str], dict[str, Ratio]]:
 
 
 def summary(report: Report) -> Lines:
-    """Make the table that says it all, its headings first: a model per line, all rules in a cell, back to back."""
+    """Make the summary's table, its headings first: a model per line, all rules in a cell, back to back."""
     by_workload: dict[str, list[dict[str, Ratio]]] = {}
     for (workload, _), entries in compared(report).items():
         if not workload.endswith(AFTER):
             by_workload.setdefault(workload, []).append(entries)
-    there = {entry["implementation"] for entry in report["ratios"]}
-    columns = {heading: names for heading, names in OTHERS.items() if there.issuperset(names)}
+    measured = {entry["implementation"] for entry in report["ratios"]}
+    columns = {heading: names for heading, names in OTHERS.items() if measured.issuperset(names)}
     lines = [["model", *columns, "the fastest"]]
     for workload, by_rule in by_workload.items():
         cells = [span([fewest(entries, names) for entries in by_rule]) for names in columns.values()]
@@ -198,12 +198,12 @@ def summary(report: Report) -> Lines:
 
 
 def fewest(entries: dict[str, Ratio], names: Sequence[str]) -> float | None:
-    """Return the least ratio of some contenders; None where one is unstable, which may be the least."""
+    """Return the least ratio of some contenders; None if one is unstable, since it may be the least."""
     return torch_report.least([entries[name]["ratio"] for name in names])
 
 
 def span(ratios: Sequence[float | None]) -> str:
-    """Write what is stable of the ratios of all rules, from the least to the most, and how many are not."""
+    """Write the range of the stable ratios of all rules, and how many are unstable."""
     stable = [ratio for ratio in ratios if ratio is not None]
     if not stable:
         return UNSTABLE
@@ -213,7 +213,7 @@ def span(ratios: Sequence[float | None]) -> str:
 
 
 def winners(by_rule: Sequence[dict[str, Ratio]]) -> str:
-    """Name who is fastest on a model, and by which rules where these differ."""
+    """Name the fastest on a model, with the rules if they differ."""
     found: dict[str, list[str]] = {}
     for entries in by_rule:
         rule = next(iter(entries.values()))["rule"]
@@ -224,7 +224,7 @@ def winners(by_rule: Sequence[dict[str, Ratio]]) -> str:
 
 
 def winner(entries: dict[str, Ratio]) -> str:
-    """Name who is fastest by one rule; nobody is where only unstable ones may be faster than fastopt."""
+    """Name the fastest by one rule, or "unstable" if only unstable ratios may be below 1."""
     others = {name: entry["ratio"] for name, entry in entries.items() if name != FRESH}
     faster = {name: ratio for name, ratio in others.items() if ratio is not None and round(ratio, 2) < 1}
     if not faster and None in others.values():
@@ -235,7 +235,7 @@ def winner(entries: dict[str, Ratio]) -> str:
 def comparison(report: Report) -> Lines:
     """Make the compact table, its headings first: a workload and rule per line, both modes in each cell.
 
-    Large workloads are measured in one mode. The last column names who is fastest, back to back.
+    Large workloads are measured in one mode. The last column names the fastest, back to back.
     """
     found = compared(report)
     own = {(row["workload"], row["rule"]): row["seconds"] for row in report["rows"] if row["implementation"] == SUBJECT}
@@ -251,7 +251,7 @@ def comparison(report: Report) -> Lines:
 
 
 def iteration_lines(report: Report) -> Iterator[str]:
-    """Say what a whole training iteration gains, rule by rule."""
+    """Write how much faster a whole training iteration is, rule by rule."""
     measured = report["iteration"]
     if measured is None:
         return
@@ -277,7 +277,7 @@ def evaluated(measured: Evaluations) -> Lines:
 
 
 def spread(measured: Evaluations) -> str:
-    """Say how fast schedules are, from the fastest to the slowest."""
+    """Write how fast schedules are, from the fastest to the slowest."""
     ratios = sorted((row["ratio"], row["schedule"]) for row in measured["rows"] if row["ratio"] is not None)
     calls = [row["call_seconds"] for row in measured["rows"] if row["call_seconds"] is not None]
     if not ratios or not calls:
@@ -290,7 +290,7 @@ def spread(measured: Evaluations) -> str:
 
 
 def added(measured: Evaluations) -> str:
-    """Say what a schedule adds to a step of an optimizer."""
+    """Write how much time a schedule adds to an optimizer's step."""
     adds = duration(measured["added_seconds"])
     text = f"Cosine in the place of a number adds {adds} to {SUBJECT}'s momentum step"
     if adds == UNSTABLE:
@@ -310,7 +310,7 @@ def in_loops(measured: Embedded) -> Lines:
 
 
 def about_loops(measured: Embedded) -> str:
-    """Say what the table of embedded updates is about."""
+    """Write the introduction to the table of embedded updates."""
     return (
         f"Embedded in loops of Numba, C++ and C: a step of the MLP's {measured['parameters']:,} parameters, and how "
         f"many times as long {SUBJECT}'s opt.step and NumPy take, back to back."
@@ -318,7 +318,7 @@ def about_loops(measured: Embedded) -> str:
 
 
 def single_call(measured: Embedded) -> str:
-    """Say what one call through a pointer takes, where that was measured."""
+    """Write the time of one call through a pointer, if it was measured."""
     if measured["call_seconds"] is None:
         return "" if not measured["unstable"] else f"One call through the pointer is {UNSTABLE}."
     call = f"One call through the pointer on {measured['elements']} elements"
@@ -326,7 +326,7 @@ def single_call(measured: Embedded) -> str:
 
 
 def show(report: Report, tables: bool) -> None:
-    """Print the summary, and before it everything where that is asked for."""
+    """Print the summary, after all tables if requested."""
     output = console(highlight=False)
     if not output.is_terminal:
         output = console(highlight=False, width=WIDTH)
@@ -339,19 +339,19 @@ def show(report: Report, tables: bool) -> None:
 
 
 def called(key: str, value: str) -> str:
-    """Say what people call what a JSON file names."""
+    """Return what people call an entry of the JSON file."""
     return title(value) if key == "workload" else value
 
 
 def of_summary(report: Report) -> list[Ratio]:
-    """List the ratios that the summary is made of."""
+    """List the ratios that are in the summary."""
     shown = {name for names in OTHERS.values() for name in names}
     entries = [entry for entry in report["ratios"] if entry["implementation"] in shown]
     return [entry for entry in entries if not entry["workload"].endswith(AFTER)]
 
 
 def show_tables(report: Report, console: Any) -> None:
-    """Print all tables, and what a training iteration gains."""
+    """Print all tables, and the speed-up of training iterations."""
     console.print(full_table(report))
     console.print(
         "time: median of a step. against ...: median of the ratios within each round. GB/s: 10^9 bytes that the rule\n"
@@ -374,30 +374,30 @@ def show_tables(report: Report, console: Any) -> None:
 
 
 def full_table(report: Report) -> Any:
-    """Make the table of everything, a section for each workload and rule."""
+    """Make the table of all steps, with a section for each workload and rule."""
     made = require("rich.table", "bench").Table("workload", "rule", "implementation")
     made.title = f"Optimizer steps on {report['machine']['cpu']}"
     for heading in ("time", f"against {report['machine']['baseline']}", "GB/s", "of the limit"):
         made.add_column(heading, justify="right")
     last = None
     for row in report["rows"]:
-        group = row["workload"], row["rule"]
-        if group != last:
+        section = row["workload"], row["rule"]
+        if section != last:
             made.add_section()
         made.add_row(
-            *((title(row["workload"]), row["rule"]) if group != last else ("", "")),
+            *((title(row["workload"]), row["rule"]) if section != last else ("", "")),
             row["implementation"],
             duration(row["seconds"]),
             times(row["speedup"]),
             UNSTABLE if row["gbps"] is None else f"{row['gbps']:.3g}",
             percent(row["of_limit"]),
         )
-        last = group
+        last = section
     return made
 
 
 def markdown(report: Report) -> str:
-    """Write the tables of docs/benchmarks.md from a report, or from what `json.load` makes of its file.
+    """Write the tables of docs/benchmarks.md from a report, or from its JSON file as loaded.
 
     Parameters
     ----------
@@ -425,12 +425,12 @@ def markdown(report: Report) -> str:
 
 
 def summary_markdown(report: Report) -> str:
-    """Write the summary, as the command ends with it."""
+    """Write the summary in Markdown."""
     return "\n".join([ABOUT, "", *markdown_table(summary(report), 1)]) + "\n"
 
 
 def circumstances(report: Report) -> str:
-    """Say where, by what and when it was measured."""
+    """Write where, with which libraries and when a run measured."""
     where = report["machine"]
     libraries = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; {libraries}; {where['date']}."
@@ -463,18 +463,18 @@ def loops_lines(measured: Embedded) -> Iterator[str]:
 
 
 def loops_markdown(report: Report) -> str:
-    """Write the table of embedded updates for their page, where the benchmark has measured them."""
+    """Write the table of embedded updates for their page, if they were measured."""
     measured = report.get("embedded")
     return "\n".join([circumstances(report), "", *loops_lines(measured)]) + "\n" if measured else ""
 
 
 def schedules_markdown(report: Report) -> str:
-    """Write the table of schedules for their page, where the benchmark has measured them."""
+    """Write the table of schedules for their page, if they were measured."""
     measured = report.get("schedules")
     return "\n".join(markdown_table(evaluated(measured), 1)) + "\n" if measured else ""
 
 
 def torch_markdown(report: Report) -> str:
-    """Write the tables of steps in torch for the page about it, where the benchmark has measured them."""
+    """Write the tables of steps in torch for their page, if they were measured."""
     measured = report.get("torch")
     return "\n".join([circumstances(report), "", *torch_report.markdown(measured)]) + "\n" if measured else ""

@@ -1,24 +1,24 @@
-"""What rounds say, and whether they agree: a figure whose rounds disagree is unstable, and is no number.
+"""The figures that rounds give, and whether rounds agree: a figure whose rounds disagree is unstable, and not a number.
 
 **What is judged.** A ratio is judged by the ratios within each round: what slows the whole machine for a while, as on a
-shared one, slows both of them, and cancels. A time has nothing to cancel it. It is unstable where its rounds disagree
-both as they are and relative to their round, of which the speed is the median over the other contestants of their time
-as a multiple of their own median. So a machine that drifts makes nobody's time unstable, and neither does a contestant
-whose rounds disagree make that of another. Each figure is judged by itself.
+shared one, slows both contestants, and cancels. In a time nothing cancels. It is unstable if its rounds disagree both
+as they are and relative to the speed of their round, which is the median over the other contestants of their time
+divided by their own median. So a drifting machine makes no time unstable, and a contestant whose rounds disagree does
+not make another's time unstable. Each figure is judged by itself.
 
-**When rounds disagree.** Of n values in order, a quarter at each end, n // 4, is left out: outliers. Then
+**When rounds disagree.** Of n sorted values, n // 4 at each end are left out as outliers. Rounds disagree if
 
-- the rest, which is what lies between the quartiles, is apart by more than a factor of 1.5; or
-- there are two clusters, each of more than a quarter of the rounds and of three at least. The gap between them is more
-  than a factor of 1.2, and wider than either of them; an eighth at each end is left out before. A median between two
-  clusters is a matter of chance, even where they are closer than 1.5.
+- the rest, which lies between the quartiles, spans more than a factor of 1.5; or
+- there are two clusters, each with more than a quarter of the rounds, and at least three. The gap between them is more
+  than a factor of 1.2, and wider than either cluster; only an eighth at each end is left out here. A median between two
+  clusters is a matter of chance, even if they are closer than 1.5.
 
-Of three rounds none is left out: nobody can tell an outlier among three, so that these are measured again. New rounds
-are added to those that there are, and do not replace them: to replace rounds until some agree would be to choose the
-result. A first attempt that was disturbed from its beginning to its end is a quarter of four, and is left out then.
+Of three rounds none is left out: an outlier among three cannot be recognised, so they are measured again. New rounds
+are added to the old ones and do not replace them: replacing rounds until some agree would be choosing the result. A
+first attempt that was disturbed throughout is a quarter of four attempts, and is then left out.
 
-Where normal rounds scatter by 10 %, one figure in a hundred of three rounds is measured again, and fewer of more
-rounds; by 15 %, one in seven of three rounds, one in twenty of seven.
+If normal rounds scatter by 10 %, one figure of three rounds in a hundred is measured again, and fewer of more rounds;
+by 15 %, one in seven of three rounds, one in twenty of seven.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ class Figure(NamedTuple):
     Attributes
     ----------
     value : float or None
-        None where it is unstable.
+        None if it is unstable.
     unstable : str
-        Why; nothing where the rounds agree.
+        Why it is; empty if the rounds agree.
     """
 
     value: float | None
     unstable: str = ""
 
     def map(self, function: Callable[[float], float]) -> Figure:
-        """Make another number of this one."""
+        """Apply a function to the value, if there is one."""
         return self if self.value is None else Figure(function(self.value))
 
 
 def reasons(**figures: Figure) -> dict[str, str]:
-    """Name the figures that are unstable, with their reasons, for an entry of the JSON file."""
+    """Return the names of unstable figures with their reasons, for an entry of the JSON file."""
     return {name: figure.unstable for name, figure in figures.items() if figure.unstable}
 
 
 def disagreement(values: Sequence[float]) -> str:
-    """Say why the rounds of one figure disagree, see above; nothing where they agree.
+    """Say why the rounds of one figure disagree, see above; return "" if they agree.
 
     Parameters
     ----------
@@ -78,25 +78,25 @@ def disagreement(values: Sequence[float]) -> str:
 
 
 def ratio(ordered: Sequence[float]) -> float:
-    """Return the last of some numbers over the first."""
+    """Return the last of sorted numbers over the first."""
     return ordered[-1] / ordered[0]
 
 
 def median_of(values: Sequence[float]) -> Figure:
-    """Return the median of what is comparable between rounds: ratios, shares."""
+    """Return the median of values that can be compared between rounds: ratios, shares."""
     why = disagreement(values)
     return Figure(None, why) if why else Figure(median(values))
 
 
 class Rounds:
-    """What contestants took, round by round; not everyone runs in every round.
+    """The times of contestants, round by round; not all run in every round.
 
     Parameters
     ----------
     rounds : sequence of mapping of str to float
         Seconds of a step, or another quantity above 0, by contestant.
     disturbed : str
-        Why all that these rounds say is unstable, even where they agree; nothing as a rule.
+        Why every figure of these rounds is unstable, even if they agree; usually empty.
     """
 
     def __init__(self, rounds: Sequence[Mapping[str, float]], disturbed: str = "") -> None:
@@ -106,7 +106,7 @@ class Rounds:
         self.typical = {name: median(self.of(name)) for name in self.names}
 
     def of(self, name: str) -> list[float]:
-        """Return what one contestant took, in each of its rounds."""
+        """Return one contestant's time in each of its rounds."""
         return [round_[name] for round_ in self.rounds if name in round_]
 
     def seconds(self, name: str) -> Figure:
@@ -115,7 +115,7 @@ class Rounds:
         return Figure(None, why) if why else Figure(self.typical[name])
 
     def relative(self, name: str) -> list[float]:
-        """Return what one contestant took, over what the others' times say of the speed of the machine in a round."""
+        """Return one contestant's times, each divided by the speed of its round, which the others' times show."""
         found = []
         for round_ in self.rounds:
             if name in round_:
@@ -124,7 +124,7 @@ class Rounds:
         return found
 
     def ratios(self, slow: str, fast: str) -> list[float]:
-        """Return how many times as long the one takes as the other, in each round in which both ran."""
+        """Return how many times as long `slow` takes as `fast`, in each round in which both ran."""
         return [round_[slow] / round_[fast] for round_ in self.rounds if slow in round_ and fast in round_]
 
     def ratio(self, slow: str, fast: str) -> Figure:
@@ -132,7 +132,7 @@ class Rounds:
         return Figure(None, self.disturbed) if self.disturbed else median_of(self.ratios(slow, fast))
 
     def unstable(self, references: Iterable[str]) -> list[str]:
-        """Name the contestants of which a time, or a ratio over a reference, is unstable."""
+        """Name the contestants whose time, or ratio over a reference, is unstable."""
         return [
             name
             for name in self.names

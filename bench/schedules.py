@@ -1,4 +1,4 @@
-"""What schedules cost: a million steps at once, one step, and what a step of the optimizer takes longer with one."""
+"""Times schedules: a million steps at once, one step, and what a schedule adds to an optimizer's step."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from .rounds import Figure, Rounds, reasons
 from .workloads import WORKLOADS, Arrays
 
 STEPS = 1_000_000
-ONE = 123_456  # a step that lies on no border
-SHARE = 0.25  # of the time that an optimizer's workload gets: there are many schedules, and they need fewer rounds
+ONE = 123_456  # a step that is no schedule's boundary
+SHARE = 0.25  # of an optimizer workload's time: there are many schedules, and they need fewer rounds
 
-# One of each class, as in trainings of a million steps, and where a class has modes in the one that costs most.
+# One of each class, with parameters for a million steps, and in the mode that costs most.
 EXAMPLES: dict[str, Schedule] = {
     type(schedule).__name__: schedule
     for schedule in (
@@ -67,9 +67,9 @@ EXAMPLES: dict[str, Schedule] = {
 
 
 class Evaluation(TypedDict):
-    """One schedule: seconds of a vector of steps, as a ratio over `np.cos` of the same, and seconds of one step.
+    """One schedule: seconds for a vector of steps, their ratio over `np.cos` of the same, and seconds for one step.
 
-    What is unstable is None, for a reason.
+    An unstable figure is None, and `unstable` has the reason.
     """
 
     schedule: str
@@ -80,19 +80,19 @@ class Evaluation(TypedDict):
 
 
 class Evaluations(TypedDict):
-    """What schedules cost.
+    """The times of schedules.
 
     Attributes
     ----------
     steps : int
-        How many a vector has.
+        The length of a vector.
     rows : list
     added_seconds : float or None
-        What a bound step with momentum, of the smallest workload, takes longer by `Cosine` than with a number.
+        How much longer a bound momentum step of the smallest workload takes with `Cosine` than with a number.
     torch_seconds : float or None
-        What torch's own cosine takes for a step, beside the optimizer's; None without torch.
+        The time of a step of torch's own cosine, in addition to the optimizer's; None without torch.
     unstable : dict of str to str
-        Which of these two are unstable, and None, with the reason.
+        The reasons why either of these is unstable, and None.
     """
 
     steps: int
@@ -122,36 +122,36 @@ def evaluation(name: str, pace: Pace) -> Evaluation:
 
 
 def warm(contestants: Mapping[str, Step], pace: Pace, reference: str) -> Rounds:
-    """Measure back to back, after a first step of each, which may compile."""
+    """Measure back to back, after one step of each, which may compile."""
     for step in contestants.values():
         step()
     return settled(contestants, back_to_back, pace, (reference,))
 
 
 def momentum_step(arrays: Arrays, lr: Any) -> Step:
-    """Make fastopt's fast path at a rate of one's own."""
+    """Make fastopt's fast path with a given learning rate or schedule."""
     opt = fastopt.SGD(arrays.params, lr=lr, momentum=MOMENTUM)
     opt.bind(arrays.grads)
     return opt.step
 
 
 def torch_step() -> Step:
-    """Make torch's scheduler of the same curve."""
+    """Make a step of torch's scheduler for the same curve."""
     import torch
 
     opt = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     step: Step = torch.optim.lr_scheduler.CosineAnnealingLR(opt, STEPS).step
-    opt.step()  # torch warns where the scheduler steps first
+    opt.step()  # torch warns if the scheduler steps first
     return step
 
 
 def evaluations(pace: Pace) -> Evaluations:
-    """Measure all examples, and what a schedule adds to the steps of a small network.
+    """Measure all examples, and how much a schedule adds to the steps of a small network.
 
     Parameters
     ----------
     pace : Pace
-        Of a workload; a schedule gets a share of its time.
+        The pace of a workload; a schedule gets a share of its time.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def evaluations(pace: Pace) -> Evaluations:
 
 
 def longer(rounds: Rounds) -> Figure:
-    """Return what a schedule adds to a step; it is as stable as the ratio of the two, since it may be below 0."""
+    """Return how much a schedule adds to a step. It may be below 0, so the ratio of the two decides its stability."""
     why = rounds.ratio("schedule", "number").unstable
     differences = np.subtract(rounds.of("schedule"), rounds.of("number")).tolist()
     return Figure(None, why) if why else Figure(median(differences))

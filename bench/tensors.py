@@ -1,7 +1,7 @@
-"""Steps of `fastopt.torch` and of torch's own modes, on gradients that backward has just made, as in every training.
+"""Times steps of `fastopt.torch` and of torch's modes on gradients that backward has just made, as in training.
 
-Gradients that stay where they are would flatter everyone: autograd allocates them anew for each step, and nothing in
-Python has looked at them yet.
+Gradients that stay in place would flatter everyone: autograd allocates new ones for each step, and no Python object of
+theirs exists yet.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .measure import WARM_UP, Pace, each_after, settled
 from .rounds import reasons
 from .workloads import Arrays, Workload
 
-SHARE = 0.5  # of the time that an optimizer's workload gets: there is one mode, not two
+SHARE = 0.5  # of an optimizer workload's time: there is one mode, not two
 CURVE_SHARE = 0.25
 
 COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000)  # of tensors
-ELEMENTS = 64  # of each: as many as a small layer has biases, so that a step is hardly more than overhead
+ELEMENTS = 64  # of each: like a small layer's biases, so that a step is mostly overhead
 
-CONTENDERS: dict[str, tuple[Any, dict[str, bool]]] = {  # a library, and options of its own
+CONTENDERS: dict[str, tuple[Any, dict[str, bool]]] = {  # a library, and options that only it has
     FASTOPT_TORCH: (fastopt.torch, {}),
     **{name: (torch.optim, mode) for name, mode in TORCH_MODES.items()},
 }
@@ -38,7 +38,7 @@ CONTENDERS: dict[str, tuple[Any, dict[str, bool]]] = {  # a library, and options
 class Comparison(TypedDict):
     """One contender: median seconds of a step, how many times as long as fastopt.torch, and over how many rounds.
 
-    What is unstable is None, for a reason.
+    An unstable figure is None, and `unstable` has the reason.
     """
 
     implementation: str
@@ -56,26 +56,26 @@ class Row(Comparison):
 
 
 class Point(Comparison):
-    """A contender, with momentum, on so many tensors of 64 elements."""
+    """A contender with momentum on a number of tensors of 64 elements."""
 
     tensors: int
 
 
 @dataclasses.dataclass
 class Tensors:
-    """Parameters that all contenders share, and what their gradients shall be."""
+    """Parameters that all contenders share, and the values of their gradients."""
 
     params: list[nn.Parameter]
     sources: list[Tensor]
 
     @classmethod
     def of(cls, arrays: Arrays) -> Tensors:
-        """Copy arrays into memory of torch."""
+        """Copy arrays into torch's memory."""
         params = [nn.Parameter(torch.tensor(param)) for param in arrays.params]
         return cls(params, [torch.tensor(grad) for grad in arrays.grads])
 
     def backward(self) -> None:
-        """Let autograd make gradients: new tensors, which nothing in Python knows, as after a loss's backward."""
+        """Let autograd make gradients: new tensors without Python objects, as after a loss's backward."""
         for param in self.params:
             param.grad = None  # what zero_grad does
         torch.autograd.backward(self.params, self.sources)
@@ -83,8 +83,8 @@ class Tensors:
 
 @functools.cache
 def deepspeed_adam() -> Any:
-    """Return DeepSpeed's Adam for the CPU, where it is installed and can be compiled, which it does at first use."""
-    with contextlib.suppress(Exception):  # whatever an import, a compiler or a loader raises
+    """Return DeepSpeed's Adam for the CPU, if it is installed and compiles, which it does at first use."""
+    with contextlib.suppress(Exception):  # the import, the compiler or the loader may raise anything
         found = importlib.import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
         found([nn.Parameter(torch.ones(1))])
         return found
@@ -92,7 +92,7 @@ def deepspeed_adam() -> Any:
 
 
 def make(name: str, rule: str, params: Sequence[Tensor]) -> Step:
-    """Make a contender, which owns its state."""
+    """Make a contender, which owns its states."""
     if name == DEEPSPEED:
         made = deepspeed_adam()(params, **OPTIMIZERS[rule][1], adamw_mode=False)
     else:
@@ -105,7 +105,7 @@ def make(name: str, rule: str, params: Sequence[Tensor]) -> Step:
 def compared(tensors: Tensors, rule: str, pace: Pace, names: Iterable[str] = tuple(CONTENDERS)) -> Iterator[Comparison]:
     """Compare contenders on the same parameters by one rule; their states are gone afterwards."""
     contestants = {name: make(name, rule, tensors.params) for name in names}
-    for _ in range(WARM_UP - 1):  # the mode takes one more, to see how long it is
+    for _ in range(WARM_UP - 1):  # the mode takes one more, to see how long a step is
         for step in contestants.values():
             tensors.backward()
             step()
@@ -122,7 +122,7 @@ def compared(tensors: Tensors, rule: str, pace: Pace, names: Iterable[str] = tup
 
 
 def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:
-    """Compare all contenders on every workload, by every rule: a list for each."""
+    """Compare all contenders on every workload by every rule; yield a list for each pair."""
     pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
     for workload in workloads:
         tensors = Tensors.of(Arrays.draw(workload))
@@ -132,7 +132,7 @@ def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:
 
 
 def curve(pace: Pace) -> Iterator[list[Point]]:
-    """Compare all contenders on more and more tensors: a list for each number of them."""
+    """Compare all contenders on more and more tensors; yield a list for each number of tensors."""
     pace = dataclasses.replace(pace, seconds=CURVE_SHARE * pace.seconds)
     for count in COUNTS:
         tensors = Tensors.of(Arrays.draw(Workload("curve", "curve", ((ELEMENTS,),) * count)))

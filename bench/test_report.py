@@ -63,7 +63,7 @@ def fake_torch() -> torch_report.InTorch:
 
 def fake_report() -> report.Report:
     timings = [fake(name + suffix, rule) for name in WORKLOADS for rule in RULES for suffix in MODES]
-    gains: list[iteration.Gain] = [
+    gains: list[iteration.Iteration] = [
         {
             "rule": rule,
             "seconds_before": 2e-4,

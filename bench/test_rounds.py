@@ -208,7 +208,7 @@ def wait(monkeypatch: pytest.MonkeyPatch, *shares: float | None) -> list[str]:
     given = iter(shares)
 
     def busy() -> float | None:
-        now[0] += quiet.LOOK
+        now[0] += quiet.SAMPLE
         return next(given)
 
     monkeypatch.setattr(quiet, "busy", busy)

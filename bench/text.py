@@ -10,7 +10,7 @@ from fastopt.extras import require
 Lines = Sequence[Sequence[str]]  # of a table, its headings first
 
 
-UNSTABLE = "unstable"  # stands where a figure would
+UNSTABLE = "unstable"  # printed instead of a figure
 
 
 def duration(seconds: float | None) -> str:
@@ -40,28 +40,28 @@ def percent(share: float | None) -> str:
     return UNSTABLE if share is None else f"{share:.0%}"
 
 
-def unstable(found: Any, names: Callable[[str, str], str], told: tuple[str, ...] = ()) -> Iterator[str]:
-    """Walk through what goes into a JSON file, and say of each figure that is unstable why it is.
+def unstable(found: Any, names: Callable[[str, str], str], about: tuple[str, ...] = ()) -> Iterator[str]:
+    """Walk through the content of a JSON file, and yield a line for each unstable figure, with the reason.
 
     Parameters
     ----------
     found : object
-        Entries in lists and dicts, of which some have reasons under `unstable`.
+        Entries in lists and dicts, some with reasons under `unstable`.
     names : callable
-        From a key and its value it makes what people call that.
-    told : tuple of str
-        What the entries around are about.
+        Returns what people call an entry, given its key and value.
+    about : tuple of str
+        What the enclosing entries are about.
     """
     if isinstance(found, Mapping):
-        about = [names(key, value) for key, value in found.items() if isinstance(value, str)]
+        own = [names(key, value) for key, value in found.items() if isinstance(value, str)]
         if "tensors" in found and "implementation" in found:
-            about.append(f"{found['tensors']} tensors")
-        told = (*told, *about)
+            own.append(f"{found['tensors']} tensors")
+        about = (*about, *own)
         for figure, reason in found.get("unstable", {}).items():
-            yield f"{', '.join((*told, figure.replace('_', ' ')))}: {reason}"
+            yield f"{', '.join((*about, figure.replace('_', ' ')))}: {reason}"
     if isinstance(found, Mapping | list):
         for value in found.values() if isinstance(found, Mapping) else found:
-            yield from unstable(value, names, told)
+            yield from unstable(value, names, about)
 
 
 def table(lines: Lines, names: int, title: str | None = None) -> Any:

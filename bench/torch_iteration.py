@@ -1,4 +1,4 @@
-"""Whole training iterations of a small network in torch: with torch's update, with fastopt's, and during backward."""
+"""Times whole training iterations of a small network in torch: torch's step, fastopt's, and one during backward."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .measure import Pace
 from .rounds import Figure, median_of, reasons
 from .tensors import CONTENDERS
 
-SIZES = (64, 32, 10)  # the lab's network, once more
+SIZES = (64, 32, 10)  # as in the lab's network
 TORCH = ("torch-default", "torch-fused")
 IMPLEMENTATIONS = (*TORCH, FASTOPT_TORCH, IN_BACKWARD)
 
 
 class TorchTraining(TypedDict):
-    """One implementation's iteration: median seconds, and how many times as long torch's fastest takes.
+    """One implementation's iteration: median seconds; `gain` is how many times as long torch's fastest takes.
 
-    The share is the step's, a fraction; there is no step to tell apart where it is taken during backward. What is
-    unstable is None, for a reason.
+    The share is the step's, a fraction; it is None if the step is part of backward. An unstable figure is None, and
+    `unstable` has the reason.
     """
 
     rule: str
@@ -40,7 +40,7 @@ class TorchTraining(TypedDict):
 
 
 class TorchIterations(TypedDict):
-    """What was trained, and what an iteration takes."""
+    """What was trained, and the times of its iterations."""
 
     parameters: int
     batch: int
@@ -48,14 +48,14 @@ class TorchIterations(TypedDict):
 
 
 def new_network() -> nn.Sequential:
-    """Return the network, at the same start each time; the global random state is left alone."""
+    """Return the network, always with the same initial weights; the global random state is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(SIZES[0], SIZES[1]), nn.ReLU(), nn.Linear(SIZES[1], SIZES[2]))
 
 
 def updates(model: nn.Module, implementation: str, rule: str) -> tuple[Step, Step]:
-    """Make an update of a model: what zeroes the gradients before backward, and what takes the step after it."""
+    """Make a model's update: a function that zeroes the gradients before backward, and one that takes the step."""
     if implementation == IN_BACKWARD:
         name, options = OPTIMIZERS[rule]
         fastopt.torch.step_in_backward(model, getattr(fastopt.torch, name), **options)
@@ -66,11 +66,11 @@ def updates(model: nn.Module, implementation: str, rule: str) -> tuple[Step, Ste
 
 
 def nothing() -> None:
-    """Do nothing: the update has been taken, and the gradients are gone."""
+    """Do nothing: backward has taken the step and freed the gradients."""
 
 
 def training(batches: Batches, implementation: str, rule: str, model: nn.Module) -> Training:
-    """Put a model into training, as anyone writes it down."""
+    """Make a plain training of a model."""
     loss: Callable[..., torch.Tensor] = nn.functional.cross_entropy
     turns = itertools.cycle([(torch.from_numpy(x), torch.from_numpy(y)) for x, y in batches])
     zero, step = updates(model, implementation, rule)

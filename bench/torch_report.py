@@ -1,4 +1,4 @@
-"""What came out of the steps in torch, in words: tables and sentences for the terminal and for Markdown."""
+"""The results of the steps in torch: tables and sentences for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TITLE = f"Steps in torch on fresh gradients: {FASTOPT_TORCH}, and how many times
 
 
 class InTorch(TypedDict):
-    """All that was measured in torch, on as many threads; `iteration` is None where the lab's data are missing."""
+    """Everything measured in torch, on `threads` threads; `iteration` is None if the lab's data are missing."""
 
     threads: int
     rows: list[Row]
@@ -30,7 +30,7 @@ class InTorch(TypedDict):
 def comparison(rows: list[Row]) -> Lines:
     """Make the table of steps: a workload and rule per line, and the lowest ratio of torch's modes.
 
-    DeepSpeed has a column where it was measured.
+    DeepSpeed has a column if it was measured.
     """
     found: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
@@ -47,13 +47,13 @@ def comparison(rows: list[Row]) -> Lines:
 
 
 def least(ratios: Sequence[float | None]) -> float | None:
-    """Return the least of some ratios; None where one of them is unstable, which may be the least."""
+    """Return the least of some ratios; None if one is unstable, since it may be the least."""
     stable = [ratio for ratio in ratios if ratio is not None]
     return min(stable) if len(stable) == len(ratios) else None
 
 
 def overheads(points: list[Point]) -> str:
-    """Say what the first tensor costs, and each further one, as the slope between the ends of the curve."""
+    """Write the cost of the first tensor, and of each further one: the slope between the ends of the curve."""
     curves: dict[str, list[Point]] = {}
     for point in points:
         curves.setdefault(point["implementation"], []).append(point)
@@ -82,7 +82,7 @@ def trainings(measured: TorchIterations) -> Lines:
 
 
 def trained(measured: TorchIterations) -> str:
-    """Say what the table of iterations is about."""
+    """Write the introduction to the table of iterations."""
     return (
         f"A whole training iteration in torch, of a network of {measured['parameters']:,} parameters on batches of "
         f"{measured['batch']} digits, and the step's share of it; the gain is over the faster of torch's two."

@@ -1,4 +1,4 @@
-"""What is updated: the parameter shapes of real models, from the smallest to the largest."""
+"""The workloads: parameter shapes of real models, from the smallest to the largest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
 
-LINE = 64  # bytes of a cache line; torch aligns its tensors so, NumPy does not
+LINE = 64  # bytes of a cache line; torch aligns its tensors to it, NumPy does not
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Workload:
     Attributes
     ----------
     name, title : str
-        For tables, and for people.
+        The short name for files, and the long one for people.
     shapes : tuple of tuple of int
-        One for each parameter tensor, in the model's order.
+        One per parameter tensor, in the model's order.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Arrays:
         return cls(params, grads)
 
     def copy(self) -> Arrays:
-        """Return the same numbers in arrays of their own."""
+        """Return the same numbers in new arrays."""
         return Arrays([like(param) for param in self.params], [like(grad) for grad in self.grads])
 
 
 def aligned(shape: Shape) -> Array:
-    """Allocate as torch does, so that no library has better memory than another."""
+    """Allocate with torch's alignment, so that no library has better memory than another."""
     size = math.prod(shape) * 4
     memory = np.empty(size + LINE, np.uint8)
     start = -memory.ctypes.data % LINE
@@ -82,22 +82,22 @@ def like(array: Array) -> Array:
 
 
 def dense(inputs: int, outputs: int) -> list[Shape]:
-    """Give the weights and the bias of a fully connected layer."""
+    """Return the shapes of a fully connected layer: weights and bias."""
     return [(outputs, inputs), (outputs,)]
 
 
 def mlp() -> list[Shape]:
-    """Give a network of two hidden layers of 64, on eight inputs: the California housing data's."""
+    """Return the shapes of a network for the California housing data: eight inputs, two hidden layers of 64."""
     return dense(8, 64) + dense(64, 64) + dense(64, 1)
 
 
 def convolution(inputs: int, outputs: int, side: int) -> list[Shape]:
-    """Give the weights of a convolution, and the scale and shift of the batch norm after it."""
+    """Return the shapes of a convolution's weights, and of the scale and shift of the batch norm after it."""
     return [(outputs, inputs, side, side), (outputs,), (outputs,)]
 
 
 def resnet50() -> list[Shape]:
-    """Give ResNet-50 for ImageNet: four stages of bottleneck blocks (He et al., 2016)."""
+    """Return the shapes of ResNet-50 for ImageNet: four stages of bottleneck blocks (He et al., 2016)."""
     shapes = convolution(3, 64, 7)
     inputs = 64
     for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
@@ -110,12 +110,12 @@ def resnet50() -> list[Shape]:
 
 
 def gpt2() -> list[Shape]:
-    """Give GPT-2 124M: twelve transformer blocks of width 768 (Radford et al., 2019)."""
+    """Return the shapes of GPT-2 124M: twelve transformer blocks of width 768 (Radford et al., 2019)."""
     width = 768
     norm: list[Shape] = [(width,), (width,)]
     block = norm + dense(width, 3 * width) + dense(width, width) + norm + dense(width, 4 * width)
     block += dense(4 * width, width)
-    return [(50257, width), (1024, width)] + 12 * block + norm  # the output layer is the first array once more
+    return [(50257, width), (1024, width)] + 12 * block + norm  # the output layer shares the first array
 
 
 WORKLOADS = {
@@ -131,6 +131,6 @@ WORKLOADS = {
 
 
 def title(name: str, workloads: Mapping[str, Workload] = WORKLOADS) -> str:
-    """Name a workload for people, in tables and charts alike; what follows its name is kept."""
+    """Return a workload's title for tables and charts; a suffix after its name is kept."""
     of, comma, mode = name.partition(", ")
     return (workloads[of].title if of in workloads else of) + comma + mode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..contenders import TORCH_MODES
-from ..plot import STYLES, draw_ratios, told
+from ..plot import STYLES, draw_ratios, value_of
 from .compiled import COMPILED
 from .contenders import WORKLOADS
 from .figures import Report
@@ -31,7 +31,7 @@ def draw(report: Report, path: str) -> None:
     """
     found = compared(report)
     blocks = {
-        about: {key: {name: (told(entry, side),) for name, entry in of.items()} for key, of in found.items()}
+        about: {key: {name: (value_of(entry, side),) for name, entry in of.items()} for key, of in found.items()}
         for side, about in BLOCKS.items()
     }
     styles = {name: style for name, style in OF_GPU.items() if any(name in of for of in found.values())}
@@ -53,7 +53,7 @@ def draw_overview(report: Report, path: str) -> None:
     """
     found = compared(report)
     measured = {
-        (workload, rule): {name: (told(entry, "gpu"),) for name, entry in ratios.items()}
+        (workload, rule): {name: (value_of(entry, "gpu"),) for name, entry in ratios.items()}
         for workload in OVERVIEW
         for (of, rule), ratios in found.items()
         if of == workload
