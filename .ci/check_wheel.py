@@ -1,4 +1,4 @@
-"""Assert what a wheel holds: the pool's extension, kernels and bench inside the package, and nothing at top level."""
+"""Check the files of a wheel: the extension, kernels and bench inside the package, and nothing else at top level."""
 
 import sys
 import zipfile

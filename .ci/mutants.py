@@ -1,11 +1,11 @@
-"""Judge the tests: make one fault after the other in a copy of the checkout, and see whether a test fails.
+"""Test the tests: put one fault after the other into a copy of the checkout, and check that a test fails.
 
-The faults stand in ``faults.py``. Each is put into the copy, meets the tests that reach its line, and is taken out
-again; what survives these meets all tests, unless ``--quick``. Before, the same tests must pass without any fault. A
-mutant whose tests take more than a minute counts as killed, by that minute.
+The faults are in ``faults.py``. The tests that reach a fault's line run against it; if they pass, all tests do, unless
+``--quick``. First, the chosen tests must pass without any fault. A mutant whose tests take more than a minute counts as
+killed.
 
-The copy is installed in an environment of its own, which sees the packages of this one. Nothing is written in the
-checkout, and the copies are gone in the end. For POSIX alone.
+The copy is installed in its own environment, which sees the packages of this one. Nothing is written in the checkout,
+and the copies are deleted at the end. Only for POSIX.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from rich.text import Text
 from fastopt.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 60.0  # seconds for the tests that were chosen
-SUITE_LIMIT = 1800.0  # for all of them
+LIMIT = 60.0  # seconds for the chosen tests
+SUITE_LIMIT = 1800.0  # for all tests
 CORES = os.cpu_count() or 1
 LEFT_BEHIND = (".git", ".*_cache", ".hypothesis", ".benchmarks", "build", "dist", "__pycache__", "*.egg-info", "*.so")
 
-# They compare the text of the code, so that they fail of any change, whatever it does.
+# These compare the text of the code, and fail after any change, whatever it does.
 OF_TEXT = ("tests/test_mutants.py", "tests/test_rules.py::test_the_worked_example_is_the_code")
 CHOICES = ["-q", "-x", "-n0", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in OF_TEXT)]
 
@@ -55,22 +55,22 @@ FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 
 class JudgingError(Exception):
-    """What keeps mutants from being judged, in words for whoever started this."""
+    """Mutants cannot be judged; the message says why."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What tests have come to.
+    """The result of running tests.
 
     Attributes
     ----------
     outcome : str
-        "survived" where all have passed, "killed", or "hung" where they were ended.
+        "survived" if all passed, "killed", "hung" if they took too long, or "not built".
     seconds : float
     by : str
         The test that failed, or what happened instead.
     output : str
-        What pytest has said.
+        pytest's output.
     """
 
     outcome: str
@@ -80,12 +80,12 @@ class Run:
 
 
 class Copy:
-    """A copy of the checkout, installed in an environment of its own.
+    """A copy of the checkout, installed in its own environment.
 
     Parameters
     ----------
     folder : Path
-        Empty, and the copy's own.
+        Empty, for this copy only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,10 +95,10 @@ class Copy:
         self.stopped = False
 
     def make(self) -> None:
-        """Copy, install, and compile every kernel, so that no mutant's minute goes into that."""
+        """Copy, install, and compile every kernel, so that this does not count towards a mutant's minute."""
         shutil.copytree(ROOT, self.root, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
         venv.create(self.folder / "venv", symlinks=True)
-        # By a file of paths: their own such files are not read, so that this environment's fastopt stays out of it.
+        # Through a .pth file: those of this environment are not read, so its fastopt is not found.
         packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
         (own,) = self.folder.glob("venv/lib/python*/site-packages")
         (own / "packages.pth").write_text("\n".join(packages) + "\n", encoding="utf-8")
@@ -112,17 +112,17 @@ class Copy:
         self.call("-m", "fastopt.cli", "compile")
 
     def take_kernels(self) -> None:
-        """Take what this environment's cache has; Numba sees by a source's time and size whether it is of the same."""
+        """Copy this environment's cache; Numba checks by a source's time and size whether an entry is valid."""
         here, there = cache.directory(), self.call("-c", CACHE).strip()
         if here is not None and here.is_dir():
             shutil.copytree(here, there, ignore=shutil.ignore_patterns("*.pyc"), dirs_exist_ok=True)
 
     def install(self) -> None:
-        """Install the copy, and build its extension from what it is now."""
+        """Install the copy, and build its extension from the current sources."""
         for path in self.extension:
-            path.unlink()  # also since a process that is left may have mapped it
+            path.unlink()  # not overwritten: a process that is still running may have mapped it
         self.call("-m", "pip", "install", "-q", "--no-deps", "-e", str(self.root))
-        if not self.extension:  # which is no error of pip's
+        if not self.extension:  # pip does not fail then
             raise JudgingError("the extension does not compile")
 
     @property
@@ -131,22 +131,23 @@ class Copy:
         return [*self.root.glob("kernels/_pool.*.so")]
 
     def call(self, *arguments: str) -> str:
-        """Run Python in the copy's environment, and return what it says; raise where it fails."""
+        """Run Python in the copy's environment, and return its output; raise JudgingError if it fails."""
         status, output = self.run(arguments)
         if status != 0:
             raise JudgingError(f"{' '.join(arguments)} failed in {self.root}:\n{output[-4000:]}")
         return output
 
     def test(self, selection: Sequence[str], fresh: bool, limit: float) -> Run:
-        """Run tests, for so many seconds at most.
+        """Run tests.
 
         Parameters
         ----------
         selection : sequence of str
-            What pytest is told.
+            pytest's arguments.
         fresh : bool
-            Whether with an empty cache of kernels.
+            Whether to begin with an empty cache of kernels.
         limit : float
+            Seconds after which the tests are killed.
         """
         if fresh:
             shutil.rmtree(self.folder / "fresh", ignore_errors=True)
@@ -164,16 +165,16 @@ class Copy:
     def run(
         self, arguments: Sequence[str], kernels: str = "cache", where: Path | None = None, limit: float | None = None
     ) -> tuple[int | None, str]:
-        """Run Python with a cache of kernels; return its exit status, None where it took too long, and its output."""
+        """Run Python with a cache of kernels; return its exit status, None if it took too long, and its output."""
         if self.stopped:
             raise JudgingError("stopped")
-        # No bytecode: it goes by a source's size and its time in whole seconds, by which two mutants may be the same.
+        # No bytecode: it is checked by a source's size and time in whole seconds, which two mutants may share.
         own = {"NUMBA_CACHE_DIR": str(self.folder / kernels), "PYTHONDONTWRITEBYTECODE": "1"}
-        written = self.folder / "output"  # no pipe, which a process that outlives this one would keep open
+        written = self.folder / "output"  # not a pipe, which a surviving child process would keep open
         with written.open("w") as file:
             self.running = subprocess.Popen(
                 [self.python, *arguments],
-                cwd=where or self.folder,  # not in the checkout, where its folders would stand for the package
+                cwd=where or self.folder,  # in the checkout its folders would shadow the package
                 env={**os.environ, **own},
                 stdout=file,
                 stderr=file,
@@ -190,7 +191,7 @@ class Copy:
         return status, written.read_text(encoding="utf-8", errors="replace")
 
     def stop_running(self) -> None:
-        """End what runs, with all that it has started."""
+        """Kill what is running, with its child processes."""
         running, self.running = self.running, None
         if running is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -198,7 +199,7 @@ class Copy:
             running.wait()
 
     def stop(self) -> None:
-        """End what runs, from another thread, and have nothing follow."""
+        """Kill what is running, from another thread, and start nothing more."""
         self.stopped = True
         self.stop_running()
 
@@ -215,7 +216,7 @@ class Copy:
             yield
         finally:
             path.write_text(before, encoding="utf-8")
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # by which Numba knows what it has compiled
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # Numba checks these
             if mutant.in_extension:
                 for extension, content in built.items():
                     extension.unlink(missing_ok=True)
@@ -235,7 +236,7 @@ class Copy:
 def each(
     copies: Sequence[Copy], what: str, items: Sequence[Any], work: Callable[[Copy, Any], Any]
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield each item with what comes of it, in no order, on as many threads as there are copies; show how many."""
+    """Yield each item with its result, in any order, working on one thread per copy; show the progress."""
     free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
     for copy in copies:
         free.put(copy)
@@ -262,7 +263,7 @@ def each(
 
 
 def check_without_faults(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> None:
-    """Raise where the tests that were chosen do not pass, or not in time, as the code is."""
+    """Raise JudgingError if the chosen tests do not pass in time without a fault."""
     wrong = []
     chosen = dict.fromkeys((mutant.selection, mutant.in_numba) for mutant in mutants)
     for key, run in each(copies, "Without faults", [*chosen], lambda copy, key: copy.test(*key, LIMIT)):
@@ -273,7 +274,7 @@ def check_without_faults(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> N
 
 
 def judged(copies: Sequence[Copy], mutants: Sequence[Mutant], quick: bool) -> dict[str, Run]:
-    """Return what has become of each mutant, by its name, in their order."""
+    """Return the result for each mutant, by name, in their order."""
     runs: dict[str, Run] = dict.fromkeys((mutant.name for mutant in mutants), Run("survived", 0.0))
     found = each(copies, "Mutants", mutants, lambda copy, mutant: copy.judge(mutant, mutant.selection, LIMIT))
     for mutant, run in found:
@@ -291,7 +292,7 @@ def judged(copies: Sequence[Copy], mutants: Sequence[Mutant], quick: bool) -> di
 
 
 def table(mutants: Sequence[Mutant], runs: dict[str, Run]) -> Table:
-    """Show what has become of each mutant."""
+    """Make the table of results."""
     colours = {"killed": "green", "hung": "yellow"}
     shown = Table("mutant", "file", "outcome", "s", Column("by", overflow="fold"))
     for mutant in mutants:
@@ -302,7 +303,7 @@ def table(mutants: Sequence[Mutant], runs: dict[str, Run]) -> Table:
 
 
 def as_json(mutants: Sequence[Mutant], runs: dict[str, Run], seconds: float) -> str:
-    """Return the same for a program."""
+    """Return the results as JSON."""
     entries = []
     for mutant in mutants:
         run = runs[mutant.name]
@@ -312,7 +313,7 @@ def as_json(mutants: Sequence[Mutant], runs: dict[str, Run], seconds: float) -> 
 
 
 def listed(mutants: Sequence[Mutant]) -> list[str]:
-    """Name every mutant, how often its text is found, where, and the tests that it meets."""
+    """List every mutant with its file and tests, and say if its text is not found exactly once."""
     lines = []
     for mutant in mutants:
         count = (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.before)
@@ -322,7 +323,7 @@ def listed(mutants: Sequence[Mutant]) -> list[str]:
 
 
 def run(mutants: Sequence[Mutant], jobs: int, quick: bool) -> dict[str, Run]:
-    """Judge mutants in copies that are gone in the end."""
+    """Judge mutants in copies that are deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies = [Copy(Path(folder) / str(i)) for i in range(max(1, min(jobs, len(mutants))))]
         for copy in copies:
@@ -333,13 +334,13 @@ def run(mutants: Sequence[Mutant], jobs: int, quick: bool) -> dict[str, Run]:
 
 
 def main() -> int:
-    """Run the command; the exit status is 0 where no mutant has survived."""
-    parser = argparse.ArgumentParser(description="Judge the tests by faults that they should find.")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these mutants, by their names")
-    parser.add_argument("--list", action="store_true", help="name the mutants and the tests that they meet")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what has become of each")
-    parser.add_argument("--jobs", type=int, default=CORES, help="so many copies at once (default: one for each core)")
-    parser.add_argument("--quick", action="store_true", help="survivors do not meet all tests")
+    """Run the command; the exit status is 0 if no mutant survived."""
+    parser = argparse.ArgumentParser(description="Test the tests with faults that they should find.")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these mutants")
+    parser.add_argument("--list", action="store_true", help="list the mutants and their tests, and exit")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    parser.add_argument("--jobs", type=int, default=CORES, help="number of copies at once (default: one per core)")
+    parser.add_argument("--quick", action="store_true", help="do not run all tests against survivors")
     arguments = parser.parse_args()
     names = [mutant.name for mutant in MUTANTS]
     if unknown := [name for name in arguments.only or () if name not in names]:

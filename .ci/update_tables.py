@@ -1,4 +1,4 @@
-"""Write what the committed benchmark runs say into the pages that have a place for it; draw the README's GPU chart."""
+"""Write the tables and sentences of the committed benchmark runs into the pages; draw the README's GPU chart."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,12 @@ def fill(page: str, mark: str, text: str) -> None:
     before, begin, rest = path.read_text(encoding="utf-8").partition(f"<!-- {mark}: begin -->\n")
     _, end, after = rest.partition(f"<!-- {mark}: end -->")
     if not end:
-        raise SystemExit(f"{page} has no place for {mark!r}")
+        raise SystemExit(f"{page} lacks the marks for {mark!r}")
     path.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
 def texts() -> dict[tuple[str, str], str]:
-    """Return what the runs say: ``{(page, mark): text}``."""
+    """Return the texts of the runs: ``{(page, mark): text}``."""
     run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
     gpu_run = ROOT / "bench/results/gpu.json"
     return {

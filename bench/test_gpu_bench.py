@@ -97,7 +97,7 @@ def test_steps_in_flight_leave_room_in_the_queue_of_launches(device: Device) -> 
     assert everyone["cupy"].steps(WORKLOADS["resnet50"]) == 0
 
 
-def test_everything_is_right_in_all_formats_and_by_everyone(device: Device) -> None:
+def test_everything_is_right_in_all_dtypes_and_by_everyone(device: Device) -> None:
     everyone = gpu_contenders.contenders(device)
     found = list(gpu_check.checks(device, everyone, never))
     assert len(found) == gpu_check.count(device, everyone) == len(set(found))
@@ -119,15 +119,15 @@ def spoiled(right: Trained, kind: str, by: float) -> Trained:
 @pytest.mark.parametrize("rule", REGISTRY)
 def test_wrong_results_are_named(device: Device, rule: str) -> None:
     """A parameter off by a few units in the last place, a state, or not a number."""
-    for format in gpu_check.ROUNDINGS:
-        case = Case("fastopt.torch", rule, format)
+    for dtype in gpu_check.ROUNDINGS:
+        case = Case("fastopt.torch", rule, dtype)
         right = gpu_check.OfTorch(device).trained(case, *gpu_check.drawn(0, gpu_check.STEPS))
         gpu_check.check_case(case, lambda *given, found=right: found)
-        off = 8 * gpu_check.tolerance(format, gpu_check.STEPS)
+        off = 8 * gpu_check.tolerance(dtype, gpu_check.STEPS)
         for kind in ("params", "states") if REGISTRY[rule].states else ("params",):
             for by in (off, -off, math.nan):
                 wrong = spoiled(right, kind, 4 * by)
-                with pytest.raises(WrongResultError, match=rf"fastopt.torch's {rule} in {format} is wrong") as error:
+                with pytest.raises(WrongResultError, match=rf"fastopt.torch's {rule} in {dtype} is wrong") as error:
                     gpu_check.check_case(case, lambda *given, found=wrong: found)
                 message = f"of the {kind} of tensor 2, of shape (3, 5, 7), 1 of 105 elements differ from the formula"
                 assert message in str(error.value)

@@ -25,16 +25,16 @@ class Tensor:
     hyper: int = 0
 
 
-def computed(format):
+def computed(dtype):
     """The type of what a kernel computes, and of its states and hyper rows."""
-    return DTYPES[format].real
+    return DTYPES[dtype].real
 
 
 class Job:
     """A launch of one update in blocks of so many threads: its tables, and all arrays that they point to."""
 
-    def __init__(self, name, format, tensors, rows=((),), skip=None, threads=TILE_THREADS):
-        self.kernel, self.tensors, self.skip = cuda.kernel_name(name, format), tensors, skip
+    def __init__(self, name, dtype, tensors, rows=((),), skip=None, threads=TILE_THREADS):
+        self.kernel, self.tensors, self.skip = cuda.kernel_name(name, dtype), tensors, skip
         self.threads = threads
         strided = {
             row: Strides.of(tensor.grad)
@@ -43,7 +43,7 @@ class Job:
         }
         self.table = np.zeros(len(tensors), TENSOR)
         sizes = [tensor.param.size for tensor in tensors]
-        self.chunks, self.layouts = chunk_table(sizes, strided, threads * cuda.pack(format))
+        self.chunks, self.layouts = chunk_table(sizes, strided, threads * cuda.pack(dtype))
         for row, tensor in enumerate(tensors):
             addresses = [state.ctypes.data for state in tensor.states]
             self.table["param"][row] = tensor.param.ctypes.data
@@ -51,7 +51,7 @@ class Job:
             self.table["states"][row] = addresses + [0] * (STATES - len(addresses))
             self.table["layout"][row] = self.layouts[row : row + 1].ctypes.data if row in strided else 0
             self.table["hyper"][row] = tensor.hyper
-        self.hypers = np.zeros((len(rows), HYPERS), computed(format))
+        self.hypers = np.zeros((len(rows), HYPERS), computed(dtype))
         for hyper, row in zip(self.hypers, rows, strict=True):
             hyper[: len(row)] = row
 

@@ -32,8 +32,8 @@ FP64_CONVERSION = r"(F2F|F2I|I2F|FRND|F2IP|I2FP|F2FP)\b.*\.F64\b"
 FP64 = re.compile(f"{FP64_ARITHMETIC}|{FP64_FUNCTION}|{FP64_CONVERSION}")
 LOCAL = re.compile(r"(LDL|STL)\b")
 
-# By default each architecture, rule and format a few times, and one architecture where there is nothing but that.
-updates = swept(together=1, architecture=ARCHITECTURES, rule=RULES, format=DTYPES)
+# By default each architecture, rule and dtype a few times, and one architecture where there is nothing but that.
+updates = swept(together=1, architecture=ARCHITECTURES, rule=RULES, dtype=DTYPES)
 architectures = pytest.mark.parametrize(
     "architecture",
     [pytest.param(name, marks=[] if name == "sm_90" else pytest.mark.exhaustive) for name in ARCHITECTURES],
@@ -102,36 +102,36 @@ def test_a_file_for_each_update_and_a_line_for_each_kernel(monkeypatch, capsys, 
 
 
 @updates
-def test_updates_stay_in_registers(architecture, rule, format):
+def test_updates_stay_in_registers(architecture, rule, dtype):
     """No stack, no spills and no shared memory by the compiler's account, and no access to local memory in the code."""
-    (usage,), code = compiled(architecture, cuda.kernel_name(rule, format))
+    (usage,), code = compiled(architecture, cuda.kernel_name(rule, dtype))
     # A multiprocessor has 65,536: for 1,536 threads where each holds four packs or fewer, for 1,024 where it holds more
     # or doubles, for 682 where it holds doubles of five arrays. Held to less by launch bounds, these spilled.
-    element, real = DTYPES[format].itemsize, np.dtype(DTYPES[format].real).itemsize
+    element, real = DTYPES[dtype].itemsize, np.dtype(DTYPES[dtype].real).itemsize
     few = 2 + len(RULES[rule].states) * real // element <= 4  # packs
     three = few and architecture != "sm_75"  # which has no room for more than 1,024 threads anyway
-    assert 0 < usage.registers <= ((64 if few else 96) if format == "float64" else (40 if three else 64))
+    assert 0 < usage.registers <= ((64 if few else 96) if dtype == "float64" else (40 if three else 64))
     assert usage.shared == usage.local == usage.spilled == 0
     assert not any(map(LOCAL.match, code))
 
 
 @updates
-def test_double_is_for_double(architecture, rule, format):
+def test_double_is_for_double(architecture, rule, dtype):
     """Not an instruction of 64-bit arithmetic where parameters have 32 bits or fewer."""
-    code = compiled(architecture, cuda.kernel_name(rule, format))[1]
+    code = compiled(architecture, cuda.kernel_name(rule, dtype))[1]
     found = {instruction for instruction in code if FP64.match(instruction)}
-    assert (found != set()) == (format == "float64"), found
-    assert any(map(re.compile(FP64_ARITHMETIC).match, code)) == (format == "float64")
+    assert (found != set()) == (dtype == "float64"), found
+    assert any(map(re.compile(FP64_ARITHMETIC).match, code)) == (dtype == "float64")
 
 
 @updates
-def test_sixteen_bytes_at_once(architecture, rule, format):
+def test_sixteen_bytes_at_once(architecture, rule, dtype):
     """A load for each array, or two where a state is wider than its parameter, and a store for each that is written.
 
     That is for one pack; the compiler may have written it several times.
     """
-    states = len(RULES[rule].states) * np.dtype(DTYPES[format].real).itemsize // DTYPES[format].itemsize
-    code = compiled(architecture, cuda.kernel_name(rule, format))[1]
+    states = len(RULES[rule].states) * np.dtype(DTYPES[dtype].real).itemsize // DTYPES[dtype].itemsize
+    code = compiled(architecture, cuda.kernel_name(rule, dtype))[1]
     loads = sum(instruction.startswith("LDG.E.128") for instruction in code)
     stores = sum(instruction.startswith("STG.E.128") for instruction in code)
     assert stores >= 1 + states

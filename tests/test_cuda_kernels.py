@@ -39,29 +39,29 @@ from fastopt.schedules import Cosine, Linear, Warmup
 from fastopt.step.gpu import BLOCKS, TILE_THREADS
 
 SIZES = [0, *range(1, 36), 63, 64, 65, 127, 128, 129]
-SIZES += [n * TILE_THREADS + d for n in (2, 4, 8, 16) for d in (-1, 0, 1)]  # chunks of all formats
+SIZES += [n * TILE_THREADS + d for n in (2, 4, 8, 16) for d in (-1, 0, 1)]  # chunks of all dtypes
 MORE = {**OPTIONS, "dampening": 0.3, "weight_decay": 0.01, "maximize": True}
 OF_BITS = {np.dtype(np.uint16): "float16"}  # or bfloat16: both are computed in float32
 
 names = pytest.mark.parametrize("name", RULES)
 by_states = pytest.mark.parametrize("name", BY_STATES)
-formats = pytest.mark.parametrize("format", DTYPES)
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
 halves = pytest.mark.parametrize("dtype", DIGITS)
 
 
-def stored(x, format):
+def stored(x, dtype):
     """Numbers as they lie in memory: halves as bits."""
-    return rounded(x.astype(np.float32), format) if format in DIGITS else x.astype(format)
+    return rounded(x.astype(np.float32), dtype) if dtype in DIGITS else x.astype(dtype)
 
 
-def meant(array, format):
+def meant(array, dtype):
     """The numbers that lie there, in float64."""
-    return (values(array, format) if format in DIGITS else array).astype(np.float64)
+    return (values(array, dtype) if dtype in DIGITS else array).astype(np.float64)
 
 
-def normal(rng, shape, format):
+def normal(rng, shape, dtype):
     """Random numbers, as they lie in memory."""
-    return stored(rng.standard_normal(shape), format)
+    return stored(rng.standard_normal(shape), dtype)
 
 
 def options_of(name, options):
@@ -98,16 +98,16 @@ class Guards:
         return wide
 
 
-def before(tensor, format):
+def before(tensor, dtype):
     """A tensor's parameter, gradient and states in float64."""
-    return [meant(tensor.param, format), meant(tensor.grad, format), *(s.astype(np.float64) for s in tensor.states)]
+    return [meant(tensor.param, dtype), meant(tensor.grad, dtype), *(s.astype(np.float64) for s in tensor.states)]
 
 
-def assert_updated(name, format, tensor, was, options, count):
+def assert_updated(name, dtype, tensor, was, options, count):
     """Assert that a tensor is what the oracle makes of what it was, in the step of that count."""
     want, want_states = oracle.RULES[name](*was[:2], was[2:] if count > 1 else None, count, options)
-    if format in DIGITS:
-        assert_rounded(meant(tensor.param, format), want, DIGITS[format], LEAST[format], ONE_STEP)
+    if dtype in DIGITS:
+        assert_rounded(meant(tensor.param, dtype), want, DIGITS[dtype], LEAST[dtype], ONE_STEP)
     else:
         assert_close(tensor.param, want, ONE_STEP)
     for state, expected, old in zip(tensor.states, want_states, was[2:], strict=True):
@@ -131,93 +131,93 @@ def row_of(name, options, count):
 
 
 @pytest.mark.parametrize("options", [OPTIONS, MORE], ids=["plain", "all options"])
-@formats
+@dtypes
 @names
-def test_sizes(name, format, options):
+def test_sizes(name, dtype, options):
     """Three steps at every size, each from what the last one left, and not an element further."""
     rng = np.random.default_rng(1)
     options = options_of(name, options)
     for size in SIZES:
         guards = Guards()
-        tensor = guards.tensor(name, normal(rng, size, format), normal(rng, size, format))
+        tensor = guards.tensor(name, normal(rng, size, dtype), normal(rng, size, dtype))
         for count in (1, 2, 3):
-            tensor.grad[...] = normal(rng, size, format)
-            was = before(tensor, format)
-            guards.launch(Job(name, format, [tensor], [row_of(name, options, count)]))
-            assert_updated(name, format, tensor, was, options, count)
+            tensor.grad[...] = normal(rng, size, dtype)
+            was = before(tensor, dtype)
+            guards.launch(Job(name, dtype, [tensor], [row_of(name, options, count)]))
+            assert_updated(name, dtype, tensor, was, options, count)
 
 
-@formats
+@dtypes
 @by_states
-def test_every_alignment(name, format):
+def test_every_alignment(name, dtype):
     """Of parameter, gradient and states, alone and together; 16 bytes at once where all allow it, and only there."""
     rng = np.random.default_rng(2)
     size = 1000
-    p, g = normal(rng, size, format), normal(rng, size, format)
-    moved = moves(name, format, size)
+    p, g = normal(rng, size, dtype), normal(rng, size, dtype)
+    moved = moves(name, dtype, size)
     options = options_of(name, MORE)
     for offsets in {offsets for k in range(8) for offsets in ((k, 0, 0), (0, k, 0), (0, 0, k), (k, k, k))}:
         guards = Guards()
         tensor = guards.tensor(name, p, g, offsets, state=0.5)
         arrays = (tensor.param, tensor.grad, *tensor.states)
         aligned = all(array.ctypes.data % 16 == 0 for array in arrays)
-        was = before(tensor, format)
-        assert guards.launch(Job(name, format, [tensor], [row_of(name, options, 2)])) == (moved if aligned else 0)
-        assert_updated(name, format, tensor, was, options, 2)
+        was = before(tensor, dtype)
+        assert guards.launch(Job(name, dtype, [tensor], [row_of(name, options, 2)])) == (moved if aligned else 0)
+        assert_updated(name, dtype, tensor, was, options, 2)
 
 
 @pytest.mark.parametrize("threads", sorted(threads for _, threads in BLOCKS))
-@formats
+@dtypes
 @by_states
-def test_every_size_of_a_block(name, format, threads):
+def test_every_size_of_a_block(name, dtype, threads):
     """A pack for each thread: sizes around one chunk and two, of which every pack is moved at once."""
     rng = np.random.default_rng(9)
-    options, elements = options_of(name, MORE), threads * cuda.pack(format)
+    options, elements = options_of(name, MORE), threads * cuda.pack(dtype)
     for size in (1, elements - 1, elements, elements + 1, 2 * elements + 3):
         guards = Guards()
-        tensor = guards.tensor(name, normal(rng, size, format), normal(rng, size, format), state=0.5)
-        was = before(tensor, format)
-        job = Job(name, format, [tensor], [row_of(name, options, 2)], threads=threads)
+        tensor = guards.tensor(name, normal(rng, size, dtype), normal(rng, size, dtype), state=0.5)
+        was = before(tensor, dtype)
+        job = Job(name, dtype, [tensor], [row_of(name, options, 2)], threads=threads)
         assert len(job.chunks) == -(-size // elements)
-        assert guards.launch(job) == moves(name, format, size)
-        assert_updated(name, format, tensor, was, options, 2)
+        assert guards.launch(job) == moves(name, dtype, size)
+        assert_updated(name, dtype, tensor, was, options, 2)
 
 
-def moves(name, format, size):
+def moves(name, dtype, size):
     """How often 16 bytes are moved for so many elements, where all is aligned."""
-    pieces = np.dtype(computed(format)).itemsize // DTYPES[format].itemsize  # of a state's pack
-    return size // cuda.pack(format) * (3 + 2 * len(RULES[name].states) * pieces)
+    pieces = np.dtype(computed(dtype)).itemsize // DTYPES[dtype].itemsize  # of a state's pack
+    return size // cuda.pack(dtype) * (3 + 2 * len(RULES[name].states) * pieces)
 
 
-@formats
+@dtypes
 @by_states
-def test_chunks_cut_anywhere(name, format):
+def test_chunks_cut_anywhere(name, dtype):
     """A chunk may begin and end between two packs, wherever its tensor lies."""
     rng = np.random.default_rng(3)
     edges = [0, 1, 4, 12, 13, 48, 64, 81, 160, 167, 200]
     options = options_of(name, MORE)
     for offset in range(8):
         guards = Guards()
-        tensor = guards.tensor(name, normal(rng, 200, format), normal(rng, 200, format), (offset,) * 3, state=0.5)
-        was = before(tensor, format)
-        job = Job(name, format, [tensor], [row_of(name, options, 2)])
+        tensor = guards.tensor(name, normal(rng, 200, dtype), normal(rng, 200, dtype), (offset,) * 3, state=0.5)
+        was = before(tensor, dtype)
+        job = Job(name, dtype, [tensor], [row_of(name, options, 2)])
         job.chunks = np.zeros(len(edges) - 1, CHUNK)
         job.chunks["rows"] = 1
         job.chunks["offset"] = job.chunks["grad_offset"] = edges[:-1]
         job.chunks["length"] = np.diff(edges)
         assert guards.launch(job) > 0 or offset * tensor.param.itemsize % 16 != 0
-        assert_updated(name, format, tensor, was, options, 2)
+        assert_updated(name, dtype, tensor, was, options, 2)
 
 
-def model(name, format, rng, guards):
+def model(name, dtype, rng, guards):
     """Several tensors of three groups: sizes around chunks, gradients in both orders, and two that are missing."""
     sizes = [5, 1024, 9000, 1, 0, 300, 2 * 1024 + 1, 77]
     tensors = []
     for i, size in enumerate(sizes):
-        g = None if i in (2, 7) else normal(rng, size, format)
-        tensors.append(guards.tensor(name, normal(rng, size, format), g, hyper=i % 3, state=0.5))
-    p = normal(rng, (67, 45), format)
-    tensors.append(guards.tensor(name, p, np.asfortranarray(normal(rng, p.shape, format)), hyper=2, state=0.5))
+        g = None if i in (2, 7) else normal(rng, size, dtype)
+        tensors.append(guards.tensor(name, normal(rng, size, dtype), g, hyper=i % 3, state=0.5))
+    p = normal(rng, (67, 45), dtype)
+    tensors.append(guards.tensor(name, p, np.asfortranarray(normal(rng, p.shape, dtype)), hyper=2, state=0.5))
     tensors.append(guards.tensor(name, p, None, hyper=1, state=0.5))
     return tensors
 
@@ -225,66 +225,66 @@ def model(name, format, rng, guards):
 THREE_GROUPS = [MORE, OPTIONS, {**OPTIONS, "lr": 0.01, "weight_decay": 0.1, "momentum": 0.5, "eps": 1e-3}]
 
 
-@formats
+@dtypes
 @by_states
-def test_a_model_of_several_groups(name, format):
+def test_a_model_of_several_groups(name, dtype):
     """One launch: each tensor goes by its own row, and one without a gradient is left alone."""
     guards = Guards()
-    tensors = model(name, format, np.random.default_rng(4), guards)
+    tensors = model(name, dtype, np.random.default_rng(4), guards)
     groups = [options_of(name, options) for options in THREE_GROUPS]
-    was = [None if tensor.grad is None else before(tensor, format) for tensor in tensors]
+    was = [None if tensor.grad is None else before(tensor, dtype) for tensor in tensors]
     missing = [tensor for tensor in tensors if tensor.grad is None]
     kept = [Tensor(tensor.param.copy(), None, [state.copy() for state in tensor.states]) for tensor in missing]
-    guards.launch(Job(name, format, tensors, [row_of(name, options, 2) for options in groups]))
+    guards.launch(Job(name, dtype, tensors, [row_of(name, options, 2) for options in groups]))
     for tensor, values_before in zip(tensors, was, strict=True):
         if values_before is not None:
-            assert_updated(name, format, tensor, values_before, groups[tensor.hyper], 2)
+            assert_updated(name, dtype, tensor, values_before, groups[tensor.hyper], 2)
     assert len(missing) == 3
     assert_same(missing, kept)
 
 
-@formats
+@dtypes
 @by_states
-def test_threads_in_any_order(name, format):
+def test_threads_in_any_order(name, dtype):
     """The same bits: no thread reads what another one writes."""
     results = []
     for seed in range(4):
         guards = Guards()
-        tensors = model(name, format, np.random.default_rng(5), guards)
+        tensors = model(name, dtype, np.random.default_rng(5), guards)
         rows = [row_of(name, options_of(name, options), 2) for options in THREE_GROUPS]
-        guards.launch(Job(name, format, tensors, rows), seed)
+        guards.launch(Job(name, dtype, tensors, rows), seed)
         results.append(tensors)
     for result in results[1:]:
         assert_same(result, results[0])
 
 
 @pytest.mark.parametrize("strided", STRIDED.values(), ids=STRIDED)
-@formats
+@dtypes
 @by_states
-def test_strided_gradients(name, format, strided):
+def test_strided_gradients(name, dtype, strided):
     """The same bits as with a gradient in the parameter's order."""
     rng = np.random.default_rng(6)
-    g = strided(normal(rng, (67, 45), format))
+    g = strided(normal(rng, (67, 45), dtype))
     assert not g.flags.c_contiguous
-    p = normal(rng, g.shape, format)
+    p = normal(rng, g.shape, dtype)
     rows = [row_of(name, options_of(name, MORE), 2)]
     guards = Guards()
     tensors = [guards.tensor(name, p, gradient, state=0.5) for gradient in (g, np.ascontiguousarray(g))]
     for tensor in tensors:
-        guards.launch(Job(name, format, [tensor], rows))
+        guards.launch(Job(name, dtype, [tensor], rows))
     assert tensors[0].param.tobytes() != p.tobytes()
     assert_same(tensors[:1], tensors[1:])
 
 
-@formats
+@dtypes
 @names
-def test_infinite_parameters_without_weight_decay(name, format):
+def test_infinite_parameters_without_weight_decay(name, dtype):
     """0 * inf would be NaN: without weight decay the parameter is not multiplied with it."""
-    p = stored(np.array([np.inf, -np.inf, 1.0] * 7), format)
+    p = stored(np.array([np.inf, -np.inf, 1.0] * 7), dtype)
     guards = Guards()
-    tensor = guards.tensor(name, p, stored(np.full(p.shape, 0.5), format), state=0.5)
-    guards.launch(Job(name, format, [tensor], [row_of(name, options_of(name, OPTIONS), 2)]))
-    got = meant(tensor.param, format)
+    tensor = guards.tensor(name, p, stored(np.full(p.shape, 0.5), dtype), state=0.5)
+    guards.launch(Job(name, dtype, [tensor], [row_of(name, options_of(name, OPTIONS), 2)]))
+    got = meant(tensor.param, dtype)
     assert (got[0::3] == np.inf).all()
     assert (got[1::3] == -np.inf).all()
     assert np.isfinite(got[2::3]).all()
@@ -292,64 +292,64 @@ def test_infinite_parameters_without_weight_decay(name, format):
         assert np.isfinite(state).all()
 
 
-@formats
+@dtypes
 @names
-def test_non_finite_gradients_propagate(name, format):
+def test_non_finite_gradients_propagate(name, dtype):
     """A NaN or an infinity reaches its own element and no other."""
     g = np.full(43, 0.5)
     g[[7, 20, 41]] = np.nan, np.inf, -np.inf
     guards = Guards()
-    tensor = guards.tensor(name, stored(np.ones(43), format), stored(g, format))
-    guards.launch(Job(name, format, [tensor], [row_of(name, options_of(name, OPTIONS), 1)]))
-    for array in (meant(tensor.param, format), *tensor.states):
+    tensor = guards.tensor(name, stored(np.ones(43), dtype), stored(g, dtype))
+    guards.launch(Job(name, dtype, [tensor], [row_of(name, options_of(name, OPTIONS), 1)]))
+    for array in (meant(tensor.param, dtype), *tensor.states):
         finite = np.isfinite(array)
         assert not finite[[7, 20, 41]].any()
         assert np.delete(finite, [7, 20, 41]).all()
 
 
-@formats
+@dtypes
 @names
-def test_the_gradients_factor(name, format):
+def test_the_gradients_factor(name, dtype):
     """A scale that gradients are to be freed of, and a sign; as if the gradient had been so."""
     rng = np.random.default_rng(7)
     options = options_of(name, {**OPTIONS, "weight_decay": 0.01})
     for factor in (2.0**-10, -0.25, 0.0, 3.0):
         guards = Guards()
-        tensor = guards.tensor(name, normal(rng, 500, format), normal(rng, 500, format), state=0.5)
-        was = before(tensor, format)
+        tensor = guards.tensor(name, normal(rng, 500, dtype), normal(rng, 500, dtype), state=0.5)
+        was = before(tensor, dtype)
         was[1] *= factor
-        guards.launch(Job(name, format, [tensor], [(factor, *row_of(name, options, 2)[1:])]))
-        assert_updated(name, format, tensor, was, options, 2)
+        guards.launch(Job(name, dtype, [tensor], [(factor, *row_of(name, options, 2)[1:])]))
+        assert_updated(name, dtype, tensor, was, options, 2)
 
 
-@pytest.mark.parametrize("format", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 @names
-def test_a_factor_below_the_normal_numbers(name, format):
+def test_a_factor_below_the_normal_numbers(name, dtype):
     """1 over a scale of 2^127, which arithmetic would take for zero, and less; as if the gradient had been so."""
     rng = np.random.default_rng(10)
     options = options_of(name, {**OPTIONS, "weight_decay": 0.01})
     for factor in (2.0**-126, 2.0**-127, -(2.0**-127), 1.25 * 2.0**-128, 2.0**-149, 0.0):
         guards = Guards()
-        tensor = guards.tensor(name, normal(rng, 500, format), normal(rng, 500, format), state=0.5)
-        tensor.grad[...] = stored(meant(tensor.grad, format) * 2.0**124, format)
-        was = before(tensor, format)
+        tensor = guards.tensor(name, normal(rng, 500, dtype), normal(rng, 500, dtype), state=0.5)
+        tensor.grad[...] = stored(meant(tensor.grad, dtype) * 2.0**124, dtype)
+        was = before(tensor, dtype)
         was[1] *= factor
-        guards.launch(Job(name, format, [tensor], [(factor, *row_of(name, options, 2)[1:])]))
-        assert_updated(name, format, tensor, was, options, 2)
+        guards.launch(Job(name, dtype, [tensor], [(factor, *row_of(name, options, 2)[1:])]))
+        assert_updated(name, dtype, tensor, was, options, 2)
 
 
-@formats
+@dtypes
 @by_states
-def test_a_step_that_is_skipped_changes_nothing(name, format):
+def test_a_step_that_is_skipped_changes_nothing(name, dtype):
     """Any number but 0 says so."""
     rows = [row_of(name, options_of(name, options), 2) for options in THREE_GROUPS]
     for flag in (1, -1, 2**31 - 1, 0):
         guards, others = Guards(), Guards()
-        tensors = model(name, format, np.random.default_rng(8), guards)
-        same = model(name, format, np.random.default_rng(8), others)
-        guards.launch(Job(name, format, tensors, rows, skip=np.array([flag], np.int32)))
+        tensors = model(name, dtype, np.random.default_rng(8), guards)
+        same = model(name, dtype, np.random.default_rng(8), others)
+        guards.launch(Job(name, dtype, tensors, rows, skip=np.array([flag], np.int32)))
         if flag == 0:
-            others.launch(Job(name, format, same, rows))
+            others.launch(Job(name, dtype, same, rows))
         assert_same(tensors, same)
 
 
@@ -543,9 +543,9 @@ SCALE = 1024.0  # of gradients
 SKIPPED = (0, 7, 8, 30)
 
 
-@formats
+@dtypes
 @names
-def test_a_training_run(name, format):
+def test_a_training_run(name, dtype):
     """Sixty steps of two groups, as a captured graph repeats them: addresses sent, rows computed, parameters updated.
 
     Gradients are scaled, and take turns in two places; schedules drive lr and weight decay; some steps are skipped,
@@ -559,37 +559,37 @@ def test_a_training_run(name, format):
     groups = [options_of(name, options) for options in groups]
     shapes = [(5,), (515,), (13, 10)]
     guards = Guards()
-    sets = [[guards.place(normal(rng, shape, format)) for shape in shapes] for _ in range(2)]
+    sets = [[guards.place(normal(rng, shape, dtype)) for shape in shapes] for _ in range(2)]
     tensors = [
-        guards.tensor(name, normal(rng, shape, format), sets[0][i], hyper=i % 2) for i, shape in enumerate(shapes)
+        guards.tensor(name, normal(rng, shape, dtype), sets[0][i], hyper=i % 2) for i, shape in enumerate(shapes)
     ]
-    job, clock = Job(name, format, tensors, [()] * 2, skip=np.zeros(1, np.int32)), Clock(2)
+    job, clock = Job(name, dtype, tensors, [()] * 2, skip=np.zeros(1, np.int32)), Clock(2)
     clock.scale, clock.skip = np.array([SCALE], np.float32), job.skip
-    job.hypers = clock.hypers if format == "float64" else clock.rounded
+    job.hypers = clock.hypers if dtype == "float64" else clock.rounded
     for i, options in enumerate(groups):
         clock.write(i, name, options)
-    trainer, count = oracle.Trainer([meant(tensor.param, format) for tensor in tensors]), 0
+    trainer, count = oracle.Trainer([meant(tensor.param, dtype) for tensor in tensors]), 0
     for step in range(60):
         for tensor, g in zip(tensors, sets[step % 2], strict=True):
             tensor.grad = g
-            g[...] = stored(rng.standard_normal(g.shape) * SCALE, format)
+            g[...] = stored(rng.standard_normal(g.shape) * SCALE, dtype)
         job.skip[0] = step in SKIPPED
         send([tensor.grad.ctypes.data for tensor in tensors], job.table["grad"].ctypes.data, APART)
-        if format in DIGITS:
-            trainer.params = [meant(tensor.param, format) for tensor in tensors]
+        if dtype in DIGITS:
+            trainer.params = [meant(tensor.param, dtype) for tensor in tensors]
         if step not in SKIPPED:
             now = [{o: v(count) if callable(v) else v for o, v in options.items()} for options in groups]
             trainer.step(
                 name,
-                [meant(tensor.grad, format) / SCALE for tensor in tensors],
+                [meant(tensor.grad, dtype) / SCALE for tensor in tensors],
                 [now[tensor.hyper] for tensor in tensors],
             )
             count += 1
         clock.advance()
         guards.launch(job)
         for tensor, want, states in zip(tensors, trainer.params, trainer.states, strict=True):
-            if format in DIGITS:
-                assert_rounded(meant(tensor.param, format), want, DIGITS[format], LEAST[format], TRAJECTORY)
+            if dtype in DIGITS:
+                assert_rounded(meant(tensor.param, dtype), want, DIGITS[dtype], LEAST[dtype], TRAJECTORY)
             else:
                 assert_close(tensor.param, want, TRAJECTORY)
             for state, expected in zip(tensor.states, states or [0.0 * want] * len(tensor.states), strict=True):
@@ -655,11 +655,11 @@ SANITIZED = """
             os._exit(0)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 99
 
-    def job(name, format, shape, gradient=lambda g: g, start=0):
-        element = DTYPES[format].stored
+    def job(name, dtype, shape, gradient=lambda g: g, start=0):
+        element = DTYPES[dtype].stored
         p, g = (np.zeros(int(np.prod(shape)) + start, element)[start:].reshape(shape) for _ in range(2))
-        states = [np.zeros(shape, computed(format)) for _ in RULES[name].states]
-        return Job(name, format, [Tensor(p, gradient(g), states)], [RULES[name].row(OPTIONS, 1, False)])
+        states = [np.zeros(shape, computed(dtype)) for _ in RULES[name].states]
+        return Job(name, dtype, [Tensor(p, gradient(g), states)], [RULES[name].row(OPTIONS, 1, False)])
 
     def longer(job):
         job.chunks["length"][-1] += 1
@@ -671,14 +671,14 @@ SANITIZED = """
 
     kernels = KERNELS
     sizes = [*range(1, 20), 127, 128, 129, 4095, 4096, 4097, 9001]
-    for name, format in kernels:
+    for name, dtype in kernels:
         for size in sizes:
-            job(name, format, (size,)).launch()
-            job(name, format, (size,), start=1).launch()
-        job(name, format, (300, 170), np.asfortranarray).launch()
-        assert found(longer(job(name, format, (64,)))), name
-        assert found(longer(job(name, format, (67,)))), name
-        assert found(more_rows(job(name, format, (30, 17), np.asfortranarray))), name
+            job(name, dtype, (size,)).launch()
+            job(name, dtype, (size,), start=1).launch()
+        job(name, dtype, (300, 170), np.asfortranarray).launch()
+        assert found(longer(job(name, dtype, (64,)))), name
+        assert found(longer(job(name, dtype, (67,)))), name
+        assert found(more_rows(job(name, dtype, (30, 17), np.asfortranarray))), name
 
     for count in (1, 128, WORDS):
         column = np.zeros((count - 1) * 8 + 1, np.int64)
@@ -702,8 +702,8 @@ SANITIZED = """
 @pytest.mark.parametrize(
     "kernels",
     [
-        pairs(together=1, name=BY_STATES, format=DTYPES),
-        pytest.param(pairs(name=BY_STATES, format=DTYPES), marks=pytest.mark.exhaustive),
+        pairs(together=1, name=BY_STATES, dtype=DTYPES),
+        pytest.param(pairs(name=BY_STATES, dtype=DTYPES), marks=pytest.mark.exhaustive),
     ],
     ids=["some", "all"],
 )

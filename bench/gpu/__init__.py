@@ -1,1 +1,1 @@
-"""The benchmark on a GPU: fastopt beside torch, and beside what CuPy users write; checked first, then measured."""
+"""The benchmark on a GPU: checks, then timings of fastopt, of torch, and of what CuPy users write."""

@@ -1,6 +1,6 @@
-"""Whether updates on the GPU are right, before anything there is measured: every rule and format, graphs, contenders.
+"""Checks updates on the GPU before anything is measured: every rule and dtype, graphs, contenders.
 
-The formulas are the oracle's, in NumPy and float64. What is drawn is exact in every format: multiples of 1/32.
+The formulas are the oracle's, in NumPy and float64. Numbers are drawn as multiples of 1/32, exact in every dtype.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ Array = npt.NDArray[np.float64]
 
 STEPS = 3
 REPLAYS = 5
-SHAPES = ((1,), (127,), (3, 5, 7), (1025,), (70, 129))  # none a multiple of what a thread or a block takes at once
+SHAPES = ((1,), (127,), (3, 5, 7), (1025,), (70, 129))  # no size is a multiple of a thread's or a block's share
 
 LR, DECAY, LR_DECAY, ALPHA = 1 / 32, 1 / 64, 0.25, 0.9
-OF_CLASS = {"Adagrad": {"lr_decay": LR_DECAY}, "RMSprop": {"alpha": ALPHA}}  # where it is not at the default
-# Of each format: half the distance from 1 to the next number, and how many roundings of about a parameter's size a step
-# may add up. Halves are computed in float32, and only the parameter's last rounding shows, doubled since it may have
-# been larger on its way. float32 and float64 round after every operation, of which a rule has six to eight; fused
-# multiply-adds and another order of them change no more than that. Numbers are about 1, so that the same is the
-# absolute and the relative tolerance.
+OF_CLASS = {"Adagrad": {"lr_decay": LR_DECAY}, "RMSprop": {"alpha": ALPHA}}  # options that are not the defaults
+# For each dtype: half the distance from 1 to the next number, and how many roundings of about a parameter's size a step
+# may add up. float16 and bfloat16 are computed in float32, so only the parameter's last rounding shows, doubled since
+# the number may have been larger on the way. float32 and float64 round after each of a rule's six to eight operations;
+# fused multiply-adds and another order change no more than that. Numbers are about 1, so absolute and relative
+# tolerance are the same.
 ROUNDINGS = {
     "float64": (2.0**-53, 8),
     "float32": (2.0**-24, 8),
@@ -48,27 +48,27 @@ ROUNDINGS = {
 
 
 class WrongResultError(ValueError):
-    """An update on the GPU is not what its formula says."""
+    """An update on the GPU differs from its formula."""
 
 
-def tolerance(format: str, steps: int) -> float:
-    """Return how far numbers may be off after so many steps, absolutely and relatively."""
-    rounding, count = ROUNDINGS[format]
+def tolerance(dtype: str, steps: int) -> float:
+    """Return the tolerance after a number of steps, absolute and relative."""
+    rounding, count = ROUNDINGS[dtype]
     return steps * count * rounding
 
 
 @dataclass(frozen=True)
 class Case:
-    """One rule in one format, by one library."""
+    """One rule in one dtype, by one library."""
 
     library: str
     rule: str
-    format: str
+    dtype: str
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Parameters and their states (none where a rule has none), after some steps."""
+    """Parameters and their states, if the rule has any, after some steps."""
 
     params: Sequence[Array]
     states: Sequence[Array]
@@ -95,7 +95,7 @@ def trained_by_formula(
     decay: float = DECAY,
     lr_decay: float = LR_DECAY,
 ) -> Trained:
-    """Take the steps by the oracle's formulas, with a weight decay."""
+    """Take the steps by the oracle's formulas, with weight decay."""
     _, options = case(rule, lr=lr, weight_decay=decay, lr_decay=lr_decay, alpha=ALPHA)
     trainer = oracle.Trainer(params)
     for grads in gradients:
@@ -104,11 +104,11 @@ def trained_by_formula(
 
 
 def compare(what: str, found: Trained, expected: Trained, allowed: float, reference: str = "the formula") -> None:
-    """Raise where numbers differ by more than is allowed, and say which."""
+    """Raise WrongResultError if numbers differ by more than is allowed, and name the first one."""
     for kind in ("params", "states"):
         arrays = getattr(expected, kind)
-        for place, (got, wanted) in enumerate(zip(getattr(found, kind), arrays, strict=True)):
-            i = place * len(expected.params) // len(arrays)  # a tensor has several states, or one
+        for number, (got, wanted) in enumerate(zip(getattr(found, kind), arrays, strict=True)):
+            i = number * len(expected.params) // len(arrays)  # the tensor, which may have several states
             off = np.abs(got - wanted)
             wrong = ~(off <= allowed * (1 + np.abs(wanted)))  # NaN is wrong
             if wrong.any():
@@ -120,19 +120,19 @@ def compare(what: str, found: Trained, expected: Trained, allowed: float, refere
 
 
 def check_case(case: Case, run: Run) -> None:
-    """Check one rule in one format."""
+    """Check one rule in one dtype."""
     params, gradients = drawn(0, STEPS)
-    what = f"{case.library}'s {case.rule} in {case.format}"
+    what = f"{case.library}'s {case.rule} in {case.dtype}"
     expected = trained_by_formula(case.rule, params, gradients)
-    compare(what, run(case, params, gradients), expected, tolerance(case.format, STEPS))
+    compare(what, run(case, params, gradients), expected, tolerance(case.dtype, STEPS))
 
 
 class Library(ABC):
-    """How one library's arrays are made, read and trained on a device."""
+    """Makes, reads and trains one library's arrays on a device."""
 
     name: str
     module: Any
-    formats: Sequence[str]
+    dtypes: Sequence[str]
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -143,19 +143,19 @@ class Library(ABC):
         return getattr(self.module, name)(params, **options, **OF_CLASS.get(name, {}))
 
     def trained(self, case: Case, params: Sequence[Array], gradients: Sequence[Sequence[Array]]) -> Trained:
-        """Take a step with each of the gradients: a `Run`."""
-        here = [self.placed(param, case.format) for param in params]
+        """Take a step with each of the gradients; this is a `Run`."""
+        here = [self.on_device(param, case.dtype) for param in params]
         opt = self.optimizer(case.rule, here, LR)
         for grads in gradients:
-            self.give(opt, here, [self.placed(grad, case.format) for grad in grads])
+            self.give(opt, here, [self.on_device(grad, case.dtype) for grad in grads])
             opt.step()
         self.device.synchronize()
         states = [self.state(opt, i, here[i], name) for i in range(len(here)) for name in REGISTRY[case.rule].states]
         return Trained([self.read(array) for array in here], [self.read(state) for state in states])
 
     def replayed(self, params: Sequence[Array], gradients: Sequence[Sequence[Array]], schedule: Any) -> Trained:
-        """Take steps with momentum in float32: the warm-up's with the first gradients, then a replay with each."""
-        here, grads = ([self.placed(array, "float32") for array in arrays] for arrays in (params, gradients[0]))
+        """Take momentum steps in float32: the warm-up with the first gradients, then a replay with each."""
+        here, grads = ([self.on_device(array, "float32") for array in arrays] for arrays in (params, gradients[0]))
         opt = self.optimizer("momentum", here, schedule)
         self.give(opt, here, grads)
         replay = self.captured(opt.step)
@@ -169,21 +169,21 @@ class Library(ABC):
 
     def eager(self, params: Sequence[Array], gradients: Sequence[Sequence[Array]], schedule: Any) -> Trained:
         """Take the same steps one by one."""
-        here = [self.placed(param, "float32") for param in params]
+        here = [self.on_device(param, "float32") for param in params]
         opt = self.optimizer("momentum", here, schedule)
         for given in [*(WARM_UP * [gradients[0]]), *gradients]:
-            self.give(opt, here, [self.placed(values, "float32") for values in given])
+            self.give(opt, here, [self.on_device(values, "float32") for values in given])
             opt.step()
         self.device.synchronize()
         return Trained([self.read(array) for array in here], [])
 
     @abstractmethod
-    def placed(self, values: Array, format: str) -> Any:
-        """Put numbers on the device, at an address that is a multiple of no more than an element."""
+    def on_device(self, values: Array, dtype: str) -> Any:
+        """Copy numbers to the device, to an address that is aligned to a single element only."""
 
     @abstractmethod
     def write(self, array: Any, values: Array) -> None:
-        """Put other numbers there."""
+        """Overwrite numbers on the device."""
 
     @abstractmethod
     def read(self, array: Any) -> Array:
@@ -191,7 +191,7 @@ class Library(ABC):
 
     @abstractmethod
     def give(self, opt: Any, params: Sequence[Any], grads: Sequence[Any]) -> None:
-        """Let an optimizer know the gradients of its next step."""
+        """Give an optimizer the gradients of its next step."""
 
     @abstractmethod
     def state(self, opt: Any, index: int, param: Any, name: str) -> Any:
@@ -199,24 +199,24 @@ class Library(ABC):
 
     @abstractmethod
     def captured(self, step: Step) -> Step:
-        """Record a step in a graph, after some that are taken, and return what replays it."""
+        """Capture a step in a graph after the warm-up, and return a function that replays it."""
 
 
 class OfCupy(Library):
-    """CuPy's arrays, which fastopt itself trains."""
+    """CuPy's arrays, which fastopt trains."""
 
     name = "fastopt"
     module = fastopt
-    formats = ("float32", "float64", "float16")
+    dtypes = ("float32", "float64", "float16")
 
-    def placed(self, values: Array, format: str) -> Any:
-        """Put numbers on the device."""
-        array = self.device.cupy.empty(values.size + 1, format)[1:].reshape(values.shape)
+    def on_device(self, values: Array, dtype: str) -> Any:
+        """Copy numbers to the device."""
+        array = self.device.cupy.empty(values.size + 1, dtype)[1:].reshape(values.shape)
         self.write(array, values)
         return array
 
     def write(self, array: Any, values: Array) -> None:
-        """Put other numbers there."""
+        """Overwrite numbers on the device."""
         array[...] = self.device.cupy.asarray(values.astype(array.dtype))
 
     def read(self, array: Any) -> Array:
@@ -233,15 +233,15 @@ class OfCupy(Library):
         return opt.state[index][name]
 
     def captured(self, step: Step) -> Step:
-        """Record a step in a graph."""
+        """Capture a step in a graph."""
         return self.device.captured_by_cupy(step)
 
 
 class OfTorch(Library):
-    """Tensors of torch, which fastopt.torch trains."""
+    """torch's tensors, which fastopt.torch trains."""
 
     name = of_cpu.FASTOPT_TORCH
-    formats = (*OfCupy.formats, "bfloat16")
+    dtypes = (*OfCupy.dtypes, "bfloat16")
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
@@ -249,16 +249,16 @@ class OfTorch(Library):
 
         self.module = fastopt.torch
 
-    def placed(self, values: Array, format: str) -> Any:
-        """Put numbers on the device."""
+    def on_device(self, values: Array, dtype: str) -> Any:
+        """Copy numbers to the device."""
         torch = self.device.torch
-        memory = torch.empty(values.size + 1, dtype=getattr(torch, format), device=self.device.in_torch)
+        memory = torch.empty(values.size + 1, dtype=getattr(torch, dtype), device=self.device.in_torch)
         tensor = memory[1:].view(values.shape)
         self.write(tensor, values)
         return tensor
 
     def write(self, array: Any, values: Array) -> None:
-        """Put other numbers there."""
+        """Overwrite numbers on the device."""
         array.copy_(self.device.torch.from_numpy(values))
 
     def read(self, array: Any) -> Array:
@@ -276,17 +276,17 @@ class OfTorch(Library):
         return opt.state[param][name]
 
     def captured(self, step: Step) -> Step:
-        """Record a step in a graph."""
+        """Capture a step in a graph."""
         return self.device.captured_by_torch(step)
 
 
 def libraries(device: Device) -> list[Library]:
-    """Return those that can use the device."""
+    """Return the libraries that can use the device."""
     return [OfCupy(device)] if device.torch is None else [OfCupy(device), OfTorch(device)]
 
 
 def check_graph(library: Library) -> None:
-    """Check that a captured step with a schedule, replayed, does what the same steps do without a graph."""
+    """Check that replays of a captured step with a schedule equal the same steps without a graph."""
     params, gradients = drawn(1, REPLAYS)
     schedule = Cosine(LR, steps=2 * REPLAYS)
     allowed = tolerance("float32", WARM_UP + REPLAYS)
@@ -296,19 +296,19 @@ def check_graph(library: Library) -> None:
 
 
 def trained_by(contender: Contender, rule: str, cupy: Any) -> Trained:
-    """Take a contender's steps, at the benchmark's rates, from what `check_contenders` draws."""
+    """Take a contender's steps with the benchmark's learning rate, from the numbers that `check_contenders` draws."""
     params, gradients = drawn(2, STEPS)
     here = Arrays(*([cupy.asarray(array.astype(np.float32)) for array in of] for of in (params, gradients[0])))
     step = contender.make(here, rule)
     for given in gradients:
-        for grad, values in zip(here.grads, given, strict=True):  # anew, also for those that write into gradients
+        for grad, values in zip(here.grads, given, strict=True):  # anew: some contenders write into them
             grad[...] = cupy.asarray(values.astype(np.float32))
         step()
     return Trained([cupy.asnumpy(param).astype(np.float64) for param in here.params], [])
 
 
 def check_contenders(device: Device, contenders: Mapping[str, Contender], say: Say) -> Iterator[str]:
-    """Check that all contenders that can take the same steps do; yield what was found right."""
+    """Check the steps of all contenders; yield a line for each correct one."""
     params, gradients = drawn(2, STEPS)
     for rule, (name, contender) in itertools.product(of_cpu.RULES, contenders.items()):
         found = None
@@ -321,17 +321,17 @@ def check_contenders(device: Device, contenders: Mapping[str, Contender], say: S
 
 
 def checks(device: Device, contenders: Mapping[str, Contender], say: Say) -> Iterator[str]:
-    """Check every rule in every format, graphs, and contenders; yield what was found right, one after the other."""
+    """Check every rule in every dtype, graphs, and contenders; yield a line for each correct one."""
     for library in libraries(device):
-        for rule, format in itertools.product(REGISTRY, library.formats):
-            check_case(Case(library.name, rule, format), library.trained)
-            yield f"{library.name}, {rule}, {format}"
+        for rule, dtype in itertools.product(REGISTRY, library.dtypes):
+            check_case(Case(library.name, rule, dtype), library.trained)
+            yield f"{library.name}, {rule}, {dtype}"
         check_graph(library)
         yield f"{library.name}, captured"
     yield from check_contenders(device, contenders, say)
 
 
 def count(device: Device, contenders: Mapping[str, Contender]) -> int:
-    """Count the checks, at most."""
-    of_fastopt = sum(len(REGISTRY) * len(library.formats) + 1 for library in libraries(device))
+    """Return the largest possible number of checks."""
+    of_fastopt = sum(len(REGISTRY) * len(library.dtypes) + 1 for library in libraries(device))
     return of_fastopt + len(of_cpu.RULES) * len(contenders)

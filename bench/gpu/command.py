@@ -1,4 +1,4 @@
-"""The command ``fastopt bench --gpu``: check, measure, keep what is measured, print."""
+"""The command ``fastopt bench --gpu``: check, measure, write, print."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .device import Device, open_device
 from .measure import Budget
 from .parts import Bench, parts
 
-# For the whole command, with its checks and all that is compiled. The rest of 200 and of 60 seconds is for a last part
-# that takes longer than its share, for tables and for the chart.
+# For the whole command, checks and compilation included. The rest of 200 or 60 seconds is for a last part that takes
+# longer than its share, for tables and for the chart.
 SECONDS, ROUNDS = 190.0, (7, 200)
 QUICK_SECONDS, QUICK_ROUNDS = 54.0, (3, 50)
 
@@ -32,21 +32,21 @@ def run(
     resume: str | None = None,
     tables: bool = False,
 ) -> None:
-    """Check that updates on the GPU are right, then measure everyone there, write files, and print what was found.
+    """Check the updates on the GPU, then measure all contenders, write files, and print the results.
 
     Parameters
     ----------
     quick : bool
-        Whether fewer rounds will do.
+        Whether to run fewer rounds.
     json, plot : str or None
-        Files to write, of the data and of the chart. The data are written after each part.
+        Files for the data and for the chart. The data are written after each part.
     baseline : str, optional
-        The contender that speed-ups are over: torch's fused step, else CuPy's expressions.
+        The contender that speed-ups refer to; by default torch's fused step, else CuPy's expressions.
     resume : str, optional
-        The data of an earlier run on this machine, whose missing parts are measured and added there. Whether it is
-        quick, and its baseline, are its own.
+        The file of an earlier run on this machine: its missing parts are measured and added to it. It keeps its
+        baseline, and whether it is quick.
     tables : bool, default False
-        Whether all tables are printed; else the summary alone.
+        Whether to print all tables, not only the summary.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def run(
         If there is no such baseline or no GPU here, a file cannot be written or is no run of this machine's, or an
         update is wrong; before anything is measured.
     ImportError
-        If something is not installed that this needs.
+        If a package that this needs is not installed.
     """
     earlier = None if resume is None else saved.read(Path(resume))
     if earlier is not None:
@@ -81,7 +81,7 @@ def run(
 def measured(
     earlier: figures.Report | None, quick: bool, baseline: str | None, budget: Budget, files: Sequence[Path]
 ) -> figures.Report:
-    """Check, and measure all parts that are missing; write the files after each."""
+    """Check, then measure all missing parts; write the files after each."""
     notes = [] if earlier is None else earlier["notes"]
 
     def note(message: str) -> None:
@@ -112,13 +112,13 @@ def measured(
 
 
 def keep(found: figures.Report, files: Sequence[Path]) -> None:
-    """Write all that was measured so far."""
+    """Write everything measured so far."""
     for path in files:
         saved.write(found, path)
 
 
 def compiling(device: Device, quick: bool, note: Say) -> dict[str, Contender]:
-    """Name what torch compiles, which a quick run has no time for."""
+    """Return the contender that torch compiles; a quick run has no time for it."""
     if device.torch is None:
         return {}
     if quick:
@@ -128,7 +128,7 @@ def compiling(device: Device, quick: bool, note: Say) -> dict[str, Contender]:
 
 
 def chosen(baseline: str | None, everyone: dict[str, Contender]) -> str:
-    """Return the baseline, or raise where there is none of that name."""
+    """Return the baseline; raise ValueError if there is none of that name."""
     if baseline is None:
         baseline = "torch-fused" if "torch-fused" in everyone else "cupy"
     if baseline not in everyone:

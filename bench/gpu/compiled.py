@@ -1,4 +1,4 @@
-"""torch.compile over torch's foreach optimizers, which some take in the place of a fused one."""
+"""torch.compile of torch's foreach optimizers, which some use instead of a fused one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .figures import Compilation
 
 COMPILED = "torch-compiled"
 BACKEND = "inductor"
-LOOKED_AT = 1000  # elements that are compared with the formula: each is updated by itself
+COMPARED = 1000  # elements to compare with the formula
 
 
 def contender(backend: str) -> Contender:
@@ -27,10 +27,10 @@ def contender(backend: str) -> Contender:
 
 
 def compiled_step(arrays: Arrays, rule: str, backend: str) -> Step:
-    """Make the step of a foreach optimizer, which its first calls compile."""
+    """Make a compiled step of a foreach optimizer; its first calls compile it."""
     import torch
 
-    torch.compiler.reset()  # else the workloads before would count towards the limit of recompilations
+    torch.compiler.reset()  # else earlier workloads would count towards the limit of recompilations
     eager = torch_step(arrays, rule, TORCH_MODES["torch-foreach"])
     step: Step = torch.compile(eager, backend=backend)
     return step
@@ -44,18 +44,18 @@ def compilations() -> int:
 
 
 class Compiled:
-    """A compiled step over one tensor, whose first calls have compiled it and were right.
+    """A step on one tensor that is compiled and was checked.
 
     Attributes
     ----------
     step : callable
     seconds : float
-        Of these first calls: momentum compiles twice, without a buffer and with it.
+        The time of its first calls: momentum compiles twice, without a buffer and with it.
 
     Raises
     ------
     WrongResultError
-        If the parameter is not what the formula says, or nothing was compiled.
+        If the parameter differs from the formula, or nothing was compiled.
     """
 
     def __init__(self, device: Device, contender: Contender, rule: str, arrays: Arrays) -> None:
@@ -73,11 +73,11 @@ class Compiled:
         self.compilations = compilations()
 
     def entry(self, workload: str, rule: str) -> Compilation:
-        """Return what the report says of it."""
+        """Return the report's entry."""
         return {"workload": workload, "rule": rule, "seconds": self.seconds}
 
     def finish(self) -> bool:
-        """Forget what was compiled, and say whether anything has been compiled since the first steps."""
+        """Reset the compiler, and return whether it has compiled anything since the first steps."""
         import torch
 
         compiled_anew = compilations() != self.compilations
@@ -86,7 +86,7 @@ class Compiled:
 
 
 def started(device: Device, contender: Contender, rule: str, arrays: Arrays, gradient: Any) -> Step:
-    """Make a step and take it some times, with the same gradient, which it may write into."""
+    """Make a step and take it a few times with the same gradient, which it may overwrite."""
     before = compilations()
     step = contender.make(arrays, rule)
     for _ in range(WARM_UP):
@@ -100,5 +100,5 @@ def started(device: Device, contender: Contender, rule: str, arrays: Arrays, gra
 
 def head(device: Device, array: Any) -> Array:
     """Fetch the first elements."""
-    fetched: Array = device.cupy.asnumpy(array[:LOOKED_AT]).astype(np.float64)
+    fetched: Array = device.cupy.asnumpy(array[:COMPARED]).astype(np.float64)
     return fetched

@@ -1,4 +1,4 @@
-"""Who updates on a GPU, and what: one table of implementations, over arrays of CuPy that torch sees as its own."""
+"""The contenders and workloads on a GPU: one table of implementations, on CuPy arrays that torch shares."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..workloads import WORKLOADS as OF_CPU
 from ..workloads import Arrays, Workload
 from .device import Device
 
-Say = Callable[[str], object]  # is told what is left out
+Say = Callable[[str], object]  # gets messages about what is left out
 
 FASTOPT = "fastopt"
 SUBJECTS = (FASTOPT_TORCH, FASTOPT)
@@ -51,12 +51,12 @@ WORKLOADS = {
     )
 }
 
-# The queue of launches holds about a thousand. What takes all tensors at once takes some launches more where these are
-# many or large: torch's argument tables have room for some tens of tensors, and some hundreds of their chunks.
+# The queue of launches holds about a thousand. Contenders that update all tensors at once need more than one launch if
+# tensors are many or large: torch's argument tables have room for some tens of tensors, and some hundreds of chunks.
 LAUNCHES = 800
 MOST_STEPS = 20
-PASSES = 8  # of several launches each, at most: torch's foreach Adam
-TENSORS, ELEMENTS = 30, 2**24  # to a launch
+PASSES = 8  # over all tensors, at most: torch's foreach Adam
+TENSORS, ELEMENTS = 30, 2**24  # per launch
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Contender:
     Attributes
     ----------
     make : callable
-        From arrays and the name of a rule it makes a step, as for the CPU.
+        Makes a step from arrays and the name of a rule, as for the CPU.
     subject : str
-        Whom of fastopt's it is compared with: the one of the same library.
+        The contender of fastopt's that it is compared with, which uses the same library.
     launches : int
-        How many kernels it launches for each tensor, at most; 0 where one is for many.
+        The most kernels that it launches per tensor; 0 if one kernel updates many.
     """
 
     make: Factory
@@ -78,17 +78,17 @@ class Contender:
     launches: int = 0
 
     def launched(self, workload: Workload) -> int:
-        """Count the kernels that a step launches, at most."""
+        """Return the most kernels that a step may launch."""
         together = PASSES * (1 + len(workload.shapes) // TENSORS + workload.elements // ELEMENTS)
         return self.launches * len(workload.shapes) or together
 
     def steps(self, workload: Workload) -> int:
-        """Choose how many steps are taken in a row; 0 where the queue of launches has no room even for one."""
+        """Choose how many steps to take in a row; 0 if the queue of launches has no room for even one."""
         return min(MOST_STEPS, LAUNCHES // self.launched(workload))
 
 
 def contenders(device: Device) -> dict[str, Contender]:
-    """Name all implementations that there are here: torch's, where it can use the GPU, and CuPy's."""
+    """Return all implementations: torch's, if it can use the GPU, and CuPy's."""
     found = {}
     if device.torch is not None:
         import fastopt.torch
@@ -114,7 +114,7 @@ def draw(cupy: Any, workload: Workload) -> Arrays:
 
 
 def make(contender: Contender, name: str, rule: str, arrays: Arrays, cupy: Any) -> Step:
-    """Make a contender to be timed, on shared arrays; zeros in the place of gradients that it would overwrite."""
+    """Make a contender to be timed, on shared arrays, with zeros instead of gradients that it would overwrite."""
     if (name, rule) in WRITES_GRADIENTS:
         arrays = Arrays(arrays.params, [cupy.zeros_like(grad) for grad in arrays.grads])
     return contender.make(arrays, rule)
@@ -122,9 +122,9 @@ def make(contender: Contender, name: str, rule: str, arrays: Arrays, cupy: Any) 
 
 @contextlib.contextmanager
 def left_out(name: str, rule: str, say: Say) -> Iterator[None]:
-    """Go on where a contender cannot do something, and say so, unless it is fastopt.
+    """Print a message and continue if a contender fails, unless it is fastopt.
 
-    What other libraries raise is their affair: torch's fused AdaGrad, for one, was on the CPU alone at first.
+    Other libraries may not support everything: torch's fused AdaGrad, for example, existed only on the CPU at first.
     """
     try:
         yield
@@ -136,16 +136,16 @@ def left_out(name: str, rule: str, say: Say) -> Iterator[None]:
 
 
 def plain_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
-    """Make CuPy's array expressions, in place and without temporaries: a kernel for each."""
+    """Make a step of CuPy's array expressions, in place and without temporaries: a kernel per expression."""
     return in_place(cupy, cupy.empty(largest(arrays), np.float32), arrays, rule)
 
 
 def fused_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
-    """Make the formula as `cupy.fuse` fuses it: a kernel for each tensor."""
+    """Make a step of the formula as `cupy.fuse` fuses it: a kernel per tensor."""
     states = states_of(cupy, arrays, rule)
-    # To the right of arrays: a NumPy scalar on the left would take what stands for an array there for its own.
+    # Scalars go to the right of arrays: on the left, NumPy's operator would treat `cupy.fuse`'s proxy as an array.
     lr, mu, eps = np.float32(LR), np.float32(MOMENTUM), np.float32(EPS)
-    beta1, beta2, gain1, gain2 = (np.float32(share) for share in (BETA1, BETA2, 1 - BETA1, 1 - BETA2))
+    beta1, beta2, gain1, gain2 = (np.float32(weight) for weight in (BETA1, BETA2, 1 - BETA1, 1 - BETA2))
 
     def momentum(p: Any, g: Any, v: Any) -> None:
         v *= mu
@@ -180,11 +180,11 @@ def fused_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
 
 
 def numbers_of(rule: str) -> Iterator[tuple[Any, ...]]:
-    """Iterate over the numbers of a rule that are others in each step: Adam's rate and eps, and none of the others."""
+    """Iterate over the numbers that change with each step: Adam's rate and eps, and none for other rules."""
     return (corrected(step) if rule == "adam" else () for step in itertools.count(1))
 
 
-# As C++, of one element: names of numbers and of states, and what is done with them, p and g.
+# The update of one element in C++: names of numbers, names of states, and the code.
 FORMULAS = {
     "momentum": (("lr", "mu"), ("v",), "v = mu * v + g; p -= lr * v"),
     "nesterov": (("lr", "mu"), ("v",), "v = mu * v + g; p -= lr * (g + mu * v)"),
@@ -207,7 +207,7 @@ NUMBERS = {
 
 
 def kernel_step(cupy: Any, arrays: Arrays, rule: str) -> Step:
-    """Make a `cupy.ElementwiseKernel` of the formula, launched for each tensor: what a careful user of CuPy writes."""
+    """Make a `cupy.ElementwiseKernel` of the formula, launched per tensor: what a careful CuPy user writes."""
     states, numbers = states_of(cupy, arrays, rule), numbers_of(rule)
     names, names_of_states, formula = FORMULAS[rule]
     given, updated = (", ".join(f"float32 {name}" for name in of) for of in (("g", *names), ("p", *names_of_states)))

@@ -1,7 +1,7 @@
-"""One GPU as the benchmark uses it: events, a kernel that waits, copies, graphs, and what the device is called.
+"""One GPU as the benchmark uses it: events, a kernel that waits, copies, graphs, and the device's description.
 
-Everything is timed on the device's default stream, which is torch's and CuPy's current one alike, as in most trainings.
-CuPy is handed over by whoever has checked that it is there, and so is torch, or None where it has no CUDA.
+Everything is timed on the device's default stream, which is the current one of both torch and CuPy, as in most
+trainings. Callers check that CuPy is installed and pass it in, and torch too, or None if it has no CUDA.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fastopt.extras import MissingExtraError
 
 from ..contenders import Step
 
-WARM_UP = 2  # steps on the stream that records a graph, before it does
+WARM_UP = 2  # steps on the capturing stream before the capture
 
-# Keeps the stream busy for so long, and nothing else: what is enqueued meanwhile then runs without a gap.
+# Keeps the stream busy for a given time, so that everything enqueued meanwhile then runs without a gap.
 WAIT = r"""
 extern "C" __global__ void wait(long long nanoseconds) {
     unsigned long long start, now;
@@ -35,7 +35,7 @@ LONGEST_WAIT = 0.2  # seconds
 
 
 class Cost(NamedTuple):
-    """What a step takes: seconds of the GPU, and of the host that enqueues it."""
+    """The cost of a step: seconds of the GPU, and of the host that enqueues it."""
 
     gpu: float
     host: float
@@ -63,24 +63,24 @@ class Device:
 
     def __init__(self, cupy: Any, torch: Any) -> None:
         self.cupy, self.torch = cupy, torch
-        self.in_torch = "cuda"  # the current one's name there
+        self.in_torch = "cuda"  # torch's name of the current device
         self.index = int(cupy.cuda.runtime.getDevice())
         self.wait = cupy.RawKernel(WAIT, "wait")
 
     def synchronize(self) -> None:
-        """Wait for all that was enqueued, on whichever stream."""
+        """Wait for everything enqueued, on all streams."""
         self.cupy.cuda.runtime.deviceSynchronize()
 
     def cost(self, step: Step, count: int, hold: float) -> Cost:
-        """Take so many steps in a row, none of which the host waits for, and return what one takes.
+        """Take `count` steps in a row without waiting for the GPU, and return the cost of one.
 
         Parameters
         ----------
         step : callable
         count : int
         hold : float
-            For how many seconds the GPU waits first, so that all steps are enqueued when it begins with them, and its
-            time is none of the host's. The queue of launches must have room for all of them.
+            How many seconds the GPU waits first. All steps are then enqueued when it begins, and its time includes none
+            of the host's. The queue of launches must have room for all of them.
         """
         start, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
         self.synchronize()
@@ -95,9 +95,9 @@ class Device:
         return Cost(self.cupy.cuda.get_elapsed_time(start, end) / 1e3 / count, host / count)
 
     def copier(self, traffic: int) -> Step:
-        """Make a copy within the device's memory that reads and writes so many bytes, together."""
+        """Make a copy within the device's memory that reads and writes `traffic` bytes together."""
         cupy, size = self.cupy, traffic // 2
-        # The two live as long as the step does.
+        # The two arrays live as long as the step.
         source, target = (cupy.zeros(size, np.uint8) for _ in range(2))
         kind = cupy.cuda.runtime.memcpyDeviceToDevice
         stream = cupy.cuda.get_current_stream().ptr
@@ -108,8 +108,8 @@ class Device:
         return copy
 
     def free_memory(self) -> int:
-        """Give back what the pools hold and nobody uses, and count the bytes that are free then."""
-        gc.collect()  # optimizers of torch are parts of cycles
+        """Free the unused memory of the pools, and return how many bytes are free then."""
+        gc.collect()  # torch's optimizers are in reference cycles
         self.synchronize()
         self.cupy.get_default_memory_pool().free_all_blocks()
         if self.torch is not None:
@@ -117,7 +117,7 @@ class Device:
         return int(self.cupy.cuda.runtime.memGetInfo()[0])
 
     def captured_by_cupy(self, step: Step) -> Step:
-        """Record a step of CuPy's in a graph, and return what replays it."""
+        """Capture a step of CuPy's in a graph, and return a function that replays it."""
         stream = self.cupy.cuda.Stream(non_blocking=True)
         self.synchronize()
         with stream:
@@ -132,7 +132,7 @@ class Device:
         return launch
 
     def captured_by_torch(self, step: Step) -> Step:
-        """Record a step of torch's in a graph, and return what replays it."""
+        """Capture a step of torch's in a graph, and return a function that replays it."""
         cuda = self.torch.cuda
         stream, graph = cuda.Stream(), cuda.CUDAGraph()
         self.synchronize()
@@ -147,7 +147,7 @@ class Device:
         return replay
 
     def described(self) -> Described:
-        """Name the device, the driver and the CUDA of each library."""
+        """Describe the device, the driver and each library's CUDA version."""
         runtime = self.cupy.cuda.runtime
         properties = runtime.getDeviceProperties(self.index)
         name = properties["name"]
@@ -162,7 +162,7 @@ class Device:
 
 
 def version(number: int) -> str:
-    """Write a version of CUDA as people do: 13020 is 13.2."""
+    """Write a CUDA version as people do: 13020 is 13.2."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
@@ -172,7 +172,7 @@ def open_device(say: Callable[[str], object]) -> Device:
     Parameters
     ----------
     say : callable
-        Is told what is missing and can be done without.
+        Gets messages about missing libraries that are not required.
 
     Raises
     ------
@@ -197,7 +197,7 @@ def open_device(say: Callable[[str], object]) -> Device:
 
 
 def torch_with_cuda(say: Callable[[str], object]) -> Any:
-    """Import torch, where it can use a GPU; else say what is left out, and return None."""
+    """Import torch if it can use a GPU; else say what is left out, and return None."""
     if importlib.util.find_spec("torch") is None:
         say("torch is not installed: its optimizers, and fastopt.torch, are left out")
         return None

@@ -1,4 +1,4 @@
-"""What came out of a run on a GPU, as plain data: what goes into the JSON file."""
+"""The results of a run on a GPU, as plain data for the JSON file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .contenders import WORKLOADS, Contender
 from .device import Described, Device
 from .measure import GRAPH, Both
 
-TRAININGS = {"mlp": "an MLP", "gpt": "a small GPT"}  # of which whole iterations are measured
+TRAININGS = {"mlp": "an MLP", "gpt": "a small GPT"}  # whose whole iterations are measured
 
 Entry = TypeVar("Entry", bound=Mapping[str, Any])
 
 
 class Machine(Described):
-    """Where, when and against what it was measured."""
+    """Where, when and against which baseline a run measured."""
 
     cpu: str
     versions: dict[str, str]
@@ -32,10 +32,10 @@ class Machine(Described):
 
 
 class Row(TypedDict):
-    """One contender: median seconds of GPU and host, the GPU's speed-up over the baseline (None where that is not).
+    """One contender: median seconds of GPU and host, the GPU's speed-up over the baseline (None without a baseline).
 
-    `gbps` in 10^9 bytes a second. What is unstable is None, here and below; `unstable` names it, with the reason. Files
-    of older versions do not have it.
+    `gbps` in 10^9 bytes a second. An unstable figure is None, here and below, and `unstable` has the reason. Files of
+    older versions do not have it.
     """
 
     workload: str
@@ -50,7 +50,7 @@ class Row(TypedDict):
 
 
 class Ratio(TypedDict):
-    """How many times as long as its subject's an implementation's GPU and host take: medians over so many rounds."""
+    """How many times as long as its subject an implementation takes, on GPU and host: medians over rounds."""
 
     workload: str
     rule: str
@@ -63,7 +63,7 @@ class Ratio(TypedDict):
 
 
 class Replay(TypedDict):
-    """A step as it is and as a graph replays it: median seconds, and how many times as long the former takes."""
+    """A step without and with a graph: median seconds, and how many times as long the former takes."""
 
     workload: str
     implementation: str
@@ -77,7 +77,7 @@ class Replay(TypedDict):
 
 
 class Compilation(TypedDict):
-    """Seconds of the first steps of `torch-compiled`, which compile; the first of a run loads the compiler besides."""
+    """Seconds of the first steps of `torch-compiled`, which compile; the first of a run also loads the compiler."""
 
     workload: str
     rule: str
@@ -99,7 +99,7 @@ class Iteration(TypedDict):
 
 
 class Report(TypedDict):
-    """All that was measured; `checked` counts the checks that came before, `notes` say what was left out.
+    """Everything that a run measured; `checked` counts the checks before it, `notes` say what was left out.
 
     `missing` names the parts that are still to be measured.
     """
@@ -117,7 +117,7 @@ class Report(TypedDict):
 
 @dataclass(frozen=True)
 class Figures:
-    """What one part adds to a report; nothing where it was left out."""
+    """What one part adds to a report; empty if it was left out."""
 
     rows: Sequence[Row] = ()
     ratios: Sequence[Ratio] = ()
@@ -165,7 +165,7 @@ def row(both: Both, name: str, baseline: str) -> Row:
 
 
 def ratios(timings: Sequence[Both], contenders: Mapping[str, Contender]) -> list[Ratio]:
-    """Compare each other contestant of each timing with fastopt's of the same library."""
+    """Compare each other contestant of each timing with fastopt's contestant of the same library."""
     pairs = ((both, name, contenders[name].subject) for both in timings for name in both.gpu.names)
     return [ratio(both, name, subject) for both, name, subject in pairs if name != subject]
 
@@ -231,7 +231,7 @@ def empty(machine: Machine, notes: list[str], missing: list[str]) -> Report:
 
 
 def add(report: Report, part: Figures) -> None:
-    """Put a part's figures among the others, in the order of the workloads, whichever run has measured them."""
+    """Add a part's figures to a report, in the order of the workloads, whichever run measured them."""
     report["rows"] = in_order(report["rows"], part.rows)
     report["ratios"] = in_order(report["ratios"], part.ratios)
     report["compiled"] = in_order(report["compiled"], part.compiled)
@@ -240,10 +240,10 @@ def add(report: Report, part: Figures) -> None:
 
 
 def in_order(entries: Sequence[Entry], more: Sequence[Entry]) -> list[Entry]:
-    """Sort by workload and rule; entries that share both stay as they are."""
+    """Sort by workload and rule; entries that share both keep their order."""
     workloads, rules = ({name: at for at, name in enumerate(names)} for names in ((*WORKLOADS, *TRAININGS), RULES))
 
-    def place(entry: Entry) -> tuple[int, int]:
+    def position(entry: Entry) -> tuple[int, int]:
         return workloads.get(entry["workload"], len(workloads)), rules.get(entry.get("rule", ""), len(rules))
 
-    return sorted([*entries, *more], key=place)
+    return sorted([*entries, *more], key=position)

@@ -1,7 +1,7 @@
-"""What the update is worth in a training on a GPU: whole iterations, in bfloat16 and with clipping, with either AdamW.
+"""Times whole training iterations on a GPU, in bfloat16 and with clipping, with fastopt's and with torch's AdamW.
 
-An iteration of a small model is launched more slowly than the GPU works: there the host's time is the iteration's. The
-garbage collector rests, as in all rounds, so that what it costs a training is not in here.
+For a small model the host launches more slowly than the GPU works, and the host's time is the iteration's. The garbage
+collector is off, as in all rounds, so its cost in a training is not included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .contenders import Say, left_out
 from .device import Device
 from .figures import Iteration
 
-ITERATIONS = 5  # to a timed run: waiting for the GPU at its end is a small part of it
+ITERATIONS = 5  # per timed run, so that the wait for the GPU at its end is a small part
 LARGEST_NORM = 1.0
 LR = 1e-3
 
@@ -40,7 +40,7 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 
 
 class Block(nn.Module):
-    """One transformer block, of GPT-2's twelve tensors."""
+    """One transformer block with GPT-2's twelve tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """GPT-2's 148 tensors, in small; the output layer is the embedding once more."""
+    """GPT-2's 148 tensors, but smaller; the output layer shares the embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def mlp() -> nn.Module:
 
 
 class Task(NamedTuple):
-    """What is trained, and how a batch of inputs and targets is drawn."""
+    """A model, and a function that draws a batch of inputs and targets."""
 
     model: Callable[[], nn.Module]
     batch: Callable[[], tuple[torch.Tensor, torch.Tensor]]
@@ -100,21 +100,21 @@ TASKS = {
 
 
 class Spent(NamedTuple):
-    """What an iteration takes: all of it, and what the host takes to enqueue it; in seconds."""
+    """The seconds of an iteration, and those that the host takes to enqueue it."""
 
     seconds: float
     host: float
 
 
 def drawn(make: Callable[[], Any]) -> Any:
-    """Draw on the CPU, the same each time; the global random states, the GPU's among them, are left alone."""
+    """Draw on the CPU, always the same; the global random states, the GPU's included, are not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return make()
 
 
 def training(task: Task, optimizer: Callable[..., Any], device: str) -> tuple[nn.Module, Step]:
-    """Make a model and its iteration, as anyone writes it down."""
+    """Make a model and a plain training iteration."""
     model = drawn(task.model).to(device)
     inputs, targets = (tensor.to(device) for tensor in drawn(task.batch))
     opt = optimizer(model.parameters(), lr=LR)
@@ -131,7 +131,7 @@ def training(task: Task, optimizer: Callable[..., Any], device: str) -> tuple[nn
 
 
 def in_a_row(device: Device) -> Callable[[Mapping[str, Step]], dict[str, Callable[[Step], Spent]]]:
-    """Make a mode of `measure`: some iterations, and waiting for the GPU at their end."""
+    """Make a mode of `measure`: some iterations, then a wait for the GPU."""
 
     def clock(step: Step) -> Spent:
         device.synchronize()
@@ -146,7 +146,7 @@ def in_a_row(device: Device) -> Callable[[Mapping[str, Step]], dict[str, Callabl
 
 
 def iterations(device: Device, name: str, begin: Callable[[], Pace], say: Say) -> list[Iteration]:
-    """Measure the iterations of one model, each optimizer with a model of its own from the same start."""
+    """Measure the iterations of one model; each optimizer has its own copy, with the same initial weights."""
     contestants, sizes = {}, []
     for implementation, optimizer in OPTIMIZERS.items():
         with left_out(implementation, "whole iterations", say):

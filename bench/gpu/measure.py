@@ -1,7 +1,7 @@
-"""How time is taken on a GPU: rounds as on the CPU, of steps that the host enqueues and does not wait for.
+"""How time is measured on a GPU: rounds as on the CPU, of steps that the host enqueues without waiting.
 
-A step has two costs: the GPU's time, between two events around some steps that were all enqueued before the first one
-began, and the host's, for enqueueing them. Which of the two a training feels depends on which of them is behind.
+A step has two costs: the GPU's time, between two events around steps that were all enqueued before the first one began,
+and the host's time to enqueue them. The slower side determines the speed of a training.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ SHARE_OF_MEMORY = 0.8
 LONG_SECONDS = 20e-3  # a run need not take longer
 
 COPY = "copy"
-GRAPH = ", graph"  # what the name of a contestant in a graph ends with
+GRAPH = ", graph"  # the suffix of a contestant in a graph
 
 
 class Both(NamedTuple):
-    """What one workload and rule took: the GPU's time, where the limit is a copy's, and the host's."""
+    """The times of one workload and rule: the GPU's, with a copy as the limit, and the host's."""
 
     gpu: Timing
     host: Timing
 
 
 class Budget:
-    """The time that is left, in equal shares for the parts that are left.
+    """The time that is left, in equal shares for the remaining parts.
 
     Parameters
     ----------
     seconds : float
-        From now on, for everything: checks, what is compiled, and all parts.
+        From now on, for everything: checks, compilation, and all parts.
     fewest, most : int
         How many rounds a part has.
     clock : callable, optional
@@ -53,15 +53,15 @@ class Budget:
         self.fewest, self.most = fewest, most
 
     def pace(self, parts: int) -> Pace:
-        """Return the pace of a part where so many are left, itself among them."""
+        """Return the pace of the next part, of `parts` that are left."""
         return Pace(max(0.0, self.end - self.clock()) / parts, self.fewest, self.most)
 
 
 def needed(elements: int, contestants: int) -> int:
-    """Count the bytes that a workload takes at most.
+    """Return the most bytes that a workload needs.
 
-    Parameters, gradients, those of the two who overwrite them, a scratch, three temporaries, the states of each
-    contestant, and the two ends of a copy.
+    Parameters, gradients, the separate ones of the two contestants that overwrite them, a scratch, three temporaries,
+    the states of each contestant, and source and target of a copy.
     """
     states = max(len(REGISTRY[rule].states) for rule in RULES) * contestants
     copied = max(REGISTRY[rule].bytes_moved(ITEMSIZE) for rule in RULES)
@@ -69,23 +69,23 @@ def needed(elements: int, contestants: int) -> int:
 
 
 def fits(device: Device, workload: Workload, contestants: int, say: Say) -> bool:
-    """Say whether the device's memory is large enough for a workload, and say so where it is not."""
-    there = SHARE_OF_MEMORY * device.free_memory()
+    """Return whether the device's memory is large enough for a workload; if it is not, print a message."""
+    available = SHARE_OF_MEMORY * device.free_memory()
     bytes_needed = needed(workload.elements, contestants)
-    if bytes_needed <= there:
+    if bytes_needed <= available:
         return True
     say(
         f"{workload.name} is left out: it needs {bytes_needed / 1e9:.1f} GB of the GPU's memory, "
-        f"and {SHARE_OF_MEMORY:.0%} of what is free there are {there / 1e9:.1f} GB"
+        f"and {SHARE_OF_MEMORY:.0%} of what is free there are {available / 1e9:.1f} GB"
     )
     return False
 
 
 def queued(device: Device, counts: Mapping[str, int]) -> Callable[[Mapping[str, Step]], dict[str, Any]]:
-    """Make a mode of `measure`: so many steps in a row, all enqueued before the GPU begins with them.
+    """Make a mode of `measure`: some steps in a row, all enqueued before the GPU begins.
 
-    Fewer where they take long, and one of a contestant whose count is 0, for whom the GPU does not wait: the host is
-    behind anyway.
+    Long steps are fewer than `counts` says. A contestant whose count is 0 takes one step, and the GPU does not wait
+    first: the host is slower anyway.
     """
 
     def clock(name: str, step: Step) -> Callable[[Step], Cost]:
@@ -112,7 +112,7 @@ def started(
 
 
 def timed(workload: Workload, rule: str, bytes_moved: int, costs: Sequence[Mapping[str, Cost]]) -> Both:
-    """Sort the costs of all rounds by whose time it is; who copies is the limit of the others."""
+    """Split the costs of all rounds into the GPU's and the host's; the copy is the limit of the others."""
     sides = []
     for side in Cost._fields:
         rounds = [

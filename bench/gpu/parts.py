@@ -1,4 +1,4 @@
-"""What a run on a GPU consists of: a list of parts, each measured by itself, in this order."""
+"""The parts of a run on a GPU, each measured by itself, in this order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .measure import COPY, GRAPH, ITEMSIZE, fits, queued, started, timed
 GRAPH_WORKLOADS = ("tensor_64k", "resnet50", "gpt2")
 GRAPH_RULE = "momentum"
 
-Begin = Callable[[], Pace]  # is called when a part's rounds begin, and says how many there may be
+Begin = Callable[[], Pace]  # called when a part's rounds begin; returns their pace
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Bench:
     ----------
     device : Device
     contenders : dict of str to Contender
-        `torch-compiled` among them where it is measured.
+        With `torch-compiled` if it is measured.
     baseline : str
     say : callable
-        Is told what is left out.
+        Gets messages about what is left out.
     """
 
     device: Device
@@ -52,7 +52,7 @@ class Part:
     name : str
         For the list of what is missing.
     measure : callable
-        From a `Begin` it makes what is added to the report: nothing where the device's memory is too small.
+        Given a `Begin`, returns what is added to the report; nothing if the device's memory is too small.
     """
 
     name: str
@@ -73,7 +73,7 @@ def parts(bench: Bench) -> list[Part]:
 
 
 def steps(bench: Bench, workload: Workload, rule: str, begin: Begin) -> Figures:
-    """Time everyone on one workload by one rule, and a copy of as many bytes; their states are gone afterwards."""
+    """Time all contenders on one workload by one rule, and a copy of as many bytes; states are gone afterwards."""
     device = bench.device
     if not fits(device, workload, len(bench.contenders), bench.say):
         return Figures()
@@ -101,7 +101,7 @@ def steps(bench: Bench, workload: Workload, rule: str, begin: Begin) -> Figures:
 
 
 def compiled_step(bench: Bench, workload: Workload, rule: str, arrays: Arrays) -> Compiled | None:
-    """Compile torch's step over one tensor, where that is to be measured."""
+    """Compile torch's step on one tensor, if it is to be measured."""
     if COMPILED not in bench.contenders:
         return None
     if len(workload.shapes) > 1:
@@ -113,7 +113,7 @@ def compiled_step(bench: Bench, workload: Workload, rule: str, arrays: Arrays) -
 
 
 def graphs(bench: Bench, workload: Workload, begin: Begin) -> Figures:
-    """Time fastopt's steps as they are and as graphs replay them."""
+    """Time fastopt's steps without and with graphs."""
     device = bench.device
     capture = {FASTOPT_TORCH: device.captured_by_torch, FASTOPT: device.captured_by_cupy}
     own = {name: bench.contenders[name] for name in SUBJECTS if name in bench.contenders}

@@ -1,4 +1,4 @@
-"""The chart of a run on a GPU: how many times as long as fastopt's others take, of the GPU's time and the host's."""
+"""The charts of a run on a GPU: how many times as long as fastopt others take, on the GPU and on the host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OF_GPU = {name: STYLES[name] for name in TORCH_MODES} | {
     "cupy-kernel": ("#CC79A7", "P"),
 }
 BLOCKS = {"gpu": "The GPU's time of a step", "host": "The host's time of a step"}
-OVERVIEW = ("resnet50", "gpt2", "tensor_64k", "tensor_256m")  # what the README shows, and of these the GPU's time alone
+OVERVIEW = ("resnet50", "gpt2", "tensor_64k", "tensor_256m")  # in the README's chart, of the GPU's time only
 
 
 def draw(report: Report, path: str) -> None:
@@ -27,7 +27,7 @@ def draw(report: Report, path: str) -> None:
     report : dict
         As ``fastopt bench --gpu --json`` writes it.
     path : str
-        Of the file; its suffix says which format.
+        The file's name; its suffix selects the type of image.
     """
     found = compared(report)
     blocks = {
@@ -49,7 +49,7 @@ def draw_overview(report: Report, path: str) -> None:
     report : dict
         As ``fastopt bench --gpu --json`` writes it.
     path : str
-        Of the file; its suffix says which format.
+        The file's name; its suffix selects the type of image.
     """
     found = compared(report)
     measured = {

@@ -24,7 +24,7 @@ EXPLAINED = (
     "device's memory reads and writes, of as many bytes, in the same rounds; what fits into the caches can exceed it."
 )
 FUSED = "torch-fused"
-WIDTH = 150  # where no terminal says how wide it is
+WIDTH = 150  # of the output if it is not a terminal
 FASTEST = {FASTOPT_TORCH: "torch's fastest", FASTOPT: "CuPy's fastest"}
 
 
@@ -42,12 +42,12 @@ def sides(entry: Ratio) -> tuple[float | None, float | None]:
 
 
 def named(workload: str) -> str:
-    """Name a workload for people."""
+    """Return a workload's title."""
     return title_of(workload, WORKLOADS)
 
 
 def comparison(report: Report, subject: str) -> Lines:
-    """Make the table of one of fastopt's, its headings first: a workload and rule per line, both times in each cell."""
+    """Make the table of one subject, its headings first: a workload and rule per line, both times in each cell."""
     names = list(dict.fromkeys(entry["implementation"] for entry in report["ratios"] if entry["subject"] == subject))
     found = compared(report)
     lines = [["workload", "rule", subject, "of a copy", *names]]
@@ -59,9 +59,9 @@ def comparison(report: Report, subject: str) -> Lines:
 
 
 def summary(report: Report) -> Lines:
-    """Make the table of all, its headings first: a workload and rule per line, and the fastest others of each library.
+    """Make the summary's table, its headings first: a workload and rule per line, and each library's fastest other.
 
-    The fastest on the GPU and the fastest on the host may be two.
+    The fastest on the GPU and on the host may be two different ones.
     """
     found = compared(report)
     keys = list(dict.fromkeys((row["workload"], row["rule"]) for row in report["rows"]))
@@ -78,12 +78,12 @@ def summary(report: Report) -> Lines:
 
 
 def own_rows(report: Report, subject: str) -> dict[tuple[str, str], Row]:
-    """Find the rows of one of fastopt's: (workload, rule) -> row."""
+    """Return the rows of one subject: (workload, rule) -> row."""
     return {(row["workload"], row["rule"]): row for row in report["rows"] if row["implementation"] == subject}
 
 
 def own_cells(row: Row) -> tuple[str, str]:
-    """Write what one of fastopt's takes."""
+    """Write a subject's times, and its share of a copy's bandwidth."""
     return both(row["gpu_seconds"], row["host_seconds"]), percent(row["of_copy"])
 
 
@@ -97,8 +97,8 @@ def replayed(report: Report) -> Lines:
     lines = [["workload", "implementation", "step by step", "replayed", "the graph gains"]]
     for entry in report["graphs"]:
         eager, graph = both(entry["eager_gpu"], entry["eager_host"]), both(entry["graph_gpu"], entry["graph_host"])
-        gain = f"{times(entry['gpu'])} / {times(entry['host'])}"
-        lines.append([named(entry["workload"]), entry["implementation"], eager, graph, gain])
+        speedup = f"{times(entry['gpu'])} / {times(entry['host'])}"
+        lines.append([named(entry["workload"]), entry["implementation"], eager, graph, speedup])
     return lines
 
 
@@ -123,7 +123,7 @@ def trained(report: Report) -> Lines:
 
 
 def other_tables(report: Report) -> Iterator[tuple[str, Lines]]:
-    """Yield the tables of all else that was measured, each after what it is about."""
+    """Yield the tables of graphs and iterations, each after its introduction."""
     if report["graphs"]:
         yield "A momentum step, enqueued anew each time and replayed as a CUDA graph: GPU / host.", replayed(report)
     if report["iterations"]:
@@ -132,7 +132,7 @@ def other_tables(report: Report) -> Iterator[tuple[str, Lines]]:
 
 
 def remarks(report: Report) -> Iterator[str]:
-    """Say in sentences what tables do not: the host's time over many arrays, what compiles, what is not there."""
+    """Yield sentences on what tables do not show: the host's time for many arrays, compilation, what is missing."""
     for row in report["rows"]:
         if (row["workload"], row["rule"], row["implementation"]) == ("resnet50", "momentum", FASTOPT):
             tensors = len(WORKLOADS["resnet50"].shapes)
@@ -168,7 +168,7 @@ def unfused(report: Report) -> list[str]:
 
 
 def notes(report: Report) -> Iterator[str]:
-    """Repeat what was left out, but for what `remarks` says by itself."""
+    """Yield the run's notes, except those that `remarks` covers."""
     known = tuple(f"{FUSED} is left out of {rule}:" for rule in unfused(report))
     for note in report["notes"]:
         if not note.startswith(known):
@@ -176,7 +176,7 @@ def notes(report: Report) -> Iterator[str]:
 
 
 def circumstances(report: Report) -> str:
-    """Say where, by what and when it was measured."""
+    """Write where, with which libraries and when a run measured."""
     where = report["machine"]
     libraries = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
     cuda = f"driver for CUDA {where['driver']}, CUDA {where['runtime']} in CuPy"
@@ -186,7 +186,7 @@ def circumstances(report: Report) -> str:
 
 
 def show(report: Report, tables: bool) -> None:
-    """Print the summary, and before it everything where that is asked for."""
+    """Print the summary, after all tables if requested."""
     output = console(highlight=False)
     if not output.is_terminal:
         output = console(highlight=False, width=WIDTH)
@@ -200,7 +200,7 @@ def show(report: Report, tables: bool) -> None:
 
 
 def called(key: str, value: str) -> str:
-    """Say what people call what a JSON file names."""
+    """Return what people call an entry of the JSON file."""
     return named(value) if key == "workload" else value
 
 
@@ -217,26 +217,26 @@ def show_tables(report: Report, console: Any) -> None:
 
 
 def steps_of(report: Report) -> str:
-    """Say what the summary is about."""
+    """Write the introduction to the summary."""
     subjects = " and of ".join(name for name in SUBJECTS if own_rows(report, name))
     return f"A step of {subjects}, and how many times as long the fastest of others takes, on the GPU / on the host."
 
 
 def full_table(report: Report) -> Any:
-    """Make the table of everything."""
+    """Make the table of all steps."""
     headings = ["GPU", "host", f"against {report['machine']['baseline']}", "GB/s", "of a copy"]
     lines = [["workload", "rule", "implementation", *headings]]
     for row in report["rows"]:
         seconds = duration(row["gpu_seconds"]), duration(row["host_seconds"])
-        there = row["speedup"] is not None or "speedup" in row.get("unstable", {})
-        speedup = times(row["speedup"]) if there else ""
+        measured = row["speedup"] is not None or "speedup" in row.get("unstable", {})
+        speedup = times(row["speedup"]) if measured else ""
         rates = UNSTABLE if row["gbps"] is None else f"{row['gbps']:.4g}", percent(row["of_copy"])
         lines.append([named(row["workload"]), row["rule"], row["implementation"], *seconds, speedup, *rates])
     return table(lines, 3, f"Optimizer steps on {report['machine']['gpu']}")
 
 
 def markdown(report: Report) -> str:
-    """Write the tables of docs/benchmarks.md from a report: of others only the fastest, since the chart has all."""
+    """Write the tables of docs/benchmarks.md from a report: only the fastest others, since the chart has all."""
     lines = [f"On a GPU: {circumstances(report)} {EXPLAINED}"]
     for about, cells in ((steps_of(report), summary(report)), *other_tables(report)):
         lines += ["", about, "", *markdown_table(cells, 2)]
@@ -246,5 +246,5 @@ def markdown(report: Report) -> str:
 
 
 def markdown_of(run: Path) -> str:
-    """Write the tables of a committed run, or that there is none."""
+    """Write the tables of a committed run, or a sentence that there is none."""
     return markdown(read(run)) if run.exists() else UNMEASURED

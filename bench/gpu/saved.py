@@ -1,4 +1,4 @@
-"""A run on disk: written anew after each part, so that nothing is lost where a later one dies, and read again."""
+"""A run's file: rewritten after each part, so that nothing is lost if a later one fails, and read again to resume."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ KINDS: dict[str, type] = {
     "missing": list,
 }
 OF_MACHINE = ("gpu", "driver", "runtime", "torch_runtime", "versions", "date", "baseline", "quick")
-SAME = ("fastopt", "torch", "cupy")  # versions of a run that is resumed
+SAME = ("fastopt", "torch", "cupy")  # versions that must be the same to resume a run
 
 
 def read(path: Path) -> Report:
-    """Read a run; what files of older versions do not have is empty.
+    """Read a run; entries that files of older versions lack are empty.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If it is no run on a GPU.
+        If it is not a run on a GPU.
     """
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
@@ -49,14 +49,14 @@ def read(path: Path) -> Report:
 
 
 def write(report: Report, path: Path) -> None:
-    """Write a run in the place of what was there: a reader finds the old one or the new one, whatever happens."""
+    """Write a run over the old file: a reader finds either the old one or the new one, whatever happens."""
     with replacing(path) as beside:
         beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def check_writable(path: Path) -> None:
-    """Raise where a run could not be put in the place of what is there."""
-    if path.exists() and not path.is_file():  # a device would be gone afterwards
+    """Raise an error if a run could not be written to this path."""
+    if path.exists() and not path.is_file():  # writing would replace a device
         raise ValueError(f"{path} is no file: --json and --resume write one")
     folder = path.resolve().parent
     if not os.access(folder, os.W_OK):
@@ -64,7 +64,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_machine(path: Path, there: Machine, here: Machine) -> None:
-    """Raise where a run is another machine's: figures of two do not stand side by side."""
+    """Raise ValueError if a run is from another machine: figures of two cannot be compared."""
     if described(there) != described(here):
         raise ValueError(
             f"{path} is a run on {described(there)}; here is {described(here)}: a run goes on where it began, since "
@@ -73,7 +73,7 @@ def check_machine(path: Path, there: Machine, here: Machine) -> None:
 
 
 def described(machine: Machine) -> str:
-    """Name what must be the same for figures to stand side by side."""
+    """Describe what must be the same for figures to be comparable."""
     libraries = ", ".join(f"{name} {machine['versions'].get(name, 'missing')}" for name in SAME)
     cuda = f"CUDA {machine['driver']} in the driver, {machine['runtime']} in CuPy, {machine['torch_runtime']} in torch"
     return f"{machine['gpu']} ({cuda}; {libraries})"
