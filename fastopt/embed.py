@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import fused
+from . import fused, optimizers
 from .backends.numpy.memory import UPDATED
 from .checks import Count
 from .kernels import build_pool, lazy
 from .kernels.tables import ABI as ABI
-from .rules import RULES, Rule, check
+from .rules import CARRIED, FAMILIES, RULES, Rule, always, check
 
 #: Declares all of ``fastopt.h``, for pointers, casts and your own functions: use ``ffi.include(embed.ffi)``.
 ffi = build_pool.ffi
@@ -111,9 +111,10 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
         The number of the step, from 1. Required for rules whose numbers change at each step, such as Adam; the others
         do not take it.
     **options
-        The options of the call in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``. Weight decay and
-        ``maximize`` are not among them, except AdamW's weight decay: the loop passes ``g + weight_decay * p`` or
-        ``-g`` as the gradient. A momentum of 0, which the calls refuse for Nesterov, gives gradient descent.
+        The options of the call in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``; if there is no such
+        call, those of the optimizer's class. Weight decay and ``maximize`` are not among them, except AdamW's weight
+        decay: the loop passes ``g + weight_decay * p`` or ``-g`` as the gradient. A momentum of 0, which the calls
+        refuse for Nesterov, gives gradient descent. A number that goes from step to step is as this step leaves it.
 
     Returns
     -------
@@ -128,20 +129,40 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
         If there is no such rule, or a number is out of range.
     """
     found = known(rule)
-    call = inspect.signature(getattr(fused, rule.partition("_")[0])).parameters  # variants have no call of their own
+    call = parameters_of(found)
     names = [name for name in found.options if name in call and name not in found.of_gradient]
+    needs_step = found.moves is always
     if unknown := [name for name in options if name not in names]:
         raise TypeError(f"the update of {rule!r} takes {', '.join(names)}, not {', '.join(unknown)}")
-    if ("step" in call) != (step is not None):
+    if needs_step != (step is not None):
         raise TypeError(f"the update of {rule!r} " + ("needs its step: pass step=1" if step is None else "has no step"))
-    values = {name: options.get(name, call[name].default) for name in names}
+    values = {name: options.get(name, call[name]) for name in names}
     if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
         raise TypeError(f"the update of {rule!r} needs {' and '.join(missing)}: pass {missing[0]}=...")
-    checked = {name: check(name, value) for name, value in values.items()}
+    checked = {
+        name: handed_on(name, value) if name == found.carried else check(name, value) for name, value in values.items()
+    }
     number = fused.ANY if step is None else Count(minimum=1).check("step", step)
     row = found.row({**dict.fromkeys(found.options, 0.0), **checked}, number, False)
     found.check_row(row, "float64")
     return np.array(row[2:])
+
+
+def parameters_of(rule: Rule) -> dict[str, Any]:
+    """Return the options of a rule's call, or of its class where there is no call, each with its default."""
+    face = getattr(fused, rule.name.partition("_")[0], None)  # variants have no call of their own
+    if face is None:
+        face = next(getattr(optimizers, name) for name, family in FAMILIES.items() if rule in family.rules)
+    found = {name: parameter.default for name, parameter in inspect.signature(face).parameters.items()}
+    return found if rule.carried is None else {**found, rule.carried: inspect.Parameter.empty}
+
+
+def handed_on(name: str, value: Any) -> float:
+    """Return a number that goes from step to step, as a step leaves it."""
+    number = CARRIED.check(name, value)
+    if number == 1:
+        raise ValueError(f"{name} is 1 before the first step alone: pass what this step leaves")
+    return number
 
 
 def known(rule: str) -> Rule:

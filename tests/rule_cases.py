@@ -16,7 +16,7 @@ def optimizer_of(rule, **options):
     return getattr(fastopt, name), options
 
 
-DECAY = {rule: {"weight_decay": 0.1} for rule in ("adamw", "adamw_amsgrad")}
+DECAY = {name: {"weight_decay": 0.1} for name, rule in RULES.items() if "keep" in rule.hypers}
 
 # With rates at which a trajectory stays at the scale at which it begins.
 OPTIMIZERS = {
@@ -34,7 +34,12 @@ OPTIONS = {
     "eps": 1e-10,
     "weight_decay": 0.0,
     "maximize": False,
+    # As a step leaves it that is not the first.
+    **{rule.carried: 0.5 for rule in RULES.values() if rule.carried is not None},
 }
+
+CALLED = [name for name in RULES if hasattr(fastopt.fused, name.partition("_")[0])]  # with a single call
+OF_SQUARES = [name for name, rule in RULES.items() if {"square_avg", "exp_avg_sq"} & {*rule.states}]
 
 BY_STATES = ("sgd", "adagrad", "rmsprop_momentum", "adamw_amsgrad")  # with none, one, two and three
 

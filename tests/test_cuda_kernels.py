@@ -467,6 +467,12 @@ def inputs(draw):
     return name, options, draw(st.one_of(st.integers(0, 3), st.integers(0, 2**51))), draw(st.booleans())
 
 
+def row_after(name, options, step, first, carried):
+    """The hyper row of a step, by what the one before has handed on."""
+    rule = RULES[name]
+    return rule.row(rule.with_carried(options, rule.hand_on(options, step, carried)), step, first)
+
+
 def bits(x):
     """The bits of an array, any NaN as one."""
     return np.where(np.isnan(x), np.nan, x).tobytes()
@@ -489,7 +495,7 @@ def test_advance_computes_the_rows_of_the_registry(drawn, taken, scale, skip):
     clock.rounded[...] = 7.0
     for i, (name, options, steps, first) in enumerate(drawn):
         clock.write(i, name, options, first=first, steps=steps)
-        row = np.array(RULES[name].row(options, steps + taken + 1, first and taken == 0))
+        row = np.array(row_after(name, options, steps + taken + 1, first and taken == 0, 1.0))
         if not skip:
             want[i, : len(row)] = row
         if not skip and scale is not None:
@@ -529,10 +535,13 @@ def test_advance_evaluates_a_schedule_for_every_option(name):
         mixed = {**MORE, **{option: schedules[option] for option in driven}}
         clock = Clock(1)
         clock.write(0, name, mixed, first=False, steps=30, schedule_steps=5)
+        carried = 1.0
         for step in range(20):
             clock.advance()
             now = {**MORE, **{option: float(schedules[option](5 + step)) for option in driven}}
-            row = RULES[name].row(now, 31 + step, False)
+            row = row_after(name, now, 31 + step, False, carried)
+            carried = RULES[name].hand_on(now, 31 + step, carried)
+            assert clock.carried[0] == carried
             assert clock.hypers[0, : len(row)].tolist() == list(row)
 
 

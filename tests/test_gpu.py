@@ -54,12 +54,14 @@ def test_trajectories(device, name, options, dtype):
 
 @pytest.mark.parametrize("name", rules.RULES)
 def test_non_finite_gradients_propagate(device, name):
-    """A NaN or an infinity reaches its own element and no other."""
-    optimizer, options = OPTIMIZERS[name]
+    """A NaN or an infinity reaches its own element and no other: of the parameter, or of a state at least."""
+    make, options = OPTIMIZERS[name]
     p, g = device.array(np.ones(40, np.float32)), np.full(40, 0.5, np.float32)
     g[7], g[20] = np.nan, np.inf
-    optimizer(p, **options).step(device.array(g))
-    finite = np.isfinite(device.get(p))
+    optimizer = make(p, **options)
+    optimizer.step(device.array(g))
+    states = [optimizer.state[0][state] for state in rules.RULES[name].states]
+    finite = np.isfinite([device.get(array) for array in (p, *states)]).all(axis=0)
     assert not finite[[7, 20]].any()
     assert np.delete(finite, [7, 20]).all()
 

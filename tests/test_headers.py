@@ -24,6 +24,7 @@ from instructions import any_arithmetic, operations, packed
 from loop_cases import OPTIONS, numbers_of, options_of, states_of
 from once import once
 from pairs import swept
+from rule_cases import OF_SQUARES
 from schedule_cases import CASES
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
 
@@ -291,7 +292,7 @@ def test_averages_of_one_gradient_over_and_over(compiled, name):
         assert np.isfinite(p).all()
 
 
-@pytest.mark.parametrize("name", [name for name, rule in rules.RULES.items() if {"gain", "gain2"} & {*rule.hypers}])
+@pytest.mark.parametrize("name", OF_SQUARES)
 def test_an_average_of_squares_is_finite_where_a_square_is_not(compiled, name):
     """In torch's order of multiplications, in which every element moves; `test_range.py` has the other languages."""
     for loop in LOOPS:

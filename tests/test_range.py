@@ -10,7 +10,7 @@ from cuda_jobs import Job, Tensor
 from fastopt.bench import oracle
 from fastopt.kernels import cpu
 from loop_cases import numbers_of, options_of
-from rule_cases import BY_STATES, OPTIMIZERS
+from rule_cases import BY_STATES, OF_SQUARES, OPTIMIZERS
 from tolerances import TRAJECTORY, assert_close
 from torch.nn import Parameter
 
@@ -18,11 +18,10 @@ import fastopt.torch
 from fastopt import embed
 from fastopt.rules import RULES
 
-AVERAGING = [name for name, rule in RULES.items() if {"gain", "gain2"} & {*rule.hypers}]
 ROOTS = np.array([1e-3, 0.9, 1.1, 2.0, 3.0, -4.0, -4.9])  # times that of the largest number
 ENDS = [*ROOTS, 13.0, 40.0]  # of which averages are infinite, in torch as well
 
-averaging = pytest.mark.parametrize("name", AVERAGING)
+averaging = pytest.mark.parametrize("name", OF_SQUARES)
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
@@ -73,7 +72,7 @@ def by_cuda(name, p, g, states, step):
             id=f"{name}-{update.__name__}",
         )
         for update in (by_numba, by_pointer, by_cuda)
-        for name in AVERAGING
+        for name in OF_SQUARES
     ],
 )
 def test_large_gradients_against_the_oracle(update, name):
