@@ -159,6 +159,15 @@ def adamw_amsgrad(p: Array, g: Array, states: States | None, step: int, options:
     return adam_amsgrad(p, g, states, step, options)
 
 
+def lion(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
+    """Chen et al.'s Algorithm 2: a parameter decays by itself, and moves by the sign of an average alone."""
+    p, options = decayed(p, options)
+    g, (m,) = regularised(p, g, options), zeros(p, states, 1)
+    beta1, beta2 = options.get("betas", (0.9, 0.99))
+    move: Array = options["lr"] * np.sign(beta1 * m + (1.0 - beta1) * g)
+    return p - move, (beta2 * m + (1.0 - beta2) * g,)
+
+
 RULES: dict[str, Callable[[Array, Array, States | None, int, Options], Updated]] = {
     "sgd": sgd,
     "momentum": momentum,
@@ -172,6 +181,7 @@ RULES: dict[str, Callable[[Array, Array, States | None, int, Options], Updated]]
     "adam_amsgrad": adam_amsgrad,
     "adamw": adamw,
     "adamw_amsgrad": adamw_amsgrad,
+    "lion": lion,
 }
 
 

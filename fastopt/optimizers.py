@@ -6,7 +6,7 @@ from .base import Optimizer, Params, Scheduled
 from .faces import ARRAYS, described
 from .rules import FAMILIES
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop"]
 
 
 @described(ARRAYS)
@@ -375,3 +375,56 @@ class AdamW(Adam):
         super().__init__(
             params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize
         )
+
+
+@described(ARRAYS)
+class Lion(Optimizer):
+    r"""Lion: steps of one length for all elements, in the direction of the sign of an average of the gradients.
+
+    For each parameter p with gradient g::
+
+        g <- -g                                       if maximize
+        u <- sign(beta1 * m + (1 - beta1) * g)        m starts at 0; sign(0) = 0
+        p <- (1 - lr * weight_decay) * p - lr * u
+        m <- beta2 * m + (1 - beta2) * g
+
+    Parameters
+    ----------
+    {options}
+    lr
+        Every element moves by it; [1]_ takes a third to a tenth of AdamW's, and three to ten times its weight decay.
+
+    Raises
+    ------
+    {errors}
+
+    Notes
+    -----
+    As Algorithm 2 of [1]_. torch.optim has no such optimizer. It keeps one state, ``exp_avg``, where Adam keeps two.
+
+    References
+    ----------
+    .. [1] X. Chen et al., "Symbolic Discovery of Optimization Algorithms", NeurIPS 2023, arXiv:2302.06675.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.ones(3, np.float32)
+    >>> opt = fastopt.Lion(w, lr=0.5)
+    >>> opt.step(np.array([2.0, 0.2, 0.0], np.float32))
+    >>> w
+    array([0.5, 0.5, 1. ], dtype=float32)
+    """
+
+    _family = FAMILIES["Lion"]
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        lr: Scheduled = 1e-4,
+        betas: tuple[Scheduled, Scheduled] = (0.9, 0.99),
+        weight_decay: Scheduled = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})

@@ -74,7 +74,9 @@ OPTIONS = {
         "L2 penalty, 0 or more: ``g + weight_decay * p`` is used for g.",
         check=Number("weight_decay value"),
         scheduled="",
-        of={"adamw": "The share of a parameter that a step with a rate of 1 takes off, 0 or more."},
+        of=dict.fromkeys(
+            ("adamw", "lion"), "The share of a parameter that a step with a rate of 1 takes off, 0 or more."
+        ),
     ),
     "decoupled_weight_decay": Argument("bool", "Whether weight decay is `AdamW`'s.", check=Flag()),
     "amsgrad": Argument("bool", "Divide by the largest average of squares so far.", check=Flag()),
@@ -283,6 +285,13 @@ def adamw_row(options: Options, step: int, first: bool) -> Row:
     return gradients_factor, 0.0, *adams, 1.0 - options["lr"] * weight_decay
 
 
+def lion_row(options: Options, step: int, first: bool) -> Row:
+    """p <- (1 - lr * weight_decay) * p - lr * sign(beta1 * m + (1 - beta1) * g); m <- beta2 * m + (1 - beta2) * g."""
+    beta1, beta2 = options["betas"]
+    lr = options["lr"]
+    return factor(options), 0.0, lr, 1.0 - beta1, 1.0 - beta2, 1.0 - lr * options["weight_decay"]
+
+
 OF_SGD = ("maximize", "weight_decay", "lr")
 OF_MOMENTUM = (*OF_SGD, "momentum", "dampening")
 
@@ -332,6 +341,14 @@ ADAM = Rule(
 ADAM_AMSGRAD = replace(ADAM, name="adam_amsgrad", states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
 ADAMW = replace(ADAM, name="adamw", hypers=(*ADAM.hypers, "keep"), row=adamw_row, of_gradient=("maximize",))
 ADAMW_AMSGRAD = replace(ADAMW, name="adamw_amsgrad", states=ADAM_AMSGRAD.states)
+LION = Rule(
+    "lion",
+    ("exp_avg",),
+    (*OF_SGD, "betas"),
+    ("lr", "gain1", "gain2", "keep"),
+    lion_row,
+    of_gradient=("maximize",),
+)
 
 RULES = {
     rule.name: rule
@@ -348,6 +365,7 @@ RULES = {
         ADAM_AMSGRAD,
         ADAMW,
         ADAMW_AMSGRAD,
+        LION,
     )
 }
 
@@ -386,6 +404,11 @@ def choose_adam(options: Options) -> Rule:
 def choose_adamw(options: Options) -> Rule:
     """Choose AdamW with or without AMSGrad's maximum."""
     return ADAMW_AMSGRAD if options["amsgrad"] else ADAMW
+
+
+def choose_lion(options: Options) -> Rule:
+    """Lion has one rule."""
+    return LION
 
 
 @dataclass(frozen=True, eq=False)
@@ -430,4 +453,5 @@ FAMILIES = {
     ),
     "Adam": Family((ADAM, ADAM_AMSGRAD, ADAMW, ADAMW_AMSGRAD), choose_adam, counts=True),
     "AdamW": Family((ADAMW, ADAMW_AMSGRAD), choose_adamw, counts=True),
+    "Lion": Family((LION,), choose_lion),
 }

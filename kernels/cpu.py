@@ -235,6 +235,24 @@ def update_adamw_amsgrad(p, g, m, v, w, lr, gain1, gain2, eps, keep):
     update_each("adamw_amsgrad", p, g, (m, v, w), (lr, gain1, gain2, eps, keep))
 
 
+@inner
+def sign(x):
+    """1 or -1, and 0 where it is 0; NaN stays NaN."""
+    real = type(x)
+    return real(1) if x > 0 else real(-1) if x < 0 else x
+
+
+@rule(states=1)
+def lion(p, g, m, lr, gain1, gain2, keep):
+    real = type(p)
+    return real(keep) * p - real(lr) * sign(average(m, g, gain1)), average(m, g, gain2)
+
+
+@over_arrays
+def update_lion(p, g, m, lr, gain1, gain2, keep):
+    update_each("lion", p, g, (m,), (lr, gain1, gain2, keep))
+
+
 # Conversions are integer arithmetic on bits, which vectorises: eight elements at once. LLVM's own need a processor with
 # F16C, or call a function that Numba does not link, which ends the process. They also work when the processor flushes
 # float32's subnormals to zero (`torch.set_flush_denormal`): float16's subnormals survive that.

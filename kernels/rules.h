@@ -44,7 +44,8 @@
     X(adam, Adam)                                          \
     X(adam_amsgrad, AdamAmsgrad)                           \
     X(adamw, AdamW)                                        \
-    X(adamw_amsgrad, AdamWAmsgrad)
+    X(adamw_amsgrad, AdamWAmsgrad)                         \
+    X(lion, Lion)
 
 namespace fastopt {
 
@@ -276,6 +277,36 @@ struct AdamWAmsgrad : AdamW {
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
         T keep = hyper[4];
         return AdamAmsgrad::apply(keep * p, g, state, hyper);
+    }
+};
+
+// 1 or -1, and 0 where it is 0; NaN stays NaN.
+template <typename T>
+FASTOPT_DEVICE FASTOPT_INLINE inline T sign(T x) {
+    T one = T{} + 1.0f;
+    return x > T{} ? one : (x < T{} ? -one : x);
+}
+
+struct Lion {
+    static constexpr int states = 1;   // exp_avg
+    static constexpr int hypers = 4;   // lr, gain1, gain2, keep
+    static constexpr int options = 5;  // maximize, weight_decay, lr, beta1, beta2
+
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double, bool, double *out) {
+        out[0] = factor(option[0]);
+        out[1] = 0.0;
+        out[2] = option[2];
+        out[3] = 1.0 - option[3];
+        out[4] = 1.0 - option[4];
+        out[5] = 1.0 - option[2] * option[1];
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T lr = hyper[0], gain1 = hyper[1], gain2 = hyper[2], keep = hyper[3];
+        T c = average(state[0], g, gain1);
+        state[0] = average(state[0], g, gain2);
+        return keep * p - lr * sign(c);
     }
 };
 

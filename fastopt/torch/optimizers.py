@@ -13,7 +13,7 @@ from ..faces import TORCH, described
 from ..rules import FAMILIES
 from .base import Optimizer
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop"]
 
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 Betas: TypeAlias = tuple[float | Callable[[int], float], float | Callable[[int], float]]
@@ -346,4 +346,62 @@ class AdamW(Adam):
             differentiable=differentiable,
             fused=fused,
             decoupled_weight_decay=True,
+        )
+
+
+@described(TORCH, like=arrays.Lion)
+class Lion(Optimizer):
+    r"""Lion, steps of one length for all elements, by the sign of an average of the gradients; torch.optim has none.
+
+    {formulas}
+
+    Parameters
+    ----------
+    {options}
+
+    Raises
+    ------
+    {errors}
+
+    Notes
+    -----
+    What `SGD` says of its steps holds here as well.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fastopt.torch.Lion([w], lr=0.5)
+    >>> w.grad = torch.tensor([2.0, 0.2, 0.0])
+    >>> opt.step()
+    >>> w.detach()
+    tensor([0.5000, 0.5000, 1.0000])
+    """
+
+    _family = FAMILIES["Lion"]
+    _eager = False
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scheduled = 1e-4,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: Scheduled = 0.0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": tuple(betas) if isinstance(betas, (Sequence, np.ndarray)) else betas,
+                "weight_decay": weight_decay,
+                "maximize": maximize,
+                "foreach": foreach,
+                "differentiable": differentiable,
+                "fused": fused,
+            },
         )
