@@ -112,8 +112,8 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
         do not take it.
     **options
         The options of the call in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``; if there is no
-        such call, those of the optimizer's class. Weight decay and ``maximize`` are not among them, except a decoupled
-        weight decay: the loop passes ``g + weight_decay * p`` or ``-g`` as the gradient. A momentum of 0, which the calls
+        such call, those of the optimizer's class. ``maximize`` is not among them, and weight decay only where it is
+        decoupled: the loop passes ``g + weight_decay * p`` or ``-g`` as the gradient. A momentum of 0, which the calls
         refuse for Nesterov, gives gradient descent. A number that goes from step to step is as this step leaves it.
 
     Returns

@@ -1,8 +1,8 @@
-"""The chunk table: tensors of any size cut into pieces of one size, so that a step is one launch.
+"""The chunk table: tensors of any size are cut into pieces of one size, so that a step is one launch.
 
-A tensor whose gradient lies in the same order is cut into runs. Where the gradient lies differently, it is cut into
-two-dimensional tiles, along the axis in which the parameter is dense and the one in which the gradient is; the kernel
-gathers a tile of the gradient into the parameter's order while both are in the cache.
+A tensor with its gradient in the same order is cut into runs. With the gradient in another order, it is cut into
+two-dimensional tiles, along the axis that is dense in the parameter and the one that is dense in the gradient; the
+kernel gathers a tile of the gradient into the parameter's order while both are in the cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Table = npt.NDArray[Any]
 class Strides:
     """How a gradient lies in relation to its parameter's storage order.
 
-    Axes run from slow to fast in the parameter; those that both arrays walk alike are merged.
+    Axes run from slow to fast in the parameter; neighbouring axes are merged if both arrays allow it.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Strides:
 
     @classmethod
     def of(cls, gradient: Array) -> Strides:
-        """Describe a gradient that is viewed in its parameter's storage order."""
+        """Describe a gradient, viewed in its parameter's storage order."""
         shape: list[int] = []
         grad: list[int] = []
         for length, stride in zip(gradient.shape, gradient.strides, strict=True):
@@ -64,7 +64,7 @@ class Strides:
 
 
 def located(gradient: Array) -> tuple[int, Strides | None]:
-    """Return where a gradient in its parameter's storage order lies, and how, unless just as the parameter does."""
+    """Return the address of a gradient in its parameter's storage order, and its strides if these are others."""
     dense = gradient.flags.c_contiguous and gradient.flags.aligned
     return address(gradient), None if dense else Strides.of(gradient)
 
@@ -117,7 +117,7 @@ def tiles(tensor: int, strides: Strides) -> tuple[Table, Table]:
 def chunk_table(
     sizes: Sequence[int], strided: dict[int, Strides], elements: int = CHUNK_ELEMENTS
 ) -> tuple[Table, Table]:
-    """Cut all tensors: their chunks, and a layout for each row (used where ``strided`` has that row)."""
+    """Cut all tensors: return their chunks, and a layout for each row (used if ``strided`` has that row)."""
     dense = [0 if row in strided else size for row, size in enumerate(sizes)]
     parts = [dense_chunks(dense, elements)]
     layouts = np.zeros(len(sizes), LAYOUT)

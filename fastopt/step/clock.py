@@ -1,4 +1,4 @@
-"""The clock of an optimizer: how many steps its groups and parameters have taken, and the numbers of the next one."""
+"""The clock of an optimizer: step counts of groups and parameters, and the hyper rows of the next step."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ REPEATED_LIMIT = 2**50  # of steps under a schedule, which end at 2**51: nobody 
 class State(enum.Enum):
     """Who counts the steps."""
 
-    HOST = "the host, one after the other"
-    CREDITED = "the extension, which takes the last step again and again; the host adds them when somebody asks"
-    DEVICE = "the devices; the host reads their count when somebody asks, which waits for them"
-    CAPTURED = "the devices, for good: a graph holds a step, and its tables and states stay where they are"
+    HOST = "the host, step by step"
+    CREDITED = "the extension, which repeats the last step; the host adds its steps on demand"
+    DEVICE = "the GPUs; the host reads their count on demand, and waits for them"
+    CAPTURED = "the GPUs, for good: a graph holds a step, so its tables and states must stay where they are"
 
 
 class Tally:
-    """How many steps the extension has taken, and how many of these were added to the counts."""
+    """The steps that the extension has taken, and how many of these are in the counts already."""
 
     def __init__(self) -> None:
         self.repetition: Repetition | None = None
         self.credited = 0
 
     def begin(self, repetition: Repetition) -> None:
-        """Count the steps of a repetition, which has taken none yet."""
+        """Begin to count the steps of a repetition, which has taken none yet."""
         self.credited, self.repetition = 0, repetition
 
     @property
     def pending(self) -> int:
-        """How many are still to be added."""
+        """How many steps are not in the counts yet."""
         return 0 if self.repetition is None else self.repetition.taken - self.credited
 
     def credit(self) -> int:
-        """Return them, to be added."""
+        """Return these; the caller adds them to the counts."""
         steps = self.pending
         self.credited += steps
         return steps
 
 
 class Fetch:
-    """Brings a group up to date, by its clock; where that is gone, by what the extension had counted until then."""
+    """Brings a group up to date by its clock or, if the optimizer is gone, by the tally that it left."""
 
     def __init__(self, clock: Clock) -> None:
-        self.clock = weakref.ref(clock)  # which has the group: no cycle that only the garbage collector could end
+        self.clock = weakref.ref(clock)  # the clock holds the group: a strong reference would be a cycle
         self.tally = clock.tally
         self.is_done = False
 
@@ -78,7 +78,7 @@ class Fetch:
 
 
 class Clock:
-    """The only one who counts steps, asks schedules and computes hyper rows.
+    """Counts steps, evaluates schedules and computes hyper rows; nobody else does.
 
     ::
 
@@ -87,10 +87,10 @@ class Clock:
                   ----------->        <---------------------------
                       end                           end
 
-    Here the first two; `DeviceClock` has the others as well.
+    This class has the first two states, `DeviceClock` all four.
 
-    A step goes ``poll`` (the options of the next step), ``form`` (who shares a hyper row), ``advance`` (the rows),
-    launch, ``count``. Whoever wants to know a count calls ``settle`` before.
+    A step calls ``poll`` (options of the next step), ``form`` (step groups) and ``advance`` (hyper rows), launches, and
+    calls ``count``. Whoever reads a count calls ``settle`` first.
 
     Parameters
     ----------
@@ -100,20 +100,20 @@ class Clock:
         ``choose(options)``, the rule that a group's options ask for; raises ValueError where they contradict.
     guard : Guard
     counts_groups : bool, default True
-        Whether the groups' steps are counted too, and not those of parameters alone.
+        Whether it counts the groups' steps too, and not only those of parameters.
 
     Attributes
     ----------
     rules : list of Rule
-        Of the groups, in the next step.
+        The rule of each group in the next step.
     step_groups : list of StepGroup
-        Who takes part in the last step.
+        The parameters that take part, by hyper row.
     hypers, carried : array of float64
-        A hyper row for each of these, and the number that its rule hands on.
+        A hyper row and the carried number for each step group.
     steady : bool
-        Whether the rows are those of these options, this scale and these step groups.
+        Whether the rows are up to date with options, scale and step groups.
     moving : bool
-        Whether they change with the count of steps all the same.
+        Whether the rows change from step to step all the same.
     """
 
     def __init__(
@@ -127,43 +127,43 @@ class Clock:
         self.plan, self.groups, self.choose, self.guard = plan, groups, choose, guard
         self.counted = groups if counts_groups else ()
         self.state = State.HOST
-        self.scale = 1.0  # of all gradients in the next step
+        self.scale = 1.0  # factor of all gradients in the next step
         self.rules: list[Rule] = []
-        self.versions: list[int] = []  # of the groups, when they were asked last
+        self.versions: list[int] = []  # of the groups, at the last poll
         self.step_groups: list[StepGroup] = []
         self.hypers = np.zeros((0, HYPERS))
         self.carried = np.ones(0)
         self.steady = self.moving = False
-        self.repetition: Repetition | None = None  # the last step, where the extension may take it again
+        self.repetition: Repetition | None = None  # of the last step, in the state CREDITED
         self.tally = Tally()
         self._kinds = sorted({(parameter.group.index, parameter.dtype) for parameter in plan.parameters})
         options = [group.entries for group in groups]
         self.check_options([choose(entries) for entries in options], options)
 
     def attach(self) -> None:
-        """Bring the groups' counts and numbers up to date, from now on, for whoever reads them."""
+        """From now on, bring the groups up to date whenever somebody reads them."""
         for group in self.counted:
             group.fetch = Fetch(self)
 
     @property
     def is_behind(self) -> bool:
-        """Whether somebody else counts, so that the groups' counts and numbers may be those of an earlier step."""
+        """Whether the groups may be behind, since the extension or a GPU counts."""
         return self.state is not State.HOST
 
     @property
     def on_devices(self) -> bool:
-        """Whether devices count."""
+        """Whether GPUs count."""
         return self.state in (State.DEVICE, State.CAPTURED)
 
     # Options
 
     def check_options(self, rules: Sequence[Rule], options: Sequence[Options]) -> None:
-        """Raise where options of a group are too large for what one of its parameters is computed in."""
+        """Raise if options of a group are too large for the dtype of one of its parameters."""
         for index, dtype in self._kinds:
             rules[index].check_options(options[index], dtype, f" of group {index}")
 
     def chosen(self) -> list[Rule]:
-        """Ask the schedules, and return the rules that the options of the next step ask for, which are checked."""
+        """Evaluate the schedules for the next step, check the options, and return the rule of each group."""
         for group in self.groups:
             group.ask_schedules()
         rules = [self.choose(group.upcoming) for group in self.groups]
@@ -171,14 +171,14 @@ class Clock:
         return rules
 
     def poll(self, scale: float, amp: AmpState | None) -> None:
-        """Find out by which options the next step is taken, and who counts it.
+        """Poll the options of the next step, and decide who counts it.
 
         Parameters
         ----------
         scale : float
-            What all gradients are first multiplied by.
+            Factor of all gradients.
         amp : AmpState or None
-            Has another factor, and may be that the step is skipped. Only where all parameters lie on GPUs.
+            GradScaler's scale and found_inf. Only if all parameters are on GPUs.
         """
         self.end()
         self._take_scale(scale)
@@ -189,13 +189,13 @@ class Clock:
             self.scale, self.steady = scale, False
 
     def _ask(self) -> bool:
-        """Ask the groups for the next step's options, where these may have changed; say whether any was assigned."""
+        """Poll the groups if their options may have changed; return whether any was assigned."""
         versions = [group.version for group in self.groups]
         assigned = versions != self.versions
         if assigned or any(group.schedules for group in self.groups):
             self.steady = False
             self.rules = self.chosen()
-            self.versions = versions  # of before: what a schedule assigns counts for the next step
+            self.versions = versions  # from before: an assignment by a schedule counts for the next step
         return assigned
 
     def unchanged(self) -> bool:
@@ -206,15 +206,15 @@ class Clock:
         return True
 
     def ask_now(self) -> None:
-        """Ask for counts and options, since the host is to compute the rows of parameters alone."""
+        """Bring counts and options up to date on the host, for rows of single parameters."""
 
     # Steps
 
     def check(self, gradients: Located) -> None:
-        """Raise where the next step cannot be taken with these gradients."""
+        """Raise if the next step cannot be taken with these gradients."""
 
     def form(self, taking_part: bytes) -> None:
-        """Find out who shares a hyper row: parameters of one group that have taken as many steps."""
+        """Form the step groups: parameters of one group with the same step count share a hyper row."""
         self.write_counts()
         found: dict[tuple[int, int, float, bool], StepGroup] = {}
         for parameter, part in zip(self.plan.parameters, taking_part, strict=True):
@@ -234,7 +234,7 @@ class Clock:
             self.plan.form(taking_part, self.step_groups, self.hypers)
 
     def advance(self) -> None:
-        """Compute the hyper rows of the next step, where they are not those of the last one."""
+        """Compute the hyper rows of the next step, unless those of the last one still hold."""
         if self.moving or not self.steady:
             self._write_rows()
 
@@ -251,7 +251,7 @@ class Clock:
             self.moving = self.moving or rule.moves(options)
 
     def count(self) -> None:
-        """Count the step that was launched; states that it began are the parameters' own from now on."""
+        """Count the step that was launched; the parameters keep the states that began with it."""
         for number, step_group in enumerate(self.step_groups):
             step_group.step += 1
             step_group.carried = float(self.carried[number])
@@ -262,23 +262,23 @@ class Clock:
             group.count()
 
     def count_alone(self, parameter: Parameter) -> None:
-        """Count a step of one parameter alone."""
+        """Count a step of a single parameter."""
         parameter.step += 1
 
     def count_groups(self) -> None:
-        """Count a step of the groups, whose parameters have clocks of their own."""
+        """Count a step of the groups; their parameters have clocks of their own."""
         with HeldBack():
             for group in self.groups:
                 group.count()
 
     def row_of(self, parameter: Parameter, scale: float) -> Row:
-        """Return the hyper row of one parameter alone, which takes part in the next step by itself."""
+        """Return the hyper row for a step of a single parameter."""
         rule = self.rules[parameter.group.index]
         factor, *row = rule.row(parameter.group.upcoming, parameter.step + 1, False)
         return factor * scale, *row
 
     def keep_states(self, group: StepGroup) -> None:
-        """Make the states that a step begins the parameters' own."""
+        """Give the parameters the states that begin with a step."""
         for parameter, new_states in zip(group.parameters, group.new_states, strict=True):
             parameter.keep(new_states)
         group.new_states = []
@@ -287,7 +287,7 @@ class Clock:
     # Repetitions
 
     def repeat(self) -> None:
-        """Let the extension take the next steps, where they can be the last one again."""
+        """Let the extension take the next steps, if they can repeat the last one."""
         if not self.counted or self.state is not State.HOST or not all(map(can_repeat, self.groups)):
             return
         repetition = self.plan.repetition()
@@ -297,7 +297,7 @@ class Clock:
             self.repetition, self.state = repetition, State.CREDITED
 
     def _inputs(self) -> tuple[npt.NDArray[Any] | None, list[Array]]:
-        """Describe what hyper rows are computed from, with the records that this points to; None where they stay."""
+        """Return the row inputs (None if the rows stay) and the records to which these point."""
         if self.steady and not self.moving and not any(group.schedules for group in self.groups):
             return None, []
         records: list[Array] = []
@@ -321,10 +321,10 @@ class Clock:
         if self.tally.pending:
             with HeldBack():
                 self._add(self.tally.credit(), self.carried.tolist())
-                self.steady = False  # the rows are those of its last step
+                self.steady = False  # the extension has written other rows
 
     def _add(self, steps: int, carried: Sequence[float]) -> None:
-        """Add steps that somebody else has counted, and what rules hand on after these."""
+        """Add steps that the extension or a GPU has counted, and take the carried numbers after these."""
         for step_group, number in zip(self.step_groups, carried, strict=False):  # on a GPU there is room for more
             step_group.step += steps
             step_group.carried = number
@@ -336,7 +336,7 @@ class Clock:
     # Counts
 
     def fetch(self) -> None:
-        """Bring the groups' counts and numbers up to date, for somebody who reads them."""
+        """Bring the groups up to date, for somebody who reads them."""
         with self.guard.mutex:
             self.settle()
 
@@ -346,18 +346,18 @@ class Clock:
             self._credit()
 
     def write_counts(self) -> None:
-        """Bring all counts up to date, and write them to the parameters."""
+        """Bring all counts up to date, and write them into the parameters."""
         self.settle()
         for group in self.step_groups:
             for parameter in group.parameters:
                 parameter.step, parameter.carried = group.step, group.carried
 
     def refuse_captured(self) -> None:
-        """Raise where a graph may hold a step, and what it uses would be exchanged."""
+        """Raise if a graph may hold a step: what it uses must not be replaced."""
 
 
 def can_repeat(group: GroupOptions) -> bool:
-    """Say whether the extension knows all schedules of a group, and nothing that they come to is the host's affair."""
+    """Say whether the extension can evaluate a group's schedules, and none can change the rule or get out of range."""
     if not group.schedules:
         return True
     few = group.schedules.keys() <= {"lr", "weight_decay"} and group.entries["step"] < REPEATED_LIMIT
@@ -365,16 +365,16 @@ def can_repeat(group: GroupOptions) -> bool:
 
 
 def describe(row: Any, group: StepGroup, hold: Callable[[Array], int], known: int = 0) -> None:
-    """Write into a row of ROW_INPUTS what a hyper row is computed from.
+    """Write a row of ROW_INPUTS for a step group.
 
     Parameters
     ----------
     row : row of ROW_INPUTS
     group : StepGroup
     hold : callable
-        Keeps a schedule's record, and returns its address.
+        Keeps a schedule's record and returns its address.
     known : int, default 0
-        So many of the steps were taken before the count that is added to the row's own.
+        The steps that whoever uses the row adds to its counts already.
     """
     rule, options = group.rule, group.group
     row["rule"], row["first"], row["steps"] = NUMBERS[rule.name], group.first, group.step - known
@@ -388,7 +388,7 @@ def describe(row: Any, group: StepGroup, hold: Callable[[Array], int], known: in
 
 
 def catch_up(group: GroupOptions) -> None:
-    """Make the numbers of a group's schedules those of its latest step."""
+    """Set the numbers that schedules drive to those of the latest step."""
     if group.schedules:
         step = group.entries["step"] - 1
         numbers = {name: check(name, schedule(step)) for name, schedule in group.schedules.items()}

@@ -1,4 +1,4 @@
-"""One kernel over parameters on the CPU: its tables, and the call on the threads of a pool."""
+"""Launches on the CPU: one kernel over parameters with its tables, run by the threads of a pool."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ..rules import Row, Rule
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 from .launch import Launch, LaunchCache
 
-# So many for each thread: below twice that one is faster than two, after a millisecond of other work (`fastopt bench`).
+# A second thread pays from twice as many on, after a millisecond of other work (`fastopt bench`).
 ELEMENTS_PER_THREAD = 100_000
 
-# So many claims each thread makes on a large job. With a claim for each chunk, threads that take turns at neighbours
-# spoil each other's prefetching, for some 5 % of the time of ResNet-50 and GPT-2; with four, a late one delays all.
+# Claims per thread in a large job. If each chunk were a claim, threads would take turns at neighbours and spoil each
+# other's prefetching, which costs 5 % in ResNet-50 and GPT-2; with four claims, a late thread delays all.
 RUNS = 16
 
 
 class Threads(Protocol):
-    """Whose threads run a launch: those of the pool, which the module `pool` is, or those of another library."""
+    """The threads that run a launch: those of the pool (the module `pool`), or those of another library."""
 
-    parallel: int  # entry of the OpenMP runtime whose team it is; 0 for the pool
+    parallel: int  # the address of GOMP_parallel in the OpenMP runtime; 0 for the pool
 
     def get_num_threads(self) -> int:
         """Return how many threads a launch may use."""
 
     def runner(self, kernel: Any, job_address: int) -> Callable[[int, int, int], None]:
-        """Bind a kernel to a job: a function of (chunks, chunks a claim, threads)."""
+        """Bind a kernel to a job; return a function of (chunks, chunks per claim, threads)."""
 
 
 class CpuLaunch(Launch):
@@ -56,8 +56,8 @@ class CpuLaunch(Launch):
         self.cut({})
 
     def cut(self, strided: dict[int, Strides]) -> None:
-        """Write the chunk table, for gradients that lie so."""
-        self.strided = None  # until all is written: an interrupt must not leave an old address behind
+        """Write the chunk table for gradients with these strides."""
+        self.strided = None  # until all is written: after an interrupt, the next step has to write it again
         self.cut_version += 1
         self.chunks, self.layouts = chunk_table(self.sizes, strided)
         self.table["layout"] = 0
@@ -66,7 +66,7 @@ class CpuLaunch(Launch):
         self.job["chunks"] = address(self.chunks)
         self.count = len(self.chunks)
         self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
-        # Small tensors are claimed many at once, for about a chunk's worth of work, and of large jobs long runs.
+        # A claim takes many small tensors at once, about a chunk's worth of work; in large jobs it takes a long run.
         small = self.count * CHUNK_ELEMENTS // max(self.elements, 1)
         long = self.count // (RUNS * min(self.workers, self.threads.get_num_threads()))
         self.grain = max(1, small, long)
@@ -78,19 +78,19 @@ class CpuLaunch(Launch):
         self.strided = strided
 
     def again(self) -> tuple[int, ...] | None:
-        """Return what the extension launches it again by; None where it cannot."""
+        """Return the fields of LAUNCH for the extension; None if it cannot run this launch."""
         if self.strided or not pool.available:
             return None
         return self.kernel.address, address(self.job), self.count, self.grain, self.workers
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
-        """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
+        """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
         self.gradients[:] = addresses
         if strided != self.strided:
             self.cut(strided)
 
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
-        """Take the hyper rows, which may change in place, and keep them."""
+        """Point to the hyper rows, which may change in place."""
         self.hypers = hypers
         self.job["hypers"] = address(hypers)
 
@@ -101,7 +101,7 @@ class CpuLaunch(Launch):
 
 
 class Cpu:
-    """The CPU, its memory, and whose threads work there."""
+    """The CPU with its memory, and the threads that work there."""
 
     on_gpu = False
 
@@ -120,7 +120,7 @@ class Cpu:
     def update(
         self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
     ) -> None:
-        """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses."""
         key = rule.name, dtype, size
         launch = self.cache.pop(key, None) or self.launch(rule, dtype, [size])
         if strided != launch.strided:

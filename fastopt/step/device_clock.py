@@ -1,6 +1,6 @@
-"""The clock where parameters lie on GPUs, which count the steps that only they know to be taken or skipped.
+"""The clock of parameters on GPUs, which count the steps that the host cannot see.
 
-The host describes what hyper rows are computed from, and a small kernel ahead of each update computes them and counts.
+The host uploads the inputs of the hyper rows; a small kernel ahead of each update computes the rows and counts.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from .plan import Located
 
 
 class DeviceClock(Clock):
-    """A clock that can leave the counting to GPUs: see `Clock` for its states.
+    """A clock that can leave the counting to GPUs; `Clock` shows its states.
 
-    It does so from the first step on that it cannot count itself: one that a graph records, and replays unseen, or one
-    that GradScaler may skip. It counts again where a step needs what only the host knows.
+    From the first step that the host cannot see, the GPUs own the counter: a step in a captured graph, or one that
+    GradScaler may skip. The host counts again when a step needs something that only the host has.
 
     Attributes
     ----------
     recording : bool
-        Whether a graph records the step that has begun.
+        Whether this step is being recorded in a graph.
     by_device : bool
-        Whether devices count this step.
+        Whether GPUs count this step.
     uploaded : bool
-        Whether the devices have the inputs of the hyper rows, and not by a graph that was perhaps not replayed yet.
+        Whether the GPUs have the row inputs. Only a graph that was never replayed may hold them otherwise.
     stale : bool
-        Whether these inputs are no longer those of the options.
+        Whether options have changed since, so that the inputs must be uploaded again.
     known, pending : int
-        How many steps the devices had counted when they were asked last; how many came since, some of them skipped
-        perhaps.
+        The steps that the GPUs had counted when the host last read the counter; the steps since, of which some may
+        have been skipped.
     begun : list
-        States that begin with the first of these steps, if any is taken.
+        States that begin with the first of these steps, unless all are skipped.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.gpus = [cast("GpuRows", rows) for device, rows in self.plan.launchers.items() if device.on_gpu]
         self.recording = self.by_device = self.uploaded = self.stale = False
-        self.needs_python = False  # one of the schedules, a function of the user's
+        self.needs_python = False  # whether a schedule is a function that only Python can call
         self.known = self.pending = 0
         self.begun: list[tuple[Parameter, list[str]]] = []
-        self.amp: AmpState | None = None  # of the step that is recorded
+        self.amp: AmpState | None = None  # of the step that is being recorded
 
     # Options
 
     def poll(self, scale: float, amp: AmpState | None) -> None:
-        """Find out by which options the next step is taken, and who counts it."""
+        """Poll the options of the next step, and decide who counts it."""
         self._take_scale(scale)
-        if self.on_devices and amp is None and scale != 1:  # a scale that the host knows is in its rows
+        if self.on_devices and amp is None and scale != 1:  # the host's scale is in the host's rows
             self.settle()
             self.end()
         for rows in self.gpus:
@@ -102,14 +102,14 @@ class DeviceClock(Clock):
         return [launch for launch in self.plan.launches if isinstance(launch, GpuLaunch)]
 
     def _ask_again(self) -> None:
-        """Ask the groups for what has changed, so that the devices can be told."""
+        """Poll the groups while GPUs count; the inputs are stale if anything has changed."""
         versions = [group.version for group in self.groups]
-        # Stale where the last step has failed after asking: graphs may have been replayed since.
+        # If the previous step failed after the poll, the inputs are stale; graphs may have been replayed since.
         changed = versions != self.versions or self.needs_python or self.stale
         captured = self.state is State.CAPTURED
         if not changed and (captured or not any(map(self._host_decides, self.groups))):
             return
-        # Numbers need no count, so that nobody waits for it; but what only a graph was told is forgotten.
+        # Numbers need no count, so nobody waits; but inputs that only a graph holds would be lost.
         if not self.uploaded or any(group.schedules for group in self.groups):
             self.settle()
         rules = self.chosen()
@@ -121,10 +121,10 @@ class DeviceClock(Clock):
         self.stale = True
 
     def _host_decides(self, group: GroupOptions) -> bool:
-        """Say whether schedules may come to what only the host can act on.
+        """Say whether a schedule reaches a value on which only the host can act.
 
-        A momentum that gets to 0, or leaves it, is a rule of its own, which a graph cannot change; for a beta of 1, the
-        host raises. The step's count is between the one that is known and this one, before which all have been asked.
+        A momentum of 0 is a rule of its own, which a graph cannot change; at a beta of 1 the host raises. The step's
+        count is between the known one and this one, and earlier ones have been checked.
         """
         step = group.entries["step"] + self.pending
         momentum, betas = group.schedules.get("momentum"), group.schedules.get("betas")
@@ -133,7 +133,7 @@ class DeviceClock(Clock):
         return betas is not None and not all(beta < 1 for beta in betas(step))
 
     def _hold_schedules(self) -> None:
-        """Put the schedules into the devices' memory, where a captured step will read them."""
+        """Copy the schedules' records into the GPUs' memory, where captured steps read them."""
         records = [record_of(function) for group in self.groups for _, function in group.functions()]
         self.needs_python = any(record is None for record in records)
         for record in records:
@@ -151,7 +151,7 @@ class DeviceClock(Clock):
     # Steps
 
     def check(self, gradients: Located) -> None:
-        """Raise where a graph holds, or is to hold, a step that cannot be taken with these gradients."""
+        """Raise if a graph holds, or would hold, a step that these gradients do not fit."""
         other = gradients.taking_part != self.plan.taking_part
         if self.state is State.CAPTURED and (other or gradients.strided):
             raise RuntimeError(
@@ -167,13 +167,13 @@ class DeviceClock(Clock):
             raise RuntimeError(WARM_UP)
 
     def form(self, taking_part: bytes) -> None:
-        """Find out who shares a hyper row; the host counts again, until it is known who does."""
+        """Form the step groups; the host counts again before."""
         self.settle()
         self.end()
         super().form(taking_part)
 
     def advance(self) -> None:
-        """Compute the hyper rows of the next step, or have the devices do so, and count."""
+        """Compute the hyper rows of the next step, or have the GPUs compute them and count."""
         if not self.by_device:
             super().advance()
             return
@@ -193,7 +193,7 @@ class DeviceClock(Clock):
             rows.send_rows(self.hypers)
 
     def count(self) -> None:
-        """Count the step that was launched, unless devices do."""
+        """Count the step that was launched, unless GPUs do."""
         if not self.by_device:
             super().count()
             return
@@ -203,7 +203,7 @@ class DeviceClock(Clock):
             self.uploaded = True
 
     def _give_to_graph(self) -> None:
-        """Let the graph own what its kernels use, but for gradients: it may be replayed when the optimizer is gone."""
+        """Let the graph own what its kernels use, except gradients: it may be replayed when the optimizer is gone."""
         memories = [memory for launch in self.plan.launches for memory in launch.memories()]
         memories += [array for parameter in self.plan.parameters for array in parameter.memories()]
         for rows in self.gpus:
@@ -211,7 +211,7 @@ class DeviceClock(Clock):
         self.amp = None
 
     def _describe(self) -> None:
-        """Describe to the devices what hyper rows are computed from."""
+        """Write the row inputs for the GPUs."""
         restart = not (self.on_devices and self.uploaded)
         if restart:
             self.known = self.pending = 0
@@ -230,13 +230,13 @@ class DeviceClock(Clock):
                 self.keep_states(group)
 
     def repeat(self) -> None:
-        """Leave the next step to the host: the extension knows no GPU."""
+        """Do nothing: the extension cannot launch on GPUs."""
 
     # Counts
 
     def settle(self) -> None:
-        """Add the steps that devices have counted, which waits for them."""
-        if not self.on_devices or not (self.pending or self.state is State.CAPTURED):  # nothing has come since
+        """Wait for the GPUs, and add the steps that they have counted."""
+        if not self.on_devices or not (self.pending or self.state is State.CAPTURED):  # nothing new
             return
         taken, carried = self.gpus[0].taken()
         with HeldBack():
@@ -252,7 +252,7 @@ class DeviceClock(Clock):
                 self._add(new, carried.tolist())
 
     def end(self) -> None:
-        """Let the host count again, after `settle`; states that no step has begun are given up."""
+        """Let the host count again, after `settle`; drop states that no step has written."""
         self.refuse_captured()
         if self.state is State.DEVICE:
             self.state = State.HOST
@@ -262,7 +262,7 @@ class DeviceClock(Clock):
             self.steady = False
 
     def refuse_captured(self) -> None:
-        """Raise where a graph may hold a step, and what it uses would be exchanged."""
+        """Raise if a graph may hold a step: what it uses must not be replaced."""
         if self.state is State.CAPTURED:
             raise RuntimeError(
                 "a step of this optimizer was captured (or a capture was broken off), and the graph uses its tables "

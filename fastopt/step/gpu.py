@@ -1,4 +1,4 @@
-"""One kernel over parameters on a GPU: its tables, and the launch; and the hyper rows that lie there."""
+"""Launches on a GPU: one kernel over parameters with its tables, and the hyper rows in the GPU's memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .launch import GRAD, AmpState, Entry, Launch, LaunchCache
 OLDEST = 70  # compute capability: Volta, from 2017
 WORD = 8  # bytes
 
-# From so many packs of 16 bytes on, a block has so many threads, each of which takes one pack: that is its chunk. As
-# measured on an H100, 2026-11-26, in float32, with four elements a pack: the time as a multiple of the fastest of the
-# three, means of momentum, AdaGrad and Adam; last, a loop over eight packs in each of 128 threads. Other formats are
-# still to be measured.
+# (packs of 16 bytes, threads of a block), the least packs for each size. A thread takes one pack; a block is a chunk.
+# Measured on an H100, 2026-11-26, in float32, four elements a pack: time as a multiple of the fastest of the three, the
+# mean over momentum, AdaGrad and Adam; last, a loop over eight packs in each of 128 threads. Other dtypes are still to
+# be measured.
 #
 #     elements    packs    128    256    512   loop
 #     2^16        2^14   1.005  1.002  1.049  1.756
@@ -35,7 +35,7 @@ WORD = 8  # bytes
 #     2^28        2^26   1.005  1.002  1.000  1.040
 BLOCKS = ((2**22, 512), (2**18, 256), (0, 128))
 
-TILE_THREADS = 128  # where gradients lie otherwise: they share the rows of a tile
+TILE_THREADS = 128  # for gradients in another order; they share the rows of a tile
 
 
 WARM_UP = (
@@ -45,15 +45,15 @@ WARM_UP = (
 
 
 def block_threads(packs: int) -> int:
-    """Choose how many threads a block has, by the packs that there are for all."""
+    """Choose how many threads a block has, by the number of packs in all tensors."""
     return next(threads for least, threads in BLOCKS if packs >= least)
 
 
 class GpuRows:
-    """A plan's hyper rows on one GPU, and what counts the steps that the GPU knows of alone.
+    """A plan's hyper rows on one GPU, and the count of steps that only the GPU sees.
 
-    In memory: the version of the inputs and the steps taken since; the numbers that rules hand on; the rows in float32,
-    the rows in float64, and the inputs that they are computed from.
+    The memory holds the version of the row inputs and the steps taken since, the carried numbers, the rows in float32,
+    the rows in float64, and the row inputs.
     """
 
     def __init__(self, device: Gpu) -> None:
@@ -61,7 +61,7 @@ class GpuRows:
         self.stream = Stream(device.cupy, device.index, device.current_stream)
         if self.stream.capturing:
             raise RuntimeError(WARM_UP)
-        self.reals: set[Any] = set()  # that its launches compute in
+        self.reals: set[Any] = set()  # what its launches compute in
         self.records: dict[bytes, Memory] = {}
         self.version = self.started = 0
         self.rows = 0
@@ -69,7 +69,7 @@ class GpuRows:
         self.clock = np.zeros(1, CLOCK)
         self.reserve(1)
         self.clock["taken"] = self.memory.address + WORD
-        self.advance()  # of no rows: the first launch loads a kernel, which a capture could not
+        self.advance()  # of no rows: the first launch loads the kernel, which is not possible in a capture
 
     @property
     def capturing(self) -> bool:
@@ -77,7 +77,7 @@ class GpuRows:
         return self.stream.capturing
 
     def begin(self, amp: AmpState | None) -> None:
-        """Find out on which stream the step is put, and what decides about it."""
+        """Find the current stream, and where GradScaler's scale and found_inf lie."""
         self.stream.begin()
         self.scale, self.skip = amp.addresses(self.device) if amp is not None else (0, 0)
 
@@ -98,7 +98,7 @@ class GpuRows:
             self.inputs = self.exact + 8 * HYPERS * rows
 
     def rows_of(self, dtype: str) -> int:
-        """Return where the hyper rows lie that a dtype's kernel reads."""
+        """Return the address of the hyper rows that a dtype's kernel reads."""
         return self.exact if DTYPES[dtype].real is np.float64 else self.rounded
 
     def send_rows(self, hypers: npt.NDArray[np.float64]) -> None:
@@ -109,7 +109,7 @@ class GpuRows:
             self.stream.send(self.exact, hypers.reshape(-1).view(np.int64))
 
     def hold(self, record: Array) -> int:
-        """Return where a schedule's record lies in the GPU's memory, after putting it there."""
+        """Copy a schedule's record into the GPU's memory, once, and return its address."""
         key = record.tobytes()
         if key not in self.records:
             self.records[key] = Memory(self.stream, len(key))
@@ -117,7 +117,7 @@ class GpuRows:
         return self.records[key].address
 
     def describe(self, inputs: npt.NDArray[Any], carried: npt.NDArray[np.float64], restart: bool) -> None:
-        """Take over the inputs of the rows; on a restart, what rules hand on too, and count from 0."""
+        """Take over the row inputs; on a restart also the carried numbers, and count from 0."""
         self.described, self.handed_on = inputs, carried.copy()
         self.version += 1
         if restart:
@@ -127,11 +127,11 @@ class GpuRows:
         self.clock["hypers"], self.clock["rounded"] = self.exact, self.rounded
 
     def own(self, memories: Sequence[Any]) -> None:
-        """Let the graph that is recorded own this memory, and that of the rows."""
+        """Let the graph that is being recorded own this memory, and that of the rows."""
         graphs.own(self.stream.current.ptr, [self.memory, *self.records.values(), *memories])
 
     def upload(self) -> None:
-        """Send the inputs, unless the GPU has this version already, by a graph."""
+        """Upload the row inputs, unless a graph replay has already installed this version."""
         version = {"version": self.memory.address, "number": self.version}
         self.stream.send(self.inputs, self.described.view(np.int64), **version)
         if self.started == self.version:
@@ -140,24 +140,24 @@ class GpuRows:
         self.stream.send(self.memory.address, np.array([self.version]), **version)
 
     def advance(self) -> None:
-        """Count a step, unless it is skipped, and compute its hyper rows."""
+        """Have the GPU count a step and compute its hyper rows, unless the step is skipped."""
         self.clock["scale"], self.clock["skip"] = self.scale, self.skip
         _, advance = cuda.send_and_advance(self.stream.cupy)
         self.stream.launch(advance, 1, self.clock, threads=1)
 
     def taken(self) -> tuple[int, npt.NDArray[np.float64]]:
-        """Wait for the GPU; return how many steps it has counted, and what rules hand on after these."""
+        """Wait for the GPU, and return how many steps it has counted, and the carried numbers after these."""
         words = np.array(self.stream.download(self.memory, 2 + self.rows), np.int64)
         if words[0] < self.started:
-            return 0, self.handed_on  # a graph that starts the count has not been replayed
+            return 0, self.handed_on  # the graph that starts the count has not been replayed yet
         return int(words[1]), words[2:].view(np.float64)
 
 
 class GpuLaunch(Launch):
     """One kernel over tensors of one rule, one dtype, one device, and these sizes.
 
-    The tensor table lies in the device's memory twice: a captured step has one of its own, so that a step beside the
-    graph does not change what the graph reads.
+    The GPU's memory holds the tensor table twice: captured steps have one of their own, so that other steps do not
+    change what the graph reads.
     """
 
     def __init__(self, rows: GpuRows, rule: Rule, dtype: str, sizes: Sequence[int]) -> None:
@@ -173,7 +173,7 @@ class GpuLaunch(Launch):
         self.cut({})
 
     def cut(self, strided: dict[int, Strides]) -> None:
-        """Write the chunk table, for gradients that lie so."""
+        """Write the chunk table for gradients with these strides."""
         self.threads = TILE_THREADS if strided else block_threads(sum(self.sizes) // self.pack)
         chunks, layouts = chunk_table(self.sizes, strided, self.threads * self.pack)
         self.count = len(chunks)
@@ -185,36 +185,36 @@ class GpuLaunch(Launch):
         self.job["chunks"] = self.cuts.address
         self.strided = strided
         self.cut_version += 1
-        self.stale, self.moved = True, False  # the table in the device's memory, its column of gradients
+        self.stale, self.moved = True, False  # the table in the GPU's memory, and its column of gradients
 
     def write_entries(self, entries: Sequence[Entry]) -> None:
-        """Take hyper rows and states of tensors that take part."""
+        """Write hyper rows and states of the tensors that take part."""
         super().write_entries(entries)
         self.stale = True
 
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
-        """Make room for as many hyper rows."""
+        """Reserve memory for as many hyper rows."""
         self.rows.reserve(len(hypers))
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
-        """Take the addresses of gradients, which the caller keeps; cut anew if they lie otherwise than the last."""
+        """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
         if strided != self.strided:
             self.cut(strided)
         self.moved = self.moved or not np.array_equal(self.gradients, addresses)
         self.gradients[:] = addresses
 
     def memories(self) -> list[Any]:
-        """Return what the tables lie in."""
+        """Return the memory of the tables."""
         return [self.memory, self.cuts]
 
     @property
     def not_warm(self) -> bool:
-        """Whether the tables are not in the device's memory yet, as a capture needs them."""
+        """Whether the GPU's memory lacks the tables, which a capture needs there."""
         return self.stale and self.count > 0
 
     def __call__(self) -> None:
         """Put the kernel on the stream, over all chunks."""
-        if self.count:  # else there is nothing, which a launch of no blocks would be an error for
+        if self.count:  # a launch of no blocks would be an error
             self.job["tensors"] = self._captured_table() if self.stream.capturing else self._table()
             self.job["hypers"] = self.rows.rows_of(self.dtype)
             self.job["skip"] = self.rows.skip
@@ -229,7 +229,7 @@ class GpuLaunch(Launch):
         return self.memory.address
 
     def _captured_table(self) -> int:
-        """Return the table of captured steps, each of which sends its own gradients when it is replayed."""
+        """Return the table of captured steps; each sends its own gradients when it is replayed."""
         table = self.memory.address + self.table.nbytes
         self._send_gradients(table)
         return table
@@ -251,14 +251,14 @@ class Gpu:
         self.cache = LaunchCache()
 
     def open(self) -> GpuRows:
-        """Return what has a plan's hyper rows on this GPU."""
+        """Return a plan's hyper rows on this GPU."""
         return GpuRows(self)
 
     def update(
         self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
     ) -> None:
-        """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
-        # Another stream's launch may not have run yet, and has tables of its own; a thread may have its own stream.
+        """Update a single tensor with parameter, gradient and states at these addresses."""
+        # A launch on another stream may not have run yet, so each has its own tables; threads may have own streams.
         key = rule.name, dtype, size, self.current_stream().ptr, threading.get_ident()
         launch = self.cache.pop(key, None) or self.open().launch(rule, dtype, [size])
         rows = np.zeros((1, HYPERS))

@@ -24,13 +24,13 @@ class GroupOptions:
     index : int
         The group's place among the groups, for messages.
     version : int
-        Another one whenever something was assigned.
+        Grows with every assignment.
     schedules : dict of str to callable
-        The schedules in force themselves, by option. Never changed but replaced, since another thread may read it.
+        The schedules, by option. Replaced, never changed in place, since another thread may be reading it.
     entries, upcoming : dict
-        The numbers and flags as they are, and as they are in the step that is under way.
+        The numbers and flags now, and in the step under way.
     fetch : callable or None
-        Has the clock bring the count and the numbers up to date.
+        Asks the clock to bring count and numbers up to date.
     """
 
     def __init__(self, index: int, entries: Mapping[str, Any]) -> None:
@@ -42,7 +42,7 @@ class GroupOptions:
         self.fetch: Callable[[GroupOptions], None] | None = None
 
     def assign(self, given: Mapping[str, Any]) -> None:
-        """Take several entries, all or none; a callable ``step -> number`` begins a schedule, a number ends one."""
+        """Assign several entries, all or none; a callable ``step -> number`` starts a schedule, a number ends it."""
         given = {name: paired(name, value) for name, value in given.items()}
         by_count = self.schedules or "step" in given or any(map(callable, given.values()))
         if self.fetch is not None and by_count:
@@ -64,11 +64,11 @@ class GroupOptions:
         return check(name, value)
 
     def described(self) -> dict[str, Any]:
-        """Describe the schedules in force as plain Python, by option."""
+        """Describe the schedules as plain Python, by option."""
         return {option: describe(schedule) for option, schedule in self.schedules.items()}
 
     def undescribed(self) -> dict[str, StepFunction]:
-        """Return the schedules that their description cannot bring back, in whole or in part: functions of yours."""
+        """Return the schedules that are, or contain, functions of the user's, which no description can restore."""
         plain = {
             name: described if isinstance(described, list) else [described]
             for name, described in self.described().items()
@@ -76,7 +76,7 @@ class GroupOptions:
         return {name: self.schedules[name] for name, parts in plain.items() if CALLABLE in parts}
 
     def functions(self) -> Iterator[tuple[str, StepFunction]]:
-        """Iterate over all functions of the step in the schedules, with what each drives: ``betas[0]`` in a pair."""
+        """Iterate over all functions of the step, with the name of what each drives: ``betas[0]`` in a pair."""
         for name, schedule in self.schedules.items():
             if isinstance(schedule, Pair):
                 yield from ((f"{name}[{i}]", part) for i, part in enumerate(schedule) if callable(part))
@@ -84,16 +84,16 @@ class GroupOptions:
                 yield name, schedule
 
     def ask_schedules(self) -> None:
-        """Set `upcoming` to the entries with which the next step is taken, checked; changes nothing else."""
+        """Evaluate the schedules for the next step, and set `upcoming`; change nothing else."""
         self.upcoming = {**self.entries, **numbers_at(self.entries["step"], self.schedules)}
 
     def take_upcoming(self) -> None:
-        """Make what schedules have said the current numbers, where they have not been ended meanwhile."""
+        """Make the schedules' numbers of the step under way the current ones, unless the schedule has ended."""
         for name in self.schedules:
             self.entries[name] = self.upcoming[name]
 
     def restored_schedules(self, described: Any) -> dict[str, StepFunction]:
-        """Return the schedules that a state dict describes; of the group's own, those that cannot be described."""
+        """Return the schedules that a state dict describes; functions are the group's own ones."""
         if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & self.entries.keys():
             raise ValueError(f"the schedules of group {self.index} must be a dict of options, not {described!r:.200}")
         own = self.schedules
@@ -127,12 +127,12 @@ class GroupOptions:
         return restored
 
     def own_plateaus(self, restored: Mapping[str, StepFunction]) -> list[tuple[str, Plateau, Plateau]]:
-        """Return where the group's own plateau is to become another one: option, own, other."""
+        """Return the group's own plateaus that are to take over another one: option, own, other."""
         pairs = [(name, self.schedules.get(name), schedule) for name, schedule in restored.items()]
         return [(n, a, b) for n, a, b in pairs if isinstance(a, Plateau) and isinstance(b, Plateau) and a is not b]
 
     def restore(self, options: Mapping[str, Any], restored: Mapping[str, StepFunction]) -> None:
-        """Take over checked options, and schedules, which go on from the restored count of steps."""
+        """Take over checked options and schedules; these go on from the restored step count."""
         self.entries.update(options)
         pairs = self.own_plateaus(restored)
         for _, own, plateau in pairs:
@@ -141,12 +141,12 @@ class GroupOptions:
         self.version += 1
 
     def count(self, steps: int = 1) -> None:
-        """Count completed steps."""
+        """Add completed steps to the count."""
         self.entries["step"] += steps
 
 
 def numbers_at(step: int, schedules: Mapping[str, StepFunction]) -> dict[str, Any]:
-    """Return what schedules say at the count of steps from which they are to go on, checked."""
+    """Evaluate schedules at a step count, and check the numbers."""
     return {name: check(name, schedule(step)) for name, schedule in schedules.items()}
 
 
@@ -154,25 +154,25 @@ CALLABLE = {"name": "callable"}
 
 
 def describe(schedule: StepFunction) -> Any:
-    """Describe a schedule as plain Python; of a bare callable, or a class of your own, there is nothing to say."""
+    """Describe a schedule as plain Python; a bare callable, or a class of the user's, is only called so."""
     if isinstance(schedule, Pair):
         return [describe(part) if callable(part) else float(part) for part in schedule]
     if isinstance(schedule, (schedules.Schedule, Plateau)):
-        with contextlib.suppress(TypeError):  # of a class of your own, perhaps deep in a schedule made of others
+        with contextlib.suppress(TypeError):  # for a class of the user's, perhaps deep inside
             return schedule.to_dict()
     return dict(CALLABLE)
 
 
 def record_of(schedule: Any) -> Array | None:
-    """Return the record that C++ evaluates a schedule by; None for one that only Python knows, and for a number."""
+    """Return the record from which C++ evaluates a schedule; None for a number, or if only Python can evaluate it."""
     try:
         return schedule.record() if isinstance(schedule, schedules.Schedule) else None
-    except TypeError:  # a class of the user's own, perhaps deep in a schedule made of others
+    except TypeError:  # a class of the user's, perhaps deep inside
         return None
 
 
 def check_shared(groups: Sequence[GroupOptions], restored: Sequence[Mapping[str, StepFunction]]) -> None:
-    """Raise where one plateau that drives several groups would have to become several."""
+    """Raise if one plateau drives several groups, and the state dict has different ones for these."""
     becomes: dict[int, dict[str, Any]] = {}
     for group, schedules_of_group in zip(groups, restored, strict=True):
         for name, own, plateau in group.own_plateaus(schedules_of_group):

@@ -1,4 +1,4 @@
-"""One kernel over some parameters: its tables, and the call; and where parameters lie and are updated."""
+"""What launches have in common on the CPU and on GPUs, and what a device is to the machinery of a step."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Entry = tuple[int, int, Sequence[int]]  # of the tensor table: its row, its hype
 
 
 class Launch(ABC):
-    """One kernel over tensors of one rule, one dtype, one device and these sizes: the tables, and the call."""
+    """One kernel over tensors of one rule, one dtype, one device and these sizes: its tables, and the call."""
 
-    strided: dict[int, Strides] | None  # row of a tensor -> how its gradient lies, where not as the parameter
-    threads: Any = None  # whose they are that run it, on the CPU
-    cut_version = 0  # how often the chunk table was written
+    strided: dict[int, Strides] | None  # row of a tensor -> strides of its gradient, if not those of the parameter
+    threads: Any = None  # those that run it, on the CPU
+    cut_version = 0  # grows whenever the chunk table is written
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = sizes
@@ -32,34 +32,34 @@ class Launch(ABC):
         self.gradients = self.table["grad"]
 
     def write_params(self, addresses: Sequence[int]) -> None:
-        """Take the addresses of the parameters."""
+        """Write the addresses of the parameters."""
         self.table["param"] = addresses
 
     def write_entries(self, entries: Sequence[Entry]) -> None:
-        """Take hyper rows and states of the tensors that take part."""
+        """Write hyper rows and states of the tensors that take part."""
         for row, hyper, states in entries:
             self.table[row]["hyper"] = hyper
             self.table[row]["states"][: len(states)] = states
 
     def memories(self) -> list[Any]:
-        """Return what the tables lie in that a device reads."""
+        """Return the memory of the tables that a GPU reads."""
         return []
 
     def again(self) -> tuple[int, ...] | None:
-        """Return what the extension launches it again by, as LAUNCH lists it; None where it cannot."""
+        """Return the fields of LAUNCH for the extension; None if it cannot run this launch."""
         return None
 
     def places(self) -> npt.NDArray[np.int64]:
-        """Return where in memory the addresses of gradients go."""
+        """Return the addresses of the places in the table for the gradients' addresses."""
         return address(self.table) + GRAD + TENSOR.itemsize * np.arange(len(self.table))
 
     @abstractmethod
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
-        """Take the hyper rows, which may change in place."""
+        """Point to the hyper rows, which may change in place."""
 
     @abstractmethod
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
-        """Take the addresses of gradients, which the caller keeps until the work is done."""
+        """Write the addresses of gradients, which the caller keeps alive until the work is done."""
 
     @abstractmethod
     def __call__(self) -> None:
@@ -67,40 +67,40 @@ class Launch(ABC):
 
 
 class Launcher(Protocol):
-    """What prepares the launches of one plan on one device."""
+    """Prepares the launches of one plan on one device."""
 
     def launch(self, rule: Rule, dtype: str, sizes: Sequence[int]) -> Launch:
         """Prepare a launch over tensors of these sizes."""
 
 
 class Device(Protocol):
-    """Where parameters lie and are updated: the CPU with its memory, or a GPU."""
+    """A device that has parameters in its memory and updates them: the CPU, or a GPU."""
 
     on_gpu: bool
 
     def open(self) -> Launcher:
-        """Return what prepares a plan's launches; on a GPU it has the plan's hyper rows there."""
+        """Return a launcher for a plan; on a GPU it holds the plan's hyper rows."""
 
     def update(
         self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
     ) -> None:
-        """Update a single tensor, whose parameter, gradient and states lie at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses."""
 
 
 class AmpState(Protocol):
-    """What only the devices know of a step: GradScaler's scale, and whether a gradient was infinite."""
+    """GradScaler's scale and found_inf, which only the GPUs know."""
 
     def addresses(self, device: Any) -> tuple[int, int]:
-        """Return where the scale, a float, and found_inf, an int32, lie on a device; 0 where there is no scale."""
+        """Return the addresses of scale (float; 0 if there is none) and found_inf (int32) on a device."""
 
 
 class LaunchCache(dict[Hashable, Any]):
-    """Launches of single updates, kept for the next of their kind: whoever pops one has it alone, in any thread."""
+    """Launches of single updates, kept for the next one of their kind. Whoever pops one owns it, in any thread."""
 
     LIMIT = 256
 
     def put(self, key: Hashable, launch: Any) -> None:
-        """Keep a launch, and let go of the one that was not used for the longest time where there are too many."""
+        """Keep a launch; drop the least recently used one if there are too many."""
         self[key] = launch
         if len(self) > self.LIMIT:
             self.pop(next(iter(list(self))), None)  # another thread may be first

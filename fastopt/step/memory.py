@@ -16,7 +16,7 @@ OVERLAP_WORK = 1_000_000  # how long to look for a shared element before it coun
 
 
 class Described:
-    """Memory of somebody else's, described for NumPy; ``base`` of an array that is made of it."""
+    """Describes memory of another owner to NumPy; the ``base`` of an array over it."""
 
     __slots__ = ("__array_interface__", "owner")
 
@@ -32,25 +32,25 @@ class Described:
 
 
 def described(owner: Any, address: int, dtype: Any, shape: Sequence[int], strides: Sequence[int]) -> Array:
-    """Return an array that says how memory lies, for all that asks about layout and overlap.
+    """Return an array over memory, for questions about its layout and what it overlaps.
 
-    On a device its elements must not be touched: they are not there. The owner of the memory lives as long as this.
+    If the memory is a GPU's, do not touch the elements. The array keeps the owner alive.
     """
     description = Described(owner, address, dtype, shape, strides)
     array: Array = np.asarray(description)
-    del description.__array_interface__  # NumPy has read it: one object less for each array
+    del description.__array_interface__  # NumPy has read it; saves an object per array
     return array
 
 
 def owner_of(array: Array) -> Any:
-    """Return the owner of the memory that such an array describes."""
+    """Return the owner of the memory under an array of `described`."""
     description: Any = array.base
     owner: Any = description.owner
     return owner
 
 
 def extent(array: Array) -> tuple[int, int]:
-    """Return the first address that an array's elements touch, and the first after them."""
+    """Return the address of the first byte of an array's elements, and that after the last."""
     start = end = address(array)
     if array.size == 0:
         return start, end
@@ -63,8 +63,8 @@ def extent(array: Array) -> tuple[int, int]:
 def pin(array: Array) -> list[weakref.ref[Array]]:
     """Keep an array's memory where it is for as long as the result lives.
 
-    NumPy resizes in place what nobody references, or anything with ``refcheck=False``, though never an array with a
-    weak reference to it. An exported buffer or a view do not hinder it, so all owners down the chain need one.
+    NumPy can resize an array in place if nobody references it, or with ``refcheck=False``, but never one that has weak
+    references. A view or an exported buffer does not prevent it, so every owner down the chain gets one.
     """
     references = []
     owner: Any = array
@@ -75,7 +75,7 @@ def pin(array: Array) -> list[weakref.ref[Array]]:
 
 
 class Layout:
-    """The storage order of an array: which axes run backwards, and the order of the axes from slow to fast.
+    """The storage order of an array: the axes that run backwards, and the order of the axes from slow to fast.
 
     Arrays with the same order share one.
     """
@@ -84,7 +84,7 @@ class Layout:
 
     axes: tuple[int, ...]
     backwards: Any
-    forwards: bool  # so that address and strides say all
+    forwards: bool  # no axis runs backwards, so address and strides say all
     plain: bool
 
     def __new__(cls, array: Array) -> Layout:
@@ -92,7 +92,7 @@ class Layout:
         signs = tuple([-1 if stride < 0 else 1 for stride in array.strides])
         if array.flags.c_contiguous:
             return cls._shared(True, -1 not in signs, (), ())
-        # Axes of length 1 have strides without a meaning: they go first.
+        # Strides of axes of length 1 mean nothing: they go first.
         axes = sorted(range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -abs(array.strides[axis])))
         return cls._shared(False, -1 not in signs, signs, tuple(axes))
 
@@ -105,32 +105,32 @@ class Layout:
         return layout
 
     def in_storage_order(self, array: Array) -> Array:
-        """View an array with this one's axes turned so that this one would be C-contiguous."""
+        """View an array with its axes in this storage order, from slow to fast."""
         return array if self.plain else array[self.backwards].transpose(self.axes)
 
     def allocate(self, array: Array, value: float) -> Array:
-        """Return a new array, filled with a value, that lies in memory as this one's does."""
+        """Return a new array, filled with a value, in this storage order."""
         shape = self.stored_shape(array)
         new = np.zeros(shape, array.dtype) if value == 0 else np.full(shape, value, array.dtype)
         turned: Array = self.turned_back(new)
         return turned
 
     def stored_shape(self, array: Array) -> tuple[int, ...]:
-        """Return the shape of an array with its axes turned into storage order."""
+        """Return the shape of an array with its axes in storage order."""
         return array.shape if self.plain else tuple(array.shape[axis] for axis in self.axes)
 
     def turned_back(self, stored: Any) -> Any:
-        """View an array of that shape, C-contiguous, with its axes turned so that it lies as this one's does."""
+        """View a C-contiguous array of that shape with its axes in their original order."""
         return stored if self.plain else stored.transpose(np.argsort(self.axes))[self.backwards]
 
 
 class Extents:
-    """Arrays in memory that must not overlap, found by address.
+    """Arrays in memory that must not overlap, sorted by address.
 
     Attributes
     ----------
     starts, reaches : array of int64
-        Where each array starts, in order, and how far it and all before it reach.
+        The start of each array, in order, and how far it and all arrays before it reach.
     """
 
     def __init__(self, named: Iterable[tuple[Hashable, Array]]) -> None:
@@ -141,25 +141,25 @@ class Extents:
         self.arrays = [row[3] for row in rows]
 
     def first_overlap(self) -> tuple[Hashable, Hashable] | None:
-        """Return two of the names whose arrays share an element."""
+        """Return the names of two arrays that share an element."""
         for i in np.flatnonzero(self.starts[1:] < self.reaches[:-1]).tolist():
             if (other := self.overlapping(self.arrays[i + 1], i + 1)) is not None:
                 return other, self.names[i + 1]
         return None
 
     def overlapped(self, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Say for each range of addresses whether any array's may overlap it."""
+        """Say for each range of addresses whether any array may overlap it."""
         first = np.searchsorted(self.reaches, starts, "right")
         beyond = np.append(self.starts, np.iinfo(np.int64).max)
         overlap: npt.NDArray[np.bool_] = beyond[first] < ends
         return overlap
 
     def overlapping(self, array: Array, count: int | None = None) -> Hashable | None:
-        """Return the name of an array, among all or the first so many, that shares an element with this one."""
+        """Return the name of an array, among the first `count`, that shares an element with this one."""
         start, end = extent(array)
         first = int(np.searchsorted(self.reaches, start, "right"))
         for i in range(first, int(np.searchsorted(self.starts[:count], end, "left"))):
-            # Bounds may overlap where elements do not: columns of one matrix, a gradient with gaps around a parameter.
+            # Bounds may overlap although no element does: columns of a matrix, a gradient with gaps around a parameter.
             try:
                 shared = np.shares_memory(self.arrays[i], array, max_work=OVERLAP_WORK)  # type: ignore[arg-type]  # NumPy's stub knows two values
             except np.exceptions.TooHardError:

@@ -13,7 +13,7 @@ from .group import GroupOptions
 from .launch import Device, Launch
 from .memory import Layout, extent
 
-NOTHING: dict[str, Any] = {}  # new states where there are none: one for all parameters, which nobody writes into
+NOTHING: dict[str, Any] = {}  # no new states; one dict for all parameters, never written to
 
 
 class Parameter(ABC):
@@ -22,18 +22,18 @@ class Parameter(ABC):
     Attributes
     ----------
     array : ndarray
-        The parameter; where it lies on a GPU, a stand-in that says how, and must not be read.
+        The parameter; on a GPU, an array that only describes its layout, and must not be read.
     states : dict of str to ndarray
         The same for the states.
     dtype : str
         What its kernel is compiled for.
     step : int
-        How many steps it has taken, as of the last time that the clock has written it here.
+        Its step count when the clock last wrote it here.
     carried : float
-        A number that its rule hands on from step to step, likewise; see `Rule.carried`.
+        The carried number, likewise; see `Rule.carried`.
     """
 
-    # No dict for each, and no tuples: hundreds of these would keep the garbage collector busy in the midst of training.
+    # No dict and no tuples for each: with hundreds of parameters, the garbage collector would be busy during training.
     __slots__ = (
         "address",
         "array",
@@ -59,7 +59,7 @@ class Parameter(ABC):
         self.step = 0
         self.carried = 1.0
         self.states: dict[str, Array] = {}
-        self.launch: Launch  # the plan's choice, and its row there
+        self.launch: Launch  # the plan's choice, and the row in its table
         self.row: int
 
     def __str__(self) -> str:
@@ -67,26 +67,26 @@ class Parameter(ABC):
         return f"parameter {self.key!r}"
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
-        """Iterate over all that an update writes, with names for messages."""
+        """Iterate over all arrays that an update writes, with names for messages."""
         yield str(self), self.array
         for name, array in self.states.items():
             yield f"the {name} of {self}", array
 
     def memories(self) -> list[Array]:
-        """Return the arrays that keep all memory alive which an update writes."""
+        """Return arrays that keep alive all memory that an update writes."""
         return [self.array, *(array for _, array in self.arrays())]
 
     def new_states(self, rule: Rule) -> dict[str, Array]:
-        """Allocate what a rule needs and the parameter does not have."""
+        """Allocate the states that a rule needs and the parameter does not have."""
         value = self.group.entries[rule.initial] if rule.initial else 0.0
         return {name: self.new_state(value) for name in rule.states if name not in self.states} or NOTHING
 
     @abstractmethod
     def new_state(self, value: float) -> Any:
-        """Allocate a state that lies as the parameter does."""
+        """Allocate a state in the parameter's storage order."""
 
     def restore(self, step: int, carried: float, states: Mapping[str, Array]) -> None:
-        """Take over a count and states, and drop the present ones."""
+        """Replace count, carried number and states."""
         self.step, self.carried, self.states = step, carried, {}
         self.keep(states)
 
@@ -95,7 +95,7 @@ class Parameter(ABC):
         self.states.update(states)
 
     def drop(self, names: Iterable[str]) -> None:
-        """Give up states that no step has written."""
+        """Drop states that no step has written."""
         for name in names:
             self.states.pop(name, None)
 
@@ -109,7 +109,7 @@ class StepGroup:
     step : int
         That number.
     carried : float
-        What their rule hands on from step to step.
+        Their carried number, which must be equal too.
     first : bool
         Whether their states begin with this step.
     """

@@ -1,7 +1,7 @@
 """The layout of a step: which parameters share a launch, and the tables that its kernels read.
 
-As a rule there is one launch, and a step rewrites nothing but the addresses of new gradients. Who takes how many steps,
-and by which numbers, is the clock's affair.
+Usually there is one launch, and a step rewrites only the addresses of new gradients. Counts and hyper rows are the
+clock's business.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Located(Protocol):
     Attributes
     ----------
     addresses : array of int64
-        One for each parameter, of the first element in its storage order; 0 where there is no gradient.
+        For each parameter the address of the gradient's first element in storage order; 0 if there is no gradient.
     taking_part : bytes
         One byte for each parameter, 1 where there is a gradient.
     strided : dict
-        Index of a parameter -> how its gradient lies, where that is not as the parameter lies.
+        Index of a parameter -> strides of its gradient, if not those of the parameter.
     """
 
     addresses: npt.NDArray[np.int64]
@@ -51,12 +51,12 @@ class Plan:
     Raises
     ------
     ValueError
-        If two overlap in memory, or a GPU is too old.
+        If two parameters overlap in memory, or a GPU is too old.
 
     Attributes
     ----------
     taking_part : bytes or None
-        Who takes part in the step that the tables describe; None until that is written.
+        Who takes part in the step that the tables describe; None until the tables are complete.
     loaded : Located or None
         The gradients whose addresses the tables have.
     largest : float
@@ -90,7 +90,7 @@ class Plan:
 
     @property
     def reader(self) -> Reader:
-        """What reads the addresses of gradients that lie as their parameters do, and off all that an update writes."""
+        """Reads the addresses of gradients in their parameters' layout that overlap nothing which an update writes."""
         if self._reader is None:
             here = [parameter.layout.forwards and not parameter.device.on_gpu for parameter in self.parameters]
             expected = [p.array if readable else None for p, readable in zip(self.parameters, here, strict=True)]
@@ -98,17 +98,17 @@ class Plan:
         return self._reader
 
     def forget_extents(self) -> None:
-        """Find out anew where states lie, since there are others."""
+        """Compute the extents anew for the next step, since there are other states."""
         self._extents = self._reader = None
 
     def forget(self) -> None:
-        """Write the tables anew for the next step, since states were given up."""
+        """Write the tables anew for the next step, since states were dropped."""
         self.loaded = self.taking_part = None
         self.forget_extents()
 
     @property
     def everyone(self) -> bytes:
-        """What `Located.taking_part` is where there is a gradient for every parameter."""
+        """The value of `Located.taking_part` if every parameter has a gradient."""
         return b"\1" * len(self.parameters)
 
     @property
@@ -122,7 +122,7 @@ class Plan:
         return all(device.on_gpu for device in self.launchers)
 
     def arrange(self, rules: Sequence[Rule]) -> None:
-        """Split the parameters into launches, by the rules of their groups; nothing where these are the last ones."""
+        """Split the parameters into launches by the rules of their groups, if these have changed."""
         if rules == self.rules:
             return
         self.loaded = self.taking_part = self._repetition = None
@@ -143,7 +143,7 @@ class Plan:
         return launch
 
     def form(self, taking_part: bytes, step_groups: Sequence[StepGroup], hypers: npt.NDArray[np.float64]) -> None:
-        """Write into the tables who takes part, by which hyper rows, and with which states."""
+        """Write into the tables who takes part, with which hyper rows and states."""
         self.loaded = self.taking_part = None  # until all is written
         entries: dict[Launch, list[Entry]] = {launch: [] for launch in self.launches}
         for number, group in enumerate(step_groups):
@@ -157,7 +157,7 @@ class Plan:
         self.taking_part = taking_part
 
     def load(self, gradients: Located) -> None:
-        """Write into the tables where gradients lie."""
+        """Write the addresses of gradients into the tables."""
         if gradients is self.loaded:
             return
         self.loaded = None  # until all is written
@@ -171,7 +171,7 @@ class Plan:
         self.loaded = gradients
 
     def take_again(self, repetition: Repetition, gradients: Located) -> bool:
-        """Take the last step again, with other gradients; False where Python has to, and nothing was done."""
+        """Take the last step again, with other gradients; return False if nothing was done, and Python has to do it."""
         addresses = None if gradients is self.loaded else gradients.addresses
         self.loaded = None  # until all is written
         if not repetition.take(addresses):
@@ -180,9 +180,9 @@ class Plan:
         return True
 
     def repetition(self) -> Repetition | None:
-        """Return what takes the last step again, in one call; None where that takes more than one.
+        """Return what takes the last step again in one call of C; None if that is not possible.
 
-        That is: on a GPU, with gradients that lie otherwise than their parameters, and without the extension.
+        It is not on a GPU, with strided gradients, or without the extension.
         """
         again = [fields for launch in self.launches if (fields := launch.again()) is not None]
         cuts = [launch.cut_version for launch in self.launches]

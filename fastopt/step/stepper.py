@@ -1,4 +1,4 @@
-"""Takes the steps of one optimizer: the same few lines for NumPy, CuPy and PyTorch."""
+"""Takes the steps of one optimizer, in the same few lines for NumPy, CuPy and PyTorch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .plan import Located, Plan
 
 
 class Stepper:
-    """Plan and clock of some parameters, and the steps that they take together.
+    """The plan and the clock of some parameters, and the steps that they take together.
 
-    Not for several threads at once: whoever calls holds the guard's mutex, and for a step its `stepping` too.
+    Not thread-safe: the caller holds the guard's mutex, and for a step also its `stepping`.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Stepper:
         self.clock = clock_of(self.plan)(self.plan, groups, choose, guard, counts_groups)
 
     def repeat(self, gradients: Located) -> bool:
-        """Take the last step again, in one call of C, where only gradients and counts differ; say whether it was."""
+        """Take the last step again in one call of C, if only gradients and counts differ; return whether it did."""
         clock, plan = self.clock, self.plan
         repetition = clock.repetition
         if repetition is None or gradients.strided or not clock.unchanged():
@@ -67,9 +67,9 @@ class Stepper:
         ----------
         gradients : Located
         scale : float, default 1.0
-            What all of them are first multiplied by.
+            Factor of all gradients.
         amp : AmpState, optional
-            Has another factor, and may be that the step is skipped.
+            GradScaler's scale and found_inf: the GPUs unscale the gradients, and may skip the step.
         """
         clock, plan = self.clock, self.plan
         clock.poll(scale, amp)
@@ -90,21 +90,21 @@ class Stepper:
             clock.repeat()
 
     def can_repeat(self) -> bool:
-        """Say whether nothing but launches and counts belongs to the last step."""
+        """Say whether the last step consists of launches and counts alone."""
         return True
 
     def prepare(self, gradients: Any) -> None:
-        """Do what may fail before the step is taken."""
+        """Prepare what a library adds to the step; may raise."""
 
     def begin(self, gradients: Any) -> None:
-        """Do what belongs to the step, before the launches."""
+        """Do what a library adds to the step before the launches."""
 
     def finish(self, gradients: Any) -> None:
-        """Do what belongs to the step, after the launches."""
+        """Do what a library adds to the step after the launches."""
 
 
 def clock_of(plan: Plan) -> type[Clock]:
-    """Choose a plan's clock; devices count steps too."""
+    """Choose the clock of a plan: GPUs can count steps too."""
     if plan.uses_gpus:
         from .device_clock import DeviceClock
 

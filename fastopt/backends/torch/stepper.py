@@ -176,7 +176,7 @@ class TorchStepper(Stepper):
             What `read` has returned.
         scale : float
         amp : AmpState, optional
-            Has another factor, and may be that the step is skipped.
+            GradScaler's scale and found_inf: the GPUs unscale the gradients, and may skip the step.
         """
         gradients = Gradients(self.watch, self.parameters, self.plan, unread)
         skipped = False
@@ -194,7 +194,7 @@ class TorchStepper(Stepper):
             gradients.release()
 
     def can_repeat(self) -> bool:
-        """Say whether nothing but launches and counts belongs to the last step."""
+        """Say whether the last step consists of launches and counts alone."""
         shared = self.counts is not None and self.counts.shared
         return bool(TABLE and self.part is not None and self.part.repeatable and not shared)
 
