@@ -1,4 +1,4 @@
-"""The suite: the same workloads and contenders under pytest-benchmark, each checked against NumPy before it is timed.
+"""The workloads and contenders under pytest-benchmark; each contender is checked against NumPy before it is timed.
 
 ``pytest bench`` checks; ``pytest bench --benchmark-enable`` times as well, the large workloads too.
 """
@@ -54,7 +54,7 @@ TOLERANCE = 1e-6  # a few roundings of numbers around 1; a step moves them by 1e
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a step of everything on everything, with the large workloads only where time is taken."""
+    """Run every contender on every workload; the large workloads only if time is measured."""
     if "workload" in metafunc.fixturenames:
         timing = metafunc.config.getoption("benchmark_enable") or not metafunc.config.getoption("benchmark_disable")
         workloads = [name for name in WORKLOADS if timing or name not in LARGE]
@@ -64,7 +64,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure nothing again, which `test_rounds` looks at, and collect no garbage, which takes half of the time."""
+    """Measure nothing again, which `test_rounds` tests, and collect no garbage, which takes half of the time."""
     monkeypatch.setattr(measure, "AGAIN", 0)
     monkeypatch.setattr(gc, "collect", lambda: 0)
 
@@ -96,7 +96,7 @@ def test_step(benchmark: Any, workload: str, rule: str, contender: str) -> None:
     benchmark.extra_info["threads"] = fastopt.get_num_threads()
     benchmark.group = f"{workload}, {rule}"
     step = contenders.make(contender, rule, arrays)
-    step()  # allocates states, which would pass for the length of a step
+    step()  # allocates states, which would count as the time of a step
     benchmark(step)
 
 
@@ -457,7 +457,7 @@ def test_schedules_are_measured_as_a_vector_by_the_call_and_within_a_step(monkey
 
 @pytest.fixture
 def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of everything that the command itself measures; the rest, which has tests of its own, stands still."""
+    """Measure one of each kind that the command measures itself; the rest, which has its own tests, is replaced."""
     monkeypatch.setattr(command, "WORKLOADS", {"mlp": WORKLOADS["mlp"]})
     monkeypatch.setattr(command, "RULES", ("adagrad",))
     monkeypatch.setattr(command, "QUICK", Pace(seconds=0, fewest=2, most=2))
@@ -496,7 +496,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_quick_run_measures_steps_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of large models one rule, in one mode; and it says who is missing."""
+    """One rule of large models, in one mode; and a message names missing contenders."""
     monkeypatch.setattr(command, "HAS_TORCH", False)
     monkeypatch.setattr(command, "HAS_OPTAX", False)
     monkeypatch.setattr(command, "RULES", ("momentum", "adam"))

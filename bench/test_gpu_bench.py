@@ -1,4 +1,4 @@
-"""The benchmark of GPUs where there is none, on the tests' stand-ins for CuPy and torch's CUDA; no time is asserted."""
+"""The benchmark of GPUs without one, on the tests' stand-ins for CuPy and torch's CUDA; no time is asserted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ OF_CUPY = ["fastopt", "cupy", "cupy-fuse", "cupy-kernel"]
 
 
 def give_workloads(monkeypatch: pytest.MonkeyPatch, *workloads: Workload) -> None:
-    """Put others in the place of the workloads."""
+    """Replace the workloads."""
     for module in (gpu_figures, gpu_parts, gpu_plot, gpu_report):
         monkeypatch.setattr(module, "WORKLOADS", {workload.name: workload for workload in workloads})
 
@@ -68,7 +68,7 @@ def small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def never(message: str) -> None:
-    """Whom nothing is to be said to."""
+    """Fail if anything is said."""
     raise AssertionError(message)
 
 
@@ -150,7 +150,7 @@ def test_an_option_that_is_ignored_is_found(device: Device, monkeypatch: pytest.
 
 
 def test_a_graph_that_does_something_else_is_found(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose schedule stands still, for one."""
+    """For example one whose schedule does not move."""
     for library in gpu_check.libraries(device):
         gpu_check.check_graph(library)
         rates = iter([gpu_check.LR, Cosine(gpu_check.LR, steps=10)])

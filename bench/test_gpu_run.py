@@ -1,4 +1,4 @@
-"""A run on a GPU as a whole: what is kept on disk, what is resumed, whole iterations, compiled steps, and .ci/gpu."""
+"""A whole run on a GPU: its file, resuming, whole iterations, compiled steps, and .ci/gpu."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Run:
     file : Path
         What it writes.
     during : callable
-        Is called by each part, with its name and what tells it its pace.
+        Called by each part, with its name and the function that returns its pace.
     measured : list of str
         The parts that were, by now.
     """
@@ -154,7 +154,7 @@ def test_what_is_measured_is_on_disk_at_once(run: Run) -> None:
 
 
 def test_a_run_that_dies_is_resumed(run: Run, tmp_path: Path) -> None:
-    """The file is then as if nothing had happened, wherever that was, and so is one beside it."""
+    """The file is unchanged then, wherever the error came, and so is one beside it."""
     assert run("--json", str(run.file), "--baseline", "fastopt", "--quick") == 0
     whole = run.file.read_text()
     for at, name in enumerate(run.names):
@@ -189,7 +189,7 @@ def test_rows_are_in_order_whatever_was_missing(run: Run) -> None:
 
 
 def test_the_parts_that_are_left_share_the_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was spent before the rounds, the checks for one thing, is gone."""
+    """Time spent before the rounds, for example on checks, is not given again."""
     now = [0.0]
 
     def budget(seconds: float, fewest: int, most: int) -> Budget:
@@ -346,7 +346,7 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_the_models_are_those_that_were_promised() -> None:
-    """A GPT of as many tensors as GPT-2 has, and small ones, so that the host is behind."""
+    """A GPT with as many tensors as GPT-2, but small ones, so that the host is slower than the GPU."""
     assert iteration.TASKS.keys() == figures.TRAININGS.keys()
     sizes = {name: [param.numel() for param in task.model().parameters()] for name, task in iteration.TASKS.items()}
     assert len(sizes["gpt"]) == len(WORKLOADS["gpt2"].shapes)
@@ -379,7 +379,7 @@ def test_iterations_are_measured_side_by_side(small_models: Any, name: str) -> N
 
 @pytest.mark.parametrize("name", figures.TRAININGS)
 def test_both_train_the_same_model_from_the_same_start(small_models: Any, name: str) -> None:
-    """In as many steps, to the same numbers; what the loss does not depend on, a bias of keys, Adam moves at random."""
+    """To the same numbers in as many steps; the loss does not depend on the keys' bias, which Adam moves at random."""
     trained = []
     for optimizer in iteration.OPTIMIZERS.values():
         model, step = iteration.training(iteration.TASKS[name], optimizer, "cpu")
@@ -576,7 +576,7 @@ def without_news() -> figures.Report:
 
 
 def with_news() -> figures.Report:
-    """The same with other numbers in the place of those."""
+    """The same with these numbers replaced."""
     found = without_news()
     for at, implementation in enumerate((FASTOPT_TORCH, "torch-fused")):
         found["iterations"].append(
@@ -678,7 +678,7 @@ def limits(script: str) -> dict[str, dict[str, int]]:
 
 
 def ci_gpu(folder: Path, fakes: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the script with fakes of all that it starts; those that hang do not do so for long."""
+    """Run the script with fakes of all that it starts; those that hang only do so briefly."""
     script = (ROOT / ".ci/gpu").read_text(encoding="utf-8")
     for part in ("racecheck", "bench"):
         script = re.sub(rf"\[{part}\]=\d+", f"[{part}]=2", script)
@@ -707,7 +707,7 @@ needs_timeout = pytest.mark.skipif(
 
 @needs_timeout
 def test_every_part_has_its_say_and_its_time(tmp_path: Path) -> None:
-    """One that fails, one that hangs, and one that does not even end when it is told to: what there is, stays."""
+    """One that fails, one that hangs, and one that ignores the interrupt: files that were written stay."""
     ran = ci_gpu(tmp_path, {**FAKES, "fastopt": f"{FAKES['fastopt']}; {HANGS}"}, "--quick", "out")
     assert ran.returncode == 1
     summary = ran.stdout.partition("== summary\n")[2].splitlines()

@@ -1,4 +1,4 @@
-"""What the benchmark writes and prints of figures that are made up: data, tables, charts."""
+"""What the benchmark writes and prints for invented figures: data, tables, charts."""
 
 from __future__ import annotations
 

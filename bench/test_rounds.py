@@ -1,4 +1,4 @@
-"""When rounds disagree, on synthetic ones; and when a benchmark waits, and measures again."""
+"""When synthetic rounds disagree; and when a benchmark waits, and measures again."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_three_times_again_at_most() -> None:
 
 
 def beside(monkeypatch: pytest.MonkeyPatch, *shares: float) -> None:
-    """Have others take these shares of the processors, while rounds are measured one time after the other."""
+    """Let others take these shares of the processors while rounds are measured again and again."""
     given = iter(shares)
     monkeypatch.setattr(quiet.Others, "share", lambda self: next(given))
 
@@ -237,7 +237,7 @@ def test_it_waits_a_minute_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_busy_is_who_uses_the_processors_that_this_process_may_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two of three; waiting for disks is idle, what another guest has taken is not."""
+    """Two of three; waiting for disks counts as idle, time that another guest has taken does not."""
     stat = tmp_path / "stat"
     monkeypatch.setattr(quiet, "STAT", stat)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 2}, raising=False)

@@ -1,4 +1,4 @@
-"""The stand-in's arrays and what is computed with them element by element, as CuPy does it, or stricter; no tests here.
+"""The stand-in's arrays and their element-wise arithmetic, as CuPy has it, or stricter; no tests here.
 
 NumPy's functions refuse them, and so does whatever else would read them on the host: only `get` does, which waits.
 Elements are computed when their stream gets there, in memory that holds no numbers before.
@@ -141,7 +141,7 @@ class ndarray(Operators):  # noqa: N801 (CuPy's name)
         )
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        """CuPy does what NumPy's function is to do where all arrays are its own; nothing here is to rely on that."""
+        """CuPy computes NumPy's functions if all arrays are its own; tests must not rely on that."""
         others = [type(value) for value in inputs if not isinstance(value, ndarray)]
         raise TypeError(f"Unsupported type {others[0]}" if others else f"NumPy's {ufunc.__name__} of arrays of CuPy")
 
@@ -219,14 +219,14 @@ class ndarray(Operators):  # noqa: N801 (CuPy's name)
 
 
 class Traced(Operators):
-    """What a function that is fused gets in the place of an array or a number: it writes down what is done with it.
+    """What a fused function gets instead of an array or a number: it records the operations on it.
 
     Attributes
     ----------
     steps : list
-        Of all in one trace: a function, the places of its inputs, and that of its result.
+        The operations of a trace: a function, the indices of its inputs, and that of its result.
     values : list
-        In these places, what stands there before the kernel runs: arrays, numbers, or nothing.
+        At each index, the value before the kernel runs: an array, a number, or None.
     """
 
     __array_ufunc__ = None  # a NumPy scalar to the left is refused: it would take this for a number of its own
@@ -268,7 +268,7 @@ class Traced(Operators):
 
 
 def fuse():
-    """Return what makes one kernel of a function, which takes arrays of one shape and NumPy's scalars.
+    """Return a function as one kernel; it takes arrays of one shape and NumPy's scalars.
 
     CuPy takes scalars of all dtypes that it has kernels for, and Python's numbers, of which the stand-in wants none.
     """

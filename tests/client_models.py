@@ -1,4 +1,4 @@
-"""Shared by the tests of other people's training loops: small models, their data, comparison; no tests."""
+"""Small models, their data and comparisons, for the tests of other people's training loops; no tests here."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What Numba compiles or loads while a test looks on; no tests here."""
+"""Counts what Numba compiles or loads during a test; no tests here."""
 
 from numba.core import event
 

@@ -1,7 +1,7 @@
-"""What is not always run, and how many processes run the rest.
+"""Selects which tests run, and how many processes run them.
 
-Tests that need a GPU or other people's training loops are deselected where these are missing, exhaustive sweeps unless
-they are asked for; the summary says so. A stand-in takes the GPU's place.
+Tests that need a GPU or other people's training loops are deselected if these are missing, exhaustive sweeps unless
+they are requested; the summary says so. A stand-in replaces the GPU.
 """
 
 import functools
@@ -22,33 +22,33 @@ CLIENTS = ["accelerate", "autograd", "ignite", "jax", "lightning", "peft", "scip
 
 @functools.cache
 def missing_gpu():
-    """Say why there is no GPU; nothing where there is one."""
+    """Say why there is no GPU; return "" if there is one."""
     try:
         import cupy
 
         cupy.cuda.runtime.getDeviceCount()
         cupy.zeros(1)
-    except Exception as error:  # an import, a driver, a device: whatever is not there
+    except Exception as error:  # an import, a driver or a device may be missing
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 @functools.cache
 def missing_clients():
-    """Say which libraries of the extra `clients` are not installed, without importing any; nothing where all are."""
+    """Say which libraries of the extra `clients` are not installed, without importing any; return "" if all are."""
     missing = ", ".join(name for name in CLIENTS if importlib.util.find_spec(name) is None)
     return missing and f"{missing} not installed; the extra `clients` brings them"
 
 
 NEEDS = {"gpu": ("need a GPU", missing_gpu), "clients": ("need other people's training loops", missing_clients)}
-DESELECTED = {}  # by marker: how many, and what the summary says of them
+DESELECTED = {}  # by marker: how many, and why
 
-# Threads of OpenMP that wait sleep instead of spinning, or pytest's processes take the cores from each other.
+# Waiting OpenMP threads sleep instead of spinning: pytest's processes would compete for the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_addoption(parser):
-    """Let exhaustive sweeps be asked for."""
+    """Add the option for exhaustive sweeps."""
     parser.addoption("--exhaustive", action="store_true", help="run the exhaustive sweeps too, as .ci/run does")
 
 
@@ -63,7 +63,7 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is missing, and what was not asked for."""
+    """Deselect tests whose requirements are missing, and sweeps that were not requested."""
     for marker, (need, missing) in NEEDS.items():
         if any(item.get_closest_marker(marker) for item in items) and missing():
             deselect(config, items, marker, f"{need}: {missing()}")
@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def deselect(config, items, marker, why):
-    """Leave out the tests with a marker."""
+    """Deselect the tests with a marker."""
     marked = [item for item in items if item.get_closest_marker(marker)]
     if marked:
         DESELECTED[marker] = (len(marked), why)
@@ -88,7 +88,7 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    """Be told by a process of pytest-xdist, which is silent where it has crashed."""
+    """Get a pytest-xdist process's deselected tests; one that has crashed reports none."""
     DESELECTED.update(getattr(node, "workeroutput", {}).get("deselected", {}))
 
 
@@ -103,21 +103,21 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_stays_is_not_collected():
-    """Spare full collections all modules and tests, through which each would go for half a second."""
+    """Freeze modules and tests, which every full garbage collection would walk for half a second."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """The host in the place of a GPU, with nothing on its streams."""
+    """The host instead of a GPU, with nothing on its streams."""
     with importlib.import_module("devices").standing_in(monkeypatch) as device:
         yield device
 
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """The same, in which torch believes."""
+    """The same, and torch takes it for a GPU."""
     tensors = importlib.import_module("cuda_tensors")
     with importlib.import_module("devices").standing_in(monkeypatch):
         tensors.pretend(monkeypatch)
@@ -127,7 +127,7 @@ def pretended(monkeypatch):
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
-    """The host in the place of a GPU, then a real one."""
+    """The host instead of a GPU, then a real one."""
     if request.param == "stand-in":
         yield request.getfixturevalue("stand_in")
     else:
@@ -138,7 +138,7 @@ def device(request):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No network for what loads models from one, and torch's random numbers as they were."""
+    """Without a network for libraries that load models, and with torch's random state restored."""
     import torch
 
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):

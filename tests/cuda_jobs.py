@@ -1,4 +1,4 @@
-"""What CUDA kernels are handed, written for arrays of the host and launched there; no tests here."""
+"""The arguments of CUDA kernels, made for arrays on the host and launched there; no tests here."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ APART = TENSOR.itemsize // 8  # int64 from one tensor's gradient to the next one
 
 @dataclass
 class Tensor:
-    """A parameter, its gradient, which may lie otherwise or be missing, and its states; halves as bits."""
+    """A parameter, its gradient, which may be missing or in another order, and its states; 16-bit dtypes as bits."""
 
     param: np.ndarray
     grad: np.ndarray | None
@@ -26,12 +26,12 @@ class Tensor:
 
 
 def computed(dtype):
-    """The type of what a kernel computes, and of its states and hyper rows."""
+    """The type that a kernel computes in, which its states and hyper rows have too."""
     return DTYPES[dtype].real
 
 
 class Job:
-    """A launch of one update in blocks of so many threads: its tables, and all arrays that they point to."""
+    """A launch of one update with blocks of `threads` threads: its tables, and all arrays that they point to."""
 
     def __init__(self, name, dtype, tensors, rows=((),), skip=None, threads=TILE_THREADS):
         self.kernel, self.tensors, self.skip = cuda.kernel_name(name, dtype), tensors, skip
@@ -83,11 +83,11 @@ class Clock:
         row["rule"], row["first"] = list(RULES).index(name), first
         row["steps"], row["schedule_steps"] = steps, schedule_steps
         at_first = {option: 0.0 if hasattr(value, "record") else value for option, value in options.items()}
-        for place, (option, number) in enumerate(RULES[name].numbers(at_first)):
-            row["options"][0, place] = number
+        for index, (option, number) in enumerate(RULES[name].numbers(at_first)):
+            row["options"][0, index] = number
             if hasattr(options[option], "record"):
                 self.records.append(options[option].record())
-                row["schedules"][0, place] = self.records[-1].ctypes.data
+                row["schedules"][0, index] = self.records[-1].ctypes.data
 
     def advance(self):
         """Run the kernel."""

@@ -1,6 +1,6 @@
-"""A stand-in for CUDA whose devices are the host: memory, streams and graphs, as CuPy shows them; no tests here.
+"""A stand-in for CUDA that runs on the host: memory, streams and graphs, as CuPy shows them; no tests here.
 
-Work waits until its stream is synchronised, so that whatever reads memory of the host too late fails a test. What CUDA
+Work waits until its stream is synchronised, so code that reads host memory too late fails a test. What CUDA
 refuses while a graph is captured, is refused here. Memory that was given back is poisoned and never used again: a
 kernel that is to follow an address into it is a fault, which every later call reports, as CUDA does.
 """
@@ -157,7 +157,7 @@ class MemoryPointer:
 
 
 class Graph:
-    """What a stream has recorded, and what the driver was told that it owns."""
+    """What a stream has captured, and the objects that the graph owns."""
 
     def __init__(self, work, handle):
         self.work, self.handle = work, handle
@@ -307,13 +307,13 @@ def synchronize_all():
 
 
 def wait():
-    """Do so for a call of CUDA's that waits, which is counted."""
+    """Let all streams do their work in a CUDA call that waits, and count the call."""
     WORLD.waits += 1
     synchronize_all()
 
 
 def report():
-    """Raise what has gone wrong on a device, from the next call on."""
+    """Raise a device's earlier fault, from the next call on."""
     if WORLD.fault is not None:
         raise CUDARuntimeError(f"cudaErrorIllegalAddress: {WORLD.fault}")
 

@@ -1,6 +1,6 @@
-"""Tensors of torch that say they are on a GPU, over memory of the host, for the stand-in for CuPy; no tests here.
+"""torch tensors that claim to be on a GPU, on host memory, for the stand-in for CuPy; no tests here.
 
-What torch's operations do with them, they do at once, after all that is on torch's current stream, as it has them.
+torch's operations on them run at once, after all work on torch's current stream, which is the order torch expects.
 What torch refuses between a GPU and the host, is refused here.
 """
 
@@ -90,8 +90,8 @@ class CudaTensor(torch.Tensor):
         """Convert, here or on the host."""
         if copy:
             return self.clone().to(*arguments, **options)
-        place, dtype = asked(*arguments, **options)
-        moved = self.cpu() if place is not None and is_host(place) else self
+        device, dtype = asked(*arguments, **options)
+        moved = self.cpu() if device is not None and is_host(device) else self
         return moved if dtype is None else TO(moved, dtype)
 
     @property
@@ -123,15 +123,15 @@ class CudaTensor(torch.Tensor):
 
 
 def asked(*arguments, device=None, dtype=None, non_blocking=False):
-    """Return the place and the dtype that `to` is asked for; None where it is not."""
-    place = next((each for each in (*arguments, device) if isinstance(each, (str, torch.device))), None)
-    return place, next((each for each in (*arguments, dtype) if isinstance(each, torch.dtype)), None)
+    """Return the device and the dtype that `to` is asked for; None where it is not."""
+    device = next((each for each in (*arguments, device) if isinstance(each, (str, torch.device))), None)
+    return device, next((each for each in (*arguments, dtype) if isinstance(each, torch.dtype)), None)
 
 
 def to_either(tensor, *arguments, **options):
     """Convert a tensor of the host, which may be asked to the pretended GPU."""
-    places = [a for a in (*arguments, options.get("device")) if isinstance(a, (str, torch.device))]
-    if all(map(is_host, places)):
+    devices = [a for a in (*arguments, options.get("device")) if isinstance(a, (str, torch.device))]
+    if all(map(is_host, devices)):
         return TO(tensor, *arguments, **options)
     _, dtype = asked(*arguments, **options)
     return on_gpu(tensor if dtype is None else TO(tensor, dtype))
@@ -270,7 +270,7 @@ def no_accelerator(check_available=False):
 
 
 def pretend(monkeypatch):
-    """Let torch's functions speak of the stand-in's streams, and make tensors on the pretended GPU."""
+    """Make torch's functions use the stand-in's streams, and create tensors on the pretended GPU."""
     for name, pretended in PRETENDED.items():
         monkeypatch.setattr(torch.cuda, name, pretended)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", no_accelerator)

@@ -1,6 +1,6 @@
 """A stand-in for CuPy, on the devices of `cuda_stand_in`: as much as fastopt and its benchmark use; no tests here.
 
-It is at least as strict as CuPy: what it takes, CuPy takes. Its arrays are in `arrays_stand_in`, its kernels in
+It is at least as strict as CuPy: what it accepts, CuPy accepts. Its arrays are in `arrays_stand_in`, its kernels in
 `kernels_stand_in`.
 """
 

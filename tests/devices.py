@@ -1,4 +1,4 @@
-"""A GPU for the tests: a real one, or the host in its place, both through one interface; no tests here."""
+"""A GPU for the tests, real or imitated on the host, with one interface; no tests here."""
 
 import contextlib
 import ctypes
@@ -32,12 +32,12 @@ class Recorded:
 
 
 class Shared:
-    """What both have in common.
+    """What the stand-in and a real GPU have in common.
 
     Attributes
     ----------
     cupy : module
-        CuPy, or what stands in for it.
+        CuPy, or its stand-in.
     """
 
     def get(self, array):
@@ -66,7 +66,7 @@ class Shared:
 
 
 class StandIn(Shared):
-    """The host, in the place of two GPUs: work waits for `synchronize`."""
+    """The host instead of two GPUs: work waits for `synchronize`."""
 
     cupy = cupy_stand_in
 

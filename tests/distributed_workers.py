@@ -55,7 +55,7 @@ CHECKS = {}
 
 @dataclass(frozen=True)
 class Check:
-    """A function with its arguments, who runs it, the check whose file it reads, and whether it is exhaustive."""
+    """A function with its arguments, the ranks that run it, the check whose file it reads; whether it is exhaustive."""
 
     run: Callable[[], None]
     ranks: int
@@ -701,7 +701,7 @@ def placed(tensor, mesh, placement):
 
 
 def followed(refusal, parameter):
-    """What a refusal has one assign in the gradient's place: the end of it, as code."""
+    """The gradient that a refusal advises to assign: the end of the message, as code."""
     code = re.search("assign (its )?(.*)$", refusal)
     names = {"gradient": parameter.grad, "parameter": parameter, "distribute_tensor": distribute_tensor}
     return eval(("gradient" if code[1] else "") + code[2], names)

@@ -1,4 +1,4 @@
-"""Arrays of libraries that tests do without, with what these offer and no more; no tests here."""
+"""Imitations of other libraries' arrays, with only the protocols that these offer; no tests here."""
 
 import numpy as np
 

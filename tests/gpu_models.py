@@ -19,7 +19,7 @@ FLAGS = {"skipped": 1.0, "taken": 0.0}
 
 @contextlib.contextmanager
 def uncollected():
-    """Let the garbage collector rest: what it would give back on a device waits, whoever dropped it."""
+    """Turn the garbage collector off: freeing memory on a device would wait for it."""
     gc.collect()
     gc.disable()
     try:

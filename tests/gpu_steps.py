@@ -1,4 +1,4 @@
-"""Arrays on a device, optimizers of them that are warm, and what the oracle makes of the same steps; no tests here."""
+"""Arrays on a device, warmed-up optimizers for them, and the oracle's result of the same steps; no tests here."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Gradients of two dimensions in another order than their parameters; no tests here."""
+"""Two-dimensional gradients in another storage order than their parameters; no tests here."""
 
 import numpy as np
 

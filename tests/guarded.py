@@ -7,7 +7,7 @@ SIDE = 64  # bytes, on either side and at least
 
 
 class Guarded:
-    """A copy of an array that begins so many elements behind a multiple of 64 bytes, with guards on both sides."""
+    """A copy of an array that begins `offset` elements after a multiple of 64 bytes, with guards on both sides."""
 
     def __init__(self, array, offset=0):
         self.whole = np.full(array.nbytes + 4 * SIDE + offset * array.itemsize, GUARD, np.uint8)

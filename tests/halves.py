@@ -1,4 +1,4 @@
-"""float16 and bfloat16 by NumPy and torch, as bits and as the float32 numbers that they mean; no tests here."""
+"""float16 and bfloat16 by NumPy and torch, as bits and as float32 values; no tests here."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host: what CuPy gets, compiled by g++ behind `host_cuda.h`; no tests here.
+"""The CUDA kernels on the host: the source that CuPy gets, compiled by g++ with `host_cuda.h`; no tests here.
 
 Addresses of the "device" are addresses of the host. What a launch on a GPU would refuse, or fault at, is an error.
 """

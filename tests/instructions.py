@@ -1,11 +1,11 @@
-"""What an instruction looks like: packed and any arithmetic in a precision, and what must not be there."""
+"""Patterns of machine instructions: packed arithmetic, any arithmetic in a precision, and forbidden instructions."""
 
 import platform
 import re
 
 from fastopt.rules import RULES
 
-# The loop as a function of its own, by its mangled name: then not the code that is looked at runs, but another.
+# The loop as a function of its own, by its mangled name: it would run instead of the code under test.
 OUTLINED = r"(?m)^_+ZN(?!08NumbaEnv)\w*3cpu6update\w*:"
 
 if platform.machine().lower() in ("x86_64", "amd64"):

@@ -1,6 +1,6 @@
-"""Acts of an optimizer that are interrupted at every point, against twins that are not; no tests here.
+"""Interrupts acts of an optimizer at every point, and compares with twins that are not interrupted; no tests here.
 
-CPython delivers a signal where a function begins, where a call returns, and where a loop jumps back. SIGINT becomes
+CPython delivers a signal when a function begins, when a call returns, and when a loop jumps back. SIGINT becomes
 pending just ahead of each of these points, one after the other, and CPython delivers it as it does any other: where it
 cannot come, as between a lock and the block that it guards, it does not come here either.
 """
@@ -55,7 +55,7 @@ def interruptible(name):
 class Tracer:
     """A trace function that interrupts functions of some folders at the point of that number, counted from 1.
 
-    Each place in the code counts as often as it is passed, or once.
+    Each instruction counts as often as it is reached, or once.
     """
 
     def __init__(self, number, folders, once):
@@ -93,7 +93,7 @@ class Tracer:
         return frame.f_code.co_filename.startswith(self.folders)
 
     def is_new(self, frame):
-        """Say whether a place counts."""
+        """Say whether an instruction counts."""
         if self.passed is None:
             return True
         place = id(frame.f_code), frame.f_lasti
@@ -146,7 +146,7 @@ def check(make, before=0, act=None, every=1, folders=FASTOPT, once=True):
     folders : tuple of str
         Where the functions stand that are interrupted.
     once : bool
-        Whether a place in the code that is passed several times is one point, and not several.
+        Whether an instruction that is reached several times is one point, and not several.
     """
 
     def started():
@@ -190,7 +190,7 @@ def followed(subject, number):
 
 
 def fault_of(subject, before, steps, nothing, everything):
-    """Say what is wrong with an interrupted subject; nothing where it goes on as one of its twins."""
+    """Say what is wrong with an interrupted subject; return "" if it goes on like one of its twins."""
     try:
         seen = subject.seen()
         if seen not in (nothing[0], everything[0]):
@@ -202,7 +202,7 @@ def fault_of(subject, before, steps, nothing, everything):
 
 
 def difference(seen, nothing, everything):
-    """Say what of it was done, what was not, and what is neither."""
+    """Say which parts were done, which were not, and which are neither."""
     parts = {"done": [], "not done": [], "neither": []}
     for name in {**nothing, **everything, **seen}:
         value, old, new = seen.get(name), nothing.get(name), everything.get(name)
@@ -212,7 +212,7 @@ def difference(seen, nothing, everything):
 
 
 def locked(subjects):
-    """Say of which one another thread waits for the lock, in vain."""
+    """Name a subject whose lock another thread cannot get."""
     reached = []
 
     def ask():

@@ -1,4 +1,4 @@
-"""The stand-in's kernels that come as source, compiled by g++ (`host_cuda`); no tests here.
+"""The stand-in's kernels, compiled from source by g++ (`host_cuda`); no tests here.
 
 A launch records the bytes of its arguments, and runs when its stream is synchronised, not before.
 """

@@ -1,4 +1,4 @@
-"""What a loop of someone's own gives to a rule, where gradients are its own to change; no tests here."""
+"""Arguments for a rule in a user's own loop, which applies the gradient's options itself; no tests here."""
 
 import rule_cases
 

@@ -1,4 +1,4 @@
-"""What is compiled once in a run of the tests, by whichever of its processes needs it first; no tests here."""
+"""Compiles things once per run of the tests, in the first process that needs them; no tests here."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ KEPT = []
 
 
 def folder_of_the_run():
-    """Return the folder where all of it lies; the first process that asks makes it, and it goes with that process."""
+    """Return the folder of all of this; the first process that asks creates it, and it is deleted with that process."""
     if FOLDER not in os.environ:
         KEPT.append(tempfile.TemporaryDirectory())
         os.environ[FOLDER] = KEPT[-1].name

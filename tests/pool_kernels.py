@@ -1,4 +1,4 @@
-"""Kernels that are not updates, to see what the pool does with them; no tests here."""
+"""Kernels that are not updates, for tests of the pool; no tests here."""
 
 from fastopt.kernels import cpu
 from numba import cfunc, types

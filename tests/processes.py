@@ -1,4 +1,4 @@
-"""Scripts in a process of their own, of Python or a shell, for tests; no tests here."""
+"""Runs scripts of Python or a shell in processes of their own; no tests here."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-DEADLOCK = 60  # seconds after which something that waits is called a deadlock; nothing here takes one
+DEADLOCK = 60  # seconds until a wait counts as a deadlock; no script takes one
 
 
 def run_script(script, cwd, **environment):

@@ -1,4 +1,4 @@
-"""Optimizers to misuse, what is wrong to give them, and that it is refused and has changed nothing; no tests here."""
+"""Optimizers, invalid arguments, and the assertion that these are refused and change nothing; no tests here."""
 
 import math
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Options for every rule, and the optimizer that asks for it; no tests here.
+"""Options for every rule, and the optimizer that uses it; no tests here.
 
-Arithmetic is tested of every rule. What happens around a rule, to chunks, layouts, threads and launches, depends on how
-many states it has and not on what it computes, and is tested of `BY_STATES`, which takes a third of the time.
+Arithmetic is tested for every rule. What happens around it, to chunks, layouts, threads and launches, depends on how
+many states it has and not on what it computes, and is tested for `BY_STATES`, which takes a third of the time.
 """
 
 from fastopt.bench.cases import case
@@ -11,19 +11,19 @@ from fastopt.rules import RULES
 
 
 def optimizer_of(rule, **options):
-    """The optimizer of NumPy that asks for a rule, and its options."""
+    """The optimizer for NumPy that uses a rule, and its options."""
     name, options = case(rule, **options)
     return getattr(fastopt, name), options
 
 
 DECAY = {name: {"weight_decay": 0.1} for name, rule in RULES.items() if "keep" in rule.hypers}
 
-# With rates at which a trajectory stays at the scale at which it begins.
+# With learning rates that keep a trajectory at its initial scale.
 OPTIMIZERS = {
     rule: optimizer_of(rule, lr=0.01 if rule.startswith("rmsprop") else 0.1, **DECAY.get(rule, {})) for rule in RULES
 }
 
-# All that a row may be computed from: what a rule has no use for it does not look at.
+# All options that a row may be computed from; a rule ignores those that it does not have.
 OPTIONS = {
     "lr": 0.1,
     "momentum": 0.9,

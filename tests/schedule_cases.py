@@ -1,4 +1,4 @@
-"""One table of schedules, every class and every branch of its formula: for Numba and C++, values and behaviour."""
+"""One table of schedules, with every class and every branch of its formula, for all tests of schedules."""
 
 from fastopt.kernels.tables import SHAPES, STEP_LIMIT
 

@@ -1,4 +1,4 @@
-"""The steps at which a schedule is looked at, and what its values must be; no tests here."""
+"""The steps at which a schedule is checked, and what its values must be; no tests here."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The oracle of schedules: every formula of the papers in mpmath with 80 digits, and not as the kernels have it.
+"""The oracle of schedules: every formula from the papers, in mpmath with 80 digits, independent of the kernels.
 
 `SCHEDULES` maps the name of a class to a function of (schedule, t) that returns the value; a number of a schedule is
 what its double is exactly, and periods are counted in integers. `value` takes a schedule of any class. Nothing here

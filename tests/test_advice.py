@@ -1,6 +1,6 @@
-"""Messages that say what to do: it is done here, and works.
+"""Messages that give advice: each test follows the advice, and it works.
 
-A case is what is passed, what the message advises, and the same as code.
+A case is an argument, the message's advice, and the advice as code.
 """
 
 import array
@@ -311,13 +311,13 @@ SINGLE = {
 def test_arrays_of_single_calls(make, advice, follow):
     """Of a parameter and of a state; following it updates the array that is passed then."""
     p, g, v = ones(3), ones(3), np.zeros(3, F32)
-    for place in ("p", "velocity"):
+    for name in ("p", "velocity"):
         good = {"p": p, "g": g, "velocity": v}
         call = lambda **given: fastopt.fused.momentum(**given, lr=0.5, momentum=0.9)  # noqa: E731
-        refused(advice, call, **{**good, place: make()})
+        refused(advice, call, **{**good, name: make()})
         followed = follow(make())
         before = followed.copy()
-        call(**{**good, place: followed})
+        call(**{**good, name: followed})
         assert (followed != before).any()
 
 
@@ -424,19 +424,19 @@ def assert_replays(device, graph, params):
 
 
 WARM = "Take two steps like it before"
-COLD = {  # what comes before the capture; the gradients that are given in it
+NOT_WARM = {  # what comes before the capture; the gradients that are given in it
     "the first step": (lambda opt, grads, stream: None, slice(None)),
     "an option": (lambda opt, grads, stream: opt.param_groups[0].update(lr=0.25), slice(None)),
     "gradients for others": (lambda opt, grads, stream: twice(opt, stream, grads), slice(1)),
 }
 
 
-@pytest.mark.parametrize(("act", "given"), COLD.values(), ids=COLD.keys())
+@pytest.mark.parametrize(("act", "given"), NOT_WARM.values(), ids=NOT_WARM.keys())
 def test_captures_without_warming_up(device, act, given):
     """Two steps like the captured one."""
     params, grads, stream = on_device(device)
     opt = fastopt.SGD(params, lr=0.5, momentum=0.9)
-    if act is COLD["an option"][0]:
+    if act is NOT_WARM["an option"][0]:
         twice(opt, stream, grads)
     act(opt, grads, stream)
     chosen = [g if i in range(*given.indices(2)) else None for i, g in enumerate(grads)]
@@ -497,7 +497,7 @@ def test_captures_of_gradients_that_lie_otherwise(device):
 
 
 def test_single_updates_in_a_capture(device):
-    """An optimizer's step in its place."""
+    """An optimizer's step instead."""
     [p], [g], stream = on_device(device, 1)
 
     def single():

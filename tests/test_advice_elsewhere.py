@@ -1,4 +1,4 @@
-"""Messages that give advice on schedules, single calls, loops elsewhere, commands and what is to be installed."""
+"""Messages that give advice on schedules, single calls, embedding, commands and installation."""
 
 import ast
 import importlib.metadata

@@ -165,7 +165,7 @@ def test_a_state_dict_of_numbers_ends_the_schedules():
 
 
 def test_functions_are_not_saved():
-    """The optimizer that loads goes on with its own in that place, and says what to do where it has none."""
+    """The loading optimizer keeps its own function for that beta, and says what to do if it has none."""
     mine, theirs = (lambda step: 0.5 + 0.01 * step), (lambda step: 0.25)
     saved = adam(betas=(mine, BETA2))[0].state_dict()
     saved["param_groups"][0]["step"] = 4
@@ -212,9 +212,9 @@ def test_descriptions_that_do_not_fit(plain, error, match):
 # What is refused
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("value", [1.0, 1.5, -0.1, np.nan, np.inf, None, "0.9", True], ids=repr)
-def test_values_out_of_range(value, place):
+def test_values_out_of_range(value, index):
     """Raise before the step, and at once where it is the present one; the next step asks again."""
     error = ValueError if isinstance(value, float) else TypeError
 
@@ -222,12 +222,12 @@ def test_values_out_of_range(value, place):
         return value if wrong and step == 2 else 0.5
 
     wrong = []
-    pair = (beta, 0.9) if place == 0 else (0.9, beta)
+    pair = (beta, 0.9) if index == 0 else (0.9, beta)
     opt, w, g = adam(betas=pair)
     opt.step(g)
     opt.step(g)
     wrong.append(True)
-    where = rf"betas\[{place}\] must be"
+    where = rf"betas\[{index}\] must be"
     assert_refused(opt, w, lambda: opt.step(g), where, error)
     assert_refused(opt, w, lambda: opt.param_groups[0].update(lr=0.5, betas=pair), where, error)
     wrong.clear()
@@ -345,17 +345,17 @@ def test_betas_assigned_after_a_capture(device, betas):
     assert_trained(device, opt, params, trainer)
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_functions_are_not_captured(device, place):
-    """They are named by their place."""
-    betas = tuple(0.5 if i != place else lambda step: 0.5 for i in range(2))
+@pytest.mark.parametrize("index", [0, 1])
+def test_functions_are_not_captured(device, index):
+    """They are named by their index in the pair."""
+    betas = tuple(0.5 if i != index else lambda step: 0.5 for i in range(2))
     opt, params, grads, stream, _ = warm(device, fastopt.Adam, "adam", lr=0.1, betas=betas)
-    match = rf"betas\[{place}\] of group 0 is a function that only Python can call"
+    match = rf"betas\[{index}\] of group 0 is a function that only Python can call"
     refused_capture(device, opt, stream, grads, [*params, *state_arrays(opt)], match)
 
 
 def test_a_graph_whose_schedule_gets_to_1(device):
-    """Nobody is there to raise; whoever asks for the number is told."""
+    """The device cannot raise; asking for the number does."""
     opt, _, _, stream, _ = warm(device, fastopt.Adam, "adam", lr=0.1, betas=(0.9, Linear(0.9, 1.0, 4)))
     with device.capture(stream) as graph:
         opt.step()

@@ -1,4 +1,4 @@
-"""Compiling and what is kept of it: cold starts at once, no cache, lazy imports, second steps, and the code itself."""
+"""Compiling and caching: processes that share an empty cache, no cache, lazy imports, second steps, machine code."""
 
 import functools
 import inspect
@@ -39,7 +39,7 @@ variants = pytest.mark.parametrize(
 )
 TIMEOUT = 120
 
-# For two steps, of which every rule makes another number, so that a wrong kernel shows. Gradients that get smaller tell
+# After two steps every rule gives a different number, so a wrong kernel shows. Gradients that get smaller tell
 # AMSGrad from Adam.
 OPTIONS = {**rule_cases.OPTIONS, "betas": (0.5, 0.5), "alpha": 0.5, "eps": 0.5, "weight_decay": 0.1}
 GRADIENTS = (0.5, 0.25)
@@ -119,7 +119,7 @@ def filled():
 def fill(folder):
     """Let several processes, started at once, fill a cache: each in another order of all.
 
-    Each leaves the assembly of what it compiled itself, since what comes from the cache cannot be looked at.
+    Each leaves the assembly of what it compiled itself, since code from the cache cannot be inspected.
     """
     cache = folder / "numba"
     script = """
@@ -173,7 +173,7 @@ DAMAGES = {
 
 
 def test_a_damaged_cache_is_not_believed(filled, tmp_path):
-    """What a full disk or a lost one leaves behind costs time, and nothing else; each kernel is damaged otherwise."""
+    """What a full or lost disk leaves behind costs only time; each kernel is damaged in another way."""
     cache = tmp_path / "cache"
     shutil.copytree(filled, cache)
     for (name, dtype), (suffix, damage) in zip(VARIANTS, DAMAGES.values(), strict=False):
@@ -353,7 +353,7 @@ def test_the_second_step_compiles_nothing(kind, monkeypatch):
     grads = [np.ones((30, 20), np.float32), np.ones(70_000), np.ones((), np.float32)]
     opt = make(params, **options)
     monkeypatch.setattr(cpu, "_kernels", {})
-    assert compiles(lambda: opt.step(grads))  # so that this test sees what it looks for
+    assert compiles(lambda: opt.step(grads))  # the test can see what it tests for
     before = dict(cpu._kernels)
 
     def go_on():

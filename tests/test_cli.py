@@ -56,16 +56,16 @@ def test_info_names_everything(capsys):
 
 
 def test_info_is_no_wider_than_a_page(monkeypatch):
-    """Also where all kernels are compiled: rules that are compiled for the same formats stand together."""
+    """Also where all kernels are compiled: rules that are compiled for the same dtypes share a line."""
     monkeypatch.setattr(cpu, "cached", lambda name, dtype: name != "adam" or dtype == "float32")
     monkeypatch.setattr(schedules, "cached", lambda: True)
     monkeypatch.setattr(cache, "directory", lambda: "/cache")
     lines = info.lines()
     assert max(map(len, lines)) <= info.WIDTH
-    told = " ".join(line.strip() for line in lines)
+    shown = " ".join(line.strip() for line in lines)
     count = (len(rules.RULES) - 1) * 4 + 2
-    assert f"{count} of {count + 3}: sgd, momentum, " in told
-    assert "in float32, float64, float16, bfloat16; adam in float32; schedules" in told
+    assert f"{count} of {count + 3}: sgd, momentum, " in shown
+    assert "in float32, float64, float16, bfloat16; adam in float32; schedules" in shown
 
 
 def test_info_tells_what_limits_the_process(monkeypatch):

@@ -17,7 +17,7 @@ SCHEDULE = Warmup(Cosine(1e-2, steps=15), steps=3)
 
 
 def module(library, optimize=None, **options):
-    """A LightningModule; where it is told how to optimize, it does so by itself."""
+    """A LightningModule, optionally with manual optimization."""
     import lightning
 
     class Module(lightning.LightningModule):

@@ -1,4 +1,4 @@
-"""What docs/recipes.md shows runs as printed."""
+"""The code in docs/recipes.md runs as printed."""
 
 import pkgutil
 import re

@@ -1,4 +1,4 @@
-"""What commands leave behind when they are interrupted, or when nobody reads or keeps what they write."""
+"""Commands that are interrupted, or whose output cannot be written or is not read: what they leave behind."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("folder", ["bounce.png", "bounce.json", "bounce.gif"])
 def test_lab_writes_all_or_nothing(folder, tmp_path, capsys):
-    """A folder in the place of one file is found before the experiment runs, and no other file is left."""
+    """A folder with a file's name is an error before the experiment runs, and no other file is left."""
     (tmp_path / folder).mkdir()
     assert cli.main(["lab", "bounce", "--animate", "--out", str(tmp_path)]) == 1
     assert f"{folder} is a folder" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""CUDA kernels compiled ahead, with neither GPU nor driver, by the command; and the machine code that comes out."""
+"""CUDA kernels compiled ahead of time by the command, with neither GPU nor driver; and their machine code."""
 
 import functools
 import importlib.metadata
@@ -32,7 +32,7 @@ FP64_CONVERSION = r"(F2F|F2I|I2F|FRND|F2IP|I2FP|F2FP)\b.*\.F64\b"
 FP64 = re.compile(f"{FP64_ARITHMETIC}|{FP64_FUNCTION}|{FP64_CONVERSION}")
 LOCAL = re.compile(r"(LDL|STL)\b")
 
-# By default each architecture, rule and dtype a few times, and one architecture where there is nothing but that.
+# By default each architecture, rule and dtype a few times, and one architecture for tests of the architecture alone.
 updates = swept(together=1, architecture=ARCHITECTURES, rule=RULES, dtype=DTYPES)
 architectures = pytest.mark.parametrize(
     "architecture",
@@ -178,7 +178,7 @@ def test_without_cupy_or_nvrtc_the_extra_is_named(monkeypatch, capsys):
 
 
 def test_out_without_cuda_is_an_error(capsys, tmp_path):
-    """Kernels for the processor have their own place."""
+    """Kernels for the processor have their own folder."""
     assert cli.main(["compile", "--out", str(tmp_path)]) == 1
     assert "--out goes with --cuda" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -197,7 +197,7 @@ HEADERS = ["rules.h", "schedules.h", "vectors.h", "tables.h"]
 
 @swept(together=1, header=HEADERS, architecture=ARCHITECTURES)
 def test_headers_stand_alone(header, architecture):
-    """NVRTC takes a source that includes one header from the folder that a user is told, and nothing else."""
+    """NVRTC compiles a source that includes one header, with only the documented folder."""
     from cupy_backends.cuda.libs import nvrtc
 
     program = nvrtc.createProgram(f'#include "{header}"\n', "alone.cu", [], [])

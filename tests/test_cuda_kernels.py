@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled for the host, against the oracle: what any GPU is to compute, and where it is to write."""
+"""The CUDA kernels, compiled for the host, against the oracle: what a GPU computes, and where it writes."""
 
 import ctypes
 import os
@@ -70,7 +70,7 @@ def options_of(name, options):
 
 
 class Guards:
-    """Places tensors whose arrays lie between guards, each at an alignment of its own."""
+    """Makes tensors whose arrays lie between guards, each at its own alignment."""
 
     def __init__(self):
         self.all = []
@@ -310,7 +310,7 @@ def test_non_finite_gradients_propagate(name, dtype):
 @dtypes
 @names
 def test_the_gradients_factor(name, dtype):
-    """A scale that gradients are to be freed of, and a sign; as if the gradient had been so."""
+    """The inverse of a loss scale, and a sign: as if the gradient were multiplied."""
     rng = np.random.default_rng(7)
     options = options_of(name, {**OPTIONS, "weight_decay": 0.01})
     for factor in (2.0**-10, -0.25, 0.0, 3.0):
@@ -325,7 +325,7 @@ def test_the_gradients_factor(name, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 @names
 def test_a_factor_below_the_normal_numbers(name, dtype):
-    """1 over a scale of 2^127, which arithmetic would take for zero, and less; as if the gradient had been so."""
+    """1 over a scale of 2^127 and less, which arithmetic would flush to zero: as if the gradient were multiplied."""
     rng = np.random.default_rng(10)
     options = options_of(name, {**OPTIONS, "weight_decay": 0.01})
     for factor in (2.0**-126, 2.0**-127, -(2.0**-127), 1.25 * 2.0**-128, 2.0**-149, 0.0):
@@ -341,7 +341,7 @@ def test_a_factor_below_the_normal_numbers(name, dtype):
 @dtypes
 @by_states
 def test_a_step_that_is_skipped_changes_nothing(name, dtype):
-    """Any number but 0 says so."""
+    """Any number but 0 skips it."""
     rows = [row_of(name, options_of(name, options), 2) for options in THREE_GROUPS]
     for flag in (1, -1, 2**31 - 1, 0):
         guards, others = Guards(), Guards()
@@ -431,8 +431,8 @@ def test_send_several_messages_into_one_table():
 
 
 def test_send_keeps_what_is_newer():
-    """It writes only where the version there is below the message's, which a message of its own then raises."""
-    version, place = np.array([4]), np.zeros(3, np.int64)
+    """It writes only if the table's version is below the message's; another message then raises the version."""
+    version, target = np.array([4]), np.zeros(3, np.int64)
     for number, value, written in [
         (4, 1, False),
         (3, 2, False),
@@ -441,10 +441,10 @@ def test_send_keeps_what_is_newer():
         (-1, 5, False),
         (9, 6, True),
     ]:
-        was = place.copy()
-        send([value, value + 1], place.ctypes.data, 2, version, number)
+        was = target.copy()
+        send([value, value + 1], target.ctypes.data, 2, version, number)
         send([number], version.ctypes.data, 1, version, number)
-        assert place.tolist() == ([value, 0, value + 1] if written else was.tolist())
+        assert target.tolist() == ([value, 0, value + 1] if written else was.tolist())
     assert version.tolist() == [9]
 
 
@@ -557,8 +557,8 @@ SKIPPED = (0, 7, 8, 30)
 def test_a_training_run(name, dtype):
     """Sixty steps of two groups, as a captured graph repeats them: addresses sent, rows computed, parameters updated.
 
-    Gradients are scaled, and take turns in two places; schedules drive lr and weight decay; some steps are skipped,
-    which no count sees. Halves are held to the oracle step by step, from what they are; others from the beginning.
+    Gradients are scaled, and alternate between two buffers; schedules drive lr and weight decay; skipped steps are
+    not counted. float16 and bfloat16 are compared step by step, each from the last result; others from the beginning.
     """
     rng = np.random.default_rng(10)
     groups = [

@@ -1,4 +1,4 @@
-"""What `help` shows of what users hold."""
+"""The docstrings that `help` shows to users."""
 
 import ast
 import inspect
@@ -40,7 +40,7 @@ def sections(face):
 
 @pytest.mark.parametrize("cls", SCHEDULES.values(), ids=SCHEDULES)
 def test_a_schedules_signature_has_short_names(cls):
-    """How its fields are checked is not for the reader."""
+    """It does not show how fields are checked."""
     assert "Annotated" not in str(inspect.signature(cls))
 
 
@@ -72,7 +72,7 @@ def test_groups_have_the_options_of_the_signature(name):
 
 @every_face
 def test_help_has_formulas_options_and_errors(name):
-    """Nobody is sent elsewhere for what an option means, and no line is too long for a wide terminal."""
+    """Every option is explained in place, and no line is too long for a wide terminal."""
     shown = pydoc.plain(pydoc.render_doc(FACES[name]))
     assert " <- " in shown or f"the formula is that of `fastopt.{name.rpartition('.')[2].title()}`" in shown
     assert not re.search(r"\{(options|errors|formulas)\}|As for `", FACES[name].__doc__)
@@ -177,7 +177,7 @@ def test_docstrings_are_completed(doc, monkeypatch):
 
 
 def test_without_docstrings(tmp_path, monkeypatch):
-    """With ``python -OO`` there are none, and nothing takes their place."""
+    """With ``python -OO`` there are none, and nothing replaces them."""
     script = """
         import fastopt
 

@@ -1,4 +1,4 @@
-"""Updates as pointers, called from Python and from C; headers where a compiler and CMake look for them."""
+"""Updates as pointers, called from Python and from C; headers, as a compiler and CMake find them."""
 
 import ctypes
 import gc
@@ -35,14 +35,14 @@ each_rule = swept(together=1, name=RULES, dtype=DTYPES)  # by default in one of 
 
 
 def options(name):
-    """What `embed.hyper_values` is to be given for a rule, but for the step."""
+    """The options of `embed.hyper_values` for a rule, without the step."""
     rule, values = RULES[name], options_of(name)
     given = embed.parameters_of(rule)
     return {option: values[option] for option in rule.options if option in given and option not in rule.of_gradient}
 
 
 def step_of(name, step):
-    """The step, for those whose numbers are others at each."""
+    """The step, for rules whose numbers depend on it."""
     return {"step": step} if RULES[name].moves is always else {}
 
 
@@ -125,7 +125,7 @@ def test_code(name, dtype):
 
 
 def test_a_pointer_is_the_same_and_stays():
-    """Asked for again, after all that held it is gone."""
+    """The pointer stays valid after everything that held it is gone."""
     address = int(embed.ffi.cast("intptr_t", embed.update("sgd", "float32")))
     gc.collect()
     assert int(embed.ffi.cast("intptr_t", embed.update("sgd", np.float32))) == address

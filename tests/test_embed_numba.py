@@ -1,4 +1,4 @@
-"""Rules in loops that Numba compiles: numbers and whole arrays, against the oracle, and the code that comes out."""
+"""Rules in loops that Numba compiles, on numbers and on whole arrays: against the oracle, and the machine code."""
 
 import inspect
 import os
@@ -198,7 +198,7 @@ def test_code_in_two_dimensions():
 
 
 def test_in_a_parallel_function():
-    """What Numba's passes for `parallel=True` take for dead is not the update."""
+    """Numba's passes for `parallel=True` do not remove the update as dead code."""
 
     def train(p, g, v):
         g = g * 2.0
@@ -312,7 +312,7 @@ def test_shapes_that_differ_in_a_loop():
 
 
 def test_where_numba_is_switched_off(tmp_path):
-    """As its users do to look into a loop with a debugger."""
+    """As users do to debug a loop."""
     script = """
         import numpy as np
         from numba import njit

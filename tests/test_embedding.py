@@ -1,4 +1,4 @@
-"""The page about embedding: each example as printed, from the compiler's line to what the program says."""
+"""The page about embedding: each example as printed, from the compiler's command to the program's output."""
 
 import re
 import subprocess
@@ -52,7 +52,7 @@ def test_numba(capsys):
 
 @pytest.mark.exhaustive
 def test_numba_trains_a_network(capsys):
-    """The three trainings end in the same place, to the share of images; all schedules are compiled for two of them."""
+    """The three trainings end with the same accuracy; all schedules are compiled for two of them."""
     _, code, _ = examples("Numba")[0].values()
     exec(compile(code, "docs/embedding.md", "exec"), {})
     shares = re.findall(r"^(.*): [\d.]+ s, ([\d.]+)% of the images right$", capsys.readouterr().out, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Gradients that do not fit a parameter or do not mirror the parameters, given or bound."""
+"""Gradients that do not match a parameter or the structure of the parameters, given or bound."""
 
 import numpy as np
 import pytest

@@ -101,8 +101,8 @@ def test_parameters_that_cannot_be_updated(make, make_array, error, words):
 
 
 @unusable
-@pytest.mark.parametrize("place", ["p", "velocity", "accumulator"])
-def test_single_calls_with_arrays_that_cannot_be_updated(place, make_array, error, words):
+@pytest.mark.parametrize("name", ["p", "velocity", "accumulator"])
+def test_single_calls_with_arrays_that_cannot_be_updated(name, make_array, error, words):
     """A parameter, a velocity, an accumulator; as a gradient only dtype and kind matter."""
     bad = make_array()
     dtype = bad.dtype if bad.dtype in (F32, F64) else F32
@@ -113,7 +113,7 @@ def test_single_calls_with_arrays_that_cannot_be_updated(place, make_array, erro
         "velocity": lambda: fastopt.fused.momentum(p, g, bad, lr=0.1, momentum=0.9),
         "accumulator": lambda: fastopt.fused.adagrad(p, g, bad, lr=0.1),
     }
-    assert_refused(error, [place, *words[-1:]], calls[place])
+    assert_refused(error, [name, *words[-1:]], calls[name])
     assert frozen([np.ma.getdata(bad), p, g, state]) == before
     if error is TypeError and not isinstance(bad, np.ma.MaskedArray):
         with pytest.raises(TypeError, match=r"g has dtype .*astype\(np\.float"):

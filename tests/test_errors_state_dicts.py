@@ -96,7 +96,7 @@ BAD_STATES = {
 
 
 def loaded(change):
-    """Change a copy of the own state dict in one place, and in others that would show a partial load; then load it."""
+    """Load a copy of the own state dict with one error, and with valid changes that would reveal a partial load."""
 
     def act(s):
         state_dict = copy.deepcopy(s.opt.state_dict())

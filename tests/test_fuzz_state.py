@@ -1,6 +1,6 @@
-"""State dicts with something wrong in them: a documented error and nothing changed, or an optimizer that goes on.
+"""State dicts with errors: loading raises a documented error and changes nothing, or the optimizer goes on.
 
-Drawn from seeds, each a case of its own: every one runs alone as it runs among the others.
+Each seed is a case, and runs alone as it runs among the others.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ SCHEDULES = [
 
 
 def drawn(rng):
-    """Something that may stand in no place, or in another one."""
+    """A value that is valid nowhere, or elsewhere."""
     pool = rng.choice([NUMBERS, NUMBERS, OTHERS, ARRAYS, SCHEDULES, [list, dict, endless], DEEP])
     found = rng.choice(pool)
     return found() if pool in (ARRAYS, SCHEDULES) or found in (list, dict, endless) else found
@@ -83,7 +83,7 @@ NAMES = ["lr", "step", "momentum_buffer", "sum", "exp_avg", 0, 1, ("a",), None]
 
 
 def mutate(rng, plain):
-    """Change something in nested dicts and lists: an entry, its name, its place, or what contains it."""
+    """Change something in nested dicts and lists: an entry, its name, its position, or its container."""
     container, key = rng.choice(places(plain))
     act = rng.choice(["replace", "replace", "replace", "delete", "add", "rename", "swap", "convert"])
     if act == "replace":

@@ -1,4 +1,4 @@
-"""Python's garbage collector: what an optimizer of torch has it walk in a full collection, which stalls a step."""
+"""Garbage collection: how many of a torch optimizer's objects a full collection, which stalls a step, walks."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""Updates of arrays on a GPU against the oracle: on a stand-in for CuPy, and on a real GPU where there is one."""
+"""Updates of arrays on a GPU against the oracle: on a stand-in for CuPy, and on a real GPU if there is one."""
 
 import gc
 import importlib
@@ -42,7 +42,7 @@ def test_trajectories(device, name, options, dtype):
         there = [None if g is None else device.array(g) for g in grads]
         opt.step(there)
         trainer.step(name, grads, options)
-        if dtype == np.float16:  # each step from what the last one left, so that rounding does not pile up
+        if dtype == np.float16:  # each step starts from the last result, so that rounding does not accumulate
             for i, p in enumerate(plain(device, params)):
                 got, want = p.astype(np.float64), trainer.params[i]
                 if grads[i] is not None:
@@ -174,7 +174,7 @@ def test_optimizers_at_every_alignment(device, start):
     np.testing.assert_array_equal(np.delete(device.get(there), cut), np.delete(whole, cut))
 
 
-# Groups, devices, places
+# Groups, devices, streams
 
 
 def test_more_tensors_than_a_message_holds(device):
@@ -285,8 +285,8 @@ def test_tensors_of_torch():
     assert (p == 0.5).all()
 
 
-@pytest.mark.parametrize("place", ["parameter", "single parameter", "velocity"])
-def test_what_is_read_only_is_refused(stand_in, place):
+@pytest.mark.parametrize("array", ["parameter", "single parameter", "velocity"])
+def test_what_is_read_only_is_refused(stand_in, array):
     """Since it would be updated in place."""
     memory = np.zeros(3, np.float32)
     locked = cupy_stand_in.Foreign(memory, readonly=True)
@@ -297,7 +297,7 @@ def test_what_is_read_only_is_refused(stand_in, place):
         "velocity": lambda: fused.momentum(p, g, locked, lr=0.1, momentum=0.9),
     }
     with pytest.raises(ValueError, match="read-only"):
-        acts[place]()
+        acts[array]()
     stand_in.synchronize()
     assert (memory == 0).all()
 

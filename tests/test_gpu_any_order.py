@@ -38,7 +38,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("assign"), st.integers(0, 2), VALUES),
     st.tuples(st.just("capture")),
     st.tuples(st.just("replay"), st.integers(0, 3), st.integers(1, 3)),
-    st.tuples(st.just("look")),
+    st.tuples(st.just("check")),
     st.tuples(st.just("load")),
 )
 SIZES = st.sampled_from([(), (0,), (1,), (2, 3), (17,), (600,)])
@@ -46,7 +46,7 @@ SIZES = st.sampled_from([(), (0,), (1,), (2, 3), (17,), (600,)])
 
 @dataclass
 class Machine:
-    """An optimizer on a device, and what it should have come to by the oracle."""
+    """An optimizer on a device, and the oracle's result for it."""
 
     device: Any
     optimizer: Any
@@ -130,7 +130,7 @@ class Machine:
         event(f"graphs: {len(self.graphs)}")
 
     def dense(self, g):
-        """The same gradient, as its parameter lies."""
+        """The same gradient in its parameter's layout."""
         return self.device.array(np.ascontiguousarray(self.device.get(g)).reshape(g.shape))
 
     def replay(self, which, times):
@@ -140,7 +140,7 @@ class Machine:
             graph.launch()
             self.follow(grads)
 
-    def look(self):
+    def check(self):
         """Compare everything."""
         for group, o in zip(self.opt.param_groups, self.assigned, strict=True):
             assert group["step"] == self.t
@@ -172,10 +172,10 @@ class Machine:
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), kinds=KINDS, actions=st.lists(ACTIONS, min_size=4, max_size=20))
 def test_anything_in_any_order(device, data, kinds, actions):
-    """Steps with any gradients missing, assignments, captures, replays and looks, of groups of any rules and dtypes."""
+    """Steps with any gradients missing, assignments, captures, replays, checks, of groups of any rules and dtypes."""
     optimizer, names = kinds
     shapes = [[(3,), *data.draw(st.lists(SIZES, max_size=2))] for _ in names]
     dtypes = [data.draw(st.sampled_from(DTYPES)) for _ in names]
     machine = Machine(device, optimizer, names, shapes, dtypes)
-    for name, *arguments in [*actions, ("capture",), ("replay", 0, 2), ("again", 1), ("replay", 1, 1), ("look",)]:
+    for name, *arguments in [*actions, ("capture",), ("replay", 0, 2), ("again", 1), ("replay", 1, 1), ("check",)]:
         getattr(machine, name)(*arguments)

@@ -1,4 +1,4 @@
-"""Single calls on a GPU, errors there, and what is saved."""
+"""Single calls, errors and state dicts on a GPU."""
 
 import json
 
@@ -73,7 +73,7 @@ def test_single_calls_on_several_streams(device):
 
 
 def test_repeated_single_calls_need_no_new_memory(stand_in):
-    """What the last call of a kind has left idle is used again."""
+    """The memory of the last call of a kind is used again."""
     p, g, v = (stand_in.array(np.ones(61, np.float32)) for _ in range(3))
     fused.momentum(p, g, v, lr=0.1, momentum=0.9)
     before = WORLD.allocated

@@ -1,4 +1,4 @@
-"""Steps captured in graphs and replayed, on a stand-in for CuPy and on a real GPU, and what is refused."""
+"""Steps captured in graphs and replayed, on a stand-in for CuPy and on a real GPU, and refused captures."""
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def opt_defaults(opt):
 
 
 def test_every_schedule_in_replays(device):
-    """As the host would have called it, in one graph, a group for each; the groups say its numbers."""
+    """As if the host had called it, in one graph, with a group for each; the groups show its numbers."""
     chosen = [schedule for schedule in CASES if min(schedule(t) for t in range(14)) >= 0]
     assert len(chosen) > 0.9 * len(CASES)
     params = [device.array(np.zeros(3, np.float32)) for _ in chosen]
@@ -292,7 +292,7 @@ def test_options_assigned_after_a_capture(device, change, replayed):
     follow(device, trainer, "momentum", grads, numbers(now, t))
     assert {k: opt.param_groups[0][k] for k in now} == numbers(now, t)
     at, t = t, t + 1
-    # A function is asked by the host alone, so that its number of then stays.
+    # Only the host can call a function, so the number at the capture stays.
     replay(3, {k: v if hasattr(v, "record") or not callable(v) else v(at) for k, v in now.items()})
     assert_trained(device, opt, params, trainer)
     assert opt.param_groups[0]["step"] == t
@@ -316,19 +316,19 @@ def test_a_count_assigned_after_a_capture(device):
     assert_trained(device, opt, params, trainer)
 
 
-def test_cold_captures(device):
+def test_captures_without_warming_up(device):
     """Of a first step, of one after an assignment, and of one with gradients for other parameters."""
     params, grads = arrays(device), arrays(device, seed=1)
     stream = device.stream()
-    cold = fastopt.SGD(params, lr=0.1, momentum=0.9)
-    refused_capture(device, cold, stream, grads, params, "warm up")
+    fresh = fastopt.SGD(params, lr=0.1, momentum=0.9)
+    refused_capture(device, fresh, stream, grads, params, "warm up")
     with stream:
-        cold.step(grads)
-        cold.step(grads)
-    with device.capture(stream) as graph:  # nothing stands in its way now
-        cold.step(grads)
+        fresh.step(grads)
+        fresh.step(grads)
+    with device.capture(stream) as graph:  # now it is warmed up
+        fresh.step(grads)
     graph.launch()
-    assert cold.state[0]["step"] == 3
+    assert fresh.state[0]["step"] == 3
     opt, params, grads, stream, trainer = warm(device)
     watched = [*params, *state_arrays(opt)]
     refused_capture(device, opt, stream, [grads[0], None, grads[2]], watched, "warm up")
@@ -359,7 +359,7 @@ def test_empty_parameters_are_captured_with_others(device):
 
 @pytest.mark.parametrize("schedule", [lambda step: 0.1, Plateau(0.1)], ids=["function", "plateau"])
 def test_what_only_python_can_call_is_not_captured(device, schedule):
-    """It would never be asked again."""
+    """It would never be called again."""
     opt, params, grads, stream, _ = warm(device, lr=schedule)
     refused_capture(device, opt, stream, grads, [*params, *state_arrays(opt)], "only Python can call")
 
@@ -392,7 +392,7 @@ def test_parameters_on_the_host_are_not_captured(device):
 
 
 def test_a_capture_of_one_device_of_two_is_refused(stand_in):
-    """The other one's stream is not recorded: its work would be done at once, and never again."""
+    """The other device's stream is not captured: its work would run at once, and never again."""
     cupy = stand_in.cupy
     p, g = [stand_in.array(np.ones(10, np.float32))], [stand_in.array(np.ones(10, np.float32))]
     with cupy.cuda.Device(1):
@@ -407,7 +407,7 @@ def test_a_capture_of_one_device_of_two_is_refused(stand_in):
 
 
 def test_counts_are_not_asked_for_inside_a_capture(device):
-    """That would have to wait for work which is only recorded."""
+    """That would wait for work that is only captured."""
     opt, _, _, stream, _ = warm(device, lr=Cosine(0.1, 9))
     with device.capture(stream) as graph:
         opt.step()

@@ -1,4 +1,4 @@
-"""What is put on a GPU's streams, and when: by a stand-in for CuPy that records it, and runs it on the host."""
+"""What is put on a GPU's streams, and when, as recorded by a stand-in for CuPy that runs it on the host."""
 
 import sys
 
@@ -73,7 +73,7 @@ def test_new_gradients_are_one_message():
 
 
 def test_gradients_that_moved_before_a_step_that_failed_are_sent():
-    """An option out of place is found after they were read."""
+    """An invalid option is found after they were read."""
     opt, params, _ = stepped()
     others = model(seed=5)[1]
     before = [p.get() for p in params]
@@ -123,7 +123,7 @@ def test_a_schedule_sends_its_row():
 
 
 def test_a_row_of_each_step_is_sent():
-    """Adam's, with the correction of the bias: one message, of which nothing is left to the kernel."""
+    """Adam's, with the bias corrections: one message, so that the kernel computes none of it."""
     params, grads = model()
     opt = fastopt.Adam(params, lr=0.1)
     opt.bind(grads)

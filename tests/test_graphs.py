@@ -1,4 +1,4 @@
-"""What a captured graph uses, it owns: replays go on without the optimizer, and memory comes back with the graph."""
+"""A captured graph owns what it uses: replays work without the optimizer, and memory is freed with the graph."""
 
 import gc
 import os
@@ -29,7 +29,7 @@ def recorded(device, opt, stream):
 
 
 def others(device):
-    """What somebody allocates who thinks that memory is free: an optimizer, and arrays."""
+    """Allocate what others would in memory that seems free: an optimizer, and arrays."""
     params, grads = arrays(device, seed=3), arrays(device, seed=4)
     opt = fastopt.Adam(params, lr=0.1)
     opt.bind(grads)
@@ -61,7 +61,7 @@ def test_a_graph_goes_on_without_its_optimizer(device, name):
 
 
 def test_parameters_and_states_stay_for_the_graph(device):
-    """Nobody else holds them, and their memory is not given to others all the same."""
+    """Nothing else holds them, and still their memory is not reused."""
     opt, params, grads, stream, _ = warm(device, fastopt.Adam, "adam", lr=0.1)
     graph = recorded(device, opt, stream)
     del opt, params
@@ -100,7 +100,7 @@ def test_memory_comes_back_with_the_last_graph(stand_in):
 
 
 def test_nothing_is_given_back_inside_of_a_capture(stand_in):
-    """Which that would spoil; but at the next step."""
+    """Freeing would invalidate the capture; it happens at the next step."""
     opt, params, _, stream, _ = warm(stand_in)
     reference, graph = weakref.ref(params[0]), recorded(stand_in, opt, stream)
     other, *_ = warm(stand_in)
@@ -136,7 +136,7 @@ def test_a_capture_that_is_broken_off_keeps_nothing(stand_in):
 
 
 def test_more_graphs_than_are_counted_at_once(stand_in):
-    """All that are gone are let go of."""
+    """All of them are released."""
     opt, _, _, stream, _ = warm(stand_in)
     held = len(graphs._held)
     recordings = [recorded(stand_in, opt, stream) for _ in range(3 * graphs.ROOM + 1)]

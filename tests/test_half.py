@@ -50,7 +50,7 @@ def narrow_all(x, out):
 
 
 def widened(patterns, dtype):
-    """Bits as float32, by the kernels' conversion."""
+    """16-bit patterns as float32, by the kernels' conversion."""
     out = np.empty(patterns.shape, np.float32)
     widen_all(patterns.view(DTYPES[dtype].stored), out)
     return out
@@ -74,7 +74,7 @@ def test_conversions(dtype):
 
 @halves
 def test_halves_survive_where_subnormals_are_flushed(dtype):
-    """The processor then takes float32's for zero; those of float16 are none, and bfloat16's are not computed with."""
+    """The processor then flushes float32's to zero; float16's are normal in float32, and bfloat16's are only copied."""
     patterns = every_pattern()
     patterns = patterns[~np.isnan(values(patterns, dtype))]
     x = borders(dtype)
@@ -182,7 +182,7 @@ def test_what_is_too_large_becomes_infinity(dtype):
 
 @halves
 def test_names_of_a_dtype(dtype):
-    """A kernel is found by the word, and by what NumPy calls it, where it has it; once, and in the cache."""
+    """A kernel is found by the dtype's name, and by NumPy's dtype if there is one; once, and in the cache."""
     kernel = cpu.kernel("sgd", dtype)
     assert lazy.kernel("sgd", dtype) is kernel
     assert cpu.cached("sgd", dtype) == (cache.directory() is not None)

@@ -1,7 +1,7 @@
 """The headers, compiled by g++ through cffi.
 
-Rules are held against the oracle, their rows against the registry's, schedules against Numba's, structs and lists
-against the tables.
+Rules are compared with the oracle, their rows with the registry's, schedules with Numba's, structs and lists
+with the tables.
 """
 
 import hashlib
@@ -110,8 +110,8 @@ LISTS = {
 TYPES = {"float32": "float", "float64": "double"}
 LOOPS = ("single", "update")  # by elements, in a loop of one's own, and over whole arrays
 
-# As narrow as vectors get; as wide as this processor has them, where loops have other ends; and for a processor that is
-# not known, whose square roots are taken one by one.
+# The narrowest vectors; the widest that this processor has, with other loop ends; and an unknown processor, whose
+# square roots are computed one by one.
 TARGETS = {"narrow": [], "native": ["-march=native"], "unknown": ["-U__SSE2__"]}
 
 
@@ -176,7 +176,7 @@ def test_counts(compiled):
         assert getattr(compiled.lib, f"{name}_options")() == len(numbers) <= tables.OPTIONS
 
 
-# Of moving averages, how much is kept: what is usual, nothing, and so much that corrections of the bias are far from 1.
+# The usual betas, zeros, and some so large that bias corrections are far from 1.
 BETAS = [(0.9, 0.999), (0.0, 0.0), (0.0, 1.0 - 2.0**-30), (1.0 - 2.0**-30, 0.5), (1.0 - 2.0**-53, 1.0 - 2.0**-53)]
 
 
@@ -185,7 +185,7 @@ BETAS = [(0.9, 0.999), (0.0, 0.0), (0.0, 1.0 - 2.0**-30), (1.0 - 2.0**-30, 0.5),
 def test_rows_are_the_registrys(compiled, name, betas):
     """To the bit, at any step, and no number beyond them; numbers of options are in the registry's order."""
     rule = rules.RULES[name]
-    options = {option: 0.1 + 0.7 * place for place, option in enumerate(rule.options)} | {"betas": betas}
+    options = {option: 0.1 + 0.7 * i for i, option in enumerate(rule.options)} | {"betas": betas}
     for maximize, first, step in itertools.product((False, True), (False, True), (1, 2, 3, 10**6 + 1, 2**31, 2**53)):
         options["maximize"] = maximize
         row = rule.row(options, step, first)
@@ -216,7 +216,7 @@ def test_rules_against_the_oracle(compiled, loop, name, dtype):
 
 
 def misplaced(values, offset):
-    """A copy that begins so many bytes off where its dtype would."""
+    """A copy that begins `offset` bytes after an aligned address."""
     memory = np.empty(values.nbytes + offset, np.uint8)[offset:].view(values.dtype)
     memory[...] = values
     return memory
@@ -248,7 +248,7 @@ def test_arrays_are_updated_as_their_elements(compiled, name, dtype):
 
 
 def test_a_maximum_with_nan_is_nan(compiled):
-    """Of a gradient, or kept in the average of squares: what is compared with it is not what is stepped by."""
+    """A NaN in a gradient or in the average of squares, which no comparison may drop."""
     for name, dtype, loop in itertools.product(("adam_amsgrad", "adamw_amsgrad"), TYPES, LOOPS):
         g = np.full(40, 0.5, dtype)
         p, m, v, w = (np.ones(40, dtype) for _ in range(4))
@@ -263,7 +263,7 @@ CENTERED = ["rmsprop_centered", "rmsprop_centered_momentum"]
 
 @pytest.mark.parametrize("name", CENTERED)
 def test_a_variance_below_zero_is_zero(compiled, name):
-    """Averages as no gradients leave them: eps is what is divided by. A gradient that is NaN is no such case."""
+    """With averages that no gradients produce, eps is the divisor. A gradient that is NaN gives NaN."""
     options = options_of(name)
     for dtype, loop in itertools.product(TYPES, LOOPS):
         g = np.linspace(-3, 3, 37).astype(dtype)
@@ -279,7 +279,7 @@ def test_a_variance_below_zero_is_zero(compiled, name):
 
 @pytest.mark.parametrize("name", CENTERED)
 def test_averages_of_one_gradient_over_and_over(compiled, name):
-    """In float32 their difference is rounded below 0, of which the root would be NaN."""
+    """In float32 rounding makes their difference negative, whose root would be NaN."""
     for loop in LOOPS:
         g = np.linspace(-3, 3, 37, dtype=np.float32)
         p = np.zeros(37, np.float32)
@@ -349,7 +349,7 @@ STRICT = ("-Wall", "-Wextra", "-Werror")
 
 
 def complaints(source, *flags):
-    """What g++ says of a source, to a user who wants to be told of everything."""
+    """What g++ reports about a source with all warnings on."""
     command = [shutil.which("g++"), "-std=c++17", *STRICT, *flags, "-I", str(KERNELS)]
     done = subprocess.run(
         [*command, "-c", "-x", "c++", "-o", os.devnull, "-"], input=source, capture_output=True, text=True, check=False
@@ -366,7 +366,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
     target=["", "-mavx", "-mavx512f"] if X86 else [""],
 )
 def test_loops_compile_without_a_warning(level, target):
-    """Nor are they functions of their own, of which two files that are compiled for two processors might share one."""
+    """Nor are they separate functions, which two files compiled for two processors might share."""
     code = assembled(CALLS, *STRICT, level, *target.split())
     assert re.findall(r"\.weak\s+(\S*fastopt\S*)", code) == []
 
@@ -453,7 +453,7 @@ def test_constants_of_the_header_are_the_tables():
 
 
 def test_another_layout_has_another_abi():
-    """The kernels in the cache are told apart by the ABI's number alone: who changes a table changes the number too."""
+    """Cached kernels are distinguished by the ABI's number alone: a change of a table needs a new number."""
     layouts = [dtype.descr for dtype in STRUCTS.values()]
     kinds = [tables.KINDS, tables.SHAPES, tables.MODES, tables.STEP_LIMIT]
     digest = hashlib.sha256(repr(layouts + kinds).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""A step is one moment: an interrupt, wherever it comes, finds nothing done or all, and training goes on from there.
+"""A step is atomic: an interrupt, wherever it comes, finds nothing done or all, and training goes on from there.
 
 So do loading and adding parameters. `interrupts.py` interrupts at every point; timers and threads do at some.
 """
@@ -194,7 +194,7 @@ def test_so_is_a_step_that_makes_states(kind, before, every):
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_is_one_moment_whatever_it_calls(kind, before):
-    """Interrupted inside of NumPy and torch too, and each time that a place is passed."""
+    """Interrupted inside of NumPy and torch too, and each time that an instruction is reached."""
     check(KINDS[kind], before, folders=EVERYWHERE, once=False)
 
 
@@ -237,7 +237,7 @@ def test_so_are_loading_saving_and_adding(kind, act, before, every):
 
 
 class Toy:
-    """An optimizer that counts in two places, and whether signals wait meanwhile."""
+    """An optimizer with two counts, and whether signals are held back between them."""
 
     def __init__(self, waits):
         self.optimizer = self

@@ -1,4 +1,4 @@
-"""What the lab is made of: the network and its training, descent in a landscape, the look, and motion."""
+"""The parts of the lab: the network and its training, descent in a landscape, styles, and animation."""
 
 import copy
 import importlib

@@ -1,4 +1,4 @@
-"""What each experiment of the lab claims, and what its picture shows."""
+"""The claims of each experiment of the lab, and its picture."""
 
 import importlib
 from dataclasses import replace
@@ -328,7 +328,7 @@ def test_every_schedule_is_in_the_picture():
 
 
 def test_the_plateau_in_the_picture_follows_its_metric():
-    """A new one that is told the same metrics, after epochs of 25 steps, takes the same rates, several of them."""
+    """A new Plateau with the same metrics, after epochs of 25 steps, takes the same learning rates, several of them."""
     curves = gallery.schedules(steps=1000)[1]["panels"]["Plateau: by a metric"]
     plateau = eval(curves["lr"]["schedule"], vars(schedules))
     for rate, metric in zip(curves["lr"]["values"][:1000:25], curves["metric"]["values"][:1000:25], strict=True):

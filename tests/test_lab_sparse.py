@@ -1,4 +1,4 @@
-"""What the lab's neuron with a sparse weight claims: which rule arrives first, and which of its parameters."""
+"""The claims about the lab's neuron with a sparse weight: which rule arrives first, and which of its parameters."""
 
 import functools
 import importlib

@@ -1,4 +1,4 @@
-"""How many processors and how much memory a process may use, in fake containers of both versions of control groups."""
+"""How many processors and how much memory a process may use, in fake containers with both versions of cgroups."""
 
 import pytest
 from fastopt.kernels import limits, pool
@@ -10,7 +10,7 @@ NONE = 2**63 - 4096  # what version 1 writes where there is no limit of memory
 
 @pytest.fixture
 def container(tmp_path, monkeypatch):
-    """A function that says which groups a process is in, what is mounted, and what files lie there."""
+    """A function that sets a process's cgroups, the mounts, and the files in them."""
 
     def make(own, mounts, files):
         process = tmp_path / "process"
@@ -96,7 +96,7 @@ def test_a_container_that_sees_its_own_group_alone(container, root):
 
 
 def test_no_limits(container, monkeypatch, tmp_path):
-    """Of version 1 without one, of files that hold nothing that is known, of no control groups at all."""
+    """Version 1 without one, files of unknown content, no cgroups at all."""
     files = {
         "cpu/cpu.cfs_quota_us": "-1",
         "cpu/cpu.cfs_period_us": "100000",

@@ -1,4 +1,4 @@
-"""Lifetimes: what an optimizer holds stays where it is, nothing else is held, and no address outlives its array."""
+"""Lifetimes: an optimizer keeps what it uses alive and nothing else, and no address outlives its array."""
 
 import contextlib
 import gc
@@ -95,7 +95,7 @@ def owner(array):
 
 
 def assert_cannot_be_resized(array):
-    """Neither the array nor who owns its memory, however one asks."""
+    """Neither the array nor the owner of its memory, by any method."""
     before = array.copy()
     for target in (array, owner(array)):
         for size in (0, target.size + 1, target.size * 1000):
@@ -478,7 +478,7 @@ LISTS = """
     import numpy as np, fastopt
 
     class Shrinking(list):
-        # What another thread does to a list between two looks at it.
+        # Another thread changes a list between two reads of it.
         def __iter__(self):
             self.pop()
             return super().__iter__()
@@ -510,7 +510,7 @@ LISTS = """
 
 
 def test_lists_that_change_while_they_are_read(tmp_path):
-    """A list of gradients that is shorter at the second look than at the first is an error, not a crash."""
+    """A list of gradients that is shorter at the second read than at the first is an error, not a crash."""
     assert_passes(LISTS, tmp_path)
 
 
@@ -524,7 +524,7 @@ def test_lists_that_other_threads_change():
     def mutate():
         while not stop.is_set():
             for i in range(len(params)):
-                with contextlib.suppress(IndexError):  # the other thread has it in its hands
+                with contextlib.suppress(IndexError):  # the other thread holds it at the moment
                     grads[i] = np.full(2000, 1.0)
             taken = grads.pop()
             grads.append(taken)

@@ -1,4 +1,4 @@
-"""The faults by which `.ci/mutants.py` judges these tests can still be made."""
+"""The faults with which `.ci/mutants.py` tests these tests can still be made."""
 
 import ast
 import importlib.util
@@ -35,7 +35,7 @@ def test_there_are_mutants_everywhere():
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_a_mutant_can_be_made(mutant):
-    """Its text stands in its file once, other code comes of it, which parses if it is Python's, and its tests exist."""
+    """Its text occurs once in its file, the mutated code differs, and parses if it is Python, and its tests exist."""
     text = (ROOT / mutant.file).read_text(encoding="utf-8")
     mutated = mutant.applied(text)
     assert mutated != text

@@ -126,7 +126,7 @@ def test_against_the_oracle():
 
 
 def test_paths():
-    """Nested arrays are keyed by paths; a flat list by numbers, and a flat dict by its names, dots or not."""
+    """Nested arrays have paths as keys, a flat list numbers, and a flat dict its names, with dots or without."""
     cases = [
         ([ones(1), ones(1)], [0, 1]),
         (Layer(ones(1), ones(1)), [0, 1]),

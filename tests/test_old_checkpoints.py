@@ -1,4 +1,4 @@
-"""State dicts as version 0.1.0 has written them load, and training goes on from there as it did then."""
+"""State dicts written by version 0.1.0 load, and training goes on as it did then."""
 
 import numpy as np
 import pytest

@@ -193,7 +193,7 @@ def test_a_state_dict_brings_its_schedules():
 
 
 def test_a_function_cannot_be_saved():
-    """The optimizer's own goes on in its place; without one, loading says what to do, and changes nothing."""
+    """The optimizer's own function replaces it; without one, loading says what to do, and changes nothing."""
     opt = fastopt.SGD(np.zeros(1), lr=lambda step: 1.0 / (1 + step))
     opt.step(np.ones(1))
     saved = opt.state_dict()
@@ -577,7 +577,7 @@ def test_any_groups_and_any_missing_gradients(groups, steps, seed):
 
 
 def test_an_interrupt_during_a_launch_finds_the_books_in_order():
-    """Ctrl-C is delivered when the kernel returns: its step counts, and its state is there to be saved."""
+    """Ctrl-C is delivered when the kernel returns: its step counts, and its state can be saved."""
     p = np.ones(2)
     opt = fastopt.SGD(p, lr=1.0, momentum=0.5, dampening=0.5)
     opt.bind(np.ones(2))
@@ -618,7 +618,7 @@ def test_what_a_schedule_assigns_to_another_group_stays():
 
 
 def test_a_step_inside_a_step_is_refused():
-    """A schedule may look at its optimizer, and not step it."""
+    """A schedule may read its optimizer, and not step it."""
     p = np.zeros(1)
     opt = fastopt.SGD(p, lr=lambda step: opt.step(np.ones(1)) or 0.1 if step else 0.1)
     opt.step(np.ones(1))

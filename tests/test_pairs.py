@@ -1,4 +1,4 @@
-"""Few combinations of options hold every pair."""
+"""A few combinations of options contain every pair."""
 
 import itertools
 

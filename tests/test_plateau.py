@@ -1,4 +1,4 @@
-"""The schedule with a memory: as torch's, but for what torch gets wrong; its states and dicts."""
+"""The schedule with a memory: equal to torch's, except for torch's errors; its states and dicts."""
 
 import copy
 import json

@@ -97,7 +97,7 @@ def test_more_chunks_than_a_ticket_counts():
 
 
 def test_many_small_jobs_after_each_other():
-    """Workers that wake too late find the next job, of another size and for other workers."""
+    """Workers that wake too late find the next job, with another size and other workers."""
     rng = np.random.default_rng(0)
     counts = [Count(chunks) for chunks in (2, 3, 5, 17, 40)]
     times = np.zeros(len(counts), int)
@@ -111,7 +111,7 @@ def test_many_small_jobs_after_each_other():
 
 
 def test_jobs_from_many_threads_at_once():
-    """One of them has the workers, the others run alone; none gets another's job."""
+    """One caller has the workers, the others run alone; none runs another's job."""
 
     def jobs(chunks):
         count = Count(chunks)
@@ -158,7 +158,7 @@ def test_the_gil_is_released(threads, monkeypatch):
     opener = threading.Thread(target=open_gate, daemon=True)
     opener.start()
     opt.step(np.zeros(1_000_000, np.float32))
-    gates[0] += 1  # or the opener would wait forever, had the kernel never run
+    gates[0] += 1  # else the opener would wait forever if the kernel never ran
     opener.join(DEADLOCK)
     assert 1 < gates[0] < 2**32
 
@@ -235,7 +235,7 @@ def test_an_optimizer_for_each_of_many_threads():
 @pytest.mark.parametrize("size", [5, 300_000])
 @pytest.mark.parametrize("bound", [False, True])
 def test_one_optimizer_for_many_threads(size, bound):
-    """Steps wait for each other: none is lost, none is half. Others look at the state meanwhile."""
+    """Steps wait for each other: none is lost, none is half done. Other threads read the state meanwhile."""
     p, g = np.zeros(size, np.float32), np.ones(size, np.float32)
     opt = fastopt.SGD(p, lr=lambda step: 1.0 if step % 2 else 2.0, momentum=1.0, dampening=1.0)
     opt.bind(g)

@@ -183,10 +183,10 @@ FORKS = {
 
 @pytest.mark.parametrize("script", [pytest.param(FORKS[name], id=name) for name in FORKS if hasattr(os, "fork")])
 def test_fork(script, tmp_path):
-    """Parent and child train on threads of their own, whatever the parent's were doing."""
-    cold = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if "_compile" in script else {}
+    """Parent and child train on their own threads, whatever the parent's were doing."""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if "_compile" in script else {}
     before = textwrap.dedent(FORK).replace("FETCH_ADD", inspect.getsource(fetch_add._defn))
-    done = run_script(before + textwrap.dedent(script) + "\nprint('passed')\n", tmp_path, **cold)
+    done = run_script(before + textwrap.dedent(script) + "\nprint('passed')\n", tmp_path, **cache)
     assert done[:2] == (0, "passed\n"), done[2]  # newer Pythons warn of forks beside threads
 
 

@@ -1,6 +1,6 @@
-"""Gradients near both ends of a dtype's range, where the order of multiplications shows: every rule with squares.
+"""Gradients near both ends of a dtype's range, where the order of multiplications matters: every rule with squares.
 
-The square of a gradient beyond the root of the largest number is infinite, and its share in an average need not be.
+The square of a gradient above the root of the largest number is infinite; its share in an average need not be.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the README and the docs show runs as printed."""
+"""The code in the README and the docs runs as printed."""
 
 import importlib
 import importlib.util

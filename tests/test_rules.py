@@ -71,7 +71,7 @@ def test_the_four_places_hold_the_same_names():
 
 
 def test_the_worked_example_is_the_code():
-    """What CONTRIBUTING shows of AdamW stands in the four places, as it is."""
+    """CONTRIBUTING's code of AdamW is in the four files, unchanged."""
     repository = Path(__file__).parents[1]
     page = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
     places = ("fastopt/rules.py", "kernels/cpu.py", "kernels/rules.h", "bench/oracle.py")
@@ -223,7 +223,7 @@ def test_zero_gradient_of_adagrad_moves_nothing():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_variance_that_rounding_makes_negative_is_zero(dtype):
-    """Of a gradient that stays, mean square and squared mean meet; torch goes on with NaN from there."""
+    """With a constant gradient, mean square and squared mean become equal; torch goes on with NaN from there."""
     p = np.ones(64, dtype)
     g = np.linspace(0.1, 3.0, 64).astype(dtype)
     opt = fastopt.RMSprop(p, lr=1e-6, alpha=0.5, eps=1e-3, centered=True)
@@ -236,7 +236,7 @@ def test_a_variance_that_rounding_makes_negative_is_zero(dtype):
 
 @pytest.mark.parametrize("name", ["adam_amsgrad", "adamw_amsgrad"])
 def test_a_nan_is_the_largest_average(name):
-    """As in torch.maximum: what is no number shows in all that comes after it."""
+    """As in torch.maximum: a NaN stays in everything computed from it."""
     optimizer, options = OPTIMIZERS[name]
     p = np.ones(9, np.float32)
     opt = optimizer(p, **options)

@@ -1,4 +1,4 @@
-"""State dicts and options as files give them back: through npz, JSON and configurations."""
+"""State dicts and options as read back from files: npz, JSON and configurations."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Schedules as values: equal, copied, described, multiplied, written down as records, in processes of their own."""
+"""Schedules as values: equal, copied, described, multiplied, written as records, in processes of their own."""
 
 import copy
 import dataclasses
@@ -92,7 +92,7 @@ def test_copies(schedule):
 
 
 def test_to_dict():
-    """What it looks like, parts included, for those who read the files."""
+    """The text of a description, parts included."""
     schedule = Warmup(0.5 * MultiStep(1.0, [30, 60]), 5)
     assert schedule.to_dict() == {
         "name": "Warmup",

@@ -1,4 +1,4 @@
-"""The values of every schedule against the oracle in mpmath, for steps of every kind, to random ones among them."""
+"""The values of every schedule, random ones included, against the oracle in mpmath, for steps of every kind."""
 
 import doctest
 import inspect

@@ -1,4 +1,4 @@
-"""The stand-ins refuse what CuPy, CUDA and torch refuse, since what they let pass would fail on somebody's GPU."""
+"""The stand-ins refuse what CuPy, CUDA and torch refuse: what they let pass would fail on a user's GPU."""
 
 import cuda_stand_in
 import cuda_tensors
@@ -139,7 +139,7 @@ def test_fused_functions(device, number):
 
 
 def test_fused_functions_see_no_values(stand_in):
-    """Nor arrays of elsewhere, nor a number that would take their part for one of its own."""
+    """Nor arrays of other libraries, nor a NumPy scalar to the left, which would treat them as its own."""
     p, other = (stand_in.array(np.ones(3, np.float32)) for _ in range(2))
     for function in (
         lambda p: p.__imul__(other) and None,
@@ -155,7 +155,7 @@ def test_fused_functions_see_no_values(stand_in):
 
 
 def test_what_is_computed_waits(stand_in):
-    """Before its stream gets there, an array holds no numbers; whoever reads waits for the current stream alone."""
+    """Before its stream gets there, an array holds no numbers; a read waits for the current stream only."""
     cupy, stream = stand_in.cupy, stand_in.stream()
     zero, three, one = cupy.zeros((), np.float32), cupy.full((), 3, np.float32), cupy.asarray(np.float32(1))
     none, numbers = cupy.empty((), np.float32), cupy.arange(2, np.float32)
@@ -174,7 +174,7 @@ def test_what_is_computed_waits(stand_in):
 
 
 def test_nobody_reads_inside_of_a_capture(stand_in):
-    """Nor allocates: replays would find memory of others."""
+    """Nor allocates: replays would use memory that others own by then."""
     stream, array = stand_in.stream(), stand_in.array(np.ones(1, np.float32))
     with stand_in.capture(stream):
         for act in (
@@ -236,7 +236,7 @@ def test_arrays_of_another_device(stand_in):
 
 @pytest.fixture
 def pretended(stand_in, monkeypatch):
-    """A GPU that torch believes in, besides."""
+    """The stand-in, which torch takes for a GPU."""
     cuda_tensors.pretend(monkeypatch)
     yield stand_in
     cuda_tensors.KEPT.clear()
@@ -317,7 +317,7 @@ def test_modules(pretended):
 
 
 def test_who_waits_for_torchs_stream(pretended):
-    """Whoever asks for a number; not inside of a capture."""
+    """Reading a number waits, and is refused inside a capture."""
     there, recorded = on_gpu(torch.ones(1)), torch.cuda.CUDAGraph()
     waits = WORLD.waits
     there.mul_(2)
@@ -375,7 +375,7 @@ def test_the_stand_in_waits(stand_in):
     source, memory = np.array([1, 2]), cupy.cuda.Memory(16)
     pointer = cupy.cuda.MemoryPointer(memory, 0)
     pointer.copy_from_host_async(source.ctypes.data, 16, stream)
-    source[:] = 7  # too early: whoever writes here has to wait
+    source[:] = 7  # too early: a write must wait
     stream.synchronize()
     pointer.copy_to_host(target.ctypes.data, 16)
     assert target.tolist() == [7, 7]

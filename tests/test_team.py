@@ -1,4 +1,4 @@
-"""Jobs on torch's OpenMP threads: the bits of the pool, from any thread, after fork, at exit; no second team."""
+"""Jobs on torch's OpenMP threads: the pool's results to the bit, from any thread, after fork, at exit; one team."""
 
 import ctypes
 import faulthandler
@@ -196,7 +196,7 @@ def test_an_optimizer_for_each_of_many_threads():
 
 
 def test_one_optimizer_for_many_threads():
-    """Steps wait for each other: none is lost, none is half. Others look at the state meanwhile."""
+    """Steps wait for each other: none is lost, none is half done. Other threads read the state meanwhile."""
     p = Parameter(torch.zeros(300_000))
     p.grad = torch.ones(300_000)
     optimizer = subject.Adagrad([p], lr=1.0, initial_accumulator_value=1.0)

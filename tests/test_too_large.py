@@ -1,4 +1,4 @@
-"""Options that are infinite in what kernels compute in: refused, by name, before anything changes."""
+"""Options that are infinite in the dtype that kernels compute in: refused, by name, before anything changes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Trajectories against torch.optim, schedules as its schedulers, and the bugs that fastopt must not share with it."""
+"""Trajectories against torch.optim, schedules against its schedulers, and the bugs that fastopt must not share."""
 
 import warnings
 

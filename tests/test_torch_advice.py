@@ -404,7 +404,7 @@ def test_a_captured_step_under_a_scaler(pretended):
 
 
 def test_captured_updates_in_backward(pretended):
-    """The optimizer's own step in their place."""
+    """The optimizer's own step instead."""
     p, optimizer, stream = on_the_gpu()
     model = torch.nn.ParameterList([Parameter(on_gpu(torch.ones(4, 3)))])
     subject.step_in_backward(model, subject.SGD, lr=0.25)

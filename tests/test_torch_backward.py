@@ -1,4 +1,4 @@
-"""Updates during backward: the ordinary trajectory, one gradient at a time, and what cannot be had with it."""
+"""Updates during backward: the ordinary trajectory, one gradient at a time, and what cannot be combined with it."""
 
 import copy
 import gc
@@ -134,7 +134,7 @@ def test_two_backward_passes_are_two_steps(name, options):
 
 
 def test_a_graph_that_needs_an_old_value_is_an_error():
-    """autograd has been told of the write: no second pass goes on with the wrong one."""
+    """autograd knows of the write: a second pass does not go on with the wrong value."""
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1))
     subject.step_in_backward(model, subject.SGD, lr=0.1, momentum=0.9)
     value = model(torch.ones(2, 4)).sum()
@@ -576,7 +576,7 @@ def test_one_gradient_at_a_time():
     handle.remove()
     alive.clear()
     model(torch.ones(4, 50)).square().mean().backward()
-    assert alive == list(range(24))  # so that this test sees what it looks for
+    assert alive == list(range(24))  # the test can see what it tests for
 
 
 MEMORY = """
@@ -697,7 +697,7 @@ def test_the_model_is_saved_and_copied_without_the_handle():
 
 
 def test_the_same_updater_serves_all_steps():
-    """Nothing is looked up, allocated or compiled anew while nothing has changed."""
+    """Nothing is searched for, allocated or compiled again while nothing has changed."""
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 1))
     handle = subject.step_in_backward(model, subject.Adagrad, lr=schedules.Cosine(0.1, 20), lr_decay=0.1)
     kept = []

@@ -211,7 +211,7 @@ def test_copies_go_on(how):
 
 
 def test_functions_are_not_saved():
-    """The optimizer that loads goes on with its own in that place, and says what to do where it has none."""
+    """The loading optimizer keeps its own function for that beta, and says what to do if it has none."""
     theirs = lambda step: 0.25  # noqa: E731
     saved = adam(4, betas=(lambda step: 0.5, BETA2))[0].state_dict()
     optimizer, params, _ = adam(betas=(theirs, 0.5))
@@ -260,17 +260,17 @@ def test_a_state_dict_of_torchs_ends_the_schedules():
 
 
 @pytest.mark.parametrize("value", [1.0, 2.0, -0.5, float("nan"), float("inf"), None, torch.tensor(0.5)], ids=str)
-@pytest.mark.parametrize("place", [0, 1])
-def test_values_out_of_range(value, place):
+@pytest.mark.parametrize("index", [0, 1])
+def test_values_out_of_range(value, index):
     """Raise before the step, and change nothing; the next step asks again."""
 
     def beta(step):
         return value if wrong and step == 2 else 0.5
 
     wrong = []
-    optimizer, params, _ = adam(2, betas=(beta, 0.9) if place == 0 else (0.9, beta))
+    optimizer, params, _ = adam(2, betas=(beta, 0.9) if index == 0 else (0.9, beta))
     wrong.append(True)
-    assert_refused(optimizer, optimizer.step, rf"betas\[{place}\] must be")
+    assert_refused(optimizer, optimizer.step, rf"betas\[{index}\] must be")
     wrong.clear()
     train(optimizer, params, 1)
     assert optimizer.param_groups[0]["step"] == 3

@@ -1,4 +1,4 @@
-"""What comes in between: other threads, a request for the state in a step, schedules that end and resume."""
+"""What happens between or during steps: other threads, reading the state, schedules that end and resume."""
 
 import threading
 
@@ -12,7 +12,7 @@ from fastopt.schedules import Constant, Linear
 
 
 def test_a_schedule_may_ask_for_the_state():
-    """A step goes on where a schedule looks at the optimizer it drives; it cannot take another step."""
+    """A schedule may read the optimizer that it drives during a step; it cannot take another step."""
     asked = []
 
     def rate(step):

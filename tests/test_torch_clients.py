@@ -1,4 +1,4 @@
-"""What other people's programs do with an optimizer: the smallest input of each kind that broke.
+"""What other people's programs do with an optimizer: the smallest failing example of each kind.
 
 The programs themselves are in test_clients_*.py.
 """
@@ -169,7 +169,7 @@ def test_who_unscales(name):
 
 @ALL
 def test_what_sees_unscaled_gradients(name, options):
-    """A hook that clips, an overridden step, and whoever looks after the step: as with torch's default."""
+    """A hook that clips, an overridden step, and code that reads gradients after the step: as with torch's default."""
     ends = []
     for theirs in (False, True):
         params = torch_cases.parameters([(40,), (3, 5)])
@@ -237,8 +237,8 @@ def test_another_default_device(kind, device):
         with torch.device(default or "cpu"):
             optimizer = torch_cases.make(name, params, **options)
             for step in range(4):
-                members = optimizer.param_groups[0]["params"]
-                for p, g in zip(members, grads[step], strict=True):
+                held = optimizer.param_groups[0]["params"]
+                for p, g in zip(held, grads[step], strict=True):
                     p.grad = g.clone()
                 optimizer.step()
                 optimizer = copy.deepcopy(optimizer)
@@ -400,7 +400,7 @@ def test_a_shared_count_of_any_dtype(dtype):
 
 @swept(1, kind=KINDS, step=[5.0, torch.tensor(3.0), torch.tensor([1, 2]), None, "warm-up", -1])
 def test_another_librarys_step_in_a_group(kind, step):
-    """Nobody looks at it where no schedule goes by it, and it stays; a schedule begins with this optimizer's count."""
+    """It is ignored and kept if no schedule uses it; a schedule begins with this optimizer's count."""
     name, options = KINDS[kind]
     params, twins = torch_cases.parameters(), torch_cases.parameters()
     optimizer, twin = torch_cases.make(name, params, **options), torch_cases.make(name, twins, **options)

@@ -1,4 +1,4 @@
-"""Tensors of more elements than 32 bits count: tables, reading, kernels."""
+"""Tensors with more elements than a 32-bit integer counts: tables, reading, kernels."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Parameters are taken when they train: what is frozen may be of any kind, and change, until it has a gradient."""
+"""A frozen parameter may be of any kind, and change, until it has a gradient and trains."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""fastopt.torch on a GPU: through a stand-in that runs the same kernels on the host, and on a real one where it is."""
+"""fastopt.torch on a GPU: on a stand-in that runs the same kernels on the host, and on a real one if there is one."""
 
 import copy
 import gc
@@ -96,7 +96,7 @@ def test_zero_grad_inside_a_second_capture():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @ALL
 def test_capture(kind, dtype):
-    """Replays with a moving rate, gradients written in place, a look at groups and states, and a step beside them."""
+    """Replays with a moving rate, gradients written in place, reads of groups and states, and a step beside them."""
     options = {"weight_decay": 0.01}
     there, here, ours, others = model(kind, dtype, lr=Cosine(0.1, 20), **options)
     stream = cuda_stand_in.Stream()
@@ -249,7 +249,7 @@ def test_state_dicts_travel(kind):
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**127])
 def test_parameters_on_both(scale):
-    """One optimizer, a GPU and the CPU; a scaler's verdict then has to be waited for."""
+    """One optimizer, a GPU and the CPU; the step then waits for a scaler's found_inf."""
     there, here, _, others = model("momentum", shapes=[(40,), (3, 2)])
     mixed = [there[0], Parameter(here[1].detach().clone())]
     ours = subject.SGD(mixed, **KINDS["momentum"][1])

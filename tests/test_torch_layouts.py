@@ -205,7 +205,7 @@ def test_gradients_at_odd_addresses(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lazy_conjugates_and_negatives(kind):
-    """torch may leave a conjugate or a sign to be applied by the reader; the memory alone is not the value."""
+    """torch may leave it to the reader to conjugate or negate; the memory alone is not the value."""
     name, options = KINDS[kind]
     z = values((20,), 1, torch.complex64) + 1j * values((20,), 2)
     conjugate, negative = z.conj(), z.conj().imag

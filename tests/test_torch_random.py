@@ -1,4 +1,4 @@
-"""Whatever people do between two steps, in any order: the trajectory stays torch.optim's."""
+"""Whatever users do between two steps, in any order: the trajectory stays torch.optim's."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ LATER = 2  # of these parameters join in a group of their own
 
 
 class Run:
-    """One optimizer with its parameters, to which the same is done as to another one."""
+    """One of two optimizers with their parameters, which get the same operations."""
 
     def __init__(self, name, options, plainest):
         self.params = parameters(SHAPES, torch.float64)
@@ -107,7 +107,7 @@ class Run:
 
 
 def gradient(p, seed, kind):
-    """One that is missing at times, lies otherwise, is stretched over an axis, or as one expects."""
+    """A gradient that is sometimes missing, in another layout, broadcast along an axis, or ordinary."""
     g = noise(p.shape, p.dtype, seed)
     if kind == "some" and seed % 3 == 0:
         return None

@@ -44,7 +44,7 @@ REFUSED = {
 
 
 def has_tensors(options):
-    """Whether options are tensors: of betas and rates ours say something else, which is tested below."""
+    """Whether options are tensors: our messages for betas and rates differ, and are tested below."""
     return any(isinstance(one, torch.Tensor) for value in options.values() for one in (value, *pair(value)))
 
 
@@ -80,7 +80,7 @@ ERRORS = [
 @pytest.mark.parametrize("betas", [(0.9, torch.tensor(0.999)), (torch.tensor(0.9), 0.999), [torch.ones(2)] * 2])
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
 def test_betas_that_are_tensors_are_refused(name, betas):
-    """By the constructor, in a group, and assigned, before anything changes; with what to write in their place."""
+    """By the constructor, in a group, and assigned, before anything changes; with what to write instead."""
     with pytest.raises(TypeError, match=r"betas\[[01]\] is a tensor.*\.item\(\)"):
         getattr(subject, name)(ONE, betas=betas)
     with pytest.raises(TypeError, match=r"betas\[[01]\] is a tensor"):
@@ -149,7 +149,7 @@ def test_options_that_are_not_had_are_refused(name, option):
     [(name, "differentiable") for name in NAMES] + [(name, "capturable") for name in ("RMSprop", "Adam", "AdamW")],
 )
 def test_flags_that_are_not_had_are_refused(name, option):
-    """A step that autograd could follow is not had, nor one that must be told of graphs; False is what there is."""
+    """Differentiable steps and the capturable flag are refused; only False is accepted."""
     for options in ({option: True}, {option: True, "foreach": True}):
         with pytest.raises(ValueError, match=option):
             getattr(subject, name)(ONE, **options)
@@ -187,7 +187,7 @@ def test_gradients_that_do_not_fit(bad, kind, steps):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_of_another_device(kind):
-    """There is no memory here to be updated: an error says so, at the latest at the step."""
+    """They have no memory that could be updated: an error says so, at the latest at the step."""
     name, options = KINDS[kind]
     params, optimizer = victim(kind)
     bad = Parameter(torch.ones(3, device="meta"))
@@ -312,7 +312,7 @@ BAD_STATES = {
 @pytest.mark.parametrize("bad", BAD_STATES)
 @pytest.mark.parametrize(("kind", "state"), ONE_STATE_EACH)
 def test_states_that_do_not_fit(kind, state, bad):
-    """What users put in a state's place is looked at before anything is changed."""
+    """States that users assign are checked before anything is changed."""
     params, optimizer = victim(kind)
     give(params, 2)
     optimizer.state[params[2]][state] = BAD_STATES[bad](optimizer.state[params[2]][state])

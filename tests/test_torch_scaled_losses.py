@@ -13,7 +13,7 @@ from fastopt import schedules
 
 
 def scaled_run(name, options, dtype, scaled, unscale=False, overflow=()):
-    """Train with or without a scaler, of which steps overflow some; return parameters and optimizer."""
+    """Train with or without a scaler, with some steps that overflow; return parameters and optimizer."""
     params = torch_cases.parameters([(40,), (3, 5)], dtype)
     optimizer = torch_cases.make(name, params, **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3, enabled=scaled)

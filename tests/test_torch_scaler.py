@@ -1,4 +1,4 @@
-"""fastopt.torch under GradScaler on a GPU, through a stand-in: what is skipped, what is counted, and who waits."""
+"""fastopt.torch under GradScaler on a stand-in for a GPU: what is skipped, what is counted, and what waits."""
 
 import cuda_stand_in
 import cuda_tensors
@@ -26,7 +26,7 @@ ALL = pytest.mark.parametrize("kind", KINDS)
     dtype=[torch.float32, torch.float16],
 )
 def test_a_scalers_verdict_stays_on_the_gpu(kind, flags, dtype):
-    """A skipped step changes and counts nothing, also where it would have been the first one; nobody waits."""
+    """A skipped step changes and counts nothing, even if it would have been the first; the host does not wait."""
     there, here, ours, others = model(kind, dtype)
     for step, flag in enumerate(flags):
         give(there, here, step, scale=8.0)
@@ -43,7 +43,7 @@ def test_a_scalers_verdict_stays_on_the_gpu(kind, flags, dtype):
 
 @ALL
 def test_states_of_a_step_that_was_skipped_are_given_up(kind):
-    """Dampening spares the first gradient, also where others take part in the step that is taken."""
+    """The first gradient is not dampened, even if other parameters take part in that step."""
     there, here, ours, others = model(kind)
     give(there, here, 0)
     scaled_step(ours, "skipped")
@@ -67,7 +67,7 @@ def test_without_a_scale_gradients_are_as_they_are():
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**16, 2.0**126, 1.5 * 2.0**126, 2.0**127], ids=str)
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adamw_amsgrad"])
 def test_any_normal_scale(kind, scale):
-    """Also one whose reciprocal is below float32's normal numbers, which kernels take for zero."""
+    """Including one whose reciprocal is a float32 subnormal, which kernels flush to zero."""
     there, here, ours, others = model(kind)
     for step in range(3):
         give(there, here, step)
@@ -112,7 +112,7 @@ def test_a_momentum_that_is_scheduled_through_zero():
 
 @pytest.mark.parametrize("flags", [["taken"] * 3, ["taken", "skipped", "taken"]])
 def test_what_is_assigned_in_a_schedules_place_stays(flags):
-    """Into a dict that was fetched before, while the GPU counted on."""
+    """Into a dict that was read before, while the GPU went on counting."""
     there, here, ours, others = model("momentum", lr=Cosine(0.1, 20))
     groups = [optimizer.param_groups[0] for optimizer in (ours, others)]
 
@@ -126,7 +126,7 @@ def test_what_is_assigned_in_a_schedules_place_stays(flags):
 
 
 def test_a_count_that_is_written_while_the_gpu_counts():
-    """As a user may who goes on from elsewhere."""
+    """As a user may who resumes another training."""
     there, here, ours, others = model("adagrad")
 
     def write(step):
@@ -152,7 +152,7 @@ def test_a_state_dict_after_skipped_steps_has_no_states():
 @pytest.mark.parametrize("name", ["SGD", "Adagrad"])
 @pytest.mark.parametrize("pattern", ["ss", "dd", "ds", "ddsd", "dddss"])
 def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
-    """Rows are the host's affair; the dense ones beside them are divided as before."""
+    """The host updates sparse rows; dense gradients beside them are divided as before."""
     monkeypatch.setattr(gradients, "coalesced", lambda what, gradient, parameter: gradient.detach().coalesce())
     update = Gpu.update
 
@@ -180,7 +180,7 @@ def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["momentum", "adagrad"])
 def test_nobody_waits_for_the_gpu(kind):
-    """Neither a scaler's step nor what torch does around it; whoever asks for a count does."""
+    """Neither a scaler's step nor what torch does around it waits; reading a count does."""
     there, here, ours, _ = model(kind)
     give(there, here, 0, scale=8.0)
     for flag in ("taken", "taken", "skipped"):
@@ -196,7 +196,7 @@ def test_nobody_waits_for_the_gpu(kind):
 
 
 def iteration(optimizer, there, step, flag):
-    """What a training with a scaler does in the end: zero_grad, gradients, a look for infinities, and the step."""
+    """The end of a training iteration with a scaler: zero_grad, gradients, the check for infinities, and the step."""
     optimizer.zero_grad()
     for i, p in enumerate(there):
         p.grad = on_gpu(8.0 * torch_cases.gradient(p, 100 * step + i))
@@ -244,12 +244,12 @@ def test_an_iteration_waits_for_nothing(kind, schedules):
     assert {k: v for k, v in ours.param_groups[0].items() if k != "params"} == {
         k: v for k, v in others.param_groups[0].items() if k != "params"
     }
-    assert (cuda_stand_in.WORLD.waits > before) == bool(options)  # whoever asks for a schedule's number is told it
+    assert (cuda_stand_in.WORLD.waits > before) == bool(options)  # a schedule's number can be read
     assert_equal(there, here, ours, others)
 
 
 def test_steps_that_are_skipped_at_first_wait():
-    """Their states are given up; two iterations after the first that is taken, nobody waits."""
+    """Their states are freed; two iterations after the first taken step, the host does not wait."""
     there, _, ours, _ = model("adamw_amsgrad", lr=Cosine(0.1, 20))
     assert waits_of(ours, there, dict.fromkeys((0, 1, 2, 5), "skipped"))[5:] == [0] * 4
 
@@ -325,7 +325,7 @@ class Sides:
             self.others.step()
             self.assigned = False
         else:
-            self.others.state_dict()  # which looks at the options, as a step that is skipped does
+            self.others.state_dict()  # which reads the options, as a skipped step does
 
     def again(self, flag):
         """Another, with gradients for the same parameters."""
@@ -381,7 +381,7 @@ class Sides:
 
 
 def in_any_order(count):
-    """A test of so many courses: steps that are skipped and taken, assignments, looks and state dicts."""
+    """A test of random sequences: steps that are skipped and taken, assignments, comparisons and state dicts."""
 
     @settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(
@@ -403,7 +403,7 @@ test_a_scaler_in_many_orders = pytest.mark.exhaustive(in_any_order(200))
 @pytest.mark.parametrize("action", ["idle", "describe"])
 @pytest.mark.parametrize("schedules", [{"lr": Cosine(0.1, 20)}, {}], ids=["schedule", "number"])
 def test_a_count_that_is_set_while_the_gpu_counts(schedules, action):
-    """Steps that were counted by then come before it, whether somebody has asked for them or not."""
+    """Steps counted until then come before it, whether the count was read or not."""
     for look in ([], ["look"]):
         sides = Sides("momentum", schedules)
         for name in ["plain", *look, "scaled", action, *look, "scaled", action, "again", "look"]:

@@ -1,4 +1,4 @@
-"""A schedule in an optimizer, and somebody else's scheduler beside it: what that starts from, and who is told."""
+"""A schedule in an optimizer beside another library's scheduler: where that starts, and who is warned."""
 
 import copy
 import pickle
@@ -84,7 +84,7 @@ def rates_beside(optimizer, make, steps=3):
             rates.append(optimizer.param_groups[0]["lr"])
             scheduler.step()
     ours = [warning for warning in caught if "torch_scheduler" in str(warning.message)]
-    assert {warning.filename for warning in ours} <= {__file__}  # where somebody can do something about it
+    assert {warning.filename for warning in ours} <= {__file__}  # points at the user's line
     return rates, [str(warning.message) for warning in ours]
 
 
@@ -164,7 +164,7 @@ def test_timms_schedulers_and_those_that_cycle():
     ids=["ReduceLROnPlateau", "CyclicLR"],
 )
 def test_schedulers_that_ask_for_no_base(make, way):
-    """They write, and so end the schedule; who did it is seen by that."""
+    """They write, and so end the schedule; that shows which one did."""
     optimizer = way(subject.SGD(torch_cases.parameters(), lr=Warmup(Cosine(0.1, 10), 3, start=0.5)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -192,7 +192,7 @@ def test_a_schedule_that_has_ended_is_no_base():
 
 
 def test_a_number_of_yours_beside_a_scheduler():
-    """A look at the base, or a scheduler that is there, does not make it the scheduler's."""
+    """Reading the base, or an existing scheduler, does not make it the scheduler's."""
     optimizer = subject.SGD(torch_cases.parameters(), lr=RISING)
     [group] = optimizer.param_groups
     with warnings.catch_warnings():
@@ -224,7 +224,7 @@ def test_who_only_looks_changes_nothing():
     [group] = optimizer.param_groups
     assert group["initial_lr"] == group.get("initial_lr") == 0.1
     assert "initial_lr" in group
-    assert "initial_lr" not in optimizer.state_dict()["param_groups"][0]  # a look stores nothing
+    assert "initial_lr" not in optimizer.state_dict()["param_groups"][0]  # reading stores nothing
     with pytest.raises(KeyError, match="momentum"):
         group["momentum"]
     assert "initial_lr" not in subject.AdamW(params, lr=0.1).param_groups[0]
@@ -242,14 +242,14 @@ def test_a_resumed_scheduler_has_a_base():
 
 @pytest.mark.parametrize("schedule", CASES, ids=repr)
 def test_the_peak_of_every_schedule(schedule):
-    """The highest of all values that it takes in its span, where that has few enough steps to look at each."""
+    """The highest of all values in its span, if it has few enough steps to evaluate each."""
     span = min(schedule._span(), 5000)
     highest = schedule(np.arange(span + 1)).max()
     assert schedule.maximum() == highest if span < 5000 else schedule.maximum() >= highest * 0.999
 
 
 def test_the_peak_of_what_is_long_or_no_schedule():
-    """A long one is looked at here and there; a Plateau and a function are asked for their first rate above 0."""
+    """A long one is evaluated at some steps; a Plateau and a function at the first with a rate above 0."""
     assert Warmup(Cosine(0.1, 10**9), 10**6).maximum() == pytest.approx(0.1, rel=1e-3)
     for lr, want in ((Plateau(0.3), 0.3), (lambda step: 0.0 if step < 5000 else 0.2, 0.2), (lambda step: 0.0, 0.0)):
         optimizer = subject.SGD(torch_cases.parameters([(2,)]), lr=lr)

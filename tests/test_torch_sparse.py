@@ -87,7 +87,7 @@ def test_untouched_rows_stay_as_they_are(name, options):
 
 
 def test_a_zero_in_a_sparse_gradient_touches_nothing_but_counts():
-    """Without entries there is nothing to do, but the step counts, as in torch."""
+    """Without entries nothing changes, but the step counts, as in torch."""
     p = torch_cases.parameters([(8, 5)])[0]
     optimizer = subject.Adagrad([p], lr=0.1)
     before = bits([p, optimizer.state[p]["sum"]])

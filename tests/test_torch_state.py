@@ -1,4 +1,4 @@
-"""State dicts: to torch.optim and back in the middle of a training, saved files, schedules, and what is refused."""
+"""State dicts: to torch.optim and back in the middle of a training, saved files, schedules, refusals."""
 
 import copy
 import inspect
@@ -84,7 +84,7 @@ def test_back_and_there(name, options, flags):
 @pytest.mark.parametrize("given", [late, now_and_then])
 @ALL
 def test_parameters_that_have_had_no_gradient(name, options, given):
-    """torch saves None for their buffers, or nothing; both are none."""
+    """torch saves None for their buffers, or nothing; both mean no buffer."""
     mine, theirs = getattr(subject, name), getattr(torch.optim, name)
     params, alone = torch_cases.parameters(), torch_cases.parameters()
     optimizer = grouped(mine, params, options)
@@ -355,7 +355,7 @@ def in_state(name, value):
 
 
 def counted_from(step):
-    """Another count of steps, by which a schedule goes; without one, it is nobody's business."""
+    """Another count of steps, which a schedule uses; without a schedule it is ignored."""
     described = {"lr": schedules.Constant(0.1).to_dict()}
     return lambda saved: saved["param_groups"][0].update(schedules=described, step=step)
 

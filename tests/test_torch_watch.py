@@ -1,4 +1,4 @@
-"""What a step notices and what it repeats: what is held, where it lies, what is read in one call, and what is freed."""
+"""The fast path: what a step checks and repeats, what it holds, what it reads in one call, and what it frees."""
 
 import copy
 import gc
@@ -37,7 +37,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.com
 
 @pytest.fixture(params=["in one call", "one by one"])
 def _readers(request, monkeypatch):
-    """Both ways of looking: through torch's table of functions, and without it."""
+    """With torch's table of functions, and without it."""
     if request.param == "one by one":
         monkeypatch.setattr(steppers, "TABLE", 0)
 
@@ -169,7 +169,7 @@ def on_group(act):
 
 
 def put_group(make):
-    """Another group in the group's place."""
+    """Another group that replaces the group."""
     return lambda params, optimizer: optimizer.param_groups.__setitem__(0, make(optimizer.param_groups[0]))
 
 
@@ -208,7 +208,7 @@ def test_changes_of_parameters_are_noticed(kind, change):
 
 @both_readers
 def test_other_groups_and_states_altogether():
-    """Equal ones in their place are other ones."""
+    """Equal objects that replace them are other ones."""
     for name, make in (("param_groups", list), ("state", copy.copy)):
         _, optimizer = victim()
         before = optimizer._stepper
@@ -268,7 +268,7 @@ def test_changes_of_states_are_noticed(kind, change):
 @both_readers
 @swept(1, ids=str, kind=KINDS, change=[{"lr": 0.2}, {"foreach": True}, {"of yours": 3}])
 def test_assigned_options_are_noticed_as_such(kind, change):
-    """They are looked at, and the stepper stays."""
+    """They are checked, and the stepper stays."""
     _, optimizer = victim(kind)
     stepper = optimizer._stepper
     optimizer.param_groups[0].update(change)
@@ -278,7 +278,7 @@ def test_assigned_options_are_noticed_as_such(kind, change):
     assert stepper.read() >= 0
 
 
-# What is not changed is not looked up again
+# Unchanged objects are not checked again
 
 
 def strided_parameter(shape, dtype):
@@ -304,7 +304,7 @@ FORMS = {
 @both_readers
 @swept(1, ids=str, kind=KINDS, dtype=DTYPES)
 def test_the_same_updater_over_many_steps(kind, dtype):
-    """Whatever parameters are like, and however often gradients come anew, from backward or not, or miss."""
+    """Whatever the parameters, and however often gradients are new, from backward or not, or missing."""
     name, options = KINDS[kind]
     params = [Parameter(form(dtype)) for form in FORMS.values()]
     optimizer = torch_cases.make(name, params, **options)
@@ -337,7 +337,7 @@ def test_the_same_updater_over_many_steps(kind, dtype):
     form=["contiguous", "channels last", "transposed", "many elements", "part of a row"],
 )
 def test_gradients_of_backward_are_read_in_one_call(kind, dtype, form, monkeypatch):
-    """Those that lie as their parameters do are not left to Python, and a step of such repeats the last one."""
+    """Those in their parameters' layout are not left to Python, and a step with only these repeats the last one."""
     name, options = KINDS[kind]
     params = [Parameter(FORMS[form](dtype)) for _ in range(3)]
     optimizer = torch_cases.make(name, params, **{**options, **({"lr_decay": 0.0} if name == "Adagrad" else {})})
@@ -355,7 +355,7 @@ def test_gradients_of_backward_are_read_in_one_call(kind, dtype, form, monkeypat
         optimizer.zero_grad()
 
 
-# Gradients that Python must look at
+# Gradients that Python must check
 
 
 class Marked(torch.Tensor):
@@ -592,7 +592,7 @@ def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch
     monkeypatch.setattr(Plan, "_launch", lambda *a, old=Plan._launch: (made.append(1), old(*a))[1])
     with event.install_listener("numba:compile", recorder), event.install_listener("numba:compiler_lock", recorder):
         torch_cases.train(optimizer, params, 1)
-        assert recorder.events  # so that this test sees what it looks for
+        assert recorder.events  # the test can see what it tests for
         torch_cases.train(optimizer, params, 1, start=1)
         assert made
         made.clear()
@@ -665,7 +665,7 @@ def test_repetitions_are_the_steps_they_repeat(name, options, dtype, monkeypatch
 
 @pytest.mark.parametrize("kind", ["adagrad", "rmsprop_centered_momentum", "adamw_amsgrad"])
 def test_what_a_repetition_points_to_is_held(kind):
-    """Rows, and what they are computed from: by the repetition itself, whatever the clock has become meanwhile."""
+    """The repetition computes rows from its own inputs, whatever the clock's are by then."""
     _, optimizer = victim(kind, steps=5)
     clock = optimizer._stepper.clock
     repetition = clock.repetition

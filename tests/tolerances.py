@@ -14,11 +14,11 @@ ONE_STEP = 8
 # steps, and random signs keep them well below.
 TRAJECTORY = 80
 
-# A half is what float32 arithmetic came to, rounded once: off by half a unit in its last place, at most.
+# float16 and bfloat16 are the result of float32 arithmetic, rounded once: off by at most half a unit in the last place.
 ROUNDED = 0.5
 
-# Adam's corrections of the bias, relative: 1 - beta ** step cancels where the power is near 1, of which the last bit is
-# 1e-16. The smallest correction that is tested is 2**-32.
+# Adam's bias corrections, relative: 1 - beta ** step cancels if the power is near 1, whose last bit is 1e-16. The
+# smallest correction tested is 2**-32.
 BIAS = 1e-6
 
 # torch works in the same dtype, with its own order of operations and fused multiply-adds: twice our own distance.
@@ -37,7 +37,7 @@ BFLOAT16 = 2
 STATE_OF_HALF = BFLOAT16 * 2**13
 
 # Losses of a network in training, absolute and relative: each step feeds rounding errors into the next one's gradients,
-# and they grow: over two epochs to 5e-6, where they were measured.
+# and they grow: 5e-6 was measured after two epochs.
 TORCH_TRAINING = 1e-4
 
 # The same, and parameters, under autocast: the last bits of float32 parameters tip roundings of 2**-8 in activations,
@@ -48,7 +48,7 @@ AUTOCAST_TRAINING = 1e-3
 # power within 1e-13, whose exponent is rounded first; what a step, a period or a share cancels shows far above 1e-9.
 SCHEDULE = 1e-9
 
-# Below it, doubles have fewer bits, or none: what is smaller may be anything as small.
+# Below it, doubles have fewer bits, or none: any value as small will do.
 SCHEDULE_TINY = 1e-300
 
 # torch's closed forms are as good as ours, but cancel: the position in a cycle, and 1 + cos(x) near its end.

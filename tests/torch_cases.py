@@ -1,4 +1,4 @@
-"""Shared by the tests of fastopt.torch: parameters, gradients, training, comparison with torch.optim; no tests."""
+"""Parameters, gradients, training and comparison with torch.optim, for the tests of fastopt.torch; no tests here."""
 
 import functools
 import inspect
@@ -35,7 +35,7 @@ KINDS = {
 }
 ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 STATES = {kind: RULES[kind].states for kind in KINDS}
-# One of each, but no average of gradients: with one that does not go with that of the squares, torch makes NaN.
+# One of each, but no average of gradients: torch gives NaN if it does not fit the average of squares.
 ONE_STATE_EACH = [(kind, names[len(names) // 2]) for kind, names in STATES.items() if names]
 ALL_STATES = {state for family in FAMILIES.values() for state in family.states}
 CARRIED = {family.carried for family in FAMILIES.values() if family.carried}
@@ -163,7 +163,7 @@ def states(optimizer, p):
 def assert_near(got, want, count):
     """Assert that tensors have one dtype and shape, and values within `count` epsilons."""
     assert (got.dtype, got.shape) == (want.dtype, want.shape)
-    assert want.detach().isfinite().all()  # or nothing would be compared
+    assert want.detach().isfinite().all()  # else nothing would be compared
     if got.dtype == torch.bfloat16:  # which NumPy does not have: float32 with a larger epsilon
         assert_close(real(got.float()), real(want.float()), count * 2**16)
     else:

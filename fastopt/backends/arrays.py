@@ -31,19 +31,19 @@ class ArrayParameter(Parameter):
 
     @abstractmethod
     def loaded(self, what: str, given: Any) -> Array:
-        """Copy a state from a state dict, after checking that it is this tensor's."""
+        """Copy a state from a state dict, after checking that it fits this parameter."""
 
     def alike(self, given: Any) -> int:
-        """Return the address of a gradient that lies as the parameter does; UNREAD where that takes a closer look."""
+        """Return the address of a gradient in the parameter's layout; UNREAD if it needs the slow check."""
         return UNREAD
 
     @abstractmethod
     def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
-        """Check a gradient; return it, to be held, and how it lies."""
+        """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
 
 
 class Gradients:
-    """Gradients that are arrays, checked against their parameters, and held: `Located` for a plan."""
+    """Gradients that are arrays: checks them against their parameters and keeps them alive; a plan's `Located`."""
 
     def __init__(self, plan: Plan, parameters: Sequence[ArrayParameter], given: Sequence[Any]) -> None:
         self.arrays = list(given)
@@ -59,7 +59,7 @@ class Gradients:
         self.taking_part = (self.addresses != 0).tobytes() if none else plan.everyone
 
     def _read_alike(self, parameters: Sequence[ArrayParameter], extents: Extents) -> None:
-        """Read those on devices that lie as their parameters do, off all that an update writes."""
+        """Read gradients on GPUs that have their parameters' layout and overlap nothing that an update writes."""
         unread = np.flatnonzero(self.addresses == UNREAD)
         found = np.array([parameters[i].alike(self.arrays[i]) for i in unread.tolist()], np.int64)
         lengths = np.array([parameters[i].array.nbytes for i in unread.tolist()])
@@ -75,9 +75,9 @@ class Gradients:
             self.strided[i] = strides
 
     def keep_in_place(self) -> None:
-        """Hinder all resizing, also that without a check of references, for as long as this lives."""
+        """Prevent all resizing, even with ``refcheck=False``, for as long as this lives."""
         self.pins = [reference for array in self.arrays if array is not None for reference in pin(array)]
 
     def release(self) -> None:
-        """Hold the arrays no longer, so that the next ones can have their memory; there is no step with these again."""
+        """Let go of the arrays, so that the next ones can reuse their memory. No step uses these again."""
         self.arrays = []

@@ -1,4 +1,4 @@
-"""What users pass as an array, of whatever library: what it is, where it lies, and what to pass in its place."""
+"""Objects that users pass as arrays, of any library: what they are, where they are, and what to pass instead."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ONE_ARRAY = ("__array__", "__array_interface__", "__cuda_array_interface__", "__
 
 
 def is_one_array(value: Any) -> bool:
-    """Say whether something is one array, of whatever library, and not a container of several."""
+    """Say whether something is one array, of any library, and not a container of arrays."""
     return any(hasattr(type(value), name) for name in ONE_ARRAY)
 
 
 def kind(value: Any) -> str:
-    """Name what something is, with its library."""
+    """Name the type of something, with its library."""
     module = type(value).__module__.split(".")[0]
     name = type(value).__name__ if module == "builtins" else f"{module}.{type(value).__name__}"
     return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
@@ -33,7 +33,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def dlpack_device(value: Any) -> int | None:
-    """Return DLPack's code of the kind of device that something lies on; None where it says none."""
+    """Return DLPack's code of something's device type; None if it has none."""
     if hasattr(value, "__dlpack_device__"):
         with contextlib.suppress(ValueError, RuntimeError):  # torch's meta device, which DLPack does not know
             code: int = value.__dlpack_device__()[0]
@@ -45,10 +45,10 @@ CUDA = (2, 13)  # DLPack's codes of a GPU's memory, the second one's managed by 
 
 
 def is_on_device(value: Any) -> bool:
-    """Say whether something is an array in a GPU's memory, of whatever library."""
+    """Say whether something is an array in a GPU's memory, of any library."""
     if isinstance(value, np.ndarray):
         return False
-    # DLPack first: a tensor of torch that requires a gradient raises where it is asked for the interface.
+    # DLPack first: a tensor of torch that requires a gradient raises when asked for the CUDA interface.
     return dlpack_device(value) in CUDA or hasattr(value, "__cuda_array_interface__")
 
 
@@ -58,7 +58,7 @@ def is_array(value: Any) -> bool:
 
 
 def borrowed(given: Any) -> Array:
-    """Return an array over the memory of something else on the CPU, for reading, without a copy.
+    """Return an array over another object's memory on the CPU, for reading, without a copy.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def borrowed(given: Any) -> Array:
 
 
 def to_update(value: Any) -> str:
-    """Say what to pass in the place of something that cannot be updated."""
+    """Say what to pass instead of something that cannot be updated."""
     if value is None:
         return "leave it out"
     if is_tensor(value):
@@ -93,14 +93,14 @@ def to_update(value: Any) -> str:
 
 
 def to_read(value: Any, dtype: np.dtype[Any]) -> str:
-    """Say what to pass in the place of something that cannot be read as it is, where this dtype is needed."""
+    """Say what to pass instead of something that cannot be read as this dtype."""
     if is_tensor(value) and hasattr(value, "detach"):
         return f"pass .to(torch.{dtype.name}).numpy(force=True) of it"
     return f"pass {_as_array(value, 'np.asarray', dtype.name) or 'an array of NumPy'}"
 
 
 def _as_array(value: Any, make: str, dtype: str = "float32") -> str | None:
-    """Say in Python how an array is made of something; None where it cannot."""
+    """Say in Python how to make an array of something; None if that is not possible."""
     if hasattr(value, "toarray"):
         return ".toarray() of it"
     if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):

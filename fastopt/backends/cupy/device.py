@@ -10,11 +10,11 @@ from ...step.gpu import Gpu
 
 
 def installed_cupy() -> Any:
-    """Import CuPy; which of the two extras brings it, nothing here can tell."""
+    """Import CuPy; the error names one of its two extras, since nothing tells which CUDA is wanted."""
     return require("cupy", "cuda13")
 
 
 @functools.cache
 def gpu_of_cupy(cupy: Any, index: int) -> Gpu:
-    """Return a device as CuPy uses it."""
+    """Return a GPU, with CuPy's current stream."""
     return Gpu(cupy, index, lambda: cupy.cuda.get_current_stream(index))

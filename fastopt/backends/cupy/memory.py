@@ -12,7 +12,7 @@ from .device import installed_cupy
 
 
 def seen(array: Any, dtype: str) -> Array:
-    """Return an array that says how one of CuPy lies in memory, and must not be read; it keeps the other alive."""
+    """Return an array that describes the layout of one of CuPy; it keeps that alive, and must not be read."""
     return described(array, int(array.data.ptr), DTYPES[dtype].stored, array.shape, array.strides)
 
 
@@ -23,7 +23,7 @@ def as_cupy(what: str, given: Any) -> Any:
         return given
     if not is_on_device(given):
         raise TypeError(f"{what} is {kind(given)}, not an array on a GPU: pass cupy.asarray(...) of it, and keep that")
-    if getattr(given, "requires_grad", False):  # of torch, which shows no memory then
+    if getattr(given, "requires_grad", False):  # a tensor of torch, which does not export its memory then
         raise TypeError(f"{what} requires a gradient: pass .detach() of it, or train it with fastopt.torch")
     if hasattr(given, "__cuda_array_interface__"):
         return cupy.asarray(given)
@@ -31,7 +31,7 @@ def as_cupy(what: str, given: Any) -> Any:
 
 
 def check_writable(what: str, given: Any) -> None:
-    """Raise where the interface of an array says that nobody may write there."""
+    """Raise if an array's interface says that it is read-only."""
     interface = getattr(given, "__cuda_array_interface__", None)
     if interface is not None and interface["data"][1]:
         raise ValueError(
@@ -40,7 +40,7 @@ def check_writable(what: str, given: Any) -> None:
 
 
 def dtype_of(what: str, array: Any) -> str:
-    """Name what an array holds, as kernels are compiled for it."""
+    """Return the name of an array's dtype, for which a kernel is compiled."""
     name: str = array.dtype.name
     if name not in DTYPES or not array.dtype.isnative:
         known = ", ".join(DTYPES)

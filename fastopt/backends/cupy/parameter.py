@@ -42,7 +42,7 @@ class CupyParameter(ArrayParameter):
         return {name: owner_of(state) for name, state in self.states.items()}
 
     def new_state(self, value: float) -> Array:
-        """Allocate a state that lies as the parameter does, in float32 for half precision."""
+        """Allocate a state in the parameter's storage order, in float32 for half precision."""
         cupy, shape = self.device.cupy, self.layout.stored_shape(self.array)
         real = np.dtype(DTYPES[self.dtype].real)
         with cupy.cuda.Device(self.device.index):
@@ -50,7 +50,7 @@ class CupyParameter(ArrayParameter):
             return seen(self.layout.turned_back(new), real.name)
 
     def loaded(self, what: str, given: Any) -> Array:
-        """Copy a state from a state dict, from a GPU or from NumPy, after checking that it is this tensor's."""
+        """Copy a state from a state dict, from a GPU or from NumPy, after checking that it fits this parameter."""
         state = self.new_state(0.0)
         new = owner_of(state)
         if not hasattr(given, "dtype") or given.dtype != new.dtype:
@@ -79,7 +79,7 @@ class CupyParameter(ArrayParameter):
         return state
 
     def alike(self, given: Any) -> int:
-        """Return the address of a gradient that lies as the parameter does; UNREAD where that takes a closer look."""
+        """Return the address of a gradient in the parameter's layout; UNREAD if it needs the slow check."""
         held = self.held
         if (
             type(given) is type(held)
@@ -94,7 +94,7 @@ class CupyParameter(ArrayParameter):
         return UNREAD
 
     def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
-        """Check a gradient; return it, to be held, and how it lies."""
+        """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
         array = as_cupy(what, given)
         if array.device.id != self.device.index:
             raise ValueError(f"{what} is on GPU {array.device.id}, its parameter on GPU {self.device.index}")

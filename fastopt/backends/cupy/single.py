@@ -1,4 +1,4 @@
-"""The update of a single array of CuPy, on states of the caller's."""
+"""A single update of an array of CuPy; the caller owns the states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .parameter import CupyParameter
 
 
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
-    """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
+    """Check all arrays, and update a parameter and the caller's states by a rule."""
     parameter = CupyParameter("p", p, GroupOptions(0, {}), "p")
     rule.check_row(numbers, parameter.dtype)
     held, array = parameter.gradient("g", g)
@@ -26,4 +26,4 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
     addresses = [parameter.address, address, *(extent(state)[0] for state in kept.values())]
     strided = {} if strides is None else {0: strides}
     parameter.device.update(rule, parameter.dtype, parameter.array.size, addresses, strided, numbers)
-    del held  # not before: it may be a copy that nobody else holds
+    del held  # not earlier: it may be a copy that nobody else holds

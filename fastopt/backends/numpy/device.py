@@ -1,4 +1,4 @@
-"""The CPU, on which arrays of NumPy are updated by the threads of fastopt's pool."""
+"""The CPU, where the threads of fastopt's pool update arrays of NumPy."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ UPDATED = tuple(np.dtype(dtype.stored) for dtype in DTYPES.values() if dtype.on_
 
 
 def check_type(what: str, array: Any, advice: Callable[[Any], str] = to_update) -> Array:
-    """Return a plain view of what must be an ordinary NumPy array."""
+    """Check that this is an ordinary NumPy array, and return a plain view of it."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{what} is {kind(array)}, not a NumPy array: {advice(array)}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{what} is a masked array, whose mask an update would ignore: pass its .data or .filled()")
-    plain: Array = array.view(np.ndarray)  # a view of our own: its shape and dtype stay, whatever is done to the other
+    plain: Array = array.view(np.ndarray)  # our own view: its shape and dtype stay, whatever happens to the original
     return plain
 
 
@@ -57,8 +57,8 @@ def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: t
 
 
 def check_gradient(what: str, given: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    """Check what is only read: an array, or memory on the CPU that something else offers."""
-    if isinstance(given, np.generic):  # what a reduction over all axes returns: the gradient of a 0-d parameter
+    """Check a gradient, which is only read: an array, or another object's memory on the CPU."""
+    if isinstance(given, np.generic):  # the result of a reduction over all axes, as the gradient of a 0-d parameter
         given = np.asarray(given)
     if not isinstance(given, np.ndarray):
         given = _borrowed(what, given, other, dtype)
@@ -66,7 +66,7 @@ def check_gradient(what: str, given: Any, other: str, dtype: np.dtype[Any], shap
 
 
 def _borrowed(what: str, given: Any, other: str, dtype: np.dtype[Any]) -> Array:
-    """Return an array over the memory of something else, which must have its parameter's dtype."""
+    """Return an array over another object's memory, after checking its dtype."""
     if is_on_device(given):
         raise TypeError(f"{what} is {kind(given)} on a GPU, not a NumPy array as {other}: {to_read(given, dtype)}")
     try:

@@ -22,28 +22,28 @@ class NumpyParameter(ArrayParameter):
         self.pins = pin(self.array)
 
     def restore(self, step: int, carried: float, states: Mapping[str, Array]) -> None:
-        """Take over a count and states, and drop the present ones."""
+        """Replace count, carried number and states."""
         self.pins = pin(self.array)
         super().restore(step, carried, states)
 
     def keep(self, states: Mapping[str, Array]) -> None:
-        """Take new states, and keep them in place."""
+        """Take new states, and pin their memory."""
         self.states.update(states)
         for array in states.values():
             self.pins += pin(array)
 
     def new_state(self, value: float) -> Array:
-        """Allocate a state that lies as the parameter does."""
+        """Allocate a state in the parameter's storage order."""
         return self.layout.allocate(self.array, value)
 
     def loaded(self, what: str, given: Any) -> Array:
-        """Copy a state from a state dict, after checking that it is this tensor's."""
+        """Copy a state from a state dict, after checking that it fits this parameter."""
         source = check_like(what, given, "its parameter", self.array.dtype, self.shape)
         state = self.new_state(0.0)
         state[...] = source
         return state
 
     def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
-        """Check a gradient; return it, to be held, and how it lies."""
+        """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
         array = check_gradient(what, given, "its parameter", self.array.dtype, self.shape)
         return array, array

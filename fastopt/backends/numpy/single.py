@@ -1,4 +1,4 @@
-"""The update of a single array of NumPy, on states of the caller's."""
+"""A single update of an array of NumPy; the caller owns the states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .memory import check_dense, check_gradient, check_like, check_type
 
 
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
-    """Update a single parameter by a rule, on states of the caller's, after checking all of them."""
+    """Check all arrays, and update a parameter and the caller's states by a rule."""
     single = Single(p, g, states)
     rule.check_row(numbers, single.dtype.name)
     arguments = rule, single.dtype.name, single.size, single.addresses, single.strided, numbers
@@ -29,14 +29,14 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
 
 
 class Single:
-    """The arrays of a single update, checked and held.
+    """The arrays of a single update: checks them and keeps them alive.
 
     Attributes
     ----------
     addresses : list of int
         Of parameter, gradient and states.
     copies : list of (array, array)
-        States that lie in another order than the parameter, and the copies that are updated in their place.
+        States in another storage order than the parameter, and the copies that are updated in their place.
     """
 
     def __init__(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:

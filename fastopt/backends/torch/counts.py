@@ -1,4 +1,4 @@
-"""The counts of steps that are part of a state of torch."""
+"""Step counts that are part of torch's states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .parameter import TorchParameter
 
 
 def is_shared(state: Any) -> bool:
-    """Say whether a state lies in memory that processes share, so that each of them works there.
+    """Say whether a state is in memory that processes share, so that all of them count there.
 
     Of CUDA tensors torch says so always.
     """
@@ -28,21 +28,21 @@ def is_shared(state: Any) -> bool:
 
 
 class Counts:
-    """The counts of steps, where they are part of a state of torch: each a tensor of its own, all in one table.
+    """Step counts that are part of torch's states: each is a tensor, and all of them are one table.
 
-    Behind them stand, in a second row, the numbers that rules hand on from step to step, where the family's do.
+    If the family's rules have a carried number, these stand behind the counts, as a second row of the table.
 
-    float64 counts exactly up to 2**53, and torch.optim takes it over; its own float32 stops at 2**24. Counts that
-    processes share stay what they are, and are counted there as well.
+    float64 counts exactly up to 2**53, and torch.optim accepts it; its own float32 stops at 2**24. Counts in shared
+    memory stay where they are, and are counted there as well.
 
     Attributes
     ----------
     array, expected : array of float64
-        All of them, and what they are if nobody else has written there.
+        The table, and what it holds unless somebody else has written into it.
     tensors : list of tensor
-        The same as tensors of torch.
+        The entries as tensors of torch.
     rows : array of int64 or None
-        For each parameter the row of the clock with what it hands on.
+        For each parameter the clock's row with its carried number.
     """
 
     def __init__(self, parameters: Sequence[TorchParameter], carried: str | None) -> None:
@@ -55,7 +55,7 @@ class Counts:
         self.array: Array = self.table.numpy()
         self.expected = self.array.copy()
         self.rows = None if carried is None else np.zeros(self.size, np.int64)
-        self.followed: object = None  # the clock's list of step groups, from which the rows are
+        self.followed: object = None  # the clock's list of step groups, from which rows was made
         self.shared: dict[int, Tensor] = {}
         for place, parameter in enumerate(parameters):
             for i, name in zip(self._of(place), self.names, strict=True):
@@ -73,11 +73,11 @@ class Counts:
         return [steps, [parameter.carried for parameter in parameters]][: len(self.names)]
 
     def _of(self, place: int) -> range:
-        """Return where the numbers of a parameter stand in the table."""
+        """Return the places of a parameter's numbers in the table."""
         return range(place, len(self.tensors), self.size)
 
     def of(self, place: int) -> dict[str, Tensor]:
-        """Return what belongs into the state of a parameter."""
+        """Return the tensors for the state of a parameter, by name."""
         shown = (self.shared.get(i, self.tensors[i]) for i in self._of(place))
         return dict(zip(self.names, shown, strict=True))
 
@@ -87,13 +87,13 @@ class Counts:
         return any(float(count) != self.expected[i] for i, count in self.shared.items())
 
     def take(self, parameters: Sequence[TorchParameter]) -> None:
-        """Take the counts of the parameters, but where somebody has written another, which the next step will find."""
+        """Take the counts of the parameters, except where somebody has written another; the next step will see it."""
         written = self.array != self.expected
         self.expected[:] = np.concatenate(self._values(parameters))
         self.array[:] = np.where(written, self.array, self.expected)
 
     def follow(self, step_groups: Sequence[StepGroup]) -> None:
-        """Find out in which rows of the clock parameters are, where these may be others."""
+        """Look up the clock's row of each parameter again, if the step groups are others."""
         if self.rows is None or step_groups is self.followed:
             return
         for number, group in enumerate(step_groups):
@@ -102,7 +102,7 @@ class Counts:
         self.followed = step_groups
 
     def count(self, which: Any, carried: Array) -> None:
-        """Count a step of those that took part; take what rules hand on after it, one number for each row."""
+        """Count a step of the parameters that took part, and take their carried numbers after it, by row."""
         before = self.expected.copy() if self.shared else self.expected
         steps = slice(self.size)
         self.array[steps][which] += 1

@@ -1,4 +1,4 @@
-"""Where tensors lie: on the CPU, where torch's threads work, or on a GPU, where work goes on torch's current stream."""
+"""The devices of tensors: the CPU with torch's threads, and GPUs with torch's current stream."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def cupy_of_torch() -> Any:
     """Import CuPy, for the CUDA that torch was built with."""
     if torch.version.cuda is None:
         raise ValueError("this torch was built without CUDA, and fastopt has no kernels for other GPUs")
-    # Of the two extras: CuPy brings its own CUDA, which need not be torch's.
+    # Choose between the two extras: CuPy brings its own CUDA, which need not be torch's.
     return require("cupy", "cuda12" if int(torch.version.cuda.partition(".")[0]) <= 12 else "cuda13")
 
 
 class TorchStream:
-    """A stream of torch, for whoever asks by CUDA's protocol of streams."""
+    """A stream of torch in CUDA's stream protocol."""
 
     def __init__(self, pointer: int) -> None:
         self.pointer = pointer
@@ -38,7 +38,7 @@ class TorchStream:
 
 @functools.cache
 def gpu_of_torch(index: int) -> Gpu:
-    """Return a device as torch uses it."""
+    """Return a GPU, with torch's current stream."""
     cupy = cupy_of_torch()
 
     @functools.cache
@@ -50,12 +50,12 @@ def gpu_of_torch(index: int) -> Gpu:
 
 
 def device_of(tensor: Tensor) -> Device:
-    """Return where a tensor lies."""
+    """Return the device of a tensor."""
     return CPU if tensor.device.type == "cpu" else gpu_of_torch(tensor.device.index)
 
 
 class AmpState:
-    """What GradScaler leaves to the step, as it lies on GPUs: 1 over its scale is the factor of all gradients.
+    """GradScaler's scale and found_inf on GPUs, which unscale the gradients and may skip the step.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class AmpState:
         self.held: dict[int, tuple[Tensor | None, Tensor]] = {}
 
     def addresses(self, device: Gpu) -> tuple[int, int]:
-        """Return where the two lie on a device, as float32; 0 where there is no scale."""
+        """Return the addresses of both on a device, as float32; 0 if there is no scale."""
         there = torch.device("cuda", device.index)
         scale, found_inf = self.given
         if scale is not None:
@@ -80,6 +80,6 @@ class AmpState:
         return 0 if scale is None else scale.data_ptr(), found_inf.data_ptr()
 
     def on_host(self) -> tuple[float, bool]:
-        """Wait for the devices, and return the factor of all gradients, and whether the step is skipped."""
+        """Wait for the GPUs; return the factor of all gradients, and whether to skip the step."""
         scale, found_inf = self.given
         return 1.0 if scale is None else 1.0 / float(scale), bool(found_inf != 0)

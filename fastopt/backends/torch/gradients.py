@@ -18,11 +18,11 @@ from .memory import array_of, check_memory, is_distributed
 from .parameter import TorchParameter
 from .sparse import coalesced
 
-GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself: by name it takes a third longer
+GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself; access by name takes a third longer
 
 
 class Gradients:
-    """The gradients of one step, checked against their parameters, and held.
+    """The gradients of one step: checks them against their parameters and keeps them alive.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Gradients:
             self.addresses[i] = 0
             return
         if isinstance(given, Tensor) and given._is_zerotensor():
-            given = given.clone()  # which has memory
+            given = given.clone()  # the clone has memory
         gradient = check_memory(what, given).detach().resolve_conj().resolve_neg()
         if gradient.device != parameter.tensor.device:
             raise ValueError(f"{what} is on {gradient.device}, its parameter on {parameter.tensor.device}")
@@ -73,12 +73,12 @@ class Gradients:
             self.strided[i] = strides
 
     def release(self) -> None:
-        """Hold the tensors no longer, so that the next ones can have their memory; no step has these again."""
+        """Let go of the tensors, so that the next ones can reuse their memory. No step uses these again."""
         self.tensors, self.sparse = [], {}
 
 
 def check_distribution(what: str, gradient: Any, parameter: Any) -> None:
-    """Raise where one of the two is distributed and the other is not, or otherwise."""
+    """Raise if the two are not distributed alike."""
     if not is_distributed(parameter):
         if is_distributed(gradient):
             raise ValueError(f"{what} is distributed, and its parameter is not: assign its .full_tensor()")
@@ -105,7 +105,7 @@ def has_plain_gradient(param: Tensor) -> bool:
 
 
 def readable_gradient(parameter: TorchParameter) -> Shape | None:
-    """Describe a gradient that lies as its parameter does; None where only Python can tell what it stands for.
+    """Describe a gradient in its parameter's layout; None if only Python can tell what it stands for.
 
     Complex ones may be conjugates, and where no stride is odd it may be the negated imaginary part of a conjugate.
     """

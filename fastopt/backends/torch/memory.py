@@ -31,7 +31,7 @@ def is_distributed(tensor: Any) -> bool:
 
 
 def local(tensor: Any) -> Any:
-    """Return the part of a distributed tensor that is here; anything else as it is."""
+    """Return the local part of a distributed tensor; anything else unchanged."""
     if not is_distributed(tensor):
         return tensor
     with torch.no_grad():
@@ -39,7 +39,7 @@ def local(tensor: Any) -> Any:
 
 
 def check_memory(what: str, tensor: Any) -> Tensor:
-    """Return the tensor, here, of what must be a tensor with ordinary memory on the CPU."""
+    """Check that this is a tensor with ordinary memory on the CPU or a GPU, and return its local part."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{what} is a {type(tensor).__name__}, not a tensor")
     here: Tensor = local(tensor)
@@ -78,7 +78,7 @@ def array_of(tensor: Tensor) -> Array:
     """
     plain = tensor.detach()
     if plain.is_complex():
-        plain = torch.view_as_real(plain).detach()  # else it is a view, which holds what it is a view of
+        plain = torch.view_as_real(plain).detach()  # detached: a view would keep its base
     elif plain.dtype is torch.bfloat16:
         plain = plain.view(torch.int16).detach()
     size = plain.itemsize
@@ -93,15 +93,15 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
 
 
 def alias_of(array: Array) -> Tensor:
-    """Return the tensor behind an array of `array_of`, which shares memory and count of writes with the given one."""
+    """Return the tensor behind an array of `array_of`, which shares memory and version counter with the given one."""
     alias: Tensor = owner_of(array)
     return alias
 
 
 def held_array(tensor: Tensor) -> Array:
-    """View a parameter or a state as an array that keeps its memory, also where the tensor is given other memory.
+    """View a parameter or a state as an array that keeps the memory alive, even if the tensor is given other memory.
 
-    An alias of our own keeps it. Nobody else has that, so it is in no cycle, and the garbage collector need not see it.
+    Our own alias keeps it. Nobody else has that, so it is in no cycle, and the garbage collector need not visit it.
     """
     array = array_of(tensor)
     alias = alias_of(array)
@@ -117,7 +117,7 @@ def is_dense(array: Array, layout: Layout) -> bool:
 
 
 def overlaps_itself(array: Array) -> bool:
-    """Say whether two elements of an array may be one in memory."""
+    """Say whether two elements of an array may share memory."""
     reach = array.itemsize
     for length, stride in sorted(zip(array.shape, array.strides, strict=True), key=lambda axis: abs(axis[1])):
         if length > 1:

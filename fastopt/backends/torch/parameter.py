@@ -31,12 +31,12 @@ from .memory import (
 
 
 class Shown(Protocol):
-    """Who keeps the counts that are part of a parameter's state: `Counts`."""
+    """Keeps the counts that are part of a parameter's state: `Counts`."""
 
     names: tuple[str, ...]
 
     def of(self, place: int) -> dict[str, Tensor]:
-        """Return them for the parameter in this place, by name."""
+        """Return the tensors for the state of the parameter in this place, by name."""
 
 
 class TorchParameter(Parameter):
@@ -47,13 +47,13 @@ class TorchParameter(Parameter):
     given : tensor
         The parameter as torch holds it, perhaps distributed.
     tensor : tensor
-        The part of it that is here.
+        Its local part.
     updated : tensor
-        What is updated: the same, or, where that has gaps, a dense copy, which is copied back.
+        The tensor that is updated: the same or, if that has gaps, a dense copy, which is copied back.
     registry, state : dict
         The states of all parameters in torch, and this one's.
     counts, place : Shown or None, int
-        Who has the count of its steps, where that is part of the state, and where.
+        Keeps its step count, if that is part of the state, and its place there.
     """
 
     __slots__ = ("allocated", "counts", "given", "original", "place", "registry", "state", "tensor", "updated")
@@ -99,12 +99,12 @@ class TorchParameter(Parameter):
         return [self.given, *(self.state[name] for name in self.states)]
 
     def counted(self) -> list[Any]:
-        """Return tensors that share their counts of writes with these, and with the parts that are here."""
+        """Return tensors that share version counters with these, and with their local parts."""
         return [*map(alias_of, (self.original, *self.states.values())), *filter(is_distributed, self.written())]
 
     @property
     def has_gaps(self) -> bool:
-        """Whether a copy is updated in the tensor's place."""
+        """Whether a dense copy is updated in the tensor's place."""
         return self.updated is not self.tensor
 
     def load(self) -> None:
@@ -112,12 +112,12 @@ class TorchParameter(Parameter):
         self.updated.copy_(self.tensor.detach())
 
     def store(self) -> None:
-        """Bring the parameter up to the copy; torch notes that it was written."""
+        """Copy the copy back into the parameter."""
         with torch.no_grad():
             self.tensor.copy_(self.updated)
 
     def adopt(self, family: Family) -> None:
-        """Take the states that torch holds, in the dtype and the order in which they are updated."""
+        """Take torch's states, converted to the dtype and storage order in which they are updated."""
         found = [name for name in family.states if self.state.get(name) is not None]
         if family.counts:
             self._check_count(found, family)
@@ -126,7 +126,7 @@ class TorchParameter(Parameter):
             self.states[name] = held_array(local(self.state[name]))
 
     def _check_count(self, found: list[str], family: Family) -> None:
-        """Raise where one of count and states is there without the other: counted from 0, averages would be too large.
+        """Raise if the count is there without the states, or the reverse: counted from 0, averages would be too large.
 
         A state that only some of the rules have may begin later.
         """
@@ -147,7 +147,7 @@ class TorchParameter(Parameter):
             )
 
     def _take_carried(self, name: str, missing: list[str]) -> None:
-        """Take the number that the rule hands on, which is 1 before the first step."""
+        """Take the carried number, which is 1 before the first step."""
         given = self.state.get(name)
         if given is not None:
             self.carried = CARRIED.check(f"the {name} of {self}", plain(given))
@@ -155,7 +155,7 @@ class TorchParameter(Parameter):
             missing.append(name)
 
     def fitted(self, name: str, value: Any, copy: bool = False) -> Any:
-        """Return a state that lies as the parameter does: the given one, or a copy where it does not, or is asked for.
+        """Return a state in the parameter's layout: the given one, or a copy if it has another, or if asked for.
 
         Raises
         ------
@@ -178,19 +178,19 @@ class TorchParameter(Parameter):
         return fitted
 
     def new_state(self, value: float) -> Any:
-        """Allocate a state that lies as the parameter does, distributed where it is."""
+        """Allocate a state in the parameter's layout, distributed if the parameter is."""
         with torch.inference_mode(False), torch.no_grad():
             fill = complex(value, value) if self.tensor.is_complex() else value
             like = self.given if is_distributed(self.given) else self.updated
             return torch.full_like(like, fill, dtype=state_dtype(self.tensor), requires_grad=False)
 
     def new_states(self, rule: Rule) -> dict[str, Array]:
-        """Allocate what a rule needs and the parameter does not have."""
+        """Allocate the states that a rule needs and the parameter does not have."""
         self.allocated = super().new_states(rule)
         return {name: held_array(local(tensor)) for name, tensor in self.allocated.items()} or NOTHING
 
     def keep(self, states: Any) -> None:
-        """Take the states that were allocated last."""
+        """Keep the states that were allocated last."""
         super().keep(states)
         self.state.update(self.allocated)
         self.allocated = NOTHING
@@ -198,7 +198,7 @@ class TorchParameter(Parameter):
         self.show_count()
 
     def show_count(self) -> None:
-        """Make the count part of the state; in torch's order, the first one there."""
+        """Make the count part of the state, at the front as in torch."""
         if self.counts is not None:
             counts = self.counts.of(self.place)
             others = {name: value for name, value in self.state.items() if name not in counts}
@@ -206,7 +206,7 @@ class TorchParameter(Parameter):
             self.state.update({**counts, **others})
 
     def drop(self, names: Iterable[str]) -> None:
-        """Give up states that no step has written."""
+        """Drop states that no step has written."""
         super().drop(names)
         counts = () if self.states or self.counts is None else self.counts.names
         for name in (*names, *counts):
@@ -216,13 +216,13 @@ class TorchParameter(Parameter):
 
 
 def plain(value: Any) -> Any:
-    """Return what a tensor of one element holds."""
+    """Return the number in a tensor of one element; anything else unchanged."""
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def whole_number(what: str, value: Any) -> int:
-    """Return a count of steps, which torch keeps as a tensor of floats."""
+    """Return a step count as an int; torch keeps it as a tensor of floats."""
     number = plain(value)
     if isinstance(number, float) and number.is_integer():
         number = int(number)
-    return Count(limit=2**53).check(what, number)  # beyond, float64 does not count
+    return Count(limit=2**53).check(what, number)  # where float64 stops counting

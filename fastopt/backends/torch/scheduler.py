@@ -15,7 +15,7 @@ from ...kernels.tables import STEP_LIMIT
 
 @runtime_checkable
 class ClosedForm(Protocol):
-    """What a scheduler asks of a schedule: one of `fastopt.schedules`, whose base class makes schedulers itself."""
+    """What a scheduler needs of a schedule. (It cannot import the class: schedules make schedulers.)"""
 
     def __call__(self, t: int) -> float:
         """Return the value at a step."""

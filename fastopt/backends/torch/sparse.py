@@ -1,4 +1,4 @@
-"""Sparse gradients: the rows that one touches are taken out, updated as a dense tensor, and put back."""
+"""Sparse gradients: the rows that one touches are copied out, updated as a dense tensor, and copied back."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Rows:
         self.gradient = gradient.values().resolve_conj().resolve_neg().contiguous()
 
     def update(self, row: Row) -> None:
-        """Update them by a hyper row; torch notes that the parameter was written."""
+        """Update the rows by a hyper row, and copy them back."""
         parameter = self.parameter
         whole = [parameter.tensor.detach(), *(parameter.state[name] for name in self.rule.states)]
         taken = [tensor[self.indices].contiguous() for tensor in whole]

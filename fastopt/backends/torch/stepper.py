@@ -1,4 +1,4 @@
-"""Takes the steps of an optimizer of torch, as long as its tensors are what and where they were."""
+"""Takes the steps of an optimizer of torch, for as long as its tensors stay the same and in place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NO_COUNTS = np.zeros(0)
 
 
 def trains(param: Tensor) -> bool:
-    """Say whether a parameter is to be updated; what is frozen may be of any kind, until it has a gradient."""
+    """Say whether a parameter is to be updated; a frozen one may be of any kind until it has a gradient."""
     return param.requires_grad or param.grad is not None
 
 
@@ -43,13 +43,13 @@ class Part:
         self.with_gaps = [parameter for parameter in taking_part if parameter.has_gaps]
         self.repeatable = bits == everyone and not self.with_gaps
         self.written = [tensor for parameter in taking_part for tensor in parameter.counted()]
-        self.call = call_of(INCREMENT, self.written)  # by which autograd is told of a step that is taken again
-        # Those that C++ holds as well are counted in a quarter of the time.
+        self.call = call_of(INCREMENT, self.written)  # tells autograd of a repeated step
+        # Version counters of tensors that C++ holds as well are incremented in a quarter of the time.
         self.held = [to_dlpack(tensor) for tensor in self.written if not is_distributed(tensor)]
 
 
 class TorchStepper(Stepper):
-    """Updates parameters of an optimizer of torch, as long as these and their states are what and where they were.
+    """Updates parameters of an optimizer of torch, for as long as these and their states stay the same and in place.
 
     Parameters
     ----------
@@ -102,14 +102,14 @@ class TorchStepper(Stepper):
         self.counts = Counts(self.parameters, family.carried) if family.counts else None
         self.part: Part | None = None
         self.given = [parameter.given for parameter in self.parameters]
-        # What is watched: parameters and states, and of distributed ones the part that is here.
+        # Watched are parameters and states; of distributed ones, the local part.
         self.objects = [tensor for parameter in self.parameters for tensor in parameter.written()]
         self.objects += self.counts.tensors if self.counts else []
         self.tensors = [local(held) for held in self.objects]
         self.distributed = any(map(is_distributed, self.given))
         self.asks = self.distributed or not all(map(has_plain_gradient, (*self.given, *self.frozen)))
-        # States that C++ holds as well are read in half the time. Not parameters, which torch.utils.swap_tensors would
-        # refuse then.
+        # States that C++ holds as well are read in half the time. Not parameters: torch.utils.swap_tensors would refuse
+        # these.
         held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
         self.held = [to_dlpack(tensor) for tensor in held + (self.counts.tensors if self.counts else [])]
         counts = self.counts
@@ -133,14 +133,14 @@ class TorchStepper(Stepper):
 
     @property
     def _is_overtaken(self) -> bool:
-        """Whether another process has counted, or a frozen parameter has a gradient where nobody else would see it."""
+        """Whether another process has counted, or a frozen parameter has a gradient that the watch cannot see."""
         if self.counts is not None and self.counts.shared and self.counts.counted_elsewhere:
             return True
         return self.asks and any(param.grad is not None for param in self.frozen)
 
     @property
     def has_new_states(self) -> bool:
-        """Whether a step has made states, which nobody watches yet."""
+        """Whether a step has made states that are not watched yet."""
         return self.plan.extents is not self.extents
 
     def _locate(self) -> None:
@@ -150,12 +150,12 @@ class TorchStepper(Stepper):
             self.watch.gradients[:] = [given.grad for given in self.given]
 
     def read_anew(self) -> int:
-        """Read the gradients where all has just been adopted, and so is up to date."""
+        """Read the gradients right after adoption, when everything is up to date."""
         unread = self.read()
         return self.watch.collect() if unread == OUT_OF_DATE else unread
 
     def read_or_repeat(self, scale: float) -> int:
-        """Take the step where it can be the last one again, with other gradients, and return REPEATED; else `read`."""
+        """Take the last step again, with other gradients, and return REPEATED, if that is possible; else `read`."""
         repetition, part = self.clock.repetition, self.part
         if repetition is None or part is None or scale != self.clock.scale or (self.asks and self._is_overtaken):
             return self.read()
@@ -166,7 +166,7 @@ class TorchStepper(Stepper):
     # Steps
 
     def update(self, unread: int, scale: float, amp: AmpState | None = None) -> None:
-        """Update every parameter that has a gradient, which is first multiplied by a scale.
+        """Update every parameter that has a gradient.
 
         Whatever can fail comes before anything is written.
 
@@ -188,9 +188,9 @@ class TorchStepper(Stepper):
         try:
             if not skipped:
                 self.take(gradients, scale if amp is None else 1.0, amp)
-                if self.clock.repetition is not None:  # with no schedule that could have assigned an option meanwhile
+                if self.clock.repetition is not None:  # then no schedule could have assigned an option meanwhile
                     self.watch.note_entries()
-        finally:  # the plan remembers where they lay, and nothing may keep them alive
+        finally:  # the plan remembers their addresses; nothing may keep them alive
             gradients.release()
 
     def can_repeat(self) -> bool:
@@ -199,7 +199,7 @@ class TorchStepper(Stepper):
         return bool(TABLE and self.part is not None and self.part.repeatable and not shared)
 
     def prepare(self, gradients: Gradients) -> None:
-        """Find out which tensors are written, and which rows of sparse gradients."""
+        """Find the tensors that are written, and the rows of sparse gradients."""
         if gradients.sparse:
             self.clock.ask_now()
         self.rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
@@ -238,14 +238,14 @@ class TorchStepper(Stepper):
 
     def _show_counts(self, counts: Counts) -> None:
         counts.follow(self.clock.step_groups)
-        if self.devices_counted:  # until this step, which the host counts again
+        if self.devices_counted:  # up to this step, which the host counts
             self.clock.write_counts()
             counts.take(self.parameters)
         else:
             counts.count(self._part.which, self.clock.carried)
 
     def settle(self) -> None:
-        """Bring all counts up to date, before anybody asks for one."""
+        """Bring all counts up to date, before somebody reads one."""
         if not self.clock.on_devices:
             self.clock.settle()
             return

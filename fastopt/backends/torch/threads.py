@@ -1,4 +1,4 @@
-"""Whose threads update tensors: torch's own OpenMP team, which is awake when a step comes; else fastopt's pool."""
+"""The threads that update tensors: torch's own OpenMP team, which is awake when a step comes, or fastopt's pool."""
 
 from __future__ import annotations
 
