@@ -15,7 +15,7 @@ from ...kernels.tables import STEP_LIMIT
 
 @runtime_checkable
 class ClosedForm(Protocol):
-    """What a scheduler needs of a schedule. (It cannot import the class: schedules make schedulers.)"""
+    """What a scheduler needs of a schedule, whose class it cannot import: that makes schedulers itself."""
 
     def __call__(self, t: int) -> float:
         """Return the value at a step."""
