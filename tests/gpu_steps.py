@@ -7,7 +7,9 @@ from rule_cases import numbers
 from tolerances import BFLOAT16, STATE_OF_HALF, TRAJECTORY, assert_close
 
 import fastopt
+from fastopt.rules import RULES
 
+CARRIED = {rule.carried for rule in RULES.values() if rule.carried is not None}
 DTYPES = [np.float32, np.float64, np.float16]
 SHAPES = [(3, 5), (700,), ()]
 REAL = {"float32": np.float32, "float64": np.float64, "float16": np.float32}  # what is computed with
@@ -36,7 +38,7 @@ def bits(device, given_):
 
 def state_arrays(opt):
     """All states, of parameters that have some."""
-    return [value for entry in opt.state.values() for name, value in entry.items() if name != "step"]
+    return [value for entry in opt.state.values() for value in entry.values() if not isinstance(value, int | float)]
 
 
 def assert_trained(device, opt, params, trainer, of_half=STATE_OF_HALF):
@@ -48,6 +50,8 @@ def assert_trained(device, opt, params, trainer, of_half=STATE_OF_HALF):
         assert_close(got, want, BFLOAT16 if half else TRAJECTORY)
         entry = dict(kept.get(i, {"step": 0}))
         assert entry.pop("step") == trainer.steps[i]
+        for name in CARRIED & entry.keys():
+            assert entry.pop(name) == pytest.approx(trainer.carried[i], rel=1e-14)
         for state, expected in zip(entry.values(), trainer.states[i] or [], strict=True):
             assert state.dtype == REAL[p.dtype.name]
             assert_close(device.get(state), expected, of_half if half else TRAJECTORY)
@@ -56,7 +60,7 @@ def assert_trained(device, opt, params, trainer, of_half=STATE_OF_HALF):
 def state_arrays_of(saved):
     """All states in a state dict, or in its entry of states."""
     entries = saved.get("state", saved).values()
-    return [value for entry in entries for name, value in entry.items() if name != "step"]
+    return [value for entry in entries for value in entry.values() if not isinstance(value, int | float)]
 
 
 def warm(device, optimizer=fastopt.SGD, name="momentum", shapes=SHAPES, dtype=np.float32, **options):

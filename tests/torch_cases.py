@@ -116,6 +116,17 @@ FLAGS = ("foreach", "fused")  # of torch, for other code that does the same
 FUSED = [name for name in NAMES if "fused" in inspect.signature(getattr(torch.optim, name)).parameters]
 
 
+def in_float64(optimizer, args, kwargs):
+    """Have torch hand numbers on in float64: its own float32 is as far off as a float32 parameter."""
+    carried = FAMILIES[type(optimizer).__name__].carried
+    for p in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+        state = optimizer.state[p]
+        if not state:
+            averages = {name: torch.zeros_like(p) for name in FAMILIES[type(optimizer).__name__].states}
+            state.update({"step": torch.tensor(0.0), carried: torch.tensor(1.0, dtype=torch.float64), **averages})
+        state[carried] = state[carried].double()
+
+
 def make(name, params, plainest=False, **options):
     """An optimizer under test; or torch's, in its plainest code, without a flag that it does not have."""
     options = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
@@ -124,7 +135,10 @@ def make(name, params, plainest=False, **options):
     if plainest:
         if name not in FUSED:
             options.pop("fused", None)
-        return getattr(torch.optim, name)(params, **options)
+        reference = getattr(torch.optim, name)(params, **options)
+        if FAMILIES[name].carried is not None:
+            reference.register_step_pre_hook(in_float64)
+        return reference
     return getattr(subject, name)(params, **options)
 
 
