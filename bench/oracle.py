@@ -168,6 +168,29 @@ def lion(p: Array, g: Array, states: States | None, step: int, options: Options)
     return p - move, (beta2 * m + (1.0 - beta2) * g,)
 
 
+def nadam_momentum(step: int, options: Options) -> float:
+    """Dozat's momentum of a step, with which torch has it grow."""
+    beta1: float = options.get("betas", (0.9, 0.999))[0]
+    momentum: float = beta1 * (1.0 - 0.5 * 0.96 ** (step * options.get("momentum_decay", 4e-3)))
+    return momentum
+
+
+def nadam(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
+    """Dozat's NAdam: Nesterov's momentum in Adam; ``mu_product`` multiplies the momenta up to this step."""
+    g, (m, v) = regularised(p, g, options), zeros(p, states, 2)
+    m, v = moments(g, m, v, options)
+    mu, upcoming, product = nadam_momentum(step, options), nadam_momentum(step + 1, options), options["mu_product"]
+    ahead = upcoming * m / (1.0 - product * upcoming) + (1.0 - mu) * g / (1.0 - product)
+    corrected_v = v / (1.0 - options.get("betas", (0.9, 0.999))[1] ** step)
+    return p - options["lr"] * ahead / (np.sqrt(corrected_v) + options.get("eps", 1e-8)), (m, v)
+
+
+def nadamw(p: Array, g: Array, states: States | None, step: int, options: Options) -> Updated:
+    """NAdam on a parameter that has decayed by itself."""
+    p, options = decayed(p, options)
+    return nadam(p, g, states, step, options)
+
+
 RULES: dict[str, Callable[[Array, Array, States | None, int, Options], Updated]] = {
     "sgd": sgd,
     "momentum": momentum,
@@ -182,12 +205,16 @@ RULES: dict[str, Callable[[Array, Array, States | None, int, Options], Updated]]
     "adamw": adamw,
     "adamw_amsgrad": adamw_amsgrad,
     "lion": lion,
+    "nadam": nadam,
+    "nadamw": nadamw,
 }
 
 
 # Of rules that hand a number on from step to step, which begins with 1: its name among the options, and what a step
 # multiplies it by.
-CARRIED: dict[str, tuple[str, Callable[[int, Options], float]]] = {}
+CARRIED: dict[str, tuple[str, Callable[[int, Options], float]]] = dict.fromkeys(
+    ("nadam", "nadamw"), ("mu_product", nadam_momentum)
+)
 
 
 class Trainer:

@@ -6,7 +6,7 @@ from .base import Optimizer, Params, Scheduled
 from .faces import ARRAYS, described
 from .rules import FAMILIES
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "RMSprop"]
 
 
 @described(ARRAYS)
@@ -428,3 +428,74 @@ class Lion(Optimizer):
         maximize: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
+
+
+@described(ARRAYS)
+class NAdam(Optimizer):
+    r"""NAdam: Adam with Nesterov's momentum, which looks ahead by a step, and grows.
+
+    For each parameter p with gradient g, at this parameter's t-th step, from 1::
+
+        g <- -g                                       if maximize
+        g <- g + weight_decay * p                     decoupled_weight_decay: p <- (1 - lr * weight_decay) * p
+        m <- beta1 * m + (1 - beta1) * g              m and v start at 0
+        v <- beta2 * v + (1 - beta2) * g * g
+        mu(t) = beta1 * (1 - 0.96**(t * momentum_decay) / 2)
+        c <- c * mu(t)                                mu_product, which starts at 1
+        u <- (1 - mu(t)) * g / (1 - c) + mu(t + 1) * m / (1 - c * mu(t + 1))
+        p <- p - lr * u / (sqrt(v / (1 - beta2**t)) + eps)
+
+    Parameters
+    ----------
+    {options}
+
+    Raises
+    ------
+    {errors}
+
+    Notes
+    -----
+    The semantics are those of torch.optim.NAdam, whose state dict has the same names, ``step``, ``mu_product``,
+    ``exp_avg`` and ``exp_avg_sq``. Different here is what `Adam` names; ``mu_product`` is a float, where torch's is
+    rounded to float32 at each step.
+
+    References
+    ----------
+    .. [1] T. Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.ones(3, np.float32)
+    >>> opt = fastopt.NAdam(w, lr=0.5, momentum_decay=0.0)
+    >>> opt.step(np.array([2.0, 0.2, 0.0], np.float32))
+    >>> w.round(4)
+    array([0.4718, 0.4718, 1.    ], dtype=float32)
+    """
+
+    _family = FAMILIES["NAdam"]
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        lr: Scheduled = 2e-3,
+        betas: tuple[Scheduled, Scheduled] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: Scheduled = 0.0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "momentum_decay": momentum_decay,
+                "decoupled_weight_decay": decoupled_weight_decay,
+                "maximize": maximize,
+            },
+        )

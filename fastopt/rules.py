@@ -78,6 +78,11 @@ OPTIONS = {
             ("adamw", "lion"), "The share of a parameter that a step with a rate of 1 takes off, 0 or more."
         ),
     ),
+    "momentum_decay": Argument(
+        "float",
+        "How fast the momentum grows from half of beta1 to all of it, 0 or more.",
+        check=Number("momentum_decay value"),
+    ),
     "decoupled_weight_decay": Argument("bool", "Whether weight decay is `AdamW`'s.", check=Flag()),
     "amsgrad": Argument("bool", "Divide by the largest average of squares so far.", check=Flag()),
     "centered": Argument(
@@ -292,6 +297,37 @@ def lion_row(options: Options, step: int, first: bool) -> Row:
     return factor(options), 0.0, lr, 1.0 - beta1, 1.0 - beta2, 1.0 - lr * options["weight_decay"]
 
 
+def nadam_momentum(options: Options, step: int) -> float:
+    """The momentum of a step, which grows from beta1 / 2 to beta1."""
+    momentum: float = options["betas"][0] * (1.0 - 0.5 * 0.96 ** (float(step) * options["momentum_decay"]))
+    return momentum
+
+
+def nadam_product(options: Options, step: int, product: float) -> float:
+    """Multiply the momenta of all steps."""
+    return product * nadam_momentum(options, step)
+
+
+def nadam_row(options: Options, step: int, first: bool) -> Row:
+    """p <- p - lr * ((1 - mu) * g / (1 - mu_product) + next * m / (1 - mu_product * next)) / (sqrt(v') + eps).
+
+    m, v and v' are Adam's; mu is the step's momentum, next that of the next one. What stands before g and m is the same
+    for all elements.
+    """
+    _, _, _, gain1, gain2, eps = adam_row(options, step, first)
+    product, upcoming = options["mu_product"], nadam_momentum(options, step + 1)
+    lr = options["lr"] * math.sqrt(1.0 - options["betas"][1] ** float(step))
+    of_gradient = lr * (1.0 - nadam_momentum(options, step)) / (1.0 - product)
+    of_average = lr * upcoming / (1.0 - product * upcoming)
+    return factor(options), options["weight_decay"], of_gradient, of_average, gain1, gain2, eps
+
+
+def nadamw_row(options: Options, step: int, first: bool) -> Row:
+    """p <- (1 - lr * weight_decay) * p, then as NAdam without weight decay."""
+    gradients_factor, weight_decay, *nadams = nadam_row(options, step, first)
+    return gradients_factor, 0.0, *nadams, 1.0 - options["lr"] * weight_decay
+
+
 OF_SGD = ("maximize", "weight_decay", "lr")
 OF_MOMENTUM = (*OF_SGD, "momentum", "dampening")
 
@@ -350,6 +386,18 @@ LION = Rule(
     of_gradient=("maximize",),
 )
 
+NADAM = Rule(
+    "nadam",
+    ADAM.states,
+    (*ADAM.options, "momentum_decay", "mu_product"),
+    ("lr1", "lr2", "gain1", "gain2", "eps"),
+    nadam_row,
+    moves=always,
+    carried="mu_product",
+    carry=nadam_product,
+)
+NADAMW = replace(NADAM, name="nadamw", hypers=(*NADAM.hypers, "keep"), row=nadamw_row, of_gradient=("maximize",))
+
 RULES = {
     rule.name: rule
     for rule in (
@@ -366,6 +414,8 @@ RULES = {
         ADAMW,
         ADAMW_AMSGRAD,
         LION,
+        NADAM,
+        NADAMW,
     )
 }
 
@@ -411,6 +461,11 @@ def choose_lion(options: Options) -> Rule:
     return LION
 
 
+def choose_nadam(options: Options) -> Rule:
+    """Choose NAdam with an L2 penalty, or with AdamW's weight decay."""
+    return NADAMW if options["decoupled_weight_decay"] else NADAM
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """The rules of one optimizer.
@@ -454,4 +509,5 @@ FAMILIES = {
     "Adam": Family((ADAM, ADAM_AMSGRAD, ADAMW, ADAMW_AMSGRAD), choose_adam, counts=True),
     "AdamW": Family((ADAMW, ADAMW_AMSGRAD), choose_adamw, counts=True),
     "Lion": Family((LION,), choose_lion),
+    "NAdam": Family((NADAM, NADAMW), choose_nadam, counts=True),
 }

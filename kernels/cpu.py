@@ -253,6 +253,31 @@ def update_lion(p, g, m, lr, gain1, gain2, keep):
     update_each("lion", p, g, (m,), (lr, gain1, gain2, keep))
 
 
+# NAdam's lr1 is the rate of the gradient, lr2 that of the average, both with the bias corrections, as in Adam.
+
+
+@rule(states=2)
+def nadam(p, g, m, v, lr1, lr2, gain1, gain2, eps):
+    real = type(p)
+    m, v = average(m, g, gain1), average_of_squares(v, g, gain2)
+    return p - (real(lr1) * g + real(lr2) * m) / (np.sqrt(v) + real(eps)), m, v
+
+
+@over_arrays
+def update_nadam(p, g, m, v, lr1, lr2, gain1, gain2, eps):
+    update_each("nadam", p, g, (m, v), (lr1, lr2, gain1, gain2, eps))
+
+
+@rule(states=2)
+def nadamw(p, g, m, v, lr1, lr2, gain1, gain2, eps, keep):
+    return nadam(type(p)(keep) * p, g, m, v, lr1, lr2, gain1, gain2, eps)
+
+
+@over_arrays
+def update_nadamw(p, g, m, v, lr1, lr2, gain1, gain2, eps, keep):
+    update_each("nadamw", p, g, (m, v), (lr1, lr2, gain1, gain2, eps, keep))
+
+
 # Conversions are integer arithmetic on bits, which vectorises: eight elements at once. LLVM's own need a processor with
 # F16C, or call a function that Numba does not link, which ends the process. They also work when the processor flushes
 # float32's subnormals to zero (`torch.set_flush_denormal`): float16's subnormals survive that.

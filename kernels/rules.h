@@ -45,7 +45,9 @@
     X(adam_amsgrad, AdamAmsgrad)                           \
     X(adamw, AdamW)                                        \
     X(adamw_amsgrad, AdamWAmsgrad)                         \
-    X(lion, Lion)
+    X(lion, Lion)                                          \
+    X(nadam, NAdam)                                        \
+    X(nadamw, NAdamW)
 
 namespace fastopt {
 
@@ -307,6 +309,59 @@ struct Lion {
         T c = average(state[0], g, gain1);
         state[0] = average(state[0], g, gain2);
         return keep * p - lr * sign(c);
+    }
+};
+
+// NAdam's lr1 is the rate of the gradient, lr2 that of the average, both with the bias corrections, as in Adam.
+struct NAdam {
+    static constexpr int states = 2;   // exp_avg, exp_avg_sq
+    static constexpr int hypers = 5;   // lr1, lr2, gain1, gain2, eps
+    static constexpr int options = 8;  // maximize, weight_decay, lr, beta1, beta2, eps, momentum_decay, mu_product
+
+    // The momentum of a step.
+    FASTOPT_DEVICE FASTOPT_INLINE static double momentum(const double *option, double step) {
+        return option[3] * (1.0 - 0.5 * pow(0.96, step * option[6]));
+    }
+
+    // mu_product, which goes from step to step.
+    FASTOPT_DEVICE FASTOPT_INLINE static double carry(const double *option, double step, double product) {
+        return product * momentum(option, step);
+    }
+
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double step, bool, double *out) {
+        double root = sqrt(1.0 - pow(option[4], step)), lr = option[2] * root;
+        double product = option[7], upcoming = momentum(option, step + 1.0);
+        out[0] = factor(option[0]);
+        out[1] = option[1];
+        out[2] = lr * (1.0 - momentum(option, step)) / (1.0 - product);
+        out[3] = lr * upcoming / (1.0 - product * upcoming);
+        out[4] = 1.0 - option[3];
+        out[5] = 1.0 - option[4];
+        out[6] = option[5] * root;
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T lr1 = hyper[0], lr2 = hyper[1], gain1 = hyper[2], gain2 = hyper[3], eps = hyper[4];
+        T m = state[0] = average(state[0], g, gain1);
+        T v = state[1] = average_of_squares(state[1], g, gain2);
+        return p - (lr1 * g + lr2 * m) / (sqrt(v) + eps);
+    }
+};
+
+struct NAdamW : NAdam {
+    static constexpr int hypers = 6;  // lr1, lr2, gain1, gain2, eps, keep
+
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double step, bool first, double *out) {
+        NAdam::row(option, step, first, out);
+        out[1] = 0.0;
+        out[7] = 1.0 - option[2] * option[1];
+    }
+
+    template <typename T>
+    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
+        T keep = hyper[5];
+        return NAdam::apply(keep * p, g, state, hyper);
     }
 };
 

@@ -33,6 +33,7 @@ OPTIONS = {
     "betas": (0.9, 0.999),
     "eps": 1e-10,
     "weight_decay": 0.0,
+    "momentum_decay": 4e-3,
     "maximize": False,
     # As a step leaves it that is not the first.
     **{rule.carried: 0.5 for rule in RULES.values() if rule.carried is not None},

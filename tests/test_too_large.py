@@ -150,4 +150,4 @@ def test_on_a_gpu(monkeypatch):
 def test_every_option_has_a_case():
     """But those that are switches, below 1, or only divide."""
     tried = {option for _, options in CASES.values() for option in options}
-    assert {*HYPERPARAMETERS} - tried == {"nesterov", "alpha", "decoupled_weight_decay", "maximize"}
+    assert {*HYPERPARAMETERS} - tried == {"nesterov", "alpha", "decoupled_weight_decay", "maximize", "momentum_decay"}

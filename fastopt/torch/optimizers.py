@@ -13,7 +13,7 @@ from ..faces import TORCH, described
 from ..rules import FAMILIES
 from .base import Optimizer
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "RMSprop"]
 
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 Betas: TypeAlias = tuple[float | Callable[[int], float], float | Callable[[int], float]]
@@ -401,6 +401,74 @@ class Lion(Optimizer):
                 "weight_decay": weight_decay,
                 "maximize": maximize,
                 "foreach": foreach,
+                "differentiable": differentiable,
+                "fused": fused,
+            },
+        )
+
+
+@described(TORCH, like=arrays.NAdam)
+class NAdam(Optimizer):
+    r"""NAdam, Adam with Nesterov's momentum: torch.optim.NAdam, fused.
+
+    {formulas}
+
+    Parameters
+    ----------
+    {options}
+    fused
+        torch.optim.NAdam has none.
+
+    Raises
+    ------
+    {errors}
+
+    Notes
+    -----
+    Different from torch.optim.NAdam, besides what `SGD` names: ``step`` and ``mu_product`` are tensors of float64.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> opt = fastopt.torch.NAdam([w], lr=0.5, momentum_decay=0.0)
+    >>> w.grad = torch.tensor([2.0, 0.2, 0.0])
+    >>> opt.step()
+    >>> w.detach()
+    tensor([0.4718, 0.4718, 1.0000])
+    """
+
+    _family = FAMILIES["NAdam"]
+    _eager = False
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scheduled = 2e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: Scheduled = 0.0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": tuple(betas) if isinstance(betas, (Sequence, np.ndarray)) else betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "momentum_decay": momentum_decay,
+                "decoupled_weight_decay": decoupled_weight_decay,
+                "maximize": maximize,
+                "foreach": foreach,
+                "capturable": capturable,
                 "differentiable": differentiable,
                 "fused": fused,
             },
