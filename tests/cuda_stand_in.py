@@ -49,7 +49,7 @@ def driver():
 
 
 class Freed:
-    """Memory that was given back: kept, so that nobody gets it again, and poisoned."""
+    """Freed memory: kept, so that it is never reused, and poisoned."""
 
     def __init__(self):
         self.starts, self.blocks = [], []
@@ -87,9 +87,9 @@ class Block:
 
 
 class PoolBlock(Block):
-    """Bytes of a pool's, which are another's as soon as nobody holds them: for the stream that asked for them.
+    """A pool's memory, which the stream that asked for it may reuse as soon as nothing holds it.
 
-    Work that is on that stream by then comes before; what other streams have still to do with them comes too late.
+    Work already on that stream runs before that; work that other streams still have with the memory runs too late.
     """
 
     def __init__(self, size):
@@ -200,7 +200,7 @@ class Stream:
         (self.recorded if self.capturing else self.queue).append((work, name))
 
     def run(self):
-        if not self.running:  # what is given back while work is done waits no more than it must
+        if not self.running:  # memory freed during the work does not wait for more than it must
             self.running = True
             try:
                 while self.queue:
@@ -319,7 +319,7 @@ def report():
 
 
 def follow(name, addresses):
-    """Fault where a kernel is to follow an address into memory that was given back."""
+    """Fault if a kernel would follow an address into freed memory."""
     if stale := [address for address in addresses if WORLD.freed.has(address)]:
         raise CUDARuntimeError(f"{name} follows {len(stale)} addresses into memory that was given back")
 

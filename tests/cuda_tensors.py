@@ -96,7 +96,7 @@ class CudaTensor(torch.Tensor):
 
     @property
     def grad(self):
-        """The gradient: what backward computes is on the pretended GPU as well, what was assigned is where it was."""
+        """The gradient: on the pretended GPU if backward computed it, else where the assigned tensor is."""
         with torch._C.DisableTorchFunctionSubclass():
             gradient = torch.Tensor.grad.__get__(self)
             if gradient is not None and not isinstance(gradient, CudaTensor) and not self.__dict__.get("assigned"):

@@ -76,10 +76,10 @@ class Tracer:
                 INTERRUPT.now  # noqa: B018
                 return None
 
-        places = calls(frame.f_code)
+        points = calls(frame.f_code)
 
         def trace(frame, event, argument):
-            if event == "opcode" and frame.f_lasti in places and self.is_new(frame):
+            if event == "opcode" and frame.f_lasti in points and self.is_new(frame):
                 self.left -= 1
                 if self.left == 0:
                     sys.settrace(None)
@@ -96,9 +96,9 @@ class Tracer:
         """Say whether an instruction counts."""
         if self.passed is None:
             return True
-        place = id(frame.f_code), frame.f_lasti
-        new = place not in self.passed
-        self.passed.add(place)
+        point = id(frame.f_code), frame.f_lasti
+        new = point not in self.passed
+        self.passed.add(point)
         return new
 
 

@@ -140,7 +140,7 @@ def test_sixteen_bytes_at_once(architecture, rule, dtype):
 
 @architectures
 def test_what_is_looked_for_would_be_found(architecture):
-    """Each pattern, where it must match: double everywhere in `advance`, which has arrays of its own as well."""
+    """Each pattern matches where it must: `advance` computes in double, and has local arrays."""
     usages, advance = compiled(architecture, "advance")
     assert any(map(re.compile(FP64_FUNCTION).match, compiled(architecture, "adagrad_float64_float64_float64")[1]))
     for pattern in (r"F2F\.F32\.F64", r"F2F\.F64\.F32", r"I2F\.F64"):

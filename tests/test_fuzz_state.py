@@ -114,7 +114,7 @@ def mutated(seed, plain):
 
 
 def refuses(optimizer, given):
-    """Load a state dict, and say whether that was refused, and by a documented error of a bearable length."""
+    """Load a state dict, and return whether it was refused; the error must be documented and not too long."""
     try:
         optimizer.load_state_dict(given)
     except (TypeError, ValueError) as error:

@@ -85,7 +85,7 @@ def test_repeated_single_calls_need_no_new_memory(stand_in):
 
 
 def test_single_calls_are_not_captured(device):
-    """They would send their numbers once; nothing is recorded."""
+    """They would send their numbers only once; nothing is captured."""
     p, g = device.array(np.ones(5, np.float32)), device.array(np.ones(5, np.float32))
     stream = device.stream()
     with stream:
@@ -189,7 +189,7 @@ def test_errors(device):
 
 
 def test_gradients_on_another_device(stand_in):
-    """They are not copied behind one's back."""
+    """They are refused, not copied silently."""
     params, grads = arrays(stand_in), arrays(stand_in, seed=1)
     with stand_in.cupy.cuda.Device(1):
         elsewhere = stand_in.array(np.ones((3, 5), np.float32))

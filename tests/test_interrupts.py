@@ -199,7 +199,7 @@ def test_a_step_is_one_moment_whatever_it_calls(kind, before):
 
 
 def load(make):
-    """Load what a subject like this one has come to after more steps."""
+    """Load the state of a similar subject after more steps."""
     subject = make()
     for number in range(5):
         subject.step(number)
@@ -303,7 +303,7 @@ def large_in_torch():
 
 
 def large_in_torch_with_states():
-    """AdaGrad's accumulator is its count where gradients are 1, here transposed; it is in each of the states, too."""
+    """With gradients of 1, transposed here, AdaGrad's accumulator is the step count."""
     p = Parameter(torch.zeros(1024, 1024))
     p.grad = torch.ones(1024, 1024).t()
     optimizer = fastopt.torch.Adagrad([p], lr=1.0)
@@ -312,7 +312,7 @@ def large_in_torch_with_states():
 
 
 def large_in_torch_with_gaps():
-    """Momentum that forgets nothing counts steps where gradients are 1, and moves by 1, 2, 3."""
+    """With momentum 1 and gradients of 1 the buffer counts steps, and the parameter moves by 1, 2, 3."""
     p = Parameter(torch.zeros(1024, 1024)[:, ::2])
     p.grad = torch.ones(1024, 512)
     optimizer = fastopt.torch.SGD([p], lr=1.0, momentum=1.0)

@@ -348,7 +348,7 @@ def test_gradients_at_new_addresses_each_step(kind):
             if gradient is not None:
                 expected[i], states[i] = plain_step(kind, expected[i], gradient, states[i])
         optimizer.step(grads)
-        kept.append(grads[step % 3])  # so that other addresses come round
+        kept.append(grads[step % 3])  # addresses are reused in turn
         del grads, gradient
     for got, want in zip(params, expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
@@ -575,7 +575,7 @@ def test_views_of_one_buffer(kind):
 
 
 def test_memory_mapped_parameters(tmp_path):
-    """They train in the file, live on when dropped, and cannot be read-only."""
+    """They train in the file, stay alive when dropped, and cannot be read-only."""
     path = tmp_path / "weights"
     np.ones(5000, np.float32).tofile(path)
     optimizer = fastopt.SGD([np.memmap(path, np.float32, "r+")], lr=0.5)

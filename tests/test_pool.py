@@ -42,7 +42,7 @@ HEAD = 3  # numbers before the flags and counts of a job
 
 @cfunc(cpu.SIGNATURE)
 def count_chunks(job, begin, end, worker):
-    """Count each chunk's executions, and what must not be.
+    """Count each chunk's executions, and errors.
 
     The job is an array of int64: numbers of chunks, of threads, of errors, a flag for each worker, the counts.
     """
@@ -67,13 +67,13 @@ class Count:
         self.job = np.zeros(HEAD + MOST_THREADS + chunks, np.int64)
 
     def run(self, grain, threads):
-        """Run all chunks once more."""
+        """Run all chunks again."""
         self.job[:2] = self.chunks, max(1, min(threads, MOST_THREADS))
         kernel = ffi.cast("fastopt_kernel", count_chunks.address)
         lib.fastopt_run(kernel, ffi.cast("fastopt_job *", self.job.ctypes.data), self.chunks, grain, threads)
 
     def assert_once(self, times=1):
-        """Assert that every chunk ran just so many times, and no worker was two threads or one too many."""
+        """Assert that every chunk ran the right number of times, and that workers were distinct and within range."""
         assert self.job[2] == 0
         assert (self.job[HEAD : HEAD + MOST_THREADS] == 0).all()
         assert (self.job[HEAD + MOST_THREADS :] == times).all()

@@ -35,7 +35,7 @@ SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class Spy:
-    """A kernel in Python that notes who runs what; each thread's first claim waits until so many threads have come."""
+    """A Python kernel that records who runs what; each thread's first claim waits until enough threads have come."""
 
     def __init__(self, together=1):
         self.claims = []  # begin, end, worker, thread
@@ -53,7 +53,7 @@ class Spy:
             self.come.wait(DEADLOCK)
 
     def threads(self):
-        """The threads that have come, who must each have been one worker, and no worker two of them."""
+        """The threads that took part; each must have been one worker, and no two the same one."""
         pairs = {claim[2:] for claim in self.claims}
         assert len(pairs) == len({worker for worker, _ in pairs}) == len({thread for _, thread in pairs})
         return {thread for _, thread in pairs}
@@ -93,7 +93,7 @@ def test_threads_really_run_together(threads):
 
 
 def run(kind, shapes, lay, steps=4, seed=0):
-    """Parameters and states after some steps, the last ones of which differ in nothing but their gradients."""
+    """Parameters and states after some steps, the last of which differ only in their gradients."""
     name, options = KINDS[kind]
     params = torch_cases.parameters(shapes, seed=seed)
     optimizer = torch_cases.make(name, params, **options)
@@ -167,7 +167,7 @@ def test_the_number_of_threads_is_torchs(monkeypatch):
 
 
 def test_small_steps_stay_on_their_thread(monkeypatch):
-    """They are done before a team would be awake."""
+    """They are done before a team would wake up."""
     spy = Spy()
     monkeypatch.setitem(cpu._kernels, ("sgd", "float32"), spy)
     p = Parameter(torch.zeros(150_000))
