@@ -502,7 +502,7 @@ STEP = (
         "        with HeldBack():\n            self.begin(gradients)\n",
         "        if True:\n            self.begin(gradients)\n",
         ("tests/test_interrupts.py",),
-        only="is_one_moment",
+        only="is_one_moment and numpy",
     ),
     Mutant(
         "an interrupt tears the count of repetitions",
@@ -510,7 +510,7 @@ STEP = (
         "        with HeldBack():\n            self.credited += steps\n",
         "        if True:\n            self.credited += steps\n",
         ("tests/test_interrupts.py",),
-        only="is_one_moment or saving",
+        only="is_one_moment and numpy",
     ),
     Mutant(
         "an interrupt tears a load",
@@ -518,7 +518,7 @@ STEP = (
         "            with HeldBack():\n                for parameter, state in",
         "            if True:\n                for parameter, state in",
         ("tests/test_interrupts.py",),
-        only="saving",
+        only="saving and numpy",
     ),
     Mutant(
         "a signal that was held back is lost",
@@ -526,7 +526,7 @@ STEP = (
         "                _signal.raise_signal(number)\n",
         "                pass\n",
         ("tests/test_interrupts.py",),
-        only="is_one_moment",
+        only="is_one_moment and numpy",
     ),
     Mutant(
         "parameters may overlap",
