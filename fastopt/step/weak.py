@@ -7,14 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 
-def weak(method: Callable[..., Any]) -> Callable[..., bool]:
-    """Return a method that does not keep its object alive; it says whether that was still there to be called."""
+def weak(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that does not keep its object alive; once that is gone, it does nothing and returns None."""
     reference = weakref.WeakMethod(method)
 
-    def call(*arguments: Any) -> bool:
+    def call(*arguments: Any) -> Any:
         found = reference()
-        if found is not None:
-            found(*arguments)
-        return found is not None
+        return None if found is None else found(*arguments)
 
     return call

@@ -128,14 +128,15 @@ class Optimizer(torch.optim.Optimizer):
         except KeyError:  # after an AttributeError, Python calls a wrapper's __getattr__
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
 
-    def _fetch(self) -> None:
-        """Bring counts and numbers up to date; not inside a step, or a capture, which could not wait for a GPU."""
+    def _fetch(self) -> bool:
+        """Bring counts and numbers up to date, but not inside a step, nor in a capture, which could not wait; True."""
         stepper = self._stepper
         if stepper is None or not stepper.clock.is_behind or self._guard.stepping.locked():
-            return
+            return True
         if not (stepper.clock.on_devices and torch.cuda.is_current_stream_capturing()):
             with self._guard.mutex:
                 stepper.settle()
+        return True
 
     def _adopt(self) -> TorchStepper:
         """Make a stepper for the groups, parameters and states as they are now."""

@@ -49,7 +49,7 @@ class LiveGroup(dict[str, Any]):
     Attributes
     ----------
     fetch : callable
-        Brings the numbers up to date; returns whether the optimizer was still there to do so.
+        Brings the numbers up to date, and returns True; None if the optimizer is gone.
     tally : Tally or None
         The steps that the extension had taken when the optimizer went away.
     driven : dict
@@ -66,7 +66,7 @@ class LiveGroup(dict[str, Any]):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        self.fetch: Callable[[], bool] = do_nothing
+        self.fetch: Callable[[], bool | None] = do_nothing
         self.tally: Tally | None = None
         self.driven: Mapping[str, StepFunction] = {}
         self.own: Mapping[str, StepFunction] = {}
