@@ -40,6 +40,7 @@ REFUSED = {
     "RMSprop": [{"eps": -1e-8}, {"alpha": -0.1}, {"momentum": -0.5}],
     "Adam": [{"eps": -1e-8}, {"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}],
     "AdamW": [{"eps": -1e-8}, {"betas": (0.9, 1.0)}, {"decoupled_weight_decay": True}],
+    "NAdam": [{"eps": -1e-8}, {"betas": (0.9, 1.0)}, {"momentum_decay": -0.1}],
 }
 
 
@@ -146,7 +147,7 @@ def test_options_that_are_not_had_are_refused(name, option):
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [(name, "differentiable") for name in NAMES] + [(name, "capturable") for name in ("RMSprop", "Adam", "AdamW")],
+    [(name, "differentiable") for name in NAMES] + [(name, "capturable") for name in ("RMSprop", "Adam", "AdamW", "NAdam")],
 )
 def test_flags_that_are_not_had_are_refused(name, option):
     """Differentiable steps and the capturable flag are refused; only False is accepted."""
