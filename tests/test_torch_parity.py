@@ -11,7 +11,20 @@ from sklearn.datasets import load_digits
 from tolerances import HALF, TORCH, TORCH_TRAINING
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, swa_utils
-from torch_cases import KINDS, NAMES, STATES, advance, always, assert_near, assert_same, bits, late, now_and_then, train
+from torch_cases import (
+    CARRIED,
+    KINDS,
+    NAMES,
+    STATES,
+    advance,
+    always,
+    assert_near,
+    assert_same,
+    bits,
+    late,
+    now_and_then,
+    train,
+)
 
 STEPS = 30
 SCHEDULED = 16  # steps with a scheduler
@@ -158,7 +171,7 @@ def test_half_precision_has_float32_state(name, options, dtype):
     assert {p.dtype for p in params} == {dtype}
     for p in params:
         for state, value in optimizer.state[p].items():
-            assert value.dtype == (torch.float64 if state == "step" else torch.float32)
+            assert value.dtype == (torch.float64 if state in ("step", *CARRIED) else torch.float32)
 
 
 # Schedulers

@@ -147,7 +147,8 @@ def test_options_that_are_not_had_are_refused(name, option):
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [(name, "differentiable") for name in NAMES] + [(name, "capturable") for name in ("RMSprop", "Adam", "AdamW", "NAdam")],
+    [(name, "differentiable") for name in NAMES]
+    + [(name, "capturable") for name in ("RMSprop", "Adam", "AdamW", "NAdam")],
 )
 def test_flags_that_are_not_had_are_refused(name, option):
     """Differentiable steps and the capturable flag are refused; only False is accepted."""

@@ -426,7 +426,12 @@ def test_states_that_do_not_fit_are_not_loaded(kind, state, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "other"), [pair for pair in itertools.permutations(NAMES, 2) if {*pair} != {"Adam", "AdamW"}]
+    ("name", "other"),
+    [
+        (name, other)
+        for name, other in itertools.permutations(NAMES, 2)
+        if name not in ("Adam", "AdamW") or other not in ("Adam", "AdamW", "NAdam")  # whose averages are Adam's
+    ],
 )
 def test_another_optimizers_state_is_not_loaded(name, other):
     """AdaGrad's into SGD, say: its groups lack options."""
