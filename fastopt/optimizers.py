@@ -1,4 +1,4 @@
-"""The optimizers, as objects that own the state of what they train."""
+"""The optimizers, as objects that own their parameters' states."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class SGD(Optimizer):
 
     See Also
     --------
-    fastopt.fused.momentum : the same as one call, on a velocity of your own.
+    fastopt.fused.momentum : the same as a single call, on your own velocity.
 
     Notes
     -----
-    The semantics are those of torch.optim.SGD. Different here: every parameter counts its own steps (``state[...]
-    ["step"]``), and one whose gradient comes late starts late; gradients are never written; each pairs with its
-    parameter by index, whatever its strides.
+    The semantics are those of torch.optim.SGD, with these differences: every parameter counts its own steps
+    (``state[...]["step"]``), and one whose gradient comes late starts late; gradients are never written; gradients and
+    parameters are paired by index, whatever their strides.
 
-    In [1]_ and in Keras the rate is inside the velocity, ``v <- momentum * v - lr * g; p <- p + v``: the same while
+    In [1]_ and in Keras the velocity includes the rate, ``v <- momentum * v - lr * g; p <- p + v``: the same while
     the rate is constant, but not when it changes.
 
     References
@@ -105,15 +105,15 @@ class Adagrad(Optimizer):
 
     See Also
     --------
-    fastopt.fused.adagrad : the same as one call, on an accumulator of your own.
+    fastopt.fused.adagrad : the same as a single call, on your own accumulator.
 
     Notes
     -----
-    The semantics are those of torch.optim.Adagrad, whose state dict has the same names, ``step`` and ``sum``. Different
-    here: a group's own ``initial_accumulator_value`` counts; state begins with a parameter's first gradient, not with
-    the optimizer; gradients are never written, and pair with their parameters by index.
+    The semantics are those of torch.optim.Adagrad, whose state dict has the same names, ``step`` and ``sum``.
+    Differences: a group's own ``initial_accumulator_value`` is used; state begins with a parameter's first gradient,
+    not with the optimizer; gradients are never written, and are paired with their parameters by index.
 
-    Keras and optax put eps under the root, as 1e-7, and start at 0.1.
+    Keras and optax put an eps of 1e-7 under the root, and start accumulators at 0.1.
 
     References
     ----------
@@ -182,17 +182,17 @@ class RMSprop(Optimizer):
 
     See Also
     --------
-    fastopt.fused.rmsprop : the same as one call, on averages of your own.
+    fastopt.fused.rmsprop : the same as a single call, on your own averages.
 
     Notes
     -----
     The semantics are those of torch.optim.RMSprop, whose state dict has the same names, ``step``, ``square_avg``,
-    ``momentum_buffer`` and ``grad_avg``. Different here: a variance that rounding makes negative is 0, where torch goes
-    on with NaN; an alpha above 1, of which nothing but NaN would come, is refused; gradients are never written, and
-    pair with their parameters by index.
+    ``momentum_buffer`` and ``grad_avg``. Differences: a variance that rounding makes negative is set to 0, where torch
+    computes NaN; an alpha above 1, which would give NaN, is refused; gradients are never written, and are paired with
+    their parameters by index.
 
-    Keras and optax start from alpha 0.9, and optax has eps under the root. In [2]_ alpha is 0.95, the momentum 0.9, and
-    eps is 1e-4, under the root.
+    The default alpha of Keras and optax is 0.9, and optax has eps under the root. In [2]_ alpha is 0.95, the momentum
+    0.9, and eps is 1e-4, under the root.
 
     References
     ----------
@@ -241,8 +241,8 @@ class RMSprop(Optimizer):
 class Adam(Optimizer):
     r"""Adam: the moving average of the gradients, divided by the root of that of their squares.
 
-    RMSProp with a momentum, and without the bias of averages that begin at 0. For each parameter p with gradient g, at
-    this parameter's t-th step, from 1::
+    RMSProp with momentum, and with corrections for the bias of averages that begin at 0. For each parameter p with
+    gradient g, at this parameter's t-th step, from 1::
 
         g <- -g                                       if maximize
         g <- g + weight_decay * p
@@ -255,11 +255,11 @@ class Adam(Optimizer):
     ----------
     {options}
     lr
-        No element moves by much more in a step, whatever its gradient.
+        No element moves by much more than lr in a step, whatever its gradient.
     betas
-        The corrections of the bias are those of a step's own betas.
+        Each step computes the bias corrections from its own betas.
     weight_decay
-        It is divided by the root as the gradient is; `AdamW` keeps it out of that.
+        Like the gradient, it is divided by the root; with `AdamW` it is not.
 
     Raises
     ------
@@ -267,16 +267,16 @@ class Adam(Optimizer):
 
     See Also
     --------
-    fastopt.fused.adam : the same as one call, on averages of your own.
+    fastopt.fused.adam : the same as a single call, on your own averages.
 
     Notes
     -----
     The semantics are those of torch.optim.Adam, whose state dict has the same names, ``step``, ``exp_avg``,
-    ``exp_avg_sq`` and ``max_exp_avg_sq``. Different here: steps are counted as whole numbers, for each parameter, and
-    the corrections computed from these in float64; gradients are never written, and pair with their parameters by
-    index. As in section 2 of [1]_, both corrections go into the rate and eps of a step; no element has to know them.
+    ``exp_avg_sq`` and ``max_exp_avg_sq``. Differences: step counts are integers, one for each parameter, and the bias
+    corrections are computed from them in float64; gradients are never written, and are paired with their parameters by
+    index. As in section 2 of [1]_, both corrections go into the step's rate and eps instead of each element.
 
-    In [2]_ the largest average is of one that has no correction at all; torch and fastopt correct it by this step's.
+    In [2]_ the largest average has no bias correction; torch and fastopt apply this step's correction to it.
 
     References
     ----------
@@ -321,9 +321,9 @@ class Adam(Optimizer):
 
 @described(ARRAYS)
 class AdamW(Adam):
-    r"""AdamW: Adam with a weight decay of its own, which the gradients' history does not divide.
+    r"""AdamW: Adam with a separate weight decay, which the gradients' history does not divide.
 
-    For each parameter p with gradient g, ahead of `Adam`'s formula without its weight decay::
+    For each parameter p with gradient g, before `Adam`'s formula without its weight decay::
 
         p <- (1 - lr * weight_decay) * p
 
@@ -337,13 +337,13 @@ class AdamW(Adam):
 
     See Also
     --------
-    fastopt.fused.adamw : the same as one call, on averages of your own.
+    fastopt.fused.adamw : the same as a single call, on your own averages.
 
     Notes
     -----
-    The semantics are those of torch.optim.AdamW. Different here is what `Adam` names.
+    The semantics are those of torch.optim.AdamW, with the differences that `Adam` names.
 
-    In [1]_ a schedule's factor multiplies the weight decay, and the learning rate does not; in torch and here both do.
+    In [1]_ the weight decay is multiplied by a schedule's factor only, in torch and fastopt by the learning rate too.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""What is known of a parameter of the optimizers: how it is checked, whether it may be a schedule, what it means."""
+"""A parameter of an optimizer: its check, whether it may be a schedule, and its description for docstrings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Argument:
-    """A parameter of faces. A plain class, since one that `dataclass` or `NamedTuple` makes takes longer to import.
+    """A parameter of faces. A plain class: `dataclass` or `NamedTuple` would make the import slower.
 
     Attributes
     ----------
     kind : str
-        What it is, as numpydoc has it after the name.
+        Its type, as numpydoc has it after the name.
     text : str
-        What it means.
+        Its description.
     check : Number, Flag, Betas or None
-        What it may be, if it is a hyperparameter.
+        Its check, if it is a hyperparameter.
     scheduled : str or None
-        What is to be said of schedules in its place; None if there can be none.
+        The description of schedules for it; None if it cannot be a schedule.
     of : mapping of str to str
-        Other texts, for rules that mean something else by it.
+        Other descriptions, for rules in which it means something else.
     """
 
     def __init__(

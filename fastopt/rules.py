@@ -1,9 +1,9 @@
-"""The registry: every option, every update rule, its states, and the numbers that its kernel is given.
+"""The registry: every option, every update rule, its states, and the numbers that its kernel gets.
 
-The arithmetic of a rule stands in ``kernels/cpu.py`` and ``kernels/rules.h``, under the same name. Here stands what
-happens once per step, in float64, on the host: which rule the options of an optimizer ask for, and the *hyper row*, the
-handful of numbers that one (group, parameter step) gives to the kernel. A row begins with the factor of the gradient
-and the weight decay, which every rule knows, ``g <- factor * g + weight_decay * p``; the rule's own follow.
+The arithmetic of a rule is in ``kernels/cpu.py`` and ``kernels/rules.h``, under the same name. This module has what
+happens once per step, in float64, on the host: the choice of a rule by the optimizer's options, and the *hyper row*,
+the few numbers that the kernel gets for one (group, step count). A row begins with the factor of the gradient and the
+weight decay, which every rule has, ``g <- factor * g + weight_decay * p``; the rule's own numbers follow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPTIONS = {
         "float",
         "Learning rate, 0 or more.",
         check=Number("learning rate"),
-        scheduled="A schedule is one of `fastopt.schedules`, or any callable ``step -> lr``, of the number of "
+        scheduled="A schedule is one of `fastopt.schedules`, or any callable ``step -> lr``, where step counts the "
         "completed steps, from 0.",
     ),
     "momentum": Argument(
@@ -37,7 +37,7 @@ OPTIONS = {
     ),
     "dampening": Argument(
         "float",
-        "Takes this share off every gradient but a parameter's first; with momentum only.",
+        "Reduces every gradient but a parameter's first by this share; only with momentum.",
         check=Number("dampening value", minimum=-LARGEST),
     ),
     "nesterov": Argument(
@@ -45,17 +45,17 @@ OPTIONS = {
     ),
     "lr_decay": Argument(
         "float",
-        "How fast the rate falls with a parameter's own steps, 0 or more.",
+        "How fast the rate falls with the parameter's step count, 0 or more.",
         check=Number("lr_decay value"),
     ),
     "initial_accumulator_value": Argument(
         "float",
-        "Where the accumulators start, 0 or more; a group may have its own.",
+        "Initial value of the accumulators, 0 or more; a group may have its own.",
         check=Number("initial_accumulator_value value"),
     ),
     "alpha": Argument(
         "float",
-        "How much of an average is kept at each step, from 0 to 1: it remembers some ``1 / (1 - alpha)`` steps.",
+        "How much of an average is kept at each step, from 0 to 1; it remembers about ``1 / (1 - alpha)`` steps.",
         check=Number("alpha value", maximum=1.0),
     ),
     "betas": Argument(
@@ -66,7 +66,7 @@ OPTIONS = {
     ),
     "eps": Argument(
         "float",
-        "Keeps the divisor from zero; added to the root, not under it; 0 or more.",
+        "Keeps the divisor from being zero; added to the root, not under it; 0 or more.",
         check=Number("epsilon value"),
     ),
     "weight_decay": Argument(
@@ -75,7 +75,7 @@ OPTIONS = {
         check=Number("weight_decay value"),
         scheduled="",
         of=dict.fromkeys(
-            ("adamw", "lion"), "The share of a parameter that a step with a rate of 1 takes off, 0 or more."
+            ("adamw", "lion"), "The share by which a step with a rate of 1 reduces a parameter, 0 or more."
         ),
     ),
     "momentum_decay": Argument(
@@ -83,7 +83,7 @@ OPTIONS = {
         "How fast the momentum grows from half of beta1 to all of it, 0 or more.",
         check=Number("momentum_decay value"),
     ),
-    "decoupled_weight_decay": Argument("bool", "Whether weight decay is `AdamW`'s.", check=Flag()),
+    "decoupled_weight_decay": Argument("bool", "Use the weight decay of `AdamW`.", check=Flag()),
     "amsgrad": Argument("bool", "Divide by the largest average of squares so far.", check=Flag()),
     "centered": Argument(
         "bool",
@@ -101,7 +101,7 @@ PAIRS = tuple(name for name, check in HYPERPARAMETERS.items() if isinstance(chec
 
 
 def is_scheduled(name: str, value: Any) -> bool:
-    """Say whether a hyperparameter's value is a function of the step, as this one may be."""
+    """Say whether a hyperparameter's value is a function of the step, and may be one."""
     return callable(value) and name in SCHEDULABLE and (name not in PAIRS or isinstance(value, Pair))
 
 
@@ -110,20 +110,20 @@ def check(name: str, value: Any) -> Any:
     return HYPERPARAMETERS[name].check(name, value)
 
 
-CARRIED = Number("number", maximum=1.0)  # that a rule hands on from step to step
+CARRIED = Number("number", maximum=1.0)  # a carried number
 
-HARMLESS = 2.0**50  # no product of two such numbers, and no correction of a bias, which is 2**53 at most, is beyond it
+HARMLESS = 2.0**50  # products of two such numbers, and with a bias correction of at most 2**53, fit into float32
 
-SPELLED = {"factor": "1 - dampening", "keep": "1 - lr * weight_decay"}  # numbers of rows that are no options
+SPELLED = {"factor": "1 - dampening", "keep": "1 - lr * weight_decay"}  # numbers of rows that are not options
 
 
 def never(options: Options) -> bool:
-    """Say that a row depends on the options alone."""
+    """Return False: the row depends on the options only."""
     return False
 
 
 def always(options: Options) -> bool:
-    """Say that a row is another one at each step."""
+    """Return True: the row changes at each step."""
     return True
 
 
@@ -134,29 +134,29 @@ class Rule:
     Attributes
     ----------
     name : str
-        Of the scalar function in ``kernels/cpu.py``, the functor in ``kernels/rules.h`` and the oracle.
+        The name of the scalar function in ``kernels/cpu.py``, the functor in ``kernels/rules.h`` and the oracle.
     states : tuple of str
         The arrays kept for each parameter, named as in a state dict.
     options : tuple of str
-        What the row is computed from, in the order in which the functor takes it.
+        The options from which the row is computed, in the functor's order.
     hypers : tuple of str
-        The rule's own numbers in a hyper row, in the order in which the scalar function takes them.
+        The rule's own numbers in a hyper row, in the scalar function's order.
     row : callable
-        ``row(options, step, first)``, the hyper row; ``step`` counts this parameter's steps from 1, ``first`` says
-        whether its states begin with this step.
+        ``row(options, step, first)`` returns the hyper row; ``step`` counts the parameter's steps from 1, ``first``
+        says whether its states begin with this step.
     initial : str or None
-        The option with which states begin; zero if None.
+        The option with the initial value of the states; None means 0.
     moves : callable
-        ``moves(options)``, whether the row changes from step to step while the options stay.
+        ``moves(options)`` says whether the row changes from step to step although the options stay.
     sparse : bool
-        Whether an element whose gradient is zero stays as it is, with its states, so that it can be left out.
+        Whether an element with a zero gradient can be skipped, since it and its states do not change.
     carried : str or None
-        The name, in state dicts, of a number that each parameter hands on from step to step; it begins with 1.
+        The name, in state dicts, of a number that each parameter carries from step to step; initially 1.
     carry : callable or None
-        ``carry(options, step, number)``, that number after a step. The row is computed with it, as the last of the
-        options; it is another one at each step.
+        ``carry(options, step, number)`` returns the carried number after a step. The row function finds it among the
+        options, as the last one; it changes the row at each step.
     of_gradient : tuple of str
-        Those of the options that change the gradient, and so count in the first two numbers of the row alone.
+        The options that only change the gradient: they determine the first two numbers of the row.
     """
 
     name: str
@@ -182,9 +182,9 @@ class Rule:
         )
 
     def numbers(self, options: Options) -> Iterator[tuple[str, Any]]:
-        """Iterate over the numbers that the functor computes the row from, with the option of each: betas are two.
+        """Iterate over (option, number) for the numbers from which the functor computes the row; betas are two.
 
-        Where a schedule stands among the options in the place of a number, it comes in its place here, too.
+        If an option is a schedule, the schedule comes instead of the number.
         """
         for name in self.options:
             value = options[name]
@@ -192,15 +192,15 @@ class Rule:
                 yield name, number
 
     def hand_on(self, options: Options, step: int, carried: float) -> float:
-        """Return the number that a step hands on, from what the one before has handed on."""
+        """Return the carried number after a step, from that before it."""
         return carried if self.carry is None else self.carry(options, step, carried)
 
     def with_carried(self, options: Options, carried: float) -> Options:
-        """Return the options and, where the rule has one, the number that a step hands on."""
+        """Return the options, with the carried number if the rule has one."""
         return options if self.carried is None else {**options, self.carried: carried}
 
     def check_options(self, options: Options, dtype: str, whose: str) -> None:
-        """Raise where kernels for a dtype could not compute with these options, in the first step or in any other."""
+        """Raise if the row of some step would have numbers that kernels for a dtype cannot represent."""
         options = self.with_carried(options, 1.0)
         names = self.options if self.initial is None else (*self.options, self.initial)
         large = [n for n in names if type(options[n]) is float and not -HARMLESS <= options[n] <= HARMLESS]
@@ -213,7 +213,7 @@ class Rule:
             check_number(self.initial, options[self.initial], dtype, whose)
 
     def check_row(self, row: Row, dtype: str, whose: str = "") -> None:
-        """Raise where a number of a hyper row is infinite in what kernels for a dtype compute in."""
+        """Raise if a number of a hyper row is too large for the arithmetic of kernels for a dtype."""
         for name, number in zip(("factor", "weight_decay", *self.hypers), row, strict=True):
             check_number(SPELLED.get(name, name), number, dtype, whose)
 
@@ -223,7 +223,7 @@ class Rule:
 
 
 def check_number(name: str, number: float, dtype: str, whose: str) -> None:
-    """Raise where a number is none, or beyond what kernels for a dtype compute with."""
+    """Raise if a number is NaN, or too large for the arithmetic of kernels for a dtype."""
     largest = DTYPES[dtype].largest
     if not abs(number) <= largest:
         raise ValueError(
@@ -233,7 +233,7 @@ def check_number(name: str, number: float, dtype: str, whose: str) -> None:
 
 
 def factor(options: Options) -> float:
-    """Turn ascent into descent: the gradient's sign."""
+    """Return the sign of the gradient: -1 to ascend."""
     return -1.0 if options["maximize"] else 1.0
 
 
@@ -245,8 +245,8 @@ def sgd_row(options: Options, step: int, first: bool) -> Row:
 def momentum_row(options: Options, step: int, first: bool) -> Row:
     """v <- momentum * v + (1 - dampening) * g; p <- p - lr * v, or with Nesterov p <- p - lr * (g + momentum * v).
 
-    Dampening scales the gradient with its weight decay and is 0 with Nesterov, so that it goes into both factors and
-    no kernel has to know it. The first gradient is not dampened.
+    Dampening scales the gradient with its weight decay and is 0 with Nesterov, so it goes into both factors and kernels
+    do not need it. The first gradient is not dampened.
     """
     damping = 1.0 if first else 1.0 - options["dampening"]
     return damping * factor(options), damping * options["weight_decay"], options["lr"], options["momentum"]
@@ -261,8 +261,8 @@ def adagrad_row(options: Options, step: int, first: bool) -> Row:
 def rmsprop_row(options: Options, step: int, first: bool) -> Row:
     """s <- alpha * s + (1 - alpha) * g * g; p <- p - lr * g / (sqrt(s) + eps).
 
-    Of an average the kernels get the gain, 1 - alpha, since that of a rounded alpha would be off by much more than it
-    is itself.
+    Kernels get the gain, 1 - alpha, the weight of the new value in the average: computed from an alpha rounded to
+    float32, it would have a much larger relative error.
     """
     return factor(options), options["weight_decay"], options["lr"], 1.0 - options["alpha"], options["eps"]
 
@@ -275,8 +275,8 @@ def rmsprop_momentum_row(options: Options, step: int, first: bool) -> Row:
 def adam_row(options: Options, step: int, first: bool) -> Row:
     """m <- beta1 * m + (1 - beta1) * g; v <- beta2 * v + (1 - beta2) * g * g; p <- p - lr * m' / (sqrt(v') + eps).
 
-    m' and v' are m / (1 - beta1 ** step) and v / (1 - beta2 ** step), the corrections of the bias towards 0 with which
-    the averages begin. They are the same for all elements, and go into lr and eps, as in section 2 of the paper.
+    m' and v' are m / (1 - beta1 ** step) and v / (1 - beta2 ** step), which corrects the averages' bias towards their
+    start at 0. The corrections are the same for all elements, and go into lr and eps, as in section 2 of the paper.
     """
     beta1, beta2 = options["betas"]
     root = math.sqrt(1.0 - beta2 ** float(step))
@@ -433,7 +433,7 @@ def choose_sgd(options: Options) -> Rule:
 
 
 def choose_adagrad(options: Options) -> Rule:
-    """AdaGrad has one rule."""
+    """Return AdaGrad's only rule."""
     return ADAGRAD
 
 
@@ -445,7 +445,7 @@ def choose_rmsprop(options: Options) -> Rule:
 
 
 def choose_adam(options: Options) -> Rule:
-    """Choose Adam with or without AMSGrad's maximum; AdamW by an option that torch's Adam has, and ours has not."""
+    """Choose Adam with or without AMSGrad's maximum, or AdamW, by an option of torch's Adam."""
     if options.get("decoupled_weight_decay", False):
         return choose_adamw(options)
     return ADAM_AMSGRAD if options["amsgrad"] else ADAM
@@ -473,9 +473,9 @@ class Family:
     Attributes
     ----------
     rules : tuple of Rule
-        All that its options can ask for.
+        All rules that its options can select.
     choose : callable
-        ``choose(options)``, the one that they do; raises ValueError where they contradict each other.
+        ``choose(options)`` returns the selected rule; raises ValueError if options contradict each other.
     counts : bool
         Whether the count of a parameter's steps is part of its state in torch.optim.
     """
@@ -486,17 +486,17 @@ class Family:
 
     @property
     def carried(self) -> str | None:
-        """Name the number that a parameter hands on from step to step."""
+        """Return the name of the number that a parameter carries from step to step."""
         return self.rules[0].carried
 
     @property
     def states(self) -> tuple[str, ...]:
-        """Name the states of all rules."""
+        """Return the names of the states of all rules."""
         return tuple(dict.fromkeys(name for rule in self.rules for name in rule.states))
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Name the states that each of the rules has."""
+        """Return the names of the states that every rule has."""
         return tuple(name for name in self.states if all(name in rule.states for rule in self.rules))
 
 

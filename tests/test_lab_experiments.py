@@ -86,7 +86,7 @@ def test_each_way_has_its_rate_and_momentum():
     rates = [lr for lr, _ in found["reheating"]]
     assert set(rates[:75]) == {0.05}
     assert rates[75] == pytest.approx(1) == max(rates)
-    _, between, _ = landscape.coldest(300)
+    _, between, _ = landscape.lowest_rates(300)
     assert rates[between] == pytest.approx(0, abs=1e-9)
     assert max(rates[between:]) == pytest.approx(1)
 
@@ -122,7 +122,7 @@ def test_reheatings_are_counted():
     """Between the coldest steps, those that cross the basin's edge, either way."""
     inside, outside = landscape.BASIN[:2], landscape.POTHOLES[0]
     path = np.zeros((9, 3, 2))
-    path[landscape.coldest(8)] = [
+    path[landscape.lowest_rates(8)] = [
         [outside, inside, outside],
         [inside, inside, outside],
         [inside, outside, outside],

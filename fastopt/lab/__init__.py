@@ -1,8 +1,8 @@
 """Experiments with pictures: ``fastopt lab NAME``, or ``fastopt.lab.NAME()``, which returns a figure and its numbers.
 
 An experiment is one file here and one line below. Its function takes keywords with defaults (numbers, tuples of
-numbers, words), which become options of the command, and returns a matplotlib figure and plain numbers, fit for JSON;
-its report puts those into words: tables, an empty line, and three lines of what to see.
+numbers, words), which become options of the command, and returns a matplotlib figure and plain numbers, fit for JSON.
+Its report describes the numbers: tables, an empty line, and three lines with the results.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from .sparse import sparse
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the command needs to know: one line about it, how to run it, and how to put its numbers into words."""
+    """An experiment for the command: a one-line description, the function, and the report of its numbers."""
 
     description: str
     run: Callable[..., tuple[Any, Any]]
@@ -39,7 +39,7 @@ EXPERIMENTS = {
     "landscape": Experiment("which ways of descending get past potholes", landscape, landscape_report),
     "bounce": Experiment("noisy gradients: a constant rate rattles, a decaying one homes in", bounce, bounce_report),
     "schedules": Experiment("every learning-rate schedule in a panel of its own", schedules, schedules_report),
-    "sparse": Experiment("why AdaGrad, RMSProp and Adam: a weight that few pairs concern", sparse, sparse_report),
+    "sparse": Experiment("why AdaGrad, RMSProp and Adam: a weight that few pairs affect", sparse, sparse_report),
     "digits": Experiment("rules and schedules train a network on handwritten digits", digits, digits_report),
     "housing": Experiment("schedules train a regression on house prices", housing, housing_report),
     "gradients": Experiment("gradients that explode or vanish, and what helps", gradients, gradients_report),

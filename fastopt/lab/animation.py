@@ -1,4 +1,4 @@
-"""A picture in motion: its curves and paths grow from their first point to their last."""
+"""Animated pictures: curves and paths grow from their first point to their last."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def animate(figure: Figure, path: str | os.PathLike[str]) -> None:
     finally:
         figure.dpi = dpi
         figure.set_canvas(canvas)
-    palette = palette_of(images[-1])  # one for all: where nothing moves, frames are equal, and the file stays small
+    palette = palette_of(images[-1])  # one for all frames: unmoving parts are then equal, and the file small
     first, *rest = (reduced(image, palette) for image in images)
     durations = [MILLISECONDS] * (FRAMES - 1) + [HOLD]
     first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def palette_of(image: Any) -> Any:
-    """Return the colours of a picture, with those of thin lines and of letters, too rare to be chosen among them."""
+    """Return a picture's palette; the colours of thin lines and letters are too rare to be chosen, and are added."""
     to_rgb = require("matplotlib.colors", "lab").to_rgb
     there = {colour for _, colour in image.getcolors(image.width * image.height)}
     lines = [rgb for rgb in map(to_rgb, (*look.PALETTE, *look.SCHEDULE_PALETTE)) if as_bytes(rgb) in there]
@@ -67,19 +67,19 @@ def palette_of(image: Any) -> Any:
 
 
 def as_bytes(colour: Sequence[float]) -> tuple[int, ...]:
-    """Return a colour as a picture holds it."""
+    """Return a colour as bytes, as pictures store it."""
     return tuple(round(255 * part) for part in colour)
 
 
 def reduced(image: Any, palette: Any) -> Any:
-    """Return a picture in the colours of a palette, the first of which is white."""
+    """Return a picture reduced to a palette whose first colour is white."""
     small = image.quantize(palette=palette, dither=0)
-    small.paste(0, mask=image.convert("L").point(lambda grey: 255 * (grey == 255)))  # Pillow takes near whites for it
+    small.paste(0, mask=image.convert("L").point(lambda grey: 255 * (grey == 255)))  # Pillow may pick a near white
     return small
 
 
 def frames(figure: Figure) -> Iterator[Any]:
-    """Draw what stays once, and yield a picture for each share of what grows."""
+    """Draw the unmoving parts once, and yield a picture for each frame of the growing ones."""
     canvas = require("matplotlib.backends.backend_agg", "lab").FigureCanvasAgg(figure)
     image = require("PIL.Image", "lab")
     moving = sorted(growing(figure), key=lambda part: part.artist.get_zorder())
@@ -104,7 +104,7 @@ def frames(figure: Figure) -> Iterator[Any]:
 
 
 def growing(figure: Figure) -> list[Curve | Band | Note]:
-    """Return what grows in a figure: curves, but not straight lines across a panel, bands, and notes at the end."""
+    """Return the growing parts of a figure: curves (not straight lines across a panel), bands, and notes at the end."""
     parts: list[Curve | Band | Note] = []
     for axes in figure.axes:
         parts += [*curves(axes), *bands(axes), *notes(axes)]
@@ -112,7 +112,7 @@ def growing(figure: Figure) -> list[Curve | Band | Note]:
 
 
 def curves(axes: Axes) -> list[Curve]:
-    """Return the curves of a panel, which have one clock: that of the longest."""
+    """Return the curves of a panel, which grow at one pace: the longest takes the whole time."""
     lines: list[Any] = [line for line in axes.lines if not is_across(axes, line)]
     longest = max((len(line.get_data()[0]) for line in lines), default=0)
     return [Curve(axes, line, longest) for line in lines]
@@ -124,17 +124,17 @@ def bands(axes: Axes) -> list[Band]:
 
 
 def notes(axes: Axes) -> list[Note]:
-    """Return what says in a panel how it ends."""
+    """Return a panel's notes, which say how it ends."""
     return [Note(axes, each) for each in (*axes.texts, axes.xaxis.label) if each.get_gid() == look.AT_THE_END]
 
 
 def is_across(axes: Axes, line: Line2D) -> bool:
-    """Say whether a line is one of axhline, which does not end where data do."""
+    """Say whether a line was drawn by axhline: it crosses the panel and has no end in the data."""
     return axes.name == "rectilinear" and line.get_transform() != axes.transData
 
 
 class Curve:
-    """A line that grows from its first point, and has all of so many when its panel is complete."""
+    """A line that grows from its first point; the panel's longest line has that many steps at the end."""
 
     def __init__(self, axes: Axes, line: Any, steps: int) -> None:
         self.axes = axes
@@ -166,12 +166,12 @@ class Band:
 
 
 class Note:
-    """A text that says how it ends, and is there when it has."""
+    """A text that says how a panel ends; shown in the last frame."""
 
     def __init__(self, axes: Axes, text: Any) -> None:
         self.axes = axes
         self.artist = text
 
     def grow(self, share: float) -> None:
-        """Show it with the whole of the rest."""
+        """Show it when everything else is complete."""
         self.artist.set_visible(share == 1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 START = (4.0, 3.0)
 CURVATURES = np.array([1.0, 3.0])
 EXTENT = (-1.6, 4.4), (-1.6, 3.4)  # of the maps
-LATE = 0.25  # the share of the steps over which the distance at the end is averaged
+LATE = 0.25  # the last share of the steps, over which the final distance is averaged
 
 
 def loss(points: Array) -> Array:
@@ -31,9 +31,9 @@ def loss(points: Array) -> Array:
 
 
 def rattling(lr: float, noise: float) -> float:
-    """Return the distance from the minimum at which a constant rate stays, as a root mean square.
+    """Return the root mean square distance from the minimum at which a constant rate settles.
 
-    A step ``p -= lr * (c * p + noise)`` multiplies p by ``1 - lr * c``: along each axis the mean square of p is at rest
+    A step ``p -= lr * (c * p + noise)`` multiplies p by ``1 - lr * c``: along each axis, the mean square of p settles
     where ``p**2 == (1 - lr * c)**2 * p**2 + (lr * noise)**2``.
     """
     return float(np.sqrt((lr * noise**2 / (CURVATURES * (2 - lr * CURVATURES))).sum()))
@@ -42,20 +42,20 @@ def rattling(lr: float, noise: float) -> float:
 def bounce(
     lr: float = 0.2, noise: float = 1.0, steps: int = 400, runs: int = 100, seed: int = 0
 ) -> tuple[Figure, dict[str, Any]]:
-    """Descend in a bowl by gradients with noise, at a constant and at a decaying rate, which see the same noise.
+    """Descend in a bowl with noisy gradients, at a constant and at a decaying rate, with the same noise.
 
     The decaying rate falls by the same share at each step, to a hundredth of lr.
 
     Parameters
     ----------
     lr : float, default 0.2
-        The constant rate, and the first of the decaying one, from 1e-6 to 0.66: at 2 / 3 descent diverges.
+        The constant rate, and the first value of the decaying one, from 1e-6 to 0.66: at 2 / 3 descent diverges.
     noise : float, default 1.0
         The standard deviation of the noise in each component of the gradient, from 1e-9 to 1e9.
     steps : int, default 400
-        How many steps each descent takes, 8 or more.
+        The number of steps of each descent, 8 or more.
     runs : int, default 100
-        How many descents the mean of the squared distances is taken over; the first one is drawn.
+        The number of descents over which the squared distances are averaged; the first one is drawn.
     seed : int, default 0
         The seed of the noise.
 
@@ -65,8 +65,8 @@ def bounce(
         The two paths, and the distance from the minimum by step.
     numbers : dict
         ``{"expected": ..., "constant": {"schedule": ..., "path": ..., "distance": ..., "mean_distance": ...},
-        "decaying": {...}}``: distances of the path and of all runs, as a root mean square; expected is where that of
-        the constant rate stays in theory.
+        "decaying": {...}}``: the distance of the path, and the root mean square distance of all runs; expected is the
+        theoretical value of the latter at the constant rate.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def bounce(
 
 
 def draw(axes: dict[str, Any], numbers: dict[str, Any]) -> None:
-    """Draw a map for each path, and the distances: thin ones of the paths, thick ones of all runs."""
+    """Draw a map for each path, and the distances: thin lines for the paths, thick ones for all runs."""
     for name, colour in (("constant", look.PALETTE[2]), ("decaying", look.PALETTE[1])):
         each = numbers[name]
         look.draw_landscape(axes[name], loss, *EXTENT)
@@ -135,7 +135,7 @@ def late(distances: list[float]) -> float:
 
 
 def report(numbers: dict[str, Any]) -> str:
-    """Say in a table and three lines what there is to see."""
+    """Describe the results in a table and three lines."""
     mean = {name: numbers[name]["mean_distance"] for name in ("constant", "decaying")}
     steps = len(mean["constant"]) - 1
     marks = [0, steps // 8, steps // 4, steps // 2, steps]
@@ -145,9 +145,9 @@ def report(numbers: dict[str, Any]) -> str:
     constant, decaying = mean["constant"], mean["decaying"]
     lines += [
         "",
-        f"Over the last quarter of the steps, {steps} in number, the constant rate is at a distance of "
-        f"{ends['constant']:.3g}; theory has it rattle at {numbers['expected']:.3g}.",
-        f"In the end the decaying rate is at {decaying[-1]:.3g}, and the constant one at {constant[-1]:.3g}, "
+        f"Over the last quarter of the {steps} steps, the constant rate is at a distance of "
+        f"{ends['constant']:.3g}; the theoretical value is {numbers['expected']:.3g}.",
+        f"At the end the decaying rate is at {decaying[-1]:.3g}, and the constant one at {constant[-1]:.3g}, "
         f"{constant[-1] / decaying[-1]:.3g} times as far.",
         f"Both start at {constant[0]:.3g}; after step {marks[1]} the constant rate is at "
         f"{constant[marks[1]]:.3g} and the decaying one at {decaying[marks[1]]:.3g}.",

@@ -1,4 +1,4 @@
-"""Points that descend in a landscape: as many at once as an array holds, since a rule takes each number by itself."""
+"""Points that descend in a landscape; an array holds many points, since rules update each element independently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..base import Optimizer
 from ..checks import Number, Several
 from .network import Array
 
-Gradient = Callable[[Array], Array]  # of points, shape (..., 2), in the same shape
+Gradient = Callable[[Array], Array]  # points, shape (..., 2) -> their gradients, in the same shape
 
 
 def descend(make_optimizer: Callable[[Array], Optimizer], gradient: Gradient, start: Array, steps: int) -> Array:
@@ -20,17 +20,17 @@ def descend(make_optimizer: Callable[[Array], Optimizer], gradient: Gradient, st
     Parameters
     ----------
     make_optimizer : callable
-        The optimizer of an array of parameters: ``partial(SGD, lr=0.1)``, for instance.
+        Makes an optimizer for an array of parameters: ``partial(SGD, lr=0.1)``, for instance.
     gradient : callable
-        Of points, in their shape.
+        Maps points to their gradients, in the same shape.
     start : ndarray, shape (..., 2)
-        Where they start; stays as it is.
+        The starting points; not changed.
     steps : int
 
     Returns
     -------
     ndarray, shape (steps + 1, ..., 2)
-        Where they are before the first step, and after each.
+        The points before the first step and after each step.
     """
     points = np.array(start, np.float64)
     path = np.empty((steps + 1, *points.shape))
@@ -43,7 +43,7 @@ def descend(make_optimizer: Callable[[Array], Optimizer], gradient: Gradient, st
 
 
 def check_start(start: Any, names: str, largest: float) -> tuple[float, ...]:
-    """Return the two numbers where a path starts, or raise an error that names the start."""
+    """Return the two coordinates of a start, or raise an error that names it."""
     numbers: tuple[float, ...] = Several(Number("start", -largest, largest)).check("start", start)
     if len(numbers) != 2:
         raise ValueError(f"start must be two numbers, {names}, not {len(numbers)}")

@@ -1,4 +1,4 @@
-"""Handwritten digits: one small network, by six update rules, and by five schedules of the learning rate."""
+"""Handwritten digits: one small network, trained by six update rules and with five learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 BATCH = 32
 TEST_IMAGES = 360
-ZOOM = 0.08  # so far below the best accuracy reaches a panel of accuracies, which differ little; epoch 1 is below
+ZOOM = 0.08  # accuracies differ little, so their panels show only this range below the best; epoch 1 is below it
 SIDE = 8  # of an image, in pixels
 SCHEDULES = ("constant", "exponential", "step", "cosine", "plateau")
 
-# The choice of `tune`.
+# Chosen by `tune`.
 LEARNING_RATES = {"sgd": 0.3, "momentum": 0.1, "nesterov": 0.1, "adagrad": 0.1, "rmsprop": 0.01, "adam": 0.01}
 
 
 def load() -> tuple[Array, Array, Array, Array]:
-    """Load scikit-learn's 1,797 handwritten digits, 8 x 8 pixels each, a fifth of them set aside for the test.
+    """Load scikit-learn's 1,797 handwritten digits, 8 x 8 pixels each; a fifth of them is the test part.
 
-    The split is always the same, with about as many of each digit in either part.
+    The split is always the same, with about the same share of each digit in both parts.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def load() -> tuple[Array, Array, Array, Array]:
     y_train : ndarray of int64, shape (1437,)
         The digits, 0 to 9.
     x_test, y_test : ndarray, shapes (360, 64) and (360,)
-        The test images.
+        The test part.
     """
     datasets = require("sklearn.datasets", "lab")
     selection = require("sklearn.model_selection", "lab")
@@ -57,7 +57,7 @@ def load() -> tuple[Array, Array, Array, Array]:
 
 
 def held_out(x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
-    """Set a fifth of the training images aside, at random but always the same: inputs and digits of the rest, of it."""
+    """Split off a fifth of the training images, always the same: return inputs and digits of the rest, then of it."""
     order = np.random.default_rng(0).permutation(len(y))
     aside, rest = np.split(order, [len(y) // 5])
     return x[rest], y[rest], x[aside], y[aside]
@@ -68,7 +68,7 @@ def train(
 ) -> Iterator[tuple[dict[str, Array], Optimizer]]:
     """Train a new network, and yield its parameters and the optimizer after each epoch.
 
-    The seed alone decides the start and the batches, so that all optimizers have the same.
+    Only the seed determines the start and the batches, so all optimizers have the same.
     """
     rng = np.random.default_rng(seed)
     params = network.new_parameters(rng)
@@ -78,34 +78,34 @@ def train(
 
 
 def digits(epochs: int = 30, seeds: int = 5, seed: int = 0) -> tuple[Figure, dict[str, Any]]:
-    """Train a network of 64, 32 and 10 units on handwritten digits, by six rules and on five schedules.
+    """Train a network of 64, 32 and 10 units on handwritten digits, by six rules and with five schedules.
 
-    All begin with the same parameters and see the same batches of 32 images. Each rule has the learning rate that
-    `tune` found best for it, on the training images alone, and momentum is 0.9. The schedules are those of
-    plain descent, begin with its rate, and see four fifths of these images; the plateau goes by the loss on the rest.
+    All trainings begin with the same parameters and see the same batches of 32 images. Each rule has the learning rate
+    that `tune` found best for it, on the training images alone; momentum is 0.9. The schedules are compared with plain
+    descent, starting from its rate, on four fifths of these images; the plateau uses the loss on the rest.
 
     Parameters
     ----------
     epochs : int, default 30
-        How many passes over the training images there are, 1 or more.
+        The number of passes over the training images, 1 or more.
     seeds : int, default 5
-        How many times the schedules are compared, 1 or more.
+        The number of seeds for comparing the schedules, 1 or more.
     seed : int, default 0
         The first seed of the start and the batches; the rules are compared with this one.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
-        By rule, training loss and test accuracy by epoch; by schedule, test accuracy by epoch, as mean and standard
-        deviation; AdaGrad's effective rate for each pixel.
+        For each rule, training loss and test accuracy by epoch; for each schedule, test accuracy by epoch, as mean and
+        standard deviation; AdaGrad's effective rate for each pixel.
     numbers : dict
         ``{"rules": {rule: {"loss": [...], "accuracy": [...]}}, "schedules": {name: {"accuracy": [[...], ...],
-        "roughness": ...}}, "effective_lr": [[...], ...], "lr": {rule: ...}, ...}``. After each epoch:
-        cross-entropy, as the mean over all training images, and the share of test images that are recognised; for
-        schedules, a list for each seed.
-        Roughness is the mean change of the accuracy from one epoch to the next, over the second half of the epochs,
-        up or down. The effective rate, ``lr / (sqrt(h) + eps)``, is that of AdaGrad at the end, h being its accumulator
-        as the mean over a pixel's 32 weights; None for a pixel that is dark in all images.
+        "roughness": ...}}, "effective_lr": [[...], ...], "lr": {rule: ...}, ...}``. Loss and accuracy have a number
+        after each epoch: the mean cross-entropy over all training images, and the share of test images that are
+        recognised; for schedules, a list for each seed. Roughness is the mean absolute change of the accuracy from one
+        epoch to the next, over the second half of the epochs. The effective rate, ``lr / (sqrt(h) + eps)``, is
+        AdaGrad's at the end, where h is the mean accumulator of a pixel's 32 weights; None for a pixel that is dark in
+        all images.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def digits(epochs: int = 30, seeds: int = 5, seed: int = 0) -> tuple[Figure, dic
 def by_rule(
     x_train: Array, y_train: Array, x_test: Array, y_test: Array, epochs: int, seed: int
 ) -> tuple[dict[str, dict[str, list[float]]], list[list[float | None]]]:
-    """Train by every rule: loss and accuracy after each epoch; and AdaGrad's effective rate by pixel at the end."""
+    """Train by every rule; return loss and accuracy after each epoch, and AdaGrad's final effective rate by pixel."""
     curves: dict[str, dict[str, list[float]]] = {rule: {"loss": [], "accuracy": []} for rule in OPTIMIZERS}
     optimizers = {}
     trained = (
@@ -153,7 +153,7 @@ def by_rule(
 def by_schedule(
     x_train: Array, y_train: Array, x_test: Array, y_test: Array, epochs: int, seeds: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Train by plain descent on every schedule, once for each seed: accuracy after each epoch, and how rough it is."""
+    """Train by plain descent with every schedule and seed; return accuracy after each epoch, and its roughness."""
     x_rest, y_rest, x_aside, y_aside = held_out(x_train, y_train)
     batches = -(-len(y_rest) // BATCH)
     curves: dict[str, dict[str, Any]] = {name: {"accuracy": []} for name in SCHEDULES}
@@ -172,14 +172,14 @@ def by_schedule(
 
 
 def roughness(accuracies: Sequence[Sequence[float]]) -> float:
-    """Return the mean change from one epoch to the next, over the second half of the epochs; 0 where there is none."""
+    """Return the mean absolute change per epoch, over the second half of the epochs; 0 if that is a single epoch."""
     late = np.array(accuracies)[:, len(accuracies[0]) // 2 :]
     changes = np.abs(np.diff(late, axis=1))
     return float(changes.mean()) if changes.size else 0.0
 
 
 def rates_by_pixel(accumulator: Array, lr: float) -> list[list[float | None]]:
-    """Return AdaGrad's effective rate of each pixel as an image, from the accumulator of the first layer's weights."""
+    """Return AdaGrad's effective rate per pixel as an image, from the accumulator of the first layer's weights."""
     history = np.mean(accumulator, axis=1, dtype=np.float64).reshape(SIDE, SIDE)
     rates = np.where(history > 0, training.effective_rate(history, lr), np.nan)
     return [[rate if rate > 0 else None for rate in row] for row in rates.tolist()]
@@ -215,7 +215,7 @@ def draw(figure: Figure, axes: dict[str, Axes], numbers: dict[str, Any]) -> None
 
 
 def draw_pixels(figure: Figure, axes: Axes, rates: Sequence[Sequence[float | None]]) -> None:
-    """Draw the effective rates as an image; pixels that have none are hatched."""
+    """Draw the effective rates as an image; pixels without a rate are hatched."""
     values = np.array(rates, np.float64)  # None becomes NaN
     norm = require("matplotlib.colors", "lab").LogNorm()
     image = axes.imshow(values, cmap="cividis", norm=norm)
@@ -231,7 +231,7 @@ def draw_pixels(figure: Figure, axes: Axes, rates: Sequence[Sequence[float | Non
 
 
 def edges_and_centre(rates: Sequence[Sequence[float | None]]) -> tuple[list[float], list[float]]:
-    """Return the rates of the pixels at the left and right edges that have one, and of the 4 in the centre."""
+    """Return the rates of the pixels at the left and right edges, and of the 4 in the centre, if they have one."""
     middle = (SIDE // 2 - 1, SIDE // 2)
     edges = [row[column] for row in rates for column in (0, SIDE - 1)]
     centre = [rates[row][column] for row in middle for column in middle]
@@ -239,7 +239,7 @@ def edges_and_centre(rates: Sequence[Sequence[float | None]]) -> tuple[list[floa
 
 
 def report(numbers: dict[str, Any]) -> str:
-    """Say in two tables and three lines what there is to see."""
+    """Describe the results in two tables and three lines."""
     rules, schedules = numbers["rules"], numbers["schedules"]
     lines = [f"{'rule':10} {'lr':>5} {'training loss':>15} {'test accuracy':>15}"]
     for rule, curve in rules.items():
@@ -261,7 +261,7 @@ def report(numbers: dict[str, Any]) -> str:
         f"Schedules by accuracy after epoch {epochs}: {', '.join(ranking)}; from an epoch to the next, late, accuracy "
         f"changes by {100 * schedules[smoothest]['roughness']:.2f} points ({smoothest}) to "
         f"{100 * schedules[roughest]['roughness']:.2f} ({roughest}).",
-        f"From lr {numbers['lr']['adagrad']:g} AdaGrad makes a rate of {np.median(centre):.3f} for the pixels in the "
+        f"With lr {numbers['lr']['adagrad']:g}, AdaGrad's effective rate is {np.median(centre):.3f} for pixels in the "
         "centre, and "
         + (f"{min(edges):.3g} to {max(edges):.3g} for those" if edges else "none, since they are always dark,")
         + " at the left and right edges.",
@@ -274,10 +274,10 @@ def tune(
     epochs: int = 30,
     seeds: Sequence[int] = range(5),
 ) -> dict[str, float]:
-    """Find the learning rate of each rule that learns best, on the training images alone.
+    """Find the best learning rate of each rule, on the training images alone.
 
-    A fifth of them is held out. Best is the lowest loss on these, as the mean over epochs and
-    seeds: it rewards both getting there soon and getting far.
+    A fifth of them is held out. The best rate has the lowest mean loss on that fifth, over epochs and seeds, which
+    rewards both fast progress and a low final loss.
 
     Returns
     -------

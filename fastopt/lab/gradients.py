@@ -1,4 +1,4 @@
-"""Gradients that explode, at a cliff in a recurrent unit's loss, and such that vanish, in a deep sigmoid network."""
+"""Gradients that explode, at a cliff in a recurrent unit's loss, and that vanish, in a deep sigmoid network."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-UNROLLED = 50  # steps in time of the recurrent unit
-FIRST = 0.5  # its state before them
-TARGET = 0.7  # what it should say after them
+UNROLLED = 50  # time steps of the recurrent unit
+FIRST = 0.5  # its first state
+TARGET = 0.7  # the desired last output
 START = (5.6, -2.5)  # w and b
-AROUND = 0.2  # how far off random starts may be, in w and in b
+AROUND = 0.2  # the largest distance of random starts, in w and in b
 EXTENT = (3.6, 6.6), (-3.6, -1.0)  # of the map; a point that leaves it is thrown out
-CLIFF = (5.72, -3.22)  # where the map names it
-LOW = 0.01  # a loss below which a descent has found the valley
+CLIFF = (5.72, -3.22)  # the position of the label on the map
+LOW = 0.01  # below this loss a descent has found the valley
 
 UNITS = 32  # of each hidden layer
 BATCH = 32
-DEAD = 0.01  # a unit whose outputs for all training images lie closer together is dead
+DEAD = 0.01  # a unit is dead if its outputs for all training images differ by less
 GUESSING = math.log(10)  # the loss of a network that gives each digit the same probability
 
 WAYS = {"plain": look.PALETTE[2], "clipped": look.PALETTE[1]}
@@ -47,16 +47,16 @@ RUNS = {
 
 @dataclass(frozen=True)
 class Run:
-    """How a deep network begins and is trained."""
+    """The initialisation and training of a deep network."""
 
     activation: Activation
-    gain: float  # of the variance of its first weights
+    spread: float  # the variance of its first weights, times the inputs
     optimizer: Callable[..., Optimizer]
     lr: float
 
 
 def unroll(points: Array) -> list[Array]:
-    """Return what the recurrent unit says before and after each step in time: ``sigmoid(x_0), ..., sigmoid(x_50)``."""
+    """Return the recurrent unit's outputs before and after each time step: ``sigmoid(x_0), ..., sigmoid(x_50)``."""
     w, b = points[..., 0], points[..., 1]
     outputs = [SIGMOID.value(np.full(w.shape, FIRST))]
     for _ in range(UNROLLED):
@@ -74,7 +74,7 @@ def gradient(points: Array) -> Array:
     """Return the gradient of the loss at points, shape (..., 2), by backpropagation through time."""
     *inputs, output = unroll(points)
     total = np.zeros(points.shape)
-    delta = 2 * (output - TARGET) * SIGMOID.slope(output)  # the derivative of the loss by x_t, from the last t
+    delta = 2 * (output - TARGET) * SIGMOID.slope(output)  # the derivative of the loss with respect to x_t, backwards
     for each in reversed(inputs):
         total += np.stack([delta * each, delta], axis=-1)
         delta = delta * points[..., 0] * SIGMOID.slope(each)
@@ -96,23 +96,23 @@ def inside(points: Array) -> Array:
 
 
 def plain(values: Any) -> Any:
-    """Return numbers without NumPy, and None for those that are not finite, for which JSON has no word."""
+    """Return plain Python numbers, and None for those that are not finite, which JSON does not have."""
     objects = np.array(values, np.float64).astype(object)
     objects[~np.isfinite(values)] = None
     return objects.tolist()
 
 
 def descents(lr: float, max_norm: float, steps: int, starts: int, seed: int) -> dict[str, Any]:
-    """Descend from the start, and from random ones around it, by gradients as they are and by clipped ones."""
+    """Descend from the start and from random starts around it, with plain and with clipped gradients."""
     around = np.random.default_rng(seed).uniform(-AROUND, AROUND, (starts, 2))
-    everywhere = START + np.vstack([[0.0, 0.0], around])  # the path in the picture is the first of all
+    everywhere = START + np.vstack([[0.0, 0.0], around])  # the first path is the picture's
 
     def clipped(points: Array) -> Array:
         return clip(gradient(points), max_norm)
 
     ways = {}
     for name, followed in track({"plain": gradient, "clipped": clipped}.items(), "descending"):
-        with np.errstate(over="ignore", invalid="ignore"):  # a second cliff, far out, may throw to infinity
+        with np.errstate(over="ignore", invalid="ignore"):  # a second cliff, far out, may throw points to infinity
             path = descend(partial(SGD, lr=lr), followed, everywhere, steps)
             out = ~inside(path)
             first = path[:, 0]
@@ -134,10 +134,10 @@ def descents(lr: float, max_norm: float, steps: int, starts: int, seed: int) -> 
 def train(run: Run, x: Array, y: Array, *, layers: int, epochs: int, seed: int) -> Iterator[dict[str, Array]]:
     """Train a new network, and yield its parameters, which change in place: before the first epoch, and after each.
 
-    The seed alone decides the start, but for its scale, and the batches.
+    Only the seed determines the start, except for its scale, and the batches.
     """
     rng = np.random.default_rng(seed)
-    params = network.new_parameters(rng, (x.shape[1], *layers * [UNITS], 10), gain=run.gain)
+    params = network.new_parameters(rng, (x.shape[1], *layers * [UNITS], 10), spread=run.spread)
     yield params
     optimizer = run.optimizer(params, lr=run.lr)
     for _ in training.train(
@@ -154,7 +154,7 @@ def weight_gradients(run: Run, params: dict[str, Array], x: Array, y: Array) -> 
 
 
 def first_step(run: Run, slope: Array) -> float:
-    """Return how far the first step goes, divided by the rate; from zero, where no rounding hides a small one."""
+    """Return the length of the first step, divided by the rate; taken from 0, where rounding hides no small step."""
     weights = np.zeros_like(slope)
     run.optimizer(weights, lr=run.lr).step(slope)
     return float(np.linalg.norm(weights)) / run.lr
@@ -163,11 +163,11 @@ def first_step(run: Run, slope: Array) -> float:
 def dead_units(run: Run, params: dict[str, Array], x: Array) -> list[int]:
     """Count in each hidden layer the units whose output differs by less than `DEAD` between any two images."""
     _, *hidden, _ = network.forward(params, x, run.activation)
-    return [int(np.sum(~(np.ptp(outputs, axis=0) >= DEAD))) for outputs in hidden]  # NaN is no output
+    return [int(np.sum(~(np.ptp(outputs, axis=0) >= DEAD))) for outputs in hidden]  # `not >=`, so that NaN is dead too
 
 
 def settings(sgd_lr: float, adagrad_lr: float) -> dict[str, Run]:
-    """Return how each network begins and is trained."""
+    """Return the runs, by name."""
     runs = Run(SIGMOID, 1.0, SGD, sgd_lr), Run(SIGMOID, 1.0, Adagrad, adagrad_lr), Run(RELU, 2.0, SGD, sgd_lr)
     return dict(zip(RUNS, runs, strict=True))
 
@@ -182,7 +182,7 @@ def trainings(sgd_lr: float, adagrad_lr: float, layers: int, epochs: int, seed: 
         for name, run in runs.items()
         for params in train(run, x, y, layers=layers, epochs=epochs, seed=seed)
     )
-    with np.errstate(over="ignore", invalid="ignore"):  # a rate that is too high throws parameters to infinity
+    with np.errstate(over="ignore", invalid="ignore"):  # too high a rate throws parameters to infinity
         for name, params in track(trained, "training", total=len(runs) * (epochs + 1)):
             run = runs[name]
             if name not in found:
@@ -210,52 +210,51 @@ def gradients(
     epochs: int = 40,
     seed: int = 0,
 ) -> tuple[Figure, dict[str, Any]]:
-    """Show gradients that explode, and what clipping does; and gradients that vanish, and what helps.
+    """Show exploding gradients and what clipping does, and vanishing gradients and what helps.
 
-    The first ones are those of a recurrent unit [1]_: ``x_t = w * sigmoid(x_{t-1}) + b`` for t from 1 to 50, with
+    Gradients explode in a recurrent unit [1]_: ``x_t = w * sigmoid(x_{t-1}) + b`` for t from 1 to 50, with
     ``x_0 = 0.5`` and the loss ``(sigmoid(x_50) - 0.7)**2`` of (w, b), which has a cliff beside its valley. Two descents
     go from one start at the same rate, without momentum: a plain one, and one whose gradient g is clipped by its norm,
     ``g <- g * min(1, max_norm / |g|)``.
 
-    The second ones are those of a network with many hidden layers of 32 units, on the handwritten digits: with sigmoids
-    and weights of variance 1 / inputs, trained by SGD and by AdaGrad from the same start; and with ReLUs and the
-    initialisation of He, variance 2 / inputs [2]_, by SGD.
+    Gradients vanish in a network with many hidden layers of 32 units, on the handwritten digits: with sigmoids and
+    weights of variance 1 / inputs, trained by SGD and by AdaGrad from the same start. For comparison, a network with
+    ReLUs and He's initialisation, variance 2 / inputs [2]_, is trained by SGD.
 
     Parameters
     ----------
     lr : float, default 0.2
         The learning rate of the two descents.
     max_norm : float, default 0.3
-        The norm that gradients are clipped to; above 0.
+        The norm to which gradients are clipped; above 0.
     steps : int, default 300
-        How many steps each descent takes, 1 or more.
+        The number of steps of each descent, 1 or more.
     starts : int, default 100
-        How many random starts the table counts, at most 0.2 from the picture's in w and in b; 1 or more.
+        The number of random starts for the table, at most 0.2 from the picture's start in w and in b; 1 or more.
     sgd_lr : float, default 0.1
         The learning rate of the networks that SGD trains.
     adagrad_lr : float, default 0.03
         The learning rate of the network that AdaGrad trains.
     layers : int, default 8
-        How many hidden layers the networks have, 1 to 63.
+        The number of hidden layers of the networks, 1 to 63.
     epochs : int, default 40
-        How many passes over the training images there are, in batches of 32; 1 or more.
+        The number of passes over the training images, in batches of 32; 1 or more.
     seed : int, default 0
         The seed of the random starts, of the networks' first weights and of their batches.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
-        The two paths over a map of the loss, and the gradient's norm at each step; of the networks the first step by
+        The two paths over a map of the loss, and the gradient's norm at each step; for the networks, the first step by
         layer, the loss by epoch, and the dead units.
     numbers : dict
         ``{"cliff": {"ways": {"plain": {"path": ..., "loss": ..., "gradient_norm": ..., "thrown_at": ...,
         "thrown_share": ..., "low_share": ...}, "clipped": {...}}, ...}, "network": {"runs": {run: {"gradient_norm":
         ..., "first_step": ..., "dead_at_start": ..., "dead": ..., "loss": ...}}, ...}}``. ``thrown_at`` is the step
-        that leaves the map, or None, the shares are those of the random starts: which of them leave it, and which stay
-        and end at a loss below 0.01. Of each layer's weights there are the norm of the gradient at the start, over all
-        training images at once, and that of the step that follows from it, divided by the rate: for SGD these are the
-        same.
-        The loss is that of all training images, from the start on. A number that is not finite is None.
+        that leaves the map, or None. The shares are those of the random starts that leave the map, and that stay and
+        end at a loss below 0.01. For each layer's weights, ``gradient_norm`` is the norm of the gradient at the start,
+        over all training images, and ``first_step`` the norm of the resulting step divided by the rate; for SGD the two
+        are equal. The loss is that of all training images, from the start on. A number that is not finite is None.
 
     Raises
     ------
@@ -266,7 +265,7 @@ def gradients(
 
     Notes
     -----
-    A unit is dead whose output differs by less than 0.01 between any two training images.
+    A unit is dead if its output differs by less than 0.01 between any two training images.
 
     References
     ----------
@@ -298,7 +297,7 @@ def gradients(
 
 
 def draw_cliff(axes: dict[str, Axes], cliff: dict[str, Any]) -> None:
-    """Draw both paths over the map, and their gradients; of one that is thrown out, up to the step that does it."""
+    """Draw both paths over the map, and their gradients, up to the step that leaves the map."""
     look.draw_landscape(axes["map"], loss, *EXTENT)
     axes["map"].set(xlabel="w", ylabel="b")
     axes["map"].text(*CLIFF, "cliff", rotation=-20, fontsize=look.FONT_SIZE, ha="center", va="center")
@@ -306,7 +305,7 @@ def draw_cliff(axes: dict[str, Axes], cliff: dict[str, Any]) -> None:
     thrown = 0
     for name, way in cliff["ways"].items():
         path, norms = until_thrown(way)
-        order = 3.5 if name == "plain" else 3  # where both go the same way, the one that ends first is seen
+        order = 3.5 if name == "plain" else 3  # where the paths coincide, the shorter one is on top
         look.draw_path(axes["map"], path, name, WAYS[name]).set_zorder(order)
         axes["norm"].plot(
             range(1, len(norms) + 1), norms, color=WAYS[name], linewidth=1.1, zorder=order, label=f"{name} gradient",
@@ -321,13 +320,13 @@ def draw_cliff(axes: dict[str, Axes], cliff: dict[str, Any]) -> None:
 
 
 def until_thrown(way: dict[str, Any]) -> tuple[Array, Array]:
-    """Return a path, up to the step that leaves the map, and the gradient's norms of its steps."""
+    """Return a path up to the step that leaves the map, and the norms of its gradients."""
     steps = len(way["path"]) - 1 if way["thrown_at"] is None else way["thrown_at"]
     return np.array(way["path"][: steps + 1], float), np.array(way["gradient_norm"][:steps], float)
 
 
 def point_out(axes: Axes, path: Array, name: str, row: int) -> None:
-    """Say where a path that leaves the map goes, in one of two rows, and point to where it leaves."""
+    """Annotate where a path leaves the map and where it lands, in one of two rows."""
     w, b = path[-1]
     edge = next((point for point in np.linspace(path[-1], path[-2], 10_000) if inside(point)), path[-2])
     axes.annotate(
@@ -338,17 +337,17 @@ def point_out(axes: Axes, path: Array, name: str, row: int) -> None:
 
 
 def draw_network(axes: dict[str, Axes], found: dict[str, Any]) -> None:
-    """Draw what each layer's first step is, how the losses fall, and which units are dead."""
+    """Draw each layer's first step, the losses, and the dead units."""
     layers = np.arange(1, found["layers"] + 2)
     for i, (name, run) in enumerate(found["runs"].items()):
         colour = RUNS[name]
         steps = np.array(run["first_step"], float)
         axes["first step"].plot(layers, steps, color=colour, marker="o", markersize=4, label=name)
         look.draw_curve(axes["loss"], np.array(run["loss"], float), name, colour, first=0)
-        places = layers[:-1] + 0.27 * (i - 1)
-        axes["dead"].bar(places, run["dead"], width=0.24, color=colour)
+        positions = layers[:-1] + 0.27 * (i - 1)
+        axes["dead"].bar(positions, run["dead"], width=0.24, color=colour)
         axes["dead"].plot(
-            places, run["dead_at_start"], "o", color=colour, markerfacecolor="white", markersize=4, clip_on=False
+            positions, run["dead_at_start"], "o", color=colour, markerfacecolor="white", markersize=4, clip_on=False
         )
     axes["first step"].set(yscale="log", ylabel="norm of the first step / lr")
     axes["first step"].set_title(f"hidden layers: {found['layers']}, of {found['units']} units", fontsize=look.SMALL)
@@ -364,12 +363,12 @@ def draw_network(axes: dict[str, Axes], found: dict[str, Any]) -> None:
 
 
 def shown(value: float | None, form: str) -> str:
-    """Return a number as text, also one that is not finite."""
+    """Return a number as text; None as "not finite"."""
     return "not finite" if value is None else format(value, form)
 
 
 def report(numbers: dict[str, Any]) -> str:
-    """Say in a table and three lines what there is to see."""
+    """Describe the results in a table and three lines."""
     cliff, found = numbers["cliff"], numbers["network"]
     lines = [f"{'descent':18} {'off the map':>12} {f'loss < {LOW:g}':>16} {'largest gradient':>18} {'last loss':>11}"]
     for name, way in cliff["ways"].items():
@@ -390,7 +389,7 @@ def report(numbers: dict[str, Any]) -> str:
 
 
 def said_of_way(way: dict[str, Any]) -> str:
-    """Say what becomes of a path."""
+    """Describe how a path ends."""
     step = way["thrown_at"]
     if step is None:
         return f"stays on the map and ends at a loss of {way['loss'][-1]:.2g}"
@@ -400,7 +399,7 @@ def said_of_way(way: dict[str, Any]) -> str:
 
 
 def said_of_network(found: dict[str, Any]) -> list[str]:
-    """Say what becomes of the gradient on its way to the first layer, and of the losses."""
+    """Describe how the gradient changes on its way to the first layer, and the final losses."""
     sgd, adagrad, relu = (found["runs"][name] for name in RUNS)
     (first, last), (relu_first, relu_last) = (
         [shown(run["gradient_norm"][layer], ".2g") for layer in (0, -1)] for run in (sgd, relu)

@@ -1,4 +1,4 @@
-"""The look that all pictures of the lab share, and how they draw a curve, a band, a landscape and a path in it."""
+"""The style of all pictures of the lab, and functions that draw curves, bands, landscapes and paths."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 Limits: TypeAlias = tuple[float, float]
 Axes3D: TypeAlias = Any  # mplot3d has no types
-Loss: TypeAlias = Callable[[Array], Array]  # of points, shape (..., 2), each with a value
+Loss: TypeAlias = Callable[[Array], Array]  # points, shape (..., 2) -> a value for each
 
-# The colours of Okabe and Ito, which colour-blind people tell apart; without yellow, which is too pale for a line.
+# The colours of Okabe and Ito, which colour-blind people can distinguish; without yellow, too pale for a line.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 RULE_COLOURS = dict(zip(OPTIMIZERS, cycle(PALETTE)))  # a rule has one colour in all pictures
-# Of the muted colours of Paul Tol: a schedule has one in all pictures too, and none that a rule has.
+# Muted colours of Paul Tol: a schedule too has one colour in all pictures, which no rule has.
 SCHEDULE_PALETTE = ("#332288", "#999933", "#CC6677", "#117733", "#AA4499", "#44AA99", "#882255")
 SCHEDULE_COLOURS = dict(zip(SCHEDULES, cycle(SCHEDULE_PALETTE)))
-AT_THE_END = "at the end"  # what a note is marked with that motion shows last
+AT_THE_END = "at the end"  # marks a note that an animation shows last
 
-DPI = 200  # twice what a page shows, for sharp screens
-WIDTH = 9.0  # inches, which fill a page of 900 pixels
+DPI = 200  # twice a page's resolution, for sharp screens
+WIDTH = 9.0  # inches; fills a page of 900 pixels
 FONT_SIZE = 11
 SMALL = FONT_SIZE - 2
-HEIGHTS = ("#6f8aa3", "#bccbd8", "#f4f1e8")  # of a landscape, from deep to high: pale, so that paths are seen
-LIGHT = {"azdeg": 315, "altdeg": 50}  # where a landscape is lit from
-LINES = 14  # of equal loss
-BAND = "band"  # what a band is marked with, for its motion
-GRID = 201  # points of a landscape's picture along each axis
+HEIGHTS = ("#6f8aa3", "#bccbd8", "#f4f1e8")  # colours of a landscape, from deep to high; pale, so that paths stand out
+LIGHT = {"azdeg": 315, "altdeg": 50}  # the position of the light
+LINES = 14  # contour lines
+BAND = "band"  # marks a band, for animations
+GRID = 201  # points of a landscape along each axis
 
 
 def new_figure(
@@ -48,9 +48,9 @@ def new_figure(
     Parameters
     ----------
     mosaic : sequence of sequences of str
-        Rows of names; a panel reaches over all places with its name, ``"."`` leaves a place empty.
+        Rows of names; a panel covers all cells with its name, ``"."`` leaves a cell empty.
     height : float
-        In inches.
+        Height in inches.
     projections : mapping, optional
         Panels that are not flat: name -> ``"3d"``.
     **ratios
@@ -63,7 +63,7 @@ def new_figure(
         Name -> its panel.
     """
     layout = require("matplotlib.layout_engine", "lab").ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
-    from .picture import Picture  # imports matplotlib, which is there by now
+    from .picture import Picture  # imports matplotlib; `require` has checked that it is installed
 
     figure = Picture((WIDTH, height), dpi=DPI, layout=layout)
     special: Any = {name: {"projection": projection} for name, projection in (projections or {}).items()}
@@ -84,27 +84,27 @@ def new_figure(
 def draw_curve(
     axes: Axes, values: Sequence[float] | Array, label: str, colour: str, first: int = 1, linestyle: str = "-"
 ) -> None:
-    """Draw values by epoch, or by step, the first one of which is given: 0 for what begins with the start."""
-    marker = "o" if len(values) == 1 else None  # one point has no line
+    """Draw values by epoch or by step, from `first` on; 0 if the values include the start."""
+    marker = "o" if len(values) == 1 else None  # a single point has no line
     epochs = range(first, first + len(values))
     axes.plot(epochs, values, color=colour, linewidth=1.6, linestyle=linestyle, marker=marker, label=label)
 
 
 def draw_band(axes: Axes, middle: Array, low: Array, high: Array, label: str, colour: str) -> None:
-    """Draw what several runs come to after each epoch: a line, and a band around it."""
+    """Draw the results of several runs by epoch: a line, and a band around it."""
     draw_curve(axes, middle, label, colour)
     axes.fill_between(range(1, 1 + len(middle)), low, high, color=colour, alpha=0.13, linewidth=0, gid=BAND)
 
 
 def label_epochs(axes: Axes, label: str = "epoch") -> None:
-    """Put whole numbers below a panel."""
+    """Label a panel's horizontal axis, with whole numbers."""
     ticker = require("matplotlib.ticker", "lab")
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def use_log_scale(axes: Axes, subs: Sequence[int] = (1, 2, 5)) -> None:
-    """Make the values' axis logarithmic, with plain numbers at 1, 2 and 5 times every power of ten, or as given."""
+    """Make the vertical axis logarithmic, with plain numbers at 1, 2 and 5 times every power of ten, or as given."""
     ticker = require("matplotlib.ticker", "lab")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
@@ -113,14 +113,14 @@ def use_log_scale(axes: Axes, subs: Sequence[int] = (1, 2, 5)) -> None:
 
 
 def add_legend(figure: Figure, axes: Axes, columns: int | None = None) -> None:
-    """Put the legend of one panel above all of them, where it covers no curve; in one row, if columns are not given."""
+    """Put one panel's legend above all panels, where it covers no curve; in one row by default."""
     handles, labels = axes.get_legend_handles_labels()
     columns = columns or len(labels)
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=FONT_SIZE)
 
 
 def grid_of(x: Limits, y: Limits) -> tuple[Array, Array, Array]:
-    """Return the points of a rectangle: along x, along y, and all of them, shape (GRID, GRID, 2)."""
+    """Return the grid of a rectangle: the points along x, along y, and all points, shape (GRID, GRID, 2)."""
     along_x, along_y = np.linspace(*x, GRID), np.linspace(*y, GRID)
     return along_x, along_y, np.stack(np.meshgrid(along_x, along_y), axis=-1)
 
@@ -130,7 +130,7 @@ def shades(values: Array, x: Limits, y: Limits, relief: bool) -> Array:
     colors = require("matplotlib.colors", "lab")
     colormap = colors.LinearSegmentedColormap.from_list("heights", HEIGHTS)
     if not relief:
-        plain: Array = colormap(colors.PowerNorm(0.5)(values))  # shades where it is deep and flat
+        plain: Array = colormap(colors.PowerNorm(0.5)(values))  # more shades for deep, flat parts
         return plain
     steps = {"dx": (x[1] - x[0]) / (GRID - 1), "dy": (y[1] - y[0]) / (GRID - 1)}
     exaggeration = 0.15 * (x[1] - x[0]) / np.ptp(values)
@@ -140,9 +140,9 @@ def shades(values: Array, x: Limits, y: Limits, relief: bool) -> Array:
 
 
 def draw_landscape(axes: Axes, loss: Loss, x: Limits, y: Limits, relief: bool = False) -> None:
-    """Draw a loss of two parameters as a map, the deeper the darker, with lines of equal loss.
+    """Draw a loss of two parameters as a map, the deeper the darker, with contour lines.
 
-    Relief shows what is small and steep; but its shadows look like depth, so that a smooth loss is better without.
+    Relief shows small, steep features; but its shadows look like depth, so draw a smooth loss without it.
     """
     along_x, along_y, points = grid_of(x, y)
     values = loss(points)
@@ -156,7 +156,7 @@ def draw_landscape(axes: Axes, loss: Loss, x: Limits, y: Limits, relief: bool = 
 
 
 def draw_path(axes: Axes, path: Array, label: str, colour: str, linewidth: float = 1.5) -> Line2D:
-    """Draw the way of a point over a map, shape (steps + 1, 2): a ring where it starts, a dot where it is."""
+    """Draw the path of a point over a map, shape (steps + 1, 2): a ring at the start, a dot at the end."""
     outline = require("matplotlib.patheffects", "lab").withStroke(linewidth=1.9 * linewidth, foreground="white")
     axes.plot(*path[:1].T, marker="o", markersize=7, markerfacecolor="white", markeredgecolor="black", zorder=4)
     (line,) = axes.plot(
@@ -167,10 +167,10 @@ def draw_path(axes: Axes, path: Array, label: str, colour: str, linewidth: float
 
 
 def draw_surface(axes: Axes3D, loss: Loss, x: Limits, y: Limits, top: float) -> None:
-    """Draw a loss of two parameters as a landscape in space, cut off at the top."""
+    """Draw a loss of two parameters as a landscape in 3D, cut off at the top."""
     along_x, along_y, points = grid_of(x, y)
     values = np.minimum(loss(points), top)
-    axes.computed_zorder = False  # what is drawn later lies above
+    axes.computed_zorder = False  # later artists lie above earlier ones
     surface = axes.plot_surface(
         *np.meshgrid(along_x, along_y), values, facecolors=shades(values, x, y, relief=True),
         rstride=2, cstride=2, linewidth=0, antialiased=False, shade=False,
@@ -180,7 +180,7 @@ def draw_surface(axes: Axes3D, loss: Loss, x: Limits, y: Limits, top: float) -> 
 
 
 def draw_path_in_space(axes: Axes3D, path: Array, loss: Loss, colour: str, top: float, linewidth: float = 1.6) -> None:
-    """Draw the way of a point over a landscape in space."""
+    """Draw the path of a point over a landscape in 3D."""
     axes.plot(
         *path.T, np.minimum(loss(path), top), color=colour, linewidth=linewidth, zorder=5,
         marker="o", markevery=[-1], markersize=6, markeredgecolor="white", clip_on=False, in_layout=False,

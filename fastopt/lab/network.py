@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 Params: TypeAlias = Mapping[str, Array]
-Objective: TypeAlias = Callable[[Array, Array], tuple[float, Array]]  # (outputs, y) -> (loss, its derivative by them)
+Objective: TypeAlias = Callable[[Array, Array], tuple[float, Array]]  # (outputs, y) -> (loss, d loss / d outputs)
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What stands between two layers: a function, and its slope where the function has a given value."""
+    """The function between two layers, and its slope, computed from the function's value."""
 
     value: Callable[[Array], Array]
     slope: Callable[[Array], Array]
@@ -31,11 +31,11 @@ SIGMOID = Activation(lambda z: 0.5 + 0.5 * np.tanh(0.5 * z), lambda value: value
 
 
 def new_parameters(
-    rng: np.random.Generator, sizes: Sequence[int] = (64, 32, 10), dtype: npt.DTypeLike = np.float32, gain: float = 2.0
+    rng: np.random.Generator, sizes: Sequence[int] = (64, 32, 10), dtype: npt.DTypeLike = np.float32, spread: float = 2
 ) -> dict[str, Array]:
     """Return parameters of a network with layers of these sizes, inputs first.
 
-    Weights are drawn with variance gain / inputs; a gain of 2 keeps the scale of what ReLUs let through (He
+    Weights are drawn with variance spread / inputs; a spread of 2 keeps the scale of activations through ReLUs (He
     initialisation). Biases are zero.
 
     Returns
@@ -45,13 +45,13 @@ def new_parameters(
     """
     params = {}
     for k, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-        params[f"w{k}"] = (rng.standard_normal((inputs, outputs)) * np.sqrt(gain / inputs)).astype(dtype)
+        params[f"w{k}"] = (rng.standard_normal((inputs, outputs)) * np.sqrt(spread / inputs)).astype(dtype)
         params[f"b{k}"] = np.zeros(outputs, dtype)
     return params
 
 
 def forward(params: Params, x: Array, activation: Activation = RELU) -> list[Array]:
-    """Return what goes into each layer, and at last the outputs, shape (n, sizes[-1])."""
+    """Return the input of each layer, and last the outputs, shape (n, sizes[-1])."""
     layers = len(params) // 2
     values = [x]
     for k in range(1, layers + 1):
@@ -61,7 +61,7 @@ def forward(params: Params, x: Array, activation: Activation = RELU) -> list[Arr
 
 
 def cross_entropy(scores: Array, y: Array) -> tuple[float, Array]:
-    """Return the cross-entropy of the softmax of scores, mean over the batch, and its derivative by the scores.
+    """Return the mean cross-entropy of the softmax of scores over the batch, and its derivative.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def cross_entropy(scores: Array, y: Array) -> tuple[float, Array]:
 
 
 def squared_error(predictions: Array, y: Array) -> tuple[float, Array]:
-    """Return the squared error, mean over the batch, and its derivative by the predictions.
+    """Return the mean squared error over the batch, and its derivative.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def squared_error(predictions: Array, y: Array) -> tuple[float, Array]:
 def loss(
     params: Params, x: Array, y: Array, objective: Objective = cross_entropy, activation: Activation = RELU
 ) -> float:
-    """Return the loss, as the mean over the batch."""
+    """Return the mean loss over the batch."""
     return objective(forward(params, x, activation)[-1], y)[0]
 
 
@@ -107,28 +107,28 @@ def loss_and_gradients(
 ) -> float:
     """Return the loss of a batch, and write its gradients into ``grads``.
 
-    The arrays in ``grads`` stay where they are, so that an optimizer can be bound to them once.
+    The arrays in ``grads`` stay in memory, so an optimizer can bind them once.
 
     Parameters
     ----------
     params : dict of ndarray
     x : ndarray, shape (n, sizes[0])
     y : ndarray, shape (n,)
-        What the objective takes: the right classes, for `cross_entropy`.
+        The objective's targets: for `cross_entropy`, the right classes.
     grads : dict of ndarray
         Like params; overwritten.
     objective : callable
-        ``(outputs, y) -> (loss, its derivative by the outputs)``.
+        ``(outputs, y) -> (loss, d loss / d outputs)``.
     activation : Activation
-        Between the layers.
+        The function between the layers.
 
     Returns
     -------
     float
-        The loss, mean over the batch.
+        The mean loss over the batch.
     """
     *inputs, outputs = forward(params, x, activation)
-    value, delta = objective(outputs, y)  # delta: the derivative of the loss by what a layer computes
+    value, delta = objective(outputs, y)  # delta: the derivative of the loss with respect to a layer's outputs
     for k in range(len(inputs), 0, -1):
         np.matmul(inputs[k - 1].T, delta, out=grads[f"w{k}"])
         np.sum(delta, axis=0, out=grads[f"b{k}"])
@@ -138,5 +138,5 @@ def loss_and_gradients(
 
 
 def accuracy(params: Params, x: Array, y: Array) -> float:
-    """Return the share of inputs whose highest score is that of the right class."""
+    """Return the share of inputs for which the right class has the highest score."""
     return float((forward(params, x)[-1].argmax(axis=1) == y).mean())

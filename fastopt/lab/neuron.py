@@ -1,4 +1,4 @@
-"""One sigmoid neuron, whose weight hears of few pairs and whose bias hears of all; and when a path in it arrives."""
+"""One sigmoid neuron, whose weight few pairs affect and whose bias all affect; and when paths arrive."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .training import EPS
 PAIRS = 500
 ZEROS = 400  # pairs whose x is 0
 TRUTH = (2.0, 0.0)  # w and b of the neuron that made y
-NOISE = 0.3  # in what that neuron's sigmoid takes, a standard deviation
-REACHED = 1e-3  # the share of the loss above the least one that may be left
-DONE = 0.9  # the share of its way after which w or b has arrived
-PARAMETERS = {"w": "-", "b": "--"}  # and how their lines look
+NOISE = 0.3  # the standard deviation of the noise in that neuron's sigmoid's input
+REACHED = 1e-3  # a path arrives when this share of the excess loss is left
+DONE = 0.9  # w or b arrives after this share of its way
+PARAMETERS = {"w": "-", "b": "--"}  # name -> line style
 
 
 class Neuron:
@@ -26,7 +26,7 @@ class Neuron:
     Parameters
     ----------
     seed : int
-        Of the pairs.
+        The seed of the pairs.
     """
 
     def __init__(self, seed: int) -> None:
@@ -36,7 +36,7 @@ class Neuron:
         self.y = SIGMOID.value(TRUTH[0] * self.x + TRUTH[1] + NOISE * rng.standard_normal(PAIRS))
 
     def output(self, points: Array) -> Array:
-        """Return what the neuron says of every pair, shape (..., PAIRS), with parameters of shape (..., 2)."""
+        """Return the neuron's outputs for all pairs, shape (..., PAIRS), with parameters of shape (..., 2)."""
         w, b = points[..., :1], points[..., 1:]
         return SIGMOID.value(w * self.x + b)
 
@@ -46,13 +46,13 @@ class Neuron:
         return loss
 
     def gradient(self, points: Array) -> Array:
-        """Return the gradient, summed over the pairs: that of w has no part from those whose x is 0."""
+        """Return the gradient, summed over the pairs; those whose x is 0 contribute nothing to w's."""
         output = self.output(points)
         delta = (output - self.y) * SIGMOID.slope(output)
         return np.stack([(delta * self.x).sum(axis=-1), delta.sum(axis=-1)], axis=-1)
 
     def without_root(self, start: Array, lr: float, steps: int) -> Array:
-        """Return the path of an AdaGrad that divides by the history itself, shape (steps + 1, 2)."""
+        """Return the path of AdaGrad without the root, which divides by the history itself, shape (steps + 1, 2)."""
         points, history = start, np.zeros(2)
         path = [points]
         for _ in range(steps):
@@ -64,32 +64,32 @@ class Neuron:
 
 
 def bottom(neuron: Neuron) -> Array:
-    """Return the parameters with the least loss, by many steps of Nesterov's from those that made the pairs."""
+    """Return the parameters with the least loss, found by many Nesterov steps from those that made the pairs."""
     nesterov = partial(SGD, lr=0.01, momentum=0.9, nesterov=True)
     last: Array = descend(nesterov, neuron.gradient, np.array(TRUTH), 2000)[-1]
     return last
 
 
 def target_loss(neuron: Neuron, start: Array, best: Array) -> float:
-    """Return the loss at which a path is there: a thousandth of what it has to fall is left."""
+    """Return the loss at which a path arrives: a thousandth of the excess over the least loss is left."""
     least, first = float(neuron.loss(best)), float(neuron.loss(start))
     return least + REACHED * (first - least)
 
 
 def reached(losses: Array, target: float) -> int | None:
-    """Return the step from which on the loss is at most the target; None if it is not in the end."""
+    """Return the step from which on the loss stays at most the target; None if it ends above it."""
     above = np.flatnonzero(~(losses <= target))
     step = int(above[-1]) + 1 if len(above) else 0
     return step if step < len(losses) else None
 
 
 def arrived(path: Array, best: Array) -> dict[str, int | None]:
-    """Return the step from which on each parameter has done `DONE` of its way for good; None if it has not."""
+    """Return the step from which on each parameter has gone `DONE` of its way for good; None if it has not."""
     left = np.abs(path - best)
     return {name: reached(left[:, i], (1 - DONE) * left[0, i]) for i, name in enumerate(PARAMETERS)}
 
 
 def turn(path: Array, best: Array) -> float | None:
-    """Return the share of the way along w that is done when a path has first done `DONE` of that along b."""
+    """Return the share of w's way that a path has gone when it has first gone `DONE` of b's way."""
     done = (path - path[0]) / (best - path[0])
     return next((float(w) for w, b in done if b >= DONE), None)

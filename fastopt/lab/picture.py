@@ -1,4 +1,4 @@
-"""The figure of all experiments: matplotlib's, which a notebook shows without pyplot too."""
+"""The figure class of all experiments: a matplotlib figure that notebooks show without pyplot."""
 
 import io
 
@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 
 
 class Picture(Figure):
-    """A figure that a notebook shows where it is the value of a cell."""
+    """A figure that a notebook shows if it is the value of a cell."""
 
     def _repr_png_(self) -> bytes:
-        """Return the picture as IPython asks for it."""
+        """Return the picture as PNG, for IPython."""
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=self.dpi / 2)  # as wide as a page
         return file.getvalue()

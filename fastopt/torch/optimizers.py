@@ -1,4 +1,4 @@
-"""The optimizers for torch: what torch.optim's are, by the same names, with fastopt's step."""
+"""The optimizers for torch: those of torch.optim, with the same names and fastopt's step."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class SGD(Optimizer):
 
     Notes
     -----
-    Different from torch.optim.SGD: a step is all or nothing; gradients are never written, may come late, and pair with
-    their parameters by index, whatever their strides; states of half precision are float32, also after
-    `load_state_dict`; sparse gradients (COO) need momentum and weight decay to be 0.
+    Differences from torch.optim.SGD: a step is all or nothing; gradients are never written, may come late, and are
+    paired with their parameters by index, whatever their strides; states of half precision are float32, also after
+    `load_state_dict`; with sparse gradients (COO), momentum and weight decay must be 0.
 
     Examples
     --------
@@ -99,8 +99,8 @@ class Adagrad(Optimizer):
 
     Notes
     -----
-    Different from torch.optim.Adagrad, besides what `SGD` names: a group's own ``initial_accumulator_value`` counts;
-    ``step`` is a tensor of float64, which counts exactly where float32 stops at 2**24.
+    Differences from torch.optim.Adagrad, besides those that `SGD` names: a group's own ``initial_accumulator_value`` is
+    used; ``step`` is a tensor of float64, since float32 stops counting at 2**24.
 
     Examples
     --------
@@ -146,7 +146,7 @@ class Adagrad(Optimizer):
         )
 
     def share_memory(self) -> None:
-        """Move the accumulators into memory that processes share, as torch.optim.Adagrad does."""
+        """Move the accumulators into shared memory, as torch.optim.Adagrad does."""
         for state in self.state.values():
             state["sum"].share_memory_()
 
@@ -169,8 +169,9 @@ class RMSprop(Optimizer):
 
     Notes
     -----
-    Different from torch.optim.RMSprop, besides what `SGD` names: a variance that rounding makes negative is 0, and not
-    NaN; an alpha above 1 is refused; momentum and ``centered`` can begin later; ``step`` is a tensor of float64.
+    Differences from torch.optim.RMSprop, besides those that `SGD` names: a variance that rounding makes negative is 0
+    instead of giving NaN; an alpha above 1 is refused; momentum and ``centered`` can begin later; ``step`` is a tensor
+    of float64.
 
     Examples
     --------
@@ -236,8 +237,8 @@ class Adam(Optimizer):
 
     Notes
     -----
-    Different from torch.optim.Adam, besides what `SGD` names: ``amsgrad`` can begin later; ``step`` is a tensor of
-    float64, which counts exactly where float32 stops at 2**24.
+    Differences from torch.optim.Adam, besides those that `SGD` names: ``amsgrad`` can begin later; ``step`` is a tensor
+    of float64, since float32 stops counting at 2**24.
 
     Examples
     --------
@@ -303,7 +304,7 @@ class AdamW(Adam):
 
     Notes
     -----
-    Different from torch.optim.AdamW is what `Adam` names.
+    The differences from torch.optim.AdamW are those that `Adam` names.
 
     Examples
     --------
