@@ -1,4 +1,4 @@
-"""House prices in California: a regression by a network of three layers, with Nesterov on every schedule."""
+"""House prices in California: a regression by a network of three layers, with Nesterov and every schedule."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FEATURES = (
     "median income", "age of the houses", "rooms per household", "bedrooms per household", "population",
     "people per household", "latitude", "longitude",
 )  # fmt: skip
-LARGEST = 1e12  # of a number in a file: what is larger is a mistake
-TEST = 0.2  # the share of all rows that is set aside for the test
-VALIDATION = 0.1  # and of the others, for the validation
+LARGEST = 1e12  # larger numbers in a file are mistakes
+TEST = 0.2  # the test part's share of all rows
+VALIDATION = 0.1  # the validation part's share of the others
 FEWEST = 50  # rows
 LIMIT = 4.0  # standard deviations: districts of prisons and ships have hundreds of people in a household
 DOLLARS = 100_000  # the unit of prices
-LEARNING_RATES = {  # the choice of `tune`
+LEARNING_RATES = {  # chosen by `tune`
     "constant": 0.03,
     "exponential": 0.03,
     "step": 0.03,
@@ -53,18 +53,18 @@ LEARNING_RATES = {  # the choice of `tune`
 
 @dataclass(frozen=True)
 class Houses:
-    """Districts: eight features of each, NaN where one is missing, and the median price of a house."""
+    """Districts: eight features of each, NaN if missing, and the median price of a house."""
 
     source: str
     x: Array  # shape (n, 8)
     y: Array  # shape (n,), in units of 100,000 dollars
-    missing: int  # numbers that the source does not have
+    missing: int  # missing numbers in the source
     without_price: int = 0  # rows left out
 
 
 @dataclass(frozen=True)
 class Split:
-    """The same in three parts, standardised by what the training part says, with nothing missing any more."""
+    """The districts in three parts, standardised by the training part, with missing numbers filled in."""
 
     x: Array
     y: Array
@@ -76,20 +76,20 @@ class Split:
 
 
 def load(csv: str | os.PathLike[str] | None) -> Houses:
-    """Load the districts of the census of 1990: from a file, or by scikit-learn, which fetches them.
+    """Load the districts of the census of 1990 from a file, or let scikit-learn download them.
 
     Raises
     ------
     OSError
-        If there is no such file, or the data cannot be fetched.
+        If there is no such file, or the data cannot be downloaded.
     ValueError
-        If the file lacks a column or rows, or has something else where a number should be.
+        If the file lacks a column or has too few rows, or a field is not a number.
     """
     return fetched() if csv is None else read(Path(csv))
 
 
 def fetched() -> Houses:
-    """Return what scikit-learn has, or fetches at the first time."""
+    """Return scikit-learn's data, which it downloads once."""
     datasets = require("sklearn.datasets", "lab")
     try:
         x, y = datasets.fetch_california_housing(return_X_y=True)
@@ -102,7 +102,7 @@ def fetched() -> Houses:
 
 
 def read(path: Path) -> Houses:
-    """Read a file with a line of names, in any order; a number that is missing is an empty field."""
+    """Read a file whose first line has the names, in any order; an empty field is a missing number."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv_module.DictReader(file)
@@ -122,14 +122,14 @@ def read(path: Path) -> Houses:
 
 
 def numbers_of(row: dict[str, Any], path: Path, line: int) -> list[float]:
-    """Return the numbers in a line, which has as many fields as the line of names."""
-    if None in row or None in row.values():  # a key for what is too much, a value for what is not there
+    """Return the numbers in a line, which must have as many fields as the line of names."""
+    if None in row or None in row.values():  # DictReader's key for extra fields, and its value for missing ones
         raise ValueError(f"{path.name}, line {line} has more or fewer fields than the line of names")
     return [number(row[name], path, line, name) for name in COLUMNS]
 
 
 def number(text: str, path: Path, line: int, name: str) -> float:
-    """Return the number in a field, NaN where it is empty."""
+    """Return the number in a field, NaN if it is empty."""
     if not text.strip():
         return np.nan
     try:
@@ -144,15 +144,15 @@ def number(text: str, path: Path, line: int, name: str) -> float:
 
 
 def split(houses: Houses) -> Split:
-    """Split the districts, always in the same way, fill in what is missing, and standardise.
+    """Split the districts, always in the same way, fill in missing numbers, and standardise.
 
-    All of it goes by the training part: medians for what is missing, means and deviations. Features beyond 4 standard
-    deviations are cut off there.
+    Medians for missing numbers, means and deviations are those of the training part. Features are clipped at 4 standard
+    deviations.
 
     Raises
     ------
     ValueError
-        If the training part has no value of a feature, or the prices of a part are all the same.
+        If the training part has no value of a feature, or all prices of a part are equal.
     """
     order = np.random.default_rng(0).permutation(len(houses.y))
     test, rest = np.split(order, [round(TEST * len(order))])
@@ -175,7 +175,7 @@ def predict(params: network.Params, x: Array) -> Array:
 
 
 def train(name: str, data: Split, *, lr: float, epochs: int, seed: int) -> list[dict[str, Array]]:
-    """Train a new network on a schedule, and return copies of its parameters after each epoch."""
+    """Train a new network with a schedule, and return copies of its parameters after each epoch."""
     rng = np.random.default_rng(seed)
     params = network.new_parameters(rng, SIZES)
     schedule = training.SCHEDULES[name](lr, epochs, -(-len(data.y) // BATCH))
@@ -196,7 +196,7 @@ def validation_loss(params: network.Params, data: Split) -> float:
 
 
 def judge(snapshots: Sequence[network.Params], data: Split) -> dict[str, list[float]]:
-    """Return R² and the root of the mean squared error, in units of 100,000 dollars, of networks on the test part."""
+    """Return R² and the root mean squared error, in units of 100,000 dollars, of networks on the test part."""
     errors = [float(np.mean((predict(params, data.x_test) - data.y_test) ** 2)) for params in snapshots]
     variance = float(data.y_test.var())
     return {"r2": [1 - error / variance for error in errors], "rmse": [data.scale * error**0.5 for error in errors]}
@@ -205,43 +205,43 @@ def judge(snapshots: Sequence[network.Params], data: Split) -> dict[str, list[fl
 def housing(
     csv: str | os.PathLike[str] | None = None, epochs: int = 30, seeds: int = 5, seed: int = 0
 ) -> tuple[Figure, dict[str, Any]]:
-    """Train a network of 8, 64, 32 and 1 units on house prices, with Nesterov on every schedule.
+    """Train a network of 8, 64, 32 and 1 units on house prices, with Nesterov and every schedule.
 
     The data are the districts of California in the census of 1990 [1]_, with the eight features of scikit-learn:
     median income and age of the houses, rooms, bedrooms and people per household, people, latitude and longitude. A
-    fifth of the districts is the test part. It is judged once, after all trainings have ended: every network as it was
-    after each epoch. Nothing is chosen by it; learning rates are those that `tune` found best, and a plateau goes by a
-    tenth of the other districts.
+    fifth of the districts is the test part. It is used once, after all trainings, to evaluate every network as it was
+    after each epoch. Nothing is chosen by it: `tune` chose the learning rates, and a plateau uses the loss on a tenth
+    of the other districts.
 
     Parameters
     ----------
     csv : str or path, optional
         A file with the columns median_income, housing_median_age, total_rooms, total_bedrooms, population, households,
-        latitude, longitude and median_house_value, in dollars. Without it, scikit-learn fetches the data.
+        latitude, longitude and median_house_value, in dollars. Without it, scikit-learn downloads the data.
     epochs : int, default 30
-        How many passes over the training part there are, 1 or more, in batches of 64.
+        The number of passes over the training part, 1 or more, in batches of 64.
     seeds : int, default 5
-        How many networks are trained on each schedule, 1 or more.
+        The number of networks to train with each schedule, 1 or more.
     seed : int, default 0
         The seed of the first network's start and batches; each further network has the next one.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
-        R² on the test part by epoch, as median and quartiles: of all epochs, and closer of the second half.
+        R² on the test part by epoch, as median and quartiles: over all epochs, and closer over the second half.
     numbers : dict
         ``{"schedules": {name: {"lr": ..., "r2": [[...], ...], "rmse": [[...], ...]}}, "rows": {...}, "missing": ...,
         ...}``, with a list for each seed and a number after each epoch; errors are in units of 100,000 dollars.
-        Missing is how many numbers the source does not have; the median of a feature stands for one.
+        Missing counts the missing numbers in the source, which the feature's median replaces.
 
     Raises
     ------
     ImportError
         If matplotlib, or scikit-learn without a file, is not installed; the extra ``fastopt[lab]`` has them.
     OSError
-        If there is no such file, or the data cannot be fetched.
+        If there is no such file, or the data cannot be downloaded.
     TypeError, ValueError
-        If an argument is out of range, or the file has not what it should.
+        If an argument is out of range, or the file does not fit.
 
     References
     ----------
@@ -279,7 +279,7 @@ def housing(
 
 
 def draw(axes: dict[str, Axes], results: dict[str, dict[str, Any]]) -> None:
-    """Draw R² twice: over all epochs, and so close that differences late in training are seen."""
+    """Draw R² twice: over all epochs, and enlarged over the second half, to show differences late in training."""
     medians = np.array([np.median(result["r2"], axis=0) for result in results.values()])
     epochs = medians.shape[1]
     late = medians[:, epochs // 2 :]
@@ -296,7 +296,7 @@ def draw(axes: dict[str, Axes], results: dict[str, dict[str, Any]]) -> None:
 
 
 def limits(curves: Array) -> look.Limits:
-    """Return the limits of an axis that shows all values of all curves, and a margin."""
+    """Return the limits of an axis that shows all curves completely, with a margin."""
     margin = 0.1 * float(np.ptp(curves)) or 0.01
     return float(curves.min()) - margin, float(curves.max()) + margin
 
@@ -307,7 +307,7 @@ def last(result: dict[str, Any], quantity: str) -> float:
 
 
 def report(numbers: dict[str, Any]) -> str:
-    """Say in a table and three lines what there is to see."""
+    """Describe the results in a table and three lines."""
     results, rows = numbers["schedules"], numbers["rows"]
     ranking = sorted(results, key=lambda name: last(results[name], "r2"), reverse=True)
     lines = [
@@ -327,8 +327,8 @@ def report(numbers: dict[str, Any]) -> str:
         f"After {epochs} epochs {best} is best, with an R² of {last(results[best], 'r2'):.3f}, and {worst} last, with "
         f"{last(results[worst], 'r2'):.3f}.",
         f"Epochs until the median R² is above {goal:.3f}: {counts}.",
-        f"Of {sum(rows.values()):,} districts {rows['test']:,} are the test, judged once; {numbers['missing']} missing "
-        f"numbers were filled in, {numbers['without_price']} districts without a price left out.",
+        f"Of {sum(rows.values()):,} districts {rows['test']:,} are the test part, used once; {numbers['missing']} "
+        f"missing numbers were filled in, {numbers['without_price']} districts without a price left out.",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""A bumpy landscape: which way of descending gets past the potholes, and comes to rest in the deep basin."""
+"""A bumpy landscape: which ways of descending get past the potholes and come to rest in the deep basin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Strategies: TypeAlias = dict[str, Callable[[Array], Optimizer]]
 
-SLOPE = 0.5  # of the ground, far out: the same everywhere, so that no rate throws a point ever farther
+SLOPE = 0.5  # of the ground, far out; constant, so that no rate throws a point ever farther
 BASIN = (0.0, 0.0, 2.4, 1.3)  # x, y, depth, width
 POTHOLES = (
     (-2.9, 2.3), (-1.9, 1.9), (-3.4, 1.2), (-2.4, 0.9), (-2.2, -1.4), (-0.6, 2.6), (1.2, 2.9), (2.6, 1.6),
@@ -34,13 +34,13 @@ WELLS = np.array([BASIN, *((*middle, *POTHOLE) for middle in POTHOLES)])
 EXTENT = (-4.2, 4.2)  # of the map, along both axes
 TOP = 2.2  # of the view in space
 
-PEAKS = (5, 10, 20, 60)  # times lr: to which the rate is reheated; 20 in the picture
-SETTLED = 0.05  # so far above the deepest point a loss may be
-AT_REST = 0.05  # so large the slope may be
-ROLL = partial(SGD, lr=0.1), 600  # how, and in how many steps, a point rolls to the bottom of what it is in
+PEAKS = (5, 10, 20, 60)  # of reheating, as multiples of lr; 20 in the picture
+SETTLED = 0.05  # the largest excess over the deepest loss of a settled point
+AT_REST = 0.05  # the largest slope at a point at rest
+ROLL = partial(SGD, lr=0.1), 600  # the optimizer and steps by which a point rolls to the bottom of its hollow
 ENDS = {"settled": "#4A6580", "stuck": "#C9A66B", "moving": "#E2E2E2"}  # colours that no way has
-IN_SPACE = ("reheating", "momentum", "plain")  # from the lowest to the uppermost: plain is where reheating was
-WIDTHS = {"huge rate": 0.4, "momentum": 3.6, "reheating": 3.6}  # broad below narrow ones that go the same way at times
+IN_SPACE = ("reheating", "momentum", "plain")  # from the lowest to the uppermost; plain overlaps reheating's beginning
+WIDTHS = {"huge rate": 0.4, "momentum": 3.6, "reheating": 3.6}  # broad lines below narrow ones that overlap them
 LINEWIDTH = 1.5  # of the others
 COLOURS = {
     "plain": look.PALETTE[0],
@@ -54,10 +54,10 @@ COLOURS = {
 
 
 def _wells(points: Array) -> tuple[Array, Array]:
-    """Return how far points are from the middle of each well, and how much each takes off the loss there."""
-    away = points[..., np.newaxis, :] - WELLS[:, :2]
+    """Return the distance vectors of points from each well's centre, and how much each well lowers the loss."""
+    offsets = points[..., np.newaxis, :] - WELLS[:, :2]
     depth, width = WELLS[:, 2:].T
-    return away, depth * np.exp(-(away**2).sum(axis=-1) / (2 * width**2))
+    return offsets, depth * np.exp(-(offsets**2).sum(axis=-1) / (2 * width**2))
 
 
 def loss(points: Array) -> Array:
@@ -69,14 +69,14 @@ def loss(points: Array) -> Array:
 
 def gradient(points: Array) -> Array:
     """Return the gradient of the loss at points, shape (..., 2)."""
-    away, taken = _wells(points)
+    offsets, lowered = _wells(points)
     ground = SLOPE * points / np.sqrt(1 + (points**2).sum(axis=-1, keepdims=True))
-    slope: Array = ground + (away * (taken / WELLS[:, 3] ** 2)[..., np.newaxis]).sum(axis=-2)
+    slope: Array = ground + (offsets * (lowered / WELLS[:, 3] ** 2)[..., np.newaxis]).sum(axis=-2)
     return slope
 
 
 def strategies(lr: float, momentum: float, steps: int) -> Strategies:
-    """Return the ways of descending, from the plain one."""
+    """Return the ways of descending, the plain one first."""
     return {
         "plain": partial(SGD, lr=lr),
         "huge rate": partial(SGD, lr=60 * lr),
@@ -89,19 +89,19 @@ def strategies(lr: float, momentum: float, steps: int) -> Strategies:
 
 
 def reheating(peak: float, lr: float, steps: int) -> Callable[[Array], Optimizer]:
-    """Return descent at the rate lr, which then falls to 0 from a peak, twice."""
-    cold = steps // 4
-    return partial(SGD, lr=Sequence([Constant(lr), Cosine(peak, steps - cold, dips=2)], [cold]))
+    """Return descent at the rate lr for a quarter of the steps, and then twice from a peak to 0."""
+    quarter = steps // 4
+    return partial(SGD, lr=Sequence([Constant(lr), Cosine(peak, steps - quarter, dips=2)], [quarter]))
 
 
-def coldest(steps: int) -> list[int]:
-    """Return the steps of `reheating` before the first peak, between the two, and after."""
-    cold = steps // 4
-    return [cold, cold + (steps - cold) // 3, steps]
+def lowest_rates(steps: int) -> list[int]:
+    """Return the steps at which the rate of `reheating` is low: before the first peak, after it, and at the end."""
+    quarter = steps // 4
+    return [quarter, quarter + (steps - quarter) // 3, steps]
 
 
 def in_basin(points: Array) -> Array:
-    """Say which points, left to roll down slowly, come to the bottom of the basin."""
+    """Say which points reach the bottom of the basin if they roll down slowly."""
     make_optimizer, steps = ROLL
     bottom = descend(make_optimizer, gradient, points, steps)[-1]
     close: Array = np.linalg.norm(bottom - BASIN[:2], axis=-1) < BASIN[3] / 4
@@ -109,27 +109,27 @@ def in_basin(points: Array) -> Array:
 
 
 def endings(points: Array) -> Array:
-    """Say of each point how it ends: settled at the bottom of the basin, stuck in a pothole, or moving."""
+    """Return how each point ends: settled at the bottom of the basin, stuck in a pothole, or moving."""
     low = loss(points) < loss(np.array(BASIN[:2])) + SETTLED
     at_rest = np.linalg.norm(gradient(points), axis=-1) < AT_REST
     return np.where(~at_rest, "moving", np.where(low, "settled", "stuck"))
 
 
 def reheated(path: Array) -> dict[str, int]:
-    """Count what the two reheatings do.
+    """Count the effects of the two reheatings.
 
     Parameters
     ----------
     path : ndarray, shape (steps + 1, starts, 2)
-        By `reheating`.
+        The paths of `reheating`.
 
     Returns
     -------
     dict
-        ``{"outside": how many begin outside the basin, "escaped": and end in it, "in_basin": how many begin in it,
-        "left": and end elsewhere}``.
+        ``{"outside": how many begin outside the basin, "escaped": how many of these end in it, "in_basin": how many
+        begin in it, "left": how many of these end elsewhere}``.
     """
-    inside = in_basin(path[coldest(len(path) - 1)])
+    inside = in_basin(path[lowest_rates(len(path) - 1)])
     before, after = inside[:-1], inside[1:]
     counts = {"outside": ~before, "escaped": ~before & after, "in_basin": before, "left": before & ~after}
     return {name: int(which.sum()) for name, which in counts.items()}
@@ -145,35 +145,35 @@ def landscape(
 ) -> tuple[Figure, dict[str, Any]]:
     """Send a marble through a landscape of potholes towards one wide, deep basin, in seven ways.
 
-    ``plain`` descends at the rate lr, ``huge rate`` and ``tiny rate`` at 60 times and a 50th of it; ``momentum`` has lr
-    and momentum, ``falling momentum`` a momentum that falls to 0 on the way, ``momentum, decaying rate`` a rate that
-    falls to 0. ``reheating`` has no momentum: it descends at the rate lr for a quarter of the steps, after which the
-    rate is raised to 20 times lr and annealed by a cosine, twice.
+    ``plain`` descends at the rate lr, ``huge rate`` and ``tiny rate`` at 60 times and a 50th of it; ``momentum`` uses
+    lr and momentum; in ``falling momentum`` the momentum falls to 0, in ``momentum, decaying rate`` the rate does.
+    ``reheating`` has no momentum: it descends at the rate lr for a quarter of the steps; then the rate is raised to 20
+    times lr and annealed by a cosine, twice.
 
     Parameters
     ----------
     start : tuple of two floats, default (-2.5, 3.7)
-        Where the marble of the picture starts, x and y, each from -100 to 100.
+        The start of the picture's marble, x and y, each from -100 to 100.
     lr : float, default 0.05
         The learning rate of plain descent, from 1e-6 to 10.
     momentum : float, default 0.9
         The momentum of the ways that have one, from 0 to 1.
     steps : int, default 300
-        How many steps each way takes, 10 or more.
+        The number of steps of each way, 10 or more.
     starts : int, default 200
-        How many random starts, all over the map, the table counts: 1 or more.
+        The number of random starts for the table, all over the map: 1 or more.
     seed : int, default 0
         The seed of the random starts.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
-        The landscape in space, the loss by step, a map for each way, and how the random starts end.
+        The landscape in 3D, the loss by step, a map for each way, and the ends of the random starts.
     numbers : dict
         ``{"deepest": ..., "ways": {way: {"path": ..., "loss": ..., "end": ..., "ends": {"settled": ..., "stuck": ...,
         "moving": ...}}}, "reheating": {peak: {"outside": ..., "escaped": ..., "in_basin": ...,
-        "left": ...}}, ...}``, where ``end`` is that of the marble and ``ends`` are shares of the random starts.
-        Reheatings of the random starts, to peaks of several times lr, are counted: how many begin outside the basin,
+        "left": ...}}, ...}``, where ``end`` is the marble's and ``ends`` are shares of the random starts. ``reheating``
+        counts the reheatings of the random starts, to peaks of several times lr: how many begin outside the basin, and
         how many of these end in it; how many begin in it, and how many of these end elsewhere.
 
     Raises
@@ -185,8 +185,8 @@ def landscape(
 
     Notes
     -----
-    An end is moving where the slope is 0.05 or more; else it is settled where the loss is within 0.05 of the deepest,
-    and stuck elsewhere.
+    An end is moving if the slope is 0.05 or more; otherwise it is settled if the loss is within 0.05 of the deepest,
+    and stuck if not.
     """
     x, y = check_start(start, "x and y", 100.0)
     lr = Number("learning rate", 1e-6, 10.0).check("lr", lr)
@@ -195,7 +195,7 @@ def landscape(
     starts = Count(1, 2**20).check("starts", starts)
     seed = Count().check("seed", seed)
     rng = np.random.default_rng(seed)
-    everywhere = np.vstack([[x, y], rng.uniform(*EXTENT, (starts, 2))])  # the picture's marble is the first of all
+    everywhere = np.vstack([[x, y], rng.uniform(*EXTENT, (starts, 2))])  # the picture's marble is the first
     ways = strategies(lr, momentum, steps)
     numbers: dict[str, Any] = {
         "start": [x, y], "lr": lr, "momentum": momentum, "steps": steps, "starts": starts, "seed": seed,
@@ -221,7 +221,7 @@ def landscape(
 
 
 def new_figure(ways: Strategies) -> tuple[Figure, dict[str, Axes]]:
-    """Make the panels: loss and space on top, the maps below them, and the ends in the last corner."""
+    """Make the panels: the loss and the 3D view on top, the maps below, and the ends in the last corner."""
     panels = [*ways, "ends"]
     mosaic = [["loss", "loss", "space", "space"], panels[:4], panels[4:]]
     return look.new_figure(mosaic, height=9.0, projections={"space": "3d"}, height_ratios=[1.35, 1, 1])
@@ -247,12 +247,12 @@ def draw(axes: dict[str, Axes], ways: dict[str, Any]) -> None:
 
 
 def draw_space(axes: look.Axes3D, paths: dict[str, Array]) -> None:
-    """Draw the landscape and some paths in space, seen from across, the start being at the back."""
+    """Draw the landscape and some paths in 3D, with the start at the back."""
     look.draw_surface(axes, loss, EXTENT, EXTENT, TOP)
     for way, path in paths.items():
         look.draw_path_in_space(axes, path, loss, COLOURS[way], TOP, WIDTHS.get(way, LINEWIDTH) / 1.3)
     axes.view_init(elev=46, azim=-70)
-    axes.set_zlim(-2.0, 4.4)  # which brings the ground into the middle of the panel
+    axes.set_zlim(-2.0, 4.4)  # moves the ground to the middle of the panel
     axes.set_box_aspect((1, 1, 0.7), zoom=1.48)
     axes.set_axis_off()
     axes.set_title(", ".join(paths), fontsize=look.SMALL)
@@ -279,7 +279,7 @@ def draw_ends(axes: Axes, ways: dict[str, Any]) -> None:
 
 
 def report(numbers: dict[str, Any]) -> str:
-    """Say in a table and three lines what there is to see."""
+    """Describe the results in a table and three lines."""
     ways, starts = numbers["ways"], numbers["starts"]
     lines = [f"{'way':24} {'last loss':>9} {'end':>9}   of {starts} starts: {'settled':>8} {'stuck':>6} {'moving':>7}"]
     for way, each in ways.items():
@@ -299,9 +299,9 @@ def report(numbers: dict[str, Any]) -> str:
         "",
         f"From the marble's start, at a loss of {ways['plain']['loss'][0]:.2f}, plain descent comes to "
         f"{last['plain']:.2f} and momentum to {last['momentum']:.2f}; the bottom lies at {numbers['deepest']:.2f}.",
-        f"Of the random starts, {starts} in number, {settled['plain']:.0%} settle in the basin by plain descent and "
+        f"Of {starts} random starts, {settled['plain']:.0%} settle in the basin by plain descent and "
         f"{settled['momentum']:.0%} with momentum; the most, {most:.0%}, by: {best}.",
-        f"Reheated outside the basin, so many end in it: {escapes}; reheated in the basin, {left} of {inside} end "
+        f"Reheated outside the basin, these end in it: {escapes}; reheated in the basin, {left} of {inside} end "
         "elsewhere.",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Every schedule: what it looks like, side by side with the others."""
+"""Pictures of all schedules, side by side."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ if TYPE_CHECKING:
 Lines: TypeAlias = dict[str, dict[str, Any]]  # label -> the schedule, as text, and its values
 
 POINTS = 1001  # of a curve, at most
-UNITS = 20  # the lengths of all examples are multiples of the steps' 20th
-STEPS_LIMIT = 2**40  # far below the schedules' own, which those with several dips or periods reach sooner
-COLUMNS = 5  # of panels, which fill them
-METRICS = 40  # that the plateau is told, one after each epoch
-THIN = {"momentum": 0.79, "metric": 0.28}  # lines that are no rates, and where their names cover nothing
+UNITS = 20  # the lengths in all examples are multiples of a 20th of the steps
+STEPS_LIMIT = 2**40  # far below the schedules' own limit, which applies to the product with dips or periods
+COLUMNS = 5  # of panels; the number of panels is a multiple
+METRICS = 40  # for the plateau, one after each epoch
+THIN = {"momentum": 0.79, "metric": 0.28}  # lines that are not rates -> the height of their labels
 
 
 def examples(unit: int) -> dict[str, dict[str, Schedule]]:
-    """Make schedules of every class, most of 16 units, all with 1 for their highest value.
+    """Make schedules of every class, most of them 16 units long, all with a maximum of 1.
 
     Parameters
     ----------
     unit : int
-        So many steps.
+        The length of a unit in steps.
 
     Returns
     -------
     dict
-        ``{title of a panel: {label of a line: schedule}}``. A title begins with the name of a class, and says after a
-        colon what it is made of.
+        ``{title of a panel: {label of a line: schedule}}``. A title begins with the name of a class; the parts of a
+        combined schedule follow a colon.
     """
     length = 16 * unit
     one_cycle = OneCycle(1.0, length)
@@ -89,12 +89,12 @@ def examples(unit: int) -> dict[str, dict[str, Schedule]]:
 
 
 def plateau(t: Array) -> Lines:
-    """Simulate a metric that sinks towards a floor, which is the lower the lower the rate, and a Plateau that sees it.
+    """Simulate a Plateau and a metric that falls towards a floor; the lower the rate, the lower the floor.
 
     Returns
     -------
     dict
-        The rate and the metric at each of the steps t, the last of which ends the run.
+        The rate and the metric at each of the steps t; the last step ends the run.
     """
     schedule = Plateau(1.0, factor=0.4, patience=2, threshold=0.02)
     metric, rates, metrics = 0.9, [], []
@@ -111,7 +111,7 @@ def plateau(t: Array) -> Lines:
 
 
 def draw(axes: Axes, title: str, t: Array, lines: Lines) -> None:
-    """Draw one panel, on the scale that all share."""
+    """Draw one panel, with the scale of all panels."""
     for (label, line), colour in zip(lines.items(), cycle(look.PALETTE[1:])):
         width = 1.0 if label in THIN else 1.8
         axes.plot(t, line["values"], drawstyle="steps-post", color=colour, linewidth=width, label=label)
@@ -125,32 +125,32 @@ def draw(axes: Axes, title: str, t: Array, lines: Lines) -> None:
     axes.set_title(title.replace(": ", "\n"), fontsize=look.SMALL)
     axes.set(ylim=(-0.04, 1.08), yticks=[0, 0.5, 1], yticklabels=["0", "", "1"])
     axes.locator_params(axis="x", steps=[1, 2, 5, 10], nbins=2, integer=True)
-    axes.tick_params(length=0, labelsize=look.SMALL)  # the grid is enough
+    axes.tick_params(length=0, labelsize=look.SMALL)  # the grid replaces tick marks
     axes.label_outer()
 
 
 def schedules(steps: int = 1000) -> tuple[Figure, dict[str, Any]]:
-    """Draw every class of `fastopt.schedules`, and variants worth seeing.
+    """Draw every class of `fastopt.schedules`, and interesting variants.
 
     Parameters
     ----------
     steps : int, default 1000
-        The length of all panels, to which the examples are scaled: 20 or more, and below 2**40.
+        The length of all panels; the examples are scaled to it. 20 or more, and below 2**40.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
         A panel for each.
     numbers : dict
-        ``{"steps": [...], "panels": {title: {label: {"schedule": its repr, "values": [...]}}}}``, where values are
-        those at the steps. The metric that the plateau goes by has no schedule.
+        ``{"steps": [...], "panels": {title: {label: {"schedule": its repr, "values": [...]}}}}``, with the values at
+        the steps. The plateau's metric has no schedule.
 
     Raises
     ------
     ImportError
         If matplotlib is not installed; the extra ``fastopt[lab]`` has it.
     TypeError, ValueError
-        If steps are no whole number, or out of range.
+        If steps is not an int, or out of range.
     """
     steps = Count(UNITS, STEPS_LIMIT).check("steps", steps)
     t = np.unique(np.linspace(0, steps, POINTS).astype(np.int64))
@@ -170,7 +170,7 @@ def schedules(steps: int = 1000) -> tuple[Figure, dict[str, Any]]:
 
 
 def report(numbers: dict[str, Any]) -> str:
-    """Say in a table what each schedule is, and its values at the quarters; and in three lines what there is to see."""
+    """List each schedule and its values at the quarters in a table, and describe the results in three lines."""
     last = len(numbers["steps"]) - 1
     quarters = [last * i // 4 for i in range(5)]
     width = max(7, len(str(numbers["steps"][-1])) + 2)
@@ -190,11 +190,11 @@ def report(numbers: dict[str, Any]) -> str:
     drops = np.flatnonzero(np.diff(rates["Plateau"])) + 1
     rows += [
         "",
-        f"All rates peak at 1. But for Constant and Plateau, {highest} has the highest mean, {means[highest]:.2f}, "
+        f"All rates peak at 1. Of all but Constant and Plateau, {highest} has the highest mean, {means[highest]:.2f}, "
         f"and {lowest} the lowest, {means[lowest]:.2f}.",
         f"OneCycle's rate is highest, {cycle_rates[peak]:.3f}, at step {numbers['steps'][peak]}, where its momentum is "
         f"{momenta[peak]:.3f}; at the end they are {cycle_rates[-1]:.3f} and {momenta[-1]:.3f}.",
-        f"The plateau, which sees its metric alone, lowers the rate {len(drops)} times"
+        f"The plateau, which depends only on its metric, lowers the rate {len(drops)} times"
         + (f", first at step {numbers['steps'][drops[0]]}." if len(drops) else "."),
     ]
     return "\n".join(rows)

@@ -1,4 +1,4 @@
-"""Why AdaGrad, and what came after: one neuron, whose weight hears of few pairs and whose bias hears of all."""
+"""Why AdaGrad, and what came after it: one neuron, whose weight few pairs affect and whose bias all affect."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-START = (-0.5, 3.0)  # chosen: w arrives before b by AdaGrad, for seeds 0 to 9
-AROUND = (0.4, 0.8)  # along w and b, shares of the way, or of 1 if that is longer, that the map shows around it
-WIDTHS = {"rmsprop": 4.0, "adagrad": 1.1}  # of lines that are close: a narrow one on a broad one; others have 1.5
+START = (-0.5, 3.0)  # chosen so that w arrives before b by AdaGrad, for seeds 0 to 9
+AROUND = (0.4, 0.8)  # the map's margins along w and b, as shares of the way, which counts as 1 or more
+WIDTHS = {"rmsprop": 4.0, "adagrad": 1.1}  # two close lines: a narrow one on a broad one; the others have 1.5
 NO_ROOT = "adagrad without the root"
 
 
 def adaptive(lr: float) -> dict[str, float]:
-    """Return the rates of the rules that have one for each parameter, such that the first step of all is ``lr`` long.
+    """Return the rates of the adaptive rules with which each rule's first step has length ``lr``.
 
-    RMSProp's average begins at 0, so that its first root is small; AdaGrad begins with the whole square, and Adam
-    corrects its averages.
+    RMSProp's average begins at 0, so its first root is small; AdaGrad begins with the whole square, and Adam corrects
+    its averages.
     """
     return {"adagrad": lr, "rmsprop": lr * math.sqrt(1 - ALPHA), "adam": lr}
 
 
 def optimizers(lr: float, rate: float) -> dict[str, Callable[[Array], Optimizer]]:
-    """Return the rules that are compared."""
+    """Return the rules to compare."""
     return {rule: partial(make, lr=adaptive(lr).get(rule, rate)) for rule, make in OPTIMIZERS.items()}
 
 
@@ -47,10 +47,10 @@ def sparse(
 ) -> tuple[Figure, dict[str, Any]]:
     """Train one sigmoid neuron on 500 pairs (x, y), of which 400 have x = 0, by six rules from one start.
 
-    The loss is ``sum_i (sigmoid(w * x_i + b) - y_i)**2 / 2``, a sum over all pairs at each step. Hence the gradient of
-    b is large, and that of w small: few pairs have a part in it. Which rule is first depends on the rates: the rules
-    are also compared each at its best of twelve rates, and all at one. Whether w or b arrives first depends on the
-    start: those on a grid whose first gradients are about those of a lecture are tried as well.
+    The loss is ``sum_i (sigmoid(w * x_i + b) - y_i)**2 / 2``, a sum over all pairs at each step. So the gradient of b
+    is large, and that of w small: few pairs contribute to it. Which rule is first depends on the rates, so the rules
+    are also compared each at its best of twelve rates, and all at one rate. Whether w or b arrives first depends on the
+    start, so starts on a grid whose first gradients are like a lecture's are tried as well.
 
     Parameters
     ----------
@@ -60,29 +60,29 @@ def sparse(
     rate : float, default 0.02
         The rate of the other rules, from 1e-9 to 1000; their momentum is 0.9.
     steps : int, default 400
-        How many steps each rule takes, 1 or more.
+        The number of steps of each rule, 1 or more.
     seed : int, default 0
         The seed of the pairs.
     start : tuple of two floats, default (-0.5, 3.0)
-        Where all rules start: w and b, each from -10 to 10.
+        The start of all rules: w and b, each from -10 to 10.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
-        The paths over a map of the loss, the loss by step, AdaGrad's gradient, history and effective rate, and this
-        rate beside RMSProp's and Adam's.
+        The paths over a map of the loss, the loss by step, AdaGrad's gradient, history and effective rate, and the
+        effective rates of AdaGrad, RMSProp and Adam.
     numbers : dict
         ``{"paths": {rule: ...}, "loss": {rule: ...}, "arrivals": {rule: ...}, "turn": {rule: ...}, "gradient":
         {"w": ..., "b": ...}, "history": {...}, "effective_lr": {...}, "without_root": {...}, "rates": {rule: {...}},
         ...}``.
-        History is the sum of the squared gradients, the effective rate ``lr / (sqrt(history) + eps)``, of AdaGrad
-        after each step; ``without_root`` has the same of the rule that divides by the history itself, and ``rates``
-        the effective rates of AdaGrad, RMSProp and Adam: what each multiplies its gradients by, or their average.
-        ``turn`` is the share of the way along w that is done when the last tenth of the way along b first begins, or
-        None. ``arrivals``, ``tuned`` and ``one_rate`` have of each rule ``{"reached": ..., "w": ..., "b": ...}``: the
-        steps from which on the loss is at most ``target``, and 9/10 of the way along w and along b are done, or None;
-        at the rates that are drawn, at the rule's best one, and at lr, by the gradient of the summed loss and of its
-        mean. ``starts`` counts the starts on a grid, those like a lecture's, and those from which w arrives first.
+        History is AdaGrad's sum of squared gradients after each step, and the effective rate
+        ``lr / (sqrt(history) + eps)``; ``without_root`` has the same for the rule that divides by the history itself.
+        ``rates`` has the effective rates of AdaGrad, RMSProp and Adam, the factors of their gradients or of the
+        gradients' average. ``turn`` is the share of w's way that is done when 9/10 of b's way are first done, or None.
+        ``arrivals``, ``tuned`` and ``one_rate`` have ``{"reached": ..., "w": ..., "b": ...}`` for each rule: the steps
+        from which on the loss is at most ``target``, and 9/10 of the way along w and along b are done, or None; at the
+        drawn rates, at the rule's best rate, and at lr, with the gradients of the summed loss and of its mean.
+        ``starts`` counts the starts on a grid, those like a lecture's, and those from which w arrives first.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def sparse(
 
 
 def rates(neuron: Neuron, path: Array, rate: Callable[[Array], Array]) -> dict[str, dict[str, list[float]]]:
-    """Return gradient, history and effective rate, by history, of each parameter, of the steps along a path."""
+    """Return each parameter's gradient, history and effective rate, a function of history, along a path."""
     gradient = neuron.gradient(path[:-1])
     history = np.cumsum(gradient**2, axis=0)
     quantities = {"gradient": gradient, "history": history, "effective_lr": rate(history)}
@@ -153,14 +153,14 @@ def rates(neuron: Neuron, path: Array, rate: Callable[[Array], Array]) -> dict[s
 
 
 def faded_rates(neuron: Neuron, path: Array, lr: float, kept: float, corrected: bool) -> dict[str, list[float]]:
-    """Return what a rule whose history fades multiplies gradients by, or Adam their average, along a path.
+    """Return the effective rates along a path of a rule whose history fades: RMSProp or Adam.
 
     Parameters
     ----------
     kept : float
-        How much of the average of squares stays at each step.
+        How much of the average of squares is kept at each step.
     corrected : bool
-        Whether that is freed of its bias towards 0, where it begins.
+        Whether the average's bias towards 0 is corrected.
     """
     average, rates = np.zeros(2), []
     for step, gradient in enumerate(neuron.gradient(path[:-1]), start=1):
@@ -197,7 +197,7 @@ def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[st
 
 
 def extent(start: Sequence[float], best: Sequence[float]) -> tuple[look.Limits, look.Limits]:
-    """Return the limits of a map that shows the way from the start to the best parameters, and what is around it."""
+    """Return the limits of a map that shows the start and the best parameters, with margins."""
     low, high = np.minimum(start, best), np.maximum(start, best)
     around = AROUND * np.maximum(high - low, 1)
     w, b = zip((low - around).tolist(), (high + around).tolist(), strict=True)
@@ -205,7 +205,7 @@ def extent(start: Sequence[float], best: Sequence[float]) -> tuple[look.Limits, 
 
 
 def draw_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
-    """Draw what AdaGrad knows of w and of b, and the rates that follow, with the root and without."""
+    """Draw AdaGrad's gradients and histories of w and b, and the effective rates with the root and without."""
     for name, style in PARAMETERS.items():
         for panel, key in (("gradient", "gradient"), ("history", "history"), ("effective rate", "effective_lr")):
             values = np.abs(numbers[key][name])
@@ -223,7 +223,7 @@ def draw_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
 
 
 def draw_all_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
-    """Draw the effective rates of AdaGrad, RMSProp and Adam, for each parameter in a panel."""
+    """Draw the effective rates of AdaGrad, RMSProp and Adam, with a panel for each parameter."""
     for name in PARAMETERS:
         panel = axes[f"rates of {name}"]
         for rule, rates in numbers["rates"].items():
@@ -233,7 +233,7 @@ def draw_all_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
 
 
 def table(title: str, found: Mapping[str, Mapping[str, Any]], rates: Mapping[str, float | None]) -> list[str]:
-    """Return lines with the steps at which each rule arrives, and its rate."""
+    """Return a table of the rules, their rates, and the steps at which they arrive."""
     lines = [title, f"{'':25} {'rate':>9} {'loss':>9} {'w':>9} {'b':>9}"]
     for rule, each in found.items():
         steps = "".join(f"{'not yet' if each[what] is None else each[what]:>10}" for what in ("reached", *PARAMETERS))
@@ -243,24 +243,24 @@ def table(title: str, found: Mapping[str, Mapping[str, Any]], rates: Mapping[str
 
 
 def report(numbers: dict[str, Any]) -> str:
-    """Say in tables and three lines what there is to see."""
+    """Describe the results in tables and three lines."""
     lr, turns, tuned = numbers["lr"], numbers["turn"], numbers["tuned"]
     drawn = {**dict.fromkeys(OPTIMIZERS, numbers["rate"]), **adaptive(lr), NO_ROOT: lr}
     lines = table(
-        f"Steps until loss, w and b are there for good ({DONE:.0%} of the way), as drawn:", numbers["arrivals"], drawn
+        f"Steps until loss, w and b arrive for good ({DONE:.0%} of the way), as drawn:", numbers["arrivals"], drawn
     )
     lines += table("Each rule at its best rate:", tuned, {rule: each["lr"] for rule, each in tuned.items()})
     for kind, found in numbers["one_rate"].items():
-        lines += table(f"All at one rate, by the gradient of the loss's {kind}:", found, dict.fromkeys(found, lr))
+        lines += table(f"All at one rate, with the gradient of the loss's {kind}:", found, dict.fromkeys(found, lr))
     shares = ", ".join(f"{rule} {'no turn' if done is None else f'{done:.0%}'}" for rule, done in turns.items())
     rate, gradient, history = (numbers[key] for key in ("effective_lr", "gradient", "history"))
     last = ", ".join(f"{rule} {rates['b'][-1]:.3g}" for rule, rates in numbers["rates"].items())
     starts = numbers["starts"]
     lines += [
-        f"Share of the way along w that is done where {DONE:.0%} of that along b are: {shares}.",
+        f"Share of w's way that is done when {DONE:.0%} of b's way are done: {shares}.",
         "",
-        f"The first gradient is {gradient['w'][0]:.3g} for w and {gradient['b'][0]:.3g} for b; AdaGrad makes a rate of "
-        f"{rate['w'][0]:.3g} for w and of {rate['b'][0]:.3g} for b from lr {lr:g}.",
+        f"The first gradient is {gradient['w'][0]:.3g} for w and {gradient['b'][0]:.3g} for b; with lr {lr:g}, "
+        f"AdaGrad's effective rate is {rate['w'][0]:.3g} for w and {rate['b'][0]:.3g} for b.",
         f"b's history is {history['b'][0]:.3g} after the first step and {history['b'][-1]:.3g} after the last. "
         f"Its rates then: {last}; without the root {numbers['without_root']['effective_lr']['b'][-1]:.3g}.",
         f"Of {starts['tried']} starts on a grid, {starts['alike']} have first histories within a factor of "

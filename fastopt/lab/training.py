@@ -1,4 +1,4 @@
-"""What the lab trains with: fastopt's optimizers over batches, the rules and the schedules to compare, by name."""
+"""Training for the lab: the rules and schedules to compare, by name, and a loop over batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Scheduled = Schedule | Plateau
 Value = TypeVar("Value")
 
 MOMENTUM = 0.9
-EPS = 1e-10  # AdaGrad's, by default
+EPS = 1e-10  # AdaGrad's default
 ALPHA = 0.99  # RMSProp's
 BETAS = (0.9, 0.999)  # Adam's
 
@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": partial(Adam, betas=BETAS),
 }
 
-# name -> schedule from lr, for a run of so many epochs of so many batches; a Plateau is told a loss after each epoch
+# name -> function of lr, epochs and batches that makes a schedule; a Plateau is updated with a loss after each epoch
 SCHEDULES: dict[str, Callable[[float, int, int], Scheduled]] = {
     "constant": lambda lr, epochs, batches: Constant(lr),
     "exponential": lambda lr, epochs, batches: Exponential.between(lr, lr / 100, epochs * batches),
@@ -56,24 +56,24 @@ def train(
     objective: Objective = cross_entropy,
     activation: Activation = RELU,
 ) -> Iterator[int]:
-    """Train a network in place, and yield the number of each epoch after it, from 1.
+    """Train a network in place, and yield after each epoch its number, from 1.
 
     Parameters
     ----------
     params : dict of ndarray
-        Of `network.new_parameters`.
+        From `network.new_parameters`.
     optimizer : Optimizer
-        Over these parameters.
+        An optimizer of these parameters.
     x, y : ndarray
-        Inputs, shape (n, sizes[0]), and what the objective takes, shape (n,).
+        Inputs, shape (n, sizes[0]), and targets, shape (n,).
     epochs, batch : int
-        Passes over the data, and how many inputs a step takes at once; the last batch may be smaller.
+        Passes over the data, and inputs per step; the last batch may be smaller.
     rng : numpy.random.Generator
-        Of the order, which is a new one in every epoch.
+        Shuffles the data before every epoch.
     objective : callable
-        ``(outputs, y) -> (loss, its derivative by the outputs)``.
+        ``(outputs, y) -> (loss, d loss / d outputs)``.
     activation : Activation
-        Between the layers.
+        The function between the layers.
 
     Yields
     ------
@@ -81,7 +81,7 @@ def train(
         The number of the epoch that has ended, from 1.
     """
     grads = {name: np.zeros_like(array) for name, array in params.items()}
-    optimizer.bind(grads)  # they stay where they are
+    optimizer.bind(grads)  # the same arrays at each step
     for epoch in range(1, epochs + 1):
         order = rng.permutation(len(y))
         for begin in range(0, len(y), batch):
@@ -98,7 +98,7 @@ def effective_rate(history: Array, lr: float) -> Array:
 
 
 def best(choices: Iterable[Value], loss: Callable[[Value], float]) -> Value:
-    """Return the choice with the lowest loss; one that is not finite is the highest."""
+    """Return the choice with the lowest loss; a loss that is not finite counts as infinite."""
 
     def finite(choice: Value) -> float:
         value = loss(choice)
@@ -108,5 +108,5 @@ def best(choices: Iterable[Value], loss: Callable[[Value], float]) -> Value:
 
 
 def first_epoch(values: Sequence[float] | Array, reached: Callable[[float], bool]) -> int | None:
-    """Return the first epoch, from 1, after which a value is what it should reach."""
+    """Return the first epoch, from 1, whose value fulfils a condition; None if none does."""
     return next((epoch for epoch, value in enumerate(values, start=1) if reached(value)), None)
