@@ -210,7 +210,7 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     tables = "print all tables, not only the summary"
     parser.add_argument("--tables", action="store_true", help=tables)
     parser.add_argument("--json", metavar="FILE", help="write all figures to a file; with --gpu after each part")
-    resume = "measure what is missing in a file that --gpu --json has written, and add it there"
+    resume = "measure the missing parts of a file that --gpu --json has written, and add them to it"
     parser.add_argument("--resume", metavar="FILE", help=resume)
     plot = "draw the ratios as a chart; without --gpu and --quick, steps in torch are drawn into FILE-torch.png"
     parser.add_argument("--plot", metavar="FILE.png", help=plot)
@@ -220,7 +220,7 @@ def add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     if arguments.gpu:
         from .bench.gpu import command as gpu_command
 

@@ -198,7 +198,7 @@ def _check_kept(held: Any, found: Mapping[str, Any], first: int) -> None:
     for (path, array), other in zip(found.items(), again.values(), strict=False):
         if is_array(array) and not _is_same(array, other):
             raise ValueError(
-                f"params makes another array of {path!r} at each access, so that nobody would hold what is trained: "
+                f"params makes another array of {path!r} at each access, so the trained one would be lost: "
                 "keep its arrays in a dict or a list, as dict(np.load(file)), and train that"
             )
 

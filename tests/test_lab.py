@@ -409,7 +409,7 @@ def test_options_are_described(capsys):
     with pytest.raises(SystemExit):
         cli.main(["lab", "gradients", "--help"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "The norm that gradients are clipped to; above 0. (float, default 0.3)" in printed
+    assert "The norm to which gradients are clipped; above 0. (float, default 0.3)" in printed
     for each in lab.EXPERIMENTS.values():
         for keyword, parameter in inspect.signature(each.run).parameters.items():
             said = cli.described(each.run, keyword)
