@@ -301,10 +301,13 @@ def test_non_finite_gradients_propagate(name, dtype):
     guards = Guards()
     tensor = guards.tensor(name, stored(np.ones(43), dtype), stored(g, dtype))
     guards.launch(Job(name, dtype, [tensor], [row_of(name, options_of(name, OPTIONS), 1)]))
-    for array in (meant(tensor.param, dtype), *tensor.states):
-        finite = np.isfinite(array)
-        assert not finite[[7, 20, 41]].any()
-        assert np.delete(finite, [7, 20, 41]).all()
+    finite = [np.isfinite(array) for array in (meant(tensor.param, dtype), *tensor.states)]
+    if name == "lion":  # whose parameter moves by a sign, that of an infinity too
+        assert finite[0][[20, 41]].all()
+        finite[0][[20, 41]] = False
+    for array in finite:
+        assert not array[[7, 20, 41]].any()
+        assert np.delete(array, [7, 20, 41]).all()
 
 
 @dtypes
@@ -587,7 +590,8 @@ def test_a_training_run(name, dtype):
         if dtype in DIGITS:
             trainer.params = [meant(tensor.param, dtype) for tensor in tensors]
         if step not in SKIPPED:
-            now = [{o: v(count) if callable(v) else v for o, v in options.items()} for options in groups]
+            own = RULES[name].carried  # which the trainer keeps
+            now = [{o: v(count) if callable(v) else v for o, v in options.items() if o != own} for options in groups]
             trainer.step(
                 name,
                 [meant(tensor.grad, dtype) / SCALE for tensor in tensors],

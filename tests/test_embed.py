@@ -310,7 +310,7 @@ BAD_VALUES = [
     (("adam",), {"lr": 0.1, "step": 0}, ValueError, "step must be 1 or more, and below 2**63, not 0"),
     (("adam",), {"lr": 0.1, "step": 1.5}, TypeError, "step must be an int, not a float"),
     (("adam",), {"lr": 0.1, "step": 1, "betas": (0.9, 1.0)}, ValueError, "Invalid beta parameter at index 1: 1"),
-    (("nadam",), {"lr": 0.1}, ValueError, "there is no rule 'nadam', but sgd, momentum, nesterov, adagrad"),
+    (("radam",), {"lr": 0.1}, ValueError, "there is no rule 'radam', but sgd, momentum, nesterov, adagrad"),
 ]
 
 
@@ -320,7 +320,7 @@ def test_bad_numbers(arguments, given_options, error, message):
         embed.hyper_values(*arguments, **given_options)
 
 
-@pytest.mark.parametrize("rule", ["nadam", "SGD", "", None, 3, ["sgd"]])
+@pytest.mark.parametrize("rule", ["radam", "SGD", "", None, 3, ["sgd"]])
 def test_unknown_rules(rule):
     """The error lists those that there are."""
     message = re.escape(f"there is no rule {rule!r}, but sgd, momentum, nesterov, adagrad")

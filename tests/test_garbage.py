@@ -34,7 +34,8 @@ def count():
 def bound(kind):
     """What all parameters may have: beside torch's own dict, states and count one each, and one for each state."""
     name, _ = KINDS[kind]
-    return (3 + 2 * len(RULES[kind].states) + FAMILIES[name].counts) * len(SHAPES)
+    carried = FAMILIES[name].carried is not None
+    return (3 + 2 * len(RULES[kind].states) + FAMILIES[name].counts + carried) * len(SHAPES)
 
 
 def give_gradients(params):

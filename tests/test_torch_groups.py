@@ -51,6 +51,7 @@ BY_POSITION = {
     "RMSprop": (0.1, 0.2, 0.3, 0.4, 0.5, True, False, True, True, False),
     "Adam": (0.1, (0.2, 0.3), 0.4, 0.5, True),
     "AdamW": (0.1, [0.2, 0.3], 0.4, 0.5, True),
+    "NAdam": (0.1, (0.2, 0.3), 0.4, 0.5, 0.6, True),
 }
 
 
@@ -58,13 +59,13 @@ BY_POSITION = {
 def test_constructors_take_what_torchs_do(name):
     """The same options in the same order, by position or by keyword, with the same defaults; each arrives.
 
-    RMSprop takes ``fused`` besides, which is what GradScaler goes by.
+    RMSprop and NAdam take ``fused`` besides, which is what GradScaler goes by.
     """
 
     def taken(module):
         return [(p.name, p.kind, p.default) for p in inspect.signature(getattr(module, name)).parameters.values()]
 
-    more = [("fused", inspect.Parameter.KEYWORD_ONLY, None)] if name == "RMSprop" else []
+    more = [("fused", inspect.Parameter.KEYWORD_ONLY, None)] if name in ("RMSprop", "NAdam") else []
     assert taken(subject) == taken(torch.optim) + more
     [p] = torch_cases.parameters([(3,)])
     kinds = [kind for _, kind, _ in taken(subject)]
@@ -241,6 +242,7 @@ def test_a_tensors_rate(name, options, lr):
         params = torch_cases.parameters(dtype=lr.dtype)
         cls = getattr(torch.optim if plainest else subject, name)
         optimizer = cls(params, **{**options, "lr": rate, "foreach": False})
+        optimizer = torch_cases.exact(optimizer) if plainest else optimizer
         for step in range(10):
             rate.fill_(0.1 / (1 + step))
             train(optimizer, params, 1, start=step)
@@ -294,6 +296,15 @@ def test_options_that_change_between_steps(name, options):
             ("maximize", True),
             ("amsgrad", True),
             ("betas", [0.5, 0.99]),
+            ("lr", 0.01),
+        ],
+        "NAdam": [
+            ("betas", (0.8, 0.9)),
+            ("weight_decay", 0.2),
+            ("eps", 0.1),
+            ("momentum_decay", 0.1),
+            ("decoupled_weight_decay", False),
+            ("maximize", True),
             ("lr", 0.01),
         ],
     }

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import TORCH
-from torch_cases import KINDS, assert_near, make, noise, parameters, states
+from torch_cases import KINDS, assert_near, exact, make, noise, parameters, states
 
 SHAPES = [(3, 4), (), (5,), (2, 3, 2), (0,), (1,), (70,)]
 LATER = 2  # of these parameters join in a group of their own
@@ -95,6 +95,8 @@ class Run:
     def copy(self):
         """Go on with a copy of all."""
         self.params, self.optimizer = copy.deepcopy((self.params, self.optimizer))
+        if type(self.optimizer).__module__.startswith("torch."):
+            exact(self.optimizer)  # copies have no hooks
         self.scheduler = None
 
     def step(self, number, kind):

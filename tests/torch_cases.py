@@ -118,13 +118,22 @@ FUSED = [name for name in NAMES if "fused" in inspect.signature(getattr(torch.op
 
 def in_float64(optimizer, args, kwargs):
     """Have torch hand numbers on in float64: its own float32 is as far off as a float32 parameter."""
-    carried = FAMILIES[type(optimizer).__name__].carried
+    family = next(FAMILIES[cls.__name__] for cls in type(optimizer).__mro__ if cls.__name__ in FAMILIES)
     for p in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
         state = optimizer.state[p]
         if not state:
-            averages = {name: torch.zeros_like(p) for name in FAMILIES[type(optimizer).__name__].states}
-            state.update({"step": torch.tensor(0.0), carried: torch.tensor(1.0, dtype=torch.float64), **averages})
-        state[carried] = state[carried].double()
+            averages = {name: torch.zeros_like(p) for name in family.states}
+            state.update(
+                {"step": torch.tensor(0.0), family.carried: torch.tensor(1.0, dtype=torch.float64), **averages}
+            )
+        state[family.carried] = state[family.carried].double()
+
+
+def exact(reference):
+    """Torch's optimizer, which hands numbers on in float64 where it hands any on."""
+    if FAMILIES[type(reference).__name__].carried is not None:
+        reference.register_step_pre_hook(in_float64)
+    return reference
 
 
 def make(name, params, plainest=False, **options):
@@ -135,10 +144,7 @@ def make(name, params, plainest=False, **options):
     if plainest:
         if name not in FUSED:
             options.pop("fused", None)
-        reference = getattr(torch.optim, name)(params, **options)
-        if FAMILIES[name].carried is not None:
-            reference.register_step_pre_hook(in_float64)
-        return reference
+        return exact(getattr(torch.optim, name)(params, **options))
     return getattr(subject, name)(params, **options)
 
 

@@ -131,6 +131,7 @@ class Clock:
         self.rules: list[Rule] = []
         self.versions: list[int] = []  # of the groups, at the last poll
         self.step_groups: list[StepGroup] = []
+        self.formed = 0  # how often step groups were formed
         self.hypers = np.zeros((0, HYPERS))
         self.carried = np.ones(0)
         self.steady = self.moving = False
@@ -229,7 +230,7 @@ class Clock:
             found[key].new_states.append(new_states)
         with HeldBack():
             self.steady = False
-            self.step_groups = list(found.values())
+            self.step_groups, self.formed = list(found.values()), self.formed + 1
             self.hypers, self.carried = np.zeros((len(found), HYPERS)), np.ones(len(found))
             self.plan.form(taking_part, self.step_groups, self.hypers)
 

@@ -55,7 +55,7 @@ class Counts:
         self.array: Array = self.table.numpy()
         self.expected = self.array.copy()
         self.rows = None if carried is None else np.zeros(self.size, np.int64)
-        self.followed: object = None  # the clock's list of step groups, from which rows was made
+        self.followed = 0  # the number of the step groups from which rows was made
         self.shared: dict[int, Tensor] = {}
         for place, parameter in enumerate(parameters):
             for i, name in zip(self._of(place), self.names, strict=True):
@@ -92,14 +92,14 @@ class Counts:
         self.expected[:] = np.concatenate(self._values(parameters))
         self.array[:] = np.where(written, self.array, self.expected)
 
-    def follow(self, step_groups: Sequence[StepGroup]) -> None:
-        """Look up the clock's row of each parameter again, if the step groups are others."""
-        if self.rows is None or step_groups is self.followed:
+    def follow(self, formed: int, step_groups: Sequence[StepGroup]) -> None:
+        """Look up the clock's row of each parameter again, if step groups were formed since."""
+        if self.rows is None or formed == self.followed:
             return
         for number, group in enumerate(step_groups):
             for parameter in group.parameters:
                 self.rows[cast(TorchParameter, parameter).place] = number
-        self.followed = step_groups
+        self.followed = formed
 
     def count(self, which: Any, carried: Array) -> None:
         """Count a step of the parameters that took part, and take their carried numbers after it, by row."""

@@ -156,9 +156,12 @@ class TorchStepper(Stepper):
 
     def read_or_repeat(self, scale: float) -> int:
         """Take the last step again, with other gradients, and return REPEATED, if that is possible; else `read`."""
-        repetition, part = self.clock.repetition, self.part
-        if repetition is None or part is None or scale != self.clock.scale or (self.asks and self._is_overtaken):
+        clock, part = self.clock, self.part
+        repetition = clock.repetition
+        if repetition is None or part is None or scale != clock.scale or not clock.unchanged():
             return self.read()
+        if self.asks and self._is_overtaken:
+            return OUT_OF_DATE
         if self.asks or self.distributed:
             self._locate()
         return self.watch.take(repetition, part.call)
@@ -237,7 +240,7 @@ class TorchStepper(Stepper):
         return self.part
 
     def _show_counts(self, counts: Counts) -> None:
-        counts.follow(self.clock.step_groups)
+        counts.follow(self.clock.formed, self.clock.step_groups)
         if self.devices_counted:  # up to this step, which the host counts
             self.clock.write_counts()
             counts.take(self.parameters)
