@@ -523,8 +523,8 @@ STEP = (
     Mutant(
         "a signal that was held back is lost",
         "fastopt/step/interrupts.py",
-        "                signal.raise_signal(number)\n",
-        "                pass\n",
+        "                    handler(number, frame)\n",
+        "                    pass\n",
         ("tests/test_interrupts.py",),
         only="is_one_moment and numpy",
     ),

@@ -233,8 +233,8 @@ class Trainer:
                 continue
             self.steps[i] += 1
             chosen = options if isinstance(options, Mapping) else options[i]
-            name, factor = CARRIED.get(rule, (None, None))
-            if factor is not None and name not in chosen:
+            if rule in CARRIED and CARRIED[rule][0] not in chosen:
+                name, factor = CARRIED[rule]
                 self.carried[i] *= factor(self.steps[i], chosen)
                 chosen = {**chosen, name: self.carried[i]}
             self.params[i], self.states[i] = RULES[rule](self.params[i], g, self.states[i], self.steps[i], chosen)

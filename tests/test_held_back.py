@@ -1,6 +1,7 @@
 """Signals that are held back: their handlers run when the block has ended, and stand where they stood."""
 
 import signal
+import socket
 import threading
 
 import pytest
@@ -131,3 +132,19 @@ def test_other_threads_have_nothing_to_hold_back():
     thread.start()
     thread.join()
     assert during == [before]
+
+
+def test_event_loops_see_a_signal_once():
+    """The descriptor by which they wake up gets it when it comes, and not once more at the end."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno()), signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    try:
+        held(lambda: signal.raise_signal(signal.SIGUSR1))
+        ours.settimeout(1.0)
+        assert ours.recv(10) == bytes([signal.SIGUSR1])
+    finally:
+        signal.set_wakeup_fd(before[0])
+        signal.signal(signal.SIGUSR1, before[1])
+        ours.close()
+        theirs.close()

@@ -18,7 +18,7 @@ SIGNALS = tuple(
 
 
 class HeldBack:
-    """Hold back the handlers of signals until the end of a ``with`` block, and let them run then.
+    """Hold back the handlers of signals until the end of a ``with`` block, and call them then.
 
     Python calls them between two lines of the main thread, so that an exception of theirs, as KeyboardInterrupt, would
     leave a step half done. In other threads there is nothing to hold back.
@@ -28,7 +28,7 @@ class HeldBack:
 
     def __init__(self) -> None:
         self.handlers: list[tuple[int, Callable[..., Any]]] = []
-        self.received: tuple[int, ...] = ()
+        self.received: tuple[tuple[int, object], ...] = ()
 
     def __enter__(self) -> None:
         """Take the place of the handlers."""
@@ -45,12 +45,12 @@ class HeldBack:
             raise
 
     def _receive(self, number: int, frame: object) -> None:
-        self.received = *self.received, number
+        self.received = *self.received, (number, frame)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give the handlers their place back, and their signals."""
+        """Give the handlers their place back, and call those whose signals came."""
         self._release()
 
     def _release(self) -> None:
@@ -59,8 +59,10 @@ class HeldBack:
                 signal.signal(*self.handlers[-1])
                 self.handlers.pop()
             while self.received:
-                number, self.received = self.received[0], self.received[1:]
-                signal.raise_signal(number)
-        finally:  # where a handler has raised
+                (number, frame), self.received = self.received[0], self.received[1:]
+                handler = signal.getsignal(number)
+                if callable(handler):  # called, not raised once more: a wakeup descriptor has had this signal already
+                    handler(number, frame)
+        finally:  # if a handler has raised
             if self.handlers or self.received:
                 self._release()
