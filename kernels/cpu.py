@@ -567,6 +567,19 @@ SIGNATURE = types.void(types.intp, types.int64, types.int64, types.int64)  # fas
 make_cfunc = functools.partial(cfunc, SIGNATURE, error_model="numpy")
 
 
+# By constant places: a slice, or `to_fixed_tuple`, took 2 to 5 ns more for each chunk.
+@inner
+def number_at(place, row, real):
+    """Return a number of a hyper row as one to compute with."""
+    return real(row[place])
+
+
+@inner
+def state_at(place, addresses, offset, length, real):
+    """Return the array of a state, from so many bytes behind its address on."""
+    return carray(pointer(addresses[place] + offset), length, real)
+
+
 def make_kernel(name, dtype):
     """Define the kernel of a rule for a dtype: a plain function, for ``cfunc``.
 
@@ -574,7 +587,8 @@ def make_kernel(name, dtype):
     unique, since functions that share a name share a cache index, in which two processes can mistake one for another.
     """
     number = list(STATES_OF).index(name)
-    states, numbers = STATES_OF[name], len(arguments_of(FUNCTIONS[number])[1])
+    places = tuple(range(STATES_OF[name]))
+    positions = tuple(range(SHARED, SHARED + len(arguments_of(FUNCTIONS[number])[1])))
     stored, real = dtype_of(dtype).stored, dtype_of(dtype).real
     stored_size, real_size = np.dtype(stored).itemsize, np.dtype(real).itemsize
 
@@ -588,7 +602,7 @@ def make_kernel(name, dtype):
                 continue
             row = carray(pointer(job.hypers), (tensor.hyper + 1, HYPERS), np.float64)[tensor.hyper]
             scale, decay = real(row[0]), real(row[1])
-            hypers = to_fixed_tuple(row[SHARED:], numbers)
+            hypers = each(number_at, (positions,), (row, real))
             runs, length, step = 1, chunk.length, 0
             grad = tensor.grad + chunk.grad_offset * stored_size
             if tensor.layout != 0:
@@ -612,7 +626,7 @@ def make_kernel(name, dtype):
                     number,
                     carray(pointer(tensor.param + at * stored_size), length, stored),
                     carray(pointer(grad + r * length * stored_size), length, stored),
-                    each(array_at, (to_fixed_tuple(tensor.states, states),), (at * real_size, length, real)),
+                    each(state_at, (places,), (tensor.states, at * real_size, length, real)),
                     scale,
                     decay,
                     hypers,

@@ -312,11 +312,15 @@ class Clock:
             describe(row, step_group, hold)
         return inputs, records
 
-    def end(self) -> None:
-        """Let the host count again."""
+    def stop_repeating(self) -> None:
+        """Take the next step in full."""
         if self.state is State.CREDITED:
             self._credit()
             self.repetition, self.state = None, State.HOST
+
+    def end(self) -> None:
+        """Let the host count again."""
+        self.stop_repeating()
 
     def _credit(self) -> None:
         if self.tally.pending:

@@ -169,20 +169,24 @@ class Optimizer(torch.optim.Optimizer):
         """The clock, which counts the groups' steps."""
         return (self._stepper or self._adopt()).clock
 
-    def _read_or_repeat(self, stepper: TorchStepper, scale: float) -> int:
-        """Repeat the last step, or read the gradients for a new one; take over options that have changed."""
-        watch, here = stepper.watch, self.__dict__
+    def _read_or_repeat(self, scale: float) -> int:
+        """Take the last step again, or read the gradients; nothing of the user's is called."""
+        stepper, here = self._stepper, self.__dict__
+        if stepper is None:  # after unpickling or copying
+            return OUT_OF_DATE
+        watch = stepper.watch
         if watch.dicts is not here["param_groups"] or watch.nested is not here["state"]:
             return OUT_OF_DATE
-        unread = ASSIGNED if self._has_moving_options else stepper.read_or_repeat(scale)
-        if unread == ASSIGNED:
-            scheduled = any(group.schedules for group in self._groups)  # only schedules depend on the step count
-            if scheduled and not (stepper.plan.uses_gpus and torch.cuda.is_current_stream_capturing()):
-                stepper.settle()
-            sync_all(self._groups)
-            watch.note_entries()
-            unread = stepper.read()
-        return unread
+        return ASSIGNED if self._has_moving_options else stepper.read_or_repeat(scale)
+
+    def _sync(self, stepper: TorchStepper) -> int:
+        """Take over options that were assigned, and read the gradients."""
+        scheduled = any(group.schedules for group in self._groups)  # else nothing depends on a count
+        if scheduled and not (stepper.plan.uses_gpus and torch.cuda.is_current_stream_capturing()):
+            stepper.settle()
+        sync_all(self._groups)
+        stepper.watch.note_entries()
+        return stepper.read()
 
     @property
     def _has_moving_options(self) -> bool:
@@ -195,18 +199,24 @@ class Optimizer(torch.optim.Optimizer):
         with guard.mutex:
             if guard.stepping.locked():
                 guard.refuse_inside_step()
-            with guard.stepping:
-                stepper = self._stepper or self._adopt()  # after unpickling or copying there is none
-                try:
-                    unread = self._read_or_repeat(stepper, scale)
-                    if unread == OUT_OF_DATE:
-                        stepper.watch.release()
-                        stepper = self._adopt()
-                        unread = stepper.read_anew()
-                    if unread != REPEATED:
-                        stepper.update(unread, scale, amp)
-                finally:
-                    stepper.watch.release()
+            unread = self._read_or_repeat(scale)
+            try:
+                if unread != REPEATED:
+                    with guard.stepping:
+                        self._take(unread, scale, amp)
+            finally:
+                if self._stepper is not None:
+                    self._stepper.watch.release()
+
+    def _take(self, unread: int, scale: float, amp: AmpState | None) -> None:
+        """Take a step that is no repetition of the last one, after its gradients were read or could not be."""
+        stepper = self._stepper
+        if unread == ASSIGNED and stepper is not None:
+            unread = self._sync(stepper)
+        if unread == OUT_OF_DATE or stepper is None:
+            stepper = self._adopt()
+            unread = stepper.read_anew()
+        stepper.update(unread, scale, amp)
 
     def _names(self) -> list[Sequence[Any]]:
         """Return the keys of the parameters in each group: their names, else their numbers."""
@@ -306,6 +316,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._stepper.settle()
                 for group in self._groups:
                     group.describe_anew()
+                self._stepper.clock.stop_repeating()  # options may have been assigned, which nobody else will see
                 self._stepper.watch.note_entries()  # else the entries just written would count as assigned by the user
             return super().state_dict()
 

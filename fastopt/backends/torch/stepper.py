@@ -158,7 +158,7 @@ class TorchStepper(Stepper):
         """Take the last step again, with other gradients, and return REPEATED, if that is possible; else `read`."""
         clock, part = self.clock, self.part
         repetition = clock.repetition
-        if repetition is None or part is None or scale != clock.scale or not clock.unchanged():
+        if repetition is None or part is None or scale != clock.scale:
             return self.read()
         if self.asks and self._is_overtaken:
             return OUT_OF_DATE
