@@ -860,8 +860,8 @@ TORCH = (
     Mutant(
         "a step in torch keeps its gradients",
         "fastopt/torch/base.py",
-        "                finally:\n                    stepper.watch.release()\n",
-        "                finally:\n                    pass\n",
+        "                if self._stepper is not None:\n                    self._stepper.watch.release()\n",
+        "                pass\n",
         ("tests/test_torch_watch.py",),
         only="let_go",
     ),

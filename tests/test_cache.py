@@ -291,7 +291,8 @@ def test_kernels_have_names_of_their_own():
     kernels = [cpu.make_kernel(*variant) for variant in every]
     for (name, dtype), kernel in zip(every, kernels, strict=True):
         assert kernel.__qualname__ == kernel.__name__ == f"{name}_{dtype}_abi{ABI}"
-        for value in inspect.getclosurevars(kernel).nonlocals.values():
+        values = inspect.getclosurevars(kernel).nonlocals.values()
+        for value in (item for value in values for item in (value if isinstance(value, tuple) else [value])):
             assert isinstance(value, int | float | str) or value in types
     assert len({kernel.__qualname__ for kernel in kernels}) == len(every)
 
