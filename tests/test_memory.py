@@ -183,7 +183,8 @@ def test_what_a_running_step_uses_stays(monkeypatch):
     """A gradient that is dropped while another thread is inside the kernel lives until the step ends."""
     p, gradient = np.ones(600), np.ones(600)
     optimizer = fastopt.SGD(p, lr=0.5)
-    optimizer.step(np.zeros(600))
+    for _ in range(2):  # after which the extension takes the steps
+        optimizer.step(np.zeros(600))
     inside, leave = threading.Event(), threading.Event()
     repetition = optimizer._stepper.clock.repetition
     take = repetition.take

@@ -135,6 +135,7 @@ class Clock:
         self.hypers = np.zeros((0, HYPERS))
         self.carried = np.ones(0)
         self.steady = self.moving = False
+        self.assigned = True  # an option, since the step before
         self.repetition: Repetition | None = None  # of the last step, in the state CREDITED
         self.tally = Tally()
         self._kinds = sorted({(parameter.group.index, parameter.dtype) for parameter in plan.parameters})
@@ -183,7 +184,7 @@ class Clock:
         """
         self.end()
         self._take_scale(scale)
-        self._ask()
+        self.assigned = self._ask()
 
     def _take_scale(self, scale: float) -> None:
         if scale != self.scale:
@@ -289,6 +290,8 @@ class Clock:
 
     def repeat(self) -> None:
         """Let the extension take the next steps, if they can repeat the last one."""
+        if self.assigned:  # as a scheduler does in every step, for which it would be in vain
+            return
         if not self.counted or self.state is not State.HOST or not all(map(can_repeat, self.groups)):
             return
         repetition = self.plan.repetition()
