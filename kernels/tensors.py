@@ -131,6 +131,10 @@ class Watch:
         """Expect the entries of the dicts to stay as they are now."""
         self.assigned[:] = self._assigned()
 
+    def forget_entries(self) -> None:
+        """Take the entries of the dicts for changed."""
+        self.assigned.clear()
+
     def _listed(self) -> list[Any]:
         lists = [dict.__getitem__(given, PARAMS) for given in self.dicts]  # whatever a subclass overrides
         return [item for given, held in zip(self.dicts, lists, strict=True) for item in (given, held, *held)]

@@ -292,7 +292,7 @@ def test_kernels_have_names_of_their_own():
     for (name, dtype), kernel in zip(every, kernels, strict=True):
         assert kernel.__qualname__ == kernel.__name__ == f"{name}_{dtype}_abi{ABI}"
         values = inspect.getclosurevars(kernel).nonlocals.values()
-        for value in (item for value in values for item in (value if isinstance(value, tuple) else [value])):
+        for value in (item for given in values for item in (given if isinstance(given, tuple) else [given])):
             assert isinstance(value, int | float | str) or value in types
     assert len({kernel.__qualname__ for kernel in kernels}) == len(every)
 

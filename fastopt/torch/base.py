@@ -128,14 +128,20 @@ class Optimizer(torch.optim.Optimizer):
         except KeyError:  # after an AttributeError, Python calls a wrapper's __getattr__
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
 
-    def _fetch(self) -> bool:
-        """Bring counts and numbers up to date, but not inside a step, nor in a capture, which could not wait; True."""
+    def _fetch(self, name: Any = "step") -> bool:
+        """Bring counts and numbers up to date, but not inside a step, nor in a capture, which could not wait; True.
+
+        Whoever reads the description of the schedules, or all entries, may edit it, so that the next step checks it.
+        """
         stepper = self._stepper
         if stepper is None or not stepper.clock.is_behind or self._guard.stepping.locked():
             return True
         if not (stepper.clock.on_devices and torch.cuda.is_current_stream_capturing()):
             with self._guard.mutex:
                 stepper.settle()
+                if name is None or name == "schedules":
+                    stepper.clock.stop_repeating()
+                    stepper.watch.forget_entries()
         return True
 
     def _adopt(self) -> TorchStepper:

@@ -35,7 +35,7 @@ def is_scheduler(names: Mapping[str, Any]) -> bool:
     return not SCHEDULERS.isdisjoint(str(names.get("__name__")).split("."))
 
 
-def do_nothing() -> bool:
+def do_nothing(name: Any = None) -> bool:
     """Fetch nothing: the default of a copy, before its optimizer's first step."""
     return True
 
@@ -49,7 +49,7 @@ class LiveGroup(dict[str, Any]):
     Attributes
     ----------
     fetch : callable
-        Brings the numbers up to date, and returns True; None if the optimizer is gone.
+        Brings the numbers up to date for who reads an entry, and returns True; None if the optimizer is gone.
     tally : Tally or None
         The steps that the extension had taken when the optimizer went away.
     driven : dict
@@ -66,7 +66,7 @@ class LiveGroup(dict[str, Any]):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        self.fetch: Callable[[], bool | None] = do_nothing
+        self.fetch: Callable[[Any], bool | None] = do_nothing
         self.tally: Tally | None = None
         self.driven: Mapping[str, StepFunction] = {}
         self.own: Mapping[str, StepFunction] = {}
@@ -103,7 +103,7 @@ class LiveGroup(dict[str, Any]):
             self.rate = None
 
     def _read(self, name: Any = None) -> None:
-        if name != PARAMS and name != BASE and not self.fetch():
+        if name != PARAMS and name != BASE and not self.fetch(name):
             self._catch_up()
 
     def _base(self, default: Any = None) -> Any:
@@ -131,7 +131,7 @@ class LiveGroup(dict[str, Any]):
     def __setitem__(self, name: str, value: Any) -> None:
         """Assign an entry; before a step count, fetch the steps so far."""
         if name == "step":
-            self.fetch()
+            self.fetch(name)
         elif self.numbers.get(name, self) is super().get(name) and is_scheduler(sys._getframe(1).f_globals):
             self.overruled.add(name)
         super().__setitem__(name, value)
