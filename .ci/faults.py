@@ -427,8 +427,8 @@ STEP = (
     Mutant(
         "the bias is corrected for the step before",
         "fastopt/step/clock.py",
-        "rule.row(rule.with_carried(options, float(self.carried[number])), step, step_group.first)",
-        "rule.row(rule.with_carried(options, float(self.carried[number])), max(step - 1, 1), step_group.first)",
+        "factor, *row = rule.row(options, step, step_group.first)",
+        "factor, *row = rule.row(options, max(step - 1, 1), step_group.first)",
         ("tests/test_rules.py",),
         only="trajectories and adam",
     ),
@@ -467,8 +467,8 @@ STEP = (
     Mutant(
         "a step is repeated though others take part",
         "fastopt/step/stepper.py",
-        "return gradients.taking_part == plan.taking_part and plan",
-        "return plan",
+        "gradients.strided or gradients.taking_part != plan.taking_part",
+        "gradients.strided",
         ("tests/test_optimizers.py", "tests/test_memory.py"),
         only="missing or late or new_addresses",
     ),
@@ -579,8 +579,8 @@ STEP = (
     Mutant(
         "a schedule is asked for the step after",
         "fastopt/step/group.py",
-        'numbers_at(self.entries["step"], self.schedules)}',
-        'numbers_at(self.entries["step"] + 1, self.schedules)}',
+        'numbers_at(self.entries["step"] + ahead, self.schedules)}',
+        'numbers_at(self.entries["step"] + ahead + 1, self.schedules)}',
         ("tests/test_optimizers.py",),
         only="schedule",
     ),
@@ -714,9 +714,9 @@ MEMORY = (
     ),
     Mutant(
         "a gradient that lies as the parameter again keeps its tiles",
-        "fastopt/step/cpu.py",
-        "        self.gradients[:] = addresses\n        if strided != self.strided:",
-        "        self.gradients[:] = addresses\n        if strided and strided != self.strided:",
+        "fastopt/step/launch.py",
+        "if strided != self.strided:",
+        "if self.strided is None or (strided and strided != self.strided):",
         ("tests/test_layouts.py", "tests/test_torch_layouts.py", "tests/test_optimizers.py"),
     ),
     Mutant(

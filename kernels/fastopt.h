@@ -98,7 +98,7 @@ typedef struct fastopt_launch {
     int64_t workers; /* the most threads that are worth using */
 } fastopt_launch;
 
-/* A step that differs from the last one only in the gradients' addresses and the step count. */
+/* A step that differs from the last one only in the gradients' addresses and the hyper rows. */
 typedef struct fastopt_step {
     const fastopt_launch *launches;
     int64_t count;         /* of launches */
@@ -108,7 +108,7 @@ typedef struct fastopt_step {
     const fastopt_row_inputs *inputs; /* one for each hyper row; null: the rows stay as they are */
     int64_t rows;
     double *carried; /* see fastopt_clock */
-    double *next;    /* room for as many: what they are after the step */
+    double *next;    /* what they are after the step */
     double *hypers;
     double scale;   /* the factor of the gradients */
     double largest; /* the largest number that the kernels compute with */
@@ -117,7 +117,7 @@ typedef struct fastopt_step {
 
 /* Takes a step on at most `threads` threads, with gradients at these addresses; null: the same ones as in the last step.
  * All of it is one call: a Python interrupt comes before or after it. Returns 1; 0 if a number of a row is too large for
- * the kernels, and nothing was done. */
+ * the kernels: then nothing was done, except that the caller has to compute the rows again. */
 int32_t fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads);
 
 /* Reads the addresses of PyTorch gradients as fastopt_read does, through DLPack's table of functions. Returns -1 if

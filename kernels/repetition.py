@@ -1,4 +1,4 @@
-"""Repeats a step in one call of C when only the gradients' addresses and the step count have changed."""
+"""Repeats a step in one call of C when only the gradients' addresses and the hyper rows have changed."""
 
 from __future__ import annotations
 
@@ -27,54 +27,64 @@ class Repetition:
     """
 
     def __init__(self, launches: Sequence[tuple[int, ...]], grads: npt.NDArray[np.int64], threads: Any) -> None:
-        self.launches = np.array(launches, LAUNCH)
+        self.launches = launches
+        self.table = np.array(launches, LAUNCH)
         self.grads = grads
         self.step = np.zeros((), STEP)
-        self.step["launches"], self.step["count"] = address(self.launches), len(launches)
+        self.step["launches"], self.step["count"] = address(self.table), len(launches)
         self.step["grads"], self.step["n"] = address(grads), len(grads)
         self.step["parallel"] = threads.parallel
         self.get_num_threads = threads.get_num_threads
+        self.workers = int(self.table["workers"].max())
+        self.inputs, self.counter = self.step["inputs"], self.step["taken"]  # views
         self.pointer = ffi.cast("fastopt_step *", address(self.step))
 
     def set_rows(
         self,
         hypers: npt.NDArray[np.float64],
         carried: npt.NDArray[np.float64],
-        inputs: npt.NDArray[Any] | None,
-        records: Sequence[Array],
+        upcoming: npt.NDArray[np.float64],
         scale: float,
         largest: float,
     ) -> None:
-        """Set the hyper rows, and the ROW_INPUTS from which each step computes them; if None, the rows stay.
+        """Set the hyper rows, which stay as they are until they are described.
 
         Parameters
         ----------
-        hypers, carried, inputs : array
-            See `fastopt_step`.
-        records : sequence of array
-            The schedules' records, to which the inputs point.
+        hypers, carried, upcoming : array
+            See `fastopt_step`, which calls the last one ``next``.
         scale : float
             The factor of the gradients.
         largest : float
             The largest number that the kernels compute with.
         """
-        self.held = hypers, carried, inputs, records
-        self.next = np.empty_like(carried)
-        self.step["next"] = address(self.next)
-        self.step["inputs"] = 0 if inputs is None else address(inputs)
-        self.step["rows"] = 0 if inputs is None else len(inputs)
-        self.step["hypers"], self.step["carried"], self.step["scale"] = address(hypers), address(carried), scale
-        self.step["largest"], self.step["taken"] = largest, 0
+        self.keep_rows()
+        self.rows = hypers, carried, upcoming
+        self.step["rows"], self.step["hypers"] = len(hypers), address(hypers)
+        self.step["carried"], self.step["next"] = address(carried), address(upcoming)
+        self.step["scale"], self.step["largest"] = scale, largest
+
+    def describe(self, inputs: npt.NDArray[Any] | None, records: Sequence[Array]) -> None:
+        """Have each step compute the rows from ROW_INPUTS, which point to these schedules' records; None: they stay."""
+        self.keep_rows()
+        self.held = inputs, records
+        self.inputs[...] = 0 if inputs is None else address(inputs)
+
+    def keep_rows(self) -> None:
+        """Leave the hyper rows and the next carried numbers as they are, or as the caller changes them."""
+        self.inputs[...] = 0
 
     @property
     def taken(self) -> int:
-        """How often the step was taken since the rows were set."""
-        return int(self.step["taken"])
+        """How often the step was taken."""
+        return int(self.counter)
 
     def take(self, grads: Array | None) -> bool:
         """Take the step with gradients at these addresses, or, for None, at the same ones as before.
 
-        Return False if a number of a hyper row is too large for the kernels; nothing was done then.
+        Return False if a number of a hyper row is too large for the kernels: then nothing was done, except that the
+        caller has to compute the rows again.
         """
-        addresses = ffi.NULL if grads is None else ffi.cast("int64_t *", address(grads))
-        return bool(lib.fastopt_take(self.pointer, addresses, self.get_num_threads()))
+        addresses = ffi.NULL if grads is None else ffi.from_buffer("int64_t[]", grads)
+        threads, workers = self.get_num_threads(), self.workers  # any number of the user's, and one that fits into an int
+        return bool(lib.fastopt_take(self.pointer, addresses, threads if threads < workers else workers))

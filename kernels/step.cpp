@@ -1,4 +1,4 @@
-// Repeats a step when only the gradients' addresses and the step count have changed.
+// Repeats a step when only the gradients' addresses and the hyper rows have changed.
 
 #include "step.h"
 
@@ -28,7 +28,8 @@ bool fits(const double *row, double largest) {
 }  // namespace
 
 bool fastopt::write_rows(fastopt_step &step) {
-    for (int64_t i = 0; step.inputs != nullptr && i < step.rows; ++i) {
+    if (step.inputs == nullptr) return true;
+    for (int64_t i = 0; i < step.rows; ++i) {
         double *row = step.hypers + i * FASTOPT_HYPERS;
         step.next[i] = step.carried[i];
         fastopt::write_row(step.inputs[i], step.taken, step.next + i, row);
@@ -40,7 +41,7 @@ bool fastopt::write_rows(fastopt_step &step) {
 
 void fastopt::launch(fastopt_step &step, const int64_t *grads, int32_t threads) {
     for (int64_t i = 0; grads != nullptr && i < step.n; ++i) *step.grads[i] = grads[i];
-    for (int64_t i = 0; step.inputs != nullptr && i < step.rows; ++i) step.carried[i] = step.next[i];
+    for (int64_t i = 0; i < step.rows; ++i) step.carried[i] = step.next[i];
     ++step.taken;
     for (int64_t i = 0; i < step.count; ++i) run(step.launches[i], step.parallel, threads);
 }

@@ -175,9 +175,9 @@ def test_a_chunk_is_a_pack_for_each_thread(dtype, elements):
     opt = fastopt.SGD(params, lr=0.1)
     opt.step(grads)
     (launch,) = opt._stepper.plan.launches
-    assert (launch.threads, launch.count) == (128, 4 + -(-910 // elements))
+    assert (launch.block, launch.count) == (128, 4 + -(-910 // elements))
     opt.step([grads[0], grads[1].copy(order="F")])
-    assert (launch.threads, launch.count) == (gpu.TILE_THREADS, 4 + 1)
+    assert (launch.block, launch.count) == (gpu.TILE_THREADS, 4 + 1)
 
 
 def elsewhere(array):
@@ -218,3 +218,111 @@ def test_without_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ImportError, match=r"fastopt\[cuda13\]"):
         fastopt.SGD([cupy.Foreign(np.ones(3, np.float32))], lr=0.1)
+
+
+class OutOfMemoryError(Exception):
+    """What a device raises that has no memory left, or Ctrl-C."""
+
+
+def failing(monkeypatch, name):
+    """Let one of the stream's methods, or the allocation of memory, fail once."""
+    owner, method = (gpu, "Memory") if name == "Memory" else (gpu.Stream, name)
+    before = getattr(owner, method)
+
+    def fail(*arguments, **more):
+        monkeypatch.setattr(owner, method, before)
+        raise OutOfMemoryError
+
+    monkeypatch.setattr(owner, method, fail)
+
+
+def twins(**options):
+    """Two optimizers with the same parameters and gradients, and a function that compares them."""
+    (opt, params, grads), (twin, others, _) = stepped(**options), stepped(**options)
+
+    def compare():
+        cuda_stand_in.synchronize_all()
+        for p, q in zip(params, others, strict=True):
+            assert p.get().tobytes() == q.get().tobytes()
+
+    return opt, twin, grads, compare
+
+
+@pytest.mark.parametrize("what", ["Memory", "write"])
+def test_a_cut_that_fails_is_made_again(what, monkeypatch):
+    """The step changes nothing; the next one finds no table that is half of the old gradients' strides."""
+    opt, twin, grads, compare = twins()
+    strided = [grads[0], cupy.asarray(np.ones((700, 2), np.float32))[:, 0], grads[2]]
+    failing(monkeypatch, what)
+    with pytest.raises(OutOfMemoryError):
+        opt.step(strided)
+    for gradients in (grads, strided, grads):
+        opt.step(gradients)
+        twin.step(gradients)
+        compare()
+
+
+def test_room_for_rows_that_fails_is_made_again(monkeypatch):
+    """Parameters with other counts need another hyper row."""
+    opt, twin, grads, compare = twins()
+    late = [grads[0], None, None]
+    opt.step(late)
+    twin.step(late)
+    failing(monkeypatch, "Memory")
+    with pytest.raises(OutOfMemoryError):
+        opt.step()
+    for _ in range(2):
+        opt.step()
+        twin.step()
+        compare()
+
+
+@pytest.mark.parametrize("what", ["Memory", "write"])
+def test_a_schedule_that_could_not_be_copied_is_copied_later(what, monkeypatch):
+    """Captured steps read it in the GPU's memory."""
+    opt, twin, _, compare = twins()
+    for optimizer in (opt, twin):
+        optimizer.param_groups[0]["lr"] = Cosine(0.1, 20)
+    failing(monkeypatch, what)
+    with pytest.raises(OutOfMemoryError):
+        opt.step()
+    for optimizer in (opt, twin):
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            for _ in range(2):
+                optimizer.step()
+            stream.begin_capture()
+            optimizer.step()
+            graph = stream.end_capture()
+        for _ in range(2):
+            graph.launch(stream)
+    compare()
+    assert opt.param_groups[0]["lr"] == twin.param_groups[0]["lr"] == Cosine(0.1, 20)(5)
+
+
+def test_a_function_is_noticed_where_a_schedule_could_not_be_copied(monkeypatch):
+    """A graph would never call it."""
+    opt, _, _, _ = twins()
+    opt.param_groups[0].update({"lr": lambda step: 0.1, "weight_decay": Cosine(0.1, 20)})
+    failing(monkeypatch, "Memory")
+    with pytest.raises(OutOfMemoryError):
+        opt.step()
+    for _ in range(2):
+        opt.step()
+    assert opt._stepper.clock.needs_python
+
+
+def test_a_single_update_is_not_captured():
+    """The first one on a stream neither; warming up would not help."""
+    params, grads = model()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    for _ in range(2):
+        with stream:
+            stream.begin_capture()
+            try:
+                with pytest.raises(RuntimeError, match="make an optimizer, and capture its step"):
+                    fastopt.fused.sgd(params[1], grads[1], lr=0.1)
+            finally:
+                stream.end_capture()
+            fastopt.fused.sgd(params[1], grads[1], lr=0.1)
+    cuda_stand_in.synchronize_all()

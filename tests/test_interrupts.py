@@ -155,6 +155,7 @@ NUMPY = {
     "two rules": functools.partial(OfNumpy, "SGD", groups=TWO_RULES, lr=0.5),
     "counts": functools.partial(OfNumpy, "Adam", **ADAM),
     "a schedule": functools.partial(OfNumpy, "SGD", lr=RATE, momentum=0.9),
+    "a function": functools.partial(OfNumpy, "NAdam", lr=lambda step: 0.5 / (step + 1), eps=1e-3),
     "missing gradients": functools.partial(OfNumpy, "Adam", ("f4", "f8"), given=by_turns, **ADAM),
     "transposed gradients": functools.partial(OfNumpy, "SGD", order="F", **MOMENTUM),
 }
@@ -188,6 +189,18 @@ def test_a_step_is_one_moment(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_so_is_a_step_that_makes_states(kind, before, every):
     check(KINDS[kind], before, every=every)
+
+
+@pytest.mark.parametrize("kind", ["numpy, one launch", "numpy, counts", "torch, one launch"])
+def test_so_is_a_step_after_an_assignment(kind):
+    def assigned():
+        subject = KINDS[kind]()
+        for number in range(4):
+            subject.step(number)
+            subject.optimizer.param_groups[0]["lr"] = 0.25 * number
+        return subject
+
+    check(assigned, 0)
 
 
 @pytest.mark.exhaustive

@@ -54,7 +54,7 @@ def trained(make, options, steps, repeats, monkeypatch):
     """All that comes out of steps, which the extension repeats, or Python computes one by one."""
     with monkeypatch.context() as patch:
         if not repeats:
-            patch.setattr(Clock, "repeat", lambda self: False)
+            patch.setattr(Clock, "start_repeating", lambda self: None)
         return make(options, steps)
 
 

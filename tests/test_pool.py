@@ -331,6 +331,10 @@ def test_absurd_numbers_of_threads():
         p = np.zeros(1_000_000, np.float32)
         fastopt.fused.sgd(p, p + 1, lr=1.0)
         assert (p == -1).all()
+        optimizer = fastopt.SGD([p], lr=1.0)
+        for _ in range(3):  # the last of which repeat the first
+            optimizer.step([np.ones_like(p)])
+        assert (p == -4).all()
 
 
 def set_environment(monkeypatch, text):

@@ -170,3 +170,17 @@ def test_a_group_outlives_its_optimizer():
         del optimizer
         assert read(group) == rate(5)
         assert group["step"] == 6
+
+
+def test_what_is_assigned_to_a_group_that_outlives_its_optimizer_stays():
+    """Though nobody has asked for the last steps before."""
+    for name, value in {"lr": 0.5, "step": 100}.items():
+        p = Parameter(torch.ones(3))
+        optimizer = subject.SGD([p], lr=Linear(1.0, 0.0, 10))
+        group = optimizer.param_groups[0]
+        for _ in range(6):
+            p.grad = torch.ones(3)
+            optimizer.step()
+        del optimizer
+        group[name] = value
+        assert {"step": group["step"], "lr": group["lr"]} == {"step": 6, "lr": Linear(1.0, 0.0, 10)(5), name: value}

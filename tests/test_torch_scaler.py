@@ -148,20 +148,25 @@ def test_a_state_dict_after_skipped_steps_has_no_states():
     assert_equal(there, here, ours, others)
 
 
-@pytest.mark.parametrize("lr", [0.1, Cosine(0.1, 20)], ids=["number", "schedule"])
-@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
-@pytest.mark.parametrize("pattern", ["ss", "dd", "ds", "ddsd", "dddss"])
-def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
-    """The host updates sparse rows; dense gradients beside them are divided as before."""
+def sparse_at_once(monkeypatch):
+    """Have sparse rows updated at once: they are torch's own operations, which do not wait here."""
     monkeypatch.setattr(gradients, "coalesced", lambda what, gradient, parameter: gradient.detach().coalesce())
     update = Gpu.update
 
-    def at_once(*arguments):  # the rows are torch's own operations, which do not wait here
+    def at_once(*arguments):
         cuda_stand_in.synchronize_all()
         update(*arguments)
         cuda_stand_in.synchronize_all()
 
     monkeypatch.setattr(Gpu, "update", at_once)
+
+
+@pytest.mark.parametrize("lr", [0.1, Cosine(0.1, 20)], ids=["number", "schedule"])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+@pytest.mark.parametrize("pattern", ["ss", "dd", "ds", "ddsd", "dddss"])
+def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
+    """The host updates sparse rows; dense gradients beside them are divided as before."""
+    sparse_at_once(monkeypatch)
     there, here, ours, others = cuda_tensors.pair(name, [torch.zeros(4), torch.zeros(6, 2)], lr=lr)
     for kind in pattern:
         cuda_stand_in.synchronize_all()
@@ -175,6 +180,40 @@ def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
         scaled_step(ours, "taken")
         assert kind == "d" or cuda_stand_in.WORLD.waits > before
         others.step()
+    assert_equal(there, here, ours, others)
+
+
+def test_sparse_rows_have_the_rate_of_their_step(monkeypatch):
+    """Also where other dense gradients come in the same step, before which the host adds up the GPU's counts."""
+    sparse_at_once(monkeypatch)
+    shapes = [torch.zeros(4), torch.zeros(3), torch.zeros(6, 2)]
+    there, here, ours, others = cuda_tensors.pair("SGD", shapes, lr=Linear(1.0, 0.0, 4))
+    for step in range(3):
+        cuda_stand_in.synchronize_all()
+        for p, q in zip(there, here, strict=True):
+            p.grad = q.grad = None
+        for i in range(2) if step < 2 else range(1):
+            here[i].grad, there[i].grad = torch.ones(here[i].shape), on_gpu(torch.full(here[i].shape, 8.0))
+        if step == 2:
+            for params, value in ((here, 1.0), (there, 8.0)):
+                params[2].grad = torch.sparse_coo_tensor([[1, 3]], torch.full((2, 2), value), (6, 2))
+        scaled_step(ours, "taken")
+        others.step()
+    assert_equal(there, here, ours, others)
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adagrad", "nadamw"])
+def test_a_scale_that_the_host_knows_after_steps_of_a_scaler(kind):
+    """The steps that the GPU has counted until then are in the counts, of parameters too."""
+    there, here, ours, others = model(kind)
+    both(ours, others, there, here, ["taken", "skipped", "taken"])
+    give(there, here, 3, scale=8.0)
+    ours.grad_scale = torch.tensor(8.0)
+    ours.step()
+    del ours.grad_scale
+    others.step()
+    assert_equal(there, here, ours, others)
+    both(ours, others, there, here, ["taken"])
     assert_equal(there, here, ours, others)
 
 

@@ -671,18 +671,20 @@ def test_what_a_repetition_points_to_is_held(kind):
     repetition = clock.repetition
     assert repetition is not None
     clock.end()
-    clock.hypers, clock.carried = clock.hypers.copy(), clock.carried.copy()
+    clock.hypers, clock.carried, clock.next = clock.hypers.copy(), clock.carried.copy(), clock.next.copy()
     gc.collect()
-    hypers, carried, inputs, _ = repetition.held
+    (hypers, carried, upcoming), (inputs, _) = repetition.rows, repetition.held
     pointed_to = repetition.step
     assert pointed_to["hypers"] == hypers.ctypes.data
     assert pointed_to["carried"] == carried.ctypes.data
+    assert pointed_to["next"] == upcoming.ctypes.data
     if kind == "rmsprop_centered_momentum":  # whose rows stay as they are
         assert inputs is None
         assert pointed_to["inputs"] == 0
     else:
         assert pointed_to["inputs"] == inputs.ctypes.data
-        assert pointed_to["rows"] == len(inputs) == len(hypers) == 1
+        assert len(inputs) == 1
+    assert pointed_to["rows"] == len(hypers) == len(carried) == len(upcoming) == 1
 
 
 @swept(1, ids=str, kind=KINDS, many=[(1, 500_000), (6, 1000), (300, 8)])

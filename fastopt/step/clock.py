@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..kernels.reader import Array, address
 from ..kernels.repetition import Repetition
 from ..kernels.tables import HYPERS, ROW_INPUTS
-from ..rules import RULES, Options, Row, Rule, check
+from ..rules import RULES, Options, Row, Rule
 from .group import GroupOptions, record_of
 from .guard import Guard
 from .interrupts import HeldBack
@@ -35,15 +35,28 @@ class State(enum.Enum):
 
 
 class Tally:
-    """The steps that the extension has taken, and how many of these are in the counts already."""
+    """The steps that the extension has taken, and how many of these are in the counts already.
+
+    Attributes
+    ----------
+    asked : int or None
+        How many steps it had taken when Python last asked the schedules; None while the extension evaluates them.
+    """
 
     def __init__(self) -> None:
         self.repetition: Repetition | None = None
         self.credited = 0
+        self.asked: int | None = None
 
     def begin(self, repetition: Repetition) -> None:
-        """Begin to count the steps of a repetition, which has taken none yet."""
-        self.credited, self.repetition = 0, repetition
+        """Begin to count the steps that a repetition takes from now on."""
+        self.end()  # nothing is pending, whatever comes in between
+        self.credited = repetition.taken
+        self.repetition = repetition
+
+    def end(self) -> None:
+        """Forget the repetition, whose steps are in the counts."""
+        self.repetition = None
 
     @property
     def pending(self) -> int:
@@ -56,25 +69,33 @@ class Tally:
         self.credited += steps
         return steps
 
+    def show(self, group: GroupOptions) -> None:
+        """Show the numbers of the latest step, which is in the group's count or was asked for last."""
+        if self.asked is None:
+            group.catch_up()
+        elif self.repetition is not None and self.repetition.taken > self.asked:
+            group.take_upcoming()
+
 
 class Fetch:
     """Brings a group up to date by its clock or, if the optimizer is gone, by the tally that it left."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = weakref.ref(clock)  # the clock holds the group: a strong reference would be a cycle
-        self.tally = clock.tally
+        self.tally, self.guard = clock.tally, clock.guard
         self.is_done = False
 
     def __call__(self, group: GroupOptions) -> None:
         """Bring it up to date."""
-        clock = self.clock()
-        if clock is not None:
-            clock.fetch()
-        elif not self.is_done and self.tally.pending:
-            with HeldBack():
-                self.is_done = True
-                group.count(self.tally.pending)
-                catch_up(group)
+        with self.guard.mutex:
+            clock = self.clock()
+            if clock is not None:
+                clock.settle()
+            elif not self.is_done and self.tally.pending:
+                with HeldBack():
+                    self.is_done = True
+                    group.count(self.tally.pending)
+                    self.tally.show(group)
 
 
 class Clock:
@@ -82,15 +103,15 @@ class Clock:
 
     ::
 
-                      repeat                        by_device              captured
-        CREDITED  <-----------  HOST  ---------------------------> DEVICE ----------> CAPTURED
-                  ----------->        <---------------------------
-                      end                           end
+                  start_repeating             by_device             recording
+        CREDITED  <--------------  HOST  ------------------> DEVICE ----------> CAPTURED
+                  -------------->        <------------------
+                        end                      end
 
     This class has the first two states, `DeviceClock` all four.
 
     A step calls ``poll`` (options of the next step), ``form`` (step groups) and ``advance`` (hyper rows), launches, and
-    calls ``count``. Whoever reads a count calls ``settle`` first.
+    calls ``count``. A step that the extension takes calls ``keep_up``. Whoever reads a count calls ``settle`` first.
 
     Parameters
     ----------
@@ -108,12 +129,18 @@ class Clock:
         The rule of each group in the next step.
     step_groups : list of StepGroup
         The parameters that take part, by hyper row.
-    hypers, carried : array of float64
-        A hyper row and the carried number for each step group.
+    hypers, carried, next : array of float64
+        For each step group its hyper row, and its carried number after the latest step and after the step under way.
     steady : bool
         Whether the rows are up to date with options, scale and step groups.
     moving : bool
         Whether the rows change from step to step all the same.
+    assigned : bool
+        Whether an option was assigned between the last two steps that were not repeated.
+    scheduled, needs_python : bool
+        Whether there are schedules; whether one is a function that only Python can call.
+    repeatable : bool
+        Whether the extension may take steps with these.
     """
 
     def __init__(
@@ -132,13 +159,14 @@ class Clock:
         self.versions: list[int] = []  # of the groups, at the last poll
         self.step_groups: list[StepGroup] = []
         self.formed = 0  # how often step groups were formed
-        self.hypers = np.zeros((0, HYPERS))
-        self.carried = np.ones(0)
+        self.hypers, self.carried, self.next = np.zeros((0, HYPERS)), np.ones(0), np.ones(0)
         self.steady = self.moving = False
-        self.assigned = True  # an option, since the step before
+        self.assigned = True
+        self.scheduled = self.needs_python = self.repeatable = False
         self.repetition: Repetition | None = None  # of the last step, in the state CREDITED
         self.tally = Tally()
-        self._kinds = sorted({(parameter.group.index, parameter.dtype) for parameter in plan.parameters})
+        kinds = sorted({(parameter.group.index, parameter.dtype) for parameter in plan.parameters})
+        self._kinds = [(index, dtype, f" of group {index}") for index, dtype in kinds]
         options = [group.entries for group in groups]
         self.check_options([choose(entries) for entries in options], options)
 
@@ -161,15 +189,14 @@ class Clock:
 
     def check_options(self, rules: Sequence[Rule], options: Sequence[Options]) -> None:
         """Raise if options of a group are too large for the dtype of one of its parameters."""
-        for index, dtype in self._kinds:
-            rules[index].check_options(options[index], dtype, f" of group {index}")
+        for index, dtype, whose in self._kinds:
+            rules[index].check_options(options[index], dtype, whose)
 
     def chosen(self) -> list[Rule]:
         """Evaluate the schedules for the next step, check the options, and return the rule of each group."""
-        for group in self.groups:
-            group.ask_schedules()
-        rules = [self.choose(group.upcoming) for group in self.groups]
-        self.check_options(rules, [group.upcoming for group in self.groups])
+        upcoming = [group.ask_schedules(self.tally.pending) for group in self.groups]
+        rules = [self.choose(options) for options in upcoming]
+        self.check_options(rules, upcoming)
         return rules
 
     def poll(self, scale: float, amp: AmpState | None) -> None:
@@ -194,14 +221,26 @@ class Clock:
         """Poll the groups if their options may have changed; return whether any was assigned."""
         versions = [group.version for group in self.groups]
         assigned = versions != self.versions
-        if assigned or any(group.schedules for group in self.groups):
+        if assigned or self.scheduled:
             self.steady = False
             self.rules = self.chosen()
+            if assigned:
+                self.look_at_schedules()
             self.versions = versions  # from before: an assignment by a schedule counts for the next step
         return assigned
 
-    def unchanged(self) -> bool:
-        """Say whether the next step has the options of the last one."""
+    def look_at_schedules(self) -> None:
+        """Find out what the schedules ask for, after options were assigned."""
+        functions = [function for group in self.groups for _, function in group.functions()]
+        self.scheduled = bool(functions)
+        self.needs_python = any(record_of(function) is None for function in functions)
+        # Others can change the rule, or get out of range.
+        self.repeatable = all(group.schedules.keys() <= {"lr", "weight_decay"} for group in self.groups)
+
+    def goes_on(self) -> bool:
+        """Say whether the next step has the options of the last one, or the extension computes its rows."""
+        if self.tally.asked is not None:
+            return False
         for group, version in zip(self.groups, self.versions, strict=True):  # noqa: SIM110 (half as long again by all())
             if group.version != version:
                 return False
@@ -218,21 +257,22 @@ class Clock:
     def form(self, taking_part: bytes) -> None:
         """Form the step groups: parameters of one group with the same step count share a hyper row."""
         self.write_counts()
-        found: dict[tuple[int, int, float, bool], StepGroup] = {}
+        found: dict[tuple[float, int, int, bool], StepGroup] = {}
         for parameter, part in zip(self.plan.parameters, taking_part, strict=True):
             if not part:
                 continue
             group, rule = parameter.group, self.rules[parameter.group.index]
             new_states = parameter.new_states(rule)
-            key = group.index, parameter.step, parameter.carried, bool(new_states)
+            key = parameter.carried, group.index, parameter.step, bool(new_states)
             if key not in found:
-                found[key] = StepGroup(group, rule, parameter.step, parameter.carried, bool(new_states))
+                found[key] = StepGroup(group, rule, parameter.step, bool(new_states))
             found[key].parameters.append(parameter)
             found[key].new_states.append(new_states)
         with HeldBack():
-            self.steady = False
-            self.step_groups, self.formed = list(found.values()), self.formed + 1
-            self.hypers, self.carried = np.zeros((len(found), HYPERS)), np.ones(len(found))
+            self.steady, self.formed = False, self.formed + 1
+            self.step_groups, self.hypers = list(found.values()), np.zeros((len(found), HYPERS))
+            self.carried = np.array([carried for carried, *_ in found], np.float64)
+            self.next = self.carried.copy()
             self.plan.form(taking_part, self.step_groups, self.hypers)
 
     def advance(self) -> None:
@@ -241,25 +281,29 @@ class Clock:
             self._write_rows()
 
     def _write_rows(self) -> None:
-        for group in self.groups:
-            group.take_upcoming()
-        self.steady, self.moving = True, False
+        next_step = self.tally.pending + 1
+        steady, moving = True, False
         for number, step_group in enumerate(self.step_groups):
-            rule, options, step = step_group.rule, step_group.group.upcoming, step_group.step + 1
-            self.carried[number] = rule.hand_on(options, step, step_group.carried)
-            factor, *row = rule.row(rule.with_carried(options, float(self.carried[number])), step, step_group.first)
+            rule, options, step = step_group.rule, step_group.group.upcoming, step_group.step + next_step
+            if rule.carried is not None:
+                self.next[number] = carried = rule.hand_on(options, step, float(self.carried[number]))
+                options = rule.with_carried(options, carried)
+            factor, *row = rule.row(options, step, step_group.first)
             self.hypers[number, : len(row) + 1] = factor * self.scale, *row
-            self.steady = self.steady and not step_group.first
-            self.moving = self.moving or rule.moves(options)
+            steady = steady and not step_group.first
+            moving = moving or rule.moves(options)
+        self.steady, self.moving = steady, moving
 
     def count(self) -> None:
         """Count the step that was launched; the parameters keep the states that began with it."""
-        for number, step_group in enumerate(self.step_groups):
+        self.carried[:] = self.next
+        for step_group in self.step_groups:
             step_group.step += 1
-            step_group.carried = float(self.carried[number])
             if step_group.first:
                 self.keep_states(step_group)
                 step_group.first = False
+        for group in self.groups:
+            group.take_upcoming()
         for group in self.counted:
             group.count()
 
@@ -288,19 +332,57 @@ class Clock:
 
     # Repetitions
 
-    def repeat(self) -> None:
+    def start_repeating(self) -> None:
         """Let the extension take the next steps, if they can repeat the last one."""
-        if self.assigned:  # as a scheduler does in every step, for which it would be in vain
-            return
-        if not self.counted or self.state is not State.HOST or not all(map(can_repeat, self.groups)):
+        if not (self.repeatable and self.counted and self.state is State.HOST):
             return
         repetition = self.plan.repetition()
         if repetition is not None:
-            repetition.set_rows(self.hypers, self.carried, *self._inputs(), self.scale, self.plan.largest)
+            repetition.set_rows(self.hypers, self.carried, self.next, self.scale, self.plan.largest)
             self.tally.begin(repetition)
+            self.tally.asked = repetition.taken
             self.repetition, self.state = repetition, State.CREDITED
+            if self.can_describe:
+                self._describe_rows(repetition)
 
-    def _inputs(self) -> tuple[npt.NDArray[Any] | None, list[Array]]:
+    def keep_up(self, repetition: Repetition) -> bool:
+        """Bring the rows of a repetition up to date where it does not; return whether it can take the next step."""
+        if self.versions != [group.version for group in self.groups]:
+            self.look_at_schedules()
+            if not self.repeatable or [self.choose(group.entries) for group in self.groups] != self.rules:
+                return False
+        elif self.can_describe:
+            self._describe_rows(repetition)
+            return True
+        with self.guard.stepping:
+            self._compute_rows(repetition)
+        return True
+
+    def _compute_rows(self, repetition: Repetition) -> None:
+        tally = self.tally
+        if tally.asked is None:
+            self._credit()
+            repetition.keep_rows()
+        elif tally.pending:
+            for group in self.groups:
+                tally.show(group)
+        tally.asked = repetition.taken  # before any group has other numbers
+        self._ask()
+        self._write_rows()
+
+    @property
+    def can_describe(self) -> bool:
+        """Whether the extension can evaluate all schedules, in all steps that anybody will take."""
+        return not self.needs_python and all(
+            group.entries["step"] < REPEATED_LIMIT for group in self.groups if group.schedules
+        )
+
+    def _describe_rows(self, repetition: Repetition) -> None:
+        self._credit()
+        repetition.describe(*self._inputs(repetition.taken))
+        self.tally.asked = None
+
+    def _inputs(self, taken: int) -> tuple[npt.NDArray[Any] | None, list[Array]]:
         """Return the row inputs (None if the rows stay) and the records to which these point."""
         if self.steady and not self.moving and not any(group.schedules for group in self.groups):
             return None, []
@@ -312,7 +394,7 @@ class Clock:
 
         inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
         for row, step_group in zip(inputs, self.step_groups, strict=True):
-            describe(row, step_group, hold)
+            describe(row, step_group, hold, taken)
         return inputs, records
 
     def stop_repeating(self) -> None:
@@ -320,6 +402,7 @@ class Clock:
         if self.state is State.CREDITED:
             self._credit()
             self.repetition, self.state = None, State.HOST
+            self.tally.end()
 
     def end(self) -> None:
         """Let the host count again."""
@@ -328,25 +411,19 @@ class Clock:
     def _credit(self) -> None:
         if self.tally.pending:
             with HeldBack():
-                self._add(self.tally.credit(), self.carried.tolist())
-                self.steady = False  # the extension has written other rows
+                self._add(self.tally.credit())
+                self.steady = self.steady and self.tally.asked is not None  # else the extension has written other rows
 
-    def _add(self, steps: int, carried: Sequence[float]) -> None:
-        """Add steps that the extension or a GPU has counted, and take the carried numbers after these."""
-        for step_group, number in zip(self.step_groups, carried, strict=False):  # on a GPU there is room for more
+    def _add(self, steps: int) -> None:
+        """Add steps that the extension or a GPU has counted."""
+        for step_group in self.step_groups:
             step_group.step += steps
-            step_group.carried = number
         for group in self.counted:
             group.count(steps)
         for group in self.groups:
-            catch_up(group)
+            self.tally.show(group)
 
     # Counts
-
-    def fetch(self) -> None:
-        """Bring the groups up to date, for somebody who reads them."""
-        with self.guard.mutex:
-            self.settle()
 
     def settle(self) -> None:
         """Bring the counts of groups and step groups up to date."""
@@ -356,20 +433,12 @@ class Clock:
     def write_counts(self) -> None:
         """Bring all counts up to date, and write them into the parameters."""
         self.settle()
-        for group in self.step_groups:
+        for group, carried in zip(self.step_groups, self.carried.tolist(), strict=True):
             for parameter in group.parameters:
-                parameter.step, parameter.carried = group.step, group.carried
+                parameter.step, parameter.carried = group.step, carried
 
     def refuse_captured(self) -> None:
         """Raise if a graph may hold a step: what it uses must not be replaced."""
-
-
-def can_repeat(group: GroupOptions) -> bool:
-    """Say whether the extension can evaluate a group's schedules, and none can change the rule or get out of range."""
-    if not group.schedules:
-        return True
-    few = group.schedules.keys() <= {"lr", "weight_decay"} and group.entries["step"] < REPEATED_LIMIT
-    return few and all(record_of(function) is not None for _, function in group.functions())
 
 
 def describe(row: Any, group: StepGroup, hold: Callable[[Array], int], known: int = 0) -> None:
@@ -387,18 +456,9 @@ def describe(row: Any, group: StepGroup, hold: Callable[[Array], int], known: in
     rule, options = group.rule, group.group
     row["rule"], row["first"], row["steps"] = NUMBERS[rule.name], group.first, group.step - known
     row["schedule_steps"] = options.entries["step"] - known
-    given = rule.with_carried(options.upcoming, group.carried)
+    given = rule.with_carried(options.upcoming, 1.0)  # whoever uses the row puts the carried number in its place
     driven = rule.numbers({**given, **options.schedules})
     for i, ((_, number), (_, schedule)) in enumerate(zip(rule.numbers(given), driven, strict=True)):
         row["options"][i] = number
         if (record := record_of(schedule)) is not None:
             row["schedules"][i] = hold(record)
-
-
-def catch_up(group: GroupOptions) -> None:
-    """Set the numbers that schedules drive to those of the latest step."""
-    if group.schedules:
-        step = group.entries["step"] - 1
-        numbers = {name: check(name, schedule(step)) for name, schedule in group.schedules.items()}
-        group.upcoming = {**group.entries, **numbers}
-        group.take_upcoming()

@@ -42,7 +42,6 @@ class CpuLaunch(Launch):
 
     def __init__(self, rule: Rule, dtype: str, sizes: Sequence[int], threads: Threads = pool) -> None:
         super().__init__(sizes)
-        self.rule = rule
         self.threads = threads
         self.itemsize = DTYPES[dtype].itemsize
         self.elements = sum(sizes)
@@ -55,10 +54,7 @@ class CpuLaunch(Launch):
         self.write_hypers(np.zeros((1, HYPERS)))
         self.cut({})
 
-    def cut(self, strided: dict[int, Strides]) -> None:
-        """Write the chunk table for gradients with these strides."""
-        self.strided = None  # until all is written: after an interrupt, the next step has to write it again
-        self.cut_version += 1
+    def _cut(self, strided: dict[int, Strides]) -> None:
         self.chunks, self.layouts = chunk_table(self.sizes, strided)
         self.table["layout"] = 0
         for row in strided:
@@ -75,7 +71,6 @@ class CpuLaunch(Launch):
             self.scratch = np.empty((self.workers, TILE_ELEMENTS * self.itemsize), np.uint8)
             self.job["scratch"] = address(self.scratch)
             self.job["scratch_bytes"] = self.scratch.shape[1]
-        self.strided = strided
 
     def again(self) -> tuple[int, ...] | None:
         """Return the fields of LAUNCH for the extension; None if it cannot run this launch."""
@@ -86,8 +81,7 @@ class CpuLaunch(Launch):
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
         self.gradients[:] = addresses
-        if strided != self.strided:
-            self.cut(strided)
+        self.cut(strided)
 
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
         """Point to the hyper rows, which may change in place."""
@@ -123,8 +117,7 @@ class Cpu:
         """Update a single tensor with parameter, gradient and states at these addresses."""
         key = rule.name, dtype, size
         launch = self.cache.pop(key, None) or self.launch(rule, dtype, [size])
-        if strided != launch.strided:
-            launch.cut(strided)
+        launch.cut(strided)
         launch.addresses[0, : len(addresses)] = addresses
         launch.hypers[0, : len(numbers)] = numbers
         launch()

@@ -46,7 +46,6 @@ class DeviceClock(Clock):
         super().__init__(*arguments)
         self.gpus = [cast("GpuRows", rows) for device, rows in self.plan.launchers.items() if device.on_gpu]
         self.recording = self.by_device = self.uploaded = self.stale = False
-        self.needs_python = False  # whether a schedule is a function that only Python can call
         self.known = self.pending = 0
         self.begun: list[tuple[Parameter, list[str]]] = []
         self.amp: AmpState | None = None  # of the step that is being recorded
@@ -68,8 +67,8 @@ class DeviceClock(Clock):
         self.by_device = self.recording or self.on_devices or amp is not None
         if self.on_devices:
             self._ask_again()
-        elif self._ask():
-            self._hold_schedules()
+        else:
+            self.assigned = self._ask()
 
     def _check_capture(self) -> None:
         plan = self.plan
@@ -116,7 +115,7 @@ class DeviceClock(Clock):
         if self.state is State.CAPTURED and rules != self.rules:
             raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
         self.rules = rules
-        self._hold_schedules()
+        self.look_at_schedules()
         self.versions = versions
         self.stale = True
 
@@ -132,21 +131,20 @@ class DeviceClock(Clock):
             return True
         return betas is not None and not all(beta < 1 for beta in betas(step))
 
-    def _hold_schedules(self) -> None:
-        """Copy the schedules' records into the GPUs' memory, where captured steps read them."""
-        records = [record_of(function) for group in self.groups for _, function in group.functions()]
-        self.needs_python = any(record is None for record in records)
-        for record in records:
-            if record is not None:
-                for rows in self.gpus:
-                    rows.hold(record)
+    def look_at_schedules(self) -> None:
+        """Copy the schedules' records into the GPUs' memory too, where captured steps read them."""
+        super().look_at_schedules()
+        for group in self.groups:
+            for _, function in group.functions():
+                if (record := record_of(function)) is not None:
+                    for rows in self.gpus:
+                        rows.hold(record)
 
     def ask_now(self) -> None:
         """Ask for counts and options, since the host is to compute the rows of parameters alone."""
         if self.on_devices:
             self.settle()
             self.rules = self.chosen()
-            self.plan.arrange(self.rules)
 
     # Steps
 
@@ -163,7 +161,7 @@ class DeviceClock(Clock):
                 "gradients whose strides are not their parameters' cannot be captured: copy each into an array that "
                 "lies as its parameter does, as zeros_like(p) makes one, and take two steps with these before"
             )
-        if self.recording and (other or any(launch.strided for launch in self.plan.launches)):
+        if self.recording and (other or any(launch.strided != {} for launch in self.plan.launches)):
             raise RuntimeError(WARM_UP)
 
     def form(self, taking_part: bytes) -> None:
@@ -215,12 +213,11 @@ class DeviceClock(Clock):
         restart = not (self.on_devices and self.uploaded)
         if restart:
             self.known = self.pending = 0
-        carried = np.array([group.carried for group in self.step_groups])
         for rows in self.gpus:
             inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
             for row, group in zip(inputs, self.step_groups, strict=True):
                 describe(row, group, rows.hold, self.known)
-            rows.describe(inputs, carried, restart)
+            rows.describe(inputs, self.carried, restart)
         if not self.on_devices:
             self.state = State.DEVICE
         self.uploaded = self.stale = False
@@ -229,7 +226,7 @@ class DeviceClock(Clock):
                 self.begun += [(p, list(new)) for p, new in zip(group.parameters, group.new_states, strict=True)]
                 self.keep_states(group)
 
-    def repeat(self) -> None:
+    def start_repeating(self) -> None:
         """Do nothing: the extension cannot launch on GPUs."""
 
     # Counts
@@ -249,7 +246,8 @@ class DeviceClock(Clock):
                 for group in self.step_groups:
                     group.first = False
             if new > 0:
-                self._add(new, carried.tolist())
+                self.carried[:] = carried[: len(self.carried)]  # there is room for more
+                self._add(new)
 
     def end(self) -> None:
         """Let the host count again, after `settle`; drop states that no step has written."""

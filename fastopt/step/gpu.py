@@ -43,6 +43,8 @@ WARM_UP = (
     "option was assigned, or with gradients for other parameters. Take two steps like it before"
 )
 
+NO_CAPTURE = "a single update cannot be captured: make an optimizer, and capture its step"
+
 
 def block_threads(packs: int) -> int:
     """Choose how many threads a block has, by the number of packs in all tensors."""
@@ -89,13 +91,13 @@ class GpuRows:
     def reserve(self, rows: int) -> None:
         """Make room for so many hyper rows."""
         if rows > self.rows:
-            self.rows = rows
             self.memory = Memory(self.stream, 2 * WORD + rows * (WORD + HYPERS * (4 + 8) + ROW_INPUTS.itemsize))
             self.version = self.started = 0
             self.carried = self.memory.address + 2 * WORD
             self.rounded = self.carried + WORD * rows
             self.exact = self.rounded + 4 * HYPERS * rows
             self.inputs = self.exact + 8 * HYPERS * rows
+            self.rows = rows  # now that there is room
 
     def rows_of(self, dtype: str) -> int:
         """Return the address of the hyper rows that a dtype's kernel reads."""
@@ -112,8 +114,9 @@ class GpuRows:
         """Copy a schedule's record into the GPU's memory, once, and return its address."""
         key = record.tobytes()
         if key not in self.records:
-            self.records[key] = Memory(self.stream, len(key))
-            self.stream.write(self.records[key], record)
+            memory = Memory(self.stream, len(key))
+            self.stream.write(memory, record)
+            self.records[key] = memory
         return self.records[key].address
 
     def describe(self, inputs: npt.NDArray[Any], carried: npt.NDArray[np.float64], restart: bool) -> None:
@@ -172,10 +175,9 @@ class GpuLaunch(Launch):
         self.job["abi"] = ABI
         self.cut({})
 
-    def cut(self, strided: dict[int, Strides]) -> None:
-        """Write the chunk table for gradients with these strides."""
-        self.threads = TILE_THREADS if strided else block_threads(sum(self.sizes) // self.pack)
-        chunks, layouts = chunk_table(self.sizes, strided, self.threads * self.pack)
+    def _cut(self, strided: dict[int, Strides]) -> None:
+        self.block = TILE_THREADS if strided else block_threads(sum(self.sizes) // self.pack)
+        chunks, layouts = chunk_table(self.sizes, strided, self.block * self.pack)
         self.count = len(chunks)
         self.cuts = Memory(self.stream, chunks.nbytes + layouts.nbytes)
         self.stream.write(self.cuts, chunks, layouts)
@@ -183,8 +185,6 @@ class GpuLaunch(Launch):
         for row in strided:
             self.table["layout"][row] = self.cuts.address + len(chunks) * CHUNK.itemsize + row * layouts.itemsize
         self.job["chunks"] = self.cuts.address
-        self.strided = strided
-        self.cut_version += 1
         self.stale, self.moved = True, False  # the table in the GPU's memory, and its column of gradients
 
     def write_entries(self, entries: Sequence[Entry]) -> None:
@@ -198,8 +198,7 @@ class GpuLaunch(Launch):
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
-        if strided != self.strided:
-            self.cut(strided)
+        self.cut(strided)
         self.moved = self.moved or not np.array_equal(self.gradients, addresses)
         self.gradients[:] = addresses
 
@@ -218,7 +217,7 @@ class GpuLaunch(Launch):
             self.job["tensors"] = self._captured_table() if self.stream.capturing else self._table()
             self.job["hypers"] = self.rows.rows_of(self.dtype)
             self.job["skip"] = self.rows.skip
-            self.stream.launch(self.kernel, self.count, self.job, self.threads)
+            self.stream.launch(self.kernel, self.count, self.job, self.block)
 
     def _table(self) -> int:
         if self.stale:
@@ -260,15 +259,20 @@ class Gpu:
         """Update a single tensor with parameter, gradient and states at these addresses."""
         # A launch on another stream may not have run yet, so each has its own tables; threads may have own streams.
         key = rule.name, dtype, size, self.current_stream().ptr, threading.get_ident()
-        launch = self.cache.pop(key, None) or self.open().launch(rule, dtype, [size])
+        launch = self.cache.pop(key, None) or self._launch_alone(rule, dtype, size)
         rows = np.zeros((1, HYPERS))
         rows[0, : len(numbers)] = numbers
         launch.rows.begin(None)
         if launch.stream.capturing:
-            raise RuntimeError("a single update cannot be captured: make an optimizer, and capture its step")
+            raise RuntimeError(NO_CAPTURE)
         launch.rows.send_rows(rows)
         launch.write_params(addresses[:1])
         launch.write_entries([(0, 0, addresses[2:])])
         launch.write_gradients(np.array(addresses[1:2]), strided)
         launch()
         self.cache.put(key, launch)
+
+    def _launch_alone(self, rule: Rule, dtype: str, size: int) -> GpuLaunch:
+        if Stream(self.cupy, self.index, self.current_stream).capturing:
+            raise RuntimeError(NO_CAPTURE)
+        return self.open().launch(rule, dtype, [size])

@@ -83,14 +83,21 @@ class GroupOptions:
             else:
                 yield name, schedule
 
-    def ask_schedules(self) -> None:
-        """Evaluate the schedules for the next step, and set `upcoming`; change nothing else."""
-        self.upcoming = {**self.entries, **numbers_at(self.entries["step"], self.schedules)}
+    def ask_schedules(self, ahead: int = 0) -> Mapping[str, Any]:
+        """Evaluate the schedules for the next step, or one so many ahead; set and return `upcoming`, and no more."""
+        self.upcoming = {**self.entries, **numbers_at(self.entries["step"] + ahead, self.schedules)}
+        return self.upcoming
 
     def take_upcoming(self) -> None:
         """Make the schedules' numbers of the step under way the current ones, unless the schedule has ended."""
         for name in self.schedules:
             self.entries[name] = self.upcoming[name]
+
+    def catch_up(self) -> None:
+        """Set the numbers that schedules drive to those of the latest step."""
+        if self.schedules:
+            self.ask_schedules(-1)
+            self.take_upcoming()
 
     def restored_schedules(self, described: Any) -> dict[str, StepFunction]:
         """Return the schedules that a state dict describes; functions are the group's own ones."""

@@ -22,12 +22,12 @@ Entry = tuple[int, int, Sequence[int]]  # of the tensor table: its row, its hype
 class Launch(ABC):
     """One kernel over tensors of one rule, one dtype, one device and these sizes: its tables, and the call."""
 
-    strided: dict[int, Strides] | None  # row of a tensor -> strides of its gradient, if not those of the parameter
     threads: Any = None  # those that run it, on the CPU
-    cut_version = 0  # grows whenever the chunk table is written
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = sizes
+        # Row of a tensor -> strides of its gradient, if not those of the parameter; None while the cut is not complete.
+        self.strided: dict[int, Strides] | None = None
         self.table = np.zeros(len(sizes), TENSOR)
         self.gradients = self.table["grad"]
 
@@ -40,6 +40,17 @@ class Launch(ABC):
         for row, hyper, states in entries:
             self.table[row]["hyper"] = hyper
             self.table[row]["states"][: len(states)] = states
+
+    def cut(self, strided: dict[int, Strides]) -> None:
+        """Cut the tensors into chunks, unless the gradients' strides are those of the last cut."""
+        if strided != self.strided:
+            self.strided = None  # after an interrupt or an error, the next step has to cut again
+            self._cut(strided)
+            self.strided = strided
+
+    @abstractmethod
+    def _cut(self, strided: dict[int, Strides]) -> None:
+        """Write the chunk table."""
 
     def memories(self) -> list[Any]:
         """Return the memory of the tables that a GPU reads."""
@@ -88,10 +99,13 @@ class Device(Protocol):
 
 
 class AmpState(Protocol):
-    """GradScaler's scale and found_inf, which only the GPUs know."""
+    """GradScaler's scale and found_inf, which only the GPUs know.
+
+    The scale is a float32, or missing; found_inf has 32 bits, all 0 unless the step is skipped.
+    """
 
     def addresses(self, device: Any) -> tuple[int, int]:
-        """Return the addresses of scale (float; 0 if there is none) and found_inf (int32) on a device."""
+        """Return the addresses of scale (0 if there is none) and found_inf on a device."""
 
 
 class LaunchCache(dict[Hashable, Any]):

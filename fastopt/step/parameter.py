@@ -102,14 +102,12 @@ class Parameter(ABC):
 
 @dataclass(eq=False)
 class StepGroup:
-    """Parameters of one group that have taken the same number of steps: they share a hyper row.
+    """Parameters of one group with the same step count and carried number: they share a hyper row.
 
     Attributes
     ----------
     step : int
-        That number.
-    carried : float
-        Their carried number, which must be equal too.
+        That count.
     first : bool
         Whether their states begin with this step.
     """
@@ -117,7 +115,6 @@ class StepGroup:
     group: GroupOptions
     rule: Rule
     step: int
-    carried: float
     first: bool
     parameters: list[Parameter] = field(default_factory=list)
     new_states: list[dict[str, Array]] = field(default_factory=list)

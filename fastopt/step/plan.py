@@ -7,7 +7,7 @@ clock's business.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +70,7 @@ class Plan:
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's parameters
         self.taking_part: bytes | None = None
         self.loaded: Located | None = None
-        self._repetition: tuple[list[int], Repetition] | None = None
+        self._repetition: Repetition | None = None
         self._extents: Extents | None = None
         self._reader: Reader | None = None
         if (pair := self.extents.first_overlap()) is not None:
@@ -185,13 +185,11 @@ class Plan:
         It is not on a GPU, with strided gradients, or without the extension.
         """
         again = [fields for launch in self.launches if (fields := launch.again()) is not None]
-        cuts = [launch.cut_version for launch in self.launches]
         if len(again) < len(self.launches) or not again:
             return None
-        if self._repetition is None or self._repetition[0] != cuts:
+        if self._repetition is None or self._repetition.launches != again:
             places = np.empty(len(self.parameters), np.int64)
             for launch, indices in zip(self.launches, self.indices, strict=True):
                 places[indices] = launch.places()
-            threads: Any = self.launches[0].threads
-            self._repetition = cuts, Repetition(again, places, threads)
-        return self._repetition[1]
+            self._repetition = Repetition(again, places, self.launches[0].threads)
+        return self._repetition

@@ -46,17 +46,16 @@ class Stepper:
         guard: Guard,
         counts_groups: bool = True,
     ) -> None:
-        self.guard = guard
         self.plan = Plan(parameters)
         self.clock = clock_of(self.plan)(self.plan, groups, choose, guard, counts_groups)
 
     def repeat(self, gradients: Located) -> bool:
-        """Take the last step again in one call of C, if only gradients and counts differ; return whether it did."""
+        """Take the last step again in one call of C, if only gradients and rows differ; return whether it did."""
         clock, plan = self.clock, self.plan
         repetition = clock.repetition
-        if repetition is None or gradients.strided or not clock.unchanged():
+        if repetition is None or gradients.strided or gradients.taking_part != plan.taking_part:
             return False
-        return gradients.taking_part == plan.taking_part and plan.take_again(repetition, gradients)
+        return (clock.goes_on() or clock.keep_up(repetition)) and plan.take_again(repetition, gradients)
 
     def take(self, gradients: Any, scale: float = 1.0, amp: AmpState | None = None) -> None:
         """Take a step: update every parameter that has a gradient.
@@ -73,12 +72,12 @@ class Stepper:
         """
         clock, plan = self.clock, self.plan
         clock.poll(scale, amp)
+        self.prepare(gradients)
         plan.arrange(clock.rules)
         clock.check(gradients)
         if gradients.taking_part != plan.taking_part:
             clock.form(gradients.taking_part)
         plan.load(gradients)
-        self.prepare(gradients)
         with HeldBack():
             self.begin(gradients)
             clock.advance()
@@ -87,14 +86,14 @@ class Stepper:
             clock.count()
             self.finish(gradients)
         if self.can_repeat():
-            clock.repeat()
+            clock.start_repeating()
 
     def can_repeat(self) -> bool:
         """Say whether the last step consists of launches and counts alone."""
         return True
 
     def prepare(self, gradients: Any) -> None:
-        """Prepare what a library adds to the step; may raise."""
+        """Prepare what a library adds to the step, after the options are polled; may raise."""
 
     def begin(self, gradients: Any) -> None:
         """Do what a library adds to the step before the launches."""

@@ -208,7 +208,7 @@ class Group(GroupOptions):
             )
 
     def _write_back(self) -> None:
-        self.live.rate, self.live.driven = self.schedules.get("lr"), self.schedules
+        self.live.driven = self.schedules
         for name in self.schedules:
             self._show(name)
         if self.schedules or "schedules" in self.given:  # empty after they have ended; the step count goes on

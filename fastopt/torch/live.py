@@ -12,7 +12,7 @@ from ..pair import goes_by_step
 from ..rules import SCHEDULABLE
 from ..schedules import Schedule, from_dict
 from ..step.clock import Tally
-from ..step.group import StepFunction
+from ..step.group import StepFunction, numbers_at
 
 BASE = "initial_lr"  # torch's and timm's schedulers start from this entry
 SCHEDULERS = {"lr_scheduler", "param_scheduler", "scheduler"}  # modules that write rates: torch's, ignite's, timm's
@@ -53,11 +53,9 @@ class LiveGroup(dict[str, Any]):
     tally : Tally or None
         The steps that the extension had taken when the optimizer went away.
     driven : dict
-        The schedules, by option.
+        The schedules, by option; in a copy before its optimizer's first step only that of lr.
     own : dict
         Schedules that cannot be described, of a copy before its optimizer's first step and after loading.
-    rate : callable or None
-        The schedule that drives lr.
     numbers : dict
         The numbers that schedules have written, by option.
     overruled : set
@@ -70,7 +68,6 @@ class LiveGroup(dict[str, Any]):
         self.tally: Tally | None = None
         self.driven: Mapping[str, StepFunction] = {}
         self.own: Mapping[str, StepFunction] = {}
-        self.rate: StepFunction | None = None
         self.numbers: dict[str, Any] = {}
         self.overruled: set[str] = set()
 
@@ -80,8 +77,11 @@ class LiveGroup(dict[str, Any]):
         if tally is not None and tally.pending and self.driven:
             step = dict.get(self, "step", 0) + tally.pending
             super().__setitem__("step", step)
-            for name, schedule in self.driven.items():
-                super().__setitem__(name, schedule(step - 1))
+            overwritten = self.assigned()
+            for name, number in numbers_at(step - 1, self.driven).items():
+                if name not in overwritten:
+                    super().__setitem__(name, number)
+                    self.numbers[name] = number
 
     def expect(self, functions: Mapping[str, StepFunction]) -> None:
         """In a copy before its first step, find the schedules that drive its numbers: functions, or described ones."""
@@ -90,7 +90,7 @@ class LiveGroup(dict[str, Any]):
         if isinstance(described, Mapping):
             self.numbers = {name: dict.get(self, name) for name in described}
             with contextlib.suppress(KeyError, TypeError, ValueError):  # the first step says what is wrong there
-                self.rate = functions["lr"] if "lr" in functions else from_dict(described["lr"])
+                self.driven = {"lr": functions["lr"] if "lr" in functions else from_dict(described["lr"])}
 
     def assigned(self) -> list[str]:
         """Return the options that a schedule drove and that have another value now."""
@@ -99,8 +99,7 @@ class LiveGroup(dict[str, Any]):
     def end(self, name: str) -> None:
         """Forget a schedule that has ended."""
         self.numbers.pop(name, None)
-        if name == "lr":
-            self.rate = None
+        self.driven = {other: schedule for other, schedule in self.driven.items() if other != name}
 
     def _read(self, name: Any = None) -> None:
         if name != PARAMS and name != BASE and not self.fetch(name):
@@ -108,9 +107,8 @@ class LiveGroup(dict[str, Any]):
 
     def _base(self, default: Any = None) -> Any:
         """Return the rate from which a scheduler starts, if a schedule drives lr and no other rate was assigned."""
-        if self.rate is None or "lr" in self.assigned():
-            return default
-        return base_rate(self.rate)
+        rate = self.driven.get("lr")
+        return default if rate is None or "lr" in self.assigned() else base_rate(rate)
 
     def __contains__(self, name: object) -> bool:
         """Say whether there is such an entry."""
@@ -129,9 +127,9 @@ class LiveGroup(dict[str, Any]):
         return super().__getitem__(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Assign an entry; before a step count, fetch the steps so far."""
+        """Assign an entry; before a step count, add the steps so far."""
         if name == "step":
-            self.fetch(name)
+            self._read(name)
         elif self.numbers.get(name, self) is super().get(name) and is_scheduler(sys._getframe(1).f_globals):
             self.overruled.add(name)
         super().__setitem__(name, value)

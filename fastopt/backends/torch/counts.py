@@ -55,7 +55,7 @@ class Counts:
         self.array: Array = self.table.numpy()
         self.expected = self.array.copy()
         self.rows = None if carried is None else np.zeros(self.size, np.int64)
-        self.followed = 0  # the number of the step groups from which rows was made
+        self.followed = 0  # the number of the step groups from which rows was made: they themselves hold the counts
         self.shared: dict[int, Tensor] = {}
         for place, parameter in enumerate(parameters):
             for i, name in zip(self._of(place), self.names, strict=True):

@@ -101,6 +101,8 @@ class TorchStepper(Stepper):
             self.plan.forget_extents()
         self.counts = Counts(self.parameters, family.carried) if family.counts else None
         self.part: Part | None = None
+        self.rows: dict[int, Rows] = {}  # of the sparse gradients in the step under way
+        self.devices_counted = False  # up to that step
         self.given = [parameter.given for parameter in self.parameters]
         # Watched are parameters and states; of distributed ones, the local part.
         self.objects = [tensor for parameter in self.parameters for tensor in parameter.written()]
@@ -188,17 +190,21 @@ class TorchStepper(Stepper):
         if amp is not None and not self.plan.only_gpus:
             amp = None
         gradients.scale = scale
+        self.devices_counted = self.clock.on_devices
         try:
             if not skipped:
                 self.take(gradients, scale if amp is None else 1.0, amp)
                 if self.clock.repetition is not None:  # then no schedule could have assigned an option meanwhile
                     self.watch.note_entries()
         finally:  # the plan remembers their addresses; nothing may keep them alive
+            self.rows = {}
             gradients.release()
 
     def can_repeat(self) -> bool:
         """Say whether the last step consists of launches and counts alone."""
-        shared = self.counts is not None and self.counts.shared
+        clock, shared = self.clock, self.counts is not None and self.counts.shared
+        if clock.assigned or not clock.can_describe:  # schedulers assign in every step, so that it would be in vain
+            return False
         return bool(TABLE and self.part is not None and self.part.repeatable and not shared)
 
     def prepare(self, gradients: Gradients) -> None:
@@ -208,7 +214,6 @@ class TorchStepper(Stepper):
         self.rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
         if self.part is None or self.part.bits != gradients.taking_part:
             self.part = Part(self.parameters, self.plan.everyone, gradients.taking_part)
-        self.devices_counted = self.clock.on_devices
 
     def _rows(self, i: int, gradient: Tensor) -> Rows:
         parameter = self.parameters[i]
@@ -232,7 +237,6 @@ class TorchStepper(Stepper):
             self.clock.count_alone(self.parameters[i])
             if self.counts is not None:
                 self.counts.count(i, self.clock.carried)
-        self.rows = {}
 
     @property
     def _part(self) -> Part:
