@@ -521,6 +521,22 @@ STEP = (
         only="saving and numpy",
     ),
     Mutant(
+        "an interrupt tears an assignment",
+        "fastopt/step/group.py",
+        "self.entries |= checked",
+        "self.entries.update(checked)",
+        ("tests/test_interrupts.py",),
+        only="is_assigning",
+    ),
+    Mutant(
+        "an interrupt tears the end of a schedule of torch",
+        "fastopt/torch/groups.py",
+        "            with HeldBack():\n                self._exchange(new, found)\n",
+        "            if True:\n                self._exchange(new, found)\n",
+        ("tests/test_interrupts.py",),
+        only="is_taking_over",
+    ),
+    Mutant(
         "a signal that was held back is lost",
         "fastopt/step/interrupts.py",
         "                    handler(number, frame)\n",

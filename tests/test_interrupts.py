@@ -1,6 +1,7 @@
 """A step is atomic: an interrupt, wherever it comes, finds nothing done or all, and training goes on from there.
 
-So do loading and adding parameters. `interrupts.py` interrupts at every point; timers and threads do at some.
+So do loading, adding parameters and assigning options. `interrupts.py` interrupts at every point; timers and threads do
+at some.
 """
 
 import functools
@@ -21,7 +22,7 @@ from torch_cases import bits
 
 import fastopt
 import fastopt.torch
-from fastopt.schedules import Constant, Linear
+from fastopt.schedules import Constant, Linear, Plateau
 
 SHAPES = ((2, 3), (4, 3), (5,))
 BEFORE = (0, 1, 3)  # steps: the first one is interrupted, the second, and one that is like those before it
@@ -247,6 +248,52 @@ ACTS = [
 @pytest.mark.parametrize(("kind", "act"), ACTS, ids=[f"{kind}, {act.__name__}" for kind, act in ACTS])
 def test_so_are_loading_saving_and_adding(kind, act, before, every):
     check(KINDS[kind], before, act(KINDS[kind]), every)
+
+
+def assign(subject):
+    """Assign numbers: one of them ends a schedule, where there is one."""
+    subject.optimizer.param_groups[0].update({"lr": 0.25, "weight_decay": 0.5})
+
+
+def drive(subject):
+    """Assign a number and a schedule."""
+    subject.optimizer.param_groups[0].update({"weight_decay": 0.5, "lr": Linear(0.25, 0.0, 6)})
+
+
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("act", [assign, drive])
+@pytest.mark.parametrize("kind", ["numpy, two rules", "numpy, a schedule"])
+def test_so_is_assigning(kind, act, before):
+    check(KINDS[kind], before, act)
+
+
+def assigned(make, act):
+    """A subject of torch, which takes over only later what was assigned."""
+    subject = make()
+    for number in range(BEFORE[-1]):
+        subject.step(number)
+    act(subject)
+    return subject
+
+
+@pytest.mark.parametrize("act", [assign, drive])
+@pytest.mark.parametrize("kind", ["torch, two rules", "torch, a schedule"])
+def test_so_is_taking_over_what_was_assigned(kind, act):
+    check(functools.partial(assigned, KINDS[kind], act), act=save(None))
+
+
+def with_a_plateau():
+    """A subject of torch whose schedule has a memory that no description holds yet."""
+    plateau = Plateau(0.5, patience=0)
+    subject = OfTorch("SGD", lr=plateau)
+    subject.step(0)
+    plateau.update(1.0)
+    plateau.update(2.0)
+    return subject
+
+
+def test_so_is_describing_the_memory_of_a_plateau():
+    check(with_a_plateau, act=save(None))
 
 
 class Toy:

@@ -52,8 +52,10 @@ class GroupOptions:
         kept = {name: schedule for name, schedule in self.schedules.items() if name not in given}
         if "step" in given:
             numbers_at(step, kept)  # else the next step would be refused
-        self.entries.update(checked)
-        self.schedules = kept | {name: value for name, value in given.items() if callable(value)}
+        driving = kept | {name: value for name, value in given.items() if callable(value)}
+        # Here nothing is called: an interrupt, which comes when a call returns, finds none of the three done, or all.
+        self.entries |= checked
+        self.schedules = driving
         self.version += 1
 
     def _checked(self, name: str, value: Any, step: int) -> Any:

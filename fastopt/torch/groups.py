@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checks import RESUMABLE
 from ..pair import goes_by_step, paired
 from ..step.group import GroupOptions, StepFunction, numbers_at
+from ..step.interrupts import HeldBack
 from .live import LiveGroup
 
 ARRAYS = (Tensor, np.ndarray)
@@ -167,9 +168,10 @@ class Group(GroupOptions):
         step = self.entries["step"] if step == self.written else self._checked("step", step, 0)
         checked = {name: self._checked(name, number(name, value), step) for name, value in found.items()}
         numbers_at(step, restored)
-        self.restore({**checked, "step": step}, restored)
-        self.seen.update(found)
-        self._write_back()
+        with HeldBack():
+            self.restore({**checked, "step": step}, restored)
+            self.seen.update(found)
+            self._write_back()
 
     def _take(self, found: dict[str, Any]) -> None:
         """Take over values that were assigned to options."""
@@ -179,12 +181,25 @@ class Group(GroupOptions):
             for name, value in numbers.items()
             if name in self.schedules or name in self.ended or callable(value) or value != self.entries[name]
         }
+        if any(name in self.schedules or callable(new[name]) or self._resumes(name, found[name]) for name in new):
+            with HeldBack():
+                self._exchange(new, found)
+        else:
+            if new:
+                self.assign(new)
+            self.seen.update(found)
+
+    def _resumes(self, name: str, value: Any) -> bool:
+        """Say whether a value, assigned after a rate of 0, is the object that an ended schedule had written."""
+        return name in self.ended and value is self.ended[name][1] and self.entries[name] == 0
+
+    def _exchange(self, new: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        """Take over values with which a schedule begins, ends or resumes."""
         ended = {n: (self.schedules[n], self.seen[n], self.entries["step"]) for n in new if n in self.schedules}
-        resumed = [n for n in new if n in self.ended and found[n] is self.ended[n][1] and self.entries[n] == 0]
+        resumed = [name for name in new if self._resumes(name, found[name])]
         if resumed and self.fetch is not None:  # add the steps that somebody else counted before the count is set back
             self.fetch(self)
-        if new:
-            self.assign(new)
+        self.assign(new)
         for name in resumed:
             schedule, _, self.entries["step"] = self.ended.pop(name)
             self.schedules = {**self.schedules, name: schedule}
@@ -192,8 +207,7 @@ class Group(GroupOptions):
         for name, (schedule, *_) in ended.items():
             self._note_end(name, schedule)
         self.seen.update(found)
-        if ended or resumed or any(callable(value) for value in new.values()):
-            self._write_back()
+        self._write_back()
 
     def warn(self) -> None:
         """Warn that a scheduler has ended a schedule, and say what to do about it."""
@@ -241,7 +255,8 @@ class Group(GroupOptions):
     def describe_anew(self) -> None:
         """Update the description of the schedules, with the memory of each `Plateau`."""
         self.sync()
-        self._write_back()
+        with HeldBack():
+            self._write_back()
 
 
 def frames_inside() -> int:
