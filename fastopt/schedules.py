@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .checks import SMALLEST, Choice, Count, Flag, Number, Several, nested_too_deeply
+from .closed_form import ClosedForm
 from .extras import require
 from .kernels import lazy, tables
 from .kernels.tables import STEP_LIMIT
@@ -90,7 +91,7 @@ Inner = Annotated["Schedule", Part()]
 Parts = Annotated[Items["Schedule"], Several(Part())]
 
 
-class Schedule:
+class Schedule(ClosedForm):
     """The base class of all closed-form schedules. Use one of its subclasses."""
 
     kind: ClassVar[str] = ""  # the name of its formula in the kernels
@@ -258,8 +259,7 @@ class Schedule:
         return schedule
 
     @staticmethod
-    def described(plain: Mapping[str, Any]) -> Schedule:
-        """Return the schedule, of any class, that `to_dict` has described."""
+    def _described(plain: Mapping[str, Any]) -> Schedule:
         return Schedule.from_dict(plain)
 
     def plot(self, steps: int | None = None, axes: Axes | None = None) -> Figure:

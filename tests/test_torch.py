@@ -237,8 +237,11 @@ def test_what_no_scheduler_can_be_made_of():
     """An optimizer that is none, and a schedule that is none."""
     with pytest.raises(TypeError, match="Optimizer"):
         SCHEDULE.torch_scheduler(fastopt.SGD(np.ones(1)))
-    with pytest.raises(TypeError, match="closed form"):
-        fastopt.torch.Scheduler(model("SGD"), schedules.Plateau(0.1))
+    for wrong in (schedules.Plateau(0.1), schedules.Cosine, lambda step: 0.1, 0.1, None):
+        optimizer = model("SGD")
+        with pytest.raises(TypeError, match=r"is not one of fastopt\.schedules with a closed form$"):
+            fastopt.torch.Scheduler(optimizer, wrong, last_epoch=9)
+        assert "initial_lr" not in optimizer.param_groups[0]
     for last_epoch, error in [(2.5, TypeError), ("a", TypeError), (-5, ValueError)]:
         optimizer = model("SGD")
         with pytest.raises(error, match="last_epoch"):

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...checks import Count
+from ...closed_form import ClosedForm
 from ...kernels.tables import STEP_LIMIT
-
-
-@runtime_checkable
-class ClosedForm(Protocol):
-    """What a scheduler needs of a schedule, whose class it cannot import: that makes schedulers itself."""
-
-    def __call__(self, t: int) -> float:
-        """Return the value at a step."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Describe it."""
-
-    def described(self, plain: Mapping[str, Any]) -> ClosedForm:
-        """Return the schedule that a description has."""
 
 
 class Scheduler(LRScheduler):
@@ -69,4 +56,4 @@ class Scheduler(LRScheduler):
         if not isinstance(state_dict, Mapping) or not {"schedule", "last_epoch"} <= state_dict.keys():
             raise ValueError("the state dict is not one of fastopt.torch.Scheduler: it has no schedule or last_epoch")
         Count(-1, STEP_LIMIT).check("last_epoch", state_dict["last_epoch"])
-        super().load_state_dict({**state_dict, "schedule": self.schedule.described(state_dict["schedule"])})
+        super().load_state_dict({**state_dict, "schedule": self.schedule._described(state_dict["schedule"])})
