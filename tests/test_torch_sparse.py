@@ -132,6 +132,28 @@ def test_an_embedding_beside_a_dense_layer(name, options):
     assert_same(mine, theirs, ours, others, TORCH)
 
 
+@pytest.mark.parametrize(("name", "options"), SPARSE)
+def test_rows_for_which_there_is_no_memory(name, options, monkeypatch):
+    """The step changes nothing then, neither dense parameters nor rows of others; the next one does."""
+    params = torch_cases.parameters([(6,), (8, 5), (8, 5)])
+    optimizer = torch_cases.make(name, params, **options)
+    for p, g in zip(params, (torch.ones(6), sparse([3, 1], (8, 5), 0), sparse([0, 2, 3], (8, 5), 1)), strict=True):
+        p.grad = g
+    optimizer.step()
+
+    def rows_of(tensor, indices):
+        if len(indices[0]) == 3:
+            raise MemoryError("there is none")
+        return tensor[indices].contiguous()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastopt.backends.torch.sparse.rows_of", rows_of)
+        torch_cases.assert_refused(optimizer, optimizer.step, "there is none", MemoryError)
+    before = [bits(p) for p in params]
+    optimizer.step()
+    assert all(bits(p) != old for p, old in zip(params, before, strict=True))
+
+
 def test_a_parameter_with_sparse_and_dense_gradients_in_turn():
     """A parameter may have either from one step to the next."""
     for name, options in SPARSE:

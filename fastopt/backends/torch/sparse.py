@@ -24,7 +24,7 @@ def coalesced(what: str, gradient: Tensor, parameter: TorchParameter) -> Tensor:
 
 
 class Rows:
-    """The rows of one parameter in a step.
+    """The rows of one parameter in a step, copied out: that takes memory, so it comes before anything is written.
 
     Raises
     ------
@@ -51,15 +51,21 @@ class Rows:
         self.rule = rule
         self.indices = tuple(gradient.indices())
         self.gradient = gradient.values().resolve_conj().resolve_neg().contiguous()
+        self.whole = [parameter.tensor.detach(), *(parameter.state[name] for name in rule.states)]
+        self.taken = [rows_of(tensor, self.indices) for tensor in self.whole]
 
     def update(self, row: Row) -> None:
         """Update the rows by a hyper row, and copy them back."""
-        parameter = self.parameter
-        whole = [parameter.tensor.detach(), *(parameter.state[name] for name in self.rule.states)]
-        taken = [tensor[self.indices].contiguous() for tensor in whole]
-        arrays = [array_of(tensor) for tensor in (taken[0], self.gradient, *taken[1:])]
+        device, dtype = self.parameter.device, self.parameter.dtype
+        param, *states = self.taken
+        arrays = [array_of(tensor) for tensor in (param, self.gradient, *states)]
         addresses = [extent(array)[0] for array in arrays]
-        parameter.device.update(self.rule, parameter.dtype, arrays[0].size, addresses, {}, row)
+        device.update(self.rule, dtype, arrays[0].size, addresses, {}, row)
         with torch.no_grad():
-            for tensor, rows in zip((parameter.tensor, *whole[1:]), taken, strict=True):
+            for tensor, rows in zip(self.whole, self.taken, strict=True):
                 tensor[self.indices] = rows
+
+
+def rows_of(tensor: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
+    """Copy rows out of a tensor."""
+    return tensor[indices].contiguous()
