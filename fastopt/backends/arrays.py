@@ -10,9 +10,30 @@ import numpy as np
 
 from ..kernels.reader import UNREAD, Array
 from ..step.chunks import Strides, located
-from ..step.memory import Extents, pin
+from ..step.memory import Extents, Layout, pin
 from ..step.parameter import Parameter
 from ..step.plan import Plan
+
+
+def dense_layout(what: str, array: Array) -> Layout:
+    """Return the layout of an array that a kernel will write, which must be dense."""
+    layout = Layout(array)
+    if not layout.is_dense(array):
+        raise ValueError(
+            f"{what} is not dense in memory (shape {array.shape}, strides {array.strides}): "
+            "pass a .copy() of it, and use that from now on"
+        )
+    return layout
+
+
+def located_once(written: Mapping[str, Array], gradient: Array, layout: Layout) -> tuple[int, dict[int, Strides]]:
+    """Check that no two arrays of a single update overlap, and return where its gradient lies, and how."""
+    extents = Extents(written.items())
+    pair = extents.first_overlap() or (extents.overlapping(gradient), "g")
+    if pair[0] is not None:
+        raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
+    address, strides = located(layout.in_storage_order(gradient))
+    return address, {} if strides is None else {0: strides}
 
 
 class ArrayParameter(Parameter):

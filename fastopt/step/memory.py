@@ -108,6 +108,10 @@ class Layout:
         """View an array with its axes in this storage order, from slow to fast."""
         return array if self.plain else array[self.backwards].transpose(self.axes)
 
+    def is_dense(self, array: Array) -> bool:
+        """Say whether an array fills its memory in this storage order."""
+        return bool(array.flags.aligned and self.in_storage_order(array).flags.c_contiguous)
+
     def allocate(self, array: Array, value: float) -> Array:
         """Return a new array, filled with a value, in this storage order."""
         shape = self.stored_shape(array)

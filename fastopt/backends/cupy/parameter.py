@@ -11,14 +11,16 @@ from ...kernels.dtypes import DTYPES
 from ...kernels.reader import UNREAD, Array
 from ...step.gpu import Gpu
 from ...step.group import GroupOptions
-from ...step.memory import Layout, owner_of
-from ..arrays import ArrayParameter
+from ...step.memory import owner_of
+from ..arrays import ArrayParameter, dense_layout
 from .device import gpu_of_cupy, installed_cupy
 from .memory import as_cupy, check_writable, dtype_of, seen
 
 
 class CupyParameter(ArrayParameter):
     """One parameter that is an array on a GPU."""
+
+    __slots__ = ("held",)
 
     device: Gpu
 
@@ -28,12 +30,7 @@ class CupyParameter(ArrayParameter):
         check_writable(what, given)
         dtype = dtype_of(what, self.held)
         array = seen(self.held, dtype)
-        layout = Layout(array)
-        if not (array.flags.aligned and layout.in_storage_order(array).flags.c_contiguous):
-            raise ValueError(
-                f"{what} is not dense in memory (shape {array.shape}, strides {array.strides}): "
-                f"pass a .copy() of it, and use that from now on"
-            )
+        layout = dense_layout(what, array)
         device = gpu_of_cupy(installed_cupy(), self.held.device.id)
         super().__init__(key, array, layout, dtype, group, device)
 
@@ -72,7 +69,7 @@ class CupyParameter(ArrayParameter):
                 f"of {array.dtype.name} and {array.shape} on GPU {array.device.id}"
             )
         state = seen(array, real.name)
-        if not (state.flags.aligned and self.layout.in_storage_order(state).flags.c_contiguous):
+        if not self.layout.is_dense(state):
             raise ValueError(
                 f"{what} does not lie in memory as p does: make it with cupy.zeros_like(p, dtype={real.name!r})"
             )

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...rules import Row, Rule
-from ...step.chunks import located
 from ...step.group import GroupOptions
-from ...step.memory import Extents, extent
+from ...step.memory import extent
+from ..arrays import located_once
 from .parameter import CupyParameter
 
 
@@ -18,12 +18,7 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
     rule.check_row(numbers, parameter.dtype)
     held, array = parameter.gradient("g", g)
     kept = {name: parameter.state(name, given) for name, given in states.items()}
-    extents = Extents({"p": parameter.array, **kept}.items())
-    pair = extents.first_overlap() or (extents.overlapping(array), "g")
-    if pair[0] is not None:
-        raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
-    address, strides = located(parameter.layout.in_storage_order(array))
+    address, strided = located_once({"p": parameter.array, **kept}, array, parameter.layout)
     addresses = [parameter.address, address, *(extent(state)[0] for state in kept.values())]
-    strided = {} if strides is None else {0: strides}
     parameter.device.update(rule, parameter.dtype, parameter.array.size, addresses, strided, numbers)
     del held  # not earlier: it may be a copy that nobody else holds

@@ -10,6 +10,7 @@ import numpy as np
 from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
 from ...step.memory import Layout
+from ..arrays import dense_layout
 from ..foreign import as_floats, borrowed, is_on_device, kind, to_read, to_update
 
 UPDATED = tuple(np.dtype(dtype.stored) for dtype in DTYPES.values() if dtype.on_numpy)
@@ -34,13 +35,7 @@ def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
         )
     if not array.flags.writeable:
         raise ValueError(f"{what} is read-only, and would be updated in place: pass a writable .copy() and use that")
-    layout = Layout(array)
-    if not (array.flags.aligned and layout.in_storage_order(array).flags.c_contiguous):
-        raise ValueError(
-            f"{what} is not dense in memory (shape {array.shape}, strides {array.strides}): "
-            f"pass a .copy() of it, and use that from now on"
-        )
-    return array, layout
+    return array, dense_layout(what, array)
 
 
 def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

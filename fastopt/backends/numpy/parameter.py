@@ -16,6 +16,8 @@ from .memory import check_dense, check_gradient, check_like
 class NumpyParameter(ArrayParameter):
     """One parameter that is a NumPy array."""
 
+    __slots__ = ("pins",)
+
     def __init__(self, key: Hashable, param: Any, group: GroupOptions) -> None:
         array, layout = check_dense(f"parameter {key!r}", param)
         super().__init__(key, array, layout, array.dtype.name, group, CPU)

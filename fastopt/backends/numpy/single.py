@@ -7,9 +7,10 @@ from typing import Any
 
 from ...kernels.reader import Array, read_alike
 from ...rules import Row, Rule
-from ...step.chunks import Strides, located
+from ...step.chunks import Strides
 from ...step.interrupts import HeldBack
-from ...step.memory import Extents, extent
+from ...step.memory import extent
+from ..arrays import located_once
 from .device import CPU
 from .memory import check_dense, check_gradient, check_like, check_type
 
@@ -55,16 +56,9 @@ class Single:
         for name, given in states.items():
             state = check_like(name, check_type(name, given), "p", param.dtype, param.shape)
             arrays[name], _ = check_dense(name, state)
-        extents = Extents(arrays.items())
-        pair = extents.first_overlap() or (extents.overlapping(gradient), "g")
-        if pair[0] is not None:
-            raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass a .copy() of one")
-
-        gradient_address, strides = located(layout.in_storage_order(gradient))
-        if strides is not None:
-            self.strided[0] = strides
+        gradient_address, self.strided = located_once(arrays, gradient, layout)
         for name in states:
-            if not layout.in_storage_order(arrays[name]).flags.c_contiguous:
+            if not layout.is_dense(arrays[name]):
                 copy = layout.allocate(param, 0.0)
                 copy[...] = arrays[name]
                 self.copies.append((arrays[name], copy))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...kernels.dtypes import DTYPES, PAIRS
 from ...kernels.reader import Array
 from ...kernels.tensors import DEVICES, untrack
-from ...step.memory import Layout, described, owner_of
+from ...step.memory import described, owner_of
 
 # What a kernel is compiled for: complex numbers are pairs of reals.
 UPDATED = {getattr(torch, name): dtype for name, dtype in {**DTYPES, **PAIRS}.items()}
@@ -109,11 +109,6 @@ def held_array(tensor: Tensor) -> Array:
         untrack(alias)
         untrack(array.base)
     return array
-
-
-def is_dense(array: Array, layout: Layout) -> bool:
-    """Say whether an array fills its memory in the storage order of a layout."""
-    return bool(array.flags.aligned and layout.in_storage_order(array).flags.c_contiguous)
 
 
 def overlaps_itself(array: Array) -> bool:

@@ -22,7 +22,6 @@ from .memory import (
     array_of,
     check_memory,
     held_array,
-    is_dense,
     is_distributed,
     local,
     overlaps_itself,
@@ -83,7 +82,7 @@ class TorchParameter(Parameter):
         if self.original.size and overlaps_itself(self.original):
             raise ValueError(f"elements of {self} may overlap each other in memory: pass a .clone() of it")
         self.updated = self.tensor
-        if not is_dense(self.original, Layout(self.original)):
+        if not Layout(self.original).is_dense(self.original):
             self.updated = torch.empty_like(self.tensor, requires_grad=False)
             array = held_array(self.updated)
         super().__init__(key, array, Layout(array), UPDATED[self.tensor.dtype].name, group, device_of(self.tensor))
@@ -170,7 +169,7 @@ class TorchParameter(Parameter):
             raise TypeError(f"{what} has dtype {here.dtype}, which {self.tensor.dtype} has no use for")
         if here.dtype is state_dtype(self.tensor) and not copy and not (here.is_conj() or here.is_neg()):
             array = array_of(here)
-            if array.size == 0 or is_dense(array, self.layout):
+            if array.size == 0 or self.layout.is_dense(array):
                 return value
         fitted = self.new_state(0.0)
         with torch.no_grad():
