@@ -897,8 +897,8 @@ TORCH = (
         ("tests/test_torch_frozen.py",),
     ),
     Mutant(
-        "a gradient in torch may overlap a parameter",
-        "fastopt/backends/torch/gradients.py",
+        "a gradient may overlap a parameter",
+        "fastopt/backends/gradients.py",
         "if (other := extents.overlapping(array)) is not None:",
         "if (other := extents.overlapping(array)) is not None and False:",
         ("tests/test_torch_refusals.py",),
@@ -907,8 +907,8 @@ TORCH = (
     Mutant(
         "sparse gradients are kept",
         "fastopt/backends/torch/gradients.py",
-        "self.tensors, self.sparse = [], {}",
-        "self.tensors = []",
+        "self.held, self.sparse = [], {}",
+        "self.held = []",
         ("tests/test_torch_watch.py",),
         only="let_go",
     ),

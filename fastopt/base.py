@@ -183,7 +183,7 @@ class Optimizer:
                 raise TypeError(f"the gradient of {parameter} is a NumPy scalar, which never changes: bind a 0-d array")
         with self._guard.mutex:
             gradients = Gradients(self._stepper.plan, self._parameters, mirrored)
-            for parameter, given, array in zip(self._parameters, mirrored, gradients.arrays, strict=True):
+            for parameter, given, array in zip(self._parameters, mirrored, gradients.held, strict=True):
                 if isinstance(array, np.ndarray) and not isinstance(given, np.ndarray):
                     # A jax array never changes, and a torch tensor may get other memory at any time.
                     raise TypeError(

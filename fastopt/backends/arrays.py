@@ -13,6 +13,7 @@ from ..step.chunks import Strides, located
 from ..step.memory import Extents, Layout, pin
 from ..step.parameter import Parameter
 from ..step.plan import Plan
+from .gradients import StepGradients
 
 
 def dense_layout(what: str, array: Array) -> Layout:
@@ -63,42 +64,39 @@ class ArrayParameter(Parameter):
         """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
 
 
-class Gradients:
-    """Gradients that are arrays: checks them against their parameters and keeps them alive; a plan's `Located`."""
+class Gradients(StepGradients):
+    """Gradients that are arrays, of NumPy or on a GPU."""
+
+    advice = "pass a .copy() of it"
 
     def __init__(self, plan: Plan, parameters: Sequence[ArrayParameter], given: Sequence[Any]) -> None:
-        self.arrays = list(given)
-        if len(self.arrays) != len(parameters):
-            raise ValueError(f"there are {len(parameters)} parameters and {len(self.arrays)} gradients")
+        self.held = list(given)
+        if len(self.held) != len(parameters):
+            raise ValueError(f"there are {len(parameters)} parameters and {len(self.held)} gradients")
         self.strided: dict[int, Strides] = {}
-        self.addresses, unread, none = plan.reader.read(self.arrays)
+        self.addresses, unread, none = plan.reader.read(self.held)
         if unread and plan.uses_gpus:
             self._read_alike(parameters, plan.extents)
         if unread:
-            for i in np.flatnonzero(self.addresses == UNREAD).tolist():
-                self._check(i, parameters[i], plan.extents)
+            self.check_unread(parameters, plan.extents)
         self.taking_part = (self.addresses != 0).tobytes() if none else plan.everyone
 
     def _read_alike(self, parameters: Sequence[ArrayParameter], extents: Extents) -> None:
         """Read gradients on GPUs that have their parameters' layout and overlap nothing that an update writes."""
         unread = np.flatnonzero(self.addresses == UNREAD)
-        found = np.array([parameters[i].alike(self.arrays[i]) for i in unread.tolist()], np.int64)
+        found = np.array([parameters[i].alike(self.held[i]) for i in unread.tolist()], np.int64)
         lengths = np.array([parameters[i].array.nbytes for i in unread.tolist()])
         self.addresses[unread] = np.where(extents.overlapped(found, found + lengths), UNREAD, found)
 
-    def _check(self, i: int, parameter: ArrayParameter, extents: Extents) -> None:
-        what = f"the gradient of {parameter}"
-        self.arrays[i], array = parameter.gradient(what, self.arrays[i])
-        if (other := extents.overlapping(array)) is not None:
-            raise ValueError(f"{what} overlaps {other} in memory: pass a .copy() of it")
-        self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
-        if strides is not None:
-            self.strided[i] = strides
+    def checked(self, i: int, what: str, parameter: ArrayParameter) -> Array:
+        """Check a gradient, and return an array that describes its layout."""
+        self.held[i], array = parameter.gradient(what, self.held[i])
+        return array
 
     def keep_in_place(self) -> None:
         """Prevent all resizing, even with ``refcheck=False``, for as long as this lives."""
-        self.pins = [reference for array in self.arrays if array is not None for reference in pin(array)]
+        self.pins = [reference for array in self.held if array is not None for reference in pin(array)]
 
     def release(self) -> None:
         """Let go of the arrays, so that the next ones can reuse their memory. No step uses these again."""
-        self.arrays = []
+        self.held = []

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.reader import UNREAD
+from ...kernels.reader import Array
 from ...kernels.tensors import Shape, Watch, shape_of
-from ...step.chunks import Strides, located
-from ...step.memory import Extents
+from ...step.chunks import Strides
 from ...step.plan import Plan
+from ..gradients import StepGradients
 from .memory import array_of, check_memory, is_distributed
 from .parameter import TorchParameter
 from .sparse import coalesced
@@ -21,39 +20,37 @@ from .sparse import coalesced
 GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself; access by name takes a third longer
 
 
-class Gradients:
-    """The gradients of one step: checks them against their parameters and keeps them alive.
+class Gradients(StepGradients):
+    """Gradients of torch; sparse ones take no part in launches.
 
     Attributes
     ----------
-    addresses, taking_part, strided
-        As those of `Located`, where sparse gradients do not take part.
     sparse : dict
         Index of a parameter -> its sparse gradient, each row once.
     scale : float
         What sparse gradients are first multiplied by.
     """
 
+    advice = "assign a .clone() of it"
+
     def __init__(self, watch: Watch, parameters: Sequence[TorchParameter], plan: Plan, unread: int) -> None:
-        self.tensors = list(watch.gradients)
+        self.held = list(watch.gradients)
         self.strided: dict[int, Strides] = {}
         self.sparse: dict[int, Tensor] = {}
         self.scale = 1.0
         self.addresses = watch.found[:-1].copy()
         if unread:
-            for i in np.flatnonzero(self.addresses == UNREAD).tolist():
-                self._check(i, parameters[i], plan.extents)
+            self.check_unread(parameters, plan.extents)
         all_dense = watch.found[-1] == 0 and not self.sparse
         self.taking_part = plan.everyone if all_dense else (self.addresses != 0).tobytes()
 
-    def _check(self, i: int, parameter: TorchParameter, extents: Extents) -> None:
-        what = f"the gradient of {parameter}"
-        given = self.tensors[i]
+    def checked(self, i: int, what: str, parameter: TorchParameter) -> Array | None:
+        """Check a gradient, and return an array that describes its layout; None if it is sparse."""
+        given = self.held[i]
         check_distribution(what, given, parameter.given)
         if isinstance(given, Tensor) and given.layout is torch.sparse_coo:
             self.sparse[i] = coalesced(what, given, parameter)
-            self.addresses[i] = 0
-            return
+            return None
         if isinstance(given, Tensor) and given._is_zerotensor():
             given = given.clone()  # the clone has memory
         gradient = check_memory(what, given).detach().resolve_conj().resolve_neg()
@@ -64,17 +61,12 @@ class Gradients:
         if gradient.shape != parameter.tensor.shape:
             shapes = f"shape {tuple(gradient.shape)}, its parameter {tuple(parameter.tensor.shape)}"
             raise ValueError(f"{what} has {shapes}: they are paired by index and must agree")
-        self.tensors[i] = gradient
-        array = array_of(gradient)
-        if (other := extents.overlapping(array)) is not None:
-            raise ValueError(f"{what} overlaps {other} in memory: assign a .clone() of it")
-        self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
-        if strides is not None:
-            self.strided[i] = strides
+        self.held[i] = gradient
+        return array_of(gradient)
 
     def release(self) -> None:
         """Let go of the tensors, so that the next ones can reuse their memory. No step uses these again."""
-        self.tensors, self.sparse = [], {}
+        self.held, self.sparse = [], {}
 
 
 def check_distribution(what: str, gradient: Any, parameter: Any) -> None:

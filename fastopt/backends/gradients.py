@@ -1,0 +1,51 @@
+"""What the gradients of a step have in common, whatever library they are of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernels.reader import UNREAD, Array
+from ..step.chunks import Strides, located
+from ..step.memory import Extents
+
+
+class StepGradients(ABC):
+    """The gradients of one step: checks them against their parameters and keeps them alive; a plan's `Located`.
+
+    Attributes
+    ----------
+    held : list
+        The gradients, or what stands for them.
+    advice : str
+        What to do with one that overlaps what an update writes.
+    """
+
+    advice: ClassVar[str]
+    held: list[Any]
+    addresses: npt.NDArray[np.int64]
+    taking_part: bytes
+    strided: dict[int, Strides]
+
+    def check_unread(self, parameters: Sequence[Any], extents: Extents) -> None:
+        """Check the gradients whose addresses are UNREAD, and find out where they lie."""
+        for i in np.flatnonzero(self.addresses == UNREAD).tolist():
+            parameter = parameters[i]
+            what = f"the gradient of {parameter}"
+            array = self.checked(i, what, parameter)
+            if array is None:
+                self.addresses[i] = 0
+                continue
+            if (other := extents.overlapping(array)) is not None:
+                raise ValueError(f"{what} overlaps {other} in memory: {self.advice}")
+            self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
+            if strides is not None:
+                self.strided[i] = strides
+
+    @abstractmethod
+    def checked(self, i: int, what: str, parameter: Any) -> Array | None:
+        """Check a gradient, and return an array that describes its layout; None if it takes no part in launches."""
