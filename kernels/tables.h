@@ -18,7 +18,6 @@ typedef long long int64_t;
 #define FASTOPT_STATES 3  /* states that a rule may have */
 #define FASTOPT_SHARED 2  /* numbers that every hyper row begins with: the gradient's factor, the weight decay */
 #define FASTOPT_NUMBERS 6 /* numbers of its own that a rule may have in a hyper row, after those */
-#define FASTOPT_HYPERS 8  /* numbers in a hyper row: the sum of the two */
 #define FASTOPT_OPTIONS 8 /* options from which a rule may compute its row */
 #define FASTOPT_WORDS 496 /* int64 in a message; the whole message fits in the 4 KB of a launch's arguments */
 #define FASTOPT_NDIM 64   /* axes that an array may have */
@@ -91,10 +90,12 @@ typedef struct fastopt_message {
     int64_t count;          /* of numbers, at most FASTOPT_WORDS */
     const int64_t *version; /* null, or the table's version: the numbers are written only if it is below */
     int64_t number;         /* this one */
-    int64_t words[496];
+    int64_t words[FASTOPT_WORDS];
 } fastopt_message;
 
 /* end */
+
+#define FASTOPT_HYPERS (FASTOPT_SHARED + FASTOPT_NUMBERS) /* numbers in a hyper row */
 
 /* Does not compile if a struct's size is not the one in tables.py. */
 #ifdef __cplusplus
@@ -106,11 +107,11 @@ typedef struct fastopt_message {
 #endif
 
 FASTOPT_SIZE(fastopt_layout, 24);
-FASTOPT_SIZE(fastopt_tensor, 56);
+FASTOPT_SIZE(fastopt_tensor, 32 + 8 * FASTOPT_STATES);
 FASTOPT_SIZE(fastopt_chunk, 32);
 FASTOPT_SIZE(fastopt_job, 56);
-FASTOPT_SIZE(fastopt_row_inputs, 160);
+FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);
 FASTOPT_SIZE(fastopt_clock, 64);
-FASTOPT_SIZE(fastopt_message, 4008);
+FASTOPT_SIZE(fastopt_message, 40 + 8 * FASTOPT_WORDS);
 
 #endif
