@@ -58,7 +58,8 @@ using std::memcpy, std::pow, std::sqrt;
 using vectors::sqrt;
 #endif
 
-// A derived rule inherits `hypers`, `options` and `row`; it overrides `states` and `apply`.
+// A derived rule inherits `hypers`, `options` and `row`; it overrides `apply`, and perhaps `states`. Only Decoupled, which
+// derives from any rule, has a number more.
 
 // The gradient's factor: -1 to maximize.
 FASTOPT_DEVICE FASTOPT_INLINE inline double factor(double maximize) { return maximize != 0 ? -1.0 : 1.0; }
@@ -254,33 +255,26 @@ struct AdamAmsgrad : Adam {
     }
 };
 
-struct AdamW {
-    static constexpr int states = 2;   // exp_avg, exp_avg_sq
-    static constexpr int hypers = 5;   // lr, gain1, gain2, eps, keep
-    static constexpr int options = 6;  // maximize, weight_decay, lr, beta1, beta2, eps
+// A rule with AdamW's weight decay, which reduces the parameter itself, by a number `keep` after the rule's own.
+template <class Rule>
+struct Decoupled : Rule {
+    static constexpr int hypers = Rule::hypers + 1;
 
     FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double step, bool first, double *out) {
-        Adam::row(option, step, first, out);
+        Rule::row(option, step, first, out);
         out[1] = 0.0;
-        out[6] = 1.0 - option[2] * option[1];
+        out[2 + Rule::hypers] = 1.0 - option[2] * option[1];
     }
 
     template <typename T>
     FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
-        T keep = hyper[4];
-        return Adam::apply(keep * p, g, state, hyper);
+        T keep = hyper[Rule::hypers];
+        return Rule::apply(keep * p, g, state, hyper);
     }
 };
 
-struct AdamWAmsgrad : AdamW {
-    static constexpr int states = 3;  // exp_avg, exp_avg_sq, max_exp_avg_sq
-
-    template <typename T>
-    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
-        T keep = hyper[4];
-        return AdamAmsgrad::apply(keep * p, g, state, hyper);
-    }
-};
+using AdamW = Decoupled<Adam>;
+using AdamWAmsgrad = Decoupled<AdamAmsgrad>;
 
 // 1 or -1, and 0 where it is 0; NaN stays NaN.
 template <typename T>
@@ -349,21 +343,7 @@ struct NAdam {
     }
 };
 
-struct NAdamW : NAdam {
-    static constexpr int hypers = 6;  // lr1, lr2, gain1, gain2, eps, keep
-
-    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double step, bool first, double *out) {
-        NAdam::row(option, step, first, out);
-        out[1] = 0.0;
-        out[7] = 1.0 - option[2] * option[1];
-    }
-
-    template <typename T>
-    FASTOPT_DEVICE FASTOPT_INLINE static T apply(T p, T g, T *state, const T *hyper) {
-        T keep = hyper[5];
-        return NAdam::apply(keep * p, g, state, hyper);
-    }
-};
+using NAdamW = Decoupled<NAdam>;
 
 #ifndef __CUDACC_RTC__  // loops for the host; on a GPU each thread has its own elements
 
