@@ -114,7 +114,7 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
         The options of the call in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``; if there is no
         such call, those of the optimizer's class. ``maximize`` is not among them, and weight decay only where it is
         decoupled: the loop passes ``g + weight_decay * p`` or ``-g`` as the gradient. A momentum of 0, which the calls
-        refuse for Nesterov, gives gradient descent. A number that goes from step to step is as this step leaves it.
+        refuse for Nesterov, gives gradient descent. A number carried from step to step is as this step leaves it.
 
     Returns
     -------
@@ -140,7 +140,8 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
     if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
         raise TypeError(f"the update of {rule!r} needs {' and '.join(missing)}: pass {missing[0]}=...")
     checked = {
-        name: handed_on(name, value) if name == found.carried else check(name, value) for name, value in values.items()
+        name: check_carried(name, value) if name == found.carried else check(name, value)
+        for name, value in values.items()
     }
     number = fused.ANY if step is None else Count(minimum=1).check("step", step)
     row = found.row({**dict.fromkeys(found.options, 0.0), **checked}, number, False)
@@ -157,8 +158,8 @@ def parameters_of(rule: Rule) -> dict[str, Any]:
     return found if rule.carried is None else {**found, rule.carried: inspect.Parameter.empty}
 
 
-def handed_on(name: str, value: Any) -> float:
-    """Return a number that goes from step to step, as a step leaves it."""
+def check_carried(name: str, value: Any) -> float:
+    """Return a carried number, as a step leaves it."""
     number = CARRIED.check(name, value)
     if number == 1:
         raise ValueError(f"{name} is 1 before the first step alone: pass what this step leaves")

@@ -16,17 +16,17 @@ FASTOPT_DEVICE inline void resolve(const fastopt_row_inputs &inputs, double take
     }
 }
 
-// Takes the number that a rule hands on from step to step a step on, and puts it among the options, as the last one.
+// Advances a rule's carried number by one step, and writes it into the last option.
 template <class Rule>
 FASTOPT_DEVICE inline auto hand_on(double *options, double step, double *carried, int)
     -> decltype(Rule::carry(options, step, *carried), void()) {
     options[Rule::options - 1] = *carried = Rule::carry(options, step, *carried);
 }
-// Most have none.
+// Most rules carry no number.
 template <class Rule>
 FASTOPT_DEVICE inline void hand_on(double *, double, double *, long) {}
 
-// Writes the hyper row of the next step, `taken` steps after its inputs were written; updates `carried` if the rule has it.
+// Writes the hyper row of the next step, `taken` steps after its inputs were written; updates `carried` if the rule has one.
 FASTOPT_DEVICE inline void write_row(const fastopt_row_inputs &inputs, int64_t taken, double *carried, double *row) {
     double options[FASTOPT_OPTIONS];
     resolve(inputs, static_cast<double>(taken), options);

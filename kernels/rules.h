@@ -16,7 +16,8 @@
 //     fastopt::update<fastopt::Momentum>(p, g, states, n, hyper);
 //
 // `row` computes a step's hyper row in double: the gradient's factor, the weight decay, then the rule's hyperparameters. It
-// gets the rule's options and the parameter's step count, from 1, and returns what the registry does on the host.
+// gets the rule's options and the parameter's step count, from 1, and returns what the registry does on the host. A rule
+// that carries a number from step to step has `carry`, which computes the number after a step: the last option of `row`.
 //
 // fastopt::schedule, in schedules.h, which is included here, computes the learning rate of a schedule.
 
@@ -317,7 +318,7 @@ struct NAdam {
         return option[3] * (1.0 - 0.5 * pow(0.96, step * option[6]));
     }
 
-    // mu_product, which goes from step to step.
+    // The carried number, mu_product, after a step.
     FASTOPT_DEVICE FASTOPT_INLINE static double carry(const double *option, double step, double product) {
         return product * momentum(option, step);
     }

@@ -75,7 +75,7 @@ typedef struct fastopt_clock {
     const fastopt_row_inputs *inputs;
     int64_t n;
     int64_t *taken;      /* steps since the inputs were written */
-    double *carried;     /* n numbers that a rule may carry from step to step */
+    double *carried;     /* n numbers that rules may carry from step to step, one for each row */
     double *hypers;      /* n rows, */
     float *rounded;      /* and the same in float32 */
     const float *scale;  /* null, or the number to divide gradients by */

@@ -182,7 +182,7 @@ int64_t read(const void *exchange, const fastopt_gradients &wanted) {
     return unread;
 }
 
-// Counts a step that was taken, and shows the numbers that its rule hands on.
+// Counts a step that was taken, and writes the numbers that its rule carries where they are watched.
 void count(const fastopt_watched &watched, const fastopt_step &step) {
     int64_t n = watched.counted;
     for (int64_t i = 0; i < n; ++i) watched.expected[i] = watched.counts[i] += 1;

@@ -471,7 +471,7 @@ def inputs(draw):
 
 
 def row_after(name, options, step, first, carried):
-    """The hyper row of a step, by what the one before has handed on."""
+    """The hyper row of a step, by the carried number of the one before."""
     rule = RULES[name]
     return rule.row(rule.with_carried(options, rule.hand_on(options, step, carried)), step, first)
 

@@ -50,7 +50,7 @@ STRUCTS = {
 
 SOURCE = """
 #include "fastopt.h"
-#include "rules.h"
+#include "rows.h"
 
 template <class Rule, typename T>
 static void single(T *p, const T *g, T *const *states, int64_t n, const double *hyper) {
@@ -79,6 +79,10 @@ static void update(T *p, const T *g, T *const *states, int64_t n, const double *
     LOOP(update, name, Rule, float64, double)                                                             \\
     static void name##_row(const double *option, double step, int first, double *out) {                   \\
         fastopt::Rule::row(option, step, first != 0, out);                                                \\
+    }                                                                                                     \\
+    static double name##_carried(double *option, double step, double carried) {                           \\
+        fastopt::hand_on<fastopt::Rule>(option, step, &carried, 0);                                       \\
+        return carried;                                                                                   \\
     }                                                                                                     \\
     static int name##_states(void) { return fastopt::Rule::states; }                                      \\
     static int name##_hypers(void) { return fastopt::Rule::hypers; }                                      \\
@@ -134,6 +138,7 @@ def compile_headers(target, folder):
     for name in rules.RULES:
         declarations += [f"int {name}_{count}(void);" for count in ("states", "hypers", "options")]
         declarations.append(f"void {name}_row(const double *option, double step, int first, double *out);")
+        declarations.append(f"double {name}_carried(double *option, double step, double carried);")
         for dtype, c in TYPES.items():
             arguments = f"{c} *p, {c} *g, {c} **states, int64_t n, const double *hyper"
             declarations += [f"void {loop}_{name}_{dtype}({arguments});" for loop in LOOPS]
@@ -196,6 +201,21 @@ def test_rows_are_the_registrys(compiled, name, betas):
         got = np.full(tables.HYPERS, -1.0)
         getattr(compiled.lib, f"{name}_row")(array(compiled, given), step, first, array(compiled, got))
         assert got.tolist() == [*row, *[-1.0] * (tables.HYPERS - len(row))]
+
+
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("name", rules.RULES)
+def test_carried_numbers_are_the_registrys(compiled, name, betas):
+    """To the bit; the new one becomes the last option. Where the registry has none, the functor has none."""
+    rule = rules.RULES[name]
+    options = {option: 0.1 + 0.07 * i for i, option in enumerate(rule.options)} | {"betas": betas}
+    for step, before in itertools.product((1, 2, 10**6 + 1, 2**53), (1.0, 0.3)):
+        numbers = [number for _, number in rule.numbers(options)]
+        given = np.array(numbers, np.float64)
+        got = getattr(compiled.lib, f"{name}_carried")(array(compiled, given), step, before)
+        assert got == rule.hand_on(options, step, before)
+        assert given.tolist() == (numbers if rule.carried is None else [*numbers[:-1], got])
+        assert rule.carried is None or got != before
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,4 +1,4 @@
-"""What NAdam hands on from step to step, ``mu_product``: whoever counts, and wherever it is shown or loaded."""
+"""What NAdam carries from step to step, ``mu_product``: whoever counts, and wherever it is shown or loaded."""
 
 import cuda_stand_in
 import numpy as np
