@@ -148,7 +148,7 @@ NUMBA = (
     Mutant(
         "kernels of all dtypes have one name in the cache",
         "kernels/cpu.py",
-        'kernel.__name__ = kernel.__qualname__ = f"{name}_{dtype_of(dtype).name}_abi{ABI}"',
+        'kernel.__name__ = kernel.__qualname__ = f"{name}_{given.name}_abi{ABI}"',
         'kernel.__name__ = kernel.__qualname__ = f"{name}_abi{ABI}"',
         ("tests/test_cache.py",),
         only="names_of_their_own",
