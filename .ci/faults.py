@@ -563,10 +563,26 @@ STEP = (
     Mutant(
         "a loaded state is not where the tables say",
         "fastopt/base.py",
-        "                self._stepper = self._new_stepper()\n",
+        "                self._stepper = self._new_stepper(self._parameters, self._groups)\n",
         "",
         ("tests/test_optimizers.py", "tests/test_memory.py"),
         only="load or resumes",
+    ),
+    Mutant(
+        "a load fails over a number that is only shown, after it has written",
+        "fastopt/base.py",
+        "for group, (_, upcoming, schedules) in zip(self._groups, options, strict=True):",
+        "for group, (upcoming, _, schedules) in zip(self._groups, options, strict=True):",
+        ("tests/test_errors_state_dicts.py",),
+        only="latest_number",
+    ),
+    Mutant(
+        "a load takes options that the next step refuses",
+        "fastopt/base.py",
+        "upcoming = [options for _, options, _ in checked]",
+        "upcoming = [options for options, _, _ in checked]",
+        ("tests/test_errors_state_dicts.py",),
+        only="next_number",
     ),
     Mutant(
         "a step keeps its gradients",

@@ -28,6 +28,8 @@ Grads: TypeAlias = Any  # mirrors Params, with None where a parameter has no gra
 
 Scheduled: TypeAlias = float | Callable[[int], float]
 
+Loaded: TypeAlias = tuple[dict[str, Any], dict[str, Any], dict[str, StepFunction]]  # see `Optimizer._checked_groups`
+
 
 class _Bound:
     """The default of `Optimizer.step`: use the bound gradients. None would mean a missing gradient."""
@@ -61,12 +63,12 @@ class Optimizer:
         for group in given if self._grouped else [{"params": given}]:
             self._append(group, self._groups, self._parameters)
         self._guard = Guard()
-        self._stepper = self._new_stepper()
+        self._stepper = self._new_stepper(self._parameters, self._groups)
         self._stepper.clock.attach()
         self._bound: Gradients | None = None
 
-    def _new_stepper(self) -> Stepper:
-        return Stepper(self._parameters, self._groups, self._family.choose, self._guard)
+    def _new_stepper(self, parameters: list[ArrayParameter], groups: list[ParamGroup]) -> Stepper:
+        return Stepper(parameters, groups, self._family.choose, self._guard)
 
     def _are_groups(self, given: Any) -> bool:
         """Say whether params is a list of groups; else it is arrays, nested or not."""
@@ -215,7 +217,7 @@ class Optimizer:
             self._stepper.clock.end()
             groups, parameters = [*self._groups], [*self._parameters]
             self._append(group, groups, parameters)
-            stepper = Stepper(parameters, groups, self._family.choose, self._guard)
+            stepper = self._new_stepper(parameters, groups)
             with HeldBack():
                 self._groups, self._parameters, self._stepper, self._bound = groups, parameters, stepper, None
                 stepper.clock.attach()
@@ -224,9 +226,6 @@ class Optimizer:
         """Raise if a running step or a captured graph uses what is about to change."""
         self._guard.refuse_inside_step()
         self._stepper.clock.refuse_captured()
-
-    def _of(self, group: ParamGroup) -> list[ArrayParameter]:
-        return [parameter for parameter in self._parameters if parameter.group is group]
 
     def _mirrored(self, grads: Grads) -> Sequence[Any]:
         if not self._grouped:
@@ -251,10 +250,7 @@ class Optimizer:
         """
         with self._guard.mutex:
             state = {key: {name: _copy(value) for name, value in entry.items()} for key, entry in self.state.items()}
-            groups = [
-                {**group.options(), "params": [parameter.key for parameter in self._of(group)]}
-                for group in self._groups
-            ]
+            groups = [{**group.options(), "params": list(group.tree.keys)} for group in self._groups]
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -287,33 +283,38 @@ class Optimizer:
             with HeldBack():
                 for parameter, state in zip(self._parameters, states, strict=True):
                     parameter.restore(*state)
-                for group, (values, schedules) in zip(self._groups, options, strict=True):
-                    group.restore(values, schedules)
-                self._stepper = self._new_stepper()
+                # The stepper checks what it finds in the groups: the numbers of the next step. Those of the latest one
+                # may contradict options that were assigned after it, and are only shown.
+                for group, (_, upcoming, schedules) in zip(self._groups, options, strict=True):
+                    group.restore(upcoming, schedules)
+                self._stepper = self._new_stepper(self._parameters, self._groups)
                 self._stepper.clock.attach()
+                for group, (latest, _, _) in zip(self._groups, options, strict=True):
+                    group.entries.update(latest)
 
-    def _checked_groups(self, state_dict: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, StepFunction]]]:
+    def _checked_groups(self, state_dict: Mapping[str, Any]) -> list[Loaded]:
+        """Return, for each group, options in the latest step, options in the next one, and schedules."""
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
             raise ValueError("a state dict has the entries 'state' and 'param_groups', as state_dict() returns them")
         given = plain(state_dict["param_groups"])
         if not isinstance(given, list) or len(given) != len(self._groups):
             raise ValueError(f"the state dict must have a list of {len(self._groups)} param_groups, as this optimizer")
-        checked, upcoming = [], []
+        checked: list[Loaded] = []
         for group, entry in zip(self._groups, given, strict=True):
-            keys = [parameter.key for parameter in self._of(group)]
+            keys = list(group.tree.keys)
             what = f"group {group.index} of the state dict"
             if not isinstance(entry, Mapping) or set(entry) != set(group):
                 raise ValueError(f"{what} must have the entries {sorted(group)}, those of {type(self).__name__}")
             # Compared as text: `!=` of arrays among them would give arrays.
             if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
-            values: dict[str, Any] = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
-            values["step"] = Count(limit=RESUMABLE).check(f"the step of {what}", entry["step"])
+            latest: dict[str, Any] = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
+            latest["step"] = Count(limit=RESUMABLE).check(f"the step of {what}", entry["step"])
             schedules = group.restored_schedules(entry["schedules"])
-            upcoming.append({**values, **numbers_at(values["step"], schedules)})
-            checked.append((values, schedules))
+            checked.append((latest, {**latest, **numbers_at(latest["step"], schedules)}, schedules))
+        upcoming = [options for _, options, _ in checked]
         self._stepper.clock.check_options([self._family.choose(options) for options in upcoming], upcoming)
-        check_shared(self._groups, [schedules for _, schedules in checked])
+        check_shared(self._groups, [schedules for _, _, schedules in checked])
         return checked
 
     def _checked_states(self, given: Any) -> list[tuple[int, float, dict[str, Array]]]:
@@ -355,7 +356,7 @@ class Optimizer:
         """Show the class, and for each group its parameters and options."""
         lines = []
         for group in self._groups:
-            parameters = self._of(group)
+            parameters = [parameter for parameter in self._parameters if parameter.group is group]
             elements = sum(parameter.array.size for parameter in parameters)
             dtypes = "/".join(sorted({parameter.dtype for parameter in parameters}))
             options = {**group.options(), **group.schedules}

@@ -7,6 +7,8 @@ import pytest
 import torch
 from refusals import F32, F64, KINDS, STATE, Subject, bad_values, every_option, refused, values
 
+from fastopt import schedules
+
 
 def entry(*path):
     """Where a state dict is changed."""
@@ -149,6 +151,32 @@ def test_state_dicts_of_another_class(kind, other):
     """SGD's for Adagrad and the other way round, RMSprop's for Adam."""
     foreign = Subject(other, steps=2).opt.state_dict()
     refused(ValueError, [KINDS[kind][0].__name__], lambda s: s.opt.load_state_dict(foreign), kind=kind, steps=1)
+
+
+def driven(momentum, schedule):
+    """Change a state dict to Nesterov momentum: the latest number, and the schedule of the next ones."""
+
+    def change(state_dict):
+        group = state_dict["param_groups"][0]
+        group.update(nesterov=True, dampening=0.0, momentum=momentum, schedules={"momentum": schedule.to_dict()})
+
+    return change
+
+
+def test_a_schedule_whose_next_number_contradicts_an_option():
+    """Refused whole: the next step would be."""
+    act = loaded(driven(0.9, schedules.Constant(0.0)))
+    refused(ValueError, ["Nesterov momentum requires a momentum"], act, steps=2)
+
+
+def test_a_latest_number_that_contradicts_an_option():
+    """Nobody computes with it again: the state dict is loaded, shows it, and the optimizer goes on."""
+    victim, twin = Subject(steps=2), Subject(steps=2)
+    loaded(driven(0.0, schedules.Constant(0.9)))(victim)
+    assert victim.opt.param_groups[0]["momentum"] == 0.0
+    loaded(driven(0.9, schedules.Constant(0.9)))(twin)
+    assert victim.steps() == twin.steps()
+    assert victim.opt.param_groups[0]["momentum"] == 0.9
 
 
 @pytest.mark.parametrize("form", [list, "groups"])

@@ -454,6 +454,20 @@ def test_a_plateau_keeps_its_memory_where_another_group_is_refused():
     assert plateau.state_dict() == {"lr": 0.010000000000000002, "best": 1.0, "bad": 0, "cooling": 0}
 
 
+def test_a_schedule_whose_next_number_contradicts_an_option_is_not_loaded():
+    """Nesterov's momentum would be 0 at the next step; the states are the old ones, and steps go on with them."""
+    params, twins = torch_cases.parameters(), torch_cases.parameters()
+    optimizer, twin = (subject.SGD(made, lr=0.1, momentum=0.9) for made in (params, twins))
+    train(optimizer, params, 2)
+    train(twin, twins, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0].update(nesterov=True, step=2, schedules={"momentum": schedules.Constant(0.0).to_dict()})
+    assert_refused(optimizer, lambda: optimizer.load_state_dict(saved), "Nesterov momentum requires a momentum")
+    train(optimizer, params, 2, start=2)
+    train(twin, twins, 2, start=2)
+    assert all(torch.equal(param, other) for param, other in zip(params, twins, strict=True))
+
+
 @pytest.mark.parametrize("step", [2.0**53, 2.0**63, float(2**51 - 1) + 0.5])
 def test_counts_that_cannot_go_on_are_not_loaded(step):
     """Those that float64 does not count, and none."""
