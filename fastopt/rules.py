@@ -112,9 +112,15 @@ def check(name: str, value: Any) -> Any:
 
 CARRIED = Number("number", maximum=1.0)  # a carried number
 
-HARMLESS = 2.0**50  # products of two such numbers, and with a bias correction of at most 2**53, fit into float32
+HARMLESS = 2.0**50  # a product of two such numbers, or of one and a bias correction, fits into float32
 
-SPELLED = {"factor": "1 - dampening", "keep": "1 - lr * weight_decay"}  # numbers of rows that are not options
+# Numbers of rows that are not options, as users can compute them; mu is NAdam's momentum.
+SPELLED = {
+    "factor": "1 - dampening",
+    "keep": "1 - lr * weight_decay",
+    "lr1": "lr * (1 - mu) / (1 - mu_product)",
+    "lr2": "lr * next mu / (1 - mu_product * next mu)",
+}
 
 
 def never(options: Options) -> bool:

@@ -27,6 +27,8 @@ CASES = {  # what is too large for float32, by what the message names
     "lr of group 0 comes to 1e[+]39": ("Adam", {"lr": 1e39, "betas": (0.0, 0.999999)}),  # and at the last
     "eps of group 0": ("AdamW", {"eps": 1e39, "amsgrad": True}),
     r"1 - lr \* weight_decay": ("AdamW", {"lr": 1e30, "weight_decay": 1e30}),
+    r"lr \* \(1 - mu\) / \(1 - mu_product\) of group 0": ("NAdam", {"lr": 1e39, "betas": (0.0, 0.9)}),
+    r"lr \* next mu / \(1 - mu_product \* next mu\) of group 0": ("NAdam", {"lr": 2e38}),
 }
 ALLOWED = {
     "lr": ("SGD", {"lr": MOST}),
