@@ -635,8 +635,8 @@ STEP = (
     Mutant(
         "AdamW's decay is not multiplied by the rate",
         "fastopt/rules.py",
-        '*adams, 1.0 - options["lr"] * weight_decay',
-        "*adams, 1.0 - weight_decay",
+        '*others, 1.0 - options["lr"] * weight_decay',
+        "*others, 1.0 - weight_decay",
         ("tests/test_rules.py",),
         only="trajectories and adamw",
     ),

@@ -21,6 +21,7 @@ from .pair import Pair
 
 Options = Mapping[str, Any]
 Row = tuple[float, ...]
+RowFunction = Callable[[Options, int, bool], Row]
 
 # All options: how each is checked, whether it may be a schedule, and what docstrings say of it. Defaults stand in the
 # signatures of the classes and functions that have it.
@@ -160,7 +161,7 @@ class Rule:
         The name, in state dicts, of a number that each parameter carries from step to step; initially 1.
     carry : callable or None
         ``carry(options, step, number)`` returns the carried number after a step. The row function finds it among the
-        options, as the last one; it changes the row at each step.
+        options, as the last one; it changes the row at each step, so that ``moves`` must be `always`.
     of_gradient : tuple of str
         The options that only change the gradient: they determine the first two numbers of the row.
     """
@@ -169,7 +170,7 @@ class Rule:
     states: tuple[str, ...]
     options: tuple[str, ...]
     hypers: tuple[str, ...]
-    row: Callable[[Options, int, bool], Row]
+    row: RowFunction
     initial: str | None = None
     moves: Callable[[Options], bool] = never
     sparse: bool = False
@@ -178,7 +179,7 @@ class Rule:
     of_gradient: tuple[str, ...] = ("maximize", "weight_decay")
 
     def __post_init__(self) -> None:
-        """Raise ValueError where the tables have no room for the rule."""
+        """Raise ValueError where the tables have no room for the rule, or its carried number is said by halves."""
         options = len(self.options) + sum(name in PAIRS for name in self.options)  # each number of a pair counts
         tables.check_limits(
             self.name,
@@ -186,6 +187,13 @@ class Rule:
             numbers=(len(self.hypers), tables.NUMBERS),
             options=(options, tables.OPTIONS),
         )
+        if self.carried is not None and (
+            self.options[-1] != self.carried or self.carry is None or self.moves is not always
+        ):
+            raise ValueError(
+                f"{self.name} carries {self.carried}: let that be the last of its options, where C++ looks for it, "
+                "say by `carry` how it changes, and set moves=always"
+            )
 
     def numbers(self, options: Options) -> Iterator[tuple[str, Any]]:
         """Iterate over (option, number) for the numbers from which the functor computes the row; betas are two.
@@ -290,10 +298,14 @@ def adam_row(options: Options, step: int, first: bool) -> Row:
     return factor(options), options["weight_decay"], lr, 1.0 - beta1, 1.0 - beta2, options["eps"] * root
 
 
-def adamw_row(options: Options, step: int, first: bool) -> Row:
-    """p <- (1 - lr * weight_decay) * p, then as Adam without weight decay."""
-    gradients_factor, weight_decay, *adams = adam_row(options, step, first)
-    return gradients_factor, 0.0, *adams, 1.0 - options["lr"] * weight_decay
+def decoupled(row: RowFunction) -> RowFunction:
+    """Return the row function of AdamW, from Adam's: p <- (1 - lr * weight_decay) * p, then without weight decay."""
+
+    def decoupled_row(options: Options, step: int, first: bool) -> Row:
+        gradients_factor, weight_decay, *others = row(options, step, first)
+        return gradients_factor, 0.0, *others, 1.0 - options["lr"] * weight_decay
+
+    return decoupled_row
 
 
 def lion_row(options: Options, step: int, first: bool) -> Row:
@@ -326,12 +338,6 @@ def nadam_row(options: Options, step: int, first: bool) -> Row:
     of_gradient = lr * (1.0 - nadam_momentum(options, step)) / (1.0 - product)
     of_average = lr * upcoming / (1.0 - product * upcoming)
     return factor(options), options["weight_decay"], of_gradient, of_average, gain1, gain2, eps
-
-
-def nadamw_row(options: Options, step: int, first: bool) -> Row:
-    """p <- (1 - lr * weight_decay) * p, then as NAdam without weight decay."""
-    gradients_factor, weight_decay, *nadams = nadam_row(options, step, first)
-    return gradients_factor, 0.0, *nadams, 1.0 - options["lr"] * weight_decay
 
 
 OF_SGD = ("maximize", "weight_decay", "lr")
@@ -381,7 +387,7 @@ ADAM = Rule(
     moves=always,
 )
 ADAM_AMSGRAD = replace(ADAM, name="adam_amsgrad", states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
-ADAMW = replace(ADAM, name="adamw", hypers=(*ADAM.hypers, "keep"), row=adamw_row, of_gradient=("maximize",))
+ADAMW = replace(ADAM, name="adamw", hypers=(*ADAM.hypers, "keep"), row=decoupled(adam_row), of_gradient=("maximize",))
 ADAMW_AMSGRAD = replace(ADAMW, name="adamw_amsgrad", states=ADAM_AMSGRAD.states)
 LION = Rule(
     "lion",
@@ -402,7 +408,9 @@ NADAM = Rule(
     carried="mu_product",
     carry=nadam_product,
 )
-NADAMW = replace(NADAM, name="nadamw", hypers=(*NADAM.hypers, "keep"), row=nadamw_row, of_gradient=("maximize",))
+NADAMW = replace(
+    NADAM, name="nadamw", hypers=(*NADAM.hypers, "keep"), row=decoupled(nadam_row), of_gradient=("maximize",)
+)
 
 RULES = {
     rule.name: rule
@@ -426,6 +434,11 @@ RULES = {
 }
 
 
+def only(rule: Rule) -> Callable[[Options], Rule]:
+    """Choose the only rule of an optimizer, whatever its options."""
+    return lambda options: rule
+
+
 def choose_sgd(options: Options) -> Rule:
     """Choose between gradient descent, momentum and Nesterov by SGD's options."""
     if options["nesterov"]:
@@ -436,11 +449,6 @@ def choose_sgd(options: Options) -> Rule:
             )
         return NESTEROV
     return MOMENTUM if options["momentum"] != 0 else SGD
-
-
-def choose_adagrad(options: Options) -> Rule:
-    """Return AdaGrad's only rule."""
-    return ADAGRAD
 
 
 def choose_rmsprop(options: Options) -> Rule:
@@ -460,11 +468,6 @@ def choose_adam(options: Options) -> Rule:
 def choose_adamw(options: Options) -> Rule:
     """Choose AdamW with or without AMSGrad's maximum."""
     return ADAMW_AMSGRAD if options["amsgrad"] else ADAMW
-
-
-def choose_lion(options: Options) -> Rule:
-    """Lion has one rule."""
-    return LION
 
 
 def choose_nadam(options: Options) -> Rule:
@@ -508,12 +511,12 @@ class Family:
 
 FAMILIES = {
     "SGD": Family((SGD, MOMENTUM, NESTEROV), choose_sgd),
-    "Adagrad": Family((ADAGRAD,), choose_adagrad, counts=True),
+    "Adagrad": Family((ADAGRAD,), only(ADAGRAD), counts=True),
     "RMSprop": Family(
         (RMSPROP, RMSPROP_MOMENTUM, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM), choose_rmsprop, counts=True
     ),
     "Adam": Family((ADAM, ADAM_AMSGRAD, ADAMW, ADAMW_AMSGRAD), choose_adam, counts=True),
     "AdamW": Family((ADAMW, ADAMW_AMSGRAD), choose_adamw, counts=True),
-    "Lion": Family((LION,), choose_lion),
+    "Lion": Family((LION,), only(LION)),
     "NAdam": Family((NADAM, NADAMW), choose_nadam, counts=True),
 }

@@ -1,5 +1,7 @@
 """What NAdam carries from step to step, ``mu_product``: whoever counts, and wherever it is shown or loaded."""
 
+from dataclasses import replace
+
 import cuda_stand_in
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tolerances import TORCH, TRAJECTORY, assert_close
 
 import fastopt
 import fastopt.torch
+from fastopt.rules import NADAM, never
 from fastopt.schedules import OneCycle, Piecewise
 from fastopt.step.clock import Clock, State
 
@@ -233,3 +236,14 @@ def test_captured_steps(options):
         if step % 4 == 1:
             assert_equal(there, here, ours, others)
     assert_equal(there, here, ours, others)
+
+
+@pytest.mark.parametrize(
+    "half",
+    [{"options": (*NADAM.options[:-1], "lr")}, {"carry": None}, {"moves": never}],
+    ids=["options", "carry", "moves"],
+)
+def test_a_rule_that_says_half_of_it(half):
+    """It is refused where it is written, since C++ looks for the number at one place."""
+    with pytest.raises(ValueError, match="carries mu_product: let that be the last of its options"):
+        replace(NADAM, **half)
