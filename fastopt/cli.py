@@ -182,6 +182,7 @@ def compile_cuda(architecture: str, out: Path) -> int:
 
 def compile_numba() -> int:
     """Compile every kernel for this processor, and print the cache directory."""
+    from .info import kept
     from .kernels import cache, cpu, schedules
     from .kernels.dtypes import DTYPES
     from .progress import track
@@ -193,9 +194,7 @@ def compile_numba() -> int:
     kernels = [(name, dtype) for name in RULES for dtype in DTYPES]
     hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
     schedules.evaluators()
-    lost = [f"{name} {dtype}" for name, dtype in kernels if not cpu.cached(name, dtype)]
-    lost += [] if schedules.cached() else ["schedules"]
-    if lost:  # a full disk
+    if lost := [" ".join(key) for key, is_kept in kept().items() if not is_kept]:  # a full disk
         raise OSError(f"could not be kept in {directory}: {', '.join(lost)}")
     print(f"{len(kernels)} kernels, {len(kernels) - hits} of them new, and the schedules, in {directory}")
     return 0

@@ -8,10 +8,9 @@ import os
 import platform
 import textwrap
 
-from . import __version__
+from . import __version__, rules
 from .kernels import extension, limits, pool
 from .kernels.dtypes import DTYPES
-from .rules import RULES
 
 LIBRARIES = ("numpy", "numba", "cffi", "torch", "cupy")
 WIDTH = 100
@@ -101,22 +100,29 @@ def memory() -> str:
 
 def compiled() -> dict[str, str]:
     """Say where compiled kernels are kept, and which ones are there."""
-    from .kernels import cache, cpu, schedules
+    from .kernels import cache
 
     directory = cache.directory()
     if directory is None:
         return {"cache": "no directory is writable: kernels compile anew in every process (set NUMBA_CACHE_DIR)"}
-    kernels = [(name, dtype) for name in RULES for dtype in DTYPES]
-    there = [(name, dtype) for name, dtype in kernels if cpu.cached(name, dtype)]
+    found = kept()
+    there = [key for key, is_kept in found.items() if is_kept]
+    dtypes_of: dict[str, tuple[str, ...]] = {}
+    for name, *dtype in there:
+        dtypes_of[name] = (*dtypes_of.get(name, ()), *dtype)
     by_dtypes: dict[tuple[str, ...], list[str]] = {}  # the dtypes that rules are compiled for -> these rules
-    for name in RULES:
-        if dtypes := tuple(dtype for rule, dtype in there if rule == name):
-            by_dtypes.setdefault(dtypes, []).append(name)
-    parts = [f"{', '.join(names)} in {', '.join(dtypes)}" for dtypes, names in by_dtypes.items()]
-    parts += ["schedules"] if schedules.cached() else []
-    count = len(there) + schedules.cached()
-    compiled = f"{count} of {len(kernels) + 1}: {'; '.join(parts) or 'none yet'}"
-    return {"cache": str(directory), "compiled": compiled}
+    for name, dtypes in dtypes_of.items():
+        by_dtypes.setdefault(dtypes, []).append(name)
+    parts = [", ".join(names) + (f" in {', '.join(dtypes)}" if dtypes else "") for dtypes, names in by_dtypes.items()]
+    return {"cache": str(directory), "compiled": f"{len(there)} of {len(found)}: {'; '.join(parts) or 'none yet'}"}
+
+
+def kept() -> dict[tuple[str, ...], bool]:
+    """Say of all that is ever compiled whether the cache has it: each rule for each dtype, and the schedules."""
+    from .kernels import cpu, schedules
+
+    kernels = {(name, dtype): cpu.cached(name, dtype) for name in rules.RULES for dtype in DTYPES}
+    return {**kernels, ("schedules",): schedules.cached()}
 
 
 def gpu() -> str:
