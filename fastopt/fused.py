@@ -75,6 +75,9 @@ def momentum(
     _update(rule, p, g, {"velocity": velocity}, options)
 
 
+_momentum = momentum  # for `nesterov`, which has a parameter of that name
+
+
 @described(CALL)
 def nesterov(
     p: Array,
@@ -98,10 +101,7 @@ def nesterov(
     ------
     {errors}
     """
-    options = _checked(
-        lr=lr, momentum=momentum, dampening=0.0, nesterov=True, weight_decay=weight_decay, maximize=maximize
-    )
-    _update(rules.choose_sgd(options), p, g, {"velocity": velocity}, options)
+    _momentum(p, g, velocity, lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay, maximize=maximize)
 
 
 @described(CALL)
