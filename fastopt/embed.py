@@ -114,12 +114,15 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
         The options of the call in `fastopt.fused`, with the same defaults: ``lr=0.1, momentum=0.9``; if there is no
         such call, those of the optimizer's class. ``maximize`` is not among them, and weight decay only where it is
         decoupled: the loop passes ``g + weight_decay * p`` or ``-g`` as the gradient. A momentum of 0, which the calls
-        refuse for Nesterov, gives gradient descent. A number carried from step to step is as this step leaves it.
+        refuse for Nesterov, gives gradient descent. NAdam's rules also need ``mu_product``, the product of the momenta
+        up to this step, which your loop keeps.
 
     Returns
     -------
     ndarray of float64, shape (len(hyper(rule)),)
-        A new array, which you may change between calls. Entry 0 is the learning rate, for Adam with bias correction.
+        A new array, which you may change between calls. Entry 0 is the learning rate, but not for all rules the given
+        one: Adam's lr and eps are those of this step, and include both bias corrections. NAdam has two rates, of the
+        gradient and of the average, which include its corrections.
 
     Raises
     ------
@@ -150,7 +153,10 @@ def hyper_values(rule: str, *, step: int | None = None, **options: Any) -> npt.N
 
 
 def parameters_of(rule: Rule) -> dict[str, Any]:
-    """Return the options of a rule's call, or of its class where there is no call, each with its default."""
+    """Return the parameters of a rule's call, or of its class where there is no call, each with its default.
+
+    A carried number is one more, without a default.
+    """
     face = getattr(fused, rule.name.partition("_")[0], None)  # variants have no call of their own
     if face is None:
         face = next(getattr(optimizers, name) for name, family in FAMILIES.items() if rule in family.rules)
