@@ -696,7 +696,7 @@ def test_the_model_is_saved_and_copied_without_the_handle():
     assert model.weight.grad is not None
 
 
-def test_the_same_updater_serves_all_steps():
+def test_the_same_stepper_serves_all_steps():
     """Nothing is searched for, allocated or compiled again while nothing has changed."""
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 1))
     handle = subject.step_in_backward(model, subject.Adagrad, lr=schedules.Cosine(0.1, 20), lr_decay=0.1)

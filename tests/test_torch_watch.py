@@ -303,7 +303,7 @@ FORMS = {
 
 @both_readers
 @swept(1, ids=str, kind=KINDS, dtype=DTYPES)
-def test_the_same_updater_over_many_steps(kind, dtype):
+def test_the_same_stepper_over_many_steps(kind, dtype):
     """Whatever the parameters, and however often gradients are new, from backward or not, or missing."""
     name, options = KINDS[kind]
     params = [Parameter(form(dtype)) for form in FORMS.values()]
