@@ -874,6 +874,14 @@ TORCH = (
         only="not_loaded",
     ),
     Mutant(
+        "a rate that a state dict finds to be a tensor stays as it is",
+        "fastopt/torch/base.py",
+        "                self._note_moving()\n                self._stepper.clock.stop_repeating()",
+        "                self._stepper.clock.stop_repeating()",
+        ("tests/test_torch_groups.py",),
+        only="tensor_that_replaces",
+    ),
+    Mutant(
         "each parameter in backward counts a step of its group",
         "fastopt/torch/base.py",
         "counts_groups=False)",

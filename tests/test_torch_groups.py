@@ -252,6 +252,34 @@ def test_a_tensors_rate(name, options, lr):
     assert_same(runs[0][0], runs[1][0], runs[0][1], runs[1][1], TORCH)
 
 
+@pytest.mark.parametrize("see", [lambda optimizer: optimizer.step(), lambda optimizer: optimizer.state_dict()],
+                         ids=["step", "state_dict"])  # fmt: skip
+def test_a_tensor_that_replaces_a_rate(see):
+    """It counts as it is at each step, whoever has seen first that it was assigned; and no more once it is replaced."""
+    p = Parameter(torch.zeros(1))
+    optimizer, rate = subject.SGD([p], lr=0.1), torch.tensor(1.0)
+    p.grad = torch.ones(1)
+    for _ in range(3):
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = rate
+    see(optimizer)
+    rate.fill_(4.0)
+    assert moved(optimizer, p) == -4.0
+    rate.fill_(8.0)
+    assert moved(optimizer, p) == -8.0
+    optimizer.param_groups[0]["lr"] = 2.0
+    see(optimizer)
+    rate.fill_(16.0)
+    assert moved(optimizer, p) == -2.0
+
+
+def moved(optimizer, p):
+    """How far one step moves a parameter that is 0."""
+    p.data.zero_()
+    optimizer.step()
+    return p.item()
+
+
 @ALL
 def test_options_that_change_between_steps(name, options):
     """Every option that is assigned to a group takes effect at the next step."""

@@ -147,7 +147,9 @@ class StepInBackward:
                     if self._steppers[param].has_new_states:
                         self._steppers[param] = self._optimizer._stepper_of(param)
                 self._stepped.clear()
-                self._optimizer._clock.count_groups()
+                stepper = self._optimizer._stepper
+                assert stepper is not None  # since the constructor
+                stepper.clock.count_groups()
 
     def _update(self, param: Tensor) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from itertools import chain
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import profiler
@@ -21,8 +22,7 @@ from ..backends.torch.stepper import TorchStepper
 from ..checks import nested_too_deeply
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
 from ..plateau import Plateau
-from ..rules import HYPERPARAMETERS, Family
-from ..step.clock import Clock
+from ..rules import HYPERPARAMETERS, PAIRS, Family
 from ..step.group import check_shared
 from ..step.guard import Guard
 from ..step.interrupts import HeldBack
@@ -62,12 +62,16 @@ class Optimizer(torch.optim.Optimizer):
     _stepper: TorchStepper | None
     _made: bool  # False inside the constructor
     _groups: Sequence[Group]
+    _has_moving: bool  # see `_note_moving`
     _itself: Callable[[], Any]
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         if defaults.get("foreach") and defaults.get("fused"):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         self._begin()
+        for name in PAIRS:
+            if isinstance(given := defaults.get(name), (Sequence, np.ndarray)):
+                defaults[name] = tuple(given)  # all groups share it
         self._check_defaults(defaults)
         super().__init__(params, defaults)
         self._made = True
@@ -79,6 +83,7 @@ class Optimizer(torch.optim.Optimizer):
         self._stepper = None
         self._made = False
         self._groups = ()
+        self._has_moving = False
 
     def _check_defaults(self, defaults: dict[str, Any]) -> None:
         """Check the options before the parameters, as torch does."""
@@ -129,8 +134,9 @@ class Optimizer(torch.optim.Optimizer):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
 
     def _fetch(self, name: Any = "step") -> bool:
-        """Bring counts and numbers up to date, but not inside a step, nor in a capture, which could not wait; True.
+        """Bring counts and numbers up to date, but not inside a step, nor in a capture, which could not wait.
 
+        Return True: a live group learns from it that its optimizer is still there.
         Whoever reads the description of the schedules, or all entries, may edit it, so that the next step checks it.
         """
         stepper = self._stepper
@@ -165,15 +171,11 @@ class Optimizer(torch.optim.Optimizer):
         stepper = TorchStepper(self._family, *arguments)
         with HeldBack():
             self._stepper, self._groups = stepper, groups
+            self._note_moving()
             stepper.clock.attach()
             for group in groups:
                 group.live.tally = stepper.clock.tally
         return stepper
-
-    @property
-    def _clock(self) -> Clock:
-        """The clock, which counts the groups' steps."""
-        return (self._stepper or self._adopt()).clock
 
     def _read_or_repeat(self, scale: float) -> int:
         """Take the last step again, or read the gradients; nothing of the user's is called."""
@@ -183,7 +185,7 @@ class Optimizer(torch.optim.Optimizer):
         watch = stepper.watch
         if watch.dicts is not here["param_groups"] or watch.nested is not here["state"]:
             return OUT_OF_DATE
-        return ASSIGNED if self._has_moving_options else stepper.read_or_repeat(scale)
+        return ASSIGNED if self._has_moving else stepper.read_or_repeat(scale)
 
     def _sync(self, stepper: TorchStepper) -> int:
         """Take over options that were assigned, and read the gradients."""
@@ -191,13 +193,13 @@ class Optimizer(torch.optim.Optimizer):
         if scheduled and not (stepper.plan.uses_gpus and torch.cuda.is_current_stream_capturing()):
             stepper.settle()
         sync_all(self._groups)
+        self._note_moving()
         stepper.watch.note_entries()
         return stepper.read()
 
-    @property
-    def _has_moving_options(self) -> bool:
-        """Whether an option is a tensor or an array, whose value may have changed."""
-        return any(group.has_moving for group in self._groups)
+    def _note_moving(self) -> None:
+        """Note whether an option is a tensor, an array or a list, whose value may have changed at the next step."""
+        self._has_moving = any(group.has_moving for group in self._groups)
 
     def _update(self, scale: float, amp: AmpState | None = None) -> None:
         """Update every parameter that has a gradient, multiplied by scale; with amp, unscale and skip by that."""
@@ -322,6 +324,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._stepper.settle()
                 for group in self._groups:
                     group.describe_anew()
+                self._note_moving()
                 self._stepper.clock.stop_repeating()  # options may have been assigned, which nobody else will see
                 self._stepper.watch.note_entries()  # else the entries just written would count as assigned by the user
             return super().state_dict()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-skip: Any = None
+skip: Any
 try:  # private names of torch; without them everything works, only slower
     from torch._C._dynamo.eval_frame import get_eval_frame_callback as compiling
     from torch._dynamo.decorators import skip

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
-import numpy as np
 from torch import Tensor
 
 from .. import optimizers as arrays
@@ -274,7 +273,7 @@ class Adam(Optimizer):
             params,
             {
                 "lr": lr,
-                "betas": tuple(betas) if isinstance(betas, (Sequence, np.ndarray)) else betas,  # shared by no groups
+                "betas": betas,
                 "eps": eps,
                 "weight_decay": weight_decay,
                 "amsgrad": amsgrad,
@@ -398,7 +397,7 @@ class Lion(Optimizer):
             params,
             {
                 "lr": lr,
-                "betas": tuple(betas) if isinstance(betas, (Sequence, np.ndarray)) else betas,
+                "betas": betas,
                 "weight_decay": weight_decay,
                 "maximize": maximize,
                 "foreach": foreach,
@@ -462,7 +461,7 @@ class NAdam(Optimizer):
             params,
             {
                 "lr": lr,
-                "betas": tuple(betas) if isinstance(betas, (Sequence, np.ndarray)) else betas,
+                "betas": betas,
                 "eps": eps,
                 "weight_decay": weight_decay,
                 "momentum_decay": momentum_decay,
