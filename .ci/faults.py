@@ -688,6 +688,14 @@ STEP = (
         only="special",
     ),
     Mutant(
+        "help on torch's classes lacks what is special of a parameter",
+        "fastopt/faces.py",
+        "{**SPECIAL[like], **SPECIAL[thing]}",
+        "{**SPECIAL[thing]}",
+        ("tests/test_docstrings.py",),
+        only="special",
+    ),
+    Mutant(
         "a plateau lowers the rate a metric early",
         "fastopt/plateau.py",
         'if self.bad > self._options["patience"]:',

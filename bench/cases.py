@@ -12,14 +12,12 @@ from fastopt.rules import FAMILIES, HYPERPARAMETERS, RULES, Rule
 
 MOMENTUM = 0.9
 FLAGS = [name for name, check in HYPERPARAMETERS.items() if isinstance(check, Flag) and name != "maximize"]
-CHOOSING = {
-    "momentum": MOMENTUM,
-    **dict.fromkeys(FLAGS, True),
-}  # the options by which a class chooses between its rules
+# The options by which a class chooses between its rules.
+CHOOSING = {"momentum": MOMENTUM, **dict.fromkeys(FLAGS, True)}
 
 
 def asking(rule: Rule) -> tuple[str, dict[str, Any]]:
-    """Return the class that asks for a rule by the fewest options, and these."""
+    """Return the class that chooses a rule by the fewest options, and these options."""
     found = [(name, own) for name, family in FAMILIES.items() if rule in family.rules for own in choices(name, rule)]
     return min(found, key=lambda case: len(case[1]))
 

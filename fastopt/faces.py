@@ -17,6 +17,8 @@ Described = TypeVar("Described", bound=Callable[..., Any])
 
 WIDTH = 112  # of a parameter's description: 120, less two indentations
 
+SPECIAL: dict[Any, Mapping[str, str]] = {}  # what the docstring of a class or function adds to texts of parameters
+
 
 class Face:
     """What the docstrings of one kind of face have in common.
@@ -140,7 +142,7 @@ def described(face: Face, like: type | None = None) -> Callable[[Described], Des
 
     ``{options}`` becomes an entry for each parameter in the signature; entries that follow the mark are added to the
     texts of those parameters. ``{errors}`` becomes the entries under Raises. ``{formulas}`` becomes the part between
-    summary and parameters in the docstring of another class, ``like``.
+    summary and parameters in the docstring of another class, ``like``, whose additions are taken over too.
     """
 
     def complete(thing: Described) -> Described:
@@ -148,9 +150,11 @@ def described(face: Face, like: type | None = None) -> Callable[[Described], Des
         if mark:  # under python -OO there are no docstrings
             margin = before[before.rfind("\n") + 1 :]
             special, _, after = after.partition("\n\n")
+            SPECIAL[thing] = additions(special, margin)
             if like is not None:
                 before = before.replace("{formulas}", formulas(like))
-            options = listed(face.entries(thing, additions(special, margin)), margin)
+                SPECIAL[thing] = {**SPECIAL[like], **SPECIAL[thing]}
+            options = listed(face.entries(thing, SPECIAL[thing]), margin)
             errors = listed(face.errors.items(), margin)
             thing.__doc__ = f"{before}{options}\n\n{after}".replace("{errors}", errors)
         return thing

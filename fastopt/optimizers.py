@@ -392,7 +392,8 @@ class Lion(Optimizer):
     ----------
     {options}
     lr
-        Every element moves by it; [1]_ takes a third to a tenth of AdamW's, and three to ten times its weight decay.
+        Every element moves by it; Chen et al. take a third to a tenth of AdamW's, and three to ten times its weight
+        decay.
 
     Raises
     ------
@@ -456,8 +457,8 @@ class NAdam(Optimizer):
     Notes
     -----
     The semantics are those of torch.optim.NAdam, whose state dict has the same names, ``step``, ``mu_product``,
-    ``exp_avg`` and ``exp_avg_sq``. Different here is what `Adam` names; ``mu_product`` is a float, where torch's is
-    rounded to float32 at each step.
+    ``exp_avg`` and ``exp_avg_sq``. Differences: those that `Adam` names; and ``mu_product`` is a float, where torch's
+    is rounded to float32 at each step.
 
     References
     ----------

@@ -104,7 +104,7 @@ def docstrings():
 
 
 def test_what_is_special_is_shown():
-    """Whatever a docstring in the source says of a parameter ends that parameter's text."""
+    """Whatever a docstring in the source says of a parameter ends that parameter's text, for torch too."""
     found = [(name, *entry) for name, text in docstrings() for entry in written(text)]
     assert found
     for name, parameter, text in found:
@@ -115,7 +115,14 @@ def test_what_is_special_is_shown():
             for head, body in sections(face)["Parameters"].items()
             if head.startswith(f"{parameter} : ")
         ]
-        assert any(body.endswith(" ".join(text.split())) for body in shown), (name, parameter)
+        assert shown, (name, parameter)
+        assert all(body.endswith(" ".join(text.split())) for body in shown), (name, parameter)
+
+
+@every_face
+def test_what_is_cited_is_listed(name):
+    """Also where a text comes from another docstring."""
+    assert {*re.findall(r"\[(\d)\]_", FACES[name].__doc__)} <= {*re.findall(r"\.\. \[(\d)\] ", FACES[name].__doc__)}
 
 
 def test_every_text_stands_once():

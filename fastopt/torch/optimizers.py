@@ -36,7 +36,9 @@ class SGD(Optimizer):
     -----
     Differences from torch.optim.SGD: a step is all or nothing; gradients are never written, may come late, and are
     paired with their parameters by index, whatever their strides; states of half precision are float32, also after
-    `load_state_dict`; with sparse gradients (COO), momentum and weight decay must be 0.
+    `load_state_dict`.
+
+    With sparse gradients (COO), momentum and weight decay must be 0; torch.optim.SGD takes a momentum there.
 
     Examples
     --------
@@ -100,6 +102,8 @@ class Adagrad(Optimizer):
     -----
     Differences from torch.optim.Adagrad, besides those that `SGD` names: a group's own ``initial_accumulator_value`` is
     used; ``step`` is a tensor of float64, since float32 stops counting at 2**24.
+
+    With sparse gradients (COO), weight decay must be 0, as in torch.
 
     Examples
     --------
@@ -365,7 +369,7 @@ class Lion(Optimizer):
 
     Notes
     -----
-    What `SGD` says of its steps holds here as well.
+    What `SGD` says of steps and states is true here as well. Sparse gradients are refused.
 
     Examples
     --------
@@ -425,7 +429,8 @@ class NAdam(Optimizer):
 
     Notes
     -----
-    Different from torch.optim.NAdam, besides what `SGD` names: ``step`` and ``mu_product`` are tensors of float64.
+    Differences from torch.optim.NAdam, besides those that `SGD` names: ``step`` and ``mu_product`` are tensors of
+    float64.
 
     Examples
     --------
