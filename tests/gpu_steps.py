@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from fastopt.bench import oracle
 from rule_cases import numbers
-from tolerances import BFLOAT16, STATE_OF_HALF, TRAJECTORY, assert_close
+from tolerances import BFLOAT16, CARRIED, STATE_OF_HALF, TRAJECTORY, assert_close
 
 import fastopt
 from fastopt.rules import RULES
 
-CARRIED = {rule.carried for rule in RULES.values() if rule.carried is not None}
+CARRIED_NAMES = {rule.carried for rule in RULES.values() if rule.carried is not None}
 DTYPES = [np.float32, np.float64, np.float16]
 SHAPES = [(3, 5), (700,), ()]
 REAL = {"float32": np.float32, "float64": np.float64, "float16": np.float32}  # what is computed with
@@ -50,8 +50,8 @@ def assert_trained(device, opt, params, trainer, of_half=STATE_OF_HALF):
         assert_close(got, want, BFLOAT16 if half else TRAJECTORY)
         entry = dict(kept.get(i, {"step": 0}))
         assert entry.pop("step") == trainer.steps[i]
-        for name in CARRIED & entry.keys():
-            assert entry.pop(name) == pytest.approx(trainer.carried[i], rel=1e-14)
+        for name in CARRIED_NAMES & entry.keys():
+            assert entry.pop(name) == pytest.approx(trainer.carried[i], rel=CARRIED)
         for state, expected in zip(entry.values(), trainer.states[i] or [], strict=True):
             assert state.dtype == REAL[p.dtype.name]
             assert_close(device.get(state), expected, of_half if half else TRAJECTORY)

@@ -11,7 +11,7 @@ from fastopt.bench.oracle import Trainer, nadam_momentum
 from gpu_models import assert_equal, both, captured, give, model, warm_up
 from refusals import assert_refused
 from rule_cases import numbers
-from tolerances import TORCH, TRAJECTORY, assert_close
+from tolerances import CARRIED, TORCH, TRAJECTORY, assert_close
 
 import fastopt
 import fastopt.torch
@@ -47,7 +47,7 @@ def test_against_the_oracle(options):
         opt.step(grads)
         trainer.step(rule_of(options), grads, numbers(options, step))
         for i, product in enumerate(trainer.carried):
-            assert opt.state[i]["mu_product"] == pytest.approx(product, rel=1e-13)
+            assert opt.state[i]["mu_product"] == pytest.approx(product, rel=CARRIED)
     assert len({*trainer.steps}) > 1
     for p, want in zip(params, trainer.params, strict=True):
         assert_close(p, want, TRAJECTORY)

@@ -13,7 +13,7 @@ from fastopt.kernels import cpu
 from numba import njit
 from pairs import swept
 from rule_cases import CALLED, OPTIMIZERS, OPTIONS
-from tolerances import BIAS, ONE_STEP, TRAJECTORY, assert_close
+from tolerances import BIAS, CARRIED, ONE_STEP, TRAJECTORY, assert_close
 
 import fastopt
 from fastopt import rules
@@ -54,6 +54,13 @@ VARIED = [
     ("adamw", {}),
     ("adamw", {"weight_decay": 0.0, "maximize": True}),
     ("adamw_amsgrad", {"betas": (0.9, 0.5), "maximize": True}),
+    ("lion", {}),
+    ("lion", {"betas": (0.5, 0.9), "weight_decay": 0.0, "maximize": True}),
+    ("nadam", {}),
+    ("nadam", {"momentum_decay": 0.3, "weight_decay": 0.01, "maximize": True}),
+    ("nadam", {"betas": (0.0, 0.5), "eps": 1e-3}),
+    ("nadamw", {}),
+    ("nadamw", {"betas": (0.9, 0.5), "momentum_decay": 0.0, "maximize": True}),
 ]
 
 
@@ -82,6 +89,11 @@ def test_the_worked_example_is_the_code():
         added = [line[1:].rstrip(" \\") for line in block.splitlines() if line.startswith("+")]
         others = [line for line in added if line not in code]
         assert all('r"""' in line or "__all__" in line for line in others), (place, others)
+
+
+def test_options_are_varied_for_every_rule():
+    """A rule that is not in that list would have no trajectory, here and on GPUs."""
+    assert list(dict.fromkeys(name for name, _ in VARIED)) == list(rules.RULES)
 
 
 @pytest.mark.parametrize("name", rules.RULES)
@@ -162,6 +174,8 @@ def test_trajectories(name, options, dtype):
     for i, (p, want) in enumerate(zip(params, trainer.params, strict=True)):
         assert_close(p, want, TRAJECTORY)
         assert opt.state[i]["step"] == trainer.steps[i]
+        if (carried := rules.RULES[name].carried) is not None:
+            assert opt.state[i][carried] == pytest.approx(trainer.carried[i], rel=CARRIED)
         for state, expected in zip(rules.RULES[name].states, trainer.states[i], strict=True):
             assert_close(opt.state[i][state], expected, TRAJECTORY)
 
@@ -303,8 +317,8 @@ def test_steps_past_the_integers_of_float32():
     assert_close(p, trainer.params[0], TRAJECTORY)
 
 
-def test_a_step_moves_by_the_rate_at_most():
-    """Adam's first one by the rate itself, whatever the gradient; with AdamW less what the weight loses by itself."""
+def test_adams_first_step_moves_by_the_rate():
+    """Whatever the gradient; with AdamW, a weight also decays by itself."""
     for scale in (1e-6, 1.0, 1e6):
         p, q = np.full(3, 2.0), np.full(3, 2.0)
         g = scale * np.array([1.0, -3.0, 100.0])
