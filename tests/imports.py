@@ -6,15 +6,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MAPPED = {"fastopt.kernels": "kernels", "fastopt.bench": "bench"}  # packages that lie elsewhere than their names say
+NO_MODULES = ("conftest", "build_pool")  # the latter is run by setup.py, as a script, and imported by nobody
 
 
 def modules():
-    """Name every module of the package, with its file; tests in bench/ are none."""
+    """Name every module of the package, with its file; tests in bench/ are none, nor is what installing alone runs."""
     found = {}
     for name, folder in {"fastopt": "fastopt", **MAPPED}.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = [name, *path.relative_to(ROOT / folder).with_suffix("").parts]
-            if not parts[-1].startswith("test_") and parts[-1] not in ("conftest", "build_pool"):
+            if not parts[-1].startswith("test_") and parts[-1] not in NO_MODULES:
                 found[".".join(parts).removesuffix(".__init__")] = path
     return found
 

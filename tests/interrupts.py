@@ -73,7 +73,7 @@ class Tracer:
             self.left -= self.is_new(frame)
             if self.left == 0:
                 sys.settrace(None)
-                INTERRUPT.now  # noqa: B018
+                INTERRUPT.now  # noqa: B018 (to read it is what sends the signal)
                 return None
 
         points = calls(frame.f_code)
@@ -83,7 +83,7 @@ class Tracer:
                 self.left -= 1
                 if self.left == 0:
                     sys.settrace(None)
-                    INTERRUPT.now  # noqa: B018
+                    INTERRUPT.now  # noqa: B018 (likewise)
             return trace
 
         return trace
@@ -103,7 +103,7 @@ class Tracer:
 
 
 def interrupted(act, number, folders=FASTOPT, once=True):
-    """Act, interrupted at the point of that number: where the interrupt came, None where there are fewer points."""
+    """Act, and be interrupted at the point of that number; return where that was, or None if there are fewer points."""
     came, tracer = [], Tracer(number, folders, once)
 
     def handler(number, frame):
@@ -112,7 +112,7 @@ def interrupted(act, number, folders=FASTOPT, once=True):
 
     handler_before, tracer_before = signal.signal(signal.SIGINT, handler), sys.gettrace()
     passed_on = False
-    gc.disable()  # Python passes on no error of what hangs on to collections, as hypothesis does
+    gc.disable()  # what is called back by a collection, as hypothesis is, would swallow the interrupt
     try:
         sys.settrace(tracer)
         act()
@@ -212,15 +212,21 @@ def difference(seen, nothing, everything):
 
 
 def locked(subjects):
-    """Name a subject whose lock another thread cannot get."""
-    reached = []
+    """Name the subjects whose state dict another thread cannot get, by where they were interrupted."""
+    reached, faults = [], {}
 
     def ask():
         for at, subject in subjects:
             reached.append(at)
-            subject.optimizer.state_dict()
+            try:
+                subject.optimizer.state_dict()
+            except Exception as error:
+                faults[at] = f"its state dict in another thread: {type(error).__name__}: {error}"
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(DEADLOCK)
-    return {reached[-1]: "its lock is held"} if thread.is_alive() else {}
+    if thread.is_alive():
+        return {**faults, reached[-1]: "its lock is held"}
+    assert len(reached) == len(subjects), f"the thread ended at {reached[-1]}"
+    return faults

@@ -131,7 +131,7 @@ def test_the_command_is_interrupted_while_it_is_imported(name, code, tmp_path):
     """It ends as it does later; what imports fastopt and is no command of ours learns of it as ever."""
     (tmp_path / name).write_text(INTERRUPTED)
     done = subprocess.run(
-        [sys.executable, "-P", name], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLOCK, check=False
+        [sys.executable, name], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLOCK, check=False
     )
     assert done.returncode == code
     assert ("KeyboardInterrupt" in done.stderr) == (code != 130)
@@ -139,7 +139,7 @@ def test_the_command_is_interrupted_while_it_is_imported(name, code, tmp_path):
 
 def run(arguments, folder, output):
     """Run the command with its output going to a file, and return its exit status and its words."""
-    command = [sys.executable, "-P", "-m", "fastopt.cli", *arguments]
+    command = [sys.executable, "-m", "fastopt.cli", *arguments]
     done = subprocess.run(
         command, cwd=folder, stdout=output, stderr=subprocess.PIPE, text=True, timeout=DEADLOCK, check=False
     )
@@ -161,7 +161,7 @@ def test_errors_that_nobody_reads(tmp_path):
     """As with `2>&1 | head`: no traceback of a second try, and the status is that of the error."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-P", "-m", "fastopt.cli", "compile", "--out", "x"]
+    command = [sys.executable, "-m", "fastopt.cli", "compile", "--out", "x"]
     try:
         done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=writing, timeout=DEADLOCK, check=False)
     finally:

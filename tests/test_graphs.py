@@ -1,9 +1,6 @@
 """A captured graph owns what it uses: replays work without the optimizer, and memory is freed with the graph."""
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import cuda_stand_in
 import pytest
 from fastopt.kernels import graphs
 from gpu_steps import arrays, bits, follow, plain, state_arrays, warm
+from processes import run_script
 from rule_cases import OPTIMIZERS, numbers
 from tolerances import TRAJECTORY, assert_close
 
@@ -179,9 +177,7 @@ driver.stand_in_destroy_at_exit(driver.stand_in_end(8))
 """
 
 
-def test_a_graph_that_ends_after_the_interpreter():
+def test_a_graph_that_ends_after_the_interpreter(tmp_path):
     """Its destructor does no harm."""
-    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-P", "-c", PROGRAM]
-    done = subprocess.run(command, env=where, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "destroyed\n", "")
+    ended = run_script(PROGRAM, tmp_path, PYTHONPATH=str(Path(__file__).parent))
+    assert ended == (0, "destroyed\n", "")

@@ -51,23 +51,24 @@ def test_a_signal_waits_until_the_end(number, handlers):
     assert signal.getsignal(number) is handler
 
 
-def test_signals_of_several_kinds():
-    """Each handler runs, in the order in which they came; the last error is raised, on top of those before."""
+def test_signals_of_several_kinds(handlers):
+    """Each handler runs, in the order in which they came."""
     came = []
+    handlers(dict.fromkeys((signal.SIGINT, signal.SIGUSR1), lambda number, frame: came.append(number)))
+    with HeldBack():
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGINT)
+        assert came == []
+    assert came == [signal.SIGUSR1, signal.SIGINT]
 
-    def note(number, frame):
-        came.append(number)
 
-    before = [signal.signal(number, note) for number in (signal.SIGINT, signal.SIGUSR1)]
-    try:
-        with HeldBack():
-            signal.raise_signal(signal.SIGUSR1)
-            signal.raise_signal(signal.SIGINT)
-            assert came == []
-        assert came == [signal.SIGUSR1, signal.SIGINT]
-    finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGUSR1, before[1])
+def test_several_handlers_that_raise(handlers):
+    """All of them run; the last error is raised, and has the one before for its context."""
+    handlers({signal.SIGUSR1: raising(ValueError), signal.SIGINT: raising(KeyboardInterrupt)})
+    with pytest.raises(KeyboardInterrupt) as caught:
+        held(lambda: [signal.raise_signal(number) for number in (signal.SIGUSR1, signal.SIGINT)])
+    first = caught.value.__context__
+    assert (type(first), first.args, first.__context__) == (ValueError, (signal.SIGUSR1,), None)
 
 
 def test_all_handlers_are_given_back_where_one_raises(handlers):

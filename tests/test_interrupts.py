@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from interrupts import EVERYWHERE, check
+from interrupts import EVERYWHERE, check, locked
 from processes import DEADLOCK
 from torch.nn import Parameter
 from torch_cases import bits
@@ -334,6 +334,21 @@ def test_what_is_torn_is_found_and_what_is_not_is_not():
     check(functools.partial(Toy, waits=True), 1, folders=(__file__,))
     with pytest.raises(AssertionError, match=r"torn at 1 places:\n  .*\(count\): done: here; not done: there$"):
         check(functools.partial(Toy, waits=False), 1, folders=(__file__,))
+
+
+class Silent(Toy):
+    """A toy that has no state dict."""
+
+    def state_dict(self):
+        """Fail."""
+        raise ValueError("it says nothing")
+
+
+def test_every_subject_is_asked_for_its_state_dict():
+    """Also after one that fails, and each failure is a fault."""
+    subjects = [("first", Silent(True)), ("second", Toy(True)), ("third", Silent(True))]
+    words = "its state dict in another thread: ValueError: it says nothing"
+    assert locked(subjects) == {"first": words, "third": words}
 
 
 def large_in_numpy():

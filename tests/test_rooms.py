@@ -1,12 +1,12 @@
-"""The rooms of the house: who may know whom, and how much a file may hold."""
+"""Which modules may import which, and how long a file may be."""
 
 import ast
+import json
 import re
-import subprocess
-import sys
 
 import pytest
-from imports import ROOT, circles, graph, modules
+from imports import ROOT, ancestors, circles, graph, modules
+from processes import run_script
 
 SOURCES = sorted(file.name for file in (ROOT / "kernels").iterdir() if file.suffix in {".py", ".h", ".cpp", ".cu"})
 ABOVE = re.compile(r"\b(optimizers?|param_?groups?|groups?)\b", re.IGNORECASE)
@@ -24,35 +24,74 @@ def test_circles_are_found():
     assert circles(edges) == [["b", "c"], ["e"]]
 
 
-def test_imports_are_all_found():
-    """Those of a process that has imported everything: none was missed in the sources."""
+# Notes who imports what while it imports everything; modules that need a library that is not installed are left out.
+NOTING = """
+import builtins, importlib, importlib.util, json
+
+plain, noted = builtins.__import__, set()
+
+def noting(name, given=None, local=None, wanted=(), level=0):
+    importer, package = ((given or {}).get(key) or "" for key in ("__name__", "__package__"))
+    if importer.startswith("fastopt"):
+        origin = importlib.util.resolve_name("." * level + name, package)
+        noted.update((importer, part) for part in (origin, *(f"{origin}.{each}" for each in wanted or ())))
+    return plain(name, given, local, wanted, level)
+
+builtins.__import__ = noting
+for module in MODULES:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        assert not error.name.startswith("fastopt"), error
+print(json.dumps(sorted(noted)))
+"""
+
+
+def test_imports_are_all_found(tmp_path):
+    """Those that Python makes while it imports everything, and some that it makes later."""
     found = graph()
-    assert {"fastopt.step.clock", "fastopt.step.plan"} <= found["fastopt.step.stepper"]
-    assert "fastopt.step.device_clock" in found["fastopt.step.stepper"]  # lazily
-    assert "fastopt.backends.torch.scheduler" in found["fastopt.schedules"]
+    code, output, errors = run_script(NOTING.replace("MODULES", repr([*found])), tmp_path)
+    assert code == 0, errors
+    noted = {(name, other) for name, other in json.loads(output) if name in found and other in found}
+    assert ("fastopt.step.stepper", "fastopt.step.clock") in noted
+    assert {(name, other) for name, other in noted if other not in found[name] | ancestors(name)} == set()
+    assert "fastopt.step.device_clock" in found["fastopt.step.stepper"]
     assert "fastopt.torch" in found["fastopt"]
 
 
-@pytest.mark.parametrize(
-    ("lower", "upper"),
-    [
-        ("fastopt.kernels", ("fastopt.",)),
-        ("fastopt.step", ("fastopt.backends", "fastopt.base", "fastopt.optimizers", "fastopt.torch", "fastopt.groups")),
-        ("fastopt.backends", ("fastopt.base", "fastopt.optimizers", "fastopt.torch", "fastopt.groups")),
-        ("fastopt.schedules", ("fastopt.step", "fastopt.base", "fastopt.optimizers", "fastopt.torch")),
-    ],
-)
-def test_imports_run_one_way(lower, upper):
+def levels():
+    """Those of CONTRIBUTING's table, from top to bottom: names of modules and packages."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = re.search(r"^Imports run one way.*?\n\n((?:    [^\n]*\n)+)", page, re.MULTILINE | re.DOTALL)[1]
+    rows = [re.split(" {2,}", line.strip())[0] for line in table.splitlines()]
+    return [tuple(f"fastopt.{name}" for name in re.findall(r"(\w+)(?:\.py|/)", row)) for row in rows]
+
+
+# Imports that run up, each with its reason.
+UPWARDS = {
+    # Schedule.torch_scheduler, when it is called; what it returns is torch's own class.
+    ("fastopt.schedules", "fastopt.backends.torch.scheduler"),
+}
+
+
+def is_in(module, level):
+    """Whether a module is one of some modules, or in one of some packages."""
+    return any(module == name or module.startswith(f"{name}.") for name in level)
+
+
+def test_imports_run_one_way():
     """Kernels know nothing of what is above them, the machinery of a step no library, libraries no optimizers."""
-    edges = {name: imported for name, imported in graph().items() if name == lower or name.startswith(f"{lower}.")}
-    assert edges
-    above = {
-        (name, other)
-        for name, imported in edges.items()
-        for other in imported
-        if other.startswith(upper) and not other.startswith(lower)
-    }
-    assert above == set()
+    edges, above, upwards = graph(), (), set()
+    for level in levels():
+        inside = {name: imported for name, imported in edges.items() if is_in(name, level)}
+        assert inside, level
+        upwards |= {(name, other) for name, imported in inside.items() for other in imported if is_in(other, above)}
+        above += level
+    around = {(name, package) for name, other in UPWARDS for package in ancestors(other)}  # which that import runs, too
+    assert upwards - around == set()
+    assert upwards >= UPWARDS
+    assert level == ("fastopt.kernels",)
+    assert all(is_in(other, level) for imported in inside.values() for other in imported)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -72,18 +111,19 @@ def code_lines(text):
     return sum(bool(line.strip()) and not line.strip().startswith("#") and i not in documented for i, line in lines)
 
 
-def test_no_file_is_a_drawer():
+def test_no_file_is_too_long():
     """None of fastopt/ has more code than one can keep in mind."""
     files = {path for path in modules().values() if path.is_relative_to(ROOT / "fastopt")}
     long = {str(path.relative_to(ROOT)): code_lines(path.read_text(encoding="utf-8")) for path in files}
     assert {path: lines for path, lines in long.items() if lines > MOST_LINES} == {}
 
 
-def test_a_step_on_the_cpu_imports_nothing_of_gpus():
+def test_a_step_on_the_cpu_imports_nothing_of_gpus(tmp_path):
     """Nor of torch: who trains NumPy arrays does not wait for what he does not use."""
-    script = (
-        "import sys, numpy as np, fastopt; fastopt.SGD(np.ones(3)).step(np.ones(3));"
-        "print([m for m in sys.modules if m in ('fastopt.step.device_clock', 'fastopt.step.gpu', 'torch', 'cupy')])"
-    )
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "[]", done.stderr
+    script = """
+        import sys, numpy as np, fastopt
+
+        fastopt.SGD(np.ones(3)).step(np.ones(3))
+        print([m for m in sys.modules if m in ("fastopt.step.device_clock", "fastopt.step.gpu", "torch", "cupy")])
+    """
+    assert run_script(script, tmp_path) == (0, "[]\n", "")

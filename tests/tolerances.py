@@ -24,8 +24,8 @@ BIAS = 1e-6
 # torch works in the same dtype, with its own order of operations and fused multiply-adds: twice our own distance.
 TORCH = 2 * TRAJECTORY
 
-# A number that a rule carries from step to step, relative: NAdam's mu_product is float64, and each step rounds the power
-# in its factor, the factor and the product, by half an epsilon, here and in the oracle: 4e-14 after 60 steps.
+# A number that a rule carries from step to step, relative: NAdam's mu_product is float64, and each step rounds the
+# power in its factor, the factor and the product, by half an epsilon, here and in the oracle: 4e-14 after 60 steps.
 CARRIED = 4e-14
 
 # torch's is float32: each step rounds the factor and the product by half an epsilon, 1.2e-7 together, which 80 steps
