@@ -18,7 +18,8 @@ from fastopt.rules import FAMILIES, HYPERPARAMETERS, OPTIONS, SCHEDULABLE
 from fastopt.schedules import SCHEDULES
 
 CLASSES = tuple(FAMILIES)
-CALLS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
+CALLS = tuple(name for name, call in vars(fastopt.fused).items()
+              if getattr(call, "__module__", "") == "fastopt.fused" and not name.startswith("_"))  # fmt: skip
 FACES = {f"{module.__name__}.{name}": getattr(module, name)
          for module, names in ((fastopt, CLASSES), (fastopt.fused, CALLS), (fastopt.torch, CLASSES))
          for name in names}  # fmt: skip
