@@ -13,6 +13,7 @@ import torch
 from fastopt.bench import headline
 from pages import ROOT, blocks
 
+import fastopt.torch
 from fastopt import fused, schedules
 
 PAGES = ["README.md", "docs/schedules.md", "docs/coming-from-torch.md", "docs/lectures.md"]
@@ -57,6 +58,16 @@ def test_the_page_for_torchs_users_has_the_bugs_that_are_tested():
     tests = (ROOT / "tests/test_torch_bugs.py").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \|", page.partition("## What is different")[0], re.MULTILINE)
     assert rows == re.findall(r"^def test_bug_(\d+)_", tests, re.MULTILINE)
+
+
+def test_the_page_for_torchs_users_names_no_class_as_missing_that_is_there():
+    """What it says to be an error is one."""
+    page = (ROOT / "docs/coming-from-torch.md").read_text(encoding="utf-8")
+    named = re.search(r"^\| (\w+(?:, \w+)*) and others \| an error", page, re.MULTILINE)[1].split(", ")
+    assert {*named} <= {*vars(torch.optim)}
+    for name in named:
+        with pytest.raises(AttributeError, match=name):
+            getattr(fastopt.torch, name)
 
 
 @pytest.mark.parametrize(
