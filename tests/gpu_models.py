@@ -46,7 +46,7 @@ def assert_equal(there, here, ours, others):
         got, want = ours.state.get(p, {}), others.state.get(q, {})
         assert got.keys() == want.keys()
         for name in got:
-            if name in ("step", *torch_cases.CARRIED):
+            if name in ("step", *torch_cases.CARRIED_NAMES):
                 assert got[name] == want[name]
             else:
                 torch_cases.assert_near(on_host(got[name]), want[name], ONE_STEP)

@@ -8,9 +8,24 @@ import pytest
 from imports import ROOT, ancestors, circles, graph, modules
 from processes import run_script
 
+from fastopt.lab import EXPERIMENTS
+
 SOURCES = sorted(file.name for file in (ROOT / "kernels").iterdir() if file.suffix in {".py", ".h", ".cpp", ".cu"})
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 ABOVE = re.compile(r"\b(optimizers?|param_?groups?|groups?)\b", re.IGNORECASE)
-MOST_LINES = 420  # of code in a file of fastopt/: about 400
+MOST_LINES = 420  # of code in a file of fastopt/
+
+
+def test_the_page_for_contributors_says_where_everything_is():
+    """Every file but the lab's experiments, of which there is one each."""
+    section = CONTRIBUTING.partition("## Where things are")[2].partition("\n## ")[0]
+    named = {*re.findall(r"[\w-]+\.(?:py|h|cpp|cu|cmake)\b", section)}
+    files = {path for folder in ("fastopt", "kernels", "bench", "tests") for path in (ROOT / folder).rglob("*.*")}
+    files = {path for path in files if path.suffix in {".py", ".h", ".cpp", ".cu", ".cmake"}}
+    ours = {path.name for path in files if not path.is_relative_to(ROOT / "bench/gpu")} - {"__init__.py"}
+    assert named <= ours
+    experiments = {f"{name}.py" for name in EXPERIMENTS}
+    assert {name for name in ours - named - experiments if not name.startswith("test_")} == set()
 
 
 def test_no_import_circle():
@@ -61,8 +76,7 @@ def test_imports_are_all_found(tmp_path):
 
 def levels():
     """Those of CONTRIBUTING's table, from top to bottom: names of modules and packages."""
-    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    table = re.search(r"^Imports run one way.*?\n\n((?:    [^\n]*\n)+)", page, re.MULTILINE | re.DOTALL)[1]
+    table = re.search(r"^Imports run one way.*?\n\n((?:    [^\n]*\n)+)", CONTRIBUTING, re.MULTILINE | re.DOTALL)[1]
     rows = [re.split(" {2,}", line.strip())[0] for line in table.splitlines()]
     return [tuple(f"fastopt.{name}" for name in re.findall(r"(\w+)(?:\.py|/)", row)) for row in rows]
 
@@ -116,6 +130,7 @@ def test_no_file_is_too_long():
     files = {path for path in modules().values() if path.is_relative_to(ROOT / "fastopt")}
     long = {str(path.relative_to(ROOT)): code_lines(path.read_text(encoding="utf-8")) for path in files}
     assert {path: lines for path, lines in long.items() if lines > MOST_LINES} == {}
+    assert f"at most {MOST_LINES} lines of code" in CONTRIBUTING
 
 
 def test_a_step_on_the_cpu_imports_nothing_of_gpus(tmp_path):

@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tolerances import TORCH, assert_close
+from tolerances import CARRIED, TORCH, assert_close
+from torch_cases import CARRIED_NAMES, NAMES, exact
 
 import fastopt
 from fastopt import schedules
@@ -41,9 +42,15 @@ ADAM_OPTIONS = [
     {"betas": (0.0, 0.0), "weight_decay": 0.0},
     {"amsgrad": True, "weight_decay": 0.1},
 ]
+NADAM_OPTIONS = [
+    {},
+    {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True},
+    {"momentum_decay": 0.3, "weight_decay": 0.1, "decoupled_weight_decay": True},
+]
 CASES = [("SGD", options) for options in SGD_OPTIONS] + [("Adagrad", options) for options in ADAGRAD_OPTIONS]
 CASES += [("RMSprop", options) for options in RMSPROP_OPTIONS]
 CASES += [(name, options) for name in ("Adam", "AdamW") for options in ADAM_OPTIONS]
+CASES += [("NAdam", options) for options in NADAM_OPTIONS]
 SHAPES = [(4, 3), (), (17,), (2, 3, 5)]
 
 
@@ -53,7 +60,7 @@ def pair(name, options, dtype, seed=7):
     params = [np.asarray(rng.standard_normal(shape)).astype(dtype) for shape in SHAPES]
     tensors = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in params]
     mine = getattr(fastopt, name)(params, lr=0.05, **options)
-    theirs = getattr(torch.optim, name)(tensors, lr=0.05, foreach=False, **options)
+    theirs = exact(getattr(torch.optim, name)(tensors, lr=0.05, foreach=False, **options))
     return rng, params, tensors, mine, theirs
 
 
@@ -73,8 +80,15 @@ def test_trajectories(name, options, dtype):
     for i, (p, tensor) in enumerate(zip(params, tensors, strict=True)):
         assert_close(p, tensor.detach().numpy(), TORCH)
         for state, want in theirs.state[tensor].items():
-            if state != "step" and want is not None:
+            if state in CARRIED_NAMES:
+                assert mine.state[i][state] == pytest.approx(want.item(), rel=CARRIED)
+            elif state != "step" and want is not None:
                 assert_close(mine.state[i][state], want.numpy(), TORCH)
+
+
+def test_every_class_of_torchs_is_compared():
+    """All that both have."""
+    assert {name for name, _ in CASES} == {*NAMES}
 
 
 def test_a_groups_initial_accumulator_value_counts():

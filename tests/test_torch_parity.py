@@ -12,7 +12,7 @@ from tolerances import HALF, TORCH, TORCH_TRAINING
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, swa_utils
 from torch_cases import (
-    CARRIED,
+    CARRIED_NAMES,
     KINDS,
     NAMES,
     STATES,
@@ -171,7 +171,7 @@ def test_half_precision_has_float32_state(name, options, dtype):
     assert {p.dtype for p in params} == {dtype}
     for p in params:
         for state, value in optimizer.state[p].items():
-            assert value.dtype == (torch.float64 if state in ("step", *CARRIED) else torch.float32)
+            assert value.dtype == (torch.float64 if state in ("step", *CARRIED_NAMES) else torch.float32)
 
 
 # Schedulers

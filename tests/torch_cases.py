@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from fastopt.bench.cases import case
-from tolerances import CARRIED_TORCH, assert_close
+from tolerances import CARRIED, assert_close
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
 
@@ -38,7 +38,7 @@ STATES = {kind: RULES[kind].states for kind in KINDS}
 # One of each, but no average of gradients: torch gives NaN if it does not fit the average of squares.
 ONE_STATE_EACH = [(kind, names[len(names) // 2]) for kind, names in STATES.items() if names]
 ALL_STATES = {state for family in FAMILIES.values() for state in family.states}
-CARRIED = {family.carried for family in FAMILIES.values() if family.carried}
+CARRIED_NAMES = {family.carried for family in FAMILIES.values() if family.carried}
 REFUSAL = (RuntimeError, TypeError, ValueError)  # whichever fits best
 
 
@@ -200,8 +200,8 @@ def assert_same(mine, theirs, ours, others, count):
             if want.get(name) is not None:
                 assert_near(got[name], want[name], count)
         assert float(got.get("step", 0)) == float(want.get("step", 0))
-        for name in CARRIED:
-            assert float(got.get(name, 1)) == pytest.approx(float(want.get(name, 1)), rel=CARRIED_TORCH)
+        for name in CARRIED_NAMES:
+            assert float(got.get(name, 1)) == pytest.approx(float(want.get(name, 1)), rel=CARRIED)
 
 
 def bits(value):
