@@ -86,5 +86,7 @@ class Repetition:
         caller has to compute the rows again.
         """
         addresses = ffi.NULL if grads is None else ffi.from_buffer("int64_t[]", grads)
-        threads, workers = self.get_num_threads(), self.workers  # any number of the user's, and one that fits into an int
-        return bool(lib.fastopt_take(self.pointer, addresses, threads if threads < workers else workers))
+        threads = self.get_num_threads()
+        if threads > self.workers:  # in C it is an int
+            threads = self.workers
+        return bool(lib.fastopt_take(self.pointer, addresses, threads))

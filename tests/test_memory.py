@@ -442,7 +442,7 @@ INSIDE = """
             run(*arguments)
 
         launch.run = interrupted
-        opt.param_groups[0]["lr"] = 1.0  # so that the step is no repetition
+        opt.param_groups[0]["momentum"] = lambda step: 0.5  # so that the step is no repetition
         opt.step([[np.full(1000, 2.0)]])
         assert launch.run is run
         opt.state_dict()

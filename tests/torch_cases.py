@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from fastopt.bench.cases import case
-from tolerances import CARRIED, assert_close
+from tolerances import CARRIED_TORCH, assert_close
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
 
@@ -201,7 +201,7 @@ def assert_same(mine, theirs, ours, others, count):
                 assert_near(got[name], want[name], count)
         assert float(got.get("step", 0)) == float(want.get("step", 0))
         for name in CARRIED_NAMES:
-            assert float(got.get(name, 1)) == pytest.approx(float(want.get(name, 1)), rel=CARRIED)
+            assert float(got.get(name, 1)) == pytest.approx(float(want.get(name, 1)), rel=CARRIED_TORCH)
 
 
 def bits(value):
