@@ -121,8 +121,9 @@ def kept() -> dict[tuple[str, ...], bool]:
     """Say of all that is ever compiled whether the cache has it: each rule for each dtype, and the schedules."""
     from .kernels import cpu, schedules
 
-    kernels = {(name, dtype): cpu.cached(name, dtype) for name in rules.RULES for dtype in DTYPES}
-    return {**kernels, ("schedules",): schedules.cached()}
+    found: dict[tuple[str, ...], bool] = {}
+    found.update({(name, dtype): cpu.cached(name, dtype) for name in rules.RULES for dtype in DTYPES})
+    return {**found, ("schedules",): schedules.cached()}
 
 
 def gpu() -> str:

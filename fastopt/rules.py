@@ -205,7 +205,7 @@ class Rule:
             for number in value if name in PAIRS else (value,):
                 yield name, number
 
-    def hand_on(self, options: Options, step: int, carried: float) -> float:
+    def carried_after(self, options: Options, step: int, carried: float) -> float:
         """Return the carried number after a step, from that before it."""
         return carried if self.carry is None else self.carry(options, step, carried)
 
@@ -221,7 +221,7 @@ class Rule:
         if not large:
             return
         for step in (1, COUNT_LIMIT):
-            options = self.with_carried(options, self.hand_on(options, step, 1.0))
+            options = self.with_carried(options, self.carried_after(options, step, 1.0))
             self.check_row(self.row(options, step, step == 1), dtype, whose)
         if self.initial is not None:
             check_number(self.initial, options[self.initial], dtype, whose)

@@ -18,13 +18,13 @@ FASTOPT_DEVICE inline void resolve(const fastopt_row_inputs &inputs, double take
 
 // Advances a rule's carried number by one step, and writes it into the last option.
 template <class Rule>
-FASTOPT_DEVICE inline auto hand_on(double *options, double step, double *carried, int)
+FASTOPT_DEVICE inline auto carried_after(double *options, double step, double *carried, int)
     -> decltype(Rule::carry(options, step, *carried), void()) {
     options[Rule::options - 1] = *carried = Rule::carry(options, step, *carried);
 }
 // Most rules carry no number.
 template <class Rule>
-FASTOPT_DEVICE inline void hand_on(double *, double, double *, long) {}
+FASTOPT_DEVICE inline void carried_after(double *, double, double *, long) {}
 
 // Writes the hyper row of the next step, `taken` steps after its inputs were written; updates `carried` if the rule has one.
 FASTOPT_DEVICE inline void write_row(const fastopt_row_inputs &inputs, int64_t taken, double *carried, double *row) {
@@ -35,7 +35,7 @@ FASTOPT_DEVICE inline void write_row(const fastopt_row_inputs &inputs, int64_t t
     int64_t number = 0;
 #define FASTOPT_ROW(name, Rule)                       \
     if (number++ == inputs.rule) {                    \
-        hand_on<Rule>(options, step, carried, 0);     \
+        carried_after<Rule>(options, step, carried, 0);     \
         Rule::row(options, step, first, row);         \
     }
     FASTOPT_RULES(FASTOPT_ROW)

@@ -473,7 +473,7 @@ def inputs(draw):
 def row_after(name, options, step, first, carried):
     """The hyper row of a step, by the carried number of the one before."""
     rule = RULES[name]
-    return rule.row(rule.with_carried(options, rule.hand_on(options, step, carried)), step, first)
+    return rule.row(rule.with_carried(options, rule.carried_after(options, step, carried)), step, first)
 
 
 def bits(x):
@@ -543,7 +543,7 @@ def test_advance_evaluates_a_schedule_for_every_option(name):
             clock.advance()
             now = {**MORE, **{option: float(schedules[option](5 + step)) for option in driven}}
             row = row_after(name, now, 31 + step, False, carried)
-            carried = RULES[name].hand_on(now, 31 + step, carried)
+            carried = RULES[name].carried_after(now, 31 + step, carried)
             assert clock.carried[0] == carried
             assert clock.hypers[0, : len(row)].tolist() == list(row)
 

@@ -81,7 +81,7 @@ static void update(T *p, const T *g, T *const *states, int64_t n, const double *
         fastopt::Rule::row(option, step, first != 0, out);                                                \\
     }                                                                                                     \\
     static double name##_carried(double *option, double step, double carried) {                           \\
-        fastopt::hand_on<fastopt::Rule>(option, step, &carried, 0);                                       \\
+        fastopt::carried_after<fastopt::Rule>(option, step, &carried, 0);                                       \\
         return carried;                                                                                   \\
     }                                                                                                     \\
     static int name##_states(void) { return fastopt::Rule::states; }                                      \\
@@ -213,7 +213,7 @@ def test_carried_numbers_are_the_registrys(compiled, name, betas):
         numbers = [number for _, number in rule.numbers(options)]
         given = np.array(numbers, np.float64)
         got = getattr(compiled.lib, f"{name}_carried")(array(compiled, given), step, before)
-        assert got == rule.hand_on(options, step, before)
+        assert got == rule.carried_after(options, step, before)
         assert given.tolist() == (numbers if rule.carried is None else [*numbers[:-1], got])
         assert rule.carried is None or got != before
 

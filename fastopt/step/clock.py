@@ -284,9 +284,10 @@ class Clock:
         next_step = self.tally.pending + 1
         steady, moving = True, False
         for number, step_group in enumerate(self.step_groups):
-            rule, options, step = step_group.rule, step_group.group.upcoming, step_group.step + next_step
+            rule, step = step_group.rule, step_group.step + next_step
+            options: Options = step_group.group.upcoming
             if rule.carried is not None:
-                self.next[number] = carried = rule.hand_on(options, step, float(self.carried[number]))
+                self.next[number] = carried = rule.carried_after(options, step, float(self.carried[number]))
                 options = rule.with_carried(options, carried)
             factor, *row = rule.row(options, step, step_group.first)
             self.hypers[number, : len(row) + 1] = factor * self.scale, *row

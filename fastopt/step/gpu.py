@@ -121,7 +121,7 @@ class GpuRows:
 
     def describe(self, inputs: npt.NDArray[Any], carried: npt.NDArray[np.float64], restart: bool) -> None:
         """Take over the row inputs; on a restart also the carried numbers, and count from 0."""
-        self.described, self.handed_on = inputs, carried.copy()
+        self.described, self.first_carried = inputs, carried.copy()
         self.version += 1
         if restart:
             self.started = self.version
@@ -139,7 +139,7 @@ class GpuRows:
         self.stream.send(self.inputs, self.described.view(np.int64), **version)
         if self.started == self.version:
             self.stream.send(self.memory.address + WORD, np.zeros(1, np.int64), **version)
-            self.stream.send(self.carried, self.handed_on.view(np.int64), **version)
+            self.stream.send(self.carried, self.first_carried.view(np.int64), **version)
         self.stream.send(self.memory.address, np.array([self.version]), **version)
 
     def advance(self) -> None:
@@ -152,7 +152,7 @@ class GpuRows:
         """Wait for the GPU, and return how many steps it has counted, and the carried numbers after these."""
         words = np.array(self.stream.download(self.memory, 2 + self.rows), np.int64)
         if words[0] < self.started:
-            return 0, self.handed_on  # the graph that starts the count has not been replayed yet
+            return 0, self.first_carried  # the graph that starts the count has not been replayed yet
         return int(words[1]), words[2:].view(np.float64)
 
 

@@ -85,7 +85,7 @@ class GroupOptions:
             else:
                 yield name, schedule
 
-    def ask_schedules(self, ahead: int = 0) -> Mapping[str, Any]:
+    def ask_schedules(self, ahead: int = 0) -> dict[str, Any]:
         """Evaluate the schedules for the next step, or one so many ahead; set and return `upcoming`, and no more."""
         self.upcoming = {**self.entries, **numbers_at(self.entries["step"] + ahead, self.schedules)}
         return self.upcoming
