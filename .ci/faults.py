@@ -611,8 +611,8 @@ STEP = (
     Mutant(
         "a schedule is asked for the step after",
         "fastopt/step/group.py",
-        'numbers_at(self.entries["step"] + ahead, self.schedules)}',
-        'numbers_at(self.entries["step"] + ahead + 1, self.schedules)}',
+        'numbers_at(self.entries["step"] + ahead, self.schedules)',
+        'numbers_at(self.entries["step"] + ahead + 1, self.schedules)',
         ("tests/test_optimizers.py",),
         only="schedule",
     ),

@@ -8,6 +8,7 @@ weight decay, which every rule has, ``g <- factor * g + weight_decay * p``; the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -205,6 +206,11 @@ class Rule:
             for number in value if name in PAIRS else (value,):
                 yield name, number
 
+    @functools.cached_property
+    def checked(self) -> tuple[str, ...]:
+        """The options that can be too large."""
+        return self.options if self.initial is None else (*self.options, self.initial)
+
     def carried_after(self, options: Options, step: int, carried: float) -> float:
         """Return the carried number after a step, from that before it."""
         return carried if self.carry is None else self.carry(options, step, carried)
@@ -215,10 +221,11 @@ class Rule:
 
     def check_options(self, options: Options, dtype: str, whose: str) -> None:
         """Raise if the row of some step would have numbers that kernels for a dtype cannot represent."""
-        options = self.with_carried(options, 1.0)
-        names = self.options if self.initial is None else (*self.options, self.initial)
-        large = [n for n in names if type(options[n]) is float and not -HARMLESS <= options[n] <= HARMLESS]
-        if not large:
+        for name in self.checked:
+            value = options.get(name)  # None for the carried number, which is at most 1
+            if type(value) is float and not -HARMLESS <= value <= HARMLESS:
+                break
+        else:
             return
         for step in (1, COUNT_LIMIT):
             options = self.with_carried(options, self.carried_after(options, step, 1.0))

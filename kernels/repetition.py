@@ -36,7 +36,7 @@ class Repetition:
         self.step["parallel"] = threads.parallel
         self.get_num_threads = threads.get_num_threads
         self.workers = int(self.table["workers"].max())
-        self.inputs, self.counter = self.step["inputs"], self.step["taken"]  # views
+        self.inputs = self.step["inputs"]  # a view
         self.pointer = ffi.cast("fastopt_step *", address(self.step))
 
     def set_rows(
@@ -77,7 +77,7 @@ class Repetition:
     @property
     def taken(self) -> int:
         """How often the step was taken."""
-        return int(self.counter)
+        return int(self.pointer.taken)
 
     def take(self, grads: Array | None) -> bool:
         """Take the step with gradients at these addresses, or, for None, at the same ones as before.

@@ -22,6 +22,7 @@ from .parameter import Parameter, StepGroup
 from .plan import Located, Plan
 
 NUMBERS = {name: number for number, name in enumerate(RULES)}  # of the rules in ROW_INPUTS
+REPEATABLE = {"lr", "weight_decay"}  # schedules of others can change the rule, or get out of range
 REPEATED_LIMIT = 2**50  # of steps under a schedule, which end at 2**51: nobody takes as many in between
 
 
@@ -156,7 +157,7 @@ class Clock:
         self.state = State.HOST
         self.scale = 1.0  # factor of all gradients in the next step
         self.rules: list[Rule] = []
-        self.versions: list[int] = []  # of the groups, at the last poll
+        self.versions: list[tuple[GroupOptions, int]] = []  # of the groups, at the last poll
         self.step_groups: list[StepGroup] = []
         self.formed = 0  # how often step groups were formed
         self.hypers, self.carried, self.next = np.zeros((0, HYPERS)), np.ones(0), np.ones(0)
@@ -192,9 +193,13 @@ class Clock:
         for index, dtype, whose in self._kinds:
             rules[index].check_options(options[index], dtype, whose)
 
+    def versions_now(self) -> list[tuple[GroupOptions, int]]:
+        """Return each group with its version."""
+        return [(group, group.version) for group in self.groups]
+
     def chosen(self) -> list[Rule]:
         """Evaluate the schedules for the next step, check the options, and return the rule of each group."""
-        upcoming = [group.ask_schedules(self.tally.pending) for group in self.groups]
+        upcoming = [group.ask_schedules() for group in self.groups]
         rules = [self.choose(options) for options in upcoming]
         self.check_options(rules, upcoming)
         return rules
@@ -219,7 +224,7 @@ class Clock:
 
     def _ask(self) -> bool:
         """Poll the groups if their options may have changed; return whether any was assigned."""
-        versions = [group.version for group in self.groups]
+        versions = self.versions_now()
         assigned = versions != self.versions
         if assigned or self.scheduled:
             self.steady = False
@@ -231,17 +236,16 @@ class Clock:
 
     def look_at_schedules(self) -> None:
         """Find out what the schedules ask for, after options were assigned."""
-        functions = [function for group in self.groups for _, function in group.functions()]
-        self.scheduled = bool(functions)
-        self.needs_python = any(record_of(function) is None for function in functions)
-        # Others can change the rule, or get out of range.
-        self.repeatable = all(group.schedules.keys() <= {"lr", "weight_decay"} for group in self.groups)
+        driven = [group for group in self.groups if group.schedules]
+        self.scheduled = bool(driven)
+        self.needs_python = any(record_of(function) is None for group in driven for _, function in group.functions())
+        self.repeatable = all(group.schedules.keys() <= REPEATABLE for group in driven)
 
     def goes_on(self) -> bool:
         """Say whether the next step has the options of the last one, or the extension computes its rows."""
         if self.tally.asked is not None:
             return False
-        for group, version in zip(self.groups, self.versions, strict=True):  # noqa: SIM110 (half as long again by all())
+        for group, version in self.versions:  # noqa: SIM110 (all() takes half as long again)
             if group.version != version:
                 return False
         return True
@@ -280,11 +284,10 @@ class Clock:
         if self.moving or not self.steady:
             self._write_rows()
 
-    def _write_rows(self) -> None:
-        next_step = self.tally.pending + 1
+    def _write_rows(self, ahead: int = 0) -> None:
         steady, moving = True, False
         for number, step_group in enumerate(self.step_groups):
-            rule, step = step_group.rule, step_group.step + next_step
+            rule, step = step_group.rule, step_group.step + ahead + 1
             options: Options = step_group.group.upcoming
             if rule.carried is not None:
                 self.next[number] = carried = rule.carried_after(options, step, float(self.carried[number]))
@@ -348,7 +351,8 @@ class Clock:
 
     def keep_up(self, repetition: Repetition) -> bool:
         """Bring the rows of a repetition up to date where it does not; return whether it can take the next step."""
-        if self.versions != [group.version for group in self.groups]:
+        versions = self.versions_now()
+        if versions != self.versions:
             self.look_at_schedules()
             if not self.repeatable or [self.choose(group.entries) for group in self.groups] != self.rules:
                 return False
@@ -357,6 +361,7 @@ class Clock:
             return True
         with self.guard.stepping:
             self._compute_rows(repetition)
+        self.versions = versions  # from before: an assignment by a schedule counts for the next step
         return True
 
     def _compute_rows(self, repetition: Repetition) -> None:
@@ -364,12 +369,13 @@ class Clock:
         if tally.asked is None:
             self._credit()
             repetition.keep_rows()
-        elif tally.pending:
+        elif repetition.taken > tally.asked:
             for group in self.groups:
-                tally.show(group)
-        tally.asked = repetition.taken  # before any group has other numbers
-        self._ask()
-        self._write_rows()
+                group.take_upcoming()
+        tally.asked = taken = repetition.taken  # before any group has other numbers
+        ahead = taken - tally.credited
+        self.check_options(self.rules, [group.ask_schedules(ahead) for group in self.groups])
+        self._write_rows(ahead)
 
     @property
     def can_describe(self) -> bool:

@@ -76,7 +76,7 @@ class DeviceClock(Clock):
             raise RuntimeError("a step cannot be captured while some parameters are on the CPU: use two optimizers")
         if not all(rows.capturing for rows in self.gpus):
             raise RuntimeError("a step on several GPUs is captured on the streams of all, or on none")
-        assigned = self.versions != [group.version for group in self.groups]
+        assigned = self.versions != self.versions_now()
         if assigned or plan.taking_part is None or any(launch.not_warm for launch in self._launches()):
             raise RuntimeError(WARM_UP)
         for group in self.groups:
@@ -102,7 +102,7 @@ class DeviceClock(Clock):
 
     def _ask_again(self) -> None:
         """Poll the groups while GPUs count; the inputs are stale if anything has changed."""
-        versions = [group.version for group in self.groups]
+        versions = self.versions_now()
         # If the previous step failed after the poll, the inputs are stale; graphs may have been replayed since.
         changed = versions != self.versions or self.needs_python or self.stale
         captured = self.state is State.CAPTURED

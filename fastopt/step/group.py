@@ -87,7 +87,8 @@ class GroupOptions:
 
     def ask_schedules(self, ahead: int = 0) -> dict[str, Any]:
         """Evaluate the schedules for the next step, or one so many ahead; set and return `upcoming`, and no more."""
-        self.upcoming = {**self.entries, **numbers_at(self.entries["step"] + ahead, self.schedules)}
+        numbers = numbers_at(self.entries["step"] + ahead, self.schedules) if self.schedules else {}
+        self.upcoming = {**self.entries, **numbers}
         return self.upcoming
 
     def take_upcoming(self) -> None:
