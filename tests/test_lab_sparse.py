@@ -125,10 +125,12 @@ def test_the_faded_rates_are_those_of_the_optimizer(rule, make, average):
 
 def test_what_is_reached_and_where_a_path_turns():
     """The step from which on the loss is at or below the target; the way along w when 9/10 of that along b are done."""
-    assert neuron.reached(np.array([3.0, 2.0, 1.0, 0.5]), 1.0) == 2
-    assert neuron.reached(np.array([3.0, 0.5, 2.0, 0.5]), 1.0) == 3
-    assert neuron.reached(np.array([0.5, 2.0]), 1.0) is None
-    assert neuron.reached(np.array([0.5, 0.4]), 1.0) == 0
+    stays = neuron.STAYS * [0.5]
+    assert neuron.reached(np.array([3.0, 2.0, 1.0, *stays]), 1.0) == 2
+    assert neuron.reached(np.array([3.0, 0.5, 2.0, 0.5, *stays]), 1.0) == 3
+    assert neuron.reached(np.array([3.0, 2.0, *stays]), 1.0) is None  # a step less than it must stay
+    assert neuron.reached(np.array([0.5, *stays, 2.0]), 1.0) is None
+    assert neuron.reached(np.array([0.5, *stays]), 1.0) == 0
     assert neuron.reached(np.array([3.0, 2.0]), 1.0) is None
     path = np.array([[0.0, 0.0], [1.0, 5.0], [2.0, 9.5], [4.0, 10.0]])
     assert neuron.turn(path, np.array([4.0, 10.0])) == 0.5
@@ -169,7 +171,7 @@ def test_the_best_rate_is_the_one_that_is_there_first():
 
 def test_each_parameter_arrives_for_good():
     """When it is within a tenth of its way of the end, and stays there."""
-    path = np.array([[0.0, 0.0], [9.5, 5.0], [8.0, 9.5], [9.5, 8.0]])
+    path = np.array([[0.0, 0.0], [9.5, 5.0], [8.0, 9.5], *(1 + neuron.STAYS) * [[9.5, 8.0]]])
     assert neuron.arrived(path, np.array([10.0, 10.0])) == {"w": 3, "b": None}
 
 

@@ -17,6 +17,7 @@ TRUTH = (2.0, 0.0)  # w and b of the neuron that made y
 NOISE = 0.3  # the standard deviation of the noise in that neuron's sigmoid's input
 REACHED = 1e-3  # a path arrives when this share of the excess loss is left
 DONE = 0.9  # w or b arrives after this share of its way
+STAYS = 10  # steps for which it must have stayed there: a rule that swings may pass as the run ends
 PARAMETERS = {"w": "-", "b": "--"}  # name -> line style
 
 
@@ -77,10 +78,10 @@ def target_loss(neuron: Neuron, start: Array, best: Array) -> float:
 
 
 def reached(losses: Array, target: float) -> int | None:
-    """Return the step from which on the loss stays at most the target; None if it ends above it."""
+    """Return the step from which on the loss stays at most the target; None if it stays there for less than `STAYS`."""
     above = np.flatnonzero(~(losses <= target))
     step = int(above[-1]) + 1 if len(above) else 0
-    return step if step < len(losses) else None
+    return step if step + STAYS < len(losses) else None
 
 
 def arrived(path: Array, best: Array) -> dict[str, int | None]:
