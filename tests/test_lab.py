@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 from functools import partial
+from itertools import combinations
 
 import matplotlib.image
 import numpy as np
@@ -89,20 +90,49 @@ def overlap(one, other):
     return width > 1 and height > 1
 
 
+def linear(colour):
+    """The light of a colour's red, green and blue, as sRGB defines it."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+
+
 def relative_luminance(colour):
     """How bright a colour is, as WCAG 2 defines it."""
-    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return np.dot(linear, (0.2126, 0.7152, 0.0722))
+    return np.dot(linear(colour), (0.2126, 0.7152, 0.0722))
 
 
 def test_rules_and_schedules_have_colours_of_their_own_that_are_seen():
     """Different ones, each dark enough on white for a line."""
-    assert len({look.RULE_COLOURS[rule] for rule in training.OPTIMIZERS}) == len(training.OPTIMIZERS)
+    assert len({look.RULE_LINES[rule] for rule in training.OPTIMIZERS}) == len(training.OPTIMIZERS)
     assert len({look.SCHEDULE_COLOURS[name] for name in training.SCHEDULES}) == len(training.SCHEDULES)
     colours = (*look.PALETTE, *look.SCHEDULE_PALETTE)
     assert len(set(colours)) == len(colours)
     assert all(relative_luminance(colour) < 0.5 for colour in colours)
+
+
+# How linear red, green and blue are seen without cones of one kind: Machado, Oliveira and Fernandes 2009, severity 1.
+SEEN = {
+    "by all": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+def in_lab(colour, seen):
+    """The CIE L*a*b* of a colour, as it is seen; distances are about as large as they look."""
+    light = np.clip(seen @ linear(colour), 0, 1)
+    x, y, z = np.cbrt(TO_XYZ @ light / np.sum(TO_XYZ, axis=1))  # dark ones are a little too far apart
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("palette", [look.PALETTE, look.SCHEDULE_PALETTE], ids=["rules", "schedules"])
+def test_colour_blind_people_can_tell_the_colours_apart(palette, seen):
+    """From each other, and from white: 2 is what a trained eye just sees, side by side."""
+    points = [in_lab(colour, np.array(SEEN[seen])) for colour in ("#FFFFFF", *palette)]
+    assert min(np.linalg.norm(one - other) for one, other in combinations(points, 2)) > 15
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
@@ -110,9 +140,9 @@ def test_curves_of_any_length_are_in_the_picture(epochs):
     """None is cut off, a single point is seen, and both axes have numbers."""
     figure, panels = look.new_figure([["loss", "other"]])
     axes = panels["loss"]
-    curves = {rule: list(np.geomspace(0.7, 0.3, epochs)) for rule in look.RULE_COLOURS}
+    curves = {rule: list(np.geomspace(0.7, 0.3, epochs)) for rule in look.RULE_LINES}
     for rule, curve in curves.items():
-        look.draw_curve(axes, curve, rule, look.RULE_COLOURS[rule])
+        look.draw_rule(axes, curve, rule)
     look.label_epochs(axes)
     look.use_log_scale(axes)
     look.add_legend(figure, axes)
@@ -120,7 +150,7 @@ def test_curves_of_any_length_are_in_the_picture(epochs):
     low, high = axes.get_ylim()
     assert low < curves["sgd"][-1] <= curves["sgd"][0] < high
     assert any(low < tick < high for tick in axes.get_yticks())
-    assert len({line.get_color() for line in axes.lines}) == len(curves)
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(curves)
     assert all((line.get_marker() == "o") == (epochs == 1) for line in axes.lines)
 
 

@@ -274,7 +274,7 @@ def housing(
         "schedules": results,
     }  # fmt: skip
     draw(axes, results)
-    look.add_legend(figure, axes["all"], columns=4)
+    look.add_legend(figure, axes["all"])
     return figure, numbers
 
 

@@ -216,7 +216,7 @@ def landscape(
         path = descend(reheating(peak * lr, lr, steps), gradient, everywhere[1:], steps)
         numbers["reheating"][str(peak)] = reheated(path)
     draw(axes, numbers["ways"])
-    look.add_legend(figure, axes["loss"], columns=4)
+    look.add_legend(figure, axes["loss"])
     return figure, numbers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
 Limits: TypeAlias = tuple[float, float]
 Axes3D: TypeAlias = Any  # mplot3d has no types
 Loss: TypeAlias = Callable[[Array], Array]  # points, shape (..., 2) -> a value for each
+Dash: TypeAlias = str | tuple[float, tuple[float, ...]]  # a line style of matplotlib
 
-# The colours of Okabe and Ito, which colour-blind people can distinguish; without yellow, too pale for a line.
-PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-RULE_COLOURS = dict(zip(OPTIMIZERS, cycle(PALETTE)))  # a rule has one colour in all pictures
+# The colours of Okabe and Ito, which colour-blind people can distinguish; with a brown in place of yellow, too pale for
+# a line. Colours and dashes are used in this order: lines are dashed when all colours are taken.
+PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#702808")
+DASHES: tuple[Dash, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))
+LOOKS = ((colour, dash) for dash in DASHES for colour in PALETTE)
+RULE_LINES = dict(zip(OPTIMIZERS, LOOKS, strict=False))  # a rule has one colour and one kind of line in all pictures
+RULE_COLOURS = {rule: colour for rule, (colour, _) in RULE_LINES.items()}
 # Muted colours of Paul Tol: a schedule too has one colour in all pictures, which no rule has.
 SCHEDULE_PALETTE = ("#332288", "#999933", "#CC6677", "#117733", "#AA4499", "#44AA99", "#882255")
 SCHEDULE_COLOURS = dict(zip(SCHEDULES, cycle(SCHEDULE_PALETTE)))
@@ -37,6 +43,7 @@ HEIGHTS = ("#6f8aa3", "#bccbd8", "#f4f1e8")  # colours of a landscape, from deep
 LIGHT = {"azdeg": 315, "altdeg": 50}  # the position of the light
 LINES = 14  # contour lines
 BAND = "band"  # marks a band, for animations
+IN_A_ROW = 5  # entries of a legend, at most
 GRID = 201  # points of a landscape along each axis
 
 
@@ -82,12 +89,18 @@ def new_figure(
 
 
 def draw_curve(
-    axes: Axes, values: Sequence[float] | Array, label: str, colour: str, first: int = 1, linestyle: str = "-"
+    axes: Axes, values: Sequence[float] | Array, label: str, colour: str, first: int = 1, linestyle: Dash = "-"
 ) -> None:
     """Draw values by epoch or by step, from `first` on; 0 if the values include the start."""
     marker = "o" if len(values) == 1 else None  # a single point has no line
     epochs = range(first, first + len(values))
     axes.plot(epochs, values, color=colour, linewidth=1.6, linestyle=linestyle, marker=marker, label=label)
+
+
+def draw_rule(axes: Axes, values: Sequence[float] | Array, rule: str) -> None:
+    """Draw the values of a rule by epoch or by step, with the rule's own line."""
+    colour, dash = RULE_LINES[rule]
+    draw_curve(axes, values, rule, colour, linestyle=dash)
 
 
 def draw_band(axes: Axes, middle: Array, low: Array, high: Array, label: str, colour: str) -> None:
@@ -112,10 +125,11 @@ def use_log_scale(axes: Axes, subs: Sequence[int] = (1, 2, 5)) -> None:
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def add_legend(figure: Figure, axes: Axes, columns: int | None = None) -> None:
-    """Put one panel's legend above all panels, where it covers no curve; in one row by default."""
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Put one panel's legend above all panels, where it covers no curve, in as few rows as it needs."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = columns or len(labels)
+    rows = math.ceil(len(labels) / IN_A_ROW)
+    columns = math.ceil(len(labels) / rows)
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=FONT_SIZE)
 
 
@@ -155,12 +169,14 @@ def draw_landscape(axes: Axes, loss: Loss, x: Limits, y: Limits, relief: bool = 
     axes.grid(False)
 
 
-def draw_path(axes: Axes, path: Array, label: str, colour: str, linewidth: float = 1.5) -> Line2D:
+def draw_path(
+    axes: Axes, path: Array, label: str, colour: str, linewidth: float = 1.5, linestyle: Dash = "-"
+) -> Line2D:
     """Draw the path of a point over a map, shape (steps + 1, 2): a ring at the start, a dot at the end."""
     outline = require("matplotlib.patheffects", "lab").withStroke(linewidth=1.9 * linewidth, foreground="white")
     axes.plot(*path[:1].T, marker="o", markersize=7, markerfacecolor="white", markeredgecolor="black", zorder=4)
     (line,) = axes.plot(
-        *path.T, color=colour, linewidth=linewidth, label=label, zorder=3, path_effects=[outline],
+        *path.T, color=colour, linewidth=linewidth, linestyle=linestyle, label=label, zorder=3, path_effects=[outline],
         marker="o", markevery=[-1], markersize=6, markeredgecolor="white",
     )  # fmt: skip
     return line

@@ -193,7 +193,7 @@ def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[st
     axes["loss"].set(xscale="log", xlabel="step", ylabel="loss, summed over the pairs")
     draw_rates(axes, numbers)
     draw_all_rates(axes, numbers)
-    look.add_legend(figure, axes["loss"], columns=4)
+    look.add_legend(figure, axes["loss"])
 
 
 def extent(start: Sequence[float], best: Sequence[float]) -> tuple[look.Limits, look.Limits]:
