@@ -103,6 +103,37 @@ def test_rmsprop_and_adam_are_the_answer(seed):
     assert reached["adam"] < 2 * max(reached["momentum"], reached["nesterov"])
 
 
+@seeds
+def test_nadam_overshoots_less_than_adam_and_lion_never_rests(seed):
+    """From steps of one length; Lion's stay as long, so only at a low rate does its loss arrive, and late."""
+    numbers = numbers_of(seed)
+    adam, nadam, lion = (np.array(numbers["paths"][rule]) for rule in ("adam", "nadam", "lion"))
+    for path in (adam, nadam, lion):
+        np.testing.assert_allclose(np.abs(path[1] - path[0]), numbers["lr"], rtol=1e-5)
+    assert nadam[:, 0].max() < adam[:, 0].max()
+    assert nadam[:, 1].min() > adam[:, 1].min()
+    reached = {rule: each["reached"] for rule, each in numbers["arrivals"].items()}
+    assert reached["nadam"] < reached["adam"]
+    assert numbers["tuned"]["nadam"]["reached"] < numbers["tuned"]["adam"]["reached"]
+    np.testing.assert_allclose(np.abs(np.diff(lion, axis=0)), numbers["lr"], rtol=1e-9)
+    assert numbers["turn"]["lion"] > 0.5
+    assert np.abs(lion[-50:] - numbers["best"]).max() < 3 * numbers["lr"]
+    assert reached["lion"] is None
+    assert numbers["tuned"]["lion"]["lr"] < numbers["lr"]
+    assert numbers["tuned"]["lion"]["reached"] > numbers["tuned"]["sgd"]["reached"]
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+def test_the_rates_as_drawn_are_those_of_one_first_step(rule):
+    """Of adaptive rules, for any gradient; the others have the other rate, and a rule that is added finds its own."""
+    lr = sparse.rates_of(0.3, 0.02)[rule]
+    first = descend(partial(OPTIMIZERS[rule], lr=lr), lambda points: np.array([-3.0, 70.0]), np.zeros(2), 1)[1]
+    if rule in ("sgd", "momentum", "nesterov"):
+        assert lr == 0.02
+    else:
+        np.testing.assert_allclose(first, [0.3, -0.3], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("rule", "make", "average"),
     [
@@ -113,7 +144,7 @@ def test_rmsprop_and_adam_are_the_answer(seed):
 def test_the_faded_rates_are_those_of_the_optimizer(rule, make, average):
     """By its own average of squares, and Adam's correction."""
     numbers = experiment("sparse")[1]
-    lr = sparse.adaptive(0.1)[rule]
+    lr = numbers["drawn"][rule]
     cell, points = neuron.Neuron(seed=0), np.array(sparse.START)
     optimizer = make(points, lr=lr)
     for step in range(30):

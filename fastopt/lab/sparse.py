@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..base import Optimizer
 from ..checks import Count, Number
 from ..progress import track
 from . import arrivals, look
@@ -23,29 +22,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 START = (-0.5, 3.0)  # chosen so that w arrives before b by AdaGrad, for seeds 0 to 9
-AROUND = (0.4, 0.8)  # the map's margins along w and b, as shares of the way, which counts as 1 or more
-WIDTHS = {"rmsprop": 4.0, "adagrad": 1.1}  # two close lines: a narrow one on a broad one; the others have 1.5
+# The map's margins before the start and beyond the end, along w and b, as shares of the way, which counts as 1 or more.
+# Lion goes farther beyond w's end than the start is before it.
+BEFORE, BEYOND = np.array([0.2, 0.2]), np.array([1.2, 0.8])
+WIDTHS = {"rmsprop": 4.0, "adam": 2.4, "adagrad": 1.1, "lion": 1.1}  # close lines: narrow on broad; the others have 1.5
 NO_ROOT = "adagrad without the root"
 
 
-def adaptive(lr: float) -> dict[str, float]:
-    """Return the rates of the adaptive rules with which each rule's first step has length ``lr``.
+def rates_of(lr: float, rate: float) -> dict[str, float]:
+    """Return the rate of each rule: that with which its first step has length ``lr``, or ``rate``.
 
-    RMSProp's average begins at 0, so its first root is small; AdaGrad begins with the whole square, and Adam corrects
-    its averages.
+    The first is for adaptive rules, whose first step is equally long whatever the gradient. AdaGrad begins with the
+    whole square, and Adam corrects its averages, so their rate is lr, and Lion's too. RMSProp's average begins at 0, so
+    its first root is small and its step long. NAdam looks ahead, so its step is longer than Adam's.
     """
-    return {"adagrad": lr, "rmsprop": lr * math.sqrt(1 - ALPHA), "adam": lr}
-
-
-def optimizers(lr: float, rate: float) -> dict[str, Callable[[Array], Optimizer]]:
-    """Return the rules to compare."""
-    return {rule: partial(make, lr=adaptive(lr).get(rule, rate)) for rule, make in OPTIMIZERS.items()}
+    slopes = np.array([1.0, 1e9])  # eps is nothing beside the steep one
+    chosen = {}
+    for rule, make_optimizer in OPTIMIZERS.items():
+        gentle, steep = -descend(partial(make_optimizer, lr=1.0), lambda points: slopes, np.zeros(2), 1)[1]
+        chosen[rule] = lr / float(steep) if math.isclose(gentle, steep, rel_tol=1e-6) else rate
+    return chosen
 
 
 def sparse(
     lr: float = 0.1, rate: float = 0.02, steps: int = 400, seed: int = 0, start: tuple[float, float] = START
 ) -> tuple[Figure, dict[str, Any]]:
-    """Train one sigmoid neuron on 500 pairs (x, y), of which 400 have x = 0, by six rules from one start.
+    """Train one sigmoid neuron on 500 pairs (x, y), of which 400 have x = 0, by every rule from one start.
 
     The loss is ``sum_i (sigmoid(w * x_i + b) - y_i)**2 / 2``, a sum over all pairs at each step. So the gradient of b
     is large, and that of w small: few pairs contribute to it. Which rule is first depends on the rates, so the rules
@@ -55,8 +57,8 @@ def sparse(
     Parameters
     ----------
     lr : float, default 0.1
-        The rate of AdaGrad and Adam, from 1e-9 to 1000; RMSProp's is a tenth of it, so that its first step is as
-        long.
+        The length of the first step of AdaGrad, RMSProp, Adam, NAdam and Lion, from 1e-9 to 1000. It is also the rate
+        of AdaGrad, Adam and Lion; RMSProp's is a tenth of it, and NAdam's 0.95 of it.
     rate : float, default 0.02
         The rate of the other rules, from 1e-9 to 1000; their momentum is 0.9.
     steps : int, default 400
@@ -74,14 +76,15 @@ def sparse(
     numbers : dict
         ``{"paths": {rule: ...}, "loss": {rule: ...}, "arrivals": {rule: ...}, "turn": {rule: ...}, "gradient":
         {"w": ..., "b": ...}, "history": {...}, "effective_lr": {...}, "without_root": {...}, "rates": {rule: {...}},
-        ...}``.
+        "drawn": {rule: ...}, ...}``. ``drawn`` has the rate of each path that is drawn.
         History is AdaGrad's sum of squared gradients after each step, and the effective rate
         ``lr / (sqrt(history) + eps)``; ``without_root`` has the same for the rule that divides by the history itself.
         ``rates`` has the effective rates of AdaGrad, RMSProp and Adam, the factors of their gradients or of the
         gradients' average. ``turn`` is the share of w's way that is done when 9/10 of b's way are first done, or None.
         ``arrivals``, ``tuned`` and ``one_rate`` have ``{"reached": ..., "w": ..., "b": ...}`` for each rule: the steps
-        from which on the loss is at most ``target``, and 9/10 of the way along w and along b are done, or None; at the
-        drawn rates, at the rule's best rate, and at lr, with the gradients of the summed loss and of its mean.
+        from which on the loss is at most ``target``, and 9/10 of the way along w and along b are done, to the end and
+        for ten steps at least, or None; at the drawn rates, at the rule's best rate, and at lr, with the gradients of
+        the summed loss and of its mean.
         ``starts`` counts the starts on a grid, those like a lecture's, and those from which w arrives first.
 
     Raises
@@ -112,15 +115,17 @@ def sparse(
     ]
     figure, axes = look.new_figure(mosaic, height=9.6, height_ratios=[1.2, 1, 1])
 
+    chosen = rates_of(lr, rate)
     paths = {
-        rule: descend(make_optimizer, neuron.gradient, begin, steps)
-        for rule, make_optimizer in track(optimizers(lr, rate).items(), "descending")
+        rule: descend(partial(make_optimizer, lr=chosen[rule]), neuron.gradient, begin, steps)
+        for rule, make_optimizer in track(OPTIMIZERS.items(), "descending")
     }
     paths[NO_ROOT] = neuron.without_root(begin, lr, steps)
     best = bottom(neuron)
     losses = {rule: neuron.loss(path) for rule, path in paths.items()}
     numbers = {
-        "lr": lr, "rate": rate, "seed": seed, "start": begin.tolist(), "best": best.tolist(),
+        "lr": lr, "rate": rate, "drawn": {**chosen, NO_ROOT: lr}, "seed": seed,
+        "start": begin.tolist(), "best": best.tolist(),
         "target": target_loss(neuron, begin, best),
         "paths": {rule: path.tolist() for rule, path in paths.items()},
         "loss": {rule: each.tolist() for rule, each in losses.items()},
@@ -129,10 +134,10 @@ def sparse(
         **rates(neuron, paths["adagrad"], partial(effective_rate, lr=lr)),
         "without_root": rates(neuron, paths[NO_ROOT], lambda history: lr / (history + EPS)),
     }  # fmt: skip
-    numbers["rates"] = {
+    numbers["rates"] = {  # of the rules to explain: NAdam divides as Adam does, and Lion by no history
         "adagrad": numbers["effective_lr"],
-        "rmsprop": faded_rates(neuron, paths["rmsprop"], adaptive(lr)["rmsprop"], ALPHA, corrected=False),
-        "adam": faded_rates(neuron, paths["adam"], adaptive(lr)["adam"], BETAS[1], corrected=True),
+        "rmsprop": faded_rates(neuron, paths["rmsprop"], chosen["rmsprop"], ALPHA, corrected=False),
+        "adam": faded_rates(neuron, paths["adam"], chosen["adam"], BETAS[1], corrected=True),
     }
     numbers["tuned"] = arrivals.tuned(neuron, begin, steps)
     numbers["one_rate"] = arrivals.at_one_rate(neuron, begin, lr, steps)
@@ -171,14 +176,17 @@ def faded_rates(neuron: Neuron, path: Array, lr: float, kept: float, corrected: 
 
 def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[str, Any]) -> None:
     """Draw all panels."""
-    colours = {**look.RULE_COLOURS, NO_ROOT: "0.5"}
+    lines = {**look.RULE_LINES, NO_ROOT: ("0.5", "-")}
     look.draw_landscape(axes["map"], neuron.loss, *extent(numbers["start"], numbers["best"]))
     for rule, path in numbers["paths"].items():
         width = WIDTHS.get(rule, 1.5)
         order = 3 - width / 10  # broad below narrow
-        look.draw_path(axes["map"], np.array(path), rule, colours[rule], linewidth=width).set_zorder(order)
+        colour, dash = lines[rule]
+        look.draw_path(axes["map"], np.array(path), rule, colour, width, dash).set_zorder(order)
         losses = numbers["loss"][rule][1:]
-        axes["loss"].plot(range(1, 1 + len(losses)), losses, color=colours[rule], lw=width, label=rule, zorder=order)
+        axes["loss"].plot(
+            range(1, 1 + len(losses)), losses, color=colour, linewidth=width, linestyle=dash, label=rule, zorder=order
+        )
     star: dict[str, Any] = {
         "marker": "*",
         "markersize": 11,
@@ -198,9 +206,10 @@ def draw(figure: Figure, axes: dict[str, Axes], neuron: Neuron, numbers: dict[st
 
 def extent(start: Sequence[float], best: Sequence[float]) -> tuple[look.Limits, look.Limits]:
     """Return the limits of a map that shows the start and the best parameters, with margins."""
-    low, high = np.minimum(start, best), np.maximum(start, best)
-    around = AROUND * np.maximum(high - low, 1)
-    w, b = zip((low - around).tolist(), (high + around).tolist(), strict=True)
+    way = np.subtract(best, start)
+    way = np.copysign(np.maximum(np.abs(way), 1), way)
+    corners = np.array([start - BEFORE * way, best + BEYOND * way])
+    w, b = zip(corners.min(axis=0).tolist(), corners.max(axis=0).tolist(), strict=True)
     return w, b
 
 
@@ -227,7 +236,7 @@ def draw_all_rates(axes: dict[str, Axes], numbers: dict[str, Any]) -> None:
     for name in PARAMETERS:
         panel = axes[f"rates of {name}"]
         for rule, rates in numbers["rates"].items():
-            look.draw_curve(panel, rates[name], rule, look.RULE_COLOURS[rule])
+            look.draw_rule(panel, rates[name], rule)
         look.use_log_scale(panel, subs=(1, 3))
         panel.set(xscale="log", xlabel="step", ylabel=f"effective rate of {name}")
 
@@ -245,9 +254,10 @@ def table(title: str, found: Mapping[str, Mapping[str, Any]], rates: Mapping[str
 def report(numbers: dict[str, Any]) -> str:
     """Describe the results in tables and three lines."""
     lr, turns, tuned = numbers["lr"], numbers["turn"], numbers["tuned"]
-    drawn = {**dict.fromkeys(OPTIMIZERS, numbers["rate"]), **adaptive(lr), NO_ROOT: lr}
     lines = table(
-        f"Steps until loss, w and b arrive for good ({DONE:.0%} of the way), as drawn:", numbers["arrivals"], drawn
+        f"Steps until loss, w and b arrive for good ({DONE:.0%} of the way), as drawn:",
+        numbers["arrivals"],
+        numbers["drawn"],
     )
     lines += table("Each rule at its best rate:", tuned, {rule: each["lr"] for rule, each in tuned.items()})
     for kind, found in numbers["one_rate"].items():

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..base import Optimizer
-from ..optimizers import SGD, Adagrad, Adam, RMSprop
+from ..optimizers import SGD, Adagrad, Adam, Lion, NAdam, RMSprop
 from ..schedules import Constant, Cosine, Exponential, Linear, OneCycle, Plateau, Schedule, StepDecay
 from . import network
 from .network import RELU, Activation, Array, Objective, Params, cross_entropy
@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 MOMENTUM = 0.9
 EPS = 1e-10  # AdaGrad's default
 ALPHA = 0.99  # RMSProp's
-BETAS = (0.9, 0.999)  # Adam's
+BETAS = (0.9, 0.999)  # Adam's and NAdam's
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
@@ -30,6 +30,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adagrad": partial(Adagrad, eps=EPS),
     "rmsprop": partial(RMSprop, alpha=ALPHA),
     "adam": partial(Adam, betas=BETAS),
+    "nadam": partial(NAdam, betas=BETAS),
+    "lion": Lion,
 }
 
 # name -> function of lr, epochs and batches that makes a schedule; a Plateau is updated with a loss after each epoch
