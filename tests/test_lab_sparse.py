@@ -228,13 +228,17 @@ def test_a_start_that_is_none_is_refused(start, words):
 
 
 def test_the_page_quotes_what_the_command_says():
-    """Its row for AdaGrad and plain descent: at one rate, at the best ones, as drawn."""
+    """Its row for AdaGrad and plain descent: at one rate, at the best ones, as drawn; and of NAdam and Lion."""
     page = (ROOT / "docs/lectures.md").read_text(encoding="utf-8")
     numbers = numbers_of(0)
     drawn, tuned = numbers["arrivals"], numbers["tuned"]
     (row,) = (line for line in page.splitlines() if line.startswith("| AdaGrad is faster"))
     steps = [each[rule]["reached"] for each in (drawn, tuned) for rule in ("adagrad", "sgd")]
     assert row.endswith(f"| {steps[0]} steps and never; {steps[2]} and {steps[3]}; {steps[0]} and {steps[1]} |")
+    text = " ".join(page.split())
+    nadam, lion = tuned["nadam"], tuned["lion"]
+    assert f"arrives after {drawn['nadam']['reached']} steps, at its best rate after {nadam['reached']}." in text
+    assert f"At its best rate, {lion['lr']:g}, it arrives after {lion['reached']} steps." in text
     starts = numbers["starts"]
     assert f"| after {drawn['adagrad']['w']} and {drawn['adagrad']['b']} steps; " in page
     assert f"{starts['w_first']} of {starts['alike']} starts like the lecture's" in page
