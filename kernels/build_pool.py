@@ -10,8 +10,8 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-HEADERS = ("tables", "fastopt", "interpreter", "rows", "rules", "schedules", "step", "vectors")
-SOURCES = ("pool", "step", "reader", "tensors", "team", "graphs")
+HEADERS = ("driver", "exchange", "tables", "fastopt", "interpreter", "rows", "rules", "schedules", "step", "vectors")
+SOURCES = ("pool", "step", "reader", "tensors", "team", "gpus", "graphs")
 FLAGS = ["-std=c++17", "-O2", "-pthread", "-ffp-contract=off"]  # the last: rows must equal Python's to the bit
 
 

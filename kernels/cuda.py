@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .dtypes import DTYPES
+from .tables import GPU_JOB
 
 HERE = Path(__file__).parent
 
@@ -20,6 +21,11 @@ HERE = Path(__file__).parent
 OPTIONS = ("-std=c++17", "-ftz=true")
 PACK = 16  # bytes that a thread moves at once
 MOST_THREADS = 512  # in a block; the kernels' launch bounds say the same
+
+# Bytes of an update's argument: each kernel is compiled for the sizes that are needed. The last one is the most that
+# CUDA takes, from 12.1 on, where NVRTC and driver know of it, and the device is of compute capability 7.0 or newer.
+SIZES = (512, 4096, 32_760)
+WITHOUT_ASKING = 4096
 
 
 @functools.cache
@@ -56,15 +62,21 @@ def dtypes_of(dtype: str) -> tuple[str, str, str]:
     return dtype, dtype, DTYPES[dtype].real_name
 
 
-def kernel_name(rule: str, dtype: str) -> str:
-    """Name a kernel: the rule, and the dtypes of parameter, gradient and states."""
-    return "_".join((rule, *dtypes_of(dtype)))
+def kernel_name(rule: str, dtype: str, size: int = SIZES[0]) -> str:
+    """Name a kernel: the rule, the dtypes of parameter, gradient and states, and the bytes of its argument."""
+    return "_".join((rule, *dtypes_of(dtype), str(size)))
 
 
-def source(rule: str, dtype: str) -> str:
-    """Return the whole CUDA source of a rule's kernel for a dtype."""
+def words(size: int) -> int:
+    """Count the words that travel in an argument of so many bytes."""
+    return (size - GPU_JOB.itemsize) // 8
+
+
+def source(rule: str, dtype: str, size: int = SIZES[0]) -> str:
+    """Return the whole CUDA source of a rule's kernel for a dtype, with an argument of so many bytes."""
     types = ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype))
-    return f"{inlined('fused.cu')}\nFASTOPT_UPDATE({kernel_name(rule, dtype)}, {functor(rule)}, {types})\n"
+    update = f"FASTOPT_UPDATE({kernel_name(rule, dtype, size)}, {functor(rule)}, {types}, {words(size)})"
+    return f"{inlined('fused.cu')}\n{update}\n"
 
 
 def pack(dtype: str) -> int:
@@ -73,9 +85,17 @@ def pack(dtype: str) -> int:
 
 
 @functools.cache
-def kernel(cupy: Any, rule: str, dtype: str) -> Any:
-    """Return a rule's kernel for a dtype; its one argument is a job."""
-    return cupy.RawModule(code=source(rule, dtype), options=OPTIONS).get_function(kernel_name(rule, dtype))
+def kernel(cupy: Any, rule: str, dtype: str, size: int) -> Any:
+    """Return a rule's kernel for a dtype, whose argument has so many bytes."""
+    name = kernel_name(rule, dtype, size)
+    return cupy.RawModule(code=source(rule, dtype, size), options=OPTIONS).get_function(name)
+
+
+@functools.cache
+def largest_argument(cupy: Any) -> int:
+    """Return the bytes that an argument may have, by the versions of NVRTC and of the driver."""
+    knows = cupy.cuda.nvrtc.getVersion() >= (12, 1) and cupy.cuda.runtime.driverGetVersion() >= 12_010
+    return SIZES[-1] if knows else WITHOUT_ASKING
 
 
 @functools.cache

@@ -89,7 +89,7 @@ typedef struct fastopt_gradients {
     int64_t *addresses;
 } fastopt_gradients;
 
-/* One launch of a step. */
+/* One launch of a step on the CPU. */
 typedef struct fastopt_launch {
     fastopt_kernel kernel;
     const fastopt_job *job;
@@ -98,10 +98,45 @@ typedef struct fastopt_launch {
     int64_t workers; /* the most threads that are worth using */
 } fastopt_launch;
 
+#define FASTOPT_TORN -5 /* a launch failed after others of its step */
+
+/* Functions of the CUDA driver that is loaded. */
+typedef struct fastopt_driver {
+    const void *launch;       /* cuLaunchKernel */
+    const void *is_capturing; /* cuStreamIsCapturing */
+    const void *get_context;  /* cuCtxGetCurrent */
+    const void *push_context; /* cuCtxPushCurrent_v2 */
+    const void *pop_context;  /* cuCtxPopCurrent_v2 */
+} fastopt_driver;
+
+/* A GPU, and the stream on which work goes there. */
+typedef struct fastopt_gpu {
+    void *context;
+    const void *exchange; /* DLPack's table of functions of a library, which says what its current stream is; or null, */
+    int64_t number;       /* of the device there */
+    void *stream;         /* and the caller has written it here */
+} fastopt_gpu;
+
+/* One launch of a step on a GPU. */
+typedef struct fastopt_gpu_launch {
+    const fastopt_gpu *gpu;
+    void *kernel;    /* a CUfunction */
+    void *argument;  /* a fastopt_gpu_job and its words */
+    void *rows;      /* where among these the hyper rows are */
+    int64_t rounded; /* whether they are float; else they are double */
+    int64_t blocks;
+    int64_t threads; /* of a block */
+} fastopt_gpu_launch;
+
 /* A step that differs from the last one only in the gradients' addresses and the hyper rows. */
 typedef struct fastopt_step {
     const fastopt_launch *launches;
     int64_t count;         /* of launches */
+    const fastopt_gpu_launch *gpu_launches;
+    int64_t gpu_count;
+    fastopt_gpu *const *gpus; /* each of theirs once */
+    int64_t gpu_n;
+    const fastopt_driver *driver;
     const void *parallel;  /* see fastopt_run_team; null: fastopt_run */
     int64_t *const *grads; /* the fields for the gradients' addresses, */
     int64_t n;             /* one for each gradient */
@@ -113,17 +148,19 @@ typedef struct fastopt_step {
     double scale;   /* the factor of the gradients */
     double largest; /* the largest number that the kernels compute with */
     int64_t taken;  /* how often the step was taken */
+    int64_t error;  /* what the driver has returned where it refused a launch, after others of the same step */
 } fastopt_step;
 
 /* Takes a step on at most `threads` threads, with gradients at these addresses; null: the same ones as in the last step.
  * All of it is one call: a Python interrupt comes before or after it. Returns 1; 0 if a number of a row is too large for
- * the kernels: then nothing was done, except that the caller has to compute the rows again. */
+ * the kernels, a stream is capturing, or the driver refuses the first launch: then nothing was done, except that the caller
+ * has to compute the rows and to write the addresses again; FASTOPT_TORN if it refuses a later one. */
 int32_t fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads);
 
 /* Reads the addresses of PyTorch gradients as fastopt_read does, through DLPack's table of functions. Returns -1 if
  * anything watched has changed or a frozen tensor has a gradient, -3 if entries of the dicts have changed, -2 if a call of
  * Python raised. Given a step, and the expected gradient for every tensor, it calls `increment(written)` for autograd,
- * takes and counts the step, and returns -4. */
+ * takes and counts the step, and returns -4, or FASTOPT_TORN. */
 int64_t fastopt_read_tensors(const void *exchange, const fastopt_watched *watched, const fastopt_gradients *gradients,
                              fastopt_step *step, void *increment, void *written, int32_t threads);
 
@@ -144,7 +181,10 @@ FASTOPT_SIZE(fastopt_extents, 24);
 FASTOPT_SIZE(fastopt_watched, 112);
 FASTOPT_SIZE(fastopt_gradients, 72);
 FASTOPT_SIZE(fastopt_launch, 40);
-FASTOPT_SIZE(fastopt_step, 104);
+FASTOPT_SIZE(fastopt_driver, 40);
+FASTOPT_SIZE(fastopt_gpu, 32);
+FASTOPT_SIZE(fastopt_gpu_launch, 56);
+FASTOPT_SIZE(fastopt_step, 152);
 
 #ifdef __cplusplus
 }

@@ -1,8 +1,8 @@
 // fused.cu: the loop that runs any rule over the chunks of a job on a GPU, one block per chunk.
 //
-// FASTOPT_UPDATE(name, Rule, P, G, S) defines a kernel of that name for parameters, gradients and states of these types.
-// cuda.py pastes the headers, this file and such a line into one source, which CuPy compiles; the tests compile the same
-// source for the host.
+// FASTOPT_UPDATE(name, Rule, P, G, S, count) defines a kernel of that name for parameters, gradients and states of these
+// types, with a count of words in its argument. cuda.py pastes the headers, this file and such a line into one source, which
+// CuPy compiles; the tests compile the same source for the host.
 
 #include "rules.h"
 #include "tables.h"
@@ -134,9 +134,9 @@ struct Update {
     S *states[kept];
     real factor, rest, decay, hypers[Rule::hypers];
 
-    __device__ Update(const fastopt_tensor &tensor, const real *row) {
+    __device__ Update(const fastopt_tensor &tensor, const void *gradient, const real *row) {
         param = static_cast<P *>(tensor.param);
-        grad = static_cast<const G *>(tensor.grad);
+        grad = static_cast<const G *>(gradient);
         for (int i = 0; i < Rule::states; ++i) states[i] = static_cast<S *>(tensor.states[i]);
         split(row[0], factor, rest);
         decay = row[1];
@@ -203,18 +203,34 @@ struct Update {
     }
 };
 
+// A launch's argument: what differs from step to step travels in it, so that nothing has to be sent ahead.
+template <int count>
+struct Argument {
+    fastopt_gpu_job job;
+    int64_t words[count];
+};
+
 template <class Rule, typename P, typename G, typename S>
-__device__ inline void update(const fastopt_job &job) {
+__device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) {
     using real = typename Arithmetic<P>::type;
     // return if the whole step is skipped
     if (job.skip != nullptr && *job.skip != 0) return;
-    // find this block's chunk and its tensor, and return if that has no gradient
+    // find this block's chunk, its tensor and its gradient, and return if there is none
     const fastopt_chunk &chunk = job.chunks[blockIdx.x];
     const fastopt_tensor &tensor = job.tensors[chunk.tensor];
-    if (tensor.grad == nullptr) return;
+    const void *grad = tensor.grad;
+    if (job.grads != 0) grad = reinterpret_cast<const void *>(words[chunk.tensor]);
+    if (grad == nullptr) return;
     // read the tensor's hyper row
-    const real *row = static_cast<const real *>(job.hypers) + tensor.hyper * FASTOPT_HYPERS;
-    Update<Rule, P, G, S> update(tensor, row);
+    real row[FASTOPT_SHARED + Rule::hypers];
+    int64_t at = tensor.hyper * FASTOPT_HYPERS;
+    if (job.hypers != nullptr) {
+        for (int i = 0; i < FASTOPT_SHARED + Rule::hypers; ++i) row[i] = static_cast<const real *>(job.hypers)[at + i];
+    } else {
+        const real *rows = reinterpret_cast<const real *>(words + job.grads);
+        for (int i = 0; i < FASTOPT_SHARED + Rule::hypers; ++i) row[i] = rows[at + i];
+    }
+    Update<Rule, P, G, S> update(tensor, grad, row);
     // update the chunk, as a run or as a tile
     if (tensor.layout == nullptr) {
         update.run(chunk);
@@ -226,8 +242,8 @@ __device__ inline void update(const fastopt_job &job) {
 }  // namespace cuda
 }  // namespace fastopt
 
-#define FASTOPT_UPDATE(name, Rule, P, G, S)                                                                      \
+#define FASTOPT_UPDATE(name, Rule, P, G, S, count)                                                               \
     extern "C" __global__ void __launch_bounds__(512, (fastopt::cuda::Update<fastopt::Rule, P, G, S>::resident)) \
-    name(const __grid_constant__ fastopt_job job) {                                                              \
-        fastopt::cuda::update<fastopt::Rule, P, G, S>(job);                                                      \
+    name(const __grid_constant__ fastopt::cuda::Argument<count> argument) {                                      \
+        fastopt::cuda::update<fastopt::Rule, P, G, S>(argument.job, argument.words);                             \
     }

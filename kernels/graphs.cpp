@@ -11,6 +11,7 @@
 #include <dlfcn.h>
 #endif
 
+#include "driver.h"
 #include "fastopt.h"
 
 namespace {
@@ -28,22 +29,6 @@ void list(Owned *owned) {
     while (!gone.compare_exchange_weak(owned->next, owned, std::memory_order_release, std::memory_order_relaxed)) {
     }
 }
-
-// CUDA's types and constants, as in cuda.h.
-#if defined(_WIN32)
-#define FASTOPT_CUDA __stdcall
-#else
-#define FASTOPT_CUDA
-#endif
-using Destructor = void(FASTOPT_CUDA *)(void *);
-using CreateObject = int(FASTOPT_CUDA *)(void **object, void *pointer, Destructor, unsigned references, unsigned flags);
-using RetainObject = int(FASTOPT_CUDA *)(void *graph, void *object, unsigned count, unsigned flags);
-using CaptureInfo2 = int(FASTOPT_CUDA *)(void *stream, int *status, uint64_t *id, void **graph, const void ***nodes,
-                                         size_t *count);
-using CaptureInfo3 = int(FASTOPT_CUDA *)(void *stream, int *status, uint64_t *id, void **graph, const void ***nodes,
-                                         const void **edges, size_t *count);
-constexpr int CAPTURE_ACTIVE = 1;
-constexpr unsigned NO_DESTRUCTOR_SYNC = 1, MOVE = 1;
 
 void FASTOPT_CUDA destroy(void *owned) { list(static_cast<Owned *>(owned)); }
 
@@ -79,26 +64,26 @@ void *recorded(const Driver &driver, void *stream) {
     int status = 0, failed = 1;
     uint64_t id = 0;
     void *graph = nullptr;
-    if (auto info = driver.get<CaptureInfo2>("cuStreamGetCaptureInfo_v2")) {
+    if (auto info = driver.get<fastopt::CaptureInfo2>("cuStreamGetCaptureInfo_v2")) {
         failed = info(stream, &status, &id, &graph, nullptr, nullptr);
-    } else if (auto newer = driver.get<CaptureInfo3>("cuStreamGetCaptureInfo_v3")) {
+    } else if (auto newer = driver.get<fastopt::CaptureInfo3>("cuStreamGetCaptureInfo_v3")) {
         failed = newer(stream, &status, &id, &graph, nullptr, nullptr, nullptr);
     }
-    return failed == 0 && status == CAPTURE_ACTIVE ? graph : nullptr;
+    return failed == 0 && status == fastopt::CAPTURING ? graph : nullptr;
 }
 
 bool owns(const Driver &driver, void *stream, int64_t number) {
-    auto create = driver.get<CreateObject>("cuUserObjectCreate");
-    auto retain = driver.get<RetainObject>("cuGraphRetainUserObject");
+    auto create = driver.get<fastopt::CreateObject>("cuUserObjectCreate");
+    auto retain = driver.get<fastopt::RetainObject>("cuGraphRetainUserObject");
     if (create == nullptr || retain == nullptr) return false;
     void *graph = recorded(driver, stream), *object = nullptr;
     if (graph == nullptr) return false;
     Owned *owned = new Owned{nullptr, number};
-    if (create(&object, owned, destroy, 1, NO_DESTRUCTOR_SYNC) != 0) {
+    if (create(&object, owned, destroy, 1, fastopt::NO_DESTRUCTOR_SYNC) != 0) {
         delete owned;
         return false;
     }
-    return retain(graph, object, 1, MOVE) == 0;  // on failure the object is leaked: releasing it would list it
+    return retain(graph, object, 1, fastopt::MOVE) == 0;  // on failure the object is leaked: releasing it would list it
 }
 
 }  // namespace

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from . import driver
 from .extension import ffi, lib
-
-LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"  # the driver, which CuPy has loaded
 
 ROOM = 64  # numbers to fetch at a time
 
@@ -32,7 +30,7 @@ def own(stream: int, objects: Sequence[Any]) -> None:
     number = next(_numbers)
     _held[number] = objects
     if lib is not None:
-        lib.fastopt_graph_owns(LIBRARY.encode(), ffi.cast("void *", stream), number)
+        lib.fastopt_graph_owns(driver.LIBRARY.encode(), ffi.cast("void *", stream), number)
 
 
 def drop_gone() -> None:

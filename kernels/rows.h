@@ -33,10 +33,10 @@ FASTOPT_DEVICE inline void write_row(const fastopt_row_inputs &inputs, int64_t t
     double step = inputs.steps + static_cast<double>(taken) + 1.0;
     bool first = inputs.first != 0 && taken == 0;
     int64_t number = 0;
-#define FASTOPT_ROW(name, Rule)                       \
-    if (number++ == inputs.rule) {                    \
-        carried_after<Rule>(options, step, carried, 0);     \
-        Rule::row(options, step, first, row);         \
+#define FASTOPT_ROW(name, Rule)                         \
+    if (number++ == inputs.rule) {                      \
+        carried_after<Rule>(options, step, carried, 0); \
+        Rule::row(options, step, first, row);           \
     }
     FASTOPT_RULES(FASTOPT_ROW)
 #undef FASTOPT_ROW

@@ -39,15 +39,17 @@ bool fastopt::write_rows(fastopt_step &step) {
     return true;
 }
 
-void fastopt::launch(fastopt_step &step, const int64_t *grads, int32_t threads) {
+int32_t fastopt::launch(fastopt_step &step, const int64_t *grads, int32_t threads) {
     for (int64_t i = 0; grads != nullptr && i < step.n; ++i) *step.grads[i] = grads[i];
+    int64_t launched = launch_on_gpus(step);
+    if (launched < step.gpu_count) return launched == 0 ? 0 : FASTOPT_TORN;
     for (int64_t i = 0; i < step.rows; ++i) step.carried[i] = step.next[i];
     ++step.taken;
     for (int64_t i = 0; i < step.count; ++i) run(step.launches[i], step.parallel, threads);
+    return 1;
 }
 
 extern "C" int32_t fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads) {
-    if (!fastopt::write_rows(*step)) return 0;
-    fastopt::launch(*step, grads, threads);
-    return 1;
+    if (!fastopt::write_rows(*step) || !fastopt::gpus_ready(*step)) return 0;
+    return fastopt::launch(*step, grads, threads);
 }

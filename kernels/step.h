@@ -11,8 +11,15 @@ namespace fastopt {
 // explain: then it has to compute the rows again, and nothing else has happened.
 bool write_rows(fastopt_step &step);
 
-// Counts the step, and launches it, with gradients at these addresses; null: where they lay in the last one.
-void launch(fastopt_step &step, const int64_t *grads, int32_t threads);
+// Asks for the streams of all GPUs; false if one does not take launches now.
+bool gpus_ready(const fastopt_step &step);
+
+// Launches what goes on GPUs, with the hyper rows; returns how many launches the driver has taken, up to one that failed.
+int64_t launch_on_gpus(fastopt_step &step);
+
+// Launches the step, with gradients at these addresses (null: where they lay in the last one), and counts it; returns what
+// fastopt_take does.
+int32_t launch(fastopt_step &step, const int64_t *grads, int32_t threads);
 
 }  // namespace fastopt
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import cuda, graphs
-from .tables import MESSAGE, WORDS
+from . import cuda, driver, graphs
+from .tables import GPU, MESSAGE, WORDS
 
 Words = npt.NDArray[np.int64]
 
@@ -51,6 +51,8 @@ class Stream:
         The device's number.
     current_stream : callable
         Returns the library's current stream as one of CuPy's.
+    exchange : int, default 0
+        The address of the library's table of functions, which tell the extension the same; see `exchange_table`.
 
     Attributes
     ----------
@@ -58,12 +60,21 @@ class Stream:
         The current stream as of the last `begin`.
     capturing : bool
         Whether it was capturing a graph.
+    functions : array
+        See `driver.functions`.
+    gpu : array
+        A GPU, for the extension.
     """
 
-    def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any]) -> None:
+    def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any], exchange: int = 0) -> None:
         self.cupy = cupy
         self.index = index
         self.current_stream = current_stream
+        with cupy.cuda.Device(index):
+            context = driver.current_context()
+        self.functions = driver.functions() if context else driver.NONE
+        self.gpu = np.array([(context, exchange, index, 0)], GPU)
+        self.pointer = None if exchange else self.gpu["stream"]  # a view
         self.message = np.zeros(1, MESSAGE)
         numbers = self.message.view(np.int64)  # setting one field takes as long as setting all of these
         self.head, self.body = numbers[:-WORDS], numbers[-WORDS:]
@@ -79,6 +90,16 @@ class Stream:
                 self.capturing = bool(self.current.is_capturing())
         if not self.capturing:
             graphs.drop_gone()
+
+    def tell(self) -> None:
+        """Tell the extension which stream is the current one, if the library's table does not."""
+        if self.pointer is not None:
+            self.pointer[0] = self.current_stream().ptr
+
+    def function(self, kernel: Any) -> int:
+        """Return the address of a kernel's function on this device."""
+        with self.cupy.cuda.Device(self.index):
+            return int(kernel.kernel.ptr)
 
     def launch(self, kernel: Any, blocks: int, argument: npt.NDArray[Any], threads: int = MESSENGERS) -> None:
         """Launch a kernel on the stream, with a copy of its argument, one struct."""

@@ -14,7 +14,7 @@ typedef long long int64_t;
 /* cffi reads the text between the next two marks; its only preprocessor directive is #define of an integer. */
 /* begin */
 
-#define FASTOPT_ABI 6     /* changes with every change of a struct or a signature below */
+#define FASTOPT_ABI 7     /* changes with every change of a struct or a signature below */
 #define FASTOPT_STATES 3  /* states that a rule may have */
 #define FASTOPT_SHARED 2  /* numbers that every hyper row begins with: the gradient's factor, the weight decay */
 #define FASTOPT_NUMBERS 6 /* numbers of its own that a rule may have in a hyper row, after those */
@@ -47,17 +47,26 @@ typedef struct fastopt_chunk {
     int64_t length;      /* of a run; without a layout, on a GPU, at most a pack of 16 bytes per thread of a block */
 } fastopt_chunk;
 
-/* A kernel's argument. A hyper row holds FASTOPT_HYPERS numbers: the gradient's factor (-1 to maximize), the weight
- * decay, then the rule's own hyperparameters in its order. */
+/* The argument of a kernel on the CPU. A hyper row holds FASTOPT_HYPERS numbers: the gradient's factor (-1 to maximize),
+ * the weight decay, then the rule's own hyperparameters in its order. */
 typedef struct fastopt_job {
     int64_t abi; /* FASTOPT_ABI of the code that wrote this, for kernels compiled elsewhere */
     const fastopt_tensor *tensors;
     const fastopt_chunk *chunks;
-    const void *hypers; /* of double; on a GPU, of the type that the kernel computes in */
-    void *scratch;      /* scratch_bytes for each worker, if any tensor has a layout */
+    const double *hypers;
+    void *scratch; /* scratch_bytes for each worker, if any tensor has a layout */
     int64_t scratch_bytes;
-    const int32_t *skip; /* null, or a flag: if it is not 0, the step changes nothing; read by GPU kernels only */
 } fastopt_job;
+
+/* The argument of a kernel on a GPU begins with this. Behind it are as many words, of 8 bytes, as the kernel was compiled
+ * for: the addresses of the gradients, one for each tensor, then the hyper rows. */
+typedef struct fastopt_gpu_job {
+    const fastopt_tensor *tensors;
+    const fastopt_chunk *chunks;
+    const void *hypers;  /* rows of the type that the kernel computes in; null: they are in the words */
+    const int32_t *skip; /* null, or a flag: if it is not 0, the step changes nothing */
+    int64_t grads;       /* how many words are addresses of gradients; 0: the tensor table has them */
+} fastopt_gpu_job;
 
 /* What a hyper row is computed from when Python does not compute it: in a step that repeats the last one, and on a GPU,
  * for steps that the host cannot count: replays of a captured graph, and steps that may be skipped. */
@@ -79,7 +88,7 @@ typedef struct fastopt_clock {
     double *hypers;      /* n rows, */
     float *rounded;      /* and the same in float32 */
     const float *scale;  /* null, or the number to divide gradients by */
-    const int32_t *skip; /* as in a job */
+    const int32_t *skip; /* as in a GPU's job */
 } fastopt_clock;
 
 /* Numbers for a table in a GPU's memory. They are arguments of a launch: nothing reads the host's memory later. A graph
@@ -109,7 +118,8 @@ typedef struct fastopt_message {
 FASTOPT_SIZE(fastopt_layout, 24);
 FASTOPT_SIZE(fastopt_tensor, 32 + 8 * FASTOPT_STATES);
 FASTOPT_SIZE(fastopt_chunk, 32);
-FASTOPT_SIZE(fastopt_job, 56);
+FASTOPT_SIZE(fastopt_job, 48);
+FASTOPT_SIZE(fastopt_gpu_job, 40);
 FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);
 FASTOPT_SIZE(fastopt_clock, 64);
 FASTOPT_SIZE(fastopt_message, 40 + 8 * FASTOPT_WORDS);

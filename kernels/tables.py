@@ -5,7 +5,7 @@ The headers say what every constant and field means; a test compares names, size
 
 import numpy as np
 
-ABI = 6
+ABI = 7
 STATES = 3
 SHARED = 2
 NUMBERS = 6
@@ -95,10 +95,43 @@ LAUNCH = np.dtype(
         ("workers", np.int64),
     ]
 )
+DRIVER = np.dtype(
+    [
+        ("launch", np.int64),
+        ("is_capturing", np.int64),
+        ("get_context", np.int64),
+        ("push_context", np.int64),
+        ("pop_context", np.int64),
+    ]
+)
+GPU = np.dtype(
+    [
+        ("context", np.int64),
+        ("exchange", np.int64),
+        ("number", np.int64),
+        ("stream", np.int64),
+    ]
+)
+GPU_LAUNCH = np.dtype(
+    [
+        ("gpu", np.int64),
+        ("kernel", np.int64),
+        ("argument", np.int64),
+        ("rows", np.int64),
+        ("rounded", np.int64),
+        ("blocks", np.int64),
+        ("threads", np.int64),
+    ]
+)
 STEP = np.dtype(
     [
         ("launches", np.int64),
         ("count", np.int64),
+        ("gpu_launches", np.int64),
+        ("gpu_count", np.int64),
+        ("gpus", np.int64),
+        ("gpu_n", np.int64),
+        ("driver", np.int64),
         ("parallel", np.int64),
         ("grads", np.int64),
         ("n", np.int64),
@@ -110,6 +143,7 @@ STEP = np.dtype(
         ("scale", np.float64),
         ("largest", np.float64),
         ("taken", np.int64),
+        ("error", np.int64),
     ]
 )
 JOB = np.dtype(
@@ -120,7 +154,15 @@ JOB = np.dtype(
         ("hypers", np.int64),
         ("scratch", np.int64),
         ("scratch_bytes", np.int64),
+    ]
+)
+GPU_JOB = np.dtype(
+    [
+        ("tensors", np.int64),
+        ("chunks", np.int64),
+        ("hypers", np.int64),
         ("skip", np.int64),
+        ("grads", np.int64),
     ]
 )
 ROW_INPUTS = np.dtype(

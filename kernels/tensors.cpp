@@ -1,6 +1,7 @@
 // Reads the addresses of PyTorch tensors through the table of C functions that torch publishes (DLPack's exchange API),
 // and checks that watched objects and addresses have not changed. It leaves anything unexpected to Python.
 
+#include "exchange.h"
 #include "interpreter.h"
 #include "step.h"
 
@@ -8,34 +9,11 @@
 
 namespace {
 
-// The parts of DLPack 1.x that we use: https://github.com/dmlc/dlpack, include/dlpack/dlpack.h.
-struct Version {
-    uint32_t major, minor;
-};
-struct Tensor {
-    void *data;
-    int32_t device_type, device_id;
-    int32_t ndim;
-    uint8_t code, bits;
-    uint16_t lanes;
-    int64_t *shape, *strides;
-    uint64_t byte_offset;
-};
-struct Exchange {
-    Version version;
-    const void *older;
-    int (*allocate)();
-    int (*export_managed)();
-    int (*import_managed)();
-    int (*borrow)(void *object, Tensor *tensor);  // dltensor_from_py_object_no_sync; its only copy is the struct
-    int (*stream)();
-};
-
 // A tensor's description, which its object owns.
 class Borrowed {
 public:
     Borrowed(const void *exchange, PyObject *object) {
-        held_ = static_cast<const Exchange *>(exchange)->borrow(object, &tensor_) == 0;
+        held_ = static_cast<const fastopt::Exchange *>(exchange)->borrow(object, &tensor_) == 0;
         if (!held_) PyErr_Clear();
     }
 
@@ -59,7 +37,7 @@ public:
     }
 
 private:
-    Tensor tensor_;
+    fastopt::Tensor tensor_;
     bool held_;
 };
 
@@ -210,7 +188,7 @@ int64_t check(const void *exchange, const fastopt_watched &watched, const fastop
     if (wanted.descriptor != nullptr && !collect(wanted)) return -2;
     int64_t unread = read(exchange, wanted);
     if (step == nullptr || unread != 0 || wanted.addresses[wanted.n] != 0) return unread;
-    if (!fastopt::write_rows(*step)) return unread;
+    if (!fastopt::write_rows(*step) || !fastopt::gpus_ready(*step)) return unread;
     return announce(increment, written) ? -4 : -2;
 }
 
@@ -222,9 +200,9 @@ extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_watc
                                         const fastopt_gradients *wanted, fastopt_step *step, void *increment,
                                         void *written, int32_t threads) {
     int64_t result = check(exchange, *watched, *wanted, step, increment, written);
-    if (result == -4) {
-        fastopt::launch(*step, wanted->addresses, threads);
-        count(*watched, *step);
-    }
+    if (result != -4) return result;
+    int32_t taken = fastopt::launch(*step, wanted->addresses, threads);
+    if (taken != 1) return taken;  // 0: all gradients are read
+    count(*watched, *step);
     return result;
 }

@@ -6,7 +6,7 @@ import host_cuda
 import numpy as np
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
-from fastopt.kernels.tables import ABI, CLOCK, HYPERS, JOB, MESSAGE, ROW_INPUTS, STATES, TENSOR
+from fastopt.kernels.tables import CLOCK, GPU_JOB, HYPERS, MESSAGE, ROW_INPUTS, STATES, TENSOR
 
 from fastopt.rules import RULES
 from fastopt.step.chunks import Strides, chunk_table
@@ -31,11 +31,16 @@ def computed(dtype):
 
 
 class Job:
-    """A launch of one update with blocks of `threads` threads: its tables, and all arrays that they point to."""
+    """A launch of one update with blocks of `threads` threads: its tables, and all arrays that they point to.
 
-    def __init__(self, name, dtype, tensors, rows=((),), skip=None, threads=TILE_THREADS):
-        self.kernel, self.tensors, self.skip = cuda.kernel_name(name, dtype), tensors, skip
-        self.threads = threads
+    Of an argument of some size, gradients, rows or both may travel in it; else it has but the tables' addresses.
+    """
+
+    def __init__(
+        self, name, dtype, tensors, rows=((),), skip=None, threads=TILE_THREADS, size=cuda.SIZES[0], travels=()
+    ):
+        self.kernel, self.tensors, self.skip = cuda.kernel_name(name, dtype, size), tensors, skip
+        self.threads, self.size, self.travels = threads, size, travels
         strided = {
             row: Strides.of(tensor.grad)
             for row, tensor in enumerate(tensors)
@@ -57,12 +62,22 @@ class Job:
 
     def launch(self, seed=0):
         """Run the kernel over all chunks; return how many of its accesses were of 16 bytes."""
-        job = np.zeros((), JOB)
-        job["abi"] = ABI
-        job["tensors"], job["chunks"] = self.table.ctypes.data, self.chunks.ctypes.data
-        job["hypers"] = self.hypers.ctypes.data
+        argument = np.zeros(self.size, np.uint8)
+        job, words = argument[: GPU_JOB.itemsize].view(GPU_JOB)[0], argument[GPU_JOB.itemsize :].view(np.int64)
+        table, n = self.table.copy(), 0
+        if "gradients" in self.travels:
+            n = len(table)
+            words[:n] = table["grad"]
+            table["grad"] = 1  # which nobody may follow
+        if "rows" in self.travels:
+            rows = self.hypers.reshape(-1).view(np.int64)
+            words[n : n + len(rows)] = rows
+        else:
+            job["hypers"] = self.hypers.ctypes.data
+        job["tensors"], job["chunks"], job["grads"] = table.ctypes.data, self.chunks.ctypes.data, n
         job["skip"] = 0 if self.skip is None else self.skip.ctypes.data
-        return host_cuda.launch(self.kernel, job, len(self.chunks), self.threads, seed) if len(self.chunks) else 0
+        argument = argument.view(np.dtype((np.void, self.size)))
+        return host_cuda.launch(self.kernel, argument, len(self.chunks), self.threads, seed) if len(self.chunks) else 0
 
 
 class Clock:

@@ -44,8 +44,37 @@ def driver():
     library = ctypes.PyDLL(path)
     for name in ("stand_in_begin", "stand_in_end", "stand_in_destroy", "stand_in_destroy_at_exit"):
         getattr(library, name).argtypes = [ctypes.c_void_p]
-    library.stand_in_end.restype = ctypes.c_void_p
+    library.stand_in_end.restype = library.stand_in_function.restype = ctypes.c_void_p
+    library.stand_in_function.argtypes = [ctypes.c_size_t]
+    library.stand_in_launches_by(launched)
     return library, path
+
+
+FUNCTIONS = {}  # address -> how it is put on a stream
+
+
+def function(put, size):
+    """Return the address of a new function of the driver's, which takes an argument of so many bytes."""
+    address = driver()[0].stand_in_function(size)
+    FUNCTIONS[address] = put
+    return address
+
+
+@ctypes.CFUNCTYPE(
+    ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_uint] * 2, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
+)
+def launched(address, argument, blocks, threads, device, stream, size):
+    """Put a launch that the driver was asked for on its stream; return 0 or an error."""
+    stream = STREAMS.get(stream or 0)
+    if stream is None or stream.device_id not in (-1, device):
+        return 400  # CUDA_ERROR_INVALID_HANDLE
+    if stream.capturing and size > 4096:
+        return 1  # CUDA_ERROR_INVALID_VALUE: with CUDA it crashed
+    try:
+        FUNCTIONS[address](ctypes.string_at(argument, size), blocks, threads, device, stream)
+    except CUDARuntimeError:
+        return 700  # CUDA_ERROR_ILLEGAL_ADDRESS, of an earlier launch
+    return 0
 
 
 class Freed:
@@ -276,10 +305,12 @@ class Device:
 
     def __enter__(self):
         WORLD.devices.append(self.id)
+        driver()[0].stand_in_set_device(self.id)
         return self
 
     def __exit__(self, *exception):
         WORLD.devices.pop()
+        driver()[0].stand_in_set_device(WORLD.devices[-1])
 
     def __eq__(self, other):
         return self.id == other.id
@@ -345,7 +376,7 @@ class runtime:  # noqa: N801 (CuPy's name)
 
     @staticmethod
     def driverGetVersion():
-        return 13020
+        return WORLD.driver
 
     @staticmethod
     def runtimeGetVersion():
@@ -373,8 +404,9 @@ class runtime:  # noqa: N801 (CuPy's name)
 
 STREAMS = {}
 WORLD = types.SimpleNamespace(
-    devices=[0], streams=[], log=[], launches=[], allocated=0, waits=0, freed=Freed(), fault=None
-)
+    devices=[0], streams=[], log=[], launches=[], allocated=0, waits=0, freed=Freed(), fault=None, driver=13020,
+    nvrtc=(13, 0),
+)  # fmt: skip
 Stream(-1, ptr=0)
 
 
@@ -385,6 +417,7 @@ def reset():
     STREAMS.clear()
     Stream(-1, ptr=0)
     WORLD.devices[:] = [0]
+    driver()[0].stand_in_set_device(0)
     WORLD.fault, WORLD.freed = None, Freed()
     for record in (WORLD.streams, WORLD.log, WORLD.launches):
         record.clear()
@@ -402,5 +435,6 @@ cuda = types.SimpleNamespace(
     Stream=Stream,
     get_current_stream=get_current_stream,
     get_elapsed_time=get_elapsed_time,
+    nvrtc=types.SimpleNamespace(getVersion=lambda: WORLD.nvrtc),
     runtime=runtime,
 )

@@ -5,12 +5,14 @@ What torch refuses between a GPU and the host, is refused here.
 """
 
 import contextlib
+import ctypes
 import functools
 
 import cuda_stand_in
 import cupy_stand_in
 import numpy as np
 import torch
+from fastopt.kernels.tensors import exchange_table
 from torch.nn import Parameter
 
 import fastopt.torch as subject
@@ -251,6 +253,52 @@ def from_dlpack(given, of_torch=torch.from_dlpack):
     return torch.from_numpy(given.__dlpack__(stream=current().ptr or 1)).as_subclass(CudaTensor)
 
 
+class Described(ctypes.Structure):
+    """DLPack's description of a tensor, as far as it is changed here."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32))
+
+
+BORROW = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(Described))
+STREAM = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
+
+
+class Exchange(ctypes.Structure):
+    """DLPack's table of a library's functions."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint32 * 2),
+        ("others", ctypes.c_void_p * 4),
+        ("borrow", ctypes.c_void_p),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+OF_TORCH = Exchange.from_address(exchange_table(torch.Tensor))
+BORROW_OF_TORCH = ctypes.PYFUNCTYPE(*(BORROW._restype_, *BORROW._argtypes_))(OF_TORCH.borrow)
+
+
+@BORROW
+def borrow(tensor, described):
+    """Describe a tensor as torch's own function does, and say that it is on the pretended GPU."""
+    failed = BORROW_OF_TORCH(tensor, described)
+    if isinstance(tensor, CudaTensor):
+        described.contents.device_type = 2
+    return failed
+
+
+@STREAM
+def current_stream(device_type, device_id, found):
+    """Write the address of the current stream."""
+    found[0] = current().ptr
+    return int(device_type != 2)
+
+
+EXCHANGE = Exchange(
+    OF_TORCH.version, OF_TORCH.others, *(ctypes.cast(each, ctypes.c_void_p) for each in (borrow, current_stream))
+)
+
+
 PRETENDED = {
     "CUDAGraph": CUDAGraph,
     "Stream": Stream,
@@ -281,7 +329,9 @@ def pretend(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", to_either)
     monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)  # else modules keep their classes
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(steppers, "TABLE", 0)  # through which C++ would see that they are not there
+    monkeypatch.setattr(steppers, "TABLE", ctypes.addressof(EXCHANGE))
+    monkeypatch.setattr(devices, "exchange_table", lambda tensor_type: ctypes.addressof(EXCHANGE))
+    monkeypatch.setattr(steppers, "GRADIENT_TYPE", CudaTensor)
     devices.gpu_of_torch.cache_clear()
 
 

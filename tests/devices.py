@@ -102,7 +102,7 @@ def standing_in(monkeypatch):
     """Let the host stand in for a GPU, with nothing on its streams; what has gone wrong there is raised at the end."""
     cuda_stand_in.reset()
     monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in)
-    monkeypatch.setattr("fastopt.kernels.graphs.LIBRARY", cuda_stand_in.driver()[1])
+    monkeypatch.setattr("fastopt.kernels.driver.LIBRARY", cuda_stand_in.driver()[1])
     yield StandIn()
     cuda_stand_in.reset()
 

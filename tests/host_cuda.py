@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
-from fastopt.kernels.tables import CHUNK, CLOCK, JOB, MESSAGE, TENSOR
+from fastopt.kernels.tables import CHUNK, CLOCK, GPU_JOB, MESSAGE, TENSOR
 from once import once
 
 from fastopt.rules import RULES
@@ -26,8 +26,10 @@ SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 LIBRARY = "kernels.so"
 BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `build` made
 THREADS = 1024  # a block has no more
-UPDATES = {cuda.kernel_name(rule, dtype): (rule, dtype) for rule in RULES for dtype in DTYPES}
-ARGUMENTS = {**dict.fromkeys(UPDATES, JOB), "send": MESSAGE, "advance": CLOCK}
+KINDS = [(rule, dtype, size) for rule in RULES for dtype in DTYPES for size in cuda.SIZES]
+UPDATES = {cuda.kernel_name(*kind): kind for kind in KINDS}
+SIZES = {name: size for name, (_, _, size) in UPDATES.items()}  # of arguments, in bytes
+SIZES.update(send=MESSAGE.itemsize, advance=CLOCK.itemsize)
 
 
 def fused(updates):
@@ -70,37 +72,59 @@ def table(address, dtype, rows):
     return np.frombuffer((ctypes.c_char * (rows * dtype.itemsize)).from_address(int(address)), dtype)
 
 
+def fields(name, argument):
+    """Return the struct that a kernel's argument, an array of bytes, begins with."""
+    struct = {"send": MESSAGE, "advance": CLOCK}.get(name, GPU_JOB)
+    return argument[: struct.itemsize].view(struct)[0]
+
+
+def words(argument):
+    """Return what travels in the argument of an update."""
+    return argument[GPU_JOB.itemsize :].view(np.int64)
+
+
 def addresses(name, argument):
     """List the addresses in a kernel's argument."""
     kinds = {"send": ("to", "version"), "advance": ("inputs", "taken", "carried", "hypers", "rounded", "scale", "skip")}
-    found = [argument[field] for field in kinds.get(name, ("tensors", "chunks", "hypers", "skip"))]
+    found = [fields(name, argument)[field] for field in kinds.get(name, ("tensors", "chunks", "hypers", "skip"))]
     return [int(address) for address in found if address]
 
 
-def tables(job, grid):
+def tensors_of(argument, chunks):
+    """Return the rows of the tensor table that an update reads, with the gradients that travel in its argument."""
+    job, room = fields("", argument), words(argument)
+    tensors = table(job["tensors"], TENSOR, int(chunks["tensor"].max()) + 1).copy()
+    if job["grads"]:
+        if not len(tensors) <= job["grads"] <= len(room):
+            raise ValueError(f"{job['grads']} gradients for {len(tensors)} tensors, and room for {len(room)}")
+        tensors["grad"] = room[: len(tensors)]
+    return tensors
+
+
+def tables(argument, grid):
     """List the addresses that an update follows from its tables: of what has elements and a gradient."""
-    chunks = table(job["chunks"], CHUNK, grid)
-    tensors = table(job["tensors"], TENSOR, int(chunks["tensor"].max()) + 1)[np.unique(chunks["tensor"])]
+    chunks = table(fields("", argument)["chunks"], CHUNK, grid)
+    tensors = tensors_of(argument, chunks)[np.unique(chunks["tensor"])]
     tensors = tensors[tensors["grad"] != 0]
     columns = [tensors[name].ravel() for name in ("param", "grad", "states", "layout")]
     return [int(address) for address in np.concatenate(columns) if address]
 
 
-def longest(job, grid):
+def longest(argument, grid):
     """Return the length of the longest chunk of a tensor without a layout."""
-    job = np.reshape(job, ())[()]
-    chunks = table(job["chunks"], CHUNK, grid)
-    tensors = table(job["tensors"], TENSOR, int(chunks["tensor"].max()) + 1)
+    chunks = table(fields("", argument)["chunks"], CHUNK, grid)
+    tensors = tensors_of(argument, chunks)
     return chunks["length"][tensors["layout"][chunks["tensor"]] == 0].max(initial=0)
 
 
 def launch(name, argument, grid, block, seed=0):
     """Run a kernel, its threads in order or, with a seed, in another; return how many of its accesses were wide.
 
-    The argument is a NumPy structure, of one element, of the type that the kernel takes.
+    The argument is an array of one element, of as many bytes as the kernel takes.
     """
-    if np.shape(argument) not in ((), (1,)) or argument.dtype != ARGUMENTS[name]:
-        raise TypeError(f"{name} takes one {ARGUMENTS[name]}, not {argument!r}")
+    if np.size(argument) != 1 or argument.nbytes != SIZES[name]:
+        raise TypeError(f"{name} takes {SIZES[name]} bytes, not {argument!r}")
+    argument = np.frombuffer(argument.tobytes(), np.uint8)
     threads = cuda.MOST_THREADS if name in UPDATES else THREADS
     if not (1 <= grid < 2**31 and 1 <= block <= threads):
         raise ValueError(f"{name} cannot be launched with {grid} blocks of {block} threads")

@@ -5,31 +5,38 @@ A launch records the bytes of its arguments, and runs when its stream is synchro
 
 import functools
 import re
+import types
 
 import host_cuda
 import numpy as np
 from arrays_stand_in import ndarray, operand
-from cuda_stand_in import WORLD, follow, get_current_stream, runtime
+from cuda_stand_in import WORLD, CUDARuntimeError, follow, function, get_current_stream, runtime
 
 
 class Kernel:
-    """A compiled kernel."""
+    """A compiled kernel; the driver knows it as a function, by its address."""
 
     def __init__(self, name):
         self.name = name
+        self.kernel = types.SimpleNamespace(ptr=function(self.put, host_cuda.SIZES[name]))
 
     def __call__(self, grid, block, args):
         (argument,) = args
         (blocks,), (threads,) = grid, block
-        copied = argument.copy()  # as cuLaunchKernel copies it
-        device, stream = runtime.getDevice(), get_current_stream()
+        if argument.nbytes > 4096 and get_current_stream().capturing:
+            raise CUDARuntimeError("an argument of more than 4 KB in a capture")
+        self.put(argument.tobytes(), blocks, threads, runtime.getDevice(), get_current_stream())
+
+    def put(self, argument, blocks, threads, device, stream):
+        """Put a launch on a stream; the bytes of its argument are a copy, as the driver makes one."""
+        copied = np.frombuffer(argument, np.uint8)
         WORLD.launches.append((self.name, copied, device, stream.ptr))
 
         def work():
-            follow(self.name, host_cuda.addresses(self.name, copied[0]))
+            follow(self.name, host_cuda.addresses(self.name, copied))
             if self.name in host_cuda.UPDATES:
-                follow(self.name, host_cuda.tables(copied[0], blocks))
-            host_cuda.launch(self.name, copied, blocks, threads)
+                follow(self.name, host_cuda.tables(copied, blocks))
+            host_cuda.launch(self.name, copied.view(np.dtype((np.void, copied.nbytes))), blocks, threads)
 
         stream.put(work, self.name)
 
@@ -69,7 +76,11 @@ class RawModule:
 
     def get_function(self, name):
         assert re.search(rf"\b{name}\b", self.code)
-        return Kernel(name) if self.own else UserKernel(self.library, name)
+        if not self.own:
+            return UserKernel(self.library, name)
+        if host_cuda.SIZES[name] > 4096 and not (WORLD.nvrtc >= (12, 1) and WORLD.driver >= 12010):
+            raise CUDARuntimeError("formal parameter space overflowed")
+        return Kernel(name)
 
 
 class RawKernel:

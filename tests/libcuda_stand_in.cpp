@@ -11,7 +11,10 @@
 
 namespace {
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, NOT_PERMITTED = 800 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_PERMITTED = 800, CAPTURE_IMPLICIT = 906 };
+
+using Launched = int (*)(void *function, void *argument, unsigned blocks, unsigned threads, int device, void *stream,
+                         size_t size);
 
 struct Object {
     void *pointer;
@@ -27,7 +30,11 @@ std::mutex lock;
 std::map<void *, Graph *> recording;  // by stream
 std::vector<Object *> objects;
 std::vector<Graph *> graphs;
+std::map<void *, size_t> functions;  // with the size of the argument
+Launched launched = nullptr;         // puts a launch on a stream
 thread_local bool in_destructor = false;
+thread_local void *own = nullptr;  // the context of the thread's device: its number, from 1; null until one is chosen
+thread_local std::vector<void *> contexts;
 
 template <typename T>
 bool known(const std::vector<T *> &all, const void *one) {
@@ -92,7 +99,68 @@ int cuGraphRetainUserObject(void *graph, void *object, unsigned count, unsigned 
     return SUCCESS;
 }
 
+// What follows is called without Python's lock, which `launched` takes.
+
+int cuCtxGetCurrent(void **context) {
+    *context = contexts.empty() ? own : contexts.back();
+    return SUCCESS;
+}
+
+int cuCtxPushCurrent_v2(void *context) {
+    if (context == nullptr) return INVALID_CONTEXT;
+    contexts.push_back(context);
+    return SUCCESS;
+}
+
+int cuCtxPopCurrent_v2(void **context) {
+    if (contexts.empty()) return INVALID_CONTEXT;
+    *context = contexts.back();
+    contexts.pop_back();
+    return SUCCESS;
+}
+
+int cuStreamIsCapturing(void *stream, int *status) {
+    void *context;
+    cuCtxGetCurrent(&context);
+    if (context == nullptr) return INVALID_CONTEXT;
+    std::lock_guard<std::mutex> held(lock);
+    if (stream == nullptr && !recording.empty()) return CAPTURE_IMPLICIT;
+    *status = recording.count(stream) != 0;
+    return SUCCESS;
+}
+
+int cuLaunchKernel(void *function, unsigned blocks, unsigned blocks_y, unsigned blocks_z, unsigned threads,
+                   unsigned threads_y, unsigned threads_z, unsigned shared, void *stream, void **arguments, void **extra) {
+    void *context;
+    cuCtxGetCurrent(&context);
+    if (context == nullptr) return INVALID_CONTEXT;
+    size_t size;
+    {
+        std::lock_guard<std::mutex> held(lock);
+        if (functions.count(function) == 0) return INVALID_HANDLE;
+        size = functions[function];
+    }
+    if (blocks == 0 || blocks >= 1u << 31 || threads == 0 || threads > 1024 || blocks_y != 1 || blocks_z != 1 ||
+        threads_y != 1 || threads_z != 1 || shared != 0 || extra != nullptr) {
+        return INVALID_VALUE;
+    }
+    int device = static_cast<int>(reinterpret_cast<intptr_t>(context)) - 1;
+    return launched(function, arguments[0], blocks, threads, device, stream, size);
+}
+
 // What follows is the stand-in's own.
+
+void stand_in_launches_by(Launched function) { launched = function; }
+
+void *stand_in_function(size_t size) {
+    std::lock_guard<std::mutex> held(lock);
+    void *function = new char;
+    functions[function] = size;
+    return function;
+}
+
+// The thread's device, as cudaSetDevice chooses it.
+void stand_in_set_device(int device) { own = reinterpret_cast<void *>(static_cast<intptr_t>(device) + 1); }
 
 void stand_in_begin(void *stream) {
     std::lock_guard<std::mutex> held(lock);

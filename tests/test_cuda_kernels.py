@@ -14,7 +14,7 @@ from cuda_jobs import APART, Clock, Job, Tensor, computed, send
 from fastopt.bench import oracle
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
-from fastopt.kernels.tables import CHUNK, JOB, MESSAGE, TENSOR, WORDS
+from fastopt.kernels.tables import CHUNK, MESSAGE, TENSOR, WORDS
 from gradient_layouts import STRIDED
 from guarded import Guarded
 from halves import (
@@ -615,16 +615,17 @@ def test_a_training_run(name, dtype):
 
 def test_the_launcher_refuses_what_a_gpu_would():
     """Launches of no or too many threads, and arguments of another type."""
-    job, message = np.zeros((), JOB), np.zeros((), MESSAGE)
-    with pytest.raises(TypeError, match="send takes one"):
-        host_cuda.launch("send", job, 1, 32)
-    with pytest.raises(TypeError, match="send takes one"):
+    message, name = np.zeros((), MESSAGE), cuda.kernel_name("sgd", "float32")
+    for size in (cuda.SIZES[1], cuda.SIZES[0] - 8):
+        with pytest.raises(TypeError, match=f"{name} takes {cuda.SIZES[0]} bytes"):
+            host_cuda.launch(name, np.zeros(1, np.dtype((np.void, size))), 1, 32)
+    with pytest.raises(TypeError, match="send takes"):
         host_cuda.launch("send", np.zeros(2, MESSAGE), 1, 32)
     for grid, block in ((0, 128), (1, 0), (1, 1025), (2**31, 128)):
         with pytest.raises(ValueError, match="cannot be launched"):
             host_cuda.launch("send", message, grid, block)
     with pytest.raises(ValueError, match="cannot be launched"):
-        host_cuda.launch("sgd_float32_float32_float32", job, 1, cuda.MOST_THREADS + 1)
+        host_cuda.launch(name, np.zeros(1, np.dtype((np.void, cuda.SIZES[0]))), 1, cuda.MOST_THREADS + 1)
     arrays = np.zeros(513, np.float32), np.zeros(513, np.float32)
     job = Job("sgd", "float32", [Tensor(*arrays, [])], [row_of("sgd", OPTIONS, 1)])
     job.chunks = job.chunks[:1].copy()

@@ -5,10 +5,11 @@ import importlib
 
 import cuda_stand_in
 import cupy_stand_in
+import host_cuda
 import numpy as np
 import pytest
 from fastopt.bench import oracle
-from fastopt.kernels import tables
+from fastopt.kernels import cuda, tables
 from gpu_steps import DTYPES, REAL, arrays, assert_trained, bits, normal, plain, state_arrays, warm, warmed_up
 from halves import DIGITS, LEAST
 from rule_cases import OPTIMIZERS, numbers
@@ -330,11 +331,11 @@ def test_devices_have_streams_of_their_own(stand_in):
 
 
 def test_a_schedule_and_fresh_gradients(stand_in):
-    """A message with the rows, one with the column of gradients, and the update; the same again sends no column."""
+    """One launch, with which the rows and the gradients' addresses travel."""
     schedule = Cosine(0.1, 50)
     params = arrays(stand_in)
     opt = fastopt.SGD([{"params": params[:2]}, {"params": params[2:], "momentum": 0.5}], lr=schedule, momentum=0.9)
-    kernel = "momentum_float32_float32_float32"
+    kernel = cuda.kernel_name("momentum", "float32")
     kept = []
     for t in range(5):
         kept.append(arrays(stand_in, seed=t))
@@ -343,25 +344,16 @@ def test_a_schedule_and_fresh_gradients(stand_in):
     for t in range(2, 5):
         stand_in.log()
         opt.step([kept[t][:2], kept[t][2:]])
-        (_, rows, *_), (_, column, *_), (_, job, *_) = WORLD.launches
-        assert stand_in.log() == ["send", "send", kernel]
-        assert rows["to"] == job["hypers"]
-        sent = rows["words"][0, : rows["count"][0]].view(np.float32).reshape(2, tables.HYPERS)
+        ((_, argument, *_),) = WORLD.launches
+        assert stand_in.log() == [kernel]
+        words = host_cuda.words(argument)
+        assert words[:3].tolist() == [g.data.ptr for g in kept[t]]
+        sent = words[3:].view(np.float32)[: 2 * tables.HYPERS].reshape(2, tables.HYPERS)
         assert sent[:, :4].tolist() == [[1.0, 0.0, np.float32(schedule(t)), np.float32(m)] for m in (0.9, 0.5)]
-        assert column["to"] == job["tensors"] + tables.TENSOR.fields["grad"][1]
-        assert (8 * column["apart"], column["count"]) == (tables.TENSOR.itemsize, 3)
-        assert column["words"][0, :3].tolist() == [g.data.ptr for g in kept[t]]
-    opt.step([kept[4][:2], kept[4][2:]])
-    assert stand_in.log() == ["send", kernel]
-    opt.param_groups[0]["lr"] = opt.param_groups[1]["lr"] = 0.1
-    opt.step([kept[4][:2], kept[4][2:]])
-    assert stand_in.log() == ["send", kernel]
-    opt.step([kept[4][:2], kept[4][2:]])
-    assert stand_in.log() == [kernel]
 
 
 def test_a_replay_is_what_was_captured(stand_in):
-    """The column, the count with its rows, and the update; what it is computed from is sent by the first graph."""
+    """The count with its rows, and the update; what it is computed from is sent by the first graph."""
     opt, _, _, stream, _ = warm(stand_in)
     stand_in.log()
     with stand_in.capture(stream):
@@ -371,14 +363,14 @@ def test_a_replay_is_what_was_captured(stand_in):
         opt.step()
     stand_in.log()
     graph.launch()
-    update = ["advance", "send", "momentum_float32_float32_float32"]
-    assert first[-3:] == update
-    assert stand_in.log()[-3:] == update
+    update = ["advance", cuda.kernel_name("momentum", "float32")]
+    assert first[-2:] == update
+    assert stand_in.log()[-2:] == update
     with stream:
         opt.step()
         stand_in.log()
         opt.step()
-    assert stand_in.log() == ["advance", "momentum_float32_float32_float32"]
+    assert stand_in.log() == update
     stand_in.synchronize()  # before the arrays go, which are the default stream's
 
 

@@ -4,6 +4,7 @@ import sys
 
 import cuda_stand_in
 import cupy_stand_in as cupy
+import host_cuda
 import numpy as np
 import pytest
 from fastopt.kernels import cuda, tables
@@ -15,7 +16,7 @@ from fastopt.schedules import Cosine
 from fastopt.step import gpu
 
 WORLD = cuda_stand_in.WORLD
-MOMENTUM = "momentum_float32_float32_float32"
+MOMENTUM = cuda.kernel_name("momentum", "float32")
 
 
 pytestmark = pytest.mark.usefixtures("stand_in")
@@ -57,22 +58,28 @@ def test_a_step_with_bound_gradients_is_one_launch():
     assert names() == [MOMENTUM]
 
 
-def test_new_gradients_are_one_message():
-    """Their addresses, a row of the table apart; the same ones again are not sent."""
-    opt, params, _ = stepped()
+def travelled(number=-1):
+    """The gradients' addresses, and the rows in float32, that travelled in the argument of a launch."""
+    argument = WORLD.launches[number][1]
+    job, words = host_cuda.fields("", argument), host_cuda.words(argument)
+    return words[: job["grads"]].tolist(), words[job["grads"] :].view(np.float32)
+
+
+def test_new_gradients_travel_with_the_launch():
+    """Their addresses are in its argument."""
+    opt, _, _ = stepped()
     others = model(seed=5)[1]
     forget()
     for _ in range(2):
         opt.step(others)
-    assert names() == ["send", MOMENTUM, MOMENTUM]
-    message = WORLD.launches[0][1][0]
-    job = WORLD.launches[1][1][0]
-    assert message["to"] == job["tensors"] + tables.TENSOR.fields["grad"][1]
-    assert (message["apart"] * 8, message["count"]) == (tables.TENSOR.itemsize, len(params))
-    assert message["words"][: len(params)].tolist() == [grad.data.ptr for grad in others]
+    assert names() == [MOMENTUM, MOMENTUM]
+    for number in range(2):
+        addresses, rows = travelled(number)
+        assert addresses == [grad.data.ptr for grad in others]
+        assert rows[:4].tolist() == [1.0, 0.0, np.float32(0.1), np.float32(0.9)]
 
 
-def test_gradients_that_moved_before_a_step_that_failed_are_sent():
+def test_gradients_that_moved_before_a_step_that_failed_are_read():
     """An invalid option is found after they were read."""
     opt, params, _ = stepped()
     others = model(seed=5)[1]
@@ -88,8 +95,8 @@ def test_gradients_that_moved_before_a_step_that_failed_are_sent():
         assert_close(p.get(), old - 0.1 * buffer.astype(np.float64), TRAJECTORY)
 
 
-def test_gradients_of_a_captured_step_are_sent_for_one_outside_as_well(stand_in):
-    """The graph has a table of its own, so that the optimizer's does not have their addresses yet."""
+def test_gradients_of_a_captured_step_are_those_of_one_outside_as_well(stand_in):
+    """Each has its own argument."""
     opt, params, _ = stepped()
     others = model(seed=5)[1]
     stream = cuda_stand_in.Stream()
@@ -109,21 +116,20 @@ def test_gradients_of_a_captured_step_are_sent_for_one_outside_as_well(stand_in)
         assert_close(p.get(), want, TRAJECTORY)
 
 
-def test_a_schedule_sends_its_row():
+def test_the_row_of_a_schedule_travels():
     """In the kernel's own type."""
     opt, _, _ = stepped()
     opt.param_groups[0]["lr"] = Cosine(0.1, 50)
     opt.step()
     forget()
     opt.step()
-    assert names() == ["send", MOMENTUM]
-    message = WORLD.launches[0][1]
-    row = message["words"][0, : message["count"][0]].view(np.float32)
+    assert names() == [MOMENTUM]
+    _, row = travelled()
     assert row[:4].tolist() == [1.0, 0.0, np.float32(opt.param_groups[0]["lr"]), np.float32(0.9)]
 
 
-def test_a_row_of_each_step_is_sent():
-    """Adam's, with the bias corrections: one message, so that the kernel computes none of it."""
+def test_a_row_of_each_step_travels():
+    """Adam's, with the bias corrections, so that the kernel computes none of it."""
     params, grads = model()
     opt = fastopt.Adam(params, lr=0.1)
     opt.bind(grads)
@@ -132,9 +138,8 @@ def test_a_row_of_each_step_is_sent():
         cuda_stand_in.synchronize_all()
         forget()
         opt.step()
-        assert names() == ["send", "adam_float32_float32_float32"]
-        message = WORLD.launches[0][1]
-        row = message["words"][0, : message["count"][0]].view(np.float32)
+        assert names() == [cuda.kernel_name("adam", "float32")]
+        _, row = travelled()
         want = ADAM.row(opt.param_groups[0], step, False)
         assert row[: len(want)].tolist() == np.array(want, np.float32).tolist()
 
@@ -153,9 +158,9 @@ def test_launches_are_of_one_rule_one_format_and_one_device():
     launched = [(name, device) for name, _, device, _ in WORLD.launches if name != "send"]
     assert launched == [
         (MOMENTUM, 0),
-        ("momentum_float64_float64_float64", 0),
-        ("momentum_float16_float16_float32", 0),
-        ("sgd_float32_float32_float32", 1),
+        (cuda.kernel_name("momentum", "float64"), 0),
+        (cuda.kernel_name("momentum", "float16"), 0),
+        (cuda.kernel_name("sgd", "float32"), 1),
     ]
     assert WORLD.devices == [0]
 
@@ -197,9 +202,52 @@ def test_work_goes_on_the_current_stream():
     stream.synchronize()  # before the parameters go, which are the default stream's
 
 
-def test_more_tensors_than_a_message_holds():
-    """Their gradients take several."""
-    count = 2 * tables.WORDS + 7
+ROW = tables.HYPERS // 2  # words, in float32
+MOST = cuda.words(cuda.SIZES[-1]) - ROW
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        (cuda.words(512) - ROW, 512),
+        (cuda.words(512) - ROW + 1, 4096),
+        (cuda.words(4096) - ROW, 4096),
+        (cuda.words(4096) - ROW + 1, 32_760),
+        (MOST, 32_760),
+    ],
+)
+def test_an_argument_is_as_large_as_it_has_to_be(count, size):
+    """Of three sizes, the smallest that has room for gradients and rows."""
+    params, grads = model(shapes=[(2,)] * count)
+    before = [p.get() for p in params]
+    opt = fastopt.SGD(params, lr=0.5)
+    for _ in range(3):
+        forget()
+        opt.step(grads)
+        assert names()[-1] == cuda.kernel_name("sgd", "float32", size)
+    assert len(names()) == 1
+    assert travelled()[0] == [g.data.ptr for g in grads]
+    for p, old, g in zip(params, before, grads, strict=True):
+        assert_close(p.get(), old - 1.5 * g.get().astype(np.float64), TRAJECTORY)
+
+
+@pytest.mark.parametrize("old", ["driver", "nvrtc"])
+def test_an_old_cuda_takes_4_kb(old, monkeypatch):
+    """From 12.1 on NVRTC and the driver take more."""
+    monkeypatch.setattr(WORLD, old, {"driver": 12000, "nvrtc": (12, 0)}[old])
+    cuda.largest_argument.cache_clear()
+    params, grads = model(shapes=[(2,)] * cuda.words(4096))
+    opt = fastopt.SGD(params, lr=0.5)
+    opt.step(grads)
+    forget()
+    opt.step(grads)
+    assert names() == [cuda.kernel_name("sgd", "float32")]  # all was sent before
+    cuda.largest_argument.cache_clear()
+
+
+def test_more_tensors_than_an_argument_holds():
+    """Their gradients, and the rows, take several messages."""
+    count = MOST + 1
     params, grads = model(shapes=[(3,)] * count)
     before = [p.get() for p in params]
     opt = fastopt.SGD(params, lr=0.5)
@@ -208,7 +256,7 @@ def test_more_tensors_than_a_message_holds():
     cuda_stand_in.synchronize_all()
     forget()
     opt.step(others)
-    assert names() == ["send"] * 3 + ["sgd_float32_float32_float32"]
+    assert names() == ["send"] * -(-count // tables.WORDS) + [cuda.kernel_name("sgd", "float32")]
     for p, old, g in zip(params, before, grads, strict=True):
         assert_close(p.get(), old - 1.5 * g.get().astype(np.float64), TRAJECTORY)
 

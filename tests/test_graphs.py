@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cuda_stand_in
 import pytest
-from fastopt.kernels import graphs
+from fastopt.kernels import driver, graphs
 from gpu_steps import arrays, bits, follow, plain, state_arrays, warm
 from processes import run_script
 from rule_cases import OPTIMIZERS, numbers
@@ -151,7 +151,7 @@ def test_without_user_objects_all_is_held_for_good(stand_in, monkeypatch, missin
     if missing == "extension":
         monkeypatch.setattr(graphs, "lib", None)
     else:
-        monkeypatch.setattr(graphs, "LIBRARY", {"driver": "libnone.so.1", "symbols": "libm.so.6"}[missing])
+        monkeypatch.setattr(driver, "LIBRARY", {"driver": "libnone.so.1", "symbols": "libm.so.6"}[missing])
     opt, params, grads, stream, _ = warm(stand_in)
     graph = recorded(stand_in, opt, stream)
     reference = weakref.ref(params[0])
@@ -168,12 +168,12 @@ def test_without_user_objects_all_is_held_for_good(stand_in, monkeypatch, missin
 
 PROGRAM = """
 import cuda_stand_in
-from fastopt.kernels import graphs
+from fastopt.kernels import driver, graphs
 
-driver, graphs.LIBRARY = cuda_stand_in.driver()
-driver.stand_in_begin(8)
+stand_in, driver.LIBRARY = cuda_stand_in.driver()
+stand_in.stand_in_begin(8)
 graphs.own(8, [object()])
-driver.stand_in_destroy_at_exit(driver.stand_in_end(8))
+stand_in.stand_in_destroy_at_exit(stand_in.stand_in_end(8))
 """
 
 

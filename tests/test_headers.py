@@ -37,6 +37,7 @@ STRUCTS = {
     "fastopt_layout": tables.LAYOUT,
     "fastopt_chunk": tables.CHUNK,
     "fastopt_job": tables.JOB,
+    "fastopt_gpu_job": tables.GPU_JOB,
     "fastopt_row_inputs": tables.ROW_INPUTS,
     "fastopt_clock": tables.CLOCK,
     "fastopt_message": tables.MESSAGE,
@@ -45,6 +46,9 @@ STRUCTS = {
     "fastopt_watched": tables.WATCHED,
     "fastopt_gradients": tables.GRADIENTS,
     "fastopt_launch": tables.LAUNCH,
+    "fastopt_driver": tables.DRIVER,
+    "fastopt_gpu": tables.GPU,
+    "fastopt_gpu_launch": tables.GPU_LAUNCH,
     "fastopt_step": tables.STEP,
 }
 
@@ -481,7 +485,7 @@ def test_another_layout_has_another_abi():
     layouts = [dtype.descr for dtype in STRUCTS.values()]
     kinds = [tables.KINDS, tables.SHAPES, tables.MODES, tables.STEP_LIMIT]
     digest = hashlib.sha256(repr(layouts + kinds).encode()).hexdigest()[:12]
-    assert {6: "110eb5d36b97"}[tables.ABI] == digest
+    assert {7: "7def730d52dc"}[tables.ABI] == digest
 
 
 @pytest.mark.parametrize(

@@ -264,17 +264,17 @@ def test_exit_inside_a_kernel(tmp_path):
         from fastopt.kernels import cpu, tables
 
         FETCH_ADD
-        skip = tables.JOB.fields["skip"][1]
+        unread = tables.JOB.fields["scratch_bytes"][1]
 
         def stay(job, begin, end, worker):
-            while fetch_add(job + skip, 1) >= 0:  # which no kernel on the CPU reads
+            while fetch_add(job + unread, 1) >= 0:  # which this kernel does not read
                 pass
 
         cpu._kernels["sgd", "float32"] = cpu.cache.compile_kept(stay, cpu.make_cfunc)
         fastopt.set_num_threads(2)
         opt = fastopt.SGD(np.ones(1_000_000, np.float32))
         threading.Thread(target=opt.step, args=[np.ones(1_000_000, np.float32)], daemon=True).start()
-        while not (opt._stepper.plan.launches and opt._stepper.plan.launches[0].job["skip"]):
+        while not (opt._stepper.plan.launches and opt._stepper.plan.launches[0].job["scratch_bytes"]):
             pass
         print("passed", flush=True)
     """

@@ -19,7 +19,8 @@ WIDE = {"scale": np.float64, "largest": np.float64}  # which are neither
 
 def test_every_offset_and_length_has_64_bits():
     """Of every table, and of its struct in C; what has 32 counts tensors and the rows of a tile."""
-    for name in ("TENSOR", "LAYOUT", "CHUNK", "JOB", "SHAPE", "EXTENTS", "WATCHED", "GRADIENTS", "LAUNCH", "STEP"):
+    tables_of_c = "TENSOR LAYOUT CHUNK JOB GPU_JOB SHAPE EXTENTS WATCHED GRADIENTS LAUNCH DRIVER GPU GPU_LAUNCH STEP"
+    for name in tables_of_c.split():
         dtype = getattr(tables, name)
         for field in dtype.names:
             assert dtype[field].base == (np.int32 if (name, field) in NARROW else WIDE.get(field, np.int64)), (

@@ -476,3 +476,46 @@ def test_the_same_bits_every_time(real, dtype):
             optimizer.step()
         results.append([p.detach().cpu() for p in params])
     assert torch_cases.bits(results[0]) == torch_cases.bits(results[1])
+
+
+def taken(optimizer):
+    """How many steps the extension has taken."""
+    repetition = optimizer._stepper.clock.repetition
+    return 0 if repetition is None else repetition.taken
+
+
+FULL = [(4, 3), (700,), (2, 3, 5)]  # gradients without axes or elements are read in Python, and the step is taken there
+
+
+@ALL
+def test_the_extension_launches(kind):
+    """With new gradients, on torch's current stream; from the third step on, since the second one finds new states."""
+    there, here, ours, others = model(kind, shapes=FULL)
+    for step in range(8):
+        give(there, here, step)
+        ours.step()
+        others.step()
+    assert taken(ours) >= 5
+    assert_equal(there, here, ours, others)
+
+
+@ALL
+def test_a_step_that_may_be_skipped_is_no_repetition(kind):
+    """GradScaler's found_inf is looked at, in the midst of steps that the extension takes."""
+    there, here, ours, others = model(kind, shapes=FULL)
+    for step in range(4):
+        give(there, here, step)
+        ours.step()
+        others.step()
+    assert taken(ours) > 0
+    before = [on_host(p) for p in there]
+    give(there, here, 4)
+    scaled_step(ours, "skipped", scale=None)
+    assert all(torch.equal(on_host(p), old) for p, old in zip(there, before, strict=True))
+    scaled_step(ours, "taken", scale=None)
+    others.step()
+    for step in range(5, 9):
+        give(there, here, step)
+        ours.step()
+        others.step()
+    assert_equal(there, here, ours, others)

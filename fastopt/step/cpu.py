@@ -40,6 +40,8 @@ class Threads(Protocol):
 class CpuLaunch(Launch):
     """One kernel over tensors of one rule, one dtype and these sizes: the tables in memory, and the call."""
 
+    on_gpu = False
+
     def __init__(self, rule: Rule, dtype: str, sizes: Sequence[int], threads: Threads = pool) -> None:
         super().__init__(sizes)
         self.threads = threads

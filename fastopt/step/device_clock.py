@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..kernels.repetition import Repetition
 from ..kernels.tables import ROW_INPUTS
 from .clock import Clock, State, describe
 from .gpu import WARM_UP, GpuLaunch, GpuRows
@@ -54,6 +55,7 @@ class DeviceClock(Clock):
 
     def poll(self, scale: float, amp: AmpState | None) -> None:
         """Poll the options of the next step, and decide who counts it."""
+        self.stop_repeating()
         self._take_scale(scale)
         if self.on_devices and amp is None and scale != 1:  # the host's scale is in the host's rows
             self.settle()
@@ -185,10 +187,10 @@ class DeviceClock(Clock):
                 rows.upload()
             rows.advance()
 
-    def _write_rows(self) -> None:
-        super()._write_rows()
+    def _write_rows(self, ahead: int = 0) -> None:
+        super()._write_rows(ahead)
         for rows in self.gpus:
-            rows.send_rows(self.hypers)
+            rows.take(self.hypers)
 
     def count(self) -> None:
         """Count the step that was launched, unless GPUs do."""
@@ -226,13 +228,15 @@ class DeviceClock(Clock):
                 self.begun += [(p, list(new)) for p, new in zip(group.parameters, group.new_states, strict=True)]
                 self.keep_states(group)
 
-    def start_repeating(self) -> None:
-        """Do nothing: the extension cannot launch on GPUs."""
+    def keep_up(self, repetition: Repetition) -> bool:
+        """Leave new options to a step in full, which copies schedules into the GPUs' memory."""
+        return self.versions == self.versions_now() and super().keep_up(repetition)
 
     # Counts
 
     def settle(self) -> None:
-        """Wait for the GPUs, and add the steps that they have counted."""
+        """Wait for the GPUs, and add the steps that they, or the extension, have counted."""
+        super().settle()
         if not self.on_devices or not (self.pending or self.state is State.CAPTURED):  # nothing new
             return
         taken, carried = self.gpus[0].taken()
@@ -252,6 +256,7 @@ class DeviceClock(Clock):
     def end(self) -> None:
         """Let the host count again, after `settle`; drop states that no step has written."""
         self.refuse_captured()
+        super().end()
         if self.state is State.DEVICE:
             self.state = State.HOST
             for parameter, names in self.begun:

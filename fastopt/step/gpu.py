@@ -11,15 +11,16 @@ import numpy.typing as npt
 
 from ..kernels import cuda, graphs
 from ..kernels.dtypes import DTYPES
-from ..kernels.reader import Array
+from ..kernels.reader import Array, address
 from ..kernels.stream import Memory, Stream
-from ..kernels.tables import ABI, CHUNK, CLOCK, HYPERS, JOB, ROW_INPUTS, TENSOR
+from ..kernels.tables import CHUNK, CLOCK, GPU_JOB, HYPERS, ROW_INPUTS, TENSOR
 from ..rules import Row, Rule
 from .chunks import Strides, chunk_table
-from .launch import GRAD, AmpState, Entry, Launch, LaunchCache
+from .launch import AmpState, Entry, Launch, LaunchCache
 
 OLDEST = 70  # compute capability: Volta, from 2017
 WORD = 8  # bytes
+GRAD: int = TENSOR.fields["grad"][1]  # type: ignore[index]  # it has fields
 
 # (packs of 16 bytes, threads of a block), the least packs for each size. A thread takes one pack; a block is a chunk.
 # Measured on an H100, 2026-11-26, in float32, four elements a pack: time as a multiple of the fastest of the three, the
@@ -46,6 +47,9 @@ WARM_UP = (
 NO_CAPTURE = "a single update cannot be captured: make an optimizer, and capture its step"
 
 
+NO_WORDS = np.zeros(0, np.int64)
+
+
 def block_threads(packs: int) -> int:
     """Choose how many threads a block has, by the number of packs in all tensors."""
     return next(threads for least, threads in BLOCKS if packs >= least)
@@ -54,16 +58,24 @@ def block_threads(packs: int) -> int:
 class GpuRows:
     """A plan's hyper rows on one GPU, and the count of steps that only the GPU sees.
 
-    The memory holds the version of the row inputs and the steps taken since, the carried numbers, the rows in float32,
-    the rows in float64, and the row inputs.
+    Rows that the host computes travel with each launch. The memory is for those that the GPU computes, and for launches
+    with which nothing travels: the version of the row inputs and the steps taken since, the carried numbers, the rows
+    in float32, the rows in float64, and the row inputs.
+
+    Attributes
+    ----------
+    hypers : array or None
+        The rows that the host has computed; None if the GPU computes them.
     """
 
     def __init__(self, device: Gpu) -> None:
         self.device = device
-        self.stream = Stream(device.cupy, device.index, device.current_stream)
+        self.stream = Stream(device.cupy, device.index, device.current_stream, device.exchange)
         if self.stream.capturing:
             raise RuntimeError(WARM_UP)
-        self.reals: set[Any] = set()  # what its launches compute in
+        self.hypers: npt.NDArray[np.float64] | None = None
+        self.words: dict[Any, npt.NDArray[np.int64]] = {}  # these rows, by the type that kernels compute in
+        self.sent: set[Any] = set()  # the types in which the memory has them
         self.records: dict[bytes, Memory] = {}
         self.version = self.started = 0
         self.rows = 0
@@ -85,7 +97,6 @@ class GpuRows:
 
     def launch(self, rule: Rule, dtype: str, sizes: Sequence[int]) -> GpuLaunch:
         """Prepare a launch."""
-        self.reals.add(DTYPES[dtype].real)
         return GpuLaunch(self, rule, dtype, sizes)
 
     def reserve(self, rows: int) -> None:
@@ -99,16 +110,27 @@ class GpuRows:
             self.inputs = self.exact + 8 * HYPERS * rows
             self.rows = rows  # now that there is room
 
-    def rows_of(self, dtype: str) -> int:
-        """Return the address of the hyper rows that a dtype's kernel reads."""
-        return self.exact if DTYPES[dtype].real is np.float64 else self.rounded
+    def take(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Take over hyper rows that the host has computed."""
+        self.hypers, self.words, self.sent = hypers, {}, set()
 
-    def send_rows(self, hypers: npt.NDArray[np.float64]) -> None:
-        """Send hyper rows that the host has computed."""
-        if np.float32 in self.reals:
-            self.stream.send(self.rounded, hypers.astype(np.float32).reshape(-1).view(np.int64))
-        if np.float64 in self.reals:
-            self.stream.send(self.exact, hypers.reshape(-1).view(np.int64))
+    def words_of(self, dtype: str) -> npt.NDArray[np.int64]:
+        """Return the rows that travel with a launch, as words; none if the GPU computes them."""
+        if self.hypers is None:
+            return NO_WORDS
+        real = DTYPES[dtype].real
+        if real not in self.words:
+            self.words[real] = self.hypers.astype(real).reshape(-1).view(np.int64)
+        return self.words[real]
+
+    def in_memory(self, dtype: str) -> int:
+        """Return the address of the rows in the memory, after the host's were sent there."""
+        real = DTYPES[dtype].real
+        to = self.exact if real is np.float64 else self.rounded
+        if self.hypers is not None and real not in self.sent:
+            self.stream.send(to, self.words_of(dtype))
+            self.sent.add(real)
+        return to
 
     def hold(self, record: Array) -> int:
         """Copy a schedule's record into the GPU's memory, once, and return its address."""
@@ -144,6 +166,7 @@ class GpuRows:
 
     def advance(self) -> None:
         """Have the GPU count a step and compute its hyper rows, unless the step is skipped."""
+        self.hypers = None
         self.clock["scale"], self.clock["skip"] = self.scale, self.skip
         _, advance = cuda.send_and_advance(self.stream.cupy)
         self.stream.launch(advance, 1, self.clock, threads=1)
@@ -159,20 +182,29 @@ class GpuRows:
 class GpuLaunch(Launch):
     """One kernel over tensors of one rule, one dtype, one device, and these sizes.
 
-    The GPU's memory holds the tensor table twice: captured steps have one of their own, so that other steps do not
-    change what the graph reads.
+    What differs from step to step, the gradients' addresses and the hyper rows, travels in the kernel's argument, for
+    which the smallest of a few sizes is taken. Where that is too much, it is sent ahead into the GPU's memory, which
+    holds the tensor table twice: captured steps have one of their own, so that other steps do not change what the graph
+    reads.
     """
+
+    on_gpu = True
 
     def __init__(self, rows: GpuRows, rule: Rule, dtype: str, sizes: Sequence[int]) -> None:
         super().__init__(sizes)
         self.rows = rows
         self.stream = rows.stream
-        self.dtype = dtype
-        self.kernel = cuda.kernel(self.stream.cupy, rule.name, dtype)
+        self.rule, self.dtype = rule.name, dtype
         self.pack = cuda.pack(dtype)
         self.memory = Memory(self.stream, 2 * self.table.nbytes)
-        self.job = np.zeros(1, JOB)
-        self.job["abi"] = ABI
+        self.uploaded = b""  # what the memory holds
+        self.sent: npt.NDArray[np.int64] | None = None  # the gradients' addresses there
+        head = GPU_JOB.itemsize // WORD
+        self.argument = np.zeros(max(head + len(sizes), cuda.SIZES[-1] // WORD), np.int64)
+        self.job, self.travelling = self.argument[:head].view(GPU_JOB), self.argument[head:]
+        self.gradients = self.travelling[: len(sizes)]
+        self.kernels: dict[int, Any] = {}  # by the size of their argument: what is loaded
+        self.size = 0  # of the last launch's; 0 if nothing has travelled
         self.cut({})
 
     def _cut(self, strided: dict[int, Strides]) -> None:
@@ -185,7 +217,7 @@ class GpuLaunch(Launch):
         for row in strided:
             self.table["layout"][row] = self.cuts.address + len(chunks) * CHUNK.itemsize + row * layouts.itemsize
         self.job["chunks"] = self.cuts.address
-        self.stale, self.moved = True, False  # the table in the GPU's memory, and its column of gradients
+        self.stale = True  # the table in the GPU's memory
 
     def write_entries(self, entries: Sequence[Entry]) -> None:
         """Write hyper rows and states of the tensors that take part."""
@@ -199,7 +231,6 @@ class GpuLaunch(Launch):
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
         self.cut(strided)
-        self.moved = self.moved or not np.array_equal(self.gradients, addresses)
         self.gradients[:] = addresses
 
     def memories(self) -> list[Any]:
@@ -211,26 +242,67 @@ class GpuLaunch(Launch):
         """Whether the GPU's memory lacks the tables, which a capture needs there."""
         return self.stale and self.count > 0
 
+    def again(self) -> tuple[int, ...] | None:
+        """Return the fields of GPU_LAUNCH for the extension; None if it cannot launch this."""
+        if not self.size or self.stale or self.strided or not len(self.stream.functions):
+            return None
+        rows = address(self.travelling) + WORD * len(self.gradients)
+        rounded = DTYPES[self.dtype].real is np.float32
+        function = self.stream.function(self.kernels[self.size])
+        return address(self.stream.gpu), function, address(self.argument), rows, int(rounded), self.count, self.block
+
     def __call__(self) -> None:
         """Put the kernel on the stream, over all chunks."""
-        if self.count:  # a launch of no blocks would be an error
-            self.job["tensors"] = self._captured_table() if self.stream.capturing else self._table()
-            self.job["hypers"] = self.rows.rows_of(self.dtype)
-            self.job["skip"] = self.rows.skip
-            self.stream.launch(self.kernel, self.count, self.job, self.block)
+        if not self.count:  # a launch of no blocks would be an error
+            return
+        n, rows = len(self.gradients), self.rows.words_of(self.dtype)
+        self.size = self._size(n + len(rows))
+        table = self._table()
+        if self.size:
+            self.travelling[n : n + len(rows)] = rows
+            hypers = 0 if len(rows) else self.rows.in_memory(self.dtype)
+            self.job[0] = table, self.cuts.address, hypers, self.rows.skip, n
+        else:
+            hypers = self.rows.in_memory(self.dtype)
+            self.job[0] = self._with_gradients(table), self.cuts.address, hypers, self.rows.skip, 0
+        self._launch(self.size or self._smallest())
+
+    def _size(self, words: int) -> int:
+        """Choose the size of an argument with which so many words travel; 0 if there is none."""
+        if self.stream.capturing:  # with more than 4 KB, captures have crashed; and loading a kernel would end one
+            sizes = [size for size in self.kernels if size <= cuda.WITHOUT_ASKING]
+        else:
+            sizes = [size for size in cuda.SIZES if size <= cuda.largest_argument(self.stream.cupy)]
+        return min((size for size in sizes if words <= cuda.words(size)), default=0)
+
+    def _smallest(self) -> int:
+        return min(self.kernels) if self.stream.capturing else cuda.SIZES[0]
+
+    def _launch(self, size: int) -> None:
+        # A capture needs a kernel with a small argument.
+        for needed in (size, cuda.SIZES[0]) if size > cuda.WITHOUT_ASKING else (size,):
+            if needed not in self.kernels:
+                self.kernels[needed] = cuda.kernel(self.stream.cupy, self.rule, self.dtype, needed)
+                self.stream.function(self.kernels[needed])  # loads it
+        argument = self.argument.view(np.uint8)[:size].view(np.dtype((np.void, size)))
+        self.stream.launch(self.kernels[size], self.count, argument, self.block)
 
     def _table(self) -> int:
-        if self.stale:
+        if self.stale and (table := self.table.tobytes()) != self.uploaded:
+            self.uploaded, self.sent = b"", None  # until it is written
             self.stream.write(self.memory, self.table, self.table)
-        elif self.moved:
-            self._send_gradients(self.memory.address)
-        self.stale = self.moved = False
+            self.uploaded = table
+        self.stale = False
         return self.memory.address
 
-    def _captured_table(self) -> int:
-        """Return the table of captured steps; each sends its own gradients when it is replayed."""
-        table = self.memory.address + self.table.nbytes
-        self._send_gradients(table)
+    def _with_gradients(self, table: int) -> int:
+        """Return the table after the gradients' addresses were sent into it; a captured step has one of its own."""
+        if self.stream.capturing:
+            table += self.table.nbytes
+            self._send_gradients(table)  # again at each replay
+        elif self.sent is None or not np.array_equal(self.sent, self.gradients):
+            self._send_gradients(table)
+            self.sent = self.gradients.copy()
         return table
 
     def _send_gradients(self, table: int) -> None:
@@ -242,11 +314,11 @@ class Gpu:
 
     on_gpu = True
 
-    def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any]) -> None:
+    def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any], exchange: int = 0) -> None:
         capability = cupy.cuda.Device(index).compute_capability
         if int(capability) < OLDEST:
             raise ValueError(f"GPU {index} has compute capability {int(capability) / 10:.1f}; at least 7.0 is needed")
-        self.cupy, self.index, self.current_stream = cupy, index, current_stream
+        self.cupy, self.index, self.current_stream, self.exchange = cupy, index, current_stream, exchange
         self.cache = LaunchCache()
 
     def open(self) -> GpuRows:
@@ -265,7 +337,7 @@ class Gpu:
         launch.rows.begin(None)
         if launch.stream.capturing:
             raise RuntimeError(NO_CAPTURE)
-        launch.rows.send_rows(rows)
+        launch.rows.take(rows)
         launch.write_params(addresses[:1])
         launch.write_entries([(0, 0, addresses[2:])])
         launch.write_gradients(np.array(addresses[1:2]), strided)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,22 +14,22 @@ from ..kernels.tables import TENSOR
 from ..rules import Row, Rule
 from .chunks import Strides
 
-GRAD: int = TENSOR.fields["grad"][1]  # type: ignore[index]  # it has fields
-
 Entry = tuple[int, int, Sequence[int]]  # of the tensor table: its row, its hyper row, the addresses of the states
 
 
 class Launch(ABC):
     """One kernel over tensors of one rule, one dtype, one device and these sizes: its tables, and the call."""
 
+    on_gpu: ClassVar[bool]
     threads: Any = None  # those that run it, on the CPU
+    stream: Any = None  # on which it goes, on a GPU
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = sizes
         # Row of a tensor -> strides of its gradient, if not those of the parameter; None while the cut is not complete.
         self.strided: dict[int, Strides] | None = None
         self.table = np.zeros(len(sizes), TENSOR)
-        self.gradients = self.table["grad"]
+        self.gradients = self.table["grad"]  # where the addresses of gradients are written
 
     def write_params(self, addresses: Sequence[int]) -> None:
         """Write the addresses of the parameters."""
@@ -57,12 +57,12 @@ class Launch(ABC):
         return []
 
     def again(self) -> tuple[int, ...] | None:
-        """Return the fields of LAUNCH for the extension; None if it cannot run this launch."""
+        """Return the fields of LAUNCH, or GPU_LAUNCH, for the extension; None if it cannot run this launch."""
         return None
 
     def places(self) -> npt.NDArray[np.int64]:
-        """Return the addresses of the places in the table for the gradients' addresses."""
-        return address(self.table) + GRAD + TENSOR.itemsize * np.arange(len(self.table))
+        """Return the addresses of the places for the gradients' addresses."""
+        return address(self.gradients) + self.gradients.strides[0] * np.arange(len(self.gradients))
 
     @abstractmethod
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:

@@ -22,6 +22,19 @@ from .memory import Extents, extent
 from .parameter import Parameter, StepGroup
 
 
+class NoThreads:
+    """For a step that does nothing on the CPU."""
+
+    parallel = 0
+
+    def get_num_threads(self) -> int:
+        """Return how many threads there are."""
+        return 1
+
+
+NO_THREADS = NoThreads()
+
+
 class Located(Protocol):
     """Gradients that have been checked against their parameters, and are held.
 
@@ -182,14 +195,23 @@ class Plan:
     def repetition(self) -> Repetition | None:
         """Return what takes the last step again in one call of C; None if that is not possible.
 
-        It is not on a GPU, with strided gradients, or without the extension.
+        It is not with strided gradients, or without the extension.
         """
-        again = [fields for launch in self.launches if (fields := launch.again()) is not None]
-        if len(again) < len(self.launches) or not again:
-            return None
-        if self._repetition is None or self._repetition.launches != again:
-            places = np.empty(len(self.parameters), np.int64)
-            for launch, indices in zip(self.launches, self.indices, strict=True):
-                places[indices] = launch.places()
-            self._repetition = Repetition(again, places, self.launches[0].threads)
+        here: list[tuple[int, ...]] = []  # on the CPU
+        there: list[tuple[int, ...]] = []  # on GPUs
+        for launch in self.launches:
+            if (fields := launch.again()) is None:
+                return None
+            (there if launch.on_gpu else here).append(fields)
+        if self._repetition is None or self._repetition.launches != (here, there):
+            streams = list(dict.fromkeys(launch.stream for launch in self.launches if launch.on_gpu))
+            threads = next((launch.threads for launch in self.launches if not launch.on_gpu), NO_THREADS)
+            self._repetition = Repetition(here, there, streams, self._places(), threads)
         return self._repetition
+
+    def _places(self) -> npt.NDArray[np.int64]:
+        """Return, for each parameter, the address of the place from which its launch reads the gradient's address."""
+        places = np.empty(len(self.parameters), np.int64)
+        for launch, indices in zip(self.launches, self.indices, strict=True):
+            places[indices] = launch.places()
+        return places

@@ -177,7 +177,7 @@ class Optimizer(torch.optim.Optimizer):
                 group.live.tally = stepper.clock.tally
         return stepper
 
-    def _read_or_repeat(self, scale: float) -> int:
+    def _read_or_repeat(self, scale: float, amp: AmpState | None) -> int:
         """Take the last step again, or read the gradients; nothing of the user's is called."""
         stepper, here = self._stepper, self.__dict__
         if stepper is None:  # after unpickling or copying
@@ -185,7 +185,9 @@ class Optimizer(torch.optim.Optimizer):
         watch = stepper.watch
         if watch.dicts is not here["param_groups"] or watch.nested is not here["state"]:
             return OUT_OF_DATE
-        return ASSIGNED if self._has_moving else stepper.read_or_repeat(scale)
+        if self._has_moving:
+            return ASSIGNED
+        return stepper.read_or_repeat(scale) if amp is None else stepper.read()  # a step that may be skipped is its own
 
     def _sync(self, stepper: TorchStepper) -> int:
         """Take over options that were assigned, and read the gradients."""
@@ -207,7 +209,7 @@ class Optimizer(torch.optim.Optimizer):
         with guard.mutex:
             if guard.stepping.locked():
                 guard.refuse_inside_step()
-            unread = self._read_or_repeat(scale)
+            unread = self._read_or_repeat(scale, amp)
             try:
                 if unread != REPEATED:
                     with guard.stepping:

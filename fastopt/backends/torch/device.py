@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...extras import require
+from ...kernels.tensors import exchange_table
 from ...step.cpu import Cpu
 from ...step.gpu import Gpu
 from ...step.launch import Device
@@ -46,7 +47,8 @@ def gpu_of_torch(index: int) -> Gpu:
         with cupy.cuda.Device(index):
             return cupy.cuda.Stream.from_external(TorchStream(pointer))
 
-    return Gpu(cupy, index, lambda: external(torch.cuda.current_stream(index).cuda_stream))
+    stream = functools.partial(torch.cuda.current_stream, index)
+    return Gpu(cupy, index, lambda: external(stream().cuda_stream), exchange_table(Tensor))
 
 
 def device_of(tensor: Tensor) -> Device:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # which is public all the same
 
+from ...kernels.repetition import TORN
 from ...kernels.tensors import OUT_OF_DATE, PARAMS, Watch, call_of, exchange_table
 from ...rules import Family
 from ...step.group import GroupOptions
@@ -25,6 +26,7 @@ from .sparse import Rows
 
 TABLE = exchange_table(Tensor)
 INCREMENT = getattr(torch._C, "_increment_version", increment_version)  # what that calls
+GRADIENT_TYPE = Tensor  # exactly: others are read in Python
 NO_COUNTS = np.zeros(0)
 
 
@@ -121,7 +123,7 @@ class TorchStepper(Stepper):
         descriptor = None if self.asks else GRAD
         self.extents = self.plan.extents
         self.watch.expect(
-            self.given, self.frozen, descriptor, Tensor, shapes, self.extents.starts, self.extents.reaches
+            self.given, self.frozen, descriptor, GRADIENT_TYPE, shapes, self.extents.starts, self.extents.reaches
         )
 
     # Gradients
@@ -166,7 +168,10 @@ class TorchStepper(Stepper):
             return OUT_OF_DATE
         if self.asks or self.distributed:
             self._locate()
-        return self.watch.take(repetition, part.call)
+        result = self.watch.take(repetition, part.call)
+        if result == TORN:
+            raise repetition.torn()
+        return result
 
     # Steps
 
