@@ -26,7 +26,7 @@ extern "C" __global__ void advance(const __grid_constant__ fastopt_clock clock) 
     for (int64_t i = 0; i < clock.n; ++i) {
         double *row = clock.hypers + i * FASTOPT_HYPERS;
         float *rounded = clock.rounded + i * FASTOPT_HYPERS;
-        fastopt::write_row(clock.inputs[i], *clock.taken, clock.carried + i, row);
+        fastopt::write_row(clock.inputs[i], clock.ahead + *clock.taken, clock.carried + i, row);
         if (clock.scale != nullptr) row[0] *= 1.0 / *clock.scale;
         for (int k = 0; k < FASTOPT_HYPERS; ++k) rounded[k] = narrow(row[k]);
     }

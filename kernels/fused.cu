@@ -213,8 +213,9 @@ struct Argument {
 template <class Rule, typename P, typename G, typename S>
 __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) {
     using real = typename Arithmetic<P>::type;
-    // return if the whole step is skipped
+    // return if the whole step is skipped; else count it
     if (job.skip != nullptr && *job.skip != 0) return;
+    if (job.taken != nullptr && blockIdx.x == 0 && threadIdx.x == 0) ++*job.taken;
     // find this block's chunk, its tensor and its gradient, and return if there is none
     const fastopt_chunk &chunk = job.chunks[blockIdx.x];
     const fastopt_tensor &tensor = job.tensors[chunk.tensor];

@@ -66,6 +66,7 @@ typedef struct fastopt_gpu_job {
     const void *hypers;  /* rows of the type that the kernel computes in; null: they are in the words */
     const int32_t *skip; /* null, or a flag: if it is not 0, the step changes nothing */
     int64_t grads;       /* how many words are addresses of gradients; 0: the tensor table has them */
+    int64_t *taken;      /* null, or a count of steps to which this launch adds one, unless the step is skipped */
 } fastopt_gpu_job;
 
 /* What a hyper row is computed from when Python does not compute it: in a step that repeats the last one, and on a GPU,
@@ -83,7 +84,8 @@ typedef struct fastopt_row_inputs {
 typedef struct fastopt_clock {
     const fastopt_row_inputs *inputs;
     int64_t n;
-    int64_t *taken;      /* steps since the inputs were written */
+    int64_t *taken;      /* steps that were counted here, */
+    int64_t ahead;       /* and those between the inputs and the first of them */
     double *carried;     /* n numbers that rules may carry from step to step, one for each row */
     double *hypers;      /* n rows, */
     float *rounded;      /* and the same in float32 */
@@ -119,9 +121,9 @@ FASTOPT_SIZE(fastopt_layout, 24);
 FASTOPT_SIZE(fastopt_tensor, 32 + 8 * FASTOPT_STATES);
 FASTOPT_SIZE(fastopt_chunk, 32);
 FASTOPT_SIZE(fastopt_job, 48);
-FASTOPT_SIZE(fastopt_gpu_job, 40);
+FASTOPT_SIZE(fastopt_gpu_job, 48);
 FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);
-FASTOPT_SIZE(fastopt_clock, 64);
+FASTOPT_SIZE(fastopt_clock, 72);
 FASTOPT_SIZE(fastopt_message, 40 + 8 * FASTOPT_WORDS);
 
 #endif

@@ -163,6 +163,7 @@ GPU_JOB = np.dtype(
         ("hypers", np.int64),
         ("skip", np.int64),
         ("grads", np.int64),
+        ("taken", np.int64),
     ]
 )
 ROW_INPUTS = np.dtype(
@@ -180,6 +181,7 @@ CLOCK = np.dtype(
         ("inputs", np.int64),
         ("n", np.int64),
         ("taken", np.int64),
+        ("ahead", np.int64),
         ("carried", np.int64),
         ("hypers", np.int64),
         ("rounded", np.int64),

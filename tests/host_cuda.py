@@ -86,7 +86,8 @@ def words(argument):
 def addresses(name, argument):
     """List the addresses in a kernel's argument."""
     kinds = {"send": ("to", "version"), "advance": ("inputs", "taken", "carried", "hypers", "rounded", "scale", "skip")}
-    found = [fields(name, argument)[field] for field in kinds.get(name, ("tensors", "chunks", "hypers", "skip"))]
+    kind = kinds.get(name, ("tensors", "chunks", "hypers", "skip", "taken"))
+    found = [fields(name, argument)[field] for field in kind]
     return [int(address) for address in found if address]
 
 

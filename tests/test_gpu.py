@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 from fastopt.bench import oracle
 from fastopt.kernels import cuda, tables
-from gpu_steps import DTYPES, REAL, arrays, assert_trained, bits, normal, plain, state_arrays, warm, warmed_up
+from gpu_steps import (
+    DTYPES,
+    REAL,
+    arrays,
+    assert_trained,
+    bits,
+    follow,
+    normal,
+    plain,
+    state_arrays,
+    warm,
+    warmed_up,
+)
 from halves import DIGITS, LEAST
 from rule_cases import OPTIMIZERS, numbers
 from test_rules import VARIED
@@ -352,26 +364,89 @@ def test_a_schedule_and_fresh_gradients(stand_in):
         assert sent[:, :4].tolist() == [[1.0, 0.0, np.float32(schedule(t)), np.float32(m)] for m in (0.9, 0.5)]
 
 
-def test_a_replay_is_what_was_captured(stand_in):
-    """The count with its rows, and the update; what it is computed from is sent by the first graph."""
-    opt, _, _, stream, _ = warm(stand_in)
+@pytest.mark.parametrize(("name", "kernels"), [("momentum", []), ("adam", ["advance"]), ("schedule", ["advance"])])
+def test_a_replay_is_what_was_captured(stand_in, name, kernels):
+    """The update, which counts where nothing moves; else a kernel that counts and computes the rows is ahead of it."""
+    rule = "momentum" if name == "schedule" else name
+    options = {"lr": Cosine(0.1, 50)} if name == "schedule" else {"lr": 0.1}
+    opt, params, grads, stream, trainer = warm(stand_in, OPTIMIZERS[rule][0], rule, **options)
     stand_in.log()
-    with stand_in.capture(stream):
-        opt.step()
-    first = stand_in.log()
     with stand_in.capture(stream) as graph:
         opt.step()
-    stand_in.log()
-    graph.launch()
-    update = ["advance", cuda.kernel_name("momentum", "float32")]
-    assert first[-2:] == update
-    assert stand_in.log()[-2:] == update
+    update = [*kernels, cuda.kernel_name(rule, "float32")]
+    assert stand_in.log() == update
+    for step in range(2, 5):
+        graph.launch()
+        assert stand_in.log() == update
+        follow(stand_in, trainer, rule, grads, numbers({**OPTIMIZERS[rule][1], **options}, step))
     with stream:
         opt.step()
-        stand_in.log()
-        opt.step()
     assert stand_in.log() == update
-    stand_in.synchronize()  # before the arrays go, which are the default stream's
+    follow(stand_in, trainer, rule, grads, numbers({**OPTIMIZERS[rule][1], **options}, 5))
+    assert_trained(stand_in, opt, params, trainer)
+
+
+def test_a_step_of_several_launches_is_counted_once(device):
+    """By the first one that has elements."""
+    shapes = [(0,), (5,)], [(7,)], [(3,)]
+    params = [p for s, dtype in zip(shapes, DTYPES, strict=True) for p in arrays(device, s, dtype)]
+    grads = [p.copy() for p in params]
+    opt = fastopt.SGD(params, lr=0.1, momentum=0.9)
+    opt.bind(grads)
+    graph = warmed_up(device, opt)
+    for _ in range(3):
+        graph.launch()
+    device.synchronize()
+    assert opt.param_groups[0]["step"] == 5
+
+
+def test_nothing_but_empty_arrays_is_counted(device):
+    """By the small kernel, since there is no update."""
+    params = arrays(device, [(0,), (3, 0)])
+    opt = fastopt.SGD(params, lr=0.1, momentum=0.9)
+    opt.bind([p.copy() for p in params])
+    graph = warmed_up(device, opt)
+    for _ in range(3):
+        graph.launch()
+    assert opt.param_groups[0]["step"] == 5
+
+
+def test_numbers_after_a_capture(device):
+    """One that is assigned takes effect in replays after the next step outside; what would change them is refused."""
+    opt, params, grads, stream, trainer = warm(device)
+    with device.capture(stream) as graph:
+        opt.step()
+    rates = [0.1, 0.1, 0.25, 0.25, 0.25]
+    for number, rate in enumerate(rates):
+        if number == 2:
+            opt.param_groups[0]["lr"] = rate
+            with stream:
+                opt.step()
+        else:
+            graph.launch()
+        follow(device, trainer, "momentum", grads, {"lr": rate, "momentum": 0.9})
+    opt.param_groups[0]["lr"] = Cosine(0.1, 50)
+    with stream, pytest.raises(RuntimeError, match="captured while its numbers stayed the same"):
+        opt.step()
+    opt.param_groups[0]["lr"] = 0.5
+    with stream:
+        opt.step()
+    follow(device, trainer, "momentum", grads, {"lr": 0.5, "momentum": 0.9})
+    graph.launch()
+    follow(device, trainer, "momentum", grads, {"lr": 0.5, "momentum": 0.9})
+    device.synchronize()
+    assert_trained(device, opt, params, trainer)
+
+
+def test_a_rate_that_decays_after_a_capture(device):
+    """AdaGrad's row stays without lr_decay."""
+    opt, _, _, stream, _ = warm(device, fastopt.Adagrad, "adagrad", lr=0.1)
+    with device.capture(stream):
+        opt.step()
+    opt.param_groups[0]["lr_decay"] = 0.1
+    with stream, pytest.raises(RuntimeError, match="captured while its numbers stayed the same"):
+        opt.step()
+    device.synchronize()
 
 
 def test_memory_is_given_back(stand_in):

@@ -41,6 +41,11 @@ class DeviceClock(Clock):
         have been skipped.
     begun : list
         States that begin with the first of these steps, unless all are skipped.
+    prepared : int or None
+        The count of steps at which the GPUs got row inputs, and rows where these stay, while the host still counts: so
+        that a captured step need not upload any. None if they have none that hold.
+    resting : bool
+        Whether a captured step relies on rows that stay, so that it computes none.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -50,6 +55,8 @@ class DeviceClock(Clock):
         self.known = self.pending = 0
         self.begun: list[tuple[Parameter, list[str]]] = []
         self.amp: AmpState | None = None  # of the step that is being recorded
+        self.prepared: int | None = None
+        self.has_prepared = self.resting = False
 
     # Options
 
@@ -71,6 +78,8 @@ class DeviceClock(Clock):
             self._ask_again()
         else:
             self.assigned = self._ask()
+            if self.assigned:
+                self.prepared = None
 
     def _check_capture(self) -> None:
         plan = self.plan
@@ -116,6 +125,13 @@ class DeviceClock(Clock):
         rules = self.chosen()
         if self.state is State.CAPTURED and rules != self.rules:
             raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
+        if self.resting and any(
+            group.schedules or rule.moves(group.upcoming) for group, rule in zip(self.groups, rules, strict=True)
+        ):
+            raise RuntimeError(
+                "a step was captured while its numbers stayed the same, so that its replays compute none: assign what "
+                "makes them change, a schedule or an lr_decay, before the capture"
+            )
         self.rules = rules
         self.look_at_schedules()
         self.versions = versions
@@ -170,6 +186,7 @@ class DeviceClock(Clock):
         """Form the step groups; the host counts again before."""
         self.settle()
         self.end()
+        self.prepared = None
         super().form(taking_part)
 
     def advance(self) -> None:
@@ -182,10 +199,27 @@ class DeviceClock(Clock):
         if self.recording:
             self._give_to_graph()
         self.pending += not self.recording
+        rests = self._rests()
+        self.resting = self.resting or (rests and self.recording)
         for rows in self.gpus:
             if not self.uploaded:
                 rows.upload()
-            rows.advance()
+            if rests:
+                rows.count_with_launches()
+            else:
+                rows.advance()
+
+    def _rests(self) -> bool:
+        """Say whether the GPUs have the rows of this step, and launches that can count it."""
+        if self.moving or not self.uploaded or any(group.schedules for group in self.groups):
+            return False
+        launches = self._launches()
+        return all(
+            not rows.skip
+            and any(launch.count for launch in launches if launch.rows is rows)
+            and all(rows.has_sent(launch.dtype) for launch in launches if launch.rows is rows)
+            for rows in self.gpus
+        )
 
     def _write_rows(self, ahead: int = 0) -> None:
         super()._write_rows(ahead)
@@ -211,22 +245,50 @@ class DeviceClock(Clock):
         self.amp = None
 
     def _describe(self) -> None:
-        """Write the row inputs for the GPUs."""
+        """Write the row inputs for the GPUs, unless they have them."""
         restart = not (self.on_devices and self.uploaded)
         if restart:
             self.known = self.pending = 0
-        for rows in self.gpus:
-            inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
-            for row, group in zip(inputs, self.step_groups, strict=True):
-                describe(row, group, rows.hold, self.known)
-            rows.describe(inputs, self.carried, restart)
+        prepared = self.prepared if restart else None
+        if prepared is None:
+            self._write_inputs(restart)
+        else:
+            for rows in self.gpus:
+                rows.ahead = self.step_groups[0].step - prepared
         if not self.on_devices:
             self.state = State.DEVICE
-        self.uploaded = self.stale = False
+        self.uploaded, self.stale = prepared is not None, False
         for group in self.step_groups:
             if group.new_states and group.first:
                 self.begun += [(p, list(new)) for p, new in zip(group.parameters, group.new_states, strict=True)]
                 self.keep_states(group)
+
+    def _write_inputs(self, restart: bool) -> None:
+        for rows in self.gpus:
+            inputs = np.zeros(len(self.step_groups), ROW_INPUTS)
+            for row, group in zip(inputs, self.step_groups, strict=True):
+                describe(row, group, rows.hold, 0 if restart else self.known + rows.ahead)
+            rows.describe(inputs, self.carried, restart)
+
+    def start_repeating(self) -> None:
+        """Let the extension take the next steps, and prepare the GPUs for a captured one."""
+        if self.state is State.HOST and self.prepared is None and not (self.assigned and self.has_prepared):
+            self._prepare()
+        super().start_repeating()
+
+    def _prepare(self) -> None:
+        """Upload what a captured step needs: once, and not after each step before which an option was assigned."""
+        rules = [group.rule for group in self.step_groups]
+        if self.needs_python or self.scale != 1 or any(rule.carried is not None for rule in rules):
+            return
+        self._write_inputs(restart=True)
+        for rows in self.gpus:
+            rows.upload()
+        if not self.moving:
+            for launch in self._launches():
+                launch.rows.in_memory(launch.dtype)
+        self.has_prepared = True
+        self.prepared = self.step_groups[0].step if self.step_groups else None
 
     def keep_up(self, repetition: Repetition) -> bool:
         """Leave new options to a step in full, which copies schedules into the GPUs' memory."""
@@ -258,7 +320,7 @@ class DeviceClock(Clock):
         self.refuse_captured()
         super().end()
         if self.state is State.DEVICE:
-            self.state = State.HOST
+            self.state, self.prepared = State.HOST, None
             for parameter, names in self.begun:
                 parameter.drop(names)
             self.begun = []

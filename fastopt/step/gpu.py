@@ -66,6 +66,12 @@ class GpuRows:
     ----------
     hypers : array or None
         The rows that the host has computed; None if the GPU computes them.
+    held : bool
+        Whether the launches of this step read the rows in the memory.
+    counter : int
+        The address of the count of steps, for the first launch of a step that counts; 0 for all others.
+    ahead : int
+        The steps between the row inputs and the first one that the GPU counts.
     """
 
     def __init__(self, device: Gpu) -> None:
@@ -76,6 +82,8 @@ class GpuRows:
         self.hypers: npt.NDArray[np.float64] | None = None
         self.words: dict[Any, npt.NDArray[np.int64]] = {}  # these rows, by the type that kernels compute in
         self.sent: set[Any] = set()  # the types in which the memory has them
+        self.held = False
+        self.counter = self.ahead = 0
         self.records: dict[bytes, Memory] = {}
         self.version = self.started = 0
         self.rows = 0
@@ -93,6 +101,7 @@ class GpuRows:
     def begin(self, amp: AmpState | None) -> None:
         """Find the current stream, and where GradScaler's scale and found_inf lie."""
         self.stream.begin()
+        self.held, self.counter = False, 0
         self.scale, self.skip = amp.addresses(self.device) if amp is not None else (0, 0)
 
     def launch(self, rule: Rule, dtype: str, sizes: Sequence[int]) -> GpuLaunch:
@@ -104,6 +113,7 @@ class GpuRows:
         if rows > self.rows:
             self.memory = Memory(self.stream, 2 * WORD + rows * (WORD + HYPERS * (4 + 8) + ROW_INPUTS.itemsize))
             self.version = self.started = 0
+            self.sent = set()
             self.carried = self.memory.address + 2 * WORD
             self.rounded = self.carried + WORD * rows
             self.exact = self.rounded + 4 * HYPERS * rows
@@ -115,12 +125,14 @@ class GpuRows:
         self.hypers, self.words, self.sent = hypers, {}, set()
 
     def words_of(self, dtype: str) -> npt.NDArray[np.int64]:
-        """Return the rows that travel with a launch, as words; none if the GPU computes them."""
-        if self.hypers is None:
+        """Return the rows that travel with a launch, as words; none if it reads those in the memory."""
+        if self.hypers is None or self.held:
             return NO_WORDS
-        real = DTYPES[dtype].real
+        return self._words_of(self.hypers, DTYPES[dtype].real)
+
+    def _words_of(self, hypers: npt.NDArray[np.float64], real: Any) -> npt.NDArray[np.int64]:
         if real not in self.words:
-            self.words[real] = self.hypers.astype(real).reshape(-1).view(np.int64)
+            self.words[real] = hypers.astype(real).reshape(-1).view(np.int64)
         return self.words[real]
 
     def in_memory(self, dtype: str) -> int:
@@ -128,9 +140,13 @@ class GpuRows:
         real = DTYPES[dtype].real
         to = self.exact if real is np.float64 else self.rounded
         if self.hypers is not None and real not in self.sent:
-            self.stream.send(to, self.words_of(dtype))
+            self.stream.send(to, self._words_of(self.hypers, real))
             self.sent.add(real)
         return to
+
+    def has_sent(self, dtype: str) -> bool:
+        """Say whether the memory has the rows that the host has computed, as a dtype's kernel reads them."""
+        return self.hypers is not None and DTYPES[dtype].real in self.sent
 
     def hold(self, record: Array) -> int:
         """Copy a schedule's record into the GPU's memory, once, and return its address."""
@@ -150,6 +166,8 @@ class GpuRows:
         self.clock["inputs"], self.clock["n"] = self.inputs, len(inputs)
         self.clock["taken"], self.clock["carried"] = self.memory.address + WORD, self.carried
         self.clock["hypers"], self.clock["rounded"] = self.exact, self.rounded
+        if restart:
+            self.ahead = 0
 
     def own(self, memories: Sequence[Any]) -> None:
         """Let the graph that is being recorded own this memory, and that of the rows."""
@@ -167,9 +185,18 @@ class GpuRows:
     def advance(self) -> None:
         """Have the GPU count a step and compute its hyper rows, unless the step is skipped."""
         self.hypers = None
-        self.clock["scale"], self.clock["skip"] = self.scale, self.skip
+        self.clock["scale"], self.clock["skip"], self.clock["ahead"] = self.scale, self.skip, self.ahead
         _, advance = cuda.send_and_advance(self.stream.cupy)
         self.stream.launch(advance, 1, self.clock, threads=1)
+
+    def count_with_launches(self) -> None:
+        """Have the first launch of this step count it; all launches read the rows that the memory has."""
+        self.held, self.counter = True, self.memory.address + WORD
+
+    def count_once(self) -> int:
+        """Return the address of the count to the first launch that asks; 0 to others."""
+        counter, self.counter = self.counter, 0
+        return counter
 
     def taken(self) -> tuple[int, npt.NDArray[np.float64]]:
         """Wait for the GPU, and return how many steps it has counted, and the carried numbers after these."""
@@ -261,10 +288,10 @@ class GpuLaunch(Launch):
         if self.size:
             self.travelling[n : n + len(rows)] = rows
             hypers = 0 if len(rows) else self.rows.in_memory(self.dtype)
-            self.job[0] = table, self.cuts.address, hypers, self.rows.skip, n
+            self.job[0] = table, self.cuts.address, hypers, self.rows.skip, n, self.rows.count_once()
         else:
-            hypers = self.rows.in_memory(self.dtype)
-            self.job[0] = self._with_gradients(table), self.cuts.address, hypers, self.rows.skip, 0
+            hypers, table = self.rows.in_memory(self.dtype), self._with_gradients(table)
+            self.job[0] = table, self.cuts.address, hypers, self.rows.skip, 0, self.rows.count_once()
         self._launch(self.size or self._smallest())
 
     def _size(self, words: int) -> int:
