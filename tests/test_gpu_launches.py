@@ -305,6 +305,32 @@ def failing(monkeypatch, name):
     monkeypatch.setattr(owner, method, fail)
 
 
+def test_a_kernel_that_does_not_compile_changes_nothing(monkeypatch):
+    """All are compiled ahead of the first launch."""
+    (params, grads), (exact, others) = model(), model(dtype=np.float64)
+    params, grads = params + exact, grads + others
+    before = [p.get() for p in params]
+    opt = fastopt.SGD(params, lr=0.5)
+    kernel = cuda.kernel
+
+    def fail(cupy, rule, dtype, size):
+        if dtype == "float64":
+            raise OutOfMemoryError
+        return kernel(cupy, rule, dtype, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "kernel", fail)
+        with pytest.raises(OutOfMemoryError):
+            opt.step(grads)
+    cuda_stand_in.synchronize_all()
+    assert [p.get().tobytes() for p in params] == [old.tobytes() for old in before]
+    assert opt.param_groups[0]["step"] == 0
+    opt.step(grads)
+    cuda_stand_in.synchronize_all()
+    for p, old, g in zip(params, before, grads, strict=True):
+        assert_close(p.get(), old - 0.5 * g.get().astype(np.float64), TRAJECTORY)
+
+
 def twins(**options):
     """Two optimizers with the same parameters and gradients, and a function that compares them."""
     (opt, params, grads), (twin, others, _) = stepped(**options), stepped(**options)

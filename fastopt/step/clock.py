@@ -258,6 +258,9 @@ class Clock:
     def check(self, gradients: Located) -> None:
         """Raise if the next step cannot be taken with these gradients."""
 
+    def prepare_launches(self, rows: int) -> None:
+        """Prepare launches for so many hyper rows, where that may fail or take long."""
+
     def form(self, taking_part: bytes) -> None:
         """Form the step groups: parameters of one group with the same step count share a hyper row."""
         self.write_counts()
@@ -272,6 +275,7 @@ class Clock:
                 found[key] = StepGroup(group, rule, parameter.step, bool(new_states))
             found[key].parameters.append(parameter)
             found[key].new_states.append(new_states)
+        self.prepare_launches(len(found))
         with HeldBack():
             self.steady, self.formed = False, self.formed + 1
             self.step_groups, self.hypers = list(found.values()), np.zeros((len(found), HYPERS))

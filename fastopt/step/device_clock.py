@@ -182,6 +182,11 @@ class DeviceClock(Clock):
         if self.recording and (other or any(launch.strided != {} for launch in self.plan.launches)):
             raise RuntimeError(WARM_UP)
 
+    def prepare_launches(self, rows: int) -> None:
+        """Reserve memory, and load kernels."""
+        for launch in self._launches():
+            launch.prepare(rows)
+
     def form(self, taking_part: bytes) -> None:
         """Form the step groups; the host counts again before."""
         self.settle()

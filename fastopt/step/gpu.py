@@ -231,7 +231,7 @@ class GpuLaunch(Launch):
         self.job, self.travelling = self.argument[:head].view(GPU_JOB), self.argument[head:]
         self.gradients = self.travelling[: len(sizes)]
         self.kernels: dict[int, Any] = {}  # by the size of their argument: what is loaded
-        self.size = 0  # of the last launch's; 0 if nothing has travelled
+        self.size = 0  # of the argument with which everything can travel; 0 if there is none
         self.cut({})
 
     def _cut(self, strided: dict[int, Strides]) -> None:
@@ -243,7 +243,6 @@ class GpuLaunch(Launch):
         self.table["layout"] = 0
         for row in strided:
             self.table["layout"][row] = self.cuts.address + len(chunks) * CHUNK.itemsize + row * layouts.itemsize
-        self.job["chunks"] = self.cuts.address
         self.stale = True  # the table in the GPU's memory
 
     def write_entries(self, entries: Sequence[Entry]) -> None:
@@ -251,9 +250,21 @@ class GpuLaunch(Launch):
         super().write_entries(entries)
         self.stale = True
 
+    def prepare(self, rows: int) -> None:
+        """Reserve memory for so many hyper rows, choose the argument's size, and load the kernels."""
+        self.rows.reserve(rows)
+        words = len(self.gradients) + rows * HYPERS * np.dtype(DTYPES[self.dtype].real).itemsize // WORD
+        most = cuda.largest_argument(self.stream.cupy)
+        self.size = min((size for size in cuda.SIZES if words <= cuda.words(size) and size <= most), default=0)
+        sizes = [self.size] if 0 < self.size <= cuda.WITHOUT_ASKING else [self.size or cuda.SIZES[0], cuda.SIZES[0]]
+        for size in sizes if self.count else []:
+            if size not in self.kernels:
+                self.kernels[size] = cuda.kernel(self.stream.cupy, self.rule, self.dtype, size)
+                self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
+
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
-        """Reserve memory for as many hyper rows."""
-        self.rows.reserve(len(hypers))
+        """Take over the hyper rows, which are computed later."""
+        self.rows.take(hypers)
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
@@ -271,7 +282,7 @@ class GpuLaunch(Launch):
 
     def again(self) -> tuple[int, ...] | None:
         """Return the fields of GPU_LAUNCH for the extension; None if it cannot launch this."""
-        if not self.size or self.stale or self.strided or not len(self.stream.functions):
+        if not self.size or not self.count or self.stale or self.strided or not len(self.stream.functions):
             return None
         rows = address(self.travelling) + WORD * len(self.gradients)
         rounded = DTYPES[self.dtype].real is np.float32
@@ -282,37 +293,20 @@ class GpuLaunch(Launch):
         """Put the kernel on the stream, over all chunks."""
         if not self.count:  # a launch of no blocks would be an error
             return
-        n, rows = len(self.gradients), self.rows.words_of(self.dtype)
-        self.size = self._size(n + len(rows))
-        table = self._table()
-        if self.size:
-            self.travelling[n : n + len(rows)] = rows
-            hypers = 0 if len(rows) else self.rows.in_memory(self.dtype)
-            self.job[0] = table, self.cuts.address, hypers, self.rows.skip, n, self.rows.count_once()
+        size, table, rows = self.size, self._table(), self.rows.words_of(self.dtype)
+        if self.stream.capturing and size > cuda.WITHOUT_ASKING:  # with more than 4 KB, captures have crashed
+            size = 0
+        grads = len(self.gradients) if size else 0
+        if size:
+            self.travelling[grads : grads + len(rows)] = rows
         else:
-            hypers, table = self.rows.in_memory(self.dtype), self._with_gradients(table)
-            self.job[0] = table, self.cuts.address, hypers, self.rows.skip, 0, self.rows.count_once()
-        self._launch(self.size or self._smallest())
-
-    def _size(self, words: int) -> int:
-        """Choose the size of an argument with which so many words travel; 0 if there is none."""
-        if self.stream.capturing:  # with more than 4 KB, captures have crashed; and loading a kernel would end one
-            sizes = [size for size in self.kernels if size <= cuda.WITHOUT_ASKING]
-        else:
-            sizes = [size for size in cuda.SIZES if size <= cuda.largest_argument(self.stream.cupy)]
-        return min((size for size in sizes if words <= cuda.words(size)), default=0)
-
-    def _smallest(self) -> int:
-        return min(self.kernels) if self.stream.capturing else cuda.SIZES[0]
-
-    def _launch(self, size: int) -> None:
-        # A capture needs a kernel with a small argument.
-        for needed in (size, cuda.SIZES[0]) if size > cuda.WITHOUT_ASKING else (size,):
-            if needed not in self.kernels:
-                self.kernels[needed] = cuda.kernel(self.stream.cupy, self.rule, self.dtype, needed)
-                self.stream.function(self.kernels[needed])  # loads it
-        argument = self.argument.view(np.uint8)[:size].view(np.dtype((np.void, size)))
-        self.stream.launch(self.kernels[size], self.count, argument, self.block)
+            table = self._with_gradients(table)
+        hypers = 0 if size and len(rows) else self.rows.in_memory(self.dtype)
+        self.job[0] = table, self.cuts.address, hypers, self.rows.skip, grads, self.rows.count_once()
+        size = size or cuda.SIZES[0]
+        self.stream.launch(
+            self.kernels[size], self.count, self.argument.view(np.uint8)[:size].view(f"V{size}"), self.block
+        )
 
     def _table(self) -> int:
         if self.stale and (table := self.table.tobytes()) != self.uploaded:
@@ -374,4 +368,6 @@ class Gpu:
     def _launch_alone(self, rule: Rule, dtype: str, size: int) -> GpuLaunch:
         if Stream(self.cupy, self.index, self.current_stream).capturing:
             raise RuntimeError(NO_CAPTURE)
-        return self.open().launch(rule, dtype, [size])
+        launch = self.open().launch(rule, dtype, [size])
+        launch.prepare(1)
+        return launch
