@@ -36,8 +36,8 @@ typedef struct fastopt_shape {
     const int64_t *strides; /* in bytes; for a tensor, in elements */
     int64_t ndim;           /* -1: matches nothing */
     int64_t itemsize;
-    int64_t code;        /* 'f' or 'd'; for a tensor, DLPack's code of the dtype */
-    int32_t device_type; /* for a tensor, DLPack's code of the device, */
+    int64_t code;        /* 'f' or 'd'; for a tensor, DLPack's code of the dtype; for an array of CuPy, its dtype's id */
+    int32_t device_type; /* for a tensor or an array of CuPy, DLPack's code of the device, */
     int32_t device_id;   /* and its number */
 } fastopt_shape;
 
@@ -50,8 +50,10 @@ typedef struct fastopt_extents {
 
 /* Reads the addresses of the n items of a Python list. Each item should have exactly this type, its shape, and no overlap
  * with the occupied ranges. Writes 0 for None and -1 for anything else; returns how many are -1, and writes how many are
- * None to addresses[n]. */
-int64_t fastopt_read(void *list, const void *type, int64_t n, const fastopt_shape *shapes,
+ * None to addresses[n]. Where the shape's device_type is not 0, the item is an array of CuPy: its type, the descriptors in
+ * that type of dtype, shape, strides and data, and those in the data's type of ptr and device_id are in `on_gpu`, which may
+ * be null if there is no such item. */
+int64_t fastopt_read(void *list, const void *type, void *const *on_gpu, int64_t n, const fastopt_shape *shapes,
                      const fastopt_extents *occupied, int64_t *addresses);
 
 /* The same for n contiguous float or double arrays of one shape, all but the second writable, none overlapping another.

@@ -18,6 +18,7 @@ from .tables import EXTENTS, SHAPE
 Array = npt.NDArray[Any]
 UNREAD = -1
 CODES = {np.dtype(dtype.stored): ord(dtype.buffer) for dtype in DTYPES.values() if dtype.on_numpy}
+ON_GPU = 2  # DLPack's code of CUDA
 BY_SIZE: dict[int, np.dtype[Any]] = {dtype.itemsize: dtype for dtype in CODES}
 
 if lib is not None:
@@ -36,36 +37,54 @@ class Reader:
 
     Parameters
     ----------
-    arrays : sequence of ndarray or None
-        For None nothing is expected, and whatever comes is UNREAD.
+    arrays : sequence of array or None
+        Arrays of NumPy or of CuPy, those of CuPy of one type. For None nothing is expected, and whatever comes is UNREAD.
     starts, ends : array of int64
         Sorted, disjoint ranges of addresses that no array may overlap.
     """
 
     def __init__(
-        self, arrays: Sequence[Array | None], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+        self, arrays: Sequence[Any], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
     ) -> None:
         if lib is None:
             return
         self.shapes = np.zeros(len(arrays), SHAPE)
         self.shapes["ndim"] = -1
-        self.pointed_to: list[Array] = [starts, ends]
+        self.pointed_to: list[Any] = [starts, ends]
+        on_gpu = ffi.NULL
         for shape, array in zip(self.shapes, arrays, strict=True):
-            if array is not None:
+            if array is None:
+                continue
+            if isinstance(array, np.ndarray):
                 view = array.data  # along axes of length 1 the buffer's strides are not always the array's
-                lengths, strides = np.array([view.shape, view.strides], np.int64).reshape(2, -1)
-                self.pointed_to += lengths, strides
-                shape["lengths"], shape["strides"], shape["ndim"] = address(lengths), address(strides), array.ndim
-                shape["itemsize"], shape["code"] = array.itemsize, CODES[array.dtype]
+                shape["code"] = CODES[array.dtype]
+            else:
+                view, on_gpu = array, on_gpu or self._descriptors(array)
+                shape["device_type"], shape["device_id"] = ON_GPU, array.data.device_id
+                shape["code"] = id(array.dtype)
+                self.pointed_to.append(array.dtype)
+            lengths, strides = np.array([view.shape, view.strides], np.int64).reshape(2, -1)
+            self.pointed_to += lengths, strides
+            shape["lengths"], shape["strides"], shape["ndim"] = address(lengths), address(strides), len(lengths)
+            shape["itemsize"] = array.dtype.itemsize
         self.occupied = np.array((len(starts), address(starts), address(ends)), EXTENTS)
         self.addresses = np.empty(len(arrays) + 1, np.int64)
         self.arguments = (
             NDARRAY,
+            on_gpu,
             len(arrays),
             ffi.cast("fastopt_shape *", address(self.shapes)),
             ffi.cast("fastopt_extents *", address(self.occupied)),
             ffi.cast("int64_t *", address(self.addresses)),
         )
+
+    def _descriptors(self, array: Any) -> Any:
+        """Return how to read an array of CuPy: its type, and what `fastopt_read` expects of that and of its data's."""
+        on_type = [type(array), *(getattr(type(array), name) for name in ("dtype", "shape", "strides", "data"))]
+        on_data = [getattr(type(array.data), name) for name in ("ptr", "device_id")]
+        objects = [*on_type, *on_data]  # access by name takes a third longer
+        self.pointed_to.append(objects)
+        return ffi.new("void *[]", [ffi.cast("void *", id(each)) for each in objects])
 
     def read(self, items: list[Any]) -> tuple[npt.NDArray[np.int64], int, int]:
         """Return the addresses of the items, 0 for None, and how many items are UNREAD and how many None.

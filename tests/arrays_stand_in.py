@@ -6,7 +6,6 @@ Elements are computed when their stream gets there, in memory that holds no numb
 
 import functools
 import math
-import types
 
 import numpy as np
 from cuda_stand_in import CUDARuntimeError, Device, PoolBlock, get_current_stream, runtime
@@ -106,17 +105,25 @@ class Operators:
         return apply(np.multiply, self, other, out=self)
 
 
+class Pointer:
+    """Where an array begins; its attributes are descriptors in C, as CuPy's are."""
+
+    __slots__ = ("device_id", "ptr")
+
+    def __init__(self, ptr, device_id):
+        self.ptr, self.device_id = ptr, device_id
+
+
 class ndarray(Operators):  # noqa: N801 (CuPy's name)
-    """An array on a device."""
+    """An array on a device; what it is stays, and is told by descriptors in C, as CuPy's are."""
+
+    __slots__ = ("data", "device", "dtype", "host", "shape", "size", "strides")
 
     def __init__(self, host, device=None):
         self.host = host  # its memory
         self.device = device or Device(runtime.getDevice())
         self.dtype, self.shape, self.strides, self.size = host.dtype, host.shape, host.strides, host.size
-
-    @property
-    def data(self):
-        return types.SimpleNamespace(ptr=self.host.__array_interface__["data"][0] if self.size else 0)
+        self.data = Pointer(host.__array_interface__["data"][0] if self.size else 0, self.device.id)
 
     @property
     def __cuda_array_interface__(self):

@@ -81,6 +81,11 @@ class Parameter(ABC):
         value = self.group.entries[rule.initial] if rule.initial else 0.0
         return {name: self.new_state(value) for name in rule.states if name not in self.states} or NOTHING
 
+    @property
+    def expected(self) -> Any:
+        """The array that the reader expects a gradient to equal in type, dtype, shape and strides; None if there is none."""
+        return None
+
     @abstractmethod
     def new_state(self, value: float) -> Any:
         """Allocate a state in the parameter's storage order."""

@@ -105,8 +105,7 @@ class Plan:
     def reader(self) -> Reader:
         """Reads the addresses of gradients in their parameters' layout that overlap nothing which an update writes."""
         if self._reader is None:
-            here = [parameter.layout.forwards and not parameter.device.on_gpu for parameter in self.parameters]
-            expected = [p.array if readable else None for p, readable in zip(self.parameters, here, strict=True)]
+            expected = [parameter.expected for parameter in self.parameters]
             self._reader = Reader(expected, self.extents.starts, self.extents.reaches)
         return self._reader
 

@@ -34,6 +34,12 @@ class CupyParameter(ArrayParameter):
         device = gpu_of_cupy(installed_cupy(), self.held.device.id)
         super().__init__(key, array, layout, dtype, group, device)
 
+    @property
+    def expected(self) -> Any:
+        """The array that a gradient usually equals in type, dtype, shape and strides."""
+        plain = type(self.held) is installed_cupy().ndarray
+        return self.held if plain and self.layout.forwards else None
+
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them: arrays of CuPy."""
         return {name: owner_of(state) for name, state in self.states.items()}

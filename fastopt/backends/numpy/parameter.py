@@ -23,6 +23,11 @@ class NumpyParameter(ArrayParameter):
         super().__init__(key, array, layout, array.dtype.name, group, CPU)
         self.pins = pin(self.array)
 
+    @property
+    def expected(self) -> Array | None:
+        """The array that a gradient usually equals in type, dtype, shape and strides."""
+        return self.array if self.layout.forwards else None
+
     def restore(self, step: int, carried: float, states: Mapping[str, Array]) -> None:
         """Replace count, carried number and states."""
         self.pins = pin(self.array)
