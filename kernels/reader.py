@@ -38,14 +38,12 @@ class Reader:
     Parameters
     ----------
     arrays : sequence of array or None
-        Arrays of NumPy or of CuPy, those of CuPy of one type. For None nothing is expected, and whatever comes is UNREAD.
+        Arrays of NumPy, or of CuPy, which are all of one type. For None nothing is expected: whatever comes is UNREAD.
     starts, ends : array of int64
         Sorted, disjoint ranges of addresses that no array may overlap.
     """
 
-    def __init__(
-        self, arrays: Sequence[Any], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
-    ) -> None:
+    def __init__(self, arrays: Sequence[Any], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> None:
         if lib is None:
             return
         self.shapes = np.zeros(len(arrays), SHAPE)

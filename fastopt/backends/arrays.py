@@ -56,7 +56,7 @@ class ArrayParameter(Parameter):
         """Copy a state from a state dict, after checking that it fits this parameter."""
 
     def alike(self, given: Any) -> int:
-        """Return the address of a gradient in the parameter's layout; UNREAD if it needs the slow check."""
+        """Return the address of a gradient that the extension has not read; UNREAD if it needs the slow check."""
         return UNREAD
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Gradients(StepGradients):
         self.taking_part = (self.addresses != 0).tobytes() if none else plan.everyone
 
     def _read_alike(self, parameters: Sequence[ArrayParameter], extents: Extents) -> None:
-        """Read gradients on GPUs that have their parameters' layout and overlap nothing that an update writes."""
+        """Read what the extension has not: gradients on GPUs in their parameters' layout that overlap nothing."""
         unread = np.flatnonzero(self.addresses == UNREAD)
         found = np.array([parameters[i].alike(self.held[i]) for i in unread.tolist()], np.int64)
         lengths = np.array([parameters[i].array.nbytes for i in unread.tolist()])

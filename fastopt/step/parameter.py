@@ -83,7 +83,7 @@ class Parameter(ABC):
 
     @property
     def expected(self) -> Any:
-        """The array that the reader expects a gradient to equal in type, dtype, shape and strides; None if there is none."""
+        """The array that the reader expects a gradient to equal in type, dtype, shape and strides, or None."""
         return None
 
     @abstractmethod

@@ -82,7 +82,10 @@ class CupyParameter(ArrayParameter):
         return state
 
     def alike(self, given: Any) -> int:
-        """Return the address of a gradient in the parameter's layout; UNREAD if it needs the slow check."""
+        """Return the address of a gradient in the parameter's layout; UNREAD if it needs the slow check.
+
+        The extension does this itself; without it, this takes a tenth of the slow check.
+        """
         held = self.held
         if (
             type(given) is type(held)
