@@ -86,6 +86,22 @@ def test_workloads_are_those_that_were_promised() -> None:
     assert {"resnet50", "gpt2"} < WORKLOADS.keys()
 
 
+def test_gradients_that_are_new_at_each_step_have_other_addresses(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[Any]] = []
+    monkeypatch.setattr("fastopt.SGD.step", lambda self, grads: given.append(grads))
+    assert not gpu_contenders.of_many(WORKLOADS["tensor_64k"])
+    (contender,) = gpu_contenders.of_many(SMALL).values()
+    step = contender.make(gpu_contenders.draw(device.cupy, SMALL), "momentum")
+    step()
+    step()
+    device.synchronize()
+    for one, other in zip(*given, strict=True):
+        assert one.data.ptr != other.data.ptr
+        np.testing.assert_array_equal(cupy.asnumpy(one), cupy.asnumpy(other))
+
+
 def test_steps_in_flight_leave_room_in_the_queue_of_launches(device: Device) -> None:
     for contender in gpu_contenders.contenders(device).values():
         for workload in WORKLOADS.values():
@@ -311,6 +327,18 @@ def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> Non
     assert "against torch-fused" not in printed
 
 
+def test_new_gradients_are_no_contender_of_others() -> None:
+    """Nor the fastest of them; a sentence says what the host takes."""
+    found = fake_report()
+    summary = gpu_report.summary(found)
+    own: Any = next(row for row in found["rows"] if (row["workload"], row["implementation"]) == ("resnet50", "fastopt"))
+    found["rows"].append({**own, "implementation": "fastopt-fresh", "host_seconds": 6e-5})
+    ratio: Any = next(entry for entry in found["ratios"] if entry["subject"] == "fastopt")
+    found["ratios"].append({**ratio, "implementation": "fastopt-fresh", "gpu": 1.0, "host": 0.5})
+    assert "For a momentum step over 161 new arrays of CuPy the host takes 60.0 µs." in gpu_report.markdown(found)
+    assert gpu_report.summary(found) == summary
+
+
 def test_what_is_unstable_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In tables and chart; files of older versions do not name any."""
     found: Any = fake_report()
@@ -370,9 +398,9 @@ def test_the_command_checks_measures_prints_and_writes(
     assert found["notes"] == ["torch-compiled is left out of a quick run: it takes too long to compile"]
     assert found["missing"] == []
     assert found["checked"] == gpu_check.count(device, gpu_contenders.contenders(device))
-    assert [row["implementation"] for row in found["rows"]] == (OF_TORCH + OF_CUPY) * 3 * len(SOME)
+    assert [row["implementation"] for row in found["rows"]] == [*OF_TORCH, *OF_CUPY, "fastopt-fresh"] * 3 * len(SOME)
     assert all(row["speedup"] == 1 for row in found["rows"] if row["implementation"] == "cupy")
-    assert len(found["ratios"]) == 6 * 3 * len(SOME)
+    assert len(found["ratios"]) == 7 * 3 * len(SOME)
     assert [entry["implementation"] for entry in found["graphs"]] == ["fastopt.torch", "fastopt"] * 3
     assert [entry["implementation"] for entry in found["iterations"]] == ["fastopt.torch", "torch-fused"] * 2
     assert chart.stat().st_size > 0

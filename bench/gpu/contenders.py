@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
+import fastopt
+
 from ..cases import MOMENTUM
 from ..contenders import (
     BETA1,
     BETA2,
     EPS,
     FASTOPT_TORCH,
+    FRESH,
     LR,
     TORCH_MODES,
     WRITES_GRADIENTS,
@@ -27,6 +30,7 @@ from ..contenders import (
     corrected,
     in_place,
     largest,
+    optimizer,
     states_of,
     torch_step,
 )
@@ -104,6 +108,11 @@ def contenders(device: Device) -> dict[str, Contender]:
     return found
 
 
+def of_many(workload: Workload) -> dict[str, Contender]:
+    """Return what is also measured where tensors are many: the host's work for gradients that are new at each step."""
+    return {FRESH: Contender(fresh_step, FASTOPT)} if len(workload.shapes) > 1 else {}
+
+
 def draw(cupy: Any, workload: Workload) -> Arrays:
     """Fill arrays on the GPU with numbers that stay finite over any number of steps."""
 
@@ -133,6 +142,13 @@ def left_out(name: str, rule: str, say: Say) -> Iterator[None]:
             raise
         reason = str(error).partition("\n")[0]
         say(f"{name} is left out of {rule}: {reason or type(error).__name__}")
+
+
+def fresh_step(arrays: Arrays, rule: str) -> Step:
+    """Make fastopt with gradients in other arrays than at the last step, as if just allocated."""
+    opt = optimizer(fastopt, arrays.params, rule)
+    turns = itertools.cycle([arrays.grads, [grad.copy() for grad in arrays.grads]])
+    return lambda: opt.step(next(turns))
 
 
 def plain_step(cupy: Any, arrays: Arrays, rule: str) -> Step:

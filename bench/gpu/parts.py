@@ -12,7 +12,7 @@ from ..contenders import FASTOPT_TORCH, RULES
 from ..measure import Pace, measure
 from ..workloads import Arrays, Workload
 from .compiled import COMPILED, Compiled
-from .contenders import FASTOPT, MOST_STEPS, SUBJECTS, WORKLOADS, Contender, Say, draw, left_out, make
+from .contenders import FASTOPT, MOST_STEPS, SUBJECTS, WORKLOADS, Contender, Say, draw, left_out, make, of_many
 from .device import Device
 from .figures import TRAININGS, Figures, ratios, replays, rows
 from .measure import COPY, GRAPH, ITEMSIZE, fits, queued, started, timed
@@ -75,15 +75,16 @@ def parts(bench: Bench) -> list[Part]:
 def steps(bench: Bench, workload: Workload, rule: str, begin: Begin) -> Figures:
     """Time all contenders on one workload by one rule, and a copy of as many bytes; states are gone afterwards."""
     device = bench.device
-    if not fits(device, workload, len(bench.contenders), bench.say):
+    contenders = {**bench.contenders, **of_many(workload)}
+    if not fits(device, workload, len(contenders), bench.say):
         return Figures()
     arrays = draw(device.cupy, workload)
-    eager = {name: contender for name, contender in bench.contenders.items() if name != COMPILED}
+    eager = {name: contender for name, contender in contenders.items() if name != COMPILED}
     contestants = started(device, eager, rule, arrays, bench.say)
     compiled = compiled_step(bench, workload, rule, arrays)
     if compiled is not None:
         contestants[COMPILED] = compiled.step
-    counts = {name: bench.contenders[name].steps(workload) for name in contestants} | {COPY: MOST_STEPS}
+    counts = {name: contenders[name].steps(workload) for name in contestants} | {COPY: MOST_STEPS}
     bytes_moved = REGISTRY[rule].bytes_moved(ITEMSIZE) * workload.elements
     contestants[COPY] = device.copier(bytes_moved)
     costs = measure(contestants, queued(device, counts), begin())
@@ -95,7 +96,7 @@ def steps(bench: Bench, workload: Workload, rule: str, begin: Begin) -> Figures:
     both = timed(workload, rule, bytes_moved, costs)
     return Figures(
         rows=rows([both], bench.baseline),
-        ratios=ratios([both], bench.contenders),
+        ratios=ratios([both], contenders),
         compiled=[] if compiled is None else [compiled.entry(workload.name, rule)],
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastopt.progress import console
 
-from ..contenders import FASTOPT_TORCH
+from ..contenders import FASTOPT_TORCH, FRESH
 from ..text import UNSTABLE, Lines, duration, markdown_table, percent, table, times, unstable
 from ..torch_report import least
 from ..workloads import title as title_of
@@ -68,7 +68,7 @@ def summary(report: Report) -> Lines:
     headings, lines = ["workload", "rule"], [[named(workload), rule] for workload, rule in keys]
     for subject, fastest in FASTEST.items():
         own = own_rows(report, subject)
-        others = {entry["implementation"] for entry in report["ratios"] if entry["subject"] == subject}
+        others = {entry["implementation"] for entry in report["ratios"] if entry["subject"] == subject} - {FRESH}
         headings += [subject, "of a copy", fastest] if own else []
         for line, key in zip(lines, keys, strict=True):
             if key in own:
@@ -134,12 +134,10 @@ def other_tables(report: Report) -> Iterator[tuple[str, Lines]]:
 def remarks(report: Report) -> Iterator[str]:
     """Yield sentences on what tables do not show: the host's time for many arrays, compilation, what is missing."""
     for row in report["rows"]:
-        if (row["workload"], row["rule"], row["implementation"]) == ("resnet50", "momentum", FASTOPT):
-            tensors = len(WORKLOADS["resnet50"].shapes)
-            yield (
-                f"For a momentum step over {tensors} bound arrays of CuPy the host takes "
-                f"{duration(row['host_seconds'])}."
-            )
+        how = {FASTOPT: "bound", FRESH: "new"}.get(row["implementation"])
+        if (row["workload"], row["rule"]) == ("resnet50", "momentum") and how is not None:
+            tensors, took = len(WORKLOADS["resnet50"].shapes), duration(row["host_seconds"])
+            yield f"For a momentum step over {tensors} {how} arrays of CuPy the host takes {took}."
     for rule in unfused(report):
         yield f"On CUDA torch has no fused {title(rule)}: its fastest there is another of its modes."
     if took := sorted(report["compiled"], key=lambda entry: entry["seconds"]):
