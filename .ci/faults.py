@@ -521,8 +521,8 @@ CUDA = (
         "fastopt/step/gpu.py",
         "self.hypers, self.words, self.sent = hypers, {}, set()",
         "self.hypers, self.sent = hypers, set()",
-        ("tests/test_gpu_launches.py", "tests/test_gpu.py"),
-        only="row or fresh",
+        ("tests/test_gpu_repeated.py",),
+        only="several_kernels",
     ),
     Mutant(
         "an argument of 32 KB is captured",
