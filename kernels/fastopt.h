@@ -72,10 +72,15 @@ typedef struct fastopt_watched {
     int64_t n;
     const fastopt_shape *shapes;
     const int64_t *addresses;
+    const int64_t *behind; /* two addresses for each: where its objects in C++ lie, to fetch them; nothing is read there */
     double *counts; /* `counted` numbers, which must equal those in `expected`; may be null if there are none */
     double *expected;
     int64_t counted;
     const int64_t *rows; /* null, or for each of these the row of a step whose `carried` stands behind them all */
+    void *distributed; /* a list of distributed tensors */
+    void *parts;       /* for each of these: its local part and its spec */
+    void *local;       /* the descriptors of these two; null if no tensor is distributed */
+    void *spec;
 } fastopt_watched;
 
 /* The gradients of the n tensors in a list, and what each is expected to be. */
@@ -84,6 +89,7 @@ typedef struct fastopt_gradients {
     void *frozen;     /* a list of tensors that must have none; not checked if the descriptor is null */
     void *descriptor; /* `grad` of their type; null: `gradients` is filled already */
     void *gradients;  /* a list for them */
+    void *specs;      /* a list: how each is distributed; None if it is not */
     const void *type; /* the exact type of each */
     int64_t n;
     const fastopt_shape *shapes;
@@ -166,6 +172,10 @@ int32_t fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads);
 int64_t fastopt_read_tensors(const void *exchange, const fastopt_watched *watched, const fastopt_gradients *gradients,
                              fastopt_step *step, void *increment, void *written, int32_t threads);
 
+/* Puts None in the place of each gradient in the list. Assigning a slice of many would allocate memory for the old ones, for
+ * which the allocator tidies up after all that backward has freed. */
+void fastopt_release_tensors(const fastopt_gradients *gradients);
+
 /* Lets the CUDA graph that a stream is capturing own the object with this number. Returns 1; or 0 if no driver of that name
  * is loaded, the driver is too old, or the stream is not capturing. */
 int32_t fastopt_graph_owns(const char *library, void *stream, int64_t number);
@@ -180,8 +190,8 @@ int64_t fastopt_abi(void);
 
 FASTOPT_SIZE(fastopt_shape, 48);
 FASTOPT_SIZE(fastopt_extents, 24);
-FASTOPT_SIZE(fastopt_watched, 112);
-FASTOPT_SIZE(fastopt_gradients, 72);
+FASTOPT_SIZE(fastopt_watched, 152);
+FASTOPT_SIZE(fastopt_gradients, 80);
 FASTOPT_SIZE(fastopt_launch, 40);
 FASTOPT_SIZE(fastopt_driver, 40);
 FASTOPT_SIZE(fastopt_gpu, 32);

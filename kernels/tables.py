@@ -67,10 +67,15 @@ WATCHED = np.dtype(
         ("n", np.int64),
         ("shapes", np.int64),
         ("addresses", np.int64),
+        ("behind", np.int64),
         ("counts", np.int64),
         ("expected", np.int64),
         ("counted", np.int64),
         ("rows", np.int64),
+        ("distributed", np.int64),
+        ("parts", np.int64),
+        ("local", np.int64),
+        ("spec", np.int64),
     ]
 )
 GRADIENTS = np.dtype(
@@ -79,6 +84,7 @@ GRADIENTS = np.dtype(
         ("frozen", np.int64),
         ("descriptor", np.int64),
         ("gradients", np.int64),
+        ("specs", np.int64),
         ("type", np.int64),
         ("n", np.int64),
         ("shapes", np.int64),

@@ -53,6 +53,7 @@ def call_of(increment: Any, written: list[Any]) -> tuple[Any, ...]:
 
 
 DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's codes
+Behind = Sequence[tuple[int, int]]
 Shape = tuple[str, int, Sequence[int], Sequence[int], tuple[int, int]]
 
 
@@ -68,13 +69,13 @@ class Shapes:
     def __init__(self, expected: Sequence[Shape | None]) -> None:
         self.table = np.zeros(len(expected), SHAPE)
         self.table["ndim"] = -1
-        self.pointed_to: list[Array] = []
+        self.pointed_to: dict[Any, Array] = {}  # one for all tensors that lie alike: it stays in the cache
         for row, shape in zip(self.table, expected, strict=True):
             if shape is None or shape[0] not in CODES:
                 continue
             name, itemsize, lengths, strides, device = shape
-            axes = np.array([lengths, strides], np.int64).reshape(2, -1)
-            self.pointed_to.append(axes)
+            key = tuple(lengths), tuple(strides)
+            axes = self.pointed_to.setdefault(key, np.array(key, np.int64).reshape(2, -1))
             row["lengths"], row["strides"], row["ndim"] = address(axes[0]), address(axes[1]), len(lengths)
             row["itemsize"], row["code"] = itemsize, CODES[name]
             row["device_type"], row["device_id"] = device
@@ -103,6 +104,8 @@ class Watch:
         Numbers that must be equal; may be empty. A step that is taken again counts them.
     rows : array of int64, optional
         For each count, the row of the step whose carried number stands behind all counts in the two arrays.
+    behind : sequence of pairs of int
+        For each tensor, where its objects in C++ lie, of tensor and storage: they are fetched in good time.
     """
 
     def __init__(
@@ -113,7 +116,8 @@ class Watch:
         tensors: list[Any],
         counts: npt.NDArray[np.float64],
         expected: npt.NDArray[np.float64],
-        rows: npt.NDArray[np.int64] | None = None,
+        rows: npt.NDArray[np.int64] | None,
+        behind: Behind,
     ) -> None:
         self.counts, self.expected_counts, self.rows = counts, expected, rows
         self.table = table
@@ -122,10 +126,31 @@ class Watch:
         self.described = self._described()
         self.shapes = Shapes([shape_of(tensor) for tensor in tensors])
         self.addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+        self.behind = np.array(behind, np.int64)
+        self.distributed: list[Any] = []
+        self.parts: list[Any] = []
+        self.slots: tuple[Any, ...] = ()
         objects = self.dicts, PARAMS, self.listed, self.assigned, self.nested, self.stated, self.tensors
-        numbers = len(tensors), address(self.shapes.table), address(self.addresses), address(counts), address(expected)
+        arrays = self.shapes.table, self.addresses, self.behind, counts, expected
         of_rows = (len(counts), 0) if rows is None else (len(rows), address(rows))
-        self.watched = np.array((*map(id, objects), *numbers, *of_rows), WATCHED)
+        of_parts = id(self.distributed), id(self.parts), 0, 0
+        self.watched = np.array(
+            (*map(id, objects), len(tensors), *map(address, arrays), *of_rows, *of_parts), WATCHED
+        )
+
+    def expect_parts(self, distributed: list[Any], slots: tuple[Any, Any]) -> None:
+        """Expect the local parts of distributed tensors, and how these are distributed, to stay the same objects.
+
+        Parameters
+        ----------
+        distributed : list
+        slots : tuple of descriptor
+            They return a tensor's local part, and its spec: how it is distributed.
+        """
+        self.slots = slots
+        self.distributed[:] = distributed
+        self.parts[:] = self._parts()
+        self.watched["local"], self.watched["spec"] = map(id, slots)
 
     def note_entries(self) -> None:
         """Expect the entries of the dicts to stay as they are now."""
@@ -150,6 +175,9 @@ class Watch:
                 stated += [part for pair in state.items() for part in pair]
         return stated
 
+    def _parts(self) -> list[Any]:
+        return [slot.__get__(tensor) for tensor in self.distributed for slot in self.slots]
+
     def _described(self) -> list[Any]:
         described: list[Any] = []  # flat: the garbage collector would walk a tuple for each tensor
         for tensor in self.tensors:
@@ -162,6 +190,7 @@ class Watch:
         frozen: list[Any],
         descriptor: Any,
         tensor_type: Any,
+        specs: list[Any],
         shapes: Sequence[Shape | None],
         starts: npt.NDArray[np.int64],
         reaches: npt.NDArray[np.int64],
@@ -177,7 +206,9 @@ class Watch:
         descriptor : descriptor or None
             Returns a parameter's gradient; if None, the caller puts them into `gradients`, and checks the frozen ones.
         tensor_type : type
-            The gradients' exact type.
+            The exact type of the gradients, or of the local parts of distributed ones.
+        specs : list
+            How each gradient is to be distributed; None if it is not.
         shapes : sequence of Shape or None
             A gradient with None here is always UNREAD.
         starts, reaches : array of int64
@@ -188,8 +219,8 @@ class Watch:
         self.found = np.empty(len(parameters) + 1, np.int64)
         self.expected = Shapes(shapes)
         occupied = np.array((len(starts), address(starts), address(reaches)), EXTENTS)
-        self.pointed_to = parameters, frozen, descriptor, tensor_type, starts, reaches, occupied
-        lists = id(parameters), id(frozen), id(descriptor) if descriptor else 0, id(self.gradients)
+        self.pointed_to = parameters, frozen, descriptor, tensor_type, specs, starts, reaches, occupied
+        lists = id(parameters), id(frozen), id(descriptor) if descriptor else 0, id(self.gradients), id(specs)
         objects = *lists, id(tensor_type)
         numbers = len(parameters), address(self.expected.table), address(occupied), address(self.found)
         self.wanted = np.array((*objects, *numbers), GRADIENTS)
@@ -222,7 +253,8 @@ class Watch:
             return OUT_OF_DATE
         if not same(self._assigned(), self.assigned):
             return ASSIGNED
-        unchanged = same(self._stated(), self.stated) and self._described() == self.described
+        unchanged = same(self._stated(), self.stated) and same(self._parts(), self.parts)
+        unchanged = unchanged and self._described() == self.described
         unchanged = unchanged and np.array_equal(self.counts, self.expected_counts)
         _, frozen, descriptor = self.pointed_to[:3]
         if descriptor:
@@ -241,4 +273,7 @@ class Watch:
 
     def release(self) -> None:
         """Drop the gradients, so that the next ones can reuse their memory."""
-        self.gradients[:] = self.nones
+        if self.table:
+            lib.fastopt_release_tensors(self.arguments[-1])
+        else:
+            self.gradients[:] = self.nones

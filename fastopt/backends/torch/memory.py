@@ -30,12 +30,30 @@ def is_distributed(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def slots_of_distributed() -> tuple[Any, Any]:
+    """Return the descriptors that return a DTensor's local part, and its spec."""
+    slots = vars(sys.modules["torch.distributed.tensor"].DTensor)
+    return slots["_local_tensor"], slots["_spec"]
+
+
 def local(tensor: Any) -> Any:
-    """Return the local part of a distributed tensor; anything else unchanged."""
-    if not is_distributed(tensor):
-        return tensor
-    with torch.no_grad():
-        return tensor.to_local()
+    """Return the local part of a distributed tensor, without autograd; anything else unchanged.
+
+    What a collective is still writing is waited for.
+    """
+    here = tensor._local_tensor if is_distributed(tensor) else tensor  # `to_local` returns a view of a parameter's
+    collectives = sys.modules.get("torch.distributed._functional_collectives")
+    if collectives is None or not isinstance(here, collectives.AsyncCollectiveTensor):
+        return here
+    return here.wait()
+
+
+storage_address = getattr(torch._C, "_storage_address", lambda tensor: 0)
+
+
+def behind(tensor: Tensor) -> tuple[int, int]:
+    """Return where the objects of a tensor and of its storage lie in C++; 0 for a storage that is not its own."""
+    return tensor._cdata, 0 if is_distributed(tensor) else storage_address(tensor)
 
 
 def check_memory(what: str, tensor: Any) -> Tensor:

@@ -20,7 +20,7 @@ from ...step.stepper import Stepper
 from .counts import Counts
 from .device import AmpState
 from .gradients import GRAD, Gradients, has_plain_gradient, readable_gradient
-from .memory import is_distributed, local
+from .memory import behind, is_distributed, local, slots_of_distributed
 from .parameter import TorchParameter
 from .sparse import Rows
 
@@ -110,20 +110,23 @@ class TorchStepper(Stepper):
         self.objects = [tensor for parameter in self.parameters for tensor in parameter.written()]
         self.objects += self.counts.tensors if self.counts else []
         self.tensors = [local(held) for held in self.objects]
-        self.distributed = any(map(is_distributed, self.given))
-        self.asks = self.distributed or not all(map(has_plain_gradient, (*self.given, *self.frozen)))
+        self.asks = not all(map(has_plain_gradient, (*self.given, *self.frozen)))
         # States that C++ holds as well are read in half the time. Not parameters: torch.utils.swap_tensors would refuse
         # these.
         held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
         self.held = [to_dlpack(tensor) for tensor in held + (self.counts.tensors if self.counts else [])]
         counts = self.counts
-        numbers = (counts.array, counts.expected, counts.rows) if counts else (NO_COUNTS, NO_COUNTS)
-        self.watch = Watch(TABLE, given, states, self.tensors, *numbers)
+        numbers = (counts.array, counts.expected, counts.rows) if counts else (NO_COUNTS, NO_COUNTS, None)
+        self.watch = Watch(TABLE, given, states, self.tensors, *numbers, [*map(behind, self.tensors)])
+        distributed = [held for held in self.objects if is_distributed(held)]
+        if distributed:
+            self.watch.expect_parts(distributed, slots_of_distributed())
+        specs = [parameter._spec if is_distributed(parameter) else None for parameter in self.given]
         shapes = [readable_gradient(parameter) for parameter in self.parameters]
         descriptor = None if self.asks else GRAD
         self.extents = self.plan.extents
         self.watch.expect(
-            self.given, self.frozen, descriptor, GRADIENT_TYPE, shapes, self.extents.starts, self.extents.reaches
+            self.given, self.frozen, descriptor, GRADIENT_TYPE, specs, shapes, self.extents.starts, self.extents.reaches
         )
 
     # Gradients
@@ -148,8 +151,6 @@ class TorchStepper(Stepper):
         return self.plan.extents is not self.extents
 
     def _locate(self) -> None:
-        if self.distributed:
-            self.tensors[:] = map(local, self.objects)
         if self.asks:
             self.watch.gradients[:] = [given.grad for given in self.given]
 
@@ -166,8 +167,7 @@ class TorchStepper(Stepper):
             return self.read()
         if self.asks and self._is_overtaken:
             return OUT_OF_DATE
-        if self.asks or self.distributed:
-            self._locate()
+        self._locate()
         result = self.watch.take(repetition, part.call)
         if result == TORN:
             raise repetition.torn()
