@@ -134,9 +134,7 @@ class Watch:
         arrays = self.shapes.table, self.addresses, self.behind, counts, expected
         of_rows = (len(counts), 0) if rows is None else (len(rows), address(rows))
         of_parts = id(self.distributed), id(self.parts), 0, 0
-        self.watched = np.array(
-            (*map(id, objects), len(tensors), *map(address, arrays), *of_rows, *of_parts), WATCHED
-        )
+        self.watched = np.array((*map(id, objects), len(tensors), *map(address, arrays), *of_rows, *of_parts), WATCHED)
 
     def expect_parts(self, distributed: list[Any], slots: tuple[Any, Any]) -> None:
         """Expect the local parts of distributed tensors, and how these are distributed, to stay the same objects.
