@@ -24,7 +24,7 @@ from .iteration import iterations
 from .measure import LIMIT, MODES, WARM_UP, Mode, Pace, Timing, settled, timed
 from .schedules import evaluations
 from .torch_report import InTorch
-from .workloads import WORKLOADS, Arrays, Workload
+from .workloads import DISTRIBUTED, WORKLOADS, Arrays, Workload
 
 Measured = TypeVar("Measured")
 
@@ -221,7 +221,7 @@ def in_torch(workloads: Sequence[Workload], pace: Pace) -> InTorch:
     points = track(tensors.curve(pace), "Counting tensors", total=len(tensors.COUNTS))
     return {
         "threads": torch.get_num_threads(),
-        "rows": list(itertools.chain.from_iterable(steps)),
+        "rows": [*itertools.chain.from_iterable(steps), *tensors.distributed_rows(DISTRIBUTED, pace)],
         "curve": list(itertools.chain.from_iterable(points)),
         "iteration": where_installed(torch_iteration.iterations, pace),
     }

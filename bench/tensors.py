@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypedDict
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import fastopt.torch
@@ -28,6 +29,8 @@ CURVE_SHARE = 0.25
 
 COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000)  # of tensors
 ELEMENTS = 64  # of each: like a small layer's biases, so that a step is mostly overhead
+
+DISTRIBUTED_RULE = "adam"
 
 CONTENDERS: dict[str, tuple[Any, dict[str, bool]]] = {  # a library, and options that only it has
     FASTOPT_TORCH: (fastopt.torch, {}),
@@ -81,6 +84,37 @@ class Tensors:
         torch.autograd.backward(self.params, self.sources)
 
 
+class DistributedTensors(Tensors):
+    """The same as DTensors over a mesh of one process."""
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> DistributedTensors:
+        """Copy arrays into torch's memory."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+
+        mesh = init_device_mesh("cpu", (1,))
+        params = [nn.Parameter(distribute_tensor(torch.tensor(param), mesh, [Shard(0)])) for param in arrays.params]
+        return cls(params, [torch.tensor(grad) for grad in arrays.grads])
+
+    def backward(self) -> None:
+        """Make gradients as FSDP2 does: new tensors, distributed by the parameter's own spec."""
+        from torch.distributed.tensor import DTensor
+
+        for param, source in zip(self.params, self.sources, strict=True):
+            param.grad = DTensor(source.clone(), param._spec, requires_grad=False)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Make this process a group of its own."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 @functools.cache
 def deepspeed_adam() -> Any:
     """Return DeepSpeed's Adam for the CPU, if it is installed and compiles, which it does at first use."""
@@ -129,6 +163,16 @@ def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:
         for rule in RULES:
             names = (*CONTENDERS, DEEPSPEED) if rule == "adam" and deepspeed_adam() is not None else tuple(CONTENDERS)
             yield [{"workload": workload.name, "rule": rule, **one} for one in compared(tensors, rule, pace, names)]
+
+
+def distributed_rows(workload: Workload, pace: Pace) -> list[Row]:
+    """Compare all contenders on distributed tensors, if this torch has these."""
+    if not dist.is_available():
+        return []
+    pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
+    with process_group():
+        of_all = compared(DistributedTensors.of(Arrays.draw(workload)), DISTRIBUTED_RULE, pace)
+        return [{"workload": workload.name, "rule": DISTRIBUTED_RULE, **one} for one in of_all]
 
 
 def curve(pace: Pace) -> Iterator[list[Point]]:

@@ -467,6 +467,7 @@ def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "compiled_loops", lambda: None)
     monkeypatch.setattr(tensors, "RULES", ("adagrad",))
     monkeypatch.setattr(tensors, "COUNTS", (1, 10))
+    monkeypatch.setattr(command, "DISTRIBUTED", Workload("dtensors_500", "a few", ((2, 2),) * 3))
     monkeypatch.setattr(torch_iteration, "RULES", ())
     monkeypatch.setattr(schedules, "EXAMPLES", {"Linear": schedules.EXAMPLES["Linear"]})
     monkeypatch.setattr(quiet, "wait", lambda say: say("quiet"))
@@ -481,7 +482,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(found) == ["machine", "rows", "ratios", "iteration", "schedules", "embedded", "torch"]
     assert list(found["embedded"]) == ["parameters", "rows", "elements", "call_seconds", "unstable"]
     assert list(found["torch"]) == ["threads", "rows", "curve", "iteration"]
-    assert [row["implementation"] for row in found["torch"]["rows"]] == list(tensors.CONTENDERS)
+    rows = [(row["workload"], row["implementation"]) for row in found["torch"]["rows"]]
+    assert rows == list(itertools.product(["mlp", "dtensors_500"], tensors.CONTENDERS))
     assert [point["tensors"] for point in found["torch"]["curve"]] == [1] * 4 + [10] * 4
     assert [row["schedule"] for row in found["schedules"]["rows"]] == ["Linear"]
     assert {row["workload"] for row in found["rows"]} == {"mlp", "mlp, after other work"}

@@ -129,8 +129,12 @@ WORKLOADS = {
     )
 }
 
+# Steps in torch have one more, whose tensors are distributed as in FSDP2, over one process: it is mostly overhead.
+DISTRIBUTED = Workload("dtensors_500", "500 DTensors of 16 x 16", ((16, 16),) * 500)
+TITLED = {**WORKLOADS, DISTRIBUTED.name: DISTRIBUTED}
 
-def title(name: str, workloads: Mapping[str, Workload] = WORKLOADS) -> str:
+
+def title(name: str, workloads: Mapping[str, Workload] = TITLED) -> str:
     """Return a workload's title for tables and charts; a suffix after its name is kept."""
     of, comma, mode = name.partition(", ")
     return (workloads[of].title if of in workloads else of) + comma + mode
