@@ -102,13 +102,15 @@ class DistributedTensors(Tensors):
         from torch.distributed.tensor import DTensor
 
         for param, source in zip(self.params, self.sources, strict=True):
-            param.grad = DTensor(source.clone(), param._spec, requires_grad=False)  # type: ignore[attr-defined]
+            spec = param._spec  # type: ignore[attr-defined]
+            param.grad = DTensor(source.clone(), spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Make this process a group of its own."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]  # which is public all the same
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         yield
     finally:

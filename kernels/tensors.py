@@ -98,11 +98,10 @@ class Watch:
     nested : dict of dicts
         Their keys and values must stay the same objects.
     tensors : list
-        Their addresses, dtypes, devices, shapes and strides must stay the same. The list may get other tensors of the
-        same memory.
+        Their addresses, dtypes, devices, shapes and strides must stay the same.
     counts, expected : array of float64
         Numbers that must be equal; may be empty. A step that is taken again counts them.
-    rows : array of int64, optional
+    rows : array of int64 or None
         For each count, the row of the step whose carried number stands behind all counts in the two arrays.
     behind : sequence of pairs of int
         For each tensor, where its objects in C++ lie, of tensor and storage: they are fetched in good time.

@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # which is public all the same
 
 from ...kernels.repetition import TORN
+from ...kernels.reader import Array
 from ...kernels.tensors import OUT_OF_DATE, PARAMS, Watch, call_of, exchange_table
 from ...rules import Family
 from ...step.group import GroupOptions
@@ -116,7 +117,9 @@ class TorchStepper(Stepper):
         held = [local(state) for parameter in self.parameters for state in parameter.written()[1:]]
         self.held = [to_dlpack(tensor) for tensor in held + (self.counts.tensors if self.counts else [])]
         counts = self.counts
-        numbers = (counts.array, counts.expected, counts.rows) if counts else (NO_COUNTS, NO_COUNTS, None)
+        numbers: tuple[Array, Array, Array | None] = NO_COUNTS, NO_COUNTS, None
+        if counts:
+            numbers = counts.array, counts.expected, counts.rows
         self.watch = Watch(TABLE, given, states, self.tensors, *numbers, [*map(behind, self.tensors)])
         distributed = [held for held in self.objects if is_distributed(held)]
         if distributed:
