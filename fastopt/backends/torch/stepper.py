@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # which is public all the same
 
-from ...kernels.repetition import TORN
 from ...kernels.reader import Array
+from ...kernels.repetition import TORN
 from ...kernels.tensors import OUT_OF_DATE, PARAMS, Watch, call_of, exchange_table
 from ...rules import Family
 from ...step.group import GroupOptions
