@@ -48,12 +48,12 @@ typedef struct fastopt_extents {
     const int64_t *ends;
 } fastopt_extents;
 
-/* Reads the addresses of the n items of a Python list. Each item should have exactly this type, its shape, and no overlap
+/* Reads the addresses of the n items of a Python list. Each item should have exactly its type, its shape, and no overlap
  * with the occupied ranges. Writes 0 for None and -1 for anything else; returns how many are -1, and writes how many are
- * None to addresses[n]. Where the shape's device_type is not 0, the item is an array of CuPy: its type, the descriptors in
- * that type of dtype, shape, strides and data, and those in the data's type of ptr and device_id are in `on_gpu`, which may
- * be null if there is no such item. */
-int64_t fastopt_read(void *list, const void *type, void *const *on_gpu, int64_t n, const fastopt_shape *shapes,
+ * None to addresses[n]. An item's type is the first of `types`, NumPy's. Where its shape's device_type is not 0, it is the
+ * second, CuPy's; then follow that type's descriptors of dtype, shape, strides and data, and the data's type's of ptr and
+ * device_id. */
+int64_t fastopt_read(void *list, void *const *types, int64_t n, const fastopt_shape *shapes,
                      const fastopt_extents *occupied, int64_t *addresses);
 
 /* The same for n contiguous float or double arrays of one shape, all but the second writable, none overlapping another.

@@ -105,7 +105,7 @@ int64_t address_on_gpu(PyObject *item, void *const *on_gpu, const fastopt_shape 
 
 }  // namespace
 
-extern "C" int64_t fastopt_read(void *list, const void *type, void *const *on_gpu, int64_t n, const fastopt_shape *shapes,
+extern "C" int64_t fastopt_read(void *list, void *const *types, int64_t n, const fastopt_shape *shapes,
                                 const fastopt_extents *occupied, int64_t *addresses) {
     fastopt::Gil gil;
     int64_t unread = 0, none = 0;
@@ -116,8 +116,8 @@ extern "C" int64_t fastopt_read(void *list, const void *type, void *const *on_gp
             ++none;
             continue;
         }
-        addresses[i] = shapes[i].device_type == 0 ? address_of(item, type, shapes[i], *occupied)
-                                                  : address_on_gpu(item, on_gpu, shapes[i], *occupied);
+        addresses[i] = shapes[i].device_type == 0 ? address_of(item, types[0], shapes[i], *occupied)
+                                                  : address_on_gpu(item, types + 1, shapes[i], *occupied);
         unread += addresses[i] == -1;
     }
     addresses[n] = none;

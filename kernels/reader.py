@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 UNREAD = -1
 CODES = {np.dtype(dtype.stored): ord(dtype.buffer) for dtype in DTYPES.values() if dtype.on_numpy}
 ON_GPU = 2  # DLPack's code of CUDA
+TYPES: tuple[Any, ...] = (np.ndarray,)
 BY_SIZE: dict[int, np.dtype[Any]] = {dtype.itemsize: dtype for dtype in CODES}
 
 if lib is not None:
@@ -30,6 +31,12 @@ def address(array: Array) -> int:
     if lib is not None and array.flags.c_contiguous:
         return int(ffi.cast("intptr_t", ffi.from_buffer(array)))  # takes half as long as the line below
     return int(array.__array_interface__["data"][0])
+
+
+def descriptors_of(array: Any) -> tuple[Any, ...]:
+    """Return what `fastopt_read` looks into arrays of CuPy with; access by name takes a third longer."""
+    own, data = type(array), type(array.data)
+    return own, own.dtype, own.shape, own.strides, own.data, data.ptr, data.device_id
 
 
 class Reader:
@@ -49,7 +56,7 @@ class Reader:
         self.shapes = np.zeros(len(arrays), SHAPE)
         self.shapes["ndim"] = -1
         self.pointed_to: list[Any] = [starts, ends]
-        on_gpu = ffi.NULL
+        types = TYPES
         for shape, array in zip(self.shapes, arrays, strict=True):
             if array is None:
                 continue
@@ -57,7 +64,7 @@ class Reader:
                 view = array.data  # along axes of length 1 the buffer's strides are not always the array's
                 shape["code"] = CODES[array.dtype]
             else:
-                view, on_gpu = array, on_gpu or self._descriptors(array)
+                view, types = array, TYPES + descriptors_of(array)
                 shape["device_type"], shape["device_id"] = ON_GPU, array.data.device_id
                 shape["code"] = id(array.dtype)
                 self.pointed_to.append(array.dtype)
@@ -65,24 +72,16 @@ class Reader:
             self.pointed_to += lengths, strides
             shape["lengths"], shape["strides"], shape["ndim"] = address(lengths), address(strides), len(lengths)
             shape["itemsize"] = array.dtype.itemsize
+        self.pointed_to.append(types)
         self.occupied = np.array((len(starts), address(starts), address(ends)), EXTENTS)
         self.addresses = np.empty(len(arrays) + 1, np.int64)
         self.arguments = (
-            NDARRAY,
-            on_gpu,
+            ffi.new("void *[]", [ffi.cast("void *", id(each)) for each in types]),
             len(arrays),
             ffi.cast("fastopt_shape *", address(self.shapes)),
             ffi.cast("fastopt_extents *", address(self.occupied)),
             ffi.cast("int64_t *", address(self.addresses)),
         )
-
-    def _descriptors(self, array: Any) -> Any:
-        """Return how to read an array of CuPy: its type, and what `fastopt_read` expects of that and of its data's."""
-        on_type = [type(array), *(getattr(type(array), name) for name in ("dtype", "shape", "strides", "data"))]
-        on_data = [getattr(type(array.data), name) for name in ("ptr", "device_id")]
-        objects = [*on_type, *on_data]  # access by name takes a third longer
-        self.pointed_to.append(objects)
-        return ffi.new("void *[]", [ffi.cast("void *", id(each)) for each in objects])
 
     def read(self, items: list[Any]) -> tuple[npt.NDArray[np.int64], int, int]:
         """Return the addresses of the items, 0 for None, and how many items are UNREAD and how many None.
