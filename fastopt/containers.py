@@ -63,7 +63,7 @@ class ParamTree:
         elif root.names is None:
             self.keys = range(first, first + len(self.arrays))
         else:
-            self.keys = root.names
+            self.keys = list(root.names)
 
 
 class Container:
@@ -83,15 +83,17 @@ class Container:
 
     Attributes
     ----------
-    names : list of str or None
-        The names of a mapping.
+    names : dict of str or None
+        The names of a mapping, in order; the values mean nothing.
     inner : list of Container or None
         The container at each entry, None for an array.
+    is_flat : bool
+        Whether every entry is an array.
     count : int
         How many arrays it contains, at any depth.
     """
 
-    __slots__ = ("count", "inner", "names", "path")
+    __slots__ = ("count", "inner", "is_flat", "names", "path")
 
     def __init__(
         self, given: Any, path: str | None, above: tuple[int, ...], found: dict[str, Any], first: int = 0
@@ -100,7 +102,7 @@ class Container:
             why = "in itself" if id(given) in above else f"more than {DEPTH} deep"
             raise ValueError(f"params is nested {why}, at {path!r:.80}: give each array once, in few containers")
         self.path = path
-        self.names = _names(given, path) if isinstance(given, Mapping) else None
+        self.names = dict.fromkeys(_names(given, path)) if isinstance(given, Mapping) else None
         self.inner: list[Container | None] = []
         before, above = len(found), (*above, id(given))
         entries = enumerate(given, first) if self.names is None else ((name, given[name]) for name in self.names)
@@ -113,12 +115,8 @@ class Container:
             else:
                 found[at] = entry
                 self.inner.append(None)
+        self.is_flat = not any(self.inner)
         self.count = len(found) - before
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether every entry is an array."""
-        return not any(self.inner)
 
     def filled(self, arrays: Iterator[Any]) -> Any:
         """Return the arrays in read-only containers of the same structure."""
@@ -132,6 +130,9 @@ class Container:
         return out
 
     def _gather(self, grads: Any, out: list[Any]) -> None:
+        if self.is_flat:
+            out.extend(self.entries(grads))  # += would ask a UserList first
+            return
         for inner, entry in zip(self.inner, self.entries(grads), strict=True):
             if inner is None:
                 out.append(entry)
@@ -152,9 +153,9 @@ class Container:
                 )
             in_order: Sequence[Any] = grads
             return in_order
-        if not isinstance(grads, Mapping):
+        if not isinstance(grads, (dict, Mapping)):  # a dict is found sooner by its own type
             raise TypeError(f"params{self} is a dict, so grads must be a dict with the same keys, not {kind(grads)}")
-        if grads.keys() != set(self.names):
+        if grads.keys() != self.names.keys():
             missing = [name for name in self.names if name not in grads]
             unknown = [name for name in grads if name not in self.names]
             raise ValueError(
