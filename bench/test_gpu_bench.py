@@ -329,11 +329,11 @@ def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_new_gradients_are_no_contender_of_others() -> None:
     """Nor the fastest of them; a sentence says what the host takes."""
-    found = fake_report()
+    found: Any = fake_report()
     summary = gpu_report.summary(found)
-    own: Any = next(row for row in found["rows"] if (row["workload"], row["implementation"]) == ("resnet50", "fastopt"))
+    own = next(row for row in found["rows"] if (row["workload"], row["implementation"]) == ("resnet50", "fastopt"))
     found["rows"].append({**own, "implementation": "fastopt-fresh", "host_seconds": 6e-5})
-    ratio: Any = next(entry for entry in found["ratios"] if entry["subject"] == "fastopt")
+    ratio = next(entry for entry in found["ratios"] if entry["subject"] == "fastopt")
     found["ratios"].append({**ratio, "implementation": "fastopt-fresh", "gpu": 1.0, "host": 0.5})
     assert "For a momentum step over 161 new arrays of CuPy the host takes 60.0 µs." in gpu_report.markdown(found)
     assert gpu_report.summary(found) == summary

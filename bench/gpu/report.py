@@ -136,8 +136,8 @@ def remarks(report: Report) -> Iterator[str]:
     for row in report["rows"]:
         how = {FASTOPT: "bound", FRESH: "new"}.get(row["implementation"])
         if (row["workload"], row["rule"]) == ("resnet50", "momentum") and how is not None:
-            tensors, took = len(WORKLOADS["resnet50"].shapes), duration(row["host_seconds"])
-            yield f"For a momentum step over {tensors} {how} arrays of CuPy the host takes {took}."
+            tensors, spent = len(WORKLOADS["resnet50"].shapes), duration(row["host_seconds"])
+            yield f"For a momentum step over {tensors} {how} arrays of CuPy the host takes {spent}."
     for rule in unfused(report):
         yield f"On CUDA torch has no fused {title(rule)}: its fastest there is another of its modes."
     if took := sorted(report["compiled"], key=lambda entry: entry["seconds"]):
