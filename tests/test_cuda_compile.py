@@ -79,8 +79,8 @@ def instructions_of(binary):
 
 
 def files_of(names):
-    """The files that are written for some rules: RULE_PARAM_GRAD_STATE.cubin, and one with the two small kernels."""
-    kernels = [f"{rule}_{name}_{name}_{dtype.real_name}" for rule in names for name, dtype in DTYPES.items()]
+    """The files that are written for some rules, named as their kernels, and one with the two small kernels."""
+    kernels = [f"{rule}_{name}_{name}_{dtype.real_name}_512" for rule in names for name, dtype in DTYPES.items()]
     return {f"{name}.cubin" for name in (*kernels, "advance")}
 
 
@@ -142,7 +142,7 @@ def test_sixteen_bytes_at_once(architecture, rule, dtype):
 def test_what_is_looked_for_would_be_found(architecture):
     """Each pattern matches where it must: `advance` computes in double, and has local arrays."""
     usages, advance = compiled(architecture, "advance")
-    assert any(map(re.compile(FP64_FUNCTION).match, compiled(architecture, "adagrad_float64_float64_float64")[1]))
+    assert any(map(re.compile(FP64_FUNCTION).match, compiled(architecture, cuda.kernel_name("adagrad", "float64"))[1]))
     for pattern in (r"F2F\.F32\.F64", r"F2F\.F64\.F32", r"I2F\.F64"):
         converting = [instruction for instruction in advance if re.match(pattern, instruction)]
         assert converting

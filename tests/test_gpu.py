@@ -364,11 +364,14 @@ def test_a_schedule_and_fresh_gradients(stand_in):
         assert sent[:, :4].tolist() == [[1.0, 0.0, np.float32(schedule(t)), np.float32(m)] for m in (0.9, 0.5)]
 
 
-@pytest.mark.parametrize(("name", "kernels"), [("momentum", []), ("adam", ["advance"]), ("schedule", ["advance"])])
+@pytest.mark.parametrize(
+    ("name", "kernels"), [("momentum", []), ("dampened", []), ("adam", ["advance"]), ("schedule", ["advance"])]
+)
 def test_a_replay_is_what_was_captured(stand_in, name, kernels):
     """The update, which counts where nothing moves; else a kernel that counts and computes the rows is ahead of it."""
-    rule = "momentum" if name == "schedule" else name
-    options = {"lr": Cosine(0.1, 50)} if name == "schedule" else {"lr": 0.1}
+    rule = "adam" if name == "adam" else "momentum"
+    options = {"momentum": {"lr": 0.1}, "dampened": {"lr": 0.1, "dampening": 0.3}, "adam": {"lr": 0.1}}
+    options = options.get(name, {"lr": Cosine(0.1, 50)})
     opt, params, grads, stream, trainer = warm(stand_in, OPTIMIZERS[rule][0], rule, **options)
     stand_in.log()
     with stand_in.capture(stream) as graph:

@@ -102,10 +102,21 @@ class Machine:
 
     def take(self, grads):
         """Take a step of the host's, with what is assigned by now."""
+        if self.opt._stepper.clock.resting and any(callable(value) for o in self.assigned for value in o.values()):
+            self.refused(grads)
         with self.stream:
             self.opt.step(grads)
         self.in_force, self.changed = [dict(o) for o in self.assigned], False
         self.follow(grads)
+
+    def refused(self, grads):
+        """Be refused a schedule, which a graph that computes no numbers would not follow, and take it back."""
+        with pytest.raises(RuntimeError, match="captured while its numbers stayed the same"), self.stream:
+            self.opt.step(grads)
+        event("a schedule refused after a capture")
+        for group, o in zip(self.opt.param_groups, self.in_force, strict=True):
+            group.update(o)
+        self.assigned = [dict(o) for o in self.in_force]
 
     def again(self, times):
         """Take the last step again."""

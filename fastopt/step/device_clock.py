@@ -290,6 +290,8 @@ class DeviceClock(Clock):
         for rows in self.gpus:
             rows.upload()
         if not self.moving:
+            if not self.steady:  # the rows of a first step, which may be others
+                self._write_rows()
             for launch in self._launches():
                 launch.rows.in_memory(launch.dtype)
         self.has_prepared = True
