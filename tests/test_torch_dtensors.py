@@ -149,7 +149,7 @@ REFUSED = {
     "partial": (lambda g, p, mesh: DTensor.from_local(g, mesh, [Partial()]), OTHERWISE),
     "by columns": (lambda g, p, mesh: DTensor.from_local(g, mesh, [Shard(1)]), OTHERWISE),
     "another mesh": (
-        lambda g, p, mesh: DTensor.from_local(g, init_device_mesh("cpu", (1, 1)), [Shard(0), Replicate()]),
+        lambda g, p, mesh: DTensor.from_local(g, init_device_mesh("cpu", (1,), mesh_dim_names=("other",)), [Shard(0)]),
         "is distributed over another mesh than its parameter",
     ),
     "whole": (lambda g, p, mesh: g, "is not distributed, and its parameter is"),
