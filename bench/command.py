@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from fastopt.kernels import limits
+from fastopt.kernels import extension, limits
 
 from fastopt.extras import require
 from fastopt.files import replacing
 from fastopt.progress import track
 from fastopt.rules import RULES as REGISTRY
 
-from . import embedding, limit, quiet, report
+from . import embedding, gpu_host, limit, quiet, report
 from . import plot as chart
 from .contenders import CONTENDERS, FASTOPT, HAS_OPTAX, HAS_TORCH, NUMPY, RULES, Step, make
 from .iteration import iterations
@@ -92,6 +92,7 @@ def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> repor
         "iteration": None if quick else where_installed(iterations, pace),
         "schedules": None if quick else evaluations(pace),
         "embedded": None if quick else in_loops(pace),
+        "gpu_host": None if quick else hosts_of_gpus(pace),
         "torch": None if quick or not HAS_TORCH else in_torch(workloads, pace),
     }
 
@@ -209,6 +210,14 @@ def in_loops(pace: Pace) -> embedding.Embedded:
         say(f"loops in C++ and C are left out: {error}")
         library = None
     return embedding.embedded(library, pace)
+
+
+def hosts_of_gpus(pace: Pace) -> list[gpu_host.Host] | None:
+    """Measure the host's part of steps on a GPU, which the extension takes."""
+    if extension.lib is None:
+        say(f"the host of a GPU step is not measured: fastopt's extension is not there ({extension.error})")
+        return None
+    return gpu_host.hosts(pace)
 
 
 def in_torch(workloads: Sequence[Workload], pace: Pace) -> InTorch:

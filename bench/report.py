@@ -19,6 +19,7 @@ from fastopt.progress import console
 from . import torch_report
 from .contenders import BY_HAND, FASTOPT, FRESH, NUMPY, OPTAX, TORCH_MODES
 from .embedding import Embedded
+from .gpu_host import NEW, STAYING, Host
 from .iteration import Iterations
 from .measure import MODES, Timing
 from .rounds import reasons
@@ -43,6 +44,12 @@ OTHERS = {
 ABOUT = (
     f"How many times as long as {SUBJECT} others take for an optimizer step of these models, back to back: from the "
     "least to the most over the rules. Below 1.00x others are faster."
+)
+
+HOSTS = "Host of a GPU step, driver that does nothing"
+ABOUT_HOSTS = (
+    "a step that repeats the last one is one call of the extension, which takes this long, without what the driver "
+    "takes for the launch, and Python to find out where the gradients lie."
 )
 
 
@@ -92,8 +99,8 @@ class Ratio(TypedDict):
 class Report(TypedDict):
     """Everything that a run measured.
 
-    `iteration` is None if the lab's data are not installed, `torch` if torch is not; a quick run has None for the last
-    four.
+    `iteration` is None if the lab's data are not installed, `torch` if torch is not, `gpu_host` without the extension;
+    a quick run has None for the last five.
     """
 
     machine: Machine
@@ -102,6 +109,7 @@ class Report(TypedDict):
     iteration: Iterations | None
     schedules: Evaluations | None
     embedded: Embedded | None
+    gpu_host: list[Host] | None
     torch: torch_report.InTorch | None
 
 
@@ -325,6 +333,15 @@ def single_call(measured: Embedded) -> str:
     return f"{call} takes {1e9 * measured['call_seconds']:.0f} ns from C."
 
 
+def on_hosts(measured: Sequence[Host]) -> Lines:
+    """Make the table of the host's part of GPU steps, its headings first: a rule and a number of tensors per line."""
+    lines = [["rule", "tensors", STAYING, NEW]]
+    for row in measured:
+        seconds = duration(row["staying_gradients"]), duration(row["new_gradients"])
+        lines.append([row["rule"], f"{row['tensors']:,}", *seconds])
+    return lines
+
+
 def show(report: Report, tables: bool) -> None:
     """Print the summary, after all tables if requested."""
     output = console(highlight=False)
@@ -369,6 +386,9 @@ def show_tables(report: Report, console: Any) -> None:
         console.print()
         console.print(table(in_loops(loops), 2, "Embedded, and how many times as long others take"))
         console.print(single_call(loops))
+    if hosts := report.get("gpu_host"):
+        console.print()
+        console.print(table(on_hosts(hosts), 2, HOSTS))
     if steps := report.get("torch"):
         torch_report.show(steps, console)
 
@@ -419,6 +439,8 @@ def markdown(report: Report) -> str:
         lines += ["", f"{spread(costs)} {added(costs)}"]
     if loops := report.get("embedded"):
         lines += ["", *loops_lines(loops)]
+    if hosts := report.get("gpu_host"):
+        lines += ["", f"{HOSTS}: {ABOUT_HOSTS}", "", *markdown_table(on_hosts(hosts), 2)]
     if steps := report.get("torch"):
         lines += ["", *torch_report.markdown(steps)]
     return "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ from fastopt.bench import (
     command,
     contenders,
     embedding,
+    gpu_host,
     in_jax,
     iteration,
     limit,
@@ -39,7 +40,8 @@ from fastopt.bench import (
 from fastopt.bench.contenders import CONTENDERS, OPTIMIZERS, RULES
 from fastopt.bench.measure import MODES, Pace
 from fastopt.bench.workloads import WORKLOADS, Arrays, Workload
-from fastopt.kernels import limits, pool
+from fastopt.kernels import extension, limits, pool
+from fastopt.kernels.tables import SHARED
 
 import fastopt
 from fastopt import extras
@@ -180,6 +182,48 @@ def test_without_a_compiler_numbas_loops_are_measured(
     assert [row["loop"] for row in found["rows"]] == [embedding.NUMBA]
     assert (found["call_seconds"], found["unstable"]) == (None, {})
     assert report.single_call(found) == ""
+
+
+needs_extension = pytest.mark.skipif(extension.lib is None, reason="the extension is not built")
+
+
+@needs_extension
+@pytest.mark.parametrize("tensors", gpu_host.TENSORS)
+@pytest.mark.parametrize("rule", gpu_host.RULES)
+def test_the_host_of_a_gpu_step_does_all_of_its_work(rule: str, tensors: int) -> None:
+    """With a driver that does nothing: the row of the step, and the gradients' addresses, are in the argument."""
+    step = gpu_host.Repeated(rule, tensors, gpu_host.Gpu())
+    new, staying = step.new(), step.staying()
+    places, rows = [], []
+    for take in (new, staying, new, staying):
+        assert take() is True
+        places.append(step.gradients.copy())
+        rows.append(step.rows.copy())
+    assert step.repetition.taken == 4
+    assert [np.array_equal(places[0], found) for found in places] == [True, True, False, False]
+    assert np.array_equal(places[2], places[3])
+    numbers = embedding.hypers(rule, 5)[1:]  # the first step is the one that is repeated
+    np.testing.assert_allclose(np.array(rows)[:, SHARED : SHARED + numbers.shape[1]], numbers, rtol=TOLERANCE)
+    assert all(row[:SHARED].tolist() == [1, 0] for row in rows)
+
+
+@needs_extension
+def test_hosts_of_gpu_steps_are_measured_for_rows_that_stay_and_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_host, "TENSORS", (1, 3))
+    found = gpu_host.hosts(Pace(seconds=0, fewest=2, most=2))
+    assert [(row["rule"], row["tensors"]) for row in found] == [*itertools.product(gpu_host.RULES, (1, 3))]
+    assert all(measured(row, "staying_gradients", "new_gradients") for row in found)
+    assert [REGISTRY[rule].moves(gpu_host.options_of(rule)) for rule in gpu_host.RULES] == [False, True]
+
+
+def test_without_the_extension_the_host_of_a_gpu_step_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extension, "lib", None)
+    monkeypatch.setattr(extension, "error", "No module named 'fastopt.kernels._pool'")
+    assert command.hosts_of_gpus(Pace(seconds=0, fewest=2, most=2)) is None
+    said = capsys.readouterr().err
+    assert "the host of a GPU step is not measured: fastopt's extension is not there (No module named" in said
 
 
 def test_there_is_an_example_of_every_schedule() -> None:
@@ -465,6 +509,7 @@ def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "iterations", lambda pace: {"parameters": 2410, "batch": 64, "rules": []})
     monkeypatch.setattr(embedding, "RULES", ())
     monkeypatch.setattr(embedding, "compiled_loops", lambda: None)
+    monkeypatch.setattr(gpu_host, "TENSORS", (1,))
     monkeypatch.setattr(tensors, "RULES", ("adagrad",))
     monkeypatch.setattr(tensors, "COUNTS", (1, 10))
     monkeypatch.setattr(command, "DISTRIBUTED", Workload("dtensors_500", "a few", ((2, 2),) * 3))
@@ -479,7 +524,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     command.run(False, str(data), str(chart), baseline="fastopt", tables=True)
     assert "against fastopt" in capsys.readouterr().out
     found = json.loads(data.read_text(encoding="utf-8"))
-    assert list(found) == ["machine", "rows", "ratios", "iteration", "schedules", "embedded", "torch"]
+    assert list(found) == ["machine", "rows", "ratios", "iteration", "schedules", "embedded", "gpu_host", "torch"]
     assert list(found["embedded"]) == ["parameters", "rows", "elements", "call_seconds", "unstable"]
     assert list(found["torch"]) == ["threads", "rows", "curve", "iteration"]
     rows = [(row["workload"], row["implementation"]) for row in found["torch"]["rows"]]
@@ -508,7 +553,8 @@ def test_a_quick_run_measures_steps_alone(
     data, chart = tmp_path / "bench.json", tmp_path / "bench.svg"
     command.run(True, str(data), str(chart))
     found = json.loads(data.read_text(encoding="utf-8"))
-    assert [found[name] for name in ("iteration", "schedules", "embedded", "torch")] == 4 * [None]
+    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch")
+    assert [found[name] for name in rest] == [None] * len(rest)
     assert list(report.compared(found)) == [
         ("mlp", "momentum"),
         ("mlp, after other work", "momentum"),

@@ -9,7 +9,18 @@ from typing import Any
 
 import matplotlib.image
 import pytest
-from fastopt.bench import embedding, iteration, plot, report, schedules, tensors, text, torch_iteration, torch_report
+from fastopt.bench import (
+    embedding,
+    gpu_host,
+    iteration,
+    plot,
+    report,
+    schedules,
+    tensors,
+    text,
+    torch_iteration,
+    torch_report,
+)
 from fastopt.bench.contenders import RULES
 from fastopt.bench.measure import LIMIT, MODES, Timing
 from fastopt.bench.rounds import Rounds
@@ -108,6 +119,17 @@ def fake_report() -> report.Report:
             "call_seconds": 1.4e-8,
             "unstable": {},
         },
+        "gpu_host": [
+            {
+                "rule": rule,
+                "tensors": tensors,
+                "staying_gradients": 5e-7,
+                "new_gradients": 1e-6 + 1e-9 * tensors,
+                "unstable": {},
+            }
+            for rule in gpu_host.RULES
+            for tensors in gpu_host.TENSORS
+        ],
     }
 
 
@@ -198,6 +220,7 @@ def test_tables_say_what_was_measured(capsys: pytest.CaptureFixture[str]) -> Non
         assert part in printed
     for part in (*SCHEDULES, "1,000,000 steps", "against np.cos", "2.4x", "adds 2.00 µs"):
         assert part in printed
+    assert "Host of a GPU step, driver that does nothing" in printed
     why = "5.0x apart, half of 3 rounds"
     assert f"unstable: MLP 8-64-64-1, nesterov, torch-fused, ratio: {why}" in printed
 
@@ -226,6 +249,8 @@ def test_markdown_names_the_machine_and_the_share_of_an_iteration() -> None:
     for page in (text, report.loops_markdown(found)):
         assert "| adagrad | C, by pointer | 0.90 µs | 3.6x | 29x |" in page
         assert "One call through the pointer on 64 elements takes 14 ns from C." in page
+    assert "Host of a GPU step, driver that does nothing: a step that repeats the last one is one call" in text
+    assert "| adam | 2,000 | 0.50 µs | 3.00 µs |" in text
     assert "adds 2.00 µs to fastopt's momentum step; the step of torch's CosineAnnealingLR takes 8.00 µs." in text
 
 
@@ -245,10 +270,10 @@ def test_tables_of_torch_name_its_fastest_mode_and_what_an_iteration_gains(capsy
 def test_reports_of_steps_alone_have_the_tables_of_these(capsys: pytest.CaptureFixture[str]) -> None:
     """A quick run has nothing else, and where torch is missing there is nothing of it."""
     found = fake_report()
-    found["torch"] = found["iteration"] = found["schedules"] = found["embedded"] = None
+    found["torch"] = found["iteration"] = found["schedules"] = found["embedded"] = found["gpu_host"] = None
     report.show(found, tables=True)
     for page in (report.markdown(found), capsys.readouterr().out):
-        assert not [part for part in ("fastopt.torch", "np.cos", "pointer", "iteration") if part in page]
+        assert not [part for part in ("fastopt.torch", "np.cos", "pointer", "iteration", "Host") if part in page]
     assert report.torch_markdown(found) == report.schedules_markdown(found) == report.loops_markdown(found) == ""
 
 
@@ -258,7 +283,7 @@ def test_what_else_is_unstable_is_named_in_its_place(capsys: pytest.CaptureFixtu
     why = "2.0x apart, half of 9 rounds"
     parts = [found["torch"][name] for name in ("rows", "curve")] + [found["torch"]["iteration"]["rows"]]
     parts += [found["iteration"]["rules"], found["schedules"]["rows"], found["embedded"]["rows"]]
-    parts += [[found["schedules"]], [found["embedded"]]]
+    parts += [[found["schedules"]], [found["embedded"]], found["gpu_host"]]
     for entry in itertools.chain.from_iterable(parts):
         numbers = [name for name, value in entry.items() if isinstance(value, float)]
         entry |= dict.fromkeys(numbers) | {"unstable": dict.fromkeys(numbers, why)}
@@ -272,6 +297,7 @@ def test_what_else_is_unstable_is_named_in_its_place(capsys: pytest.CaptureFixtu
         "Cosine, call seconds",
         "added seconds",
         "adam, C++, of numpy",
+        "adam, 2000 tensors, new gradients",
     ):
         assert f"{line}: {why}" in printed
     for page in (report.markdown, report.torch_markdown, report.schedules_markdown, report.loops_markdown):
