@@ -184,7 +184,7 @@ def test_without_a_compiler_numbas_loops_are_measured(
     assert report.single_call(found) == ""
 
 
-needs_extension = pytest.mark.skipif(extension.lib is None, reason="the extension is not built")
+needs_extension = pytest.mark.skipif(not pool.available, reason="the extension is not built")
 
 
 @needs_extension

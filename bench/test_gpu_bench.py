@@ -30,8 +30,10 @@ from fastopt.bench.gpu.check import Case, Trained, WrongResultError
 from fastopt.bench.gpu.compiled import COMPILED
 from fastopt.bench.gpu.contenders import WORKLOADS, Contender
 from fastopt.bench.gpu.device import Cost, Device
+from fastopt.bench.gpu.launches import LEFT_OUT
 from fastopt.bench.measure import Pace, measure
 from fastopt.bench.workloads import Arrays, Workload
+from fastopt.kernels import pool
 
 from fastopt import cli, extras
 from fastopt.rules import RULES as REGISTRY
@@ -223,8 +225,10 @@ def test_what_does_not_fit_is_left_out_visibly(device: Device, monkeypatch: pyte
     monkeypatch.setattr(gpu_parts, "TRAININGS", {})
     everyone = gpu_contenders.contenders(device)
     listed = gpu_parts.parts(gpu_parts.Bench(device, everyone, "cupy", notes.append))
-    assert [part.name for part in listed] == [*(f"{rule} on large" for rule in RULES), "graphs of large"]
-    assert {part.measure(lambda: pytest.fail("rounds")) for part in listed} == {gpu_figures.Figures()}
+    *large, launching = listed
+    assert [part.name for part in large] == [*(f"{rule} on large" for rule in RULES), "graphs of large"]
+    assert {part.measure(lambda: pytest.fail("rounds")) for part in large} == {gpu_figures.Figures()}
+    assert launching.name == "launches by the size of an argument"
     assert "large is left out: it needs 0.1 GB of the GPU's memory, and 80% of what is free there are 0.0 GB" in notes
 
 
@@ -275,6 +279,7 @@ def fake_report() -> gpu_figures.Report:
         "rows": gpu_figures.rows(timings, "torch-fused"),
         "ratios": gpu_figures.ratios(timings, makers),
         "compiled": [],
+        "launches": [],
         "graphs": gpu_figures.replays([gpu_measure.timed(WORKLOADS["gpt2"], "momentum", 10**9, eager)]),
         "iterations": [],
         "notes": ["torch-fused is left out of adagrad: not there", "cupy-fuse is left out of adam: not there"],
@@ -395,13 +400,15 @@ def test_the_command_checks_measures_prints_and_writes(
     assert cli.main(["bench", "--gpu", "--quick", *files, "--baseline", "cupy", "--tables"]) == 0
     found = json.loads(data.read_text(encoding="utf-8"))
     assert list(found) == list(saved.KINDS)
-    assert found["notes"] == ["torch-compiled is left out of a quick run: it takes too long to compile"]
+    left_out = "torch-compiled is left out of a quick run: it takes too long to compile"
+    assert found["notes"] == [left_out, *([] if pool.available else [LEFT_OUT])]
     assert found["missing"] == []
     assert found["checked"] == gpu_check.count(device, gpu_contenders.contenders(device))
     assert [row["implementation"] for row in found["rows"]] == [*OF_TORCH, *OF_CUPY, "fastopt-fresh"] * 3 * len(SOME)
     assert all(row["speedup"] == 1 for row in found["rows"] if row["implementation"] == "cupy")
     assert len(found["ratios"]) == 7 * 3 * len(SOME)
     assert [entry["implementation"] for entry in found["graphs"]] == ["fastopt.torch", "fastopt"] * 3
+    assert [entry["implementation"] for entry in found["launches"]] == ["cupy", *["extension"][: pool.available]] * 3
     assert [entry["implementation"] for entry in found["iterations"]] == ["fastopt.torch", "torch-fused"] * 2
     assert chart.stat().st_size > 0
     assert "against cupy" in capsys.readouterr().out

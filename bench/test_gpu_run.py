@@ -20,7 +20,7 @@ import pytest
 import torch
 from fastopt.bench import rounds
 from fastopt.bench.contenders import FASTOPT_TORCH, RULES, torch_step
-from fastopt.bench.gpu import command, compiled, figures, iteration, parts, plot, report, saved
+from fastopt.bench.gpu import command, compiled, figures, iteration, launches, parts, plot, report, saved
 from fastopt.bench.gpu import contenders as contenders_of_gpu
 from fastopt.bench.gpu.check import WrongResultError, check_contenders
 from fastopt.bench.gpu.compiled import COMPILED, Compiled
@@ -29,8 +29,10 @@ from fastopt.bench.gpu.device import Device
 from fastopt.bench.gpu.figures import Figures
 from fastopt.bench.gpu.measure import Budget
 from fastopt.bench.gpu.parts import Bench, Part
-from fastopt.bench.measure import Pace
+from fastopt.bench.measure import Pace, measure
 from fastopt.bench.workloads import Arrays, Workload
+from fastopt.kernels import cuda as kernels
+from fastopt.kernels import driver, pool
 
 from fastopt import cli
 
@@ -38,8 +40,8 @@ cuda = importlib.import_module("cuda_stand_in")  # of the tests' folder, which i
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "bench/results/gpu.json"
-NEWS = ("compiled", "iterations", "missing")  # which the first runs did not have
-KEYS = ["machine", "checked", "rows", "ratios", "compiled", "graphs", "iterations", "notes", "missing"]
+NEWS = ("compiled", "launches", "iterations", "missing")  # which the first runs did not have
+KEYS = ["machine", "checked", "rows", "ratios", "compiled", "graphs", "launches", "iterations", "notes", "missing"]
 MACHINE: dict[str, Any] = {
     "gpu": "H100",
     "multiprocessors": 132,
@@ -328,7 +330,7 @@ def test_old_files_have_what_they_have(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text(json.dumps(old), encoding="utf-8")
     found = saved.read(tmp_path / "old.json")
     assert list(found) == KEYS
-    assert not any((found["compiled"], found["iterations"], found["missing"]))
+    assert not any((found["compiled"], found["launches"], found["iterations"], found["missing"]))
     assert len(found["rows"]) > 100
     assert f"{found['machine']['gpu']}" in report.markdown(found)
 
@@ -553,7 +555,8 @@ def test_a_death_in_the_middle_costs_one_part(
     with pytest.raises(RuntimeError, match="IllegalAddress"):
         cli.main(["bench", "--gpu", "--quick", "--json", str(parted)])
     dead = saved.read(parted)
-    assert dead["missing"] == ["graphs of gpt2", "an iteration of mlp", "an iteration of gpt"]
+    launching = "launches by the size of an argument"
+    assert dead["missing"] == ["graphs of gpt2", launching, "an iteration of mlp", "an iteration of gpt"]
     assert [entry["workload"] for entry in dead["graphs"]] == ["tensor_64k"] * 2 + ["resnet50"] * 2
     monkeypatch.setattr(parts, "graphs", graphs)
     assert cli.main(["bench", "--gpu", "--resume", str(parted)]) == 0
@@ -561,6 +564,72 @@ def test_a_death_in_the_middle_costs_one_part(
     assert shape_of(found) == shape_of(json.loads(whole.read_text(encoding="utf-8")))
     assert found["missing"] == []
     assert found["rows"] == dead["rows"]  # measured once
+
+
+needs_extension = pytest.mark.skipif(not pool.available, reason="the extension is not built")
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("nvrtc", "driver_version", "sizes"),
+    [((12, 1), 12010, [512, 4096, 32760]), ((12, 0), 13000, [512, 4096]), ((13, 0), 12000, [512, 4096])],
+)
+def test_launches_are_measured_by_the_size_of_their_argument(
+    device: Device, monkeypatch: pytest.MonkeyPatch, nvrtc: tuple[int, int], driver_version: int, sizes: list[int]
+) -> None:
+    """By CuPy and by the extension, and no larger ones than can be launched; for a short time."""
+    monkeypatch.setattr(cuda.WORLD, "nvrtc", nvrtc)
+    monkeypatch.setattr(cuda.WORLD, "driver", driver_version)
+    kernels.largest_argument.cache_clear()
+    paces: list[Pace] = []
+
+    def measured(contestants: Any, mode: Any, pace: Pace) -> Any:
+        paces.append(pace)
+        return measure(contestants, mode, Pace(0, 2, 2))
+
+    monkeypatch.setattr(launches, "measure", measured)
+    bench = Bench(device, {}, "cupy", pytest.fail)
+    (part,) = (part for part in parts.parts(bench) if part.name.startswith("launches"))
+    found = part.measure(lambda: Pace(60.0, 7, 200)).launches
+    kernels.largest_argument.cache_clear()
+    assert paces == [Pace(parts.LAUNCHING_SECONDS, 7, 200)]
+    assert [(one["bytes"], one["implementation"]) for one in found] == [
+        (size, through) for size in sizes for through in ("cupy", "extension")
+    ]
+    seconds = [(one["gpu_seconds"], one["host_seconds"]) for one in found]
+    assert all(gpu is None or gpu > 0 for gpu, _ in seconds)
+    assert all(host is None or host > 0 for _, host in seconds)
+    assert all([*one["unstable"]] == [name for name, value in one.items() if value is None] for one in found)
+
+
+@needs_extension
+def test_each_launch_puts_the_kernel_on_the_stream_with_its_argument(device: Device) -> None:
+    names = []
+    for through, size, launch in launches.launchers(device, pytest.fail):
+        cuda.WORLD.log.clear()
+        launch()
+        names.append((through, size, *cuda.WORLD.log))
+    launched = "nothing", 0
+    assert names == [(through, size, launched) for size in kernels.SIZES for through in ("cupy", "extension")]
+
+
+def test_without_the_drivers_functions_cupy_launches_alone(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(driver, "functions", lambda: driver.NONE)
+    found = list(launches.launchers(device, notes.append))
+    assert [(through, size) for through, size, _ in found] == [("cupy", size) for size in kernels.SIZES]
+    (note,) = notes
+    assert note == launches.LEFT_OUT
+
+
+@needs_extension
+def test_a_launch_that_the_driver_refuses_is_an_error(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (through, _, launch), *_ = launches.launchers(device, pytest.fail)
+    assert through == "extension"
+    with monkeypatch.context() as patched:
+        patched.setattr(cuda.WORLD, "fault", cuda.CUDARuntimeError("an illegal address"))
+        with pytest.raises(RuntimeError, match="the driver has refused a launch"):
+            launch()
 
 
 # Tables
@@ -592,6 +661,16 @@ def with_news() -> figures.Report:
                 "unstable": {},
             }
         )
+    for through, host in (("cupy", 7e-6), ("extension", 4.5e-6)):
+        found["launches"].append(
+            {
+                "implementation": through,
+                "bytes": 4096,
+                "gpu_seconds": 1.5e-6,
+                "host_seconds": host,
+                "unstable": {},
+            }
+        )
     for seconds, workload in ((2.5, "tensor_1m"), (16.0, "tensor_64k"), (1.5, "tensor_16m")):
         found["compiled"].append({"workload": workload, "rule": "adam", "seconds": seconds})
     return found
@@ -610,12 +689,14 @@ def test_tables_have_what_was_measured_and_name_what_is_missing(capsys: pytest.C
         assert "Whole training iterations in torch" in said
     lines = report.markdown(found).splitlines()
     assert "| a small GPT | fastopt.torch | 148 | 2,500,000 | 12.0 ms | 11.0 ms | 1.00x |" in lines
+    assert "| 4,096 bytes | CuPy | 1.50 µs | 7.00 µs |" in lines
+    assert "| 4,096 bytes | fastopt's extension | 1.50 µs | 4.50 µs |" in lines
     assert "| a small GPT | torch-fused | 148 | 2,500,000 | 15.0 ms | 14.0 ms | 1.25x |" in lines
 
 
 def test_tables_do_not_have_what_was_not_measured() -> None:
     text = report.markdown(without_news())
-    for part in ("Whole training iterations", "torch-compiled took", "Still to be measured"):
+    for part in ("Whole training iterations", "an empty kernel", "torch-compiled took", "Still to be measured"):
         assert part not in text
 
 

@@ -54,8 +54,7 @@ def unstable(found: Any, names: Callable[[str, str], str], about: tuple[str, ...
     """
     if isinstance(found, Mapping):
         own = [names(key, value) for key, value in found.items() if isinstance(value, str)]
-        if "tensors" in found:
-            own.append(f"{found['tensors']} tensors")
+        own += [f"{found[unit]} {unit}" for unit in ("tensors", "bytes") if unit in found]
         about = (*about, *own)
         for figure, reason in found.get("unstable", {}).items():
             yield f"{', '.join((*about, figure.replace('_', ' ')))}: {reason}"

@@ -84,11 +84,18 @@ int64_t host_launch(void (*kernel)(Arguments...), void *const *arguments, unsign
     return misaligned ? -1 : wide_accesses;
 }
 
-// What follows the source: a kernel's launcher, and the two conversions of a half.
+// The bytes of a kernel's arguments.
+template <typename... Arguments>
+int64_t host_size(void (*)(Arguments...)) {
+    return (int64_t{0} + ... + static_cast<int64_t>(sizeof(Arguments)));
+}
+
+// What follows the source: a kernel's launcher, the size of its arguments, and the two conversions of a half.
 #define HOST_LAUNCHER(name)                                                                                      \
     extern "C" int64_t launch_##name(void *const *arguments, unsigned grid, unsigned block, unsigned seed) {     \
         return host_launch(name, arguments, grid, block, seed);                                                  \
-    }
+    }                                                                                                            \
+    extern "C" int64_t size_##name() { return host_size(name); }
 #define HOST_CONVERSIONS(name, Half)                                               \
     extern "C" void widen_##name(const Half *from, float *to, int64_t n) {         \
         for (int64_t i = 0; i < n; ++i) to[i] = fastopt::cuda::widen(from[i]);     \

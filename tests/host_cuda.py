@@ -145,6 +145,13 @@ def launched(loaded, name, arguments, grid, block, seed):
     return function(addresses, *map(ctypes.c_uint, (grid, block, seed)))
 
 
+def size_of_arguments(loaded, name):
+    """Return the bytes of the arguments of a library's kernel."""
+    function = getattr(loaded, f"size_{name}")
+    function.restype = ctypes.c_int64
+    return function()
+
+
 @functools.cache
 def compiled(source, *flags):
     """Compile a source of someone's own, and return it as a library, with a launcher for each of its kernels."""

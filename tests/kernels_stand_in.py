@@ -47,17 +47,32 @@ class UserKernel:
     def __init__(self, library, name):
         self.library, self.name = library, name
 
+    @functools.cached_property
+    def kernel(self):
+        """What the driver knows, which takes one argument here."""
+        size = host_cuda.size_of_arguments(self.library, self.name)
+        return types.SimpleNamespace(ptr=function(self.launched, size))
+
+    def launched(self, argument, blocks, threads, device, stream):
+        """Put a launch by the driver on a stream."""
+        self.put([np.frombuffer(argument, np.uint8)], blocks, threads, stream)
+
     def __call__(self, grid, block, args):
-        copied = [self.argument(given) for given in args]
         (blocks,), (threads,) = grid, block
+        self.put([self.argument(given) for given in args], blocks, threads, get_current_stream())
+
+    def put(self, copied, blocks, threads, stream):
+        """Put a launch on a stream; its arguments are copies."""
         work = functools.partial(host_cuda.launched, self.library, self.name, copied, blocks, threads, seed=1)
-        get_current_stream().put(work, self.name)
+        stream.put(work, self.name)
 
     @staticmethod
     def argument(given):
-        """An argument as the kernel gets it: addresses of arrays, and scalars that have a type, as CuPy's are to."""
+        """An argument as the kernel gets it: addresses of arrays, structs, and scalars that have a type, for CuPy."""
         if isinstance(given, ndarray):
             return np.array(given.data.ptr, np.uintp)
+        if isinstance(given, np.ndarray) and given.size == 1 and given.dtype.kind == "V":
+            return given.copy()
         if not isinstance(given, np.generic):
             raise TypeError(f"an argument without a type: {given!r}")
         return np.array(given)
@@ -76,11 +91,10 @@ class RawModule:
 
     def get_function(self, name):
         assert re.search(rf"\b{name}\b", self.code)
-        if not self.own:
-            return UserKernel(self.library, name)
-        if host_cuda.SIZES[name] > 4096 and not (WORLD.nvrtc >= (12, 1) and WORLD.driver >= 12010):
+        size = host_cuda.SIZES[name] if self.own else host_cuda.size_of_arguments(self.library, name)
+        if size > 4096 and not (WORLD.nvrtc >= (12, 1) and WORLD.driver >= 12010):
             raise CUDARuntimeError("formal parameter space overflowed")
-        return Kernel(name)
+        return Kernel(name) if self.own else UserKernel(self.library, name)
 
 
 class RawKernel:

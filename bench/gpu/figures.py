@@ -76,6 +76,16 @@ class Replay(TypedDict):
     unstable: dict[str, str]
 
 
+class Launch(TypedDict):
+    """A launch of an empty kernel, by CuPy or by the extension, with an argument of so many bytes: median seconds."""
+
+    implementation: str
+    bytes: int
+    gpu_seconds: float | None
+    host_seconds: float | None
+    unstable: dict[str, str]
+
+
 class Compilation(TypedDict):
     """Seconds of the first steps of `torch-compiled`, which compile; the first of a run also loads the compiler."""
 
@@ -110,6 +120,7 @@ class Report(TypedDict):
     ratios: list[Ratio]
     compiled: list[Compilation]
     graphs: list[Replay]
+    launches: list[Launch]
     iterations: list[Iteration]
     notes: list[str]
     missing: list[str]
@@ -123,6 +134,7 @@ class Figures:
     ratios: Sequence[Ratio] = ()
     compiled: Sequence[Compilation] = ()
     graphs: Sequence[Replay] = ()
+    launches: Sequence[Launch] = ()
     iterations: Sequence[Iteration] = ()
 
 
@@ -224,6 +236,7 @@ def empty(machine: Machine, notes: list[str], missing: list[str]) -> Report:
         "ratios": [],
         "compiled": [],
         "graphs": [],
+        "launches": [],
         "iterations": [],
         "notes": notes,
         "missing": missing,
@@ -236,6 +249,7 @@ def add(report: Report, part: Figures) -> None:
     report["ratios"] = in_order(report["ratios"], part.ratios)
     report["compiled"] = in_order(report["compiled"], part.compiled)
     report["graphs"] = in_order(report["graphs"], part.graphs)
+    report["launches"] = [*report["launches"], *part.launches]
     report["iterations"] = in_order(report["iterations"], part.iterations)
 
 

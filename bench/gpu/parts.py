@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from fastopt.rules import RULES as REGISTRY
@@ -15,10 +15,12 @@ from .compiled import COMPILED, Compiled
 from .contenders import FASTOPT, MOST_STEPS, SUBJECTS, WORKLOADS, Contender, Say, draw, left_out, make, of_many
 from .device import Device
 from .figures import TRAININGS, Figures, ratios, replays, rows
+from .launches import launches
 from .measure import COPY, GRAPH, ITEMSIZE, fits, queued, started, timed
 
 GRAPH_WORKLOADS = ("tensor_64k", "resnet50", "gpt2")
 GRAPH_RULE = "momentum"
+LAUNCHING_SECONDS = 2.0  # at most: launches are short
 
 Begin = Callable[[], Pace]  # called when a part's rounds begin; returns their pace
 
@@ -67,6 +69,7 @@ def parts(bench: Bench) -> list[Part]:
         for rule in RULES
     ]
     found += [Part(f"graphs of {name}", partial(graphs, bench, WORKLOADS[name])) for name in GRAPH_WORKLOADS]
+    found.append(Part("launches by the size of an argument", partial(empty_launches, bench)))
     if bench.device.torch is not None:
         found += [Part(f"an iteration of {name}", partial(trainings, bench, name)) for name in TRAININGS]
     return found
@@ -128,6 +131,13 @@ def graphs(bench: Bench, workload: Workload, begin: Begin) -> Figures:
     costs = measure(contestants, queued(device, counts), begin())
     bytes_moved = REGISTRY[GRAPH_RULE].bytes_moved(ITEMSIZE) * workload.elements
     return Figures(graphs=replays([timed(workload, GRAPH_RULE, bytes_moved, costs)]))
+
+
+def empty_launches(bench: Bench, begin: Begin) -> Figures:
+    """Time launches of an empty kernel by the size of its argument."""
+    pace = begin()
+    pace = replace(pace, seconds=min(pace.seconds, LAUNCHING_SECONDS))
+    return Figures(launches=launches(bench.device, pace, bench.say))
 
 
 def trainings(bench: Bench, name: str, begin: Begin) -> Figures:

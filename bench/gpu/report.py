@@ -14,6 +14,7 @@ from ..torch_report import least
 from ..workloads import title as title_of
 from .contenders import FASTOPT, SUBJECTS, WORKLOADS
 from .figures import TRAININGS, Ratio, Report, Row
+from .launches import CUPY, EXTENSION
 from .saved import read
 
 UNMEASURED = "The figures on GPUs are still to be measured: no run of `fastopt bench --gpu` is committed yet.\n"
@@ -25,6 +26,7 @@ EXPLAINED = (
 )
 FUSED = "torch-fused"
 WIDTH = 150  # of the output if it is not a terminal
+LAUNCHED_BY = {CUPY: "CuPy", EXTENSION: "fastopt's extension"}
 FASTEST = {FASTOPT_TORCH: "torch's fastest", FASTOPT: "CuPy's fastest"}
 
 
@@ -102,6 +104,15 @@ def replayed(report: Report) -> Lines:
     return lines
 
 
+def launched(report: Report) -> Lines:
+    """Make the table of launches, its headings first: a size and what launches per line."""
+    lines = [["argument", "launched by", "GPU", "host"]]
+    for entry in report["launches"]:
+        seconds = duration(entry["gpu_seconds"]), duration(entry["host_seconds"])
+        lines.append([f"{entry['bytes']:,} bytes", LAUNCHED_BY[entry["implementation"]], *seconds])
+    return lines
+
+
 def trained(report: Report) -> Lines:
     """Make the table of whole iterations, its headings first: a model and an optimizer per line."""
     lines = [
@@ -123,9 +134,11 @@ def trained(report: Report) -> Lines:
 
 
 def other_tables(report: Report) -> Iterator[tuple[str, Lines]]:
-    """Yield the tables of graphs and iterations, each after its introduction."""
+    """Yield the tables of graphs, launches and iterations, each after its introduction."""
     if report["graphs"]:
         yield "A momentum step, enqueued anew each time and replayed as a CUDA graph: GPU / host.", replayed(report)
+    if report["launches"]:
+        yield "A launch of an empty kernel, by the size of its argument.", launched(report)
     if report["iterations"]:
         about = "Whole training iterations in torch, in bfloat16 (autocast) and with clipping, with either AdamW."
         yield about, trained(report)
