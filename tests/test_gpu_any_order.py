@@ -115,7 +115,7 @@ class Machine:
             self.opt.step(grads)
         event("a schedule refused after a capture")
         for group, o in zip(self.opt.param_groups, self.in_force, strict=True):
-            group.update(o)
+            group.update({"weight_decay": 0.0, "maximize": False, **o})
         self.assigned = [dict(o) for o in self.in_force]
 
     def again(self, times):
