@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch_cases
 from cuda_tensors import on_gpu, on_host
+from fastopt.kernels import cuda
 from gpu_models import DEVICE, KINDS, SHAPES, assert_equal, captured, give, model, scaled_step, warm_up
 from pairs import swept
 from tolerances import ONE_STEP, TORCH_TRAINING, TRAJECTORY
@@ -519,3 +520,15 @@ def test_a_step_that_may_be_skipped_is_no_repetition(kind):
         ours.step()
         others.step()
     assert_equal(there, here, ours, others)
+
+
+@pytest.mark.parametrize(("kind", "kernels"), [("momentum", []), ("adamw_amsgrad", ["advance"])])
+def test_a_captured_step_uploads_nothing(kind, kernels):
+    """After the steps that torch's documentation takes before a capture."""
+    there, here, ours, others = model(kind, shapes=FULL)
+    stream = cuda_tensors.Stream()
+    with cuda_tensors.in_force(stream):
+        warm_up(there, here, ours, others, stream.stream)
+        DEVICE.log()
+        captured(ours, stream.stream)
+    assert DEVICE.log() == [*kernels, cuda.kernel_name(kind, "float32")]

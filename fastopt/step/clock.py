@@ -338,6 +338,9 @@ class Clock:
         group.new_states = []
         self.plan.forget_extents()
 
+    def prepare(self) -> None:
+        """Prepare for steps that the host will not see, after one that was taken."""
+
     # Repetitions
 
     def start_repeating(self) -> None:

@@ -275,16 +275,12 @@ class DeviceClock(Clock):
                 describe(row, group, rows.hold, 0 if restart else self.known + rows.ahead)
             rows.describe(inputs, self.carried, restart)
 
-    def start_repeating(self) -> None:
-        """Let the extension take the next steps, and prepare the GPUs for a captured one."""
-        if self.state is State.HOST and self.prepared is None and not (self.assigned and self.has_prepared):
-            self._prepare()
-        super().start_repeating()
-
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Upload what a captured step needs: once, and not after each step before which an option was assigned."""
-        rules = [group.rule for group in self.step_groups]
-        if self.needs_python or self.scale != 1 or any(rule.carried is not None for rule in rules):
+        if self.state is not State.HOST or self.prepared is not None or (self.assigned and self.has_prepared):
+            return
+        carries = any(group.rule.carried is not None for group in self.step_groups)
+        if self.needs_python or self.scale != 1 or carries or not self.plan.only_gpus:
             return
         self._write_inputs(restart=True)
         for rows in self.gpus:

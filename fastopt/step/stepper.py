@@ -85,6 +85,7 @@ class Stepper:
                 launch()
             clock.count()
             self.finish(gradients)
+        clock.prepare()
         if self.can_repeat():
             clock.start_repeating()
 
