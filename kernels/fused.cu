@@ -124,10 +124,10 @@ struct Update {
     static constexpr int width = 16 / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
 
     // Blocks of a multiprocessor, by which the compiler bounds registers: three (1,536 threads, 40 registers each) if a
-    // thread holds at most four packs; else two, with 64, or one. More would spill. On an H100, AdaGrad and RMSProp with
+    // thread holds at most four packs, or two, with 64; of doubles two if it holds three, or one. More would spill. On an H100, AdaGrad and RMSProp with
     // three are 4 % faster than with two from 2^24 elements on, and 5 % slower, some 0.3 us, up to 2^20.
     static constexpr int packs = 2 + Rule::states * sizeof(S) / sizeof(P);
-    static constexpr int resident = sizeof(P) < 8 ? (packs <= 4 ? 3 : 2) : (packs <= 4 ? 2 : 1);
+    static constexpr int resident = sizeof(P) < 8 ? (packs <= 4 ? 3 : 2) : (packs <= 3 ? 2 : 1);
 
     P *param;
     const G *grad;
