@@ -359,7 +359,7 @@ def test_what_is_unstable_is_no_number(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"unstable: GPT-2 124M, momentum, torch-fused, fastopt.torch, host: {why}" in printed
     gpu_plot.draw(found, str(tmp_path / "gpu.svg"))
     assert f"<!-- unstable: {why.partition(', ')[0]} -->" in (tmp_path / "gpu.svg").read_text(encoding="utf-8")
-    older = fake_report()
+    older: Any = fake_report()
     for kind in ("rows", "ratios", "graphs"):
         for entry in older[kind]:
             del entry["unstable"]

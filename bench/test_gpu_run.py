@@ -715,12 +715,13 @@ def test_the_readme_names_the_fastest_of_others_on_either_side() -> None:
                 if (WORKLOADS[entry["workload"]].title, entry["rule"], entry["subject"]) == (*line[:2], subject)
                 and entry["implementation"] != FRESH  # which is fastopt's own
             ]
-            for side, text in zip(("gpu", "host"), cell.split(" / "), strict=True):
-                ratios = [entry[side] for entry in others]
-                if None in ratios:  # one of them was unstable
+            sides = [entry["gpu"] for entry in others], [entry["host"] for entry in others]
+            for ratios, text in zip(sides, cell.split(" / "), strict=True):
+                known = [ratio for ratio in ratios if ratio is not None]
+                if len(known) < len(ratios):
                     assert text == "unstable"
                 else:
-                    assert float(text.rstrip("x")) == pytest.approx(min(ratios), rel=0.05)
+                    assert float(text.rstrip("x")) == pytest.approx(min(known), rel=0.05)
 
 
 def test_fused_is_missing_only_where_it_is() -> None:
