@@ -139,7 +139,7 @@ def test_gradients_of_a_class_of_ones_own(stand_in, extension, checks):
     """A subclass may be anything: it is looked at, and so is a gradient of a parameter that is of one."""
 
     class Own(stand_in.cupy.ndarray):
-        pass
+        """Of one's own."""
 
     params = [stand_in.array(np.ones(3, np.float32)), Own(stand_in.array(np.ones(3, np.float32)).host)]
     opt = fastopt.SGD(params, lr=0.5)

@@ -6,7 +6,7 @@ import cuda_stand_in
 import numpy as np
 import pytest
 from fastopt.bench import oracle
-from fastopt.kernels import driver
+from fastopt.kernels import driver, extension, repetition
 from gpu_steps import DTYPES, arrays, assert_trained, bits, follow, plain, warm
 from rule_cases import OPTIMIZERS, numbers
 from tolerances import TRAJECTORY, assert_close
@@ -19,8 +19,8 @@ WORLD = cuda_stand_in.WORLD
 
 def taken(opt):
     """How many steps the extension has taken."""
-    repetition = opt._stepper.clock.repetition
-    return 0 if repetition is None else repetition.taken
+    last = opt._stepper.clock.repetition
+    return 0 if last is None else last.taken
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -228,3 +228,4 @@ def test_a_later_launch_that_is_refused_is_said(stand_in):
     refusing(opt, 1)
     with pytest.raises(RuntimeError, match="in the midst of a step, with the CUDA driver's error 400"):
         opt.step(grads)
+    assert extension.lib.FASTOPT_TORN == repetition.TORN
