@@ -100,11 +100,21 @@ typedef struct fastopt_gradients {
 /* One launch of a step on the CPU. */
 typedef struct fastopt_launch {
     fastopt_kernel kernel;
-    const fastopt_job *job;
+    fastopt_kernel norm; /* writes the job's sums; only for steps that have a fastopt_clip */
+    fastopt_job *job;
     int64_t chunks;
     int64_t grain;
     int64_t workers; /* the most threads that are worth using */
 } fastopt_launch;
+
+/* What becomes of a step by the norm of all its gradients. */
+typedef struct fastopt_clip {
+    double factor;   /* of the gradients as they are, before the norm is taken */
+    double max_norm; /* of the gradients that the rules get; may be infinite */
+    int64_t skips;   /* whether the step is skipped if the norm is not finite */
+    double norm;     /* of the last step's gradients, before clipping */
+    int64_t skipped; /* how many steps were */
+} fastopt_clip;
 
 #define FASTOPT_TORN -5 /* a launch failed after others of its step */
 
@@ -156,6 +166,7 @@ typedef struct fastopt_step {
     double scale;   /* the factor of the gradients */
     double largest; /* the largest number that the kernels compute with */
     int64_t taken;  /* how often the step was taken */
+    fastopt_clip *clip; /* null: nobody asks for the norm */
     int64_t error;  /* what the driver has returned where it refused a launch, after others of the same step */
 } fastopt_step;
 
@@ -192,11 +203,12 @@ FASTOPT_SIZE(fastopt_shape, 48);
 FASTOPT_SIZE(fastopt_extents, 24);
 FASTOPT_SIZE(fastopt_watched, 152);
 FASTOPT_SIZE(fastopt_gradients, 80);
-FASTOPT_SIZE(fastopt_launch, 40);
+FASTOPT_SIZE(fastopt_launch, 48);
+FASTOPT_SIZE(fastopt_clip, 40);
 FASTOPT_SIZE(fastopt_driver, 40);
 FASTOPT_SIZE(fastopt_gpu, 32);
 FASTOPT_SIZE(fastopt_gpu_launch, 56);
-FASTOPT_SIZE(fastopt_step, 152);
+FASTOPT_SIZE(fastopt_step, 160);
 
 #ifdef __cplusplus
 }

@@ -14,7 +14,7 @@ typedef long long int64_t;
 /* cffi reads the text between the next two marks; its only preprocessor directive is #define of an integer. */
 /* begin */
 
-#define FASTOPT_ABI 7     /* changes with every change of a struct or a signature below */
+#define FASTOPT_ABI 8     /* changes with every change of a struct or a signature below */
 #define FASTOPT_STATES 3  /* states that a rule may have */
 #define FASTOPT_SHARED 2  /* numbers that every hyper row begins with: the gradient's factor, the weight decay */
 #define FASTOPT_NUMBERS 6 /* numbers of its own that a rule may have in a hyper row, after those */
@@ -34,6 +34,7 @@ typedef struct fastopt_tensor {
     void *param;
     const void *grad;             /* null: no gradient this step, the tensor is left alone */
     void *states[FASTOPT_STATES]; /* of the parameter's type, or float if that has 16 bits */
+    void *average;                /* of the parameter, of the states' type, for kernels with that stage; null: it has none */
     const fastopt_layout *layout; /* null: parameter, gradient and states share one storage order */
     int64_t hyper;                /* index of the tensor's hyper row */
 } fastopt_tensor;
@@ -56,6 +57,12 @@ typedef struct fastopt_job {
     const double *hypers;
     void *scratch; /* scratch_bytes for each worker, if any tensor has a layout */
     int64_t scratch_bytes;
+    double *sums;       /* for the norm: the sum of squares of each chunk's gradient, */
+    double power;       /* times this one's square: a power of two, lest squares overflow */
+    double coefficient; /* of all gradients: 1 unless they are clipped by their norm */
+    double unscale;     /* for clipping by value: what multiplies gradients before, */
+    double limit;       /* and the largest size that they keep */
+    double gain;        /* for the average: the weight of the new parameter */
 } fastopt_job;
 
 /* The argument of a kernel on a GPU begins with this. Behind it are as many words, of 8 bytes, as the kernel was compiled
@@ -118,9 +125,9 @@ typedef struct fastopt_message {
 #endif
 
 FASTOPT_SIZE(fastopt_layout, 24);
-FASTOPT_SIZE(fastopt_tensor, 32 + 8 * FASTOPT_STATES);
+FASTOPT_SIZE(fastopt_tensor, 40 + 8 * FASTOPT_STATES);
 FASTOPT_SIZE(fastopt_chunk, 32);
-FASTOPT_SIZE(fastopt_job, 48);
+FASTOPT_SIZE(fastopt_job, 96);
 FASTOPT_SIZE(fastopt_gpu_job, 48);
 FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);
 FASTOPT_SIZE(fastopt_clock, 72);

@@ -5,7 +5,7 @@ The headers say what every constant and field means; a test compares names, size
 
 import numpy as np
 
-ABI = 7
+ABI = 8
 STATES = 3
 SHARED = 2
 NUMBERS = 6
@@ -29,6 +29,7 @@ TENSOR = np.dtype(
         ("param", np.int64),
         ("grad", np.int64),
         ("states", np.int64, (STATES,)),
+        ("average", np.int64),
         ("layout", np.int64),
         ("hyper", np.int64),
     ]
@@ -95,10 +96,20 @@ GRADIENTS = np.dtype(
 LAUNCH = np.dtype(
     [
         ("kernel", np.int64),
+        ("norm", np.int64),
         ("job", np.int64),
         ("chunks", np.int64),
         ("grain", np.int64),
         ("workers", np.int64),
+    ]
+)
+CLIP = np.dtype(
+    [
+        ("factor", np.float64),
+        ("max_norm", np.float64),
+        ("skips", np.int64),
+        ("norm", np.float64),
+        ("skipped", np.int64),
     ]
 )
 DRIVER = np.dtype(
@@ -149,6 +160,7 @@ STEP = np.dtype(
         ("scale", np.float64),
         ("largest", np.float64),
         ("taken", np.int64),
+        ("clip", np.int64),
         ("error", np.int64),
     ]
 )
@@ -160,6 +172,12 @@ JOB = np.dtype(
         ("hypers", np.int64),
         ("scratch", np.int64),
         ("scratch_bytes", np.int64),
+        ("sums", np.int64),
+        ("power", np.float64),
+        ("coefficient", np.float64),
+        ("unscale", np.float64),
+        ("limit", np.float64),
+        ("gain", np.float64),
     ]
 )
 GPU_JOB = np.dtype(

@@ -50,6 +50,7 @@ class CpuLaunch(Launch):
         self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
         self.job = np.zeros((), JOB)
         self.job["abi"] = ABI
+        self.job["power"] = self.job["coefficient"] = self.job["unscale"] = 1.0
         self.job["tensors"] = address(self.table)
         self.kernel = kernel(rule.name, dtype)
         self.run = threads.runner(self.kernel, address(self.job))
@@ -78,7 +79,7 @@ class CpuLaunch(Launch):
         """Return the fields of LAUNCH for the extension; None if it cannot run this launch."""
         if self.strided or not pool.available:
             return None
-        return self.kernel.address, address(self.job), self.count, self.grain, self.workers
+        return self.kernel.address, 0, address(self.job), self.count, self.grain, self.workers
 
     def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
         """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
