@@ -513,14 +513,77 @@ def check_arrays(function, arrays):
             raise TypingError(f"{function}: {name} is updated in place; it must be writable")
 
 
-def update(rule, p, g, states, scale, decay, hypers):
+# Stages: what may happen to an element beside the rule. A kernel has the stages that it is compiled for, as bits of a
+# literal, in this order.
+STAGES = ("value", "average", "zero")
+
+
+def bits_of(stages):
+    """Return a number with a bit for each of these stages."""
+    return sum(1 << STAGES.index(stage) for stage in stages)
+
+
+def has(stage, stages):
+    """Say whether a literal type of such bits has a stage."""
+    return bool(stages.literal_value & bits_of([stage]))
+
+
+@inner
+def clipped(g, limit):
+    """The stage "value": a gradient, or the limit with its sign if it is larger; NaN stays NaN."""
+    return limit if g > limit else -limit if g < -limit else g
+
+
+@inner
+def averaged(e, p, gain):
+    """The stage "average": the moving average of a parameter."""
+    return average(e, p, gain)
+
+
+def before(stages, g, numbers):
+    """Apply the stages before the rule to a gradient; `_before` is the compiled code.
+
+    ``numbers`` are the gradients' factor, what multiplies them before they are clipped, the limit, and the average's
+    gain.
+    """
+    raise TypeError("before() exists in compiled code only")
+
+
+@overload(before, prefer_literal=True, inline="always")
+def _before(stages, g, numbers):
+    if not has("value", stages):
+        return lambda stages, g, numbers: numbers[0] * g
+    return lambda stages, g, numbers: numbers[0] * clipped(numbers[1] * g, numbers[2])
+
+
+def after(stages, i, p, g, e, numbers):
+    """Apply the stages after the rule to element i of the average and of the gradient; `_after` is the compiled code."""
+    raise TypeError("after() exists in compiled code only")
+
+
+@overload(after, prefer_literal=True, inline="always")
+def _after(stages, i, p, g, e, numbers):
+    averages, zeroes = has("average", stages), has("zero", stages)
+
+    def element(stages, i, p, g, e, numbers):
+        if averages:
+            store(e, averaged(load(e, i), load(p, i), numbers[3]), i)
+        if zeroes:
+            g.flat[i] = 0
+
+    return element if averages or zeroes else lambda stages, i, p, g, e, numbers: None
+
+
+def update(rule, stages, p, g, states, e, numbers, decay, hypers):
     """Update one run of elements. The test for weight decay is outside the loop, where it costs nothing."""
     if decay == 0:
         for i in range(p.size):
-            apply(rule, i, p, scale * widen(g[i]), states, hypers)
+            apply(rule, i, p, before(stages, widen(g[i]), numbers), states, hypers)
+            after(stages, i, p, g, e, numbers)
     else:
         for i in range(p.size):
-            apply(rule, i, p, scale * widen(g[i]) + decay * widen(p[i]), states, hypers)
+            apply(rule, i, p, before(stages, widen(g[i]), numbers) + decay * widen(p[i]), states, hypers)
+            after(stages, i, p, g, e, numbers)
 
 
 # Inlining is forced: whether LLVM would inline the loop by itself depends on rule and dtype, and on what the process
@@ -528,8 +591,24 @@ def update(rule, p, g, states, scale, decay, hypers):
 # three times as long. The price: in float64, loops of AMSGrad and of RMSProp with momentum are vectorised from 16
 # elements on, not from 8.
 @overload(update, prefer_literal=True, jit_options={"error_model": "numpy", "forceinline": True})
-def _update(rule, p, g, states, scale, decay, hypers):
+def _update(rule, stages, p, g, states, e, numbers, decay, hypers):
     return update
+
+
+def left_alone(stages, p, e, gain):
+    """Average parameters that have no gradient, if that is a stage; `_left_alone` is the compiled code."""
+    raise TypeError("left_alone() exists in compiled code only")
+
+
+@overload(left_alone, prefer_literal=True)
+def _left_alone(stages, p, e, gain):
+    alone = bits_of(["average"])
+
+    def loop(stages, p, e, gain):
+        for i in range(p.size):
+            after(alone, i, p, p, e, (gain, gain, gain, gain))
+
+    return loop if has("average", stages) else lambda stages, p, e, gain: None
 
 
 @intrinsic
@@ -583,13 +662,13 @@ def state_at(index, addresses, offset, length, real):
     return carray(pointer(addresses[index] + offset), length, real)
 
 
-def make_kernel(name, dtype):
-    """Define the kernel of a rule for a dtype: a plain function, for ``cfunc``.
+def make_kernel(name, dtype, stages=()):
+    """Define the kernel of a rule for a dtype, with these stages: a plain function, for ``cfunc``.
 
     It closes over plain constants only, since a closure over a compiled function never hits Numba's cache. Its name is
     unique, since functions that share a name share a cache index, in which two processes can mistake one for another.
     """
-    number, given = number_of(name), dtype_of(dtype)
+    number, given, bits = number_of(name), dtype_of(dtype), bits_of(stages)
     states, numbers = counts_of(name)
     state_indices, number_indices = tuple(range(states)), tuple(range(SHARED, SHARED + numbers))
     stored, real = given.stored, given.real
@@ -598,15 +677,23 @@ def make_kernel(name, dtype):
     def kernel(job_address, begin, end, worker):
         job = carray(pointer(job_address), 1, JOB)[0]
         chunks = carray(pointer(job.chunks), end, CHUNK)
+        before, limit, gain = real(job.unscale), real(job.limit), real(job.gain)
         for c in range(begin, end):
             chunk = chunks[c]
             tensor = carray(pointer(job.tensors), chunk.tensor + 1, TENSOR)[chunk.tensor]
+            runs, length, step = 1, chunk.length, 0
             if tensor.grad == 0:
+                if tensor.average != 0:
+                    left_alone(
+                        bits,
+                        carray(pointer(tensor.param + chunk.offset * stored_size), length, stored),
+                        carray(pointer(tensor.average + chunk.offset * real_size), length, real),
+                        gain,
+                    )
                 continue
             row = carray(pointer(job.hypers), (tensor.hyper + 1, HYPERS), np.float64)[tensor.hyper]
-            scale, decay = real(row[0]), real(row[1])
+            scale, decay = real(row[0] * job.coefficient), real(row[1])
             hypers = each(number_at, (number_indices,), (row, real))
-            runs, length, step = 1, chunk.length, 0
             grad = tensor.grad + chunk.grad_offset * stored_size
             if tensor.layout != 0:
                 layout = carray(pointer(tensor.layout), 1, LAYOUT)[0]
@@ -627,15 +714,17 @@ def make_kernel(name, dtype):
                 at = chunk.offset + r * step
                 update(
                     number,
+                    bits,
                     carray(pointer(tensor.param + at * stored_size), length, stored),
                     carray(pointer(grad + r * length * stored_size), length, stored),
                     each(state_at, (state_indices,), (tensor.states, at * real_size, length, real)),
-                    scale,
+                    carray(pointer(tensor.average + at * real_size), length, real),
+                    (scale, before, limit, gain),
                     decay,
                     hypers,
                 )
 
-    kernel.__name__ = kernel.__qualname__ = f"{name}_{given.name}_abi{ABI}"
+    kernel.__name__ = kernel.__qualname__ = "_".join((name, given.name, *stages, f"abi{ABI}"))
     return kernel
 
 
@@ -655,10 +744,12 @@ def make_update(name, dtype):
         row = carray(pointer(hyper), numbers, np.float64)
         update(
             number,
+            0,
             carray(pointer(param), n, real),
             carray(pointer(grad), n, real),
             each(state_at, (state_indices,), (addresses, 0, n, real)),
-            real(1),
+            carray(pointer(param), n, real),  # no average
+            (real(1), real(1), real(1), real(1)),
             real(0),
             each(number_at, (number_indices,), (row, real)),
         )
@@ -671,13 +762,13 @@ _kernels: dict = {}
 _updates: dict = {}
 
 
-def kernel(name: str, dtype: Any) -> Any:
+def kernel(name: str, dtype: Any, stages: Any = ()) -> Any:
     """Return a rule's compiled kernel for a dtype, a Numba ``CFunc``; it lives as long as the process.
 
     The dtype is that of parameter and gradient: anything NumPy accepts, or "bfloat16". States of float16 and bfloat16
-    parameters are float32.
+    parameters are float32. The stages are names in the order of STAGES.
     """
-    return compiled_once(_kernels, (name, dtype_of(dtype).name), make_kernel, make_cfunc)
+    return compiled_once(_kernels, (name, dtype_of(dtype).name, tuple(stages)), make_kernel, make_cfunc)
 
 
 def update_for_c(name: str, dtype: Any) -> Any:
@@ -694,6 +785,6 @@ def compiled_once(known, key, make, wrap):
     return known[key]
 
 
-def cached(name: str, dtype: Any) -> bool:
+def cached(name: str, dtype: Any, stages: Any = ()) -> bool:
     """Say whether the cache has a rule's kernel for a dtype, as it is now and for this processor."""
-    return cache.kept(make_kernel(name, dtype), SIGNATURE)
+    return cache.kept(make_kernel(name, dtype, tuple(stages)), SIGNATURE)
