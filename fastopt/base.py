@@ -16,10 +16,14 @@ from .checks import RESUMABLE, Count, nested_too_deeply, plain, unwrapped
 from .containers import ParamTree
 from .groups import ParamGroup
 from .kernels.reader import Array
-from .rules import CARRIED, HYPERPARAMETERS, Family, check
+from .options import NOTHING
+from .rules import CARRIED, HYPERPARAMETERS, STAGE_OPTIONS, Family, check
+from .staged import Staged, options_in_use
 from .step.group import GroupOptions, StepFunction, check_shared, numbers_at
 from .step.guard import Guard
 from .step.interrupts import HeldBack
+from .step.parameter import EMA
+from .step.stages import Stages
 from .step.stepper import Stepper
 
 Params: TypeAlias = Array | Mapping[str, Any] | Iterable[Any]  # entries may be nested containers, or groups
@@ -41,7 +45,7 @@ class _Bound:
 BOUND: Final = _Bound()
 
 
-class Optimizer:
+class Optimizer(Staged):
     """The base class of all optimizers: parameter groups, steps and state dicts. Use one of its subclasses.
 
     An optimizer updates arrays in place and keeps a state for each. A step is all or nothing: errors are raised before
@@ -50,17 +54,18 @@ class Optimizer:
 
     _family: ClassVar[Family]
 
-    def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
-        self._defaults = dict(defaults)
+    def __init__(self, params: Params, defaults: Mapping[str, Any], stages: Mapping[str, Any] = NOTHING) -> None:
+        self._defaults = defaults = {**defaults, **options_in_use(type(self), stages)}
+        self._stages = Stages()
         if not hasattr(self, "_family"):
             raise TypeError("Optimizer is what all optimizers share: use SGD, Adam or another of its subclasses")
         # Checked before params, as in torch.optim; each group checks its own schedules.
         GroupOptions(0, {"step": 0}).assign({name: value for name, value in defaults.items() if not callable(value)})
-        given: Any = list(params) if isinstance(params, Iterator) else params
-        self._grouped = self._are_groups(given)
+        listed: Any = list(params) if isinstance(params, Iterator) else params
+        self._grouped = self._are_groups(listed)
         self._groups: list[ParamGroup] = []
         self._parameters: list[ArrayParameter] = []
-        for group in given if self._grouped else [{"params": given}]:
+        for group in listed if self._grouped else [{"params": listed}]:
             self._append(group, self._groups, self._parameters)
         self._guard = Guard()
         self._stepper = self._new_stepper(self._parameters, self._groups)
@@ -68,7 +73,7 @@ class Optimizer:
         self._bound: Gradients | None = None
 
     def _new_stepper(self, parameters: list[ArrayParameter], groups: list[ParamGroup]) -> Stepper:
-        return Stepper(parameters, groups, self._family.choose, self._guard)
+        return Stepper(parameters, groups, self._family.choose, self._guard, self._stages)
 
     def _are_groups(self, given: Any) -> bool:
         """Say whether params is a list of groups; else it is arrays, nested or not."""
@@ -83,7 +88,7 @@ class Optimizer:
         if not isinstance(given, Mapping) or "params" not in given:
             raise TypeError(f"a parameter group is a dict with an entry 'params', not {given!r:.80}")
         options = {name: value for name, value in given.items() if name != "params"}
-        if unknown := [name for name in options if name not in self._defaults]:
+        if unknown := [name for name in options if name not in self._defaults and name not in STAGE_OPTIONS]:
             raise ValueError(f"unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(self._defaults)}")
         group = ParamGroup(len(groups), {**self._defaults, **options})
         self._family.choose(group.entries)
@@ -122,7 +127,24 @@ class Optimizer:
         carried = self._family.carried
         return {"step": parameter.step} if carried is None else {"step": parameter.step, carried: parameter.carried}
 
-    def step(self, grads: Grads = BOUND) -> None:
+    @property
+    def grad_norm(self) -> Any:
+        """The norm of all gradients of the last step together, before clipping; None if it was never asked for.
+
+        Set ``max_grad_norm`` to have it measured, to infinity if nothing is to be clipped.
+        """
+        return self._stages.norm
+
+    def _averages(self) -> list[tuple[Any, Any]]:
+        return [(parameter.whole, parameter.states[EMA]) for parameter in self._parameters if EMA in parameter.states]
+
+    def _copied(self, array: Any) -> Any:
+        return _copy(array)
+
+    def _write(self, array: Any, values: Any) -> None:
+        array[...] = values
+
+    def step(self, grads: Grads = BOUND, *, zero_grads: bool = False) -> None:
         """Update all parameters in place, by one step.
 
         Parameters
@@ -134,6 +156,9 @@ class Optimizer:
             change and do not count the step (their group does). Gradients are only read, and may be new arrays at each
             step: NumPy arrays, or anything on the CPU that supports DLPack or the buffer protocol, such as jax arrays.
             By default, the bound gradients are used.
+        zero_grads : bool, default False
+            Whether to set the gradients to zero in the same pass, also if the step is skipped. They must be writable
+            then, and may not overlap each other.
 
         Raises
         ------
@@ -146,21 +171,36 @@ class Optimizer:
             if grads is BOUND:
                 if self._bound is None:
                     raise RuntimeError("step() without gradients needs bound ones: call bind(grads) first")
-                self._take(self._bound)
+                self._take(self._bound, zero_grads)
             else:
                 gradients = Gradients(self._stepper.plan, self._parameters, self._mirrored(grads))
                 try:
-                    self._take(gradients)
+                    self._take(gradients, zero_grads)
                 finally:
                     gradients.release()
 
-    def _take(self, gradients: Gradients) -> None:
+    def _take(self, gradients: Gradients, zero_grads: bool) -> None:
         guard = self._guard
         if guard.stepping.locked():
             guard.refuse_inside_step()
-        if not self._stepper.repeat(gradients):
+        if zero_grads or self._stages.zeroes:
+            self._take_other(gradients, zero_grads)
+        elif not self._stepper.repeat(gradients):
             with guard.stepping:
                 self._stepper.take(gradients)
+
+    def _take_other(self, gradients: Gradients, zero_grads: bool) -> None:
+        """Take a step that sets the gradients to zero, or the first one after such steps."""
+        stages, skipped = self._stages, self._stages.skipped
+        if zero_grads:
+            gradients.check_writable(self._parameters)
+        in_kernels = zero_grads and not gradients.strided
+        if in_kernels != stages.zeroes or not self._stepper.repeat(gradients):
+            stages.zeroes = in_kernels
+            with self._guard.stepping:
+                self._stepper.take(gradients)
+        if zero_grads and (not in_kernels or stages.skipped > skipped):
+            gradients.fill_with_zeros()
 
     def bind(self, grads: Grads) -> None:
         """Bind gradient arrays that stay in memory, so that ``step()`` need not check them again.
@@ -303,7 +343,7 @@ class Optimizer:
         for group, entry in zip(self._groups, given, strict=True):
             keys = list(group.tree.keys)
             what = f"group {group.index} of the state dict"
-            if not isinstance(entry, Mapping) or set(entry) != set(group):
+            if not isinstance(entry, Mapping) or set(entry) - {*STAGE_OPTIONS} != set(group) - {*STAGE_OPTIONS}:
                 raise ValueError(f"{what} must have the entries {sorted(group)}, those of {type(self).__name__}")
             # Compared as text: `!=` of arrays among them would give arrays.
             if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
@@ -330,7 +370,7 @@ class Optimizer:
     def _checked_state(self, parameter: ArrayParameter, given: Any) -> tuple[int, float, dict[str, Array]]:
         carried = self._family.carried
         counts = ("step",) if carried is None else ("step", carried)
-        names = (*counts, *self._family.states)
+        names = (*counts, *self._family.states, EMA)
         if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {*names}:
             raise ValueError(
                 f"the state of {parameter} must be a dict of {counts[0]} and {', '.join(names[1:])}, not {given!r:.200}"
@@ -342,7 +382,7 @@ class Optimizer:
                 raise ValueError(
                     f"the state of {parameter} has {step} steps but no {name}, without which it cannot go on"
                 )
-        for name in self._family.states:
+        for name in (*self._family.states, EMA):
             if name in given:
                 arrays[name] = parameter.loaded(f"the {name} of {parameter} in the state dict", given[name])
         number = (

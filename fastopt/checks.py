@@ -67,6 +67,17 @@ class Number:
 
 
 @dataclass(frozen=True)
+class OrNone:
+    """None, or what another check allows."""
+
+    item: Number
+
+    def check(self, name: str, value: Any) -> float | None:
+        """Return None or the checked value, or raise an error that names it."""
+        return None if unwrapped(value) is None else self.item.check(name, value)
+
+
+@dataclass(frozen=True)
 class Betas:
     """The two coefficients of Adam's moving averages, each 0 or more and below 1; returned as a tuple."""
 

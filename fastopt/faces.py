@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from .options import NOTHING, Argument
-from .rules import OPTIONS
+from .rules import OPTIONS, STAGE_OPTIONS
 
 Described = TypeVar("Described", bound=Callable[..., Any])
 
+TAKES_MORE = 0x08  # CO_VARKEYWORDS, for the options of the stages
 WIDTH = 112  # of a parameter's description: 120, less two indentations
 
 SPECIAL: dict[Any, Mapping[str, str]] = {}  # what the docstring of a class or function adds to texts of parameters
@@ -50,7 +51,7 @@ class Face:
     def entries(self, thing: Any, special: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """Iterate over the parameters of a class or function: ``name : kind, default``, and its description."""
         for name, default in parameters(thing):
-            argument = self.arguments.get(name) or OPTIONS[name]
+            argument = self.arguments.get(name) or OPTIONS.get(name) or STAGE_OPTIONS[name]
             scheduled = argument.scheduled if self.schedules else None
             kind = argument.kind if scheduled is None else f"{argument.kind} or schedule"
             text = argument.of.get(thing.__name__.lower(), argument.text)
@@ -169,8 +170,10 @@ def parameters(thing: Any) -> Iterator[tuple[str, str]]:
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     defaults = dict(zip(names[code.co_argcount - len(last) : code.co_argcount], last, strict=True))
     defaults.update(function.__kwdefaults__ or {})
-    for name in names[own:]:
-        if name not in defaults:
+    for name in (*names[own:], *(STAGE_OPTIONS if code.co_flags & TAKES_MORE else ())):
+        if name in STAGE_OPTIONS:
+            yield name, ", default False" if name == "skip_nonfinite" else ", optional"
+        elif name not in defaults:
             yield name, ""
         elif defaults[name] is None:
             yield name, ", optional"

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .base import Optimizer, Params, Scheduled
 from .faces import ARRAYS, described
 from .rules import FAMILIES
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .staged import StageOptions
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "RMSprop"]
 
@@ -70,6 +77,7 @@ class SGD(Optimizer):
         weight_decay: Scheduled = 0.0,
         nesterov: bool = False,
         maximize: bool = False,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -81,6 +89,7 @@ class SGD(Optimizer):
                 "nesterov": nesterov,
                 "maximize": maximize,
             },
+            stages,
         )
 
 
@@ -142,6 +151,7 @@ class Adagrad(Optimizer):
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
         maximize: bool = False,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -153,6 +163,7 @@ class Adagrad(Optimizer):
                 "eps": eps,
                 "maximize": maximize,
             },
+            stages,
         )
 
 
@@ -222,6 +233,7 @@ class RMSprop(Optimizer):
         momentum: Scheduled = 0.0,
         centered: bool = False,
         maximize: bool = False,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -234,6 +246,7 @@ class RMSprop(Optimizer):
                 "centered": centered,
                 "maximize": maximize,
             },
+            stages,
         )
 
 
@@ -305,6 +318,7 @@ class Adam(Optimizer):
         weight_decay: Scheduled = 0.0,
         amsgrad: bool = False,
         maximize: bool = False,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -316,6 +330,7 @@ class Adam(Optimizer):
                 "amsgrad": amsgrad,
                 "maximize": maximize,
             },
+            stages,
         )
 
 
@@ -371,9 +386,17 @@ class AdamW(Adam):
         weight_decay: Scheduled = 0.01,
         amsgrad: bool = False,
         maximize: bool = False,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            **stages,
         )
 
 
@@ -427,8 +450,11 @@ class Lion(Optimizer):
         betas: tuple[Scheduled, Scheduled] = (0.9, 0.99),
         weight_decay: Scheduled = 0.0,
         maximize: bool = False,
+        **stages: Unpack[StageOptions],
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}, stages
+        )
 
 
 @described(ARRAYS)
@@ -487,6 +513,7 @@ class NAdam(Optimizer):
         momentum_decay: float = 4e-3,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -499,4 +526,5 @@ class NAdam(Optimizer):
                 "decoupled_weight_decay": decoupled_weight_decay,
                 "maximize": maximize,
             },
+            stages,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .checks import Betas, Flag, Number
+from .checks import Betas, Flag, Number, OrNone
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -19,7 +19,7 @@ class Argument:
         Its type, as numpydoc has it after the name.
     text : str
         Its description.
-    check : Number, Flag, Betas or None
+    check : Number, OrNone, Flag, Betas or None
         Its check, if it is a hyperparameter.
     scheduled : str or None
         The description of schedules for it; None if it cannot be a schedule.
@@ -31,7 +31,7 @@ class Argument:
         self,
         kind: str,
         text: str,
-        check: Number | Flag | Betas | None = None,
+        check: Number | OrNone | Flag | Betas | None = None,
         scheduled: str | None = None,
         of: Mapping[str, str] = NOTHING,
     ) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .checks import COUNT_LIMIT, LARGEST, Betas, Flag, Number
+from .checks import COUNT_LIMIT, LARGEST, SMALLEST, Betas, Flag, Number, OrNone
 from .kernels import tables
 from .kernels.dtypes import DTYPES
 from .options import Argument
@@ -95,10 +95,45 @@ OPTIONS = {
     "maximize": Argument("bool", "Ascend instead: ``-g`` is used for g.", check=Flag()),
 }
 
-HYPERPARAMETERS: dict[str, Number | Flag | Betas] = {
-    name: option.check for name, option in OPTIONS.items() if option.check is not None
+# Those of the stages, which belong to an optimizer as a whole; its groups have those that are in use, all the same ones.
+STAGE_OPTIONS = {
+    "max_grad_norm": Argument(
+        "float",
+        "The largest norm of all gradients together, above 0: where it is larger, the step uses the gradients times "
+        "``max_grad_norm / (norm + 1e-6)``. The gradients stay as they are. With infinity the norm is only measured, "
+        "for `grad_norm`.",
+        check=OrNone(Number("max_grad_norm value", minimum=SMALLEST, maximum=math.inf)),
+        scheduled="",
+    ),
+    "clip_grad_value": Argument(
+        "float",
+        "The largest size of an element of a gradient, above 0: the step uses larger ones as if they were of that "
+        "size. Clipping by the norm comes after it, with the norm from before it.",
+        check=OrNone(Number("clip_grad_value value", minimum=SMALLEST)),
+        scheduled="",
+    ),
+    "skip_nonfinite": Argument(
+        "bool",
+        "Skip every step in which the norm of all gradients is not finite: nothing changes then, and `skipped_steps` "
+        "grows.",
+        check=Flag(),
+    ),
+    "ema_decay": Argument(
+        "float",
+        "How much of each parameter's average is kept at each step, from 0 to 1: ``e <- ema_decay * e + (1 - ema_decay) "
+        '* p``, after the update. The average, the state ``"ema"``, starts at the parameter before its first step; see '
+        "`swap_ema_weights`.",
+        check=OrNone(Number("ema_decay value", maximum=1.0)),
+        scheduled="",
+    ),
 }
-SCHEDULABLE = tuple(name for name, option in OPTIONS.items() if option.scheduled is not None)  # functions of the step
+
+HYPERPARAMETERS: dict[str, Number | OrNone | Flag | Betas] = {
+    name: option.check for name, option in {**OPTIONS, **STAGE_OPTIONS}.items() if option.check is not None
+}
+SCHEDULABLE = tuple(  # functions of the step
+    name for name, option in {**OPTIONS, **STAGE_OPTIONS}.items() if option.scheduled is not None
+)
 PAIRS = tuple(name for name, check in HYPERPARAMETERS.items() if isinstance(check, Betas))  # each number may be one
 
 

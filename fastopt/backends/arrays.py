@@ -51,6 +51,17 @@ class ArrayParameter(Parameter):
         """Return the states as a user sees them."""
         return self.states
 
+    def new_average(self) -> Any:
+        """Allocate the parameter's average, which starts at the parameter."""
+        average = self.new_state(0.0)
+        average[...] = self.whole
+        return average
+
+    @property
+    def whole(self) -> Any:
+        """The parameter itself, to read and write."""
+        return self.array
+
     @abstractmethod
     def loaded(self, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
@@ -96,6 +107,28 @@ class Gradients(StepGradients):
     def keep_in_place(self) -> None:
         """Prevent all resizing, even with ``refcheck=False``, for as long as this lives."""
         self.pins = [reference for array in self.held if array is not None for reference in pin(array)]
+
+    def check_writable(self, parameters: Sequence[ArrayParameter]) -> None:
+        """Raise unless all of them can be set to zero, each for itself."""
+        named = []
+        for parameter, array in zip(parameters, self.held, strict=True):
+            if array is None:
+                continue
+            if isinstance(array, np.ndarray) and not array.flags.writeable:
+                raise ValueError(
+                    f"the gradient of {parameter} cannot be set to zero, since it is read-only: call step without "
+                    f"zero_grads"
+                )
+            if isinstance(array, np.ndarray):
+                named.append((f"the gradient of {parameter}", array))
+        if (pair := Extents(named).first_overlap()) is not None:
+            raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: call step without zero_grads")
+
+    def fill_with_zeros(self) -> None:
+        """Set all of them to zero."""
+        for array in self.held:
+            if array is not None:
+                array[...] = 0
 
     def release(self) -> None:
         """Let go of the arrays, so that the next ones can reuse their memory. No step uses these again."""

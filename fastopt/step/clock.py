@@ -13,16 +13,17 @@ import numpy.typing as npt
 from ..kernels.reader import Array, address
 from ..kernels.repetition import Repetition
 from ..kernels.tables import HYPERS, ROW_INPUTS
-from ..rules import RULES, Options, Row, Rule
+from ..rules import RULES, STAGE_OPTIONS, Options, Row, Rule
 from .group import GroupOptions, record_of
 from .guard import Guard
 from .interrupts import HeldBack
 from .launch import AmpState
 from .parameter import Parameter, StepGroup
 from .plan import Located, Plan
+from .stages import Stages, check_alike
 
 NUMBERS = {name: number for number, name in enumerate(RULES)}  # of the rules in ROW_INPUTS
-REPEATABLE = {"lr", "weight_decay"}  # schedules of others can change the rule, or get out of range
+REPEATABLE = {"lr", "weight_decay", *STAGE_OPTIONS}  # schedules of others can change the rule, or get out of range
 REPEATED_LIMIT = 2**50  # of steps under a schedule, which end at 2**51: nobody takes as many in between
 
 
@@ -121,6 +122,7 @@ class Clock:
     choose : callable
         ``choose(options)``, the rule that a group's options ask for; raises ValueError where they contradict.
     guard : Guard
+    stages : Stages
     counts_groups : bool, default True
         Whether it counts the groups' steps too, and not only those of parameters.
 
@@ -150,9 +152,10 @@ class Clock:
         groups: Sequence[GroupOptions],
         choose: Callable[[Options], Rule],
         guard: Guard,
+        stages: Stages,
         counts_groups: bool = True,
     ) -> None:
-        self.plan, self.groups, self.choose, self.guard = plan, groups, choose, guard
+        self.plan, self.groups, self.choose, self.guard, self.stages = plan, groups, choose, guard, stages
         self.counted = groups if counts_groups else ()
         self.state = State.HOST
         self.scale = 1.0  # factor of all gradients in the next step
@@ -218,6 +221,11 @@ class Clock:
         self._take_scale(scale)
         self.assigned = self._ask()
 
+    @property
+    def row_scale(self) -> float:
+        """The scale as far as it goes into the rows: clipping by value comes after it, and before the other factors."""
+        return 1.0 if self.stages.clips_by_value else self.scale
+
     def _take_scale(self, scale: float) -> None:
         if scale != self.scale:
             self.scale, self.steady = scale, False
@@ -228,7 +236,10 @@ class Clock:
         assigned = versions != self.versions
         if assigned or self.scheduled:
             self.steady = False
+            if assigned:
+                check_alike(self.groups)
             self.rules = self.chosen()
+            self.stages.take(self.groups[0].upcoming)
             if assigned:
                 self.look_at_schedules()
             self.versions = versions  # from before: an assignment by a schedule counts for the next step
@@ -238,7 +249,9 @@ class Clock:
         """Find out what the schedules ask for, after options were assigned."""
         driven = [group for group in self.groups if group.schedules]
         self.scheduled = bool(driven)
-        self.needs_python = any(record_of(function) is None for group in driven for _, function in group.functions())
+        self.needs_python = any(
+            record_of(function) is None or name in STAGE_OPTIONS for group in driven for name, function in group.functions()
+        )
         self.repeatable = all(group.schedules.keys() <= REPEATABLE for group in driven)
 
     def goes_on(self) -> bool:
@@ -269,10 +282,11 @@ class Clock:
             if not part:
                 continue
             group, rule = parameter.group, self.rules[parameter.group.index]
-            new_states = parameter.new_states(rule)
-            key = parameter.carried, group.index, parameter.step, bool(new_states)
+            new_states = parameter.new_states(rule, self.stages.averages)
+            first = any(name in new_states for name in rule.states)
+            key = parameter.carried, group.index, parameter.step, first
             if key not in found:
-                found[key] = StepGroup(group, rule, parameter.step, bool(new_states))
+                found[key] = StepGroup(group, rule, parameter.step, first)
             found[key].parameters.append(parameter)
             found[key].new_states.append(new_states)
         self.prepare_launches(len(found))
@@ -281,7 +295,7 @@ class Clock:
             self.step_groups, self.hypers = list(found.values()), np.zeros((len(found), HYPERS))
             self.carried = np.array([carried for carried, *_ in found], np.float64)
             self.next = self.carried.copy()
-            self.plan.form(taking_part, self.step_groups, self.hypers)
+            self.plan.form(taking_part, self.step_groups, self.hypers, self.stages.averages)
 
     def advance(self) -> None:
         """Compute the hyper rows of the next step, unless those of the last one still hold."""
@@ -297,7 +311,7 @@ class Clock:
                 self.next[number] = carried = rule.carried_after(options, step, float(self.carried[number]))
                 options = rule.with_carried(options, carried)
             factor, *row = rule.row(options, step, step_group.first)
-            self.hypers[number, : len(row) + 1] = factor * self.scale, *row
+            self.hypers[number, : len(row) + 1] = factor * self.row_scale, *row
             steady = steady and not step_group.first
             moving = moving or rule.moves(options)
         self.steady, self.moving = steady, moving
@@ -307,9 +321,9 @@ class Clock:
         self.carried[:] = self.next
         for step_group in self.step_groups:
             step_group.step += 1
-            if step_group.first:
+            step_group.first = False
+            if step_group.new_states:
                 self.keep_states(step_group)
-                step_group.first = False
         for group in self.groups:
             group.take_upcoming()
         for group in self.counted:
@@ -349,7 +363,8 @@ class Clock:
             return
         repetition = self.plan.repetition()
         if repetition is not None:
-            repetition.set_rows(self.hypers, self.carried, self.next, self.scale, self.plan.largest)
+            repetition.set_rows(self.hypers, self.carried, self.next, self.row_scale, self.plan.largest)
+            repetition.set_clip(self.stages.clip if self.stages.measures else None)
             self.tally.begin(repetition)
             self.tally.asked = repetition.taken
             self.repetition, self.state = repetition, State.CREDITED
@@ -382,6 +397,8 @@ class Clock:
         tally.asked = taken = repetition.taken  # before any group has other numbers
         ahead = taken - tally.credited
         self.check_options(self.rules, [group.ask_schedules(ahead) for group in self.groups])
+        self.stages.take(self.groups[0].upcoming)
+        self.plan.write_stages(self.stages, self.scale)
         self._write_rows(ahead)
 
     @property

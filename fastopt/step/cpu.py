@@ -42,7 +42,9 @@ class CpuLaunch(Launch):
 
     on_gpu = False
 
-    def __init__(self, rule: Rule, dtype: str, sizes: Sequence[int], threads: Threads = pool) -> None:
+    def __init__(
+        self, rule: Rule, dtype: str, sizes: Sequence[int], threads: Threads = pool, stages: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(sizes)
         self.threads = threads
         self.itemsize = DTYPES[dtype].itemsize
@@ -52,7 +54,7 @@ class CpuLaunch(Launch):
         self.job["abi"] = ABI
         self.job["power"] = self.job["coefficient"] = self.job["unscale"] = 1.0
         self.job["tensors"] = address(self.table)
-        self.kernel = kernel(rule.name, dtype)
+        self.kernel = kernel(rule.name, dtype, stages)
         self.run = threads.runner(self.kernel, address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))
         self.cut({})
@@ -91,6 +93,10 @@ class CpuLaunch(Launch):
         self.hypers = hypers
         self.job["hypers"] = address(hypers)
 
+    def write_stages(self, unscale: float, limit: float, gain: float) -> None:
+        """Write the numbers of the stages."""
+        self.job["unscale"], self.job["limit"], self.job["gain"] = unscale, limit, gain
+
     def __call__(self) -> None:
         """Run the kernel over all chunks."""
         threads = self.threads.get_num_threads()
@@ -110,9 +116,9 @@ class Cpu:
         """Return itself, which prepares launches."""
         return self
 
-    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int]) -> CpuLaunch:
+    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int], stages: tuple[str, ...] = ()) -> CpuLaunch:
         """Prepare a launch."""
-        return CpuLaunch(rule, dtype, sizes, self.threads)
+        return CpuLaunch(rule, dtype, sizes, self.threads, stages)
 
     def update(
         self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row

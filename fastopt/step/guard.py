@@ -17,7 +17,9 @@ class Guard:
     mutex : RLock
         Held by whoever reads or changes the optimizer. A schedule may ask for the state in the midst of a step.
     stepping : Lock
-        Held during a step.
+        Held during a step, and while averages stand in the parameters' place.
+    swapped : bool
+        Whether they do.
     """
 
     def __init__(self) -> None:
@@ -28,9 +30,25 @@ class Guard:
         """Begin with locks that nobody holds."""
         self.mutex = threading.RLock()
         self.stepping = threading.Lock()
+        self.swapped = False
+
+    def begin_swap(self) -> None:
+        """Refuse steps from now on, since other numbers stand in the parameters' place."""
+        self.stepping.acquire()
+        self.swapped = True
+
+    def end_swap(self) -> None:
+        """Allow steps again."""
+        self.swapped = False
+        self.stepping.release()
 
     def refuse_inside_step(self) -> None:
         """Raise where a schedule, or a signal's handler, would change what a step is about to use."""
+        if self.swapped:
+            raise RuntimeError(
+                "the averages stand in the parameters' place: leave the block of swap_ema_weights() before you take a "
+                "step, load, add parameters or swap again"
+            )
         if self.stepping.locked():
             raise RuntimeError(
                 "this optimizer is inside a step: neither step nor load or add parameters before it ends"

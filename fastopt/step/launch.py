@@ -41,6 +41,14 @@ class Launch(ABC):
             self.table[row]["hyper"] = hyper
             self.table[row]["states"][: len(states)] = states
 
+    def write_averages(self, addresses: Sequence[int]) -> None:
+        """Write the addresses of the parameters' averages, 0 for those that have none."""
+        self.table["average"] = addresses
+
+    def write_stages(self, unscale: float, limit: float, gain: float) -> None:
+        """Write the numbers of the stages: what multiplies gradients ahead, their limit, the average's gain."""
+        raise NotImplementedError
+
     def cut(self, strided: dict[int, Strides]) -> None:
         """Cut the tensors into chunks, unless the gradients' strides are those of the last cut."""
         if strided != self.strided:
@@ -80,8 +88,8 @@ class Launch(ABC):
 class Launcher(Protocol):
     """Prepares the launches of one plan on one device."""
 
-    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int]) -> Launch:
-        """Prepare a launch over tensors of these sizes."""
+    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int], stages: tuple[str, ...] = ()) -> Launch:
+        """Prepare a launch over tensors of these sizes, of a kernel with these stages."""
 
 
 class Device(Protocol):

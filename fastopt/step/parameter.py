@@ -13,6 +13,7 @@ from .group import GroupOptions
 from .launch import Device, Launch
 from .memory import Layout, extent
 
+EMA = "ema"  # the state that is the parameter's average
 NOTHING: dict[str, Any] = {}  # no new states; one dict for all parameters, never written to
 
 
@@ -76,10 +77,13 @@ class Parameter(ABC):
         """Return arrays that keep alive all memory that an update writes."""
         return [self.array, *(array for _, array in self.arrays())]
 
-    def new_states(self, rule: Rule) -> dict[str, Array]:
-        """Allocate the states that a rule needs and the parameter does not have."""
+    def new_states(self, rule: Rule, averages: bool = False) -> dict[str, Array]:
+        """Allocate the states that a rule needs, and the average if it is asked for, and the parameter does not have."""
         value = self.group.entries[rule.initial] if rule.initial else 0.0
-        return {name: self.new_state(value) for name in rule.states if name not in self.states} or NOTHING
+        new = {name: self.new_state(value) for name in rule.states if name not in self.states}
+        if averages and EMA not in self.states:
+            new[EMA] = self.new_average()
+        return new or NOTHING
 
     @property
     def expected(self) -> Any:
@@ -89,6 +93,10 @@ class Parameter(ABC):
     @abstractmethod
     def new_state(self, value: float) -> Any:
         """Allocate a state in the parameter's storage order."""
+
+    @abstractmethod
+    def new_average(self) -> Any:
+        """Allocate the parameter's average, which starts at the parameter."""
 
     def restore(self, step: int, carried: float, states: Mapping[str, Array]) -> None:
         """Replace count, carried number and states."""

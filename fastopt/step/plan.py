@@ -19,7 +19,8 @@ from ..rules import RULES, Rule
 from .chunks import Strides
 from .launch import Device, Entry, Launch, Launcher
 from .memory import Extents, extent
-from .parameter import Parameter, StepGroup
+from .parameter import EMA, Parameter, StepGroup
+from .stages import Stages
 
 
 class NoThreads:
@@ -79,6 +80,7 @@ class Plan:
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self.parameters = parameters
         self.rules: Sequence[Rule] = ()
+        self.stages: tuple[str, ...] = ()  # that kernels have
         self.launches: list[Launch] = []
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's parameters
         self.taking_part: bytes | None = None
@@ -133,29 +135,38 @@ class Plan:
         """Whether all parameters lie on GPUs."""
         return all(device.on_gpu for device in self.launchers)
 
-    def arrange(self, rules: Sequence[Rule]) -> None:
-        """Split the parameters into launches by the rules of their groups, if these have changed."""
-        if rules == self.rules:
+    def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...] = ()) -> None:
+        """Split the parameters into launches by the rules of their groups, if these or the kernels' stages have changed."""
+        if rules == self.rules and stages == self.stages:
             return
         self.loaded = self.taking_part = self._repetition = None
         self.rules = ()  # until all is written
         kinds: dict[tuple[Device, str, str], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             kinds.setdefault((parameter.device, rules[parameter.group.index].name, parameter.dtype), []).append(i)
+        self.stages = stages
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
         self.indices = [np.array(indices) for indices in kinds.values()]
         self.rules = rules
 
     def _launch(self, device: Device, rule: str, dtype: str, indices: Sequence[int]) -> Launch:
         parameters = [self.parameters[i] for i in indices]
-        launch = self.launchers[device].launch(RULES[rule], dtype, [parameter.array.size for parameter in parameters])
+        sizes = [parameter.array.size for parameter in parameters]
+        stages = (self.stages,) if self.stages else ()
+        launch = self.launchers[device].launch(RULES[rule], dtype, sizes, *stages)
         launch.write_params([parameter.address for parameter in parameters])
         for row, parameter in enumerate(parameters):
             parameter.launch, parameter.row = launch, row
         return launch
 
-    def form(self, taking_part: bytes, step_groups: Sequence[StepGroup], hypers: npt.NDArray[np.float64]) -> None:
-        """Write into the tables who takes part, with which hyper rows and states."""
+    def form(
+        self,
+        taking_part: bytes,
+        step_groups: Sequence[StepGroup],
+        hypers: npt.NDArray[np.float64],
+        averages: bool = False,
+    ) -> None:
+        """Write into the tables who takes part, with which hyper rows and states, and whose average is kept."""
         self.loaded = self.taking_part = None  # until all is written
         entries: dict[Launch, list[Entry]] = {launch: [] for launch in self.launches}
         for number, group in enumerate(step_groups):
@@ -166,7 +177,24 @@ class Plan:
         for launch in self.launches:
             launch.write_hypers(hypers)
             launch.write_entries(entries[launch])
+        if averages:
+            self._write_averages(step_groups)
         self.taking_part = taking_part
+
+    def _write_averages(self, step_groups: Sequence[StepGroup]) -> None:
+        """Write the addresses of all averages: those of parameters without gradients, too, are brought up to date."""
+        found = {id(parameter): parameter.states.get(EMA) for parameter in self.parameters}
+        for group in step_groups:
+            for parameter, new_states in zip(group.parameters, group.new_states, strict=True):
+                found[id(parameter)] = new_states.get(EMA, found[id(parameter)])
+        for launch, indices in zip(self.launches, self.indices, strict=True):
+            averages = [found[id(self.parameters[i])] for i in indices.tolist()]
+            launch.write_averages([0 if average is None else extent(average)[0] for average in averages])
+
+    def write_stages(self, stages: Stages, scale: float) -> None:
+        """Write the numbers of the stages; `scale` is the factor of all gradients."""
+        for launch in self.launches:
+            launch.write_stages(scale, stages.limit, stages.gain)
 
     def load(self, gradients: Located) -> None:
         """Write the addresses of gradients into the tables."""

@@ -13,6 +13,7 @@ from .interrupts import HeldBack
 from .launch import AmpState
 from .parameter import Parameter
 from .plan import Located, Plan
+from .stages import Stages
 
 
 class Stepper:
@@ -27,7 +28,7 @@ class Stepper:
     groups : sequence of GroupOptions
     choose : callable
         ``choose(options)``, the rule that a group's options ask for; raises ValueError where they contradict.
-    guard : Guard
+    guard, stages
         The optimizer's.
     counts_groups : bool, default True
         Whether the groups' steps are counted too, and not those of parameters alone.
@@ -44,10 +45,11 @@ class Stepper:
         groups: Sequence[GroupOptions],
         choose: Callable[[Options], Rule],
         guard: Guard,
+        stages: Stages,
         counts_groups: bool = True,
     ) -> None:
-        self.plan = Plan(parameters)
-        self.clock = clock_of(self.plan)(self.plan, groups, choose, guard, counts_groups)
+        self.plan, self.stages = Plan(parameters), stages
+        self.clock = clock_of(self.plan)(self.plan, groups, choose, guard, stages, counts_groups)
 
     def repeat(self, gradients: Located) -> bool:
         """Take the last step again in one call of C, if only gradients and rows differ; return whether it did."""
@@ -70,14 +72,18 @@ class Stepper:
         amp : AmpState, optional
             GradScaler's scale and found_inf: the GPUs unscale the gradients, and may skip the step.
         """
-        clock, plan = self.clock, self.plan
+        clock, plan, stages = self.clock, self.plan, self.stages
         clock.poll(scale, amp)
         self.prepare(gradients)
-        plan.arrange(clock.rules)
+        plan.arrange(clock.rules, stages.kernel)
         clock.check(gradients)
         if gradients.taking_part != plan.taking_part:
             clock.form(gradients.taking_part)
         plan.load(gradients)
+        if stages.kernel:
+            plan.write_stages(stages, scale)
+        if stages.measures and not self.goes_on(gradients, scale):
+            return
         with HeldBack():
             self.begin(gradients)
             clock.advance()
@@ -88,6 +94,17 @@ class Stepper:
         clock.prepare()
         if self.can_repeat():
             clock.start_repeating()
+
+    def goes_on(self, gradients: Any, scale: float) -> bool:
+        """Take the norm of the gradients, and say whether the step goes on, or is skipped."""
+        goes_on = self.stages.measure(self.plan.launches, scale, self.norms_beside(gradients))
+        if not goes_on:
+            self.plan.forget()  # states that would have begun with this step begin with another one
+        return goes_on
+
+    def norms_beside(self, gradients: Any) -> list[float]:
+        """Return the norms of gradients that take no part in launches."""
+        return []
 
     def can_repeat(self) -> bool:
         """Say whether the last step consists of launches and counts alone."""

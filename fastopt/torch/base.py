@@ -21,11 +21,15 @@ from ..backends.torch.parameter import TorchParameter
 from ..backends.torch.stepper import TorchStepper
 from ..checks import nested_too_deeply
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
+from ..options import NOTHING
 from ..plateau import Plateau
-from ..rules import HYPERPARAMETERS, PAIRS, Family
+from ..rules import HYPERPARAMETERS, PAIRS, STAGE_OPTIONS, Family
+from ..staged import Staged, options_in_use
 from ..step.group import check_shared
 from ..step.guard import Guard
 from ..step.interrupts import HeldBack
+from ..step.parameter import EMA
+from ..step.stages import Stages
 from ..step.weak import weak
 from .amp import check_scaler
 from .eager import eager
@@ -47,7 +51,7 @@ ADDED = (
 )
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Staged, torch.optim.Optimizer):
     """The base class of the optimizers: torch's groups and states, fastopt's step. Use one of its subclasses.
 
     A step is all or nothing: errors are raised before the first element changes.
@@ -65,10 +69,11 @@ class Optimizer(torch.optim.Optimizer):
     _has_moving: bool  # see `_note_moving`
     _itself: Callable[[], Any]
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Any, defaults: dict[str, Any], stages: Mapping[str, Any] = NOTHING) -> None:
         if defaults.get("foreach") and defaults.get("fused"):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         self._begin()
+        defaults.update(options_in_use(type(self), stages))
         for name in PAIRS:
             if isinstance(given := defaults.get(name), (Sequence, np.ndarray)):
                 defaults[name] = tuple(given)  # all groups share it
@@ -80,6 +85,7 @@ class Optimizer(torch.optim.Optimizer):
     def _begin(self) -> None:
         self._itself = weakref.ref(self)
         self._guard = Guard()
+        self._stages = Stages()
         self._stepper = None
         self._made = False
         self._groups = ()
@@ -167,7 +173,7 @@ class Optimizer(torch.optim.Optimizer):
             group.index = index
             groups.append(group)
         sync_all(groups)
-        arguments = groups, self._names(), self.param_groups, self.state, self._eager, self._guard
+        arguments = groups, self._names(), self.param_groups, self.state, self._eager, self._guard, self._stages
         stepper = TorchStepper(self._family, *arguments)
         with HeldBack():
             self._stepper, self._groups = stepper, groups
@@ -228,6 +234,30 @@ class Optimizer(torch.optim.Optimizer):
             unread = stepper.read_anew()
         stepper.update(unread, scale, amp)
 
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The norm of all gradients of the last step together, before clipping; None if it was never asked for.
+
+        Set ``max_grad_norm`` to have it measured, to infinity if nothing is to be clipped.
+        """
+        if (wrapped := self._stands_for) is not None:
+            norm: Tensor | None = wrapped.grad_norm
+            return norm
+        norm_now = self._stages.norm
+        return None if norm_now is None else torch.tensor(norm_now, dtype=torch.float64, device="cpu")
+
+    def _averages(self) -> list[tuple[Any, Any]]:
+        stepper = self._stepper or self._adopt()
+        stepper.settle()
+        return [(p.given, p.state[EMA]) for p in stepper.parameters if EMA in p.states]
+
+    def _copied(self, array: Tensor) -> Tensor:
+        return array.detach().clone()
+
+    def _write(self, array: Tensor, values: Tensor) -> None:
+        with torch.no_grad():
+            array.copy_(values)
+
     def _names(self) -> list[Sequence[Any]]:
         """Return the keys of the parameters in each group: their names, else their numbers."""
         numbers = iter(range(sum(len(given["params"]) for given in self.param_groups)))
@@ -240,7 +270,7 @@ class Optimizer(torch.optim.Optimizer):
             found = [(key, entry) for key, entry in zip(keys, group.given[PARAMS], strict=True) if entry is param]
             names.append([key for key, _ in found])
             given.append({PARAMS: [entry for _, entry in found]})
-        arguments = names, given, {param: self.state[param]}, self._eager, Guard()
+        arguments = names, given, {param: self.state[param]}, self._eager, Guard(), Stages()
         return TorchStepper(self._family, self._groups, *arguments, counts_groups=False)
 
     @eager
@@ -400,7 +430,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _filled(self) -> dict[str, Any]:
         """Return the defaults of options that old checkpoints lack."""
-        return {name: self.defaults[name] for name in ADDED if name in self.defaults}
+        return {name: self.defaults[name] for name in (*ADDED, *STAGE_OPTIONS) if name in self.defaults}
 
     def _loaded_states(
         self, given: Any, groups: list[dict[str, Any]], all_parameters: list[TorchParameter]
@@ -424,7 +454,7 @@ class Optimizer(torch.optim.Optimizer):
         return states
 
     def _copied(self, parameter: TorchParameter | None, name: str, value: Any) -> Any:
-        if parameter is not None and name in self._family.states and (value is not None or self._eager):
+        if parameter is not None and name in (*self._family.states, EMA) and (value is not None or self._eager):
             return parameter.fitted(name, value, copy=True)
         return deepcopy(value)  # also for a frozen parameter, whose state is fitted once it has a gradient
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -11,6 +11,11 @@ from .. import optimizers as arrays
 from ..faces import TORCH, described
 from ..rules import FAMILIES
 from .base import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..staged import StageOptions
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "RMSprop"]
 
@@ -67,6 +72,7 @@ class SGD(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -81,6 +87,7 @@ class SGD(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
+            stages,
         )
 
 
@@ -132,6 +139,7 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -146,6 +154,7 @@ class Adagrad(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
+            stages,
         )
 
     def share_memory(self) -> None:
@@ -205,6 +214,7 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
         *,
         fused: bool | None = None,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -221,6 +231,7 @@ class RMSprop(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
+            stages,
         )
 
 
@@ -272,6 +283,7 @@ class Adam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -288,6 +300,7 @@ class Adam(Optimizer):
                 "fused": fused,
                 "decoupled_weight_decay": decoupled_weight_decay,
             },
+            stages,
         )
 
 
@@ -336,6 +349,7 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -350,6 +364,7 @@ class AdamW(Adam):
             differentiable=differentiable,
             fused=fused,
             decoupled_weight_decay=True,
+            **stages,
         )
 
 
@@ -396,6 +411,7 @@ class Lion(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -408,6 +424,7 @@ class Lion(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
+            stages,
         )
 
 
@@ -461,6 +478,7 @@ class NAdam(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        **stages: Unpack[StageOptions],
     ) -> None:
         super().__init__(
             params,
@@ -477,4 +495,5 @@ class NAdam(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
+            stages,
         )

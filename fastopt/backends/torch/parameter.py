@@ -14,7 +14,7 @@ from ...kernels.reader import Array
 from ...rules import CARRIED, Family, Rule
 from ...step.group import GroupOptions
 from ...step.memory import Layout
-from ...step.parameter import NOTHING, Parameter
+from ...step.parameter import EMA, NOTHING, Parameter
 from .device import device_of
 from .memory import (
     UPDATED,
@@ -117,7 +117,7 @@ class TorchParameter(Parameter):
 
     def adopt(self, family: Family) -> None:
         """Take torch's states, converted to the dtype and storage order in which they are updated."""
-        found = [name for name in family.states if self.state.get(name) is not None]
+        found = [name for name in (*family.states, EMA) if self.state.get(name) is not None]
         if family.counts:
             self._check_count(found, family)
         for name in found:
@@ -183,9 +183,16 @@ class TorchParameter(Parameter):
             like = self.given if is_distributed(self.given) else self.updated
             return torch.full_like(like, fill, dtype=state_dtype(self.tensor), requires_grad=False)
 
-    def new_states(self, rule: Rule) -> dict[str, Array]:
-        """Allocate the states that a rule needs and the parameter does not have."""
-        self.allocated = super().new_states(rule)
+    def new_average(self) -> Any:
+        """Allocate the parameter's average, which starts at the parameter."""
+        average = self.new_state(0.0)
+        with torch.no_grad():
+            average.copy_(self.given)
+        return average
+
+    def new_states(self, rule: Rule, averages: bool = False) -> dict[str, Array]:
+        """Allocate the states that a rule needs, and the average if it is asked for, and the parameter does not have."""
+        self.allocated = super().new_states(rule, averages)
         return {name: held_array(local(tensor)) for name, tensor in self.allocated.items()} or NOTHING
 
     def keep(self, states: Any) -> None:

@@ -17,6 +17,7 @@ from ...kernels.tensors import OUT_OF_DATE, PARAMS, Watch, call_of, exchange_tab
 from ...rules import Family
 from ...step.group import GroupOptions
 from ...step.guard import Guard
+from ...step.stages import Stages
 from ...step.stepper import Stepper
 from .counts import Counts
 from .device import AmpState
@@ -66,7 +67,7 @@ class TorchStepper(Stepper):
         Parameter -> its state: dicts that others may write into.
     eager : bool
         Whether states are made at once, and not with a parameter's first gradient.
-    guard, counts_groups
+    guard, stages, counts_groups
         As for `Stepper`.
 
     Raises
@@ -84,6 +85,7 @@ class TorchStepper(Stepper):
         states: dict[Any, Any],
         eager: bool,
         guard: Guard,
+        stages: Stages,
         counts_groups: bool = True,
     ) -> None:
         self.family = family
@@ -97,7 +99,7 @@ class TorchStepper(Stepper):
                     self.frozen.append(param)
         for parameter in self.parameters:
             parameter.adopt(family)
-        super().__init__(self.parameters, groups, family.choose, guard, counts_groups)
+        super().__init__(self.parameters, groups, family.choose, guard, stages, counts_groups)
         if eager:
             for parameter in self.parameters:
                 parameter.keep(parameter.new_states(family.choose(parameter.group.entries)))
@@ -227,6 +229,10 @@ class TorchStepper(Stepper):
         parameter = self.parameters[i]
         return Rows(parameter, self.family, self.clock.rules[parameter.group.index], gradient)
 
+    def norms_beside(self, gradients: Gradients) -> list[float]:
+        """Return the norms of sparse gradients."""
+        return [rows.norm for rows in self.rows.values()]
+
     def begin(self, gradients: Gradients) -> None:
         """Tell autograd what is written, and copy parameters with gaps into dense memory."""
         part = self._part
@@ -241,7 +247,7 @@ class TorchStepper(Stepper):
         if self.counts is not None and not self.clock.on_devices:
             self._show_counts(self.counts)
         for i, rows in self.rows.items():
-            rows.update(self.clock.row_of(self.parameters[i], gradients.scale))
+            rows.update(self.clock.row_of(self.parameters[i], gradients.scale * self.stages.coefficient))
             self.clock.count_alone(self.parameters[i])
             if self.counts is not None:
                 self.counts.count(i, self.clock.carried)

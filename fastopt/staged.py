@@ -1,0 +1,129 @@
+"""What users see of the stages of an optimizer's steps: the options of all groups together, and what came of them."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .rules import STAGE_OPTIONS, check
+from .step.guard import Guard
+from .step.interrupts import HeldBack
+from .step.stages import Stages
+
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    class StageOptions(TypedDict, total=False):
+        """The options of the stages, as constructors take them."""
+
+        max_grad_norm: Scheduled | None
+        clip_grad_value: Scheduled | None
+        skip_nonfinite: bool
+        ema_decay: Scheduled | None
+
+
+Scheduled: TypeAlias = float | Callable[[int], float]
+
+
+def options_in_use(optimizer: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a constructor was given and that are in use; raise TypeError for unknown ones."""
+    for name in options:
+        if name not in STAGE_OPTIONS:
+            raise TypeError(f"{optimizer.__name__}.__init__() got an unexpected keyword argument {name!r}")
+    checked = {name: value if callable(value) else check(name, value) for name, value in options.items()}
+    return {name: value for name, value in checked.items() if value is not None and value is not False}
+
+
+class Option:
+    """An option of the stages as an attribute of the optimizer: that of the first group, assigned to all of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.__doc__ = STAGE_OPTIONS[name].text
+
+    def __get__(self, optimizer: Any, of: type | None = None) -> Any:
+        """Return the number of the latest step; None, or False, if the option is not in use."""
+        if optimizer is None:
+            return self
+        return optimizer.param_groups[0].get(self.name, False if self.name == "skip_nonfinite" else None)
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        """Assign it in all groups; it takes effect at the next step."""
+        if not callable(value):
+            check(self.name, value)
+        for group in optimizer.param_groups:
+            group[self.name] = value
+
+
+class Staged(ABC):
+    """The part of an optimizer that shows the stages of its steps."""
+
+    _stages: Stages
+    _guard: Guard
+
+    max_grad_norm = Option("max_grad_norm")
+    clip_grad_value = Option("clip_grad_value")
+    skip_nonfinite = Option("skip_nonfinite")
+    ema_decay = Option("ema_decay")
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped, since the norm of their gradients was not finite."""
+        return self._stages.skipped
+
+    @abstractmethod
+    def _averages(self) -> list[tuple[Any, Any]]:
+        """Return each parameter that has an average, and that average; the counts are up to date then."""
+
+    @abstractmethod
+    def _copied(self, array: Any) -> Any:
+        """Return a copy of a parameter."""
+
+    @abstractmethod
+    def _write(self, array: Any, values: Any) -> None:
+        """Write values into a parameter."""
+
+    @contextlib.contextmanager
+    def swap_ema_weights(self) -> Iterator[None]:
+        """Put the averages into the parameters' place, in a ``with`` block; afterwards the parameters are back.
+
+        They come back to the bit, after an exception too. Inside the block, no step can be taken, nothing can be
+        loaded, and no other swap begins. What is written into parameters there is lost. The copies take as much memory
+        as the parameters. A parameter that never took a step stays as it is, and so do a model's buffers.
+
+        Raises
+        ------
+        RuntimeError
+            If no average was kept so far, or inside a step or another swap.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> w = np.zeros(2)
+        >>> opt = fastopt.SGD(w, lr=1.0, ema_decay=0.75)
+        >>> opt.step(np.array([4.0, 8.0]))
+        >>> with opt.swap_ema_weights():
+        ...     print(w)
+        [-1. -2.]
+        >>> w
+        array([-4., -8.])
+        """
+        guard = self._guard
+        with guard.mutex:
+            guard.refuse_inside_step()
+            averages = self._averages()
+            if not averages:
+                raise RuntimeError("there are no averages yet: set ema_decay, and take a step")
+            saved = [self._copied(array) for array, _ in averages]
+            guard.begin_swap()
+        try:
+            for array, average in averages:
+                self._write(array, average)
+            yield
+        finally:
+            with HeldBack():
+                for (array, _), values in zip(averages, saved, strict=True):
+                    self._write(array, values)
+                guard.end_swap()
