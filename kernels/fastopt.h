@@ -116,7 +116,8 @@ typedef struct fastopt_clip {
     int64_t skipped; /* how many steps were */
 } fastopt_clip;
 
-#define FASTOPT_TORN -5 /* a launch failed after others of its step */
+#define FASTOPT_TORN -5   /* a launch failed after others of its step */
+#define FASTOPT_SKIPPED 2 /* the norm of the gradients is not finite */
 
 /* Functions of the CUDA driver that is loaded. */
 typedef struct fastopt_driver {
@@ -173,13 +174,14 @@ typedef struct fastopt_step {
 /* Takes a step on at most `threads` threads, with gradients at these addresses; null: the same ones as in the last step.
  * All of it is one call: a Python interrupt comes before or after it. Returns 1; 0 if a number of a row is too large for
  * the kernels, a stream is capturing, or the driver refuses the first launch: then nothing was done, except that the caller
- * has to compute the rows and to write the addresses again; FASTOPT_TORN if it refuses a later one. */
+ * has to compute the rows and to write the addresses again; FASTOPT_TORN if it refuses a later one; FASTOPT_SKIPPED if the
+ * step is skipped. */
 int32_t fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads);
 
 /* Reads the addresses of PyTorch gradients as fastopt_read does, through DLPack's table of functions. Returns -1 if
  * anything watched has changed or a frozen tensor has a gradient, -3 if entries of the dicts have changed, -2 if a call of
  * Python raised. Given a step, and the expected gradient for every tensor, it calls `increment(written)` for autograd,
- * takes and counts the step, and returns -4, or FASTOPT_TORN. */
+ * takes and counts the step, unless it is skipped, and returns -4, or FASTOPT_TORN. */
 int64_t fastopt_read_tensors(const void *exchange, const fastopt_watched *watched, const fastopt_gradients *gradients,
                              fastopt_step *step, void *increment, void *written, int32_t threads);
 

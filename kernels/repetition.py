@@ -83,6 +83,11 @@ class Repetition:
         self.step["carried"], self.step["next"] = address(carried), address(upcoming)
         self.step["scale"], self.step["largest"] = scale, largest
 
+    def set_clip(self, clip: Any) -> None:
+        """Have each step take the norm of its gradients, as a record of CLIP says; None: it does not."""
+        self.clip = clip
+        self.step["clip"] = 0 if clip is None else address(clip)
+
     def describe(self, inputs: npt.NDArray[Any] | None, records: Sequence[Array]) -> None:
         """Have each step compute the rows from ROW_INPUTS, which point to these schedules' records; None: they stay."""
         self.keep_rows()

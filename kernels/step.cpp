@@ -8,13 +8,27 @@
 
 namespace {
 
-void run(const fastopt_launch &launch, const void *parallel, int32_t threads) {
+constexpr double DOWN = 0x1p-600, UP = 0x1p600, LOST = 0x1p-960, EPS = 1e-6;
+
+void run(fastopt_kernel kernel, const fastopt_launch &launch, const void *parallel, int32_t threads) {
     if (threads > launch.workers) threads = static_cast<int32_t>(launch.workers);
     if (parallel != nullptr) {
-        fastopt_run_team(launch.kernel, launch.job, launch.chunks, launch.grain, threads, parallel);
+        fastopt_run_team(kernel, launch.job, launch.chunks, launch.grain, threads, parallel);
     } else {
-        fastopt_run(launch.kernel, launch.job, launch.chunks, launch.grain, threads);
+        fastopt_run(kernel, launch.job, launch.chunks, launch.grain, threads);
     }
+}
+
+// The sum of squares of all gradients times a power of two, added up in the order of launches and chunks.
+double sum_squares(const fastopt_step &step, int32_t threads, double power) {
+    double total = 0.0;
+    for (int64_t i = 0; i < step.count; ++i) {
+        const fastopt_launch &launch = step.launches[i];
+        launch.job->power = power;
+        run(launch.norm, launch, step.parallel, threads);
+        for (int64_t c = 0; c < launch.chunks; ++c) total += launch.job->sums[c];
+    }
+    return total;
 }
 
 // Whether kernels can compute with all numbers of a row; NaN is none that they can.
@@ -39,17 +53,41 @@ bool fastopt::write_rows(fastopt_step &step) {
     return true;
 }
 
-int32_t fastopt::launch(fastopt_step &step, const int64_t *grads, int32_t threads) {
+// As norm.py does it: the squares of float64 may overflow, or get lost, where the gradients do not.
+bool fastopt::goes_on(fastopt_step &step, const int64_t *grads, int32_t threads) {
     for (int64_t i = 0; grads != nullptr && i < step.n; ++i) *step.grads[i] = grads[i];
+    if (step.clip == nullptr) return true;
+    fastopt_clip &clip = *step.clip;
+    double power = 1.0, total = sum_squares(step, threads, power);
+    bool overflows = total == HUGE_VAL;
+    if (overflows || total < LOST) {
+        power = overflows ? DOWN : UP;
+        total = sum_squares(step, threads, power);
+    }
+    clip.norm = std::sqrt(total) * (std::fabs(clip.factor) / power);
+    if (clip.skips != 0 && !std::isfinite(total)) {
+        ++clip.skipped;
+        return false;
+    }
+    double factor = clip.max_norm / (clip.norm + EPS);
+    double coefficient = clip.max_norm == HUGE_VAL || factor > 1.0 ? 1.0 : factor;
+    for (int64_t i = 0; i < step.count; ++i) step.launches[i].job->coefficient = coefficient;
+    return true;
+}
+
+int32_t fastopt::launch(fastopt_step &step, int32_t threads) {
     int64_t launched = launch_on_gpus(step);
     if (launched < step.gpu_count) return launched == 0 ? 0 : FASTOPT_TORN;
     for (int64_t i = 0; i < step.rows; ++i) step.carried[i] = step.next[i];
     ++step.taken;
-    for (int64_t i = 0; i < step.count; ++i) run(step.launches[i], step.parallel, threads);
+    for (int64_t i = 0; i < step.count; ++i) {
+        run(step.launches[i].kernel, step.launches[i], step.parallel, threads);
+    }
     return 1;
 }
 
 extern "C" int32_t fastopt_take(fastopt_step *step, const int64_t *grads, int32_t threads) {
     if (!fastopt::write_rows(*step) || !fastopt::gpus_ready(*step)) return 0;
-    return fastopt::launch(*step, grads, threads);
+    if (!fastopt::goes_on(*step, grads, threads)) return FASTOPT_SKIPPED;
+    return fastopt::launch(*step, threads);
 }

@@ -17,9 +17,12 @@ bool gpus_ready(const fastopt_step &step);
 // Launches what goes on GPUs, with the hyper rows; returns how many launches the driver has taken, up to one that failed.
 int64_t launch_on_gpus(fastopt_step &step);
 
-// Launches the step, with gradients at these addresses (null: where they lay in the last one), and counts it; returns what
-// fastopt_take does.
-int32_t launch(fastopt_step &step, const int64_t *grads, int32_t threads);
+// Writes the addresses of the gradients (null: they lie where they lay in the last step), and takes their norm if somebody
+// asks for it; false if the step is to be skipped.
+bool goes_on(fastopt_step &step, const int64_t *grads, int32_t threads);
+
+// Launches the step, and counts it; returns what fastopt_take does.
+int32_t launch(fastopt_step &step, int32_t threads);
 
 }  // namespace fastopt
 

@@ -241,15 +241,16 @@ void count(const fastopt_watched &watched, const fastopt_step &step) {
 
 // Tells autograd which tensors are written; false if the call raised.
 bool announce(void *increment, void *written) {
+    fastopt::Gil gil;
     PyObject *result = PyObject_CallFunctionObjArgs(static_cast<PyObject *>(increment), written, nullptr);
     if (result == nullptr) PyErr_Clear();
     Py_XDECREF(result);
     return result != nullptr;
 }
 
-// Everything that needs Python. Returns what fastopt_read_tensors does; -4 if the caller must take the step.
+// Everything that needs Python ahead of a step. Returns what fastopt_read_tensors does; -4 if the caller must take the step.
 int64_t check(const void *exchange, const fastopt_watched &watched, const fastopt_gradients &wanted,
-              fastopt_step *step, void *increment, void *written) {
+              fastopt_step *step) {
     fastopt::Gil gil;
     if (!same_lists(watched)) return -1;
     if (!same_entries(watched)) return -3;
@@ -258,8 +259,7 @@ int64_t check(const void *exchange, const fastopt_watched &watched, const fastop
     if (wanted.descriptor != nullptr && !all_frozen(wanted)) return -1;
     int64_t unread = read(exchange, watched, wanted);
     if (step == nullptr || unread != 0 || wanted.addresses[wanted.n] != 0) return unread;
-    if (!fastopt::write_rows(*step) || !fastopt::gpus_ready(*step)) return unread;
-    return announce(increment, written) ? -4 : -2;
+    return fastopt::write_rows(*step) && fastopt::gpus_ready(*step) ? -4 : unread;
 }
 
 }  // namespace
@@ -276,9 +276,11 @@ extern "C" void fastopt_release_tensors(const fastopt_gradients *gradients) {
 extern "C" int64_t fastopt_read_tensors(const void *exchange, const fastopt_watched *watched,
                                         const fastopt_gradients *wanted, fastopt_step *step, void *increment,
                                         void *written, int32_t threads) {
-    int64_t result = check(exchange, *watched, *wanted, step, increment, written);
+    int64_t result = check(exchange, *watched, *wanted, step);
     if (result != -4) return result;
-    int32_t taken = fastopt::launch(*step, wanted->addresses, threads);
+    if (!fastopt::goes_on(*step, wanted->addresses, threads)) return result;
+    if (!announce(increment, written)) return -2;
+    int32_t taken = fastopt::launch(*step, threads);
     if (taken != 1) return taken;  // 0: all gradients are read
     count(*watched, *step);
     return result;

@@ -361,7 +361,7 @@ class Clock:
         """Let the extension take the next steps, if they can repeat the last one."""
         if not (self.repeatable and self.counted and self.state is State.HOST):
             return
-        repetition = self.plan.repetition()
+        repetition = self.plan.repetition(self.stages.measures)
         if repetition is not None:
             repetition.set_rows(self.hypers, self.carried, self.next, self.row_scale, self.plan.largest)
             repetition.set_clip(self.stages.clip if self.stages.measures else None)

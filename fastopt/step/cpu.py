@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from ..kernels import limits, pool
 from ..kernels.dtypes import DTYPES
-from ..kernels.lazy import kernel
+from ..kernels.lazy import kernel, norm_kernel
 from ..kernels.reader import address
 from ..kernels.tables import ABI, HYPERS, JOB
 from ..rules import Row, Rule
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
-from .launch import Launch, LaunchCache
+from .launch import Launch, LaunchCache, Tables
+from .norm import Measured, Piece, measure
 
 # A second thread pays from twice as many on, after a millisecond of other work (`fastopt bench`).
 ELEMENTS_PER_THREAD = 100_000
@@ -37,26 +38,27 @@ class Threads(Protocol):
         """Bind a kernel to a job; return a function of (chunks, chunks per claim, threads)."""
 
 
-class CpuLaunch(Launch):
-    """One kernel over tensors of one rule, one dtype and these sizes: the tables in memory, and the call."""
+class CpuTables(Tables):
+    """The tables of tensors of one dtype and these sizes in memory, and the pass that sums their gradients' squares.
 
-    on_gpu = False
+    Attributes
+    ----------
+    sums : array of float64
+        The sum of squares of each chunk, after `sum_squares`.
+    norm : int
+        The address of the kernel that writes them; 0 until it is first needed.
+    """
 
-    def __init__(
-        self, rule: Rule, dtype: str, sizes: Sequence[int], threads: Threads = pool, stages: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, dtype: str, sizes: Sequence[int], threads: Threads = pool) -> None:
         super().__init__(sizes)
         self.threads = threads
-        self.itemsize = DTYPES[dtype].itemsize
+        self.dtype = dtype
         self.elements = sum(sizes)
-        self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
         self.job = np.zeros((), JOB)
         self.job["abi"] = ABI
         self.job["power"] = self.job["coefficient"] = self.job["unscale"] = 1.0
         self.job["tensors"] = address(self.table)
-        self.kernel = kernel(rule.name, dtype, stages)
-        self.run = threads.runner(self.kernel, address(self.job))
-        self.write_hypers(np.zeros((1, HYPERS)))
+        self.norm = 0
         self.cut({})
 
     def _cut(self, strided: dict[int, Strides]) -> None:
@@ -66,14 +68,53 @@ class CpuLaunch(Launch):
             self.table["layout"][row] = address(self.layouts[row : row + 1])
         self.job["chunks"] = address(self.chunks)
         self.count = len(self.chunks)
+        self.sums = np.empty(self.count)
+        self.job["sums"] = address(self.sums)
         self.workers = max(1, self.elements // ELEMENTS_PER_THREAD)
         # A claim takes many small tensors at once, about a chunk's worth of work; in large jobs it takes a long run.
         small = self.count * CHUNK_ELEMENTS // max(self.elements, 1)
         long = self.count // (RUNS * min(self.workers, self.threads.get_num_threads()))
         self.grain = max(1, small, long)
+
+    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
+        """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
+        self.gradients[:] = addresses
+        self.cut(strided)
+
+    def sum_squares(self, power: float) -> npt.NDArray[np.float64]:
+        """Return the sum of squares of each chunk's gradient, times this power of two; 0 where there is none."""
+        if not self.norm:
+            kernel = norm_kernel(self.dtype)
+            self.run_norm = self.threads.runner(kernel, address(self.job))
+            self.norm = kernel.address
+        self.job["power"] = power
+        self._run(self.run_norm)
+        return self.sums
+
+    def _run(self, run: Callable[[int, int, int], None]) -> None:
+        threads = self.threads.get_num_threads()
+        run(self.count, self.grain, threads if threads < self.workers else self.workers)
+
+
+class CpuLaunch(CpuTables, Launch):
+    """One kernel over tensors of one rule, one dtype and these sizes: the tables in memory, and the call."""
+
+    on_gpu = False
+
+    def __init__(
+        self, rule: Rule, dtype: str, sizes: Sequence[int], threads: Threads = pool, stages: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(dtype, sizes, threads)
+        self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
+        self.kernel = kernel(rule.name, dtype, stages)
+        self.run = threads.runner(self.kernel, address(self.job))
+        self.write_hypers(np.zeros((1, HYPERS)))
+
+    def _cut(self, strided: dict[int, Strides]) -> None:
+        super()._cut(strided)
         if strided:
             self.workers = min(self.workers, max(limits.affinity(), self.threads.get_num_threads()))
-            self.scratch = np.empty((self.workers, TILE_ELEMENTS * self.itemsize), np.uint8)
+            self.scratch = np.empty((self.workers, TILE_ELEMENTS * DTYPES[self.dtype].itemsize), np.uint8)
             self.job["scratch"] = address(self.scratch)
             self.job["scratch_bytes"] = self.scratch.shape[1]
 
@@ -81,12 +122,7 @@ class CpuLaunch(Launch):
         """Return the fields of LAUNCH for the extension; None if it cannot run this launch."""
         if self.strided or not pool.available:
             return None
-        return self.kernel.address, 0, address(self.job), self.count, self.grain, self.workers
-
-    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
-        """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
-        self.gradients[:] = addresses
-        self.cut(strided)
+        return self.kernel.address, self.norm, address(self.job), self.count, self.grain, self.workers
 
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
         """Point to the hyper rows, which may change in place."""
@@ -97,10 +133,13 @@ class CpuLaunch(Launch):
         """Write the numbers of the stages."""
         self.job["unscale"], self.job["limit"], self.job["gain"] = unscale, limit, gain
 
+    def write_coefficient(self, coefficient: float) -> None:
+        """Write by what gradients are multiplied, to clip them by their norm."""
+        self.job["coefficient"] = coefficient
+
     def __call__(self) -> None:
         """Run the kernel over all chunks."""
-        threads = self.threads.get_num_threads()
-        self.run(self.count, self.grain, threads if threads < self.workers else self.workers)
+        self._run(self.run)
 
 
 class Cpu:
@@ -131,3 +170,19 @@ class Cpu:
         launch.hypers[0, : len(numbers)] = numbers
         launch()
         self.cache.put(key, launch)
+
+    def norm(self, pieces: Sequence[Piece]) -> Measured:
+        """Return the norm of gradients, which the caller keeps alive."""
+        by_dtype: dict[str, list[Piece]] = {}
+        for piece in pieces:
+            by_dtype.setdefault(piece.dtype, []).append(piece)
+        tables = {}
+        for dtype, alike in by_dtype.items():
+            key = dtype, tuple([piece.size for piece in alike])
+            tables[key] = self.cache.pop(key, None) or CpuTables(*key, self.threads)
+            strided = {row: piece.strides for row, piece in enumerate(alike) if piece.strides is not None}
+            tables[key].write_gradients(np.array([piece.address for piece in alike], np.int64), strided)
+        measured = measure([*tables.values()])
+        for key, kept in tables.items():
+            self.cache.put(key, kept)
+        return measured

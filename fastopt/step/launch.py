@@ -17,12 +17,8 @@ from .chunks import Strides
 Entry = tuple[int, int, Sequence[int]]  # of the tensor table: its row, its hyper row, the addresses of the states
 
 
-class Launch(ABC):
-    """One kernel over tensors of one rule, one dtype, one device and these sizes: its tables, and the call."""
-
-    on_gpu: ClassVar[bool]
-    threads: Any = None  # those that run it, on the CPU
-    stream: Any = None  # on which it goes, on a GPU
+class Tables(ABC):
+    """The tables of tensors of one dtype, one device and these sizes."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = sizes
@@ -30,6 +26,29 @@ class Launch(ABC):
         self.strided: dict[int, Strides] | None = None
         self.table = np.zeros(len(sizes), TENSOR)
         self.gradients = self.table["grad"]  # where the addresses of gradients are written
+
+    def cut(self, strided: dict[int, Strides]) -> None:
+        """Cut the tensors into chunks, unless the gradients' strides are those of the last cut."""
+        if strided != self.strided:
+            self.strided = None  # after an interrupt or an error, the next step has to cut again
+            self._cut(strided)
+            self.strided = strided
+
+    @abstractmethod
+    def _cut(self, strided: dict[int, Strides]) -> None:
+        """Write the chunk table."""
+
+    @abstractmethod
+    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
+        """Write the addresses of gradients, which the caller keeps alive until the work is done."""
+
+
+class Launch(Tables):
+    """One kernel over tensors of one rule, one dtype, one device and these sizes: its tables, and the call."""
+
+    on_gpu: ClassVar[bool]
+    threads: Any = None  # those that run it, on the CPU
+    stream: Any = None  # on which it goes, on a GPU
 
     def write_params(self, addresses: Sequence[int]) -> None:
         """Write the addresses of the parameters."""
@@ -49,16 +68,9 @@ class Launch(ABC):
         """Write the numbers of the stages: what multiplies gradients ahead, their limit, the average's gain."""
         raise NotImplementedError
 
-    def cut(self, strided: dict[int, Strides]) -> None:
-        """Cut the tensors into chunks, unless the gradients' strides are those of the last cut."""
-        if strided != self.strided:
-            self.strided = None  # after an interrupt or an error, the next step has to cut again
-            self._cut(strided)
-            self.strided = strided
-
-    @abstractmethod
-    def _cut(self, strided: dict[int, Strides]) -> None:
-        """Write the chunk table."""
+    def write_coefficient(self, coefficient: float) -> None:
+        """Write by what gradients are multiplied, to clip them by their norm."""
+        raise NotImplementedError
 
     def memories(self) -> list[Any]:
         """Return the memory of the tables that a GPU reads."""
@@ -75,10 +87,6 @@ class Launch(ABC):
     @abstractmethod
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
         """Point to the hyper rows, which may change in place."""
-
-    @abstractmethod
-    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
-        """Write the addresses of gradients, which the caller keeps alive until the work is done."""
 
     @abstractmethod
     def __call__(self) -> None:

@@ -219,15 +219,15 @@ class Plan:
         self.loaded = gradients
         return True
 
-    def repetition(self) -> Repetition | None:
+    def repetition(self, measures: bool = False) -> Repetition | None:
         """Return what takes the last step again in one call of C; None if that is not possible.
 
-        It is not with strided gradients, or without the extension.
+        It is not with strided gradients, or without the extension, nor where a GPU has to take a norm.
         """
         here: list[tuple[int, ...]] = []  # on the CPU
         there: list[tuple[int, ...]] = []  # on GPUs
         for launch in self.launches:
-            if (fields := launch.again()) is None:
+            if (fields := launch.again()) is None or (measures and launch.on_gpu):
                 return None
             (there if launch.on_gpu else here).append(fields)
         if self._repetition is None or self._repetition.launches != (here, there):

@@ -78,7 +78,8 @@ class Stages:
         if self.clip["skips"] and not is_finite:
             self.clip["skipped"] += 1
             return False
-        self.coefficient = coefficient(float(self.clip["max_norm"]), norm)
+        max_norm = float(self.clip["max_norm"])
+        self.coefficient = 1.0 if max_norm == math.inf else coefficient(max_norm, norm)
         for launch in launches:
             launch.write_coefficient(self.coefficient)
         return True

@@ -1,0 +1,68 @@
+"""The norm of gradients, and the factor that clips them by it.
+
+Each chunk's sum of squares is a float64, whatever the dtype. They are added one after the other, in the order of
+launches and chunks, so that the result has the same bits on any number of threads, and in C++.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .chunks import Strides
+
+EPS = 1e-6  # added to the norm by which torch's clip_grad_norm_ divides
+
+# The squares of float64 gradients overflow or get lost where the gradients themselves are finite and not 0. They are
+# then summed once more, of gradients times a power of two. Below LOST, the sum may have lost more than its last bit.
+DOWN, UP = 2.0**-600, 2.0**600
+LOST = 2.0**-960
+
+
+class Measured(NamedTuple):
+    """The norm of gradients, and whether all of them are finite: the norm may be infinite where they are."""
+
+    norm: float
+    finite: bool
+
+
+class Piece(NamedTuple):
+    """A gradient in memory: the address of its first element in storage order, and its strides if it is not dense."""
+
+    dtype: str
+    size: int
+    address: int
+    strides: Strides | None
+
+
+class Summed(Protocol):
+    """A part of the gradients, as launches have it."""
+
+    def sum_squares(self, power: float) -> npt.NDArray[np.float64]:
+        """Return the sum of squares of each chunk's gradient, times this power of two."""
+
+
+def measure(parts: Sequence[Summed], factor: float = 1.0) -> Measured:
+    """Return the norm of all gradients of some launches together, times a factor above 0."""
+    power = 1.0
+    total = _total(parts, power)
+    if total == math.inf or total < LOST:
+        power = DOWN if total == math.inf else UP
+        total = _total(parts, power)
+    return Measured(math.sqrt(total) * (factor / power), math.isfinite(total))
+
+
+def _total(parts: Iterable[Summed], power: float) -> float:
+    sums = np.concatenate([np.zeros(1), *(part.sum_squares(power) for part in parts)])
+    with np.errstate(over="ignore"):
+        return float(np.cumsum(sums)[-1])  # one after the other; np.sum adds in pairs
+
+
+def coefficient(max_norm: float, norm: float) -> float:
+    """Return the factor by which gradients of this norm are clipped, 1 at most; NaN if the norm is NaN, as in torch."""
+    factor = max_norm / (norm + EPS)
+    return 1.0 if factor > 1.0 else factor
