@@ -138,7 +138,7 @@ class Optimizer(Staged):
     def _averages(self) -> list[tuple[Any, Any]]:
         return [(parameter.whole, parameter.states[EMA]) for parameter in self._parameters if EMA in parameter.states]
 
-    def _copied(self, array: Any) -> Any:
+    def _saved(self, array: Any) -> Any:
         return _copy(array)
 
     def _write(self, array: Any, values: Any) -> None:

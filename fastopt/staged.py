@@ -78,7 +78,7 @@ class Staged(ABC):
         """Return each parameter that has an average, and that average; the counts are up to date then."""
 
     @abstractmethod
-    def _copied(self, array: Any) -> Any:
+    def _saved(self, array: Any) -> Any:
         """Return a copy of a parameter."""
 
     @abstractmethod
@@ -116,7 +116,7 @@ class Staged(ABC):
             averages = self._averages()
             if not averages:
                 raise RuntimeError("there are no averages yet: set ema_decay, and take a step")
-            saved = [self._copied(array) for array, _ in averages]
+            saved = [self._saved(array) for array, _ in averages]
             guard.begin_swap()
         try:
             for array, average in averages:

@@ -289,6 +289,7 @@ class Clock:
                 found[key] = StepGroup(group, rule, parameter.step, first)
             found[key].parameters.append(parameter)
             found[key].new_states.append(new_states)
+            found[key].begins = found[key].begins or bool(new_states)
         self.prepare_launches(len(found))
         with HeldBack():
             self.steady, self.formed = False, self.formed + 1
@@ -322,7 +323,7 @@ class Clock:
         for step_group in self.step_groups:
             step_group.step += 1
             step_group.first = False
-            if step_group.new_states:
+            if step_group.begins:
                 self.keep_states(step_group)
         for group in self.groups:
             group.take_upcoming()
@@ -349,7 +350,7 @@ class Clock:
         """Give the parameters the states that begin with a step."""
         for parameter, new_states in zip(group.parameters, group.new_states, strict=True):
             parameter.keep(new_states)
-        group.new_states = []
+        group.new_states, group.begins = [], False
         self.plan.forget_extents()
 
     def prepare(self) -> None:

@@ -264,7 +264,7 @@ class DeviceClock(Clock):
             self.state = State.DEVICE
         self.uploaded, self.stale = prepared is not None, False
         for group in self.step_groups:
-            if group.new_states and group.first:
+            if group.begins:
                 self.begun += [(p, list(new)) for p, new in zip(group.parameters, group.new_states, strict=True)]
                 self.keep_states(group)
 

@@ -122,7 +122,9 @@ class StepGroup:
     step : int
         That count.
     first : bool
-        Whether their states begin with this step.
+        Whether the rule's states begin with this step.
+    begins : bool
+        Whether any state does; an average may begin later.
     """
 
     group: GroupOptions
@@ -131,3 +133,4 @@ class StepGroup:
     first: bool
     parameters: list[Parameter] = field(default_factory=list)
     new_states: list[dict[str, Array]] = field(default_factory=list)
+    begins: bool = False

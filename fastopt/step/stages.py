@@ -29,13 +29,15 @@ class Stages:
         What the gradients of the step under way are multiplied by.
     zeroes : bool
         Whether kernels set the gradients to zero.
+    has_measured : bool
+        Whether launches may have another coefficient than 1.
     """
 
     def __init__(self) -> None:
         self.clip = np.zeros((), CLIP)
         self.clip["norm"] = -1.0
         self.clip["factor"], self.clip["max_norm"] = 1.0, math.inf
-        self.measures = self.averages = self.zeroes = False
+        self.measures = self.averages = self.zeroes = self.has_measured = False
         self.limit, self.gain, self.coefficient = math.inf, 0.0, 1.0
 
     def take(self, options: Options) -> None:
@@ -79,10 +81,19 @@ class Stages:
             self.clip["skipped"] += 1
             return False
         max_norm = float(self.clip["max_norm"])
-        self.coefficient = 1.0 if max_norm == math.inf else coefficient(max_norm, norm)
-        for launch in launches:
-            launch.write_coefficient(self.coefficient)
+        self._multiply(launches, 1.0 if max_norm == math.inf else coefficient(max_norm, norm))
         return True
+
+    def leave(self, launches: Sequence[Any]) -> None:
+        """Leave the gradients of a step as they are, after steps that may have clipped theirs."""
+        if self.has_measured:
+            self._multiply(launches, 1.0)
+            self.has_measured = False
+
+    def _multiply(self, launches: Sequence[Any], by: float) -> None:
+        self.coefficient, self.has_measured = by, True
+        for launch in launches:
+            launch.write_coefficient(by)
 
     @property
     def norm(self) -> float | None:

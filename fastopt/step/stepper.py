@@ -82,7 +82,9 @@ class Stepper:
         plan.load(gradients)
         if stages.kernel:
             plan.write_stages(stages, scale)
-        if stages.measures and not self.goes_on(gradients, scale):
+        if not stages.measures:
+            stages.leave(plan.launches)
+        elif not self.goes_on(gradients, scale):
             return
         with HeldBack():
             self.begin(gradients)

@@ -251,7 +251,7 @@ class Optimizer(Staged, torch.optim.Optimizer):
         stepper.settle()
         return [(p.given, p.state[EMA]) for p in stepper.parameters if EMA in p.states]
 
-    def _copied(self, array: Tensor) -> Tensor:
+    def _saved(self, array: Tensor) -> Tensor:
         return array.detach().clone()
 
     def _write(self, array: Tensor, values: Tensor) -> None:
