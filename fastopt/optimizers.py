@@ -452,9 +452,7 @@ class Lion(Optimizer):
         maximize: bool = False,
         **stages: Unpack[StageOptions],
     ) -> None:
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}, stages
-        )
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}, stages)
 
 
 @described(ARRAYS)

@@ -95,7 +95,7 @@ OPTIONS = {
     "maximize": Argument("bool", "Ascend instead: ``-g`` is used for g.", check=Flag()),
 }
 
-# Those of the stages, which belong to an optimizer as a whole; its groups have those that are in use, all the same ones.
+# Those of the stages, which belong to an optimizer as a whole: its groups have those that are in use, all the same.
 STAGE_OPTIONS = {
     "max_grad_norm": Argument(
         "float",
@@ -120,9 +120,9 @@ STAGE_OPTIONS = {
     ),
     "ema_decay": Argument(
         "float",
-        "How much of each parameter's average is kept at each step, from 0 to 1: ``e <- ema_decay * e + (1 - ema_decay) "
-        '* p``, after the update. The average, the state ``"ema"``, starts at the parameter before its first step; see '
-        "`swap_ema_weights`.",
+        "How much of each parameter's average e is kept at each step, from 0 to 1: ``e <- ema_decay * e + (1 - "
+        'ema_decay) * p``, after the update. The average, the state ``"ema"``, starts at the parameter before its first '
+        "step; see `swap_ema_weights`.",
         check=OrNone(Number("ema_decay value", maximum=1.0)),
         scheduled="",
     ),

@@ -557,7 +557,7 @@ def _before(stages, g, numbers):
 
 
 def after(stages, i, p, g, e, numbers):
-    """Apply the stages after the rule to element i of the average and of the gradient; `_after` is the compiled code."""
+    """Apply the stages after the rule to element i of average and gradient; `_after` is the compiled code."""
     raise TypeError("after() exists in compiled code only")
 
 
@@ -692,7 +692,7 @@ def make_kernel(name, dtype, stages=()):
                     )
                 continue
             row = carray(pointer(job.hypers), (tensor.hyper + 1, HYPERS), np.float64)[tensor.hyper]
-            scale, decay = real(row[0] * job.coefficient), real(row[1])
+            scale, decay = real(row[0]) * real(job.coefficient), real(row[1])
             hypers = each(number_at, (number_indices,), (row, real))
             grad = tensor.grad + chunk.grad_offset * stored_size
             if tensor.layout != 0:

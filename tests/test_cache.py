@@ -127,7 +127,7 @@ def fill(folder):
         print("ready", flush=True)
         sys.stdin.readline()
         cpu = check_all(int(sys.argv[1]))
-        new = {"-".join(key): kernel for key, kernel in cpu._kernels.items() if kernel.cache_hits == 0}
+        new = {"-".join((*key[:2], *key[2])): kernel for key, kernel in cpu._kernels.items() if kernel.cache_hits == 0}
         with open(f"assembly{sys.argv[1]}.json", "w") as file:
             json.dump({key: kernel._library.get_asm_str() for key, kernel in new.items()}, file)
         print("passed")

@@ -14,7 +14,11 @@ from fastopt.step.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_ta
 
 BEYOND = 2**31 + 5
 NARROW = {("CHUNK", "tensor"), ("CHUNK", "rows"), ("SHAPE", "device_type"), ("SHAPE", "device_id")}  # counts of few
-WIDE = {"scale": np.float64, "largest": np.float64}  # which are neither
+WIDE = {
+    "scale": np.float64,
+    "largest": np.float64,
+    **dict.fromkeys(("power", "coefficient", "unscale", "limit", "gain"), np.float64),
+}  # which are neither
 
 
 def test_every_offset_and_length_has_64_bits():

@@ -250,7 +250,9 @@ class Clock:
         driven = [group for group in self.groups if group.schedules]
         self.scheduled = bool(driven)
         self.needs_python = any(
-            record_of(function) is None or name in STAGE_OPTIONS for group in driven for name, function in group.functions()
+            record_of(function) is None or name in STAGE_OPTIONS
+            for group in driven
+            for name, function in group.functions()
         )
         self.repeatable = all(group.schedules.keys() <= REPEATABLE for group in driven)
 

@@ -78,7 +78,7 @@ class Parameter(ABC):
         return [self.array, *(array for _, array in self.arrays())]
 
     def new_states(self, rule: Rule, averages: bool = False) -> dict[str, Array]:
-        """Allocate the states that a rule needs, and the average if it is asked for, and the parameter does not have."""
+        """Allocate what the parameter lacks of the states that a rule needs, and of the average if that is kept."""
         value = self.group.entries[rule.initial] if rule.initial else 0.0
         new = {name: self.new_state(value) for name in rule.states if name not in self.states}
         if averages and EMA not in self.states:

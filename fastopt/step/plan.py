@@ -136,7 +136,7 @@ class Plan:
         return all(device.on_gpu for device in self.launchers)
 
     def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...] = ()) -> None:
-        """Split the parameters into launches by the rules of their groups, if these or the kernels' stages have changed."""
+        """Split the parameters into launches by the rules of their groups and the stages, if these have changed."""
         if rules == self.rules and stages == self.stages:
             return
         self.loaded = self.taking_part = self._repetition = None

@@ -15,7 +15,7 @@ from .norm import coefficient, measure
 
 
 class Stages:
-    """The stages of one optimizer, for all of its groups together: their numbers in the next step, and what came of them.
+    """The stages of one optimizer: their numbers in the next step, for all groups together, and what came of them.
 
     Attributes
     ----------

@@ -191,7 +191,7 @@ class TorchParameter(Parameter):
         return average
 
     def new_states(self, rule: Rule, averages: bool = False) -> dict[str, Array]:
-        """Allocate the states that a rule needs, and the average if it is asked for, and the parameter does not have."""
+        """Allocate what the parameter lacks of the states that a rule needs, and of the average if that is kept."""
         self.allocated = super().new_states(rule, averages)
         return {name: held_array(local(tensor)) for name, tensor in self.allocated.items()} or NOTHING
 
