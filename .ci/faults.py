@@ -518,11 +518,38 @@ CUDA = (
     ),
     Mutant(
         "a device counts a step that it skips",
-        "kernels/advance.cu",
-        "    if (clock.skip != nullptr && *clock.skip != 0) return;\n",
-        "",
+        "kernels/fused.cu",
+        "    if (job.skip != nullptr && *job.skip != 0) return;\n"
+        "    if (job.taken != nullptr && blockIdx.x == 0 && threadIdx.x == 0) ++*job.taken;\n",
+        "    if (job.taken != nullptr && blockIdx.x == 0 && threadIdx.x == 0) ++*job.taken;\n"
+        "    if (job.skip != nullptr && *job.skip != 0) return;\n",
         ("tests/test_torch_scaler.py",),
         only="stays_on_the_gpu or skipped",
+    ),
+    Mutant(
+        "a device carries numbers over a step that it skips",
+        "kernels/advance.cu",
+        "advance(const __grid_constant__ fastopt_clock clock) {\n"
+        "    if (clock.skip != nullptr && *clock.skip != 0) return;\n",
+        "advance(const __grid_constant__ fastopt_clock clock) {\n",
+        ("tests/test_nadam.py",),
+        only="skipped",
+    ),
+    Mutant(
+        "all rows of a device are computed from the first one's inputs",
+        "kernels/advance.cu",
+        "fastopt::write_row(clock.inputs[i],",
+        "fastopt::write_row(clock.inputs[0],",
+        ("tests/test_gpu_captures.py",),
+        only="side_by_side",
+    ),
+    Mutant(
+        "a step in which nothing has elements is counted nowhere",
+        "fastopt/step/device_clock.py",
+        "            rows.count()\n",
+        "            pass\n",
+        ("tests/test_gpu.py",),
+        only="empty_arrays",
     ),
     Mutant(
         "a message overwrites what is as new",

@@ -1,5 +1,5 @@
-// advance.cu: two small kernels that run before an update. `send` writes into tables; `advance` counts a step and
-// computes its hyper rows, in double, when the host cannot know whether the step is taken.
+// advance.cu: the small kernels beside an update. `send` writes into tables; `advance` computes hyper rows, in double, ahead
+// of a step of which the host cannot know whether it is taken; `count` counts such a step if no update does.
 
 #include "rows.h"
 
@@ -20,15 +20,20 @@ __device__ inline float narrow(double x) {
     return narrowed;
 }
 
-// One thread, since there are few rows: usually one for each set of options.
+// One thread for each row. None of them counts, since the others may not have read the count yet: an update does, later.
 extern "C" __global__ void advance(const __grid_constant__ fastopt_clock clock) {
     if (clock.skip != nullptr && *clock.skip != 0) return;
-    for (int64_t i = 0; i < clock.n; ++i) {
-        double *row = clock.hypers + i * FASTOPT_HYPERS;
-        float *rounded = clock.rounded + i * FASTOPT_HYPERS;
-        fastopt::write_row(clock.inputs[i], clock.ahead + *clock.taken, clock.carried + i, row);
-        if (clock.scale != nullptr) row[0] *= 1.0 / *clock.scale;
-        for (int k = 0; k < FASTOPT_HYPERS; ++k) rounded[k] = narrow(row[k]);
-    }
+    int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= clock.n) return;
+    double *row = clock.hypers + i * FASTOPT_HYPERS;
+    float *rounded = clock.rounded + i * FASTOPT_HYPERS;
+    fastopt::write_row(clock.inputs[i], clock.ahead + *clock.taken, clock.carried + i, row);
+    if (clock.scale != nullptr) row[0] *= 1.0 / *clock.scale;
+    for (int k = 0; k < FASTOPT_HYPERS; ++k) rounded[k] = narrow(row[k]);
+}
+
+// One thread, behind all updates of a step in which none has elements.
+extern "C" __global__ void count(const __grid_constant__ fastopt_clock clock) {
+    if (clock.skip != nullptr && *clock.skip != 0) return;
     ++*clock.taken;
 }

@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 
 # CuPy appends -ftz=true, and no earlier option overrides it. NVRTC gets it too, so that both compile the same way.
 OPTIONS = ("-std=c++17", "-ftz=true")
+SMALL = ("send", "advance", "count")  # kernels beside the updates
 PACK = 16  # bytes that a thread moves at once
 MOST_THREADS = 512  # in a block; the kernels' launch bounds say the same
 
@@ -99,10 +100,10 @@ def largest_argument(cupy: Any) -> int:
 
 
 @functools.cache
-def send_and_advance(cupy: Any) -> tuple[Any, Any]:
-    """Return the two small kernels: `send` takes a message, `advance` a clock."""
+def small_kernels(cupy: Any) -> dict[str, Any]:
+    """Return the small kernels by name: `send` takes a message, `advance` and `count` a clock."""
     module = cupy.RawModule(code=inlined("advance.cu"), options=OPTIONS)
-    return module.get_function("send"), module.get_function("advance")
+    return {name: module.get_function(name) for name in SMALL}
 
 
 # What ptxas reports about a kernel.
@@ -139,7 +140,7 @@ def usages(log: str) -> Iterator[Usage]:
 
 
 def sources(rules: Iterable[str]) -> dict[str, str]:
-    """Return all sources by file name: an update for each rule and dtype, and the two small kernels."""
+    """Return all sources by file name: an update for each rule and dtype, and the small kernels."""
     updates = {kernel_name(rule, dtype): source(rule, dtype) for rule in rules for dtype in DTYPES}
     return {**updates, "advance": inlined("advance.cu")}
 

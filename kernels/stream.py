@@ -126,7 +126,7 @@ class Stream:
         version, number : int, optional
             The address of a version: the numbers are written only if that version is below `number`.
         """
-        send, _ = cuda.send_and_advance(self.cupy)
+        send = cuda.small_kernels(self.cupy)["send"]
         for start in range(0, len(words), WORDS):
             part = words[start : start + WORDS]
             self.head[:] = to + 8 * start * apart, apart, len(part), version, number

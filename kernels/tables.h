@@ -87,7 +87,8 @@ typedef struct fastopt_row_inputs {
     const double *schedules[FASTOPT_OPTIONS]; /* the record that drives each option; null: the option is constant */
 } fastopt_row_inputs;
 
-/* The argument of `advance`, a kernel of one thread that runs before the updates of a step. */
+/* The argument of `advance`, a kernel that runs ahead of the updates of a step with a thread for each row, and of `count`,
+ * which runs behind them where none of them counts. */
 typedef struct fastopt_clock {
     const fastopt_row_inputs *inputs;
     int64_t n;

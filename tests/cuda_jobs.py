@@ -41,6 +41,7 @@ class Job:
     ):
         self.kernel, self.tensors, self.skip = cuda.kernel_name(name, dtype, size), tensors, skip
         self.threads, self.size, self.travels = threads, size, travels
+        self.taken: np.ndarray | None = None  # the count of steps, if the launch is to count
         strided = {
             row: Strides.of(tensor.grad)
             for row, tensor in enumerate(tensors)
@@ -75,7 +76,9 @@ class Job:
         else:
             job["hypers"] = self.hypers.ctypes.data
         job["tensors"], job["chunks"], job["grads"] = table.ctypes.data, self.chunks.ctypes.data, n
-        job["skip"] = 0 if self.skip is None else self.skip.ctypes.data
+        for name in ("skip", "taken"):
+            array = getattr(self, name)
+            job[name] = 0 if array is None else array.ctypes.data
         argument = argument.view(np.dtype((np.void, self.size)))
         return host_cuda.launch(self.kernel, argument, len(self.chunks), self.threads, seed) if len(self.chunks) else 0
 
@@ -104,14 +107,23 @@ class Clock:
                 self.records.append(options[option].record())
                 row["schedules"][0, index] = self.records[-1].ctypes.data
 
-    def advance(self):
-        """Run the kernel."""
+    def advance(self, block=1, seed=0):
+        """Compute the rows, in blocks of so many threads."""
+        self.launch("advance", -(-len(self.inputs) // block), block, seed)
+
+    def count(self):
+        """Count the step."""
+        self.launch("count", 1, 1)
+
+    def launch(self, kernel, blocks, threads, seed=0):
+        """Run one of the kernels, in no block at all too, of which there is no launch."""
         clock = np.zeros((), CLOCK)
         clock["n"] = len(self.inputs)
         for name in ("inputs", "taken", "carried", "hypers", "rounded", "scale", "skip"):
             array = getattr(self, name)
             clock[name] = 0 if array is None else array.ctypes.data
-        host_cuda.launch("advance", clock, 1, 1)
+        if blocks:
+            host_cuda.launch(kernel, clock, blocks, threads, seed)
 
 
 def send(numbers, to, apart=1, version=None, number=0, block=128, seed=0):

@@ -29,7 +29,8 @@ THREADS = 1024  # a block has no more
 KINDS = [(rule, dtype, size) for rule in RULES for dtype in DTYPES for size in cuda.SIZES]
 UPDATES = {cuda.kernel_name(*kind): kind for kind in KINDS}
 SIZES = {name: size for name, (_, _, size) in UPDATES.items()}  # of arguments, in bytes
-SIZES.update(send=MESSAGE.itemsize, advance=CLOCK.itemsize)
+SMALL = {"send": MESSAGE, "advance": CLOCK, "count": CLOCK}  # what the other kernels take
+SIZES.update({name: struct.itemsize for name, struct in SMALL.items()})
 
 
 def fused(updates):
@@ -44,7 +45,7 @@ def fused(updates):
 
 def build(folder, *flags, updates=UPDATES):
     """Compile kernels, all of them or some updates, into a shared library in a folder, and return its path."""
-    small = "\n".join([cuda.inlined("advance.cu"), "HOST_LAUNCHER(send)", "HOST_LAUNCHER(advance)"])
+    small = "\n".join([cuda.inlined("advance.cu"), *map("HOST_LAUNCHER({})".format, SMALL)])
     path, sources = Path(folder) / LIBRARY, {"fused": fused(updates), "advance": small}
     compiler, objects, running = shutil.which("g++"), [], []
     for name, source in sources.items():
@@ -74,7 +75,7 @@ def table(address, dtype, rows):
 
 def fields(name, argument):
     """Return the struct that a kernel's argument, an array of bytes, begins with."""
-    struct = {"send": MESSAGE, "advance": CLOCK}.get(name, GPU_JOB)
+    struct = SMALL.get(name, GPU_JOB)
     return argument[: struct.itemsize].view(struct)[0]
 
 
@@ -85,7 +86,11 @@ def words(argument):
 
 def addresses(name, argument):
     """List the addresses in a kernel's argument."""
-    kinds = {"send": ("to", "version"), "advance": ("inputs", "taken", "carried", "hypers", "rounded", "scale", "skip")}
+    kinds = {
+        "send": ("to", "version"),
+        "advance": ("inputs", "taken", "carried", "hypers", "rounded", "scale", "skip"),
+        "count": ("taken", "skip"),
+    }
     kind = kinds.get(name, ("tensors", "chunks", "hypers", "skip", "taken"))
     found = [fields(name, argument)[field] for field in kind]
     return [int(address) for address in found if address]

@@ -79,7 +79,7 @@ def instructions_of(binary):
 
 
 def files_of(names):
-    """The files that are written for some rules, named as their kernels, and one with the two small kernels."""
+    """The files that are written for some rules, named as their kernels, and one with the small kernels."""
     kernels = [f"{rule}_{name}_{name}_{dtype.real_name}_512" for rule in names for name, dtype in DTYPES.items()]
     return {f"{name}.cubin" for name in (*kernels, "advance")}
 

@@ -488,9 +488,11 @@ def bits(x):
     taken=st.one_of(st.integers(0, 2), st.integers(0, 2**50)),
     scale=st.none() | st.floats(0.0, float(np.finfo(np.float32).max), width=32, allow_subnormal=False),
     skip=st.none() | st.integers(-(2**31), 2**31 - 1),
+    block=st.integers(1, 4),
+    seed=st.integers(0, 3),
 )
-def test_advance_computes_the_rows_of_the_registry(drawn, taken, scale, skip):
-    """To the bit, and rounded once to float32; the count goes on by one. Unless the step is skipped."""
+def test_advance_computes_the_rows_of_the_registry(drawn, taken, scale, skip, block, seed):
+    """To the bit, and rounded once to float32, in any order; unless the step is skipped. It counts nothing."""
     clock = Clock(len(drawn))
     clock.taken[0] = taken
     clock.scale = None if scale is None else np.array([scale], np.float32)
@@ -506,12 +508,14 @@ def test_advance_computes_the_rows_of_the_registry(drawn, taken, scale, skip):
             with np.errstate(all="ignore"):
                 want[i, 0] *= np.float64(1.0) / np.float64(scale)
     written = clock.inputs.tobytes()
-    clock.advance()
+    clock.advance(block, seed)
     small = np.abs(want) < np.finfo(np.float64).tiny  # which are zero here, where kernels on the host flush double, too
     want[small] = np.copysign(0.0, want[small])
     assert bits(clock.hypers) == bits(want)
     with np.errstate(over="ignore"):
         assert bits(clock.rounded) == bits(want.astype(np.float32))
+    assert clock.taken[0] == taken
+    clock.count()
     assert clock.taken[0] == taken + (not skip)
     assert clock.inputs.tobytes() == written
 
@@ -526,6 +530,7 @@ def test_advance_evaluates_schedules(start):
     rates = np.empty((len(CASES), steps))
     for step in range(steps):
         clock.advance()
+        clock.count()
         rates[:, step] = clock.hypers[:, 2]
     wrong = [case for case, got in zip(CASES, rates, strict=True) if (got != case(start + np.arange(steps))).any()]
     assert wrong == []
@@ -542,6 +547,7 @@ def test_advance_evaluates_a_schedule_for_every_option(name):
         carried = 1.0
         for step in range(20):
             clock.advance()
+            clock.count()
             now = {**MORE, **{option: float(schedules[option](5 + step)) for option in driven}}
             row = row_after(name, now, 31 + step, False, carried)
             carried = RULES[name].carried_after(now, 31 + step, carried)
@@ -562,7 +568,8 @@ def test_a_training_run(name, dtype):
     """Sixty steps of two groups, as a captured graph repeats them: addresses sent, rows computed, parameters updated.
 
     Gradients are scaled, and alternate between two buffers; schedules drive lr and weight decay; skipped steps are
-    not counted. float16 and bfloat16 are compared step by step, each from the last result; others from the beginning.
+    not counted, and the update counts the others. float16 and bfloat16 are compared step by step, each from the last
+    result; others from the beginning.
     """
     rng = np.random.default_rng(10)
     groups = [
@@ -577,7 +584,7 @@ def test_a_training_run(name, dtype):
         guards.tensor(name, normal(rng, shape, dtype), sets[0][i], hyper=i % 2) for i, shape in enumerate(shapes)
     ]
     job, clock = Job(name, dtype, tensors, [()] * 2, skip=np.zeros(1, np.int32)), Clock(2)
-    clock.scale, clock.skip = np.array([SCALE], np.float32), job.skip
+    clock.scale, clock.skip, job.taken = np.array([SCALE], np.float32), job.skip, clock.taken
     job.hypers = clock.hypers if dtype == "float64" else clock.rounded
     for i, options in enumerate(groups):
         clock.write(i, name, options)
@@ -703,7 +710,7 @@ SANITIZED = """
     clock = Clock(len(RULES))
     for i, name in enumerate(RULES):
         clock.write(i, name, OPTIONS)
-    clock.advance()
+    clock.advance(block=100)  # threads without a row
     for field in ("inputs", "hypers", "rounded"):
         whole = getattr(clock, field)
         setattr(clock, field, whole[1:])

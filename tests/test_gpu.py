@@ -26,7 +26,7 @@ from gpu_steps import (
 from halves import DIGITS, LEAST
 from rule_cases import OPTIMIZERS, numbers
 from test_rules import VARIED
-from tolerances import BFLOAT16, TRAJECTORY, assert_close, assert_rounded
+from tolerances import BFLOAT16, CARRIED, TRAJECTORY, assert_close, assert_rounded
 
 import fastopt
 from fastopt import fused, rules
@@ -368,7 +368,7 @@ def test_a_schedule_and_fresh_gradients(stand_in):
     ("name", "kernels"), [("momentum", []), ("dampened", []), ("adam", ["advance"]), ("schedule", ["advance"])]
 )
 def test_a_replay_is_what_was_captured(stand_in, name, kernels):
-    """The update, which counts where nothing moves; else a kernel that counts and computes the rows is ahead of it."""
+    """The update, which counts; where something moves, a kernel that computes the rows is ahead of it."""
     rule = "adam" if name == "adam" else "momentum"
     options = {"momentum": {"lr": 0.1}, "dampened": {"lr": 0.1, "dampening": 0.3}, "adam": {"lr": 0.1}}
     options = options.get(name, {"lr": Cosine(0.1, 50)})
@@ -389,12 +389,13 @@ def test_a_replay_is_what_was_captured(stand_in, name, kernels):
     assert_trained(stand_in, opt, params, trainer)
 
 
-def test_a_step_of_several_launches_is_counted_once(device):
+@pytest.mark.parametrize("rate", [0.1, Cosine(0.1, 50)], ids=["number", "schedule"])
+def test_a_step_of_several_launches_is_counted_once(device, rate):
     """By the first one that has elements."""
     shapes = [(0,), (5,)], [(7,)], [(3,)]
     params = [p for s, dtype in zip(shapes, DTYPES, strict=True) for p in arrays(device, s, dtype)]
     grads = [p.copy() for p in params]
-    opt = fastopt.SGD(params, lr=0.1, momentum=0.9)
+    opt = fastopt.SGD(params, lr=rate, momentum=0.9)
     opt.bind(grads)
     graph = warmed_up(device, opt)
     for _ in range(3):
@@ -403,15 +404,31 @@ def test_a_step_of_several_launches_is_counted_once(device):
     assert opt.param_groups[0]["step"] == 5
 
 
+@pytest.mark.parametrize(
+    ("rate", "kernels"), [(0.1, ["count"]), (Cosine(0.1, 50), ["advance", "count"])], ids=["number", "schedule"]
+)
+def test_a_replay_of_nothing_but_empty_arrays(stand_in, rate, kernels):
+    """A kernel counts, since there is no update."""
+    opt = fastopt.SGD(arrays(stand_in, [(0,), (3, 0)]), lr=rate, momentum=0.9)
+    opt.bind(arrays(stand_in, [(0,), (3, 0)]))
+    graph = warmed_up(stand_in, opt)
+    stand_in.log()
+    graph.launch()
+    assert stand_in.log() == kernels
+    assert opt.param_groups[0]["step"] == 3
+
+
 def test_nothing_but_empty_arrays_is_counted(device):
-    """By the small kernel, since there is no update."""
-    params = arrays(device, [(0,), (3, 0)])
-    opt = fastopt.SGD(params, lr=0.1, momentum=0.9)
-    opt.bind([p.copy() for p in params])
+    """So are the numbers carried."""
+    opt, twin = fastopt.NAdam(arrays(device, [(0,), (3, 0)])), fastopt.NAdam(np.zeros(0))
+    opt.bind(arrays(device, [(0,), (3, 0)]))
     graph = warmed_up(device, opt)
     for _ in range(3):
         graph.launch()
+    for _ in range(5):
+        twin.step(np.zeros(0))
     assert opt.param_groups[0]["step"] == 5
+    assert opt.state[1]["mu_product"] == pytest.approx(twin.state[0]["mu_product"], rel=CARRIED)
 
 
 def test_numbers_after_a_capture(device):

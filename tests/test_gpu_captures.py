@@ -172,6 +172,35 @@ def test_groups_with_schedules_of_their_own_in_replays(device):
             assert_close(device.get(array), want, BFLOAT16 if array.dtype == np.float16 else TRAJECTORY)
 
 
+@pytest.mark.parametrize(("name", "optimizer"), [("adam", fastopt.Adam), ("nadam", fastopt.NAdam)])
+def test_rows_computed_side_by_side(device, name, optimizer):
+    """Groups with schedules of their own, in each parameters with counts of their own; mixed dtypes, one count."""
+    options = [{"lr": Cosine(0.1, 30)}, {"lr": Linear(0.0, 0.1, 8), "weight_decay": 0.1}, {"lr": 0.05}]
+    shapes = [(0,), (3,), (600,), (7,)]
+    dtypes = [np.float64, np.float32, np.float32]
+    params = [arrays(device, shapes, dtype, seed=i) for i, dtype in enumerate(dtypes)]
+    grads = [arrays(device, shapes, dtype, seed=9 + i) for i, dtype in enumerate(dtypes)]
+    trainers = [oracle.Trainer(plain(device, p)) for p in params]
+    opt = optimizer([{"params": p, **o} for p, o in zip(params, options, strict=True)])
+    stream = device.stream()
+    for t in range(12):
+        if t == 4:
+            with device.capture(stream) as graph:
+                opt.step(grads)
+        late = [[g if t >= i else None for i, g in enumerate(each)] for each in grads]
+        if t < 4 or t == 9:
+            with stream:
+                opt.step(late)
+        else:
+            graph.launch()
+        for trainer, given, o in zip(trainers, late, options, strict=True):
+            follow(device, trainer, name, given, numbers(o, t))
+    for p, trainer in zip(params, trainers, strict=True):
+        for array, want in zip(p, trainer.params, strict=True):
+            assert_close(device.get(array), want, TRAJECTORY)
+    assert [opt.state[i]["step"] for i in range(12)] == 3 * [12, 11, 10, 9]
+
+
 def test_two_graphs_have_gradients_of_their_own(device):
     """And steps beside them have others again; on another stream, too."""
     schedule = Cosine(0.1, 40)

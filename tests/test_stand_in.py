@@ -365,7 +365,7 @@ def test_the_stand_in_waits(stand_in):
     message = np.zeros(1, tables.MESSAGE)
     message["to"], message["apart"], message["count"] = target.ctypes.data, 1, 2
     message["words"][0, :2] = 5, 6
-    send = cuda.send_and_advance(cupy)[0]
+    send = cuda.small_kernels(cupy)["send"]
     with stream:
         send((1,), (32,), (message,))
     message["words"] = 0

@@ -1,6 +1,7 @@
 """The clock of parameters on GPUs, which count the steps that the host cannot see.
 
-The host uploads the inputs of the hyper rows; a small kernel ahead of each update computes the rows and counts.
+The host uploads the inputs of hyper rows. Where rows move, a small kernel ahead of the update computes them; the update
+counts.
 """
 
 from __future__ import annotations
@@ -210,19 +211,18 @@ class DeviceClock(Clock):
             if not self.uploaded:
                 rows.upload()
             if rests:
-                rows.count_with_launches()
+                rows.rest()
             else:
                 rows.advance()
+            rows.count_with_launches()
 
     def _rests(self) -> bool:
-        """Say whether the GPUs have the rows of this step, and launches that can count it."""
+        """Say whether the GPUs have the rows of this step."""
         if self.moving or not self.uploaded or any(group.schedules for group in self.groups):
             return False
         launches = self._launches()
         return all(
-            not rows.skip
-            and any(launch.count for launch in launches if launch.rows is rows)
-            and all(rows.has_sent(launch.dtype) for launch in launches if launch.rows is rows)
+            not rows.skip and all(rows.has_sent(launch.dtype) for launch in launches if launch.rows is rows)
             for rows in self.gpus
         )
 
@@ -236,6 +236,8 @@ class DeviceClock(Clock):
         if not self.by_device:
             super().count()
             return
+        for rows in self.gpus:
+            rows.count()
         if self.recording:
             self.state = State.CAPTURED
         else:

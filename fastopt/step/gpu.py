@@ -69,7 +69,7 @@ class GpuRows:
     held : bool
         Whether the launches of this step read the rows in the memory.
     counter : int
-        The address of the count of steps, for the first launch of a step that counts; 0 for all others.
+        The address of the count of steps, until a launch has counted the step; 0 if the host counts it.
     ahead : int
         The steps between the row inputs and the first one that the GPU counts.
     """
@@ -90,8 +90,9 @@ class GpuRows:
         self.scale = self.skip = 0
         self.clock = np.zeros(1, CLOCK)
         self.reserve(1)
-        self.clock["taken"] = self.memory.address + WORD
-        self.advance()  # of no rows: the first launch loads the kernel, which is not possible in a capture
+        self.kernels = cuda.small_kernels(device.cupy)
+        for kernel in self.kernels.values():
+            self.stream.function(kernel)  # loads it, which is not possible in a capture
 
     @property
     def capturing(self) -> bool:
@@ -183,20 +184,33 @@ class GpuRows:
         self.stream.send(self.memory.address, np.array([self.version]), **version)
 
     def advance(self) -> None:
-        """Have the GPU count a step and compute its hyper rows, unless the step is skipped."""
+        """Have the GPU compute the hyper rows of a step, side by side, unless the step is skipped."""
         self.hypers = None
-        self.clock["scale"], self.clock["skip"], self.clock["ahead"] = self.scale, self.skip, self.ahead
-        _, advance = cuda.send_and_advance(self.stream.cupy)
-        self.stream.launch(advance, 1, self.clock, threads=1)
+        # A block for each row: in one warp, those of different rules or schedules would wait for each other.
+        self._launch_small("advance", len(self.described))
+
+    def rest(self) -> None:
+        """Have the launches of this step read the rows that the memory has."""
+        self.held = True
 
     def count_with_launches(self) -> None:
-        """Have the first launch of this step count it; all launches read the rows that the memory has."""
-        self.held, self.counter = True, self.memory.address + WORD
+        """Have the first launch of this step count it, unless the step is skipped."""
+        self.counter = self.memory.address + WORD
 
     def count_once(self) -> int:
         """Return the address of the count to the first launch that asks; 0 to others."""
         counter, self.counter = self.counter, 0
         return counter
+
+    def count(self) -> None:
+        """Count the step behind its launches, if none has done it, since none has elements."""
+        if self.count_once():
+            self._launch_small("count", 1)
+
+    def _launch_small(self, name: str, threads: int) -> None:
+        self.clock["scale"], self.clock["skip"], self.clock["ahead"] = self.scale, self.skip, self.ahead
+        if threads:  # a launch of no blocks would be an error
+            self.stream.launch(self.kernels[name], threads, self.clock, threads=1)
 
     def taken(self) -> tuple[int, npt.NDArray[np.float64]]:
         """Wait for the GPU, and return how many steps it has counted, and the carried numbers after these."""
