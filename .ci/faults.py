@@ -536,6 +536,14 @@ CUDA = (
         only="skipped",
     ),
     Mutant(
+        "a carried number that travels is taken in each step",
+        "kernels/advance.cu",
+        "if (i < clock.given && *clock.taken == 0)",
+        "if (i < clock.given)",
+        ("tests/test_nadam.py",),
+        only="captured",
+    ),
+    Mutant(
         "all rows of a device are computed from the first one's inputs",
         "kernels/advance.cu",
         "fastopt::write_row(clock.inputs[i],",
@@ -610,8 +618,8 @@ CUDA = (
     Mutant(
         "steps between the upload and the capture are forgotten",
         "fastopt/step/device_clock.py",
-        "rows.ahead = self.step_groups[0].step - prepared",
-        "rows.ahead = 0",
+        "rows.count_on(self.step_groups[0].step - prepared,",
+        "rows.count_on(0,",
         ("tests/test_gpu.py",),
         only="replay_is",
     ),

@@ -27,6 +27,7 @@ extern "C" __global__ void advance(const __grid_constant__ fastopt_clock clock) 
     if (i >= clock.n) return;
     double *row = clock.hypers + i * FASTOPT_HYPERS;
     float *rounded = clock.rounded + i * FASTOPT_HYPERS;
+    if (i < clock.given && *clock.taken == 0) clock.carried[i] = clock.start[i];
     fastopt::write_row(clock.inputs[i], clock.ahead + *clock.taken, clock.carried + i, row);
     if (clock.scale != nullptr) row[0] *= 1.0 / *clock.scale;
     for (int k = 0; k < FASTOPT_HYPERS; ++k) rounded[k] = narrow(row[k]);

@@ -20,6 +20,7 @@ typedef long long int64_t;
 #define FASTOPT_NUMBERS 6 /* numbers of its own that a rule may have in a hyper row, after those */
 #define FASTOPT_OPTIONS 8 /* options from which a rule may compute its row */
 #define FASTOPT_WORDS 496 /* int64 in a message; the whole message fits in the 4 KB of a launch's arguments */
+#define FASTOPT_CARRIED 48 /* carried numbers that travel in a clock, which then has at most 512 bytes */
 #define FASTOPT_NDIM 64   /* axes that an array may have */
 
 /* The strides of a gradient whose storage order differs from its parameter's. */
@@ -99,6 +100,8 @@ typedef struct fastopt_clock {
     float *rounded;      /* and the same in float32 */
     const float *scale;  /* null, or the number to divide gradients by */
     const int32_t *skip; /* as in a GPU's job */
+    int64_t given;       /* for so many rows, the carried number before the first step that is counted is not in memory, */
+    double start[FASTOPT_CARRIED]; /* but here */
 } fastopt_clock;
 
 /* Numbers for a table in a GPU's memory. They are arguments of a launch: nothing reads the host's memory later. A graph
@@ -131,7 +134,7 @@ FASTOPT_SIZE(fastopt_chunk, 32);
 FASTOPT_SIZE(fastopt_job, 96);
 FASTOPT_SIZE(fastopt_gpu_job, 48);
 FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);
-FASTOPT_SIZE(fastopt_clock, 72);
+FASTOPT_SIZE(fastopt_clock, 80 + 8 * FASTOPT_CARRIED);
 FASTOPT_SIZE(fastopt_message, 40 + 8 * FASTOPT_WORDS);
 
 #endif

@@ -12,6 +12,7 @@ NUMBERS = 6
 HYPERS = SHARED + NUMBERS
 OPTIONS = 8
 WORDS = 496
+CARRIED = 48
 
 
 def check_limits(rule: str, **counts: tuple[int, int]) -> None:
@@ -211,6 +212,8 @@ CLOCK = np.dtype(
         ("rounded", np.int64),
         ("scale", np.int64),
         ("skip", np.int64),
+        ("given", np.int64),
+        ("start", np.float64, (CARRIED,)),
     ]
 )
 MESSAGE = np.dtype(

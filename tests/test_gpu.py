@@ -365,13 +365,13 @@ def test_a_schedule_and_fresh_gradients(stand_in):
 
 
 @pytest.mark.parametrize(
-    ("name", "kernels"), [("momentum", []), ("dampened", []), ("adam", ["advance"]), ("schedule", ["advance"])]
+    ("name", "kernels"),
+    [("momentum", []), ("dampened", []), ("adam", ["advance"]), ("nadam", ["advance"]), ("schedule", ["advance"])],
 )
 def test_a_replay_is_what_was_captured(stand_in, name, kernels):
     """The update, which counts; where something moves, a kernel that computes the rows is ahead of it."""
-    rule = "adam" if name == "adam" else "momentum"
-    options = {"momentum": {"lr": 0.1}, "dampened": {"lr": 0.1, "dampening": 0.3}, "adam": {"lr": 0.1}}
-    options = options.get(name, {"lr": Cosine(0.1, 50)})
+    rule = name if name in ("adam", "nadam") else "momentum"
+    options = {"dampened": {"lr": 0.1, "dampening": 0.3}, "schedule": {"lr": Cosine(0.1, 50)}}.get(name, {"lr": 0.1})
     opt, params, grads, stream, trainer = warm(stand_in, OPTIMIZERS[rule][0], rule, **options)
     stand_in.log()
     with stand_in.capture(stream) as graph:

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch_cases
 from fastopt.bench.oracle import Trainer, nadam_momentum
+from fastopt.kernels.tables import CARRIED as CARRIED_THAT_TRAVEL
 from gpu_models import assert_equal, both, captured, give, model, warm_up
+from gpu_steps import arrays, assert_trained, plain, warmed_up
 from refusals import assert_refused
 from rule_cases import numbers
 from tolerances import CARRIED, TORCH, TRAJECTORY, assert_close
@@ -211,6 +213,41 @@ def test_a_skipped_step_leaves_the_product_as_it_was(options):
     ours.step()
     others.step()
     assert_equal(there, here, ours, others)
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize("assigned", [0, 1, 2])
+def test_a_scaler_after_steps_without_one(assigned):
+    """The GPU goes on from the host's product, after skipped steps and an assigned option too."""
+    there, here, ours, others = model("nadamw")
+    for step in range(5):
+        give(there, here, step)
+        ours.step()
+        others.step()
+
+    def after(step):
+        if step == assigned:
+            ours.param_groups[0]["betas"] = others.param_groups[0]["betas"] = (0.7, 0.9)
+
+    both(ours, others, there, here, ["skipped", "taken", "skipped", "taken"], after)
+    assert_equal(there, here, ours, others)
+
+
+@pytest.mark.parametrize("groups", [CARRIED_THAT_TRAVEL, CARRIED_THAT_TRAVEL + 1])
+def test_products_of_many_groups(stand_in, groups):
+    """As many as travel with the kernel that computes rows, and one more, with which a graph sends all of them."""
+    params, grads = (arrays(stand_in, [(3,)] * groups, np.float64, seed=seed) for seed in (0, 1))
+    trainer = Trainer(plain(stand_in, params))
+    opt = fastopt.NAdam([{"params": [p], "lr": 0.01 + 0.001 * i} for i, p in enumerate(params)])
+    opt.bind([[g] for g in grads])
+    graph = warmed_up(stand_in, opt)
+    stand_in.log()
+    graph.launch()
+    assert ("send" in stand_in.log()) == (groups > CARRIED_THAT_TRAVEL)
+    graph.launch()
+    for _ in range(4):
+        trainer.step("nadam", plain(stand_in, grads), opt.param_groups)
+    assert_trained(stand_in, opt, params, trainer)
 
 
 @pytest.mark.usefixtures("pretended")

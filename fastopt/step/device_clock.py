@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..kernels.repetition import Repetition
-from ..kernels.tables import ROW_INPUTS
+from ..kernels.tables import CARRIED, ROW_INPUTS
 from .clock import Clock, State, describe
 from .gpu import WARM_UP, GpuLaunch, GpuRows
 from .group import GroupOptions, record_of
@@ -261,7 +261,7 @@ class DeviceClock(Clock):
             self._write_inputs(restart)
         else:
             for rows in self.gpus:
-                rows.ahead = self.step_groups[0].step - prepared
+                rows.count_on(self.step_groups[0].step - prepared, self.carried)
         if not self.on_devices:
             self.state = State.DEVICE
         self.uploaded, self.stale = prepared is not None, False
@@ -281,8 +281,8 @@ class DeviceClock(Clock):
         """Upload what a captured step needs: once, and not after each step before which an option was assigned."""
         if self.state is not State.HOST or self.prepared is not None or (self.assigned and self.has_prepared):
             return
-        carries = any(group.rule.carried is not None for group in self.step_groups)
-        if self.needs_python or self.scale != 1 or carries or not self.plan.only_gpus:
+        too_many = any(group.rule.carried is not None for group in self.step_groups[CARRIED:])  # to travel
+        if self.needs_python or self.scale != 1 or too_many or not self.plan.only_gpus:
             return
         self._write_inputs(restart=True)
         for rows in self.gpus:

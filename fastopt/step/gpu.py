@@ -13,7 +13,7 @@ from ..kernels import cuda, graphs
 from ..kernels.dtypes import DTYPES
 from ..kernels.reader import Array, address
 from ..kernels.stream import Memory, Stream
-from ..kernels.tables import CHUNK, CLOCK, GPU_JOB, HYPERS, ROW_INPUTS, TENSOR
+from ..kernels.tables import CARRIED, CHUNK, CLOCK, GPU_JOB, HYPERS, ROW_INPUTS, TENSOR
 from ..rules import Row, Rule
 from .chunks import Strides, chunk_table
 from .launch import AmpState, Entry, Launch, LaunchCache
@@ -159,7 +159,7 @@ class GpuRows:
         return self.records[key].address
 
     def describe(self, inputs: npt.NDArray[Any], carried: npt.NDArray[np.float64], restart: bool) -> None:
-        """Take over the row inputs; on a restart also the carried numbers, and count from 0."""
+        """Take over row inputs that are to be uploaded; on a restart also the carried numbers, and count from 0."""
         self.described, self.first_carried = inputs, carried.copy()
         self.version += 1
         if restart:
@@ -168,7 +168,12 @@ class GpuRows:
         self.clock["taken"], self.clock["carried"] = self.memory.address + WORD, self.carried
         self.clock["hypers"], self.clock["rounded"] = self.exact, self.rounded
         if restart:
-            self.ahead = 0
+            self.ahead, self.clock["given"] = 0, 0
+
+    def count_on(self, ahead: int, carried: npt.NDArray[np.float64]) -> None:
+        """Count from 0, by inputs that were uploaded so many steps ago; the carried numbers of now travel."""
+        self.ahead, self.clock["given"] = ahead, len(carried[:CARRIED])
+        self.clock["start"][0, : len(carried)] = carried[:CARRIED]
 
     def own(self, memories: Sequence[Any]) -> None:
         """Let the graph that is being recorded own this memory, and that of the rows."""
@@ -213,7 +218,7 @@ class GpuRows:
             self.stream.launch(self.kernels[name], threads, self.clock, threads=1)
 
     def taken(self) -> tuple[int, npt.NDArray[np.float64]]:
-        """Wait for the GPU, and return how many steps it has counted, and the carried numbers after these."""
+        """Wait for the GPU, and return how many steps it has counted, and, if any, the carried numbers after these."""
         words = np.array(self.stream.download(self.memory, 2 + self.rows), np.int64)
         if words[0] < self.started:
             return 0, self.first_carried  # the graph that starts the count has not been replayed yet
