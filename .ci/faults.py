@@ -585,7 +585,7 @@ CUDA = (
     ),
     Mutant(
         "gradients with which nothing travels are sent once",
-        "fastopt/step/gpu.py",
+        "fastopt/step/gpu_launch.py",
         "elif self.sent is None or not np.array_equal(self.sent, self.gradients):",
         "elif self.sent is None:",
         ("tests/test_gpu_launches.py",),
@@ -593,7 +593,7 @@ CUDA = (
     ),
     Mutant(
         "the rows that travel are those of an earlier step",
-        "fastopt/step/gpu.py",
+        "fastopt/step/gpu_rows.py",
         "self.hypers, self.words, self.sent = hypers, {}, set()",
         "self.hypers, self.sent = hypers, set()",
         ("tests/test_gpu_repeated.py",),
@@ -601,7 +601,7 @@ CUDA = (
     ),
     Mutant(
         "an argument of 32 KB is captured",
-        "fastopt/step/gpu.py",
+        "fastopt/step/gpu_launch.py",
         "if self.stream.capturing and size > cuda.WITHOUT_ASKING:",
         "if self.stream.capturing and size > cuda.SIZES[-1]:",
         ("tests/test_gpu_launches.py",),
@@ -609,7 +609,7 @@ CUDA = (
     ),
     Mutant(
         "every launch counts a captured step",
-        "fastopt/step/gpu.py",
+        "fastopt/step/gpu_rows.py",
         "counter, self.counter = self.counter, 0",
         "counter = self.counter",
         ("tests/test_gpu.py",),

@@ -10,7 +10,7 @@ from fastopt.kernels.tables import CLOCK, GPU_JOB, HYPERS, MESSAGE, ROW_INPUTS, 
 
 from fastopt.rules import RULES
 from fastopt.step.chunks import Strides, chunk_table
-from fastopt.step.gpu import TILE_THREADS
+from fastopt.step.gpu_launch import TILE_THREADS
 
 APART = TENSOR.itemsize // 8  # int64 from one tensor's gradient to the next one's
 

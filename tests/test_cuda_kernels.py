@@ -36,7 +36,7 @@ from tolerances import ONE_STEP, TRAJECTORY, assert_close, assert_rounded
 from fastopt.checks import LARGEST
 from fastopt.rules import RULES
 from fastopt.schedules import Cosine, Linear, Warmup
-from fastopt.step.gpu import BLOCKS, TILE_THREADS
+from fastopt.step.gpu_launch import BLOCKS, TILE_THREADS
 
 SIZES = [0, *range(1, 36), 63, 64, 65, 127, 128, 129]
 SIZES += [n * TILE_THREADS + d for n in (2, 4, 8, 16) for d in (-1, 0, 1)]  # chunks of all dtypes

@@ -8,12 +8,13 @@ import host_cuda
 import numpy as np
 import pytest
 from fastopt.kernels import cuda, tables
+from fastopt.kernels.stream import Stream
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
 from fastopt.rules import ADAM
 from fastopt.schedules import Cosine
-from fastopt.step import gpu
+from fastopt.step.gpu_launch import TILE_THREADS, block_threads
 
 WORLD = cuda_stand_in.WORLD
 MOMENTUM = cuda.kernel_name("momentum", "float32")
@@ -168,7 +169,7 @@ def test_launches_are_of_one_rule_one_format_and_one_device():
 @pytest.mark.parametrize(("packs", "threads"), [(0, 128), (2**18 - 1, 128), (2**18, 256), (2**22, 512), (2**40, 512)])
 def test_threads_of_a_block_by_the_work(packs, threads):
     """As measured."""
-    assert gpu.block_threads(packs) == threads
+    assert block_threads(packs) == threads
     assert f"__launch_bounds__({cuda.MOST_THREADS}, " in cuda.inlined("fused.cu")
     assert threads <= cuda.MOST_THREADS
 
@@ -182,7 +183,7 @@ def test_a_chunk_is_a_pack_for_each_thread(dtype, elements):
     (launch,) = opt._stepper.plan.launches
     assert (launch.block, launch.count) == (128, 4 + -(-910 // elements))
     opt.step([grads[0], grads[1].copy(order="F")])
-    assert (launch.block, launch.count) == (gpu.TILE_THREADS, 4 + 1)
+    assert (launch.block, launch.count) == (TILE_THREADS, 4 + 1)
 
 
 def elsewhere(array):
@@ -295,7 +296,7 @@ class OutOfMemoryError(Exception):
 
 def failing(monkeypatch, name):
     """Let one of the stream's methods, or the allocation of memory, fail once."""
-    owner, method = (gpu, "Memory") if name == "Memory" else (gpu.Stream, name)
+    owner, method = (cupy.cuda, "Memory") if name == "Memory" else (Stream, name)
     before = getattr(owner, method)
 
     def fail(*arguments, **more):

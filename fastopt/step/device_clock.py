@@ -6,14 +6,16 @@ counts.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from ..kernels.repetition import Repetition
 from ..kernels.tables import CARRIED, ROW_INPUTS
 from .clock import Clock, State, describe
-from .gpu import WARM_UP, GpuLaunch, GpuRows
+from .gpu import GpuLauncher
+from .gpu_launch import GpuLaunch
+from .gpu_rows import WARM_UP
 from .group import GroupOptions, record_of
 from .interrupts import HeldBack
 from .launch import AmpState
@@ -51,7 +53,7 @@ class DeviceClock(Clock):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.gpus = [cast("GpuRows", rows) for device, rows in self.plan.launchers.items() if device.on_gpu]
+        self.gpus = [launcher.rows for launcher in self.plan.launchers.values() if isinstance(launcher, GpuLauncher)]
         self.recording = self.by_device = self.uploaded = self.stale = False
         self.known = self.pending = 0
         self.begun: list[tuple[Parameter, list[str]]] = []

@@ -106,7 +106,7 @@ class Device(Protocol):
     on_gpu: bool
 
     def open(self) -> Launcher:
-        """Return a launcher for a plan; on a GPU it holds the plan's hyper rows."""
+        """Return a launcher for a plan; on a GPU it has the plan's hyper rows."""
 
     def update(
         self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row

@@ -1,0 +1,166 @@
+"""A launch on a GPU: one kernel over parameters, with its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernels import cuda
+from ..kernels.dtypes import DTYPES
+from ..kernels.reader import address
+from ..kernels.stream import Memory
+from ..kernels.tables import CHUNK, GPU_JOB, HYPERS, TENSOR
+from ..rules import Rule
+from .chunks import Strides, chunk_table
+from .gpu_rows import WORD, GpuRows
+from .launch import Entry, Launch
+
+GRAD: int = TENSOR.fields["grad"][1]  # type: ignore[index]  # it has fields
+
+# (packs of 16 bytes, threads of a block), the least packs for each size. A thread takes one pack; a block is a chunk.
+# Measured on an H100, 2026-11-26, in float32, four elements a pack: time as a multiple of the fastest of the three, the
+# mean over momentum, AdaGrad and Adam; last, a loop over eight packs in each of 128 threads. Other dtypes are still to
+# be measured.
+#
+#     elements    packs    128    256    512   loop
+#     2^16        2^14   1.005  1.002  1.049  1.756
+#     2^18        2^16   1.000  1.009  1.019  1.548
+#     2^20        2^18   1.012  1.005  1.000  1.141
+#     2^22        2^20   1.001  1.001  1.010  1.024
+#     2^24        2^22   1.003  1.001  1.000  1.052
+#     2^28        2^26   1.005  1.002  1.000  1.040
+BLOCKS = ((2**22, 512), (2**18, 256), (0, 128))
+
+TILE_THREADS = 128  # for gradients in another order; they share the rows of a tile
+
+
+def block_threads(packs: int) -> int:
+    """Choose how many threads a block has, by the number of packs in all tensors."""
+    return next(threads for least, threads in BLOCKS if packs >= least)
+
+
+class GpuLaunch(Launch):
+    """One kernel over tensors of one rule, one dtype, one device, and these sizes.
+
+    What differs from step to step, the gradients' addresses and the hyper rows, travels in the kernel's argument, for
+    which the smallest of a few sizes is taken. Where that is too much, it is sent ahead into the GPU's memory, which
+    holds the tensor table twice: captured steps have one of their own, so that other steps do not change what the graph
+    reads.
+    """
+
+    on_gpu = True
+
+    def __init__(self, rows: GpuRows, rule: Rule, dtype: str, sizes: Sequence[int]) -> None:
+        super().__init__(sizes)
+        self.rows = rows
+        self.stream = rows.stream
+        self.rule, self.dtype = rule.name, dtype
+        self.pack = cuda.pack(dtype)
+        self.memory = Memory(self.stream, 2 * self.table.nbytes)
+        self.uploaded = b""  # what the memory holds
+        self.sent: npt.NDArray[np.int64] | None = None  # the gradients' addresses there
+        head = GPU_JOB.itemsize // WORD
+        self.argument = np.zeros(max(head + len(sizes), cuda.SIZES[-1] // WORD), np.int64)
+        self.job, self.travelling = self.argument[:head].view(GPU_JOB), self.argument[head:]
+        self.gradients = self.travelling[: len(sizes)]
+        self.kernels: dict[int, Any] = {}  # by the size of their argument: what is loaded
+        self.size = 0  # of the argument with which everything can travel; 0 if there is none
+        self.cut({})
+
+    def _cut(self, strided: dict[int, Strides]) -> None:
+        self.block = TILE_THREADS if strided else block_threads(sum(self.sizes) // self.pack)
+        chunks, layouts = chunk_table(self.sizes, strided, self.block * self.pack)
+        self.count = len(chunks)
+        self.cuts = Memory(self.stream, chunks.nbytes + layouts.nbytes)
+        self.stream.write(self.cuts, chunks, layouts)
+        self.table["layout"] = 0
+        for row in strided:
+            self.table["layout"][row] = self.cuts.address + len(chunks) * CHUNK.itemsize + row * layouts.itemsize
+        self.stale = True  # the table in the GPU's memory
+
+    def write_entries(self, entries: Sequence[Entry]) -> None:
+        """Write hyper rows and states of the tensors that take part."""
+        super().write_entries(entries)
+        self.stale = True
+
+    def prepare(self, rows: int) -> None:
+        """Reserve memory for so many hyper rows, choose the argument's size, and load the kernels."""
+        self.rows.reserve(rows)
+        words = len(self.gradients) + rows * HYPERS * np.dtype(DTYPES[self.dtype].real).itemsize // WORD
+        most = cuda.largest_argument(self.stream.cupy)
+        self.size = min((size for size in cuda.SIZES if words <= cuda.words(size) and size <= most), default=0)
+        sizes = [self.size] if 0 < self.size <= cuda.WITHOUT_ASKING else [self.size or cuda.SIZES[0], cuda.SIZES[0]]
+        for size in sizes if self.count else []:
+            if size not in self.kernels:
+                self.kernels[size] = cuda.kernel(self.stream.cupy, self.rule, self.dtype, size)
+                self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
+
+    def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
+        """Take over the hyper rows, which are computed later."""
+        self.rows.take(hypers)
+
+    def write_gradients(self, addresses: npt.NDArray[np.int64], strided: dict[int, Strides]) -> None:
+        """Write the addresses of gradients, which the caller keeps alive; cut anew if their strides are others."""
+        self.cut(strided)
+        self.gradients[:] = addresses
+
+    def memories(self) -> list[Any]:
+        """Return the memory of the tables."""
+        return [self.memory, self.cuts]
+
+    @property
+    def not_warm(self) -> bool:
+        """Whether the GPU's memory lacks the tables, which a capture needs there."""
+        return self.stale and self.count > 0
+
+    def again(self) -> tuple[int, ...] | None:
+        """Return the fields of GPU_LAUNCH for the extension; None if it cannot launch this."""
+        if not self.size or not self.count or self.stale or self.strided or not len(self.stream.functions):
+            return None
+        rows = address(self.travelling) + WORD * len(self.gradients)
+        rounded = DTYPES[self.dtype].real is np.float32
+        function = self.stream.function(self.kernels[self.size])
+        return address(self.stream.gpu), function, address(self.argument), rows, int(rounded), self.count, self.block
+
+    def __call__(self) -> None:
+        """Put the kernel on the stream, over all chunks."""
+        if not self.count:  # a launch of no blocks would be an error
+            return
+        size, table, rows = self.size, self._table(), self.rows.words_of(self.dtype)
+        if self.stream.capturing and size > cuda.WITHOUT_ASKING:  # with more than 4 KB, captures have crashed
+            size = 0
+        grads = len(self.gradients) if size else 0
+        if size:
+            self.travelling[grads : grads + len(rows)] = rows
+        else:
+            table = self._with_gradients(table)
+        hypers = 0 if size and len(rows) else self.rows.in_memory(self.dtype)
+        self.job[0] = table, self.cuts.address, hypers, self.rows.skip, grads, self.rows.count_once()
+        size = size or cuda.SIZES[0]
+        self.stream.launch(
+            self.kernels[size], self.count, self.argument.view(np.uint8)[:size].view(f"V{size}"), self.block
+        )
+
+    def _table(self) -> int:
+        if self.stale and (table := self.table.tobytes()) != self.uploaded:
+            self.uploaded, self.sent = b"", None  # until it is written
+            self.stream.write(self.memory, self.table, self.table)
+            self.uploaded = table
+        self.stale = False
+        return self.memory.address
+
+    def _with_gradients(self, table: int) -> int:
+        """Return the table after the gradients' addresses were sent into it; a captured step has one of its own."""
+        if self.stream.capturing:
+            table += self.table.nbytes
+            self._send_gradients(table)  # again at each replay
+        elif self.sent is None or not np.array_equal(self.sent, self.gradients):
+            self._send_gradients(table)
+            self.sent = self.gradients.copy()
+        return table
+
+    def _send_gradients(self, table: int) -> None:
+        self.stream.send(table + GRAD, self.gradients, apart=TENSOR.itemsize // WORD)
