@@ -52,6 +52,14 @@ def assert_equal(there, here, ours, others):
                 torch_cases.assert_near(on_host(got[name]), want[name], ONE_STEP)
 
 
+def train(there, here, ours, others, steps, given=torch_cases.always):
+    """Take steps on both sides, with new gradients in each."""
+    for step in steps:
+        give(there, here, step, given=given)
+        ours.step()
+        others.step()
+
+
 def warm_up(there, here, ours, others, stream):
     """Take the steps that come before a capture, with the gradients that it is to read."""
     give(there, here, 0)

@@ -9,7 +9,7 @@ import torch
 import torch_cases
 from fastopt.bench.oracle import Trainer, nadam_momentum
 from fastopt.kernels.tables import CARRIED as CARRIED_THAT_TRAVEL
-from gpu_models import assert_equal, both, captured, give, model, warm_up
+from gpu_models import assert_equal, both, captured, give, model, train, warm_up
 from gpu_steps import arrays, assert_trained, plain, warmed_up
 from refusals import assert_refused
 from rule_cases import numbers
@@ -220,10 +220,7 @@ def test_a_skipped_step_leaves_the_product_as_it_was(options):
 def test_a_scaler_after_steps_without_one(assigned):
     """The GPU goes on from the host's product, after skipped steps and an assigned option too."""
     there, here, ours, others = model("nadamw")
-    for step in range(5):
-        give(there, here, step)
-        ours.step()
-        others.step()
+    train(there, here, ours, others, range(5))
 
     def after(step):
         if step == assigned:

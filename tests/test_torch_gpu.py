@@ -12,7 +12,7 @@ import torch
 import torch_cases
 from cuda_tensors import on_gpu, on_host
 from fastopt.kernels import cuda
-from gpu_models import DEVICE, KINDS, SHAPES, assert_equal, captured, give, model, scaled_step, warm_up
+from gpu_models import DEVICE, KINDS, SHAPES, assert_equal, captured, give, model, scaled_step, train, warm_up
 from pairs import swept
 from tolerances import ONE_STEP, TORCH_TRAINING, TRAJECTORY
 from torch.nn import Parameter
@@ -29,10 +29,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.com
 def test_trajectories(kind, dtype):
     """Twelve steps, with gradients that are missing now and then."""
     there, here, ours, others = model(kind, dtype)
-    for step in range(12):
-        give(there, here, step, given=torch_cases.now_and_then)
-        ours.step()
-        others.step()
+    train(there, here, ours, others, range(12), given=torch_cases.now_and_then)
     assert_equal(there, here, ours, others)
 
 
@@ -42,10 +39,7 @@ def test_against_torch(kind):
     there, here, ours, _ = model(kind)
     name, options = KINDS[kind]
     theirs = torch_cases.make(name, here, plainest=True, **options)
-    for step in range(20):
-        give(there, here, step)
-        ours.step()
-        theirs.step()
+    train(there, here, ours, theirs, range(20))
     for p, q in zip(there, here, strict=True):
         torch_cases.assert_near(on_host(p), q.detach(), 2 * TRAJECTORY)
 
@@ -228,10 +222,7 @@ def test_what_cannot_be_captured(what):
 def test_state_dicts_travel(kind):
     """From the GPU to the host by way of a file, and back; and a copy of the optimizer goes on."""
     there, here, ours, others = model(kind, lr=Cosine(0.1, 20))
-    for step in range(3):
-        give(there, here, step)
-        ours.step()
-        others.step()
+    train(there, here, ours, others, range(3))
     cuda_stand_in.synchronize_all()
     file = io.BytesIO()
     plain = ours.state_dict()
@@ -492,10 +483,7 @@ FULL = [(4, 3), (700,), (2, 3, 5)]  # gradients without axes or elements are rea
 def test_the_extension_launches(kind):
     """With new gradients, on torch's current stream; from the third step on, since the second one finds new states."""
     there, here, ours, others = model(kind, shapes=FULL)
-    for step in range(8):
-        give(there, here, step)
-        ours.step()
-        others.step()
+    train(there, here, ours, others, range(8))
     assert taken(ours) >= 5
     assert_equal(there, here, ours, others)
 
@@ -504,10 +492,7 @@ def test_the_extension_launches(kind):
 def test_a_step_that_may_be_skipped_is_no_repetition(kind):
     """GradScaler's found_inf is looked at, in the midst of steps that the extension takes."""
     there, here, ours, others = model(kind, shapes=FULL)
-    for step in range(4):
-        give(there, here, step)
-        ours.step()
-        others.step()
+    train(there, here, ours, others, range(4))
     assert taken(ours) > 0
     before = [on_host(p) for p in there]
     give(there, here, 4)
@@ -515,10 +500,7 @@ def test_a_step_that_may_be_skipped_is_no_repetition(kind):
     assert all(torch.equal(on_host(p), old) for p, old in zip(there, before, strict=True))
     scaled_step(ours, "taken", scale=None)
     others.step()
-    for step in range(5, 9):
-        give(there, here, step)
-        ours.step()
-        others.step()
+    train(there, here, ours, others, range(5, 9))
     assert_equal(there, here, ours, others)
 
 
