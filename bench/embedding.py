@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import shutil
@@ -191,7 +190,7 @@ def embedded(library: Any, pace: Pace) -> Embedded:
     pace : Pace
         The pace of a whole workload.
     """
-    pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
+    pace = pace.share(SHARE)
     arrays = Arrays.draw(WORKLOAD)
     call = Figure(None) if library is None else call_seconds(library, pace)
     return {

@@ -8,7 +8,6 @@ the driver takes for a launch, which depends on the size of the argument: `fasto
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from typing import Any, TypedDict
@@ -149,7 +148,7 @@ def hosts(pace: Pace) -> list[Host]:
     pace : Pace
         The pace of a whole workload.
     """
-    pace, gpu = dataclasses.replace(pace, seconds=SHARE * pace.seconds), Gpu()
+    pace, gpu = pace.share(SHARE), Gpu()
     cases = list(itertools.product(RULES, TENSORS))
     return [host(Repeated(rule, tensors, gpu), rule, tensors, pace) for rule, tensors in track(cases, "Submitting")]
 

@@ -13,7 +13,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from statistics import fmean
 from typing import TypeVar
@@ -45,6 +45,10 @@ class Pace:
     seconds: float
     fewest: int
     most: int
+
+    def share(self, of: float) -> Pace:
+        """Return the same pace with a share of the seconds."""
+        return replace(self, seconds=of * self.seconds)
 
 
 @dataclass(frozen=True)

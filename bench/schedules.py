@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from statistics import median
 from typing import Any, TypedDict
@@ -157,7 +156,7 @@ def evaluations(pace: Pace) -> Evaluations:
     -------
     dict
     """
-    pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
+    pace = pace.share(SHARE)
     rows = [evaluation(name, pace) for name in track(EXAMPLES, "Evaluating")]
     arrays = Arrays.draw(WORKLOADS["mlp"])
     contestants = {"number": momentum_step(arrays, 0.1), "schedule": momentum_step(arrays, Cosine(0.1, STEPS))}

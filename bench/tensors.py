@@ -159,7 +159,7 @@ def compared(tensors: Tensors, rule: str, pace: Pace, names: Iterable[str] = tup
 
 def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:
     """Compare all contenders on every workload by every rule; yield a list for each pair."""
-    pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
+    pace = pace.share(SHARE)
     for workload in workloads:
         tensors = Tensors.of(Arrays.draw(workload))
         for rule in RULES:
@@ -171,7 +171,7 @@ def distributed_rows(workload: Workload, pace: Pace) -> list[Row]:
     """Compare all contenders on distributed tensors, if this torch has these."""
     if not dist.is_available():
         return []
-    pace = dataclasses.replace(pace, seconds=SHARE * pace.seconds)
+    pace = pace.share(SHARE)
     with process_group():
         of_all = compared(DistributedTensors.of(Arrays.draw(workload)), DISTRIBUTED_RULE, pace)
         return [{"workload": workload.name, "rule": DISTRIBUTED_RULE, **one} for one in of_all]
@@ -179,7 +179,7 @@ def distributed_rows(workload: Workload, pace: Pace) -> list[Row]:
 
 def curve(pace: Pace) -> Iterator[list[Point]]:
     """Compare all contenders on more and more tensors; yield a list for each number of tensors."""
-    pace = dataclasses.replace(pace, seconds=CURVE_SHARE * pace.seconds)
+    pace = pace.share(CURVE_SHARE)
     for count in COUNTS:
         tensors = Tensors.of(Arrays.draw(Workload("curve", "curve", ((ELEMENTS,),) * count)))
         yield [{"tensors": count, **one} for one in compared(tensors, "momentum", pace)]
