@@ -14,14 +14,14 @@ typedef long long int64_t;
 /* cffi reads the text between the next two marks; its only preprocessor directive is #define of an integer. */
 /* begin */
 
-#define FASTOPT_ABI 8     /* changes with every change of a struct or a signature below */
-#define FASTOPT_STATES 3  /* states that a rule may have */
-#define FASTOPT_SHARED 2  /* numbers that every hyper row begins with: the gradient's factor, the weight decay */
-#define FASTOPT_NUMBERS 6 /* numbers of its own that a rule may have in a hyper row, after those */
-#define FASTOPT_OPTIONS 8 /* options from which a rule may compute its row */
-#define FASTOPT_WORDS 496 /* int64 in a message; the whole message fits in the 4 KB of a launch's arguments */
+#define FASTOPT_ABI 8      /* changes with every change of a struct or a signature below */
+#define FASTOPT_STATES 3   /* states that a rule may have */
+#define FASTOPT_SHARED 2   /* numbers that every hyper row begins with: the gradient's factor, the weight decay */
+#define FASTOPT_NUMBERS 6  /* numbers of its own that a rule may have in a hyper row, after those */
+#define FASTOPT_OPTIONS 8  /* options from which a rule may compute its row */
+#define FASTOPT_WORDS 496  /* int64 in a message; the whole message fits in the 4 KB of a launch's arguments */
 #define FASTOPT_CARRIED 48 /* carried numbers that travel in a clock, which then has at most 512 bytes */
-#define FASTOPT_NDIM 64   /* axes that an array may have */
+#define FASTOPT_NDIM 64    /* axes that an array may have */
 
 /* The strides of a gradient whose storage order differs from its parameter's. */
 typedef struct fastopt_layout {
