@@ -401,7 +401,8 @@ class Clock:
         ahead = taken - tally.credited
         self.check_options(self.rules, [group.ask_schedules(ahead) for group in self.groups])
         self.stages.take(self.groups[0].upcoming)
-        self.plan.write_stages(self.stages, self.scale)
+        if self.stages.kernel:
+            self.plan.write_stages(self.stages, self.scale)
         self._write_rows(ahead)
 
     @property
