@@ -6,6 +6,7 @@ clock's business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -81,6 +82,7 @@ class Plan:
         self.parameters = parameters
         self.rules: Sequence[Rule] = ()
         self.stages: tuple[str, ...] = ()  # that kernels have
+        self.coefficient = 1.0  # that they have
         self.launches: list[Launch] = []
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's parameters
         self.taking_part: bytes | None = None
@@ -144,7 +146,7 @@ class Plan:
         kinds: dict[tuple[Device, str, str], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             kinds.setdefault((parameter.device, rules[parameter.group.index].name, parameter.dtype), []).append(i)
-        self.stages = stages
+        self.stages, self.coefficient = stages, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
         self.indices = [np.array(indices) for indices in kinds.values()]
         self.rules = rules
@@ -195,6 +197,13 @@ class Plan:
         """Write the numbers of the stages; `scale` is the factor of all gradients."""
         for launch in self.launches:
             launch.write_stages(scale, stages.limit, stages.gain)
+
+    def multiply(self, coefficient: float, is_new: bool = True) -> None:
+        """Have all gradients multiplied by a coefficient; `is_new` says that it is another one in each step."""
+        if coefficient != self.coefficient:
+            for launch in self.launches:
+                launch.write_coefficient(coefficient)
+        self.coefficient = math.nan if is_new else coefficient  # the extension writes those that follow
 
     def load(self, gradients: Located) -> None:
         """Write the addresses of gradients into the tables."""

@@ -27,18 +27,19 @@ class Stages:
         What becomes of a step by its norm, with the last norm; the extension writes it too.
     coefficient : float
         What the gradients of the step under way are multiplied by.
+    pending : float
+        A factor that was found for the next step's gradients, to clip them.
     zeroes : bool
         Whether kernels set the gradients to zero.
-    has_measured : bool
-        Whether launches may have another coefficient than 1.
     """
 
     def __init__(self) -> None:
         self.clip = np.zeros((), CLIP)
         self.clip["norm"] = -1.0
         self.clip["factor"], self.clip["max_norm"] = 1.0, math.inf
-        self.measures = self.averages = self.zeroes = self.has_measured = False
-        self.limit, self.gain, self.coefficient = math.inf, 0.0, 1.0
+        self.measures = self.averages = self.zeroes = False
+        self.limit, self.gain = math.inf, 0.0
+        self.coefficient = self.pending = 1.0
 
     def take(self, options: Options) -> None:
         """Take the numbers of the next step."""
@@ -63,7 +64,7 @@ class Stages:
         return self.limit != math.inf
 
     def measure(self, launches: Sequence[Any], scale: float, beside: Sequence[float]) -> bool:
-        """Take the norm of a step's gradients, write the coefficient, and say whether the step goes on.
+        """Take the norm of a step's gradients and find the coefficient; say whether the step goes on.
 
         Parameters
         ----------
@@ -73,27 +74,18 @@ class Stages:
         beside : sequence of float
             The norms of those that take no part in launches.
         """
-        measured = measure(launches, abs(scale))
-        norm = math.hypot(measured.norm, *(abs(scale) * other for other in beside))
+        factor = abs(scale * self.pending)
+        measured = measure(launches, factor)
+        norm = math.hypot(measured.norm, *(factor * other for other in beside))
         is_finite = measured.finite and all(map(math.isfinite, beside))
-        self.clip["factor"], self.clip["norm"] = scale, norm
+        self.clip["factor"], self.clip["norm"] = factor, norm
         if self.clip["skips"] and not is_finite:
             self.clip["skipped"] += 1
             return False
         max_norm = float(self.clip["max_norm"])
-        self._multiply(launches, 1.0 if max_norm == math.inf else coefficient(max_norm, norm))
+        clipped = 1.0 if max_norm == math.inf else coefficient(max_norm, norm)
+        self.coefficient = clipped * self.pending
         return True
-
-    def leave(self, launches: Sequence[Any]) -> None:
-        """Leave the gradients of a step as they are, after steps that may have clipped theirs."""
-        if self.has_measured:
-            self._multiply(launches, 1.0)
-            self.has_measured = False
-
-    def _multiply(self, launches: Sequence[Any], by: float) -> None:
-        self.coefficient, self.has_measured = by, True
-        for launch in launches:
-            launch.write_coefficient(by)
 
     @property
     def norm(self) -> float | None:

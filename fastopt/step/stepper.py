@@ -82,10 +82,10 @@ class Stepper:
         plan.load(gradients)
         if stages.kernel:
             plan.write_stages(stages, scale)
-        if not stages.measures:
-            stages.leave(plan.launches)
-        elif not self.goes_on(gradients, scale):
+        stages.coefficient = stages.pending
+        if stages.measures and not self.goes_on(gradients, scale):
             return
+        plan.multiply(stages.coefficient, stages.measures)
         with HeldBack():
             self.begin(gradients)
             clock.advance()

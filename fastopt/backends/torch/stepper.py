@@ -17,6 +17,7 @@ from ...kernels.tensors import OUT_OF_DATE, PARAMS, Watch, call_of, exchange_tab
 from ...rules import Family
 from ...step.group import GroupOptions
 from ...step.guard import Guard
+from ...step.norm import Measured, measure
 from ...step.stages import Stages
 from ...step.stepper import Stepper
 from .counts import Counts
@@ -170,13 +171,29 @@ class TorchStepper(Stepper):
         repetition = clock.repetition
         if repetition is None or part is None or scale != clock.scale:
             return self.read()
+        if self.stages.measures and self.stages.pending != 1:
+            return self.read()
         if self.asks and self._is_overtaken:
             return OUT_OF_DATE
+        if self.stages.pending != self.plan.coefficient and not self.stages.measures:
+            self.plan.multiply(self.stages.pending, is_new=False)
         self._locate()
         result = self.watch.take(repetition, part.call)
         if result == TORN:
             raise repetition.torn()
         return result
+
+    def measure(self) -> Measured | None:
+        """Return the norm of all gradients, by the tables of the last step; None if they do not fit these."""
+        plan = self.plan
+        if self.part is None or plan.uses_gpus or not plan.launches or self.read() != 0:
+            return None
+        gradients = Gradients(self.watch, self.parameters, plan, 0)
+        if gradients.taking_part != plan.taking_part or any(map(is_distributed, self.given)):
+            return None
+        plan.load(gradients)
+        gradients.release()
+        return measure(plan.launches)
 
     # Steps
 
