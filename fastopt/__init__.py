@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 try:
     from . import fused, optimizers, schedules
     from .base import Optimizer
+    from .clipping import clip_grad_norm_, grad_norm
     from .extras import MissingExtraError
     from .kernels.pool import get_num_threads, set_num_threads
     from .optimizers import *  # noqa: F403 (what its `__all__` lists)
@@ -35,10 +36,12 @@ LAZY = ("embed", "lab", "torch")
 
 __all__ = [
     "Optimizer",
+    "clip_grad_norm_",
     "embed",
     "fused",
     "get_include",
     "get_num_threads",
+    "grad_norm",
     "schedules",
     "set_num_threads",
 ]

@@ -37,7 +37,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number within bounds."""
+    """A number within bounds: a finite one, unless the maximum is infinite."""
 
     label: str
     minimum: float = 0.0
@@ -63,6 +63,8 @@ class Number:
         above = "above 0" if self.minimum == SMALLEST else f"of {self.minimum:g} or more"
         if self.maximum < LARGEST:
             return f"a number {above}, and {self.maximum:g} at most"
+        if self.maximum == math.inf:
+            return f"a number {above}"
         return "a finite number" if self.minimum == -LARGEST else f"a finite number {above}"
 
 

@@ -48,7 +48,7 @@ class ParamTree:
             self.arrays, self.keys, self.given = [params], [first], params
             self.numbers, self.mirrored = 1, _alone
             return
-        held = _held(params)
+        held = held_for_good("params", params, to_update)
         found: dict[str, Any] = {}
         root = Container(held, None, (), found, first)
         if not found:
@@ -98,9 +98,7 @@ class Container:
     def __init__(
         self, given: Any, path: str | None, above: tuple[int, ...], found: dict[str, Any], first: int = 0
     ) -> None:
-        if id(given) in above or len(above) == DEPTH:
-            why = "in itself" if id(given) in above else f"more than {DEPTH} deep"
-            raise ValueError(f"params is nested {why}, at {path!r:.80}: give each array once, in few containers")
+        _check_depth("params", given, path, above)
         self.path = path
         self.names = dict.fromkeys(_names(given, path)) if isinstance(given, Mapping) else None
         self.inner: list[Container | None] = []
@@ -182,14 +180,39 @@ def _is_sequence(value: Any) -> bool:
     return len(value) == 0 or not all(isinstance(entry, Number) for entry in value)
 
 
-def _held(params: Any) -> Any:
-    """Return parameters in a form that can be iterated over more than once."""
-    if isinstance(params, Iterator):
-        return list(params)
-    other = isinstance(params, Iterable) and not isinstance(params, (str, bytes, Sequence)) and not is_one_array(params)
-    if not is_container(params) and (not other or is_tensor(params)):
-        raise TypeError(f"params must be an array, a list or a dict of arrays, not {kind(params)}: {to_update(params)}")
-    return params
+def _check_depth(what: str, given: Any, path: str | None, above: tuple[int, ...]) -> None:
+    """Raise if a container is in itself, or in too many."""
+    if id(given) in above or len(above) == DEPTH:
+        why = "in itself" if id(given) in above else f"more than {DEPTH} deep"
+        raise ValueError(f"{what} is nested {why}, at {path!r:.80}: give each array once, in few containers")
+
+
+def held_for_good(what: str, given: Any, advice: Callable[[Any], str]) -> Any:
+    """Return containers of arrays in a form that can be iterated over more than once."""
+    if isinstance(given, Iterator):
+        return list(given)
+    other = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Sequence)) and not is_one_array(given)
+    if not is_container(given) and (not other or is_tensor(given)):
+        raise TypeError(f"{what} must be an array, a list or a dict of arrays, not {kind(given)}: {advice(given)}")
+    return given
+
+
+def leaves(what: str, held: Any) -> list[tuple[Hashable, Any]]:
+    """Return what is in nested containers, but no containers and no None, each with its key or path."""
+    found: list[tuple[Hashable, Any]] = []
+    _collect(what, held, None, (), found)
+    return found
+
+
+def _collect(
+    what: str, given: Any, path: str | None, above: tuple[int, ...], found: list[tuple[Hashable, Any]]
+) -> None:
+    _check_depth(what, given, path, above)
+    for name, entry in given.items() if isinstance(given, Mapping) else enumerate(given):
+        if type(entry) is not np.ndarray and is_container(entry):  # arrays are found sooner by their own type
+            _collect(what, entry, _joined(path, name), (*above, id(given)), found)
+        elif entry is not None:
+            found.append((name if path is None else _joined(path, name), entry))
 
 
 def _check_kept(held: Any, found: Mapping[str, Any], first: int) -> None:
@@ -197,18 +220,19 @@ def _check_kept(held: Any, found: Mapping[str, Any], first: int) -> None:
     again: dict[str, Any] = {}
     Container(held, None, (), again, first)
     for (path, array), other in zip(found.items(), again.values(), strict=False):
-        if is_array(array) and not _is_same(array, other):
+        if is_array(array) and not is_same(array, other):
             raise ValueError(
                 f"params makes another array of {path!r} at each access, so the trained one would be lost: "
                 "keep its arrays in a dict or a list, as dict(np.load(file)), and train that"
             )
 
 
-def _is_same(array: Any, other: Any) -> bool:
+def is_same(array: Any, other: Any) -> bool:
+    """Say whether two arrays are one, or views of the same memory."""
     if array is other:
         return True
     both = isinstance(array, np.ndarray) and isinstance(other, np.ndarray)
-    return both and array.__array_interface__ == other.__array_interface__  # views of the same memory
+    return both and array.__array_interface__ == other.__array_interface__
 
 
 def _names(given: Mapping[Any, Any], path: str | None) -> list[str]:

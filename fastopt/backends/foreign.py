@@ -99,6 +99,13 @@ def to_read(value: Any, dtype: np.dtype[Any]) -> str:
     return f"pass {_as_array(value, 'np.asarray', dtype.name) or 'an array of NumPy'}"
 
 
+def to_clip(value: Any) -> str:
+    """Say what to pass instead of something whose elements cannot be multiplied in place."""
+    if is_tensor(value):
+        return "fastopt.torch.clip_grad_norm_ clips the gradients of parameters of torch"
+    return f"pass {_as_array(value, 'np.array') or 'an array of NumPy'}, and use that"
+
+
 def _as_array(value: Any, make: str, dtype: str = "float32") -> str | None:
     """Say in Python how to make an array of something; None if that is not possible."""
     if hasattr(value, "toarray"):

@@ -173,11 +173,9 @@ class Cpu:
 
     def norm(self, pieces: Sequence[Piece]) -> Measured:
         """Return the norm of gradients, which the caller keeps alive."""
-        by_dtype: dict[str, list[Piece]] = {}
-        for piece in pieces:
-            by_dtype.setdefault(piece.dtype, []).append(piece)
         tables = {}
-        for dtype, alike in by_dtype.items():
+        for dtype in dict.fromkeys([piece.dtype for piece in pieces]):
+            alike = [piece for piece in pieces if piece.dtype == dtype]
             key = dtype, tuple([piece.size for piece in alike])
             tables[key] = self.cache.pop(key, None) or CpuTables(*key, self.threads)
             strided = {row: piece.strides for row, piece in enumerate(alike) if piece.strides is not None}

@@ -60,6 +60,17 @@ def extent(array: Array) -> tuple[int, int]:
     return start, end + array.itemsize
 
 
+def overlaps_itself(array: Array) -> bool:
+    """Say whether two elements of an array may share memory."""
+    reach = array.itemsize
+    for length, stride in sorted(zip(array.shape, array.strides, strict=True), key=lambda axis: abs(axis[1])):
+        if length > 1:
+            if abs(stride) < reach:
+                return True
+            reach += (length - 1) * abs(stride)
+    return False
+
+
 def pin(array: Array) -> list[weakref.ref[Array]]:
     """Keep an array's memory where it is for as long as the result lives.
 

@@ -13,7 +13,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .chunks import Strides
+from ..kernels.reader import Array, address
+from .chunks import Strides, located
+from .memory import Layout
 
 EPS = 1e-6  # added to the norm by which torch's clip_grad_norm_ divides
 
@@ -37,6 +39,13 @@ class Piece(NamedTuple):
     size: int
     address: int
     strides: Strides | None
+
+    @classmethod
+    def of(cls, dtype: str, array: Array) -> Piece:
+        """Describe where a gradient lies."""
+        if (flags := array.flags).c_contiguous and flags.aligned:  # the usual case
+            return cls(dtype, array.size, address(array), None)
+        return cls(dtype, array.size, *located(Layout(array).in_storage_order(array)))
 
 
 class Summed(Protocol):

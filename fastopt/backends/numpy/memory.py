@@ -31,7 +31,7 @@ def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
     array = check_type(what, array)
     if array.dtype not in UPDATED:
         raise TypeError(
-            f"{what} has dtype {_name(array.dtype)}; float32 and float64 can be updated: {as_floats(array)}"
+            f"{what} has dtype {name_of(array.dtype)}; float32 and float64 can be updated: {as_floats(array)}"
         )
     if not array.flags.writeable:
         raise ValueError(f"{what} is read-only, and would be updated in place: pass a writable .copy() and use that")
@@ -44,7 +44,8 @@ def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: t
     if checked.dtype != dtype:
         real = ".real" if checked.dtype.kind == "c" else ""
         raise TypeError(
-            f"{what} has dtype {_name(checked.dtype)}, {other} {dtype.name}: pass {real}.astype(np.{dtype.name}) of it"
+            f"{what} has dtype {name_of(checked.dtype)}, {other} {dtype.name}: "
+            f"pass {real}.astype(np.{dtype.name}) of it"
         )
     if checked.shape != shape:
         raise ValueError(f"{what} has shape {checked.shape}, {other} {shape}: they are paired by index and must agree")
@@ -64,16 +65,22 @@ def _borrowed(what: str, given: Any, other: str, dtype: np.dtype[Any]) -> Array:
     """Return an array over another object's memory, after checking its dtype."""
     if is_on_device(given):
         raise TypeError(f"{what} is {kind(given)} on a GPU, not a NumPy array as {other}: {to_read(given, dtype)}")
-    try:
-        array = borrowed(given)
-    except (TypeError, ValueError, AttributeError, BufferError, RuntimeError) as error:
-        raise TypeError(f"{what} is {kind(given)}, not a NumPy array: {to_read(given, dtype)}") from error
+    array = check_borrowed(what, given, dtype)
     if array.dtype != dtype:
         raise TypeError(
-            f"{what} is {kind(given)} of dtype {_name(array.dtype)}, {other} {dtype.name}: {to_read(given, dtype)}"
+            f"{what} is {kind(given)} of dtype {name_of(array.dtype)}, {other} {dtype.name}: {to_read(given, dtype)}"
         )
     return array
 
 
-def _name(dtype: np.dtype[Any]) -> str:
+def check_borrowed(what: str, given: Any, dtype: np.dtype[Any]) -> Array:
+    """Return an array over another object's memory; if there is none, the error says how to make one of this dtype."""
+    try:
+        return borrowed(given)
+    except (TypeError, ValueError, AttributeError, BufferError, RuntimeError) as error:
+        raise TypeError(f"{what} is {kind(given)}, not a NumPy array: {to_read(given, dtype)}") from error
+
+
+def name_of(dtype: np.dtype[Any]) -> str:
+    """Return what to call a dtype in an error message."""
     return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"

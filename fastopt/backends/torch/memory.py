@@ -127,14 +127,3 @@ def held_array(tensor: Tensor) -> Array:
         untrack(alias)
         untrack(array.base)
     return array
-
-
-def overlaps_itself(array: Array) -> bool:
-    """Say whether two elements of an array may share memory."""
-    reach = array.itemsize
-    for length, stride in sorted(zip(array.shape, array.strides, strict=True), key=lambda axis: abs(axis[1])):
-        if length > 1:
-            if abs(stride) < reach:
-                return True
-            reach += (length - 1) * abs(stride)
-    return False

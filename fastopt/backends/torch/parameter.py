@@ -13,7 +13,7 @@ from ...checks import Count
 from ...kernels.reader import Array
 from ...rules import CARRIED, Family, Rule
 from ...step.group import GroupOptions
-from ...step.memory import Layout
+from ...step.memory import Layout, overlaps_itself
 from ...step.parameter import EMA, NOTHING, Parameter
 from .device import device_of
 from .memory import (
@@ -24,7 +24,6 @@ from .memory import (
     held_array,
     is_distributed,
     local,
-    overlaps_itself,
     state_dtype,
 )  # fmt: skip
 

@@ -1,0 +1,100 @@
+"""torch's clipping of gradients by their norm, which reads them once and writes only what is clipped."""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..backends.torch.device import CPU
+from ..backends.torch.memory import UPDATED, array_of
+from ..step.norm import Piece, coefficient
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Scale the gradients of parameters so that their norm, all together, is at most ``max_norm``; return what it was.
+
+    ``g <- min(1, max_norm / (norm + 1e-6)) * g``: this is `torch.nn.utils.clip_grad_norm_`, with its arguments and its
+    result. On the CPU, gradients are read once, and written only if they are clipped. Squares are summed in float64, so
+    finite gradients never count as not finite, and nothing depends on the number of threads.
+
+    Other norms, and gradients that are on a GPU, sparse or distributed, are left to torch's function.
+
+    Parameters
+    ----------
+    parameters : iterable of Tensor, or Tensor
+        Those whose gradients are clipped; the ones without a gradient are left out.
+    max_norm : float
+        The largest norm that is left alone.
+    norm_type : float, default 2.0
+        The p of the norm; may be infinite.
+    error_if_nonfinite : bool, default False
+        Whether gradients that are not finite raise an error.
+    foreach : bool, optional
+        Only for gradients that are left to torch's function.
+
+    Returns
+    -------
+    Tensor
+        The norm before clipping, in the gradients' dtype. In float16 it may be infinite although all is finite.
+
+    Raises
+    ------
+    RuntimeError
+        If a gradient is not finite, and error_if_nonfinite is true; nothing has changed then.
+
+    See Also
+    --------
+    fastopt.clip_grad_norm_ : The same for arrays.
+    """
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    elif isinstance(parameters, types.GeneratorType) and not (parameters := list(parameters)):
+        warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3)
+    parameters, max_norm = list(parameters), float(max_norm)
+    gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
+    if not gradients or float(norm_type) != 2.0 or not all(map(_is_plain, gradients)):
+        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+    norm, finite = CPU.norm([_piece(gradient) for gradient in gradients])
+    if error_if_nonfinite and not finite:  # torch's function raises its own error
+        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+    if (factor := coefficient(max_norm, norm)) != 1.0:
+        with torch.no_grad():
+            torch._foreach_mul_(gradients, factor)
+    names = dict.fromkeys(UPDATED[gradient.dtype].name for gradient in gradients)
+    dtypes = [getattr(torch, name) for name in names]
+    return torch.tensor(norm, dtype=functools.reduce(torch.promote_types, dtypes), device="cpu")
+
+
+def _is_plain(gradient: Tensor) -> bool:
+    """Say whether a gradient is an ordinary tensor on the CPU, of a dtype that kernels read."""
+    return (
+        type(gradient) in PLAIN
+        and gradient.is_cpu
+        and gradient.layout is torch.strided
+        and gradient.dtype in UPDATED
+        and not gradient._is_zerotensor()
+        and (gradient.data_ptr() != 0 or gradient.numel() == 0)
+    )
+
+
+def _piece(gradient: Tensor) -> Piece:
+    """Describe where a gradient lies. Whether it is the conjugate or the negative of what is there does not matter."""
+    dtype = UPDATED[gradient.dtype]
+    if gradient.is_contiguous():
+        size = gradient.numel() * gradient.itemsize // dtype.itemsize
+        return Piece(dtype.name, size, gradient.data_ptr(), None)
+    return Piece.of(dtype.name, array_of(gradient.conj() if gradient.is_conj() else gradient))
