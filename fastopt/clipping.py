@@ -115,7 +115,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, error_if_nonfinite: bool = F
         )
     if (factor := coefficient(max_norm, norm)) != 1.0:
         _check_kept(found, leaves("grads", held))
-        on_cpu.check_writable((_name(key), array) for (key, _), array in zip(found, arrays, strict=True))
+        on_cpu.check_writable([(_name(key), array) for (key, _), array in zip(found, arrays, strict=True)])
         on_cpu.multiply(arrays, factor)
     return norm
 

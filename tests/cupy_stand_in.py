@@ -11,12 +11,15 @@ import numpy as np
 from arrays_stand_in import allocated, apply, copied, ndarray
 from arrays_stand_in import fuse as fuse
 from cuda_stand_in import cuda as cuda
-from cuda_stand_in import runtime
+from cuda_stand_in import get_current_stream, runtime
 from kernels_stand_in import ElementwiseKernel as ElementwiseKernel
 from kernels_stand_in import RawKernel as RawKernel
 from kernels_stand_in import RawModule as RawModule
 
 sin, sqrt, multiply, divide = (functools.partial(apply, each) for each in (np.sin, np.sqrt, np.multiply, np.divide))
+minimum, less, isinf, isfinite = (
+    functools.partial(apply, each) for each in (np.minimum, np.less, np.isinf, np.isfinite)
+)
 
 
 def asarray(value):
@@ -69,6 +72,23 @@ def arange(stop, dtype):
     """Return the numbers below one."""
     new = allocated(stop, dtype)
     copied(new, np.arange(stop, dtype=dtype), "cupy_arange")
+    return ndarray(new)
+
+
+def sum(array):
+    """Return the sum of float64 numbers, a 0-d array; written when the stream gets there."""
+    assert array.dtype == np.float64
+    new = allocated((), np.float64)
+    get_current_stream().put(lambda: np.copyto(new, array.host.sum()), "cupy_sum")
+    return ndarray(new)
+
+
+def where(condition, x, y):
+    """Return elements of x or y, arrays of one dtype and shape; written when the stream gets there."""
+    assert condition.dtype == bool
+    assert (x.dtype, x.shape) == (y.dtype, y.shape)
+    new = allocated(x.shape, x.dtype)
+    get_current_stream().put(lambda: np.copyto(new, np.where(condition.host, x.host, y.host)), "cupy_where")
     return ndarray(new)
 
 

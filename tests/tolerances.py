@@ -52,6 +52,10 @@ TORCH_TRAINING = 1e-4
 # and so change gradients. After eight steps of 1e-2 at most, differences of 1e-4 were measured.
 AUTOCAST_TRAINING = 1e-3
 
+# The norm, relative: a chunk adds 16,384 squares at most in float64, one after the other if they lie apart, and each
+# addition rounds by half an epsilon, 1.1e-16; the root halves what adds up.
+NORM = 1e-12
+
 # Schedules, as relative errors. A closed form of some ten operations on doubles is within 1e-14 of the oracle, and a
 # power within 1e-13, whose exponent is rounded first; what a step, a period or a share cancels shows far above 1e-9.
 SCHEDULE = 1e-9

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..kernels.reader import UNREAD, Array
 from ..step.chunks import Strides, located
-from ..step.memory import Extents, Layout, pin
+from ..step.memory import Extents, Layout, overlaps_itself, pin
 from ..step.parameter import Parameter
 from ..step.plan import Plan
 from .gradients import StepGradients
@@ -25,6 +25,15 @@ def dense_layout(what: str, array: Array) -> Layout:
             "pass a .copy() of it, and use that from now on"
         )
     return layout
+
+
+def check_apart(named: Sequence[tuple[str, Array]]) -> None:
+    """Raise if an element that is to be multiplied in place is in two arrays, or twice in one."""
+    for what, array in named:
+        if overlaps_itself(array):
+            raise ValueError(f"two elements of {what} share memory: pass a .copy() of it, and use that")
+    if (pair := Extents(named).first_overlap()) is not None:
+        raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a .copy() of what they share")
 
 
 def located_once(written: Mapping[str, Array], gradient: Array, layout: Layout) -> tuple[int, dict[int, Strides]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ...kernels.reader import Array
 from ...step.interrupts import HeldBack
-from ...step.memory import Extents, overlaps_itself
 from ...step.norm import Measured, Piece
+from ..arrays import check_apart
 from ..foreign import to_clip, to_read
 from .device import CPU
 from .memory import check_borrowed, check_type, name_of
@@ -47,16 +47,12 @@ def is_usual(given: Any) -> bool:
     return type(given) is np.ndarray and given.dtype in READ
 
 
-def check_writable(named: Iterable[tuple[str, Array]]) -> None:
+def check_writable(named: Sequence[tuple[str, Array]]) -> None:
     """Raise ValueError if multiplying these arrays in place would fail, or multiply an element twice."""
-    named = list(named)
     for what, array in named:
         if not array.flags.writeable:
             raise ValueError(f"{what} is read-only, and would be clipped in place: pass a .copy() of it, and use that")
-        if overlaps_itself(array):
-            raise ValueError(f"two elements of {what} share memory: pass a .copy() of it, and use that")
-    if (pair := Extents(named).first_overlap()) is not None:
-        raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a .copy() of what they share")
+    check_apart(named)
 
 
 def norm(arrays: Sequence[Array]) -> Measured:
