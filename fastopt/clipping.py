@@ -11,7 +11,7 @@ from .backends.numpy import norm as on_cpu
 from .checks import Flag, Number
 from .containers import held_for_good, is_same, leaves
 from .kernels.reader import Array
-from .step.norm import coefficient
+from .step.norm import coefficient, not_finite
 
 MAX_NORM = Number("max_norm", maximum=math.inf)
 
@@ -109,10 +109,7 @@ def clip_grad_norm_(grads: Any, max_norm: float, *, error_if_nonfinite: bool = F
     arrays = _checked(found, on_cpu.clippable)
     norm, finite = on_cpu.norm(arrays)
     if error_if_nonfinite and not finite:
-        raise FloatingPointError(
-            f"the norm of the gradients is {norm}, so they cannot be clipped: skip this step, "
-            "or let error_if_nonfinite be False"
-        )
+        raise FloatingPointError(not_finite(norm))
     if (factor := coefficient(max_norm, norm)) != 1.0:
         _check_kept(found, leaves("grads", held))
         on_cpu.check_writable([(_name(key), array) for (key, _), array in zip(found, arrays, strict=True)])

@@ -75,3 +75,8 @@ def coefficient(max_norm: float, norm: float) -> float:
     """Return the factor by which gradients of this norm are clipped, 1 at most; NaN if the norm is NaN, as in torch."""
     factor = max_norm / (norm + EPS)
     return 1.0 if factor > 1.0 else factor
+
+
+def not_finite(norm: float) -> str:
+    """Return the message for gradients that cannot be clipped."""
+    return f"the norm of the gradients is {norm}: it is not finite. Skip this step, or let error_if_nonfinite be False"

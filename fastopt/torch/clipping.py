@@ -72,29 +72,29 @@ def clip_grad_norm_(
     if error_if_nonfinite and not finite:  # torch's function raises its own error
         return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     if (factor := coefficient(max_norm, norm)) != 1.0:
-        with torch.no_grad():
-            torch._foreach_mul_(gradients, factor)
+        with torch.no_grad():  # a Python number would be rounded to half precision first
+            torch._foreach_mul_(gradients, torch.tensor(factor, dtype=torch.float64, device="cpu"))
     names = dict.fromkeys(UPDATED[gradient.dtype].name for gradient in gradients)
     dtypes = [getattr(torch, name) for name in names]
     return torch.tensor(norm, dtype=functools.reduce(torch.promote_types, dtypes), device="cpu")
 
 
 def _is_plain(gradient: Tensor) -> bool:
-    """Say whether a gradient is an ordinary tensor on the CPU, of a dtype that kernels read."""
+    """Say whether a gradient is an ordinary tensor on the CPU, whose memory holds its numbers."""
     return (
         type(gradient) in PLAIN
         and gradient.is_cpu
         and gradient.layout is torch.strided
         and gradient.dtype in UPDATED
-        and not gradient._is_zerotensor()
+        and not (gradient.is_conj() or gradient.is_neg() or gradient._is_zerotensor())
         and (gradient.data_ptr() != 0 or gradient.numel() == 0)
     )
 
 
 def _piece(gradient: Tensor) -> Piece:
-    """Describe where a gradient lies. Whether it is the conjugate or the negative of what is there does not matter."""
+    """Describe where a gradient lies."""
     dtype = UPDATED[gradient.dtype]
     if gradient.is_contiguous():
         size = gradient.numel() * gradient.itemsize // dtype.itemsize
         return Piece(dtype.name, size, gradient.data_ptr(), None)
-    return Piece.of(dtype.name, array_of(gradient.conj() if gradient.is_conj() else gradient))
+    return Piece.of(dtype.name, array_of(gradient))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...step.norm import DOWN, EPS, LOST, UP
+from ...step.norm import DOWN, EPS, LOST, UP, not_finite
 from ..arrays import check_apart
 from ..foreign import is_tensor, kind, to_clip
 from .device import installed_cupy
@@ -35,7 +35,7 @@ def clip(named: Named, max_norm: float, error_if_nonfinite: bool) -> Any:
     with arrays[0].device:
         before = _norm(arrays)
         if error_if_nonfinite and not bool(cupy.isfinite(before)):
-            raise FloatingPointError("the norm of the gradients is not finite, so they cannot be clipped")
+            raise FloatingPointError(not_finite(float(before)))
         factor = cupy.minimum(cupy.divide(max_norm, before + EPS), 1.0)  # NaN stays NaN
         for array in arrays:
             cupy.multiply(array, factor, out=array)
