@@ -1323,4 +1323,56 @@ TORCH = (
     ),
 )
 
-MUTANTS = (*NUMBA, *EXTENSION, *CPP, *CUDA, *STEP, *MEMORY, *TORCH)
+# The norm of gradients, and clipping by it.
+NORM = (
+    Mutant(
+        "the factor of a sum of squares overflows",
+        "kernels/cpu.py",
+        '@njit(error_model="numpy", forceinline=True, fastmath={"contract"})',
+        '@njit(error_model="numpy", forceinline=True, fastmath={"reassoc", "contract"})',
+        ("tests/test_norm.py",),
+        only="beyond_float64",
+    ),
+    Mutant(
+        "tensors without a gradient keep the sum of the last step",
+        "kernels/cpu.py",
+        "sums[c] = 0.0",
+        "continue",
+        ("tests/test_norm.py",),
+        only="count_as_zero",
+    ),
+    Mutant(
+        "the sum of chunks is added in pairs",
+        "fastopt/step/norm.py",
+        "float(np.cumsum(sums)[-1])",
+        "float(np.sum(sums))",
+        ("tests/test_norm.py",),
+        only="in_the_order",
+    ),
+    Mutant(
+        "lost squares stay lost",
+        "fastopt/step/norm.py",
+        "total == math.inf or total < LOST",
+        "total == math.inf",
+        ("tests/test_norm.py",),
+        only="beyond_float64",
+    ),
+    Mutant(
+        "overlapping gradients are clipped twice",
+        "fastopt/backends/numpy/norm.py",
+        "    check_apart(named)\n",
+        "",
+        ("tests/test_clipping.py",),
+        only="must_not_be_multiplied",
+    ),
+    Mutant(
+        "gradients of torch are written whatever their norm",
+        "fastopt/torch/clipping.py",
+        "(factor := coefficient(max_norm, norm)) != 1.0",
+        "(factor := coefficient(max_norm, norm)) <= 1.0",
+        ("tests/test_torch_clipping.py",),
+        only="versions",
+    ),
+)
+
+MUTANTS = (*NUMBA, *EXTENSION, *CPP, *CUDA, *STEP, *MEMORY, *TORCH, *NORM)

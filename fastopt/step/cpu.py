@@ -81,12 +81,16 @@ class CpuTables(Tables):
         self.gradients[:] = addresses
         self.cut(strided)
 
+    def prepare_norm(self) -> None:
+        """Compile the kernel of the norm, or load it, unless it is there."""
+        if not self.norm:
+            compiled = norm_kernel(self.dtype)
+            self.run_norm = self.threads.runner(compiled, address(self.job))
+            self.norm = int(compiled.address)
+
     def sum_squares(self, power: float) -> npt.NDArray[np.float64]:
         """Return the sum of squares of each chunk's gradient, times this power of two; 0 where there is none."""
-        if not self.norm:
-            kernel = norm_kernel(self.dtype)
-            self.run_norm = self.threads.runner(kernel, address(self.job))
-            self.norm = kernel.address
+        self.prepare_norm()
         self.job["power"] = power
         self._run(self.run_norm)
         return self.sums
