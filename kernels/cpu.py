@@ -799,77 +799,6 @@ def make_norm(dtype):
     return kernel
 
 
-# The norm of gradients. Only the sum may be reordered, which vectorises it: were its squares in the same function,
-# LLVM could compute power * power by itself, which is infinite. Nothing here assumes that numbers are finite.
-@njit(error_model="numpy", forceinline=True, fastmath={"contract"})
-def square(x, power):
-    """The square of power * x, in float64."""
-    scaled = np.float64(x) * power
-    return scaled * scaled
-
-
-@njit(error_model="numpy", forceinline=True, fastmath={"reassoc", "contract"})
-def sum_of_squares(g, power):
-    """The sum of squares of a run."""
-    total = 0.0
-    for i in range(g.size):
-        total += square(widen(g[i]), power)
-    return total
-
-
-@inner
-def sum_of_tile(grad, rows, length, row_stride, item_stride, power, stored, stored_size):
-    """The same of a tile of a gradient, along the axis with the smaller stride."""
-    if rows > 1 and abs(row_stride) < abs(item_stride):
-        rows, length, row_stride, item_stride = length, rows, item_stride, row_stride
-    total = 0.0
-    for r in range(rows):
-        start = grad + r * row_stride
-        if item_stride == stored_size:
-            total += sum_of_squares(carray(pointer(start), length, stored), power)
-        else:
-            for i in range(length):
-                total += square(widen(carray(pointer(start + i * item_stride), 1, stored)[0]), power)
-    return total
-
-
-def make_norm(dtype):
-    """Define the kernel that writes each chunk's sum of squares for a dtype, for ``cfunc``, like `make_kernel`'s.
-
-    A chunk's sum is computed by one thread, in an order that depends on nothing but its length and its layout.
-    """
-    given = dtype_of(dtype)
-    stored, stored_size = given.stored, given.itemsize
-
-    def kernel(job_address, begin, end, worker):
-        job = carray(pointer(job_address), 1, JOB)[0]
-        chunks = carray(pointer(job.chunks), end, CHUNK)
-        sums = carray(pointer(job.sums), end, np.float64)
-        for c in range(begin, end):
-            chunk = chunks[c]
-            tensor = carray(pointer(job.tensors), chunk.tensor + 1, TENSOR)[chunk.tensor]
-            if tensor.grad == 0:
-                sums[c] = 0.0
-            elif tensor.layout == 0:
-                grad = tensor.grad + chunk.grad_offset * stored_size
-                sums[c] = sum_of_squares(carray(pointer(grad), chunk.length, stored), job.power)
-            else:
-                layout = carray(pointer(tensor.layout), 1, LAYOUT)[0]
-                sums[c] = sum_of_tile(
-                    tensor.grad + chunk.grad_offset,
-                    chunk.rows,
-                    chunk.length,
-                    layout.grad_row,
-                    layout.grad_item,
-                    job.power,
-                    stored,
-                    stored_size,
-                )
-
-    kernel.__name__ = kernel.__qualname__ = f"norm_{given.name}_abi{ABI}"
-    return kernel
-
-
 UPDATE = types.void(types.intp, types.intp, types.intp, types.int64, types.intp)  # fastopt_update
 make_cfunc_of_update = functools.partial(cfunc, UPDATE, error_model="numpy")
 
@@ -912,11 +841,6 @@ def kernel(name: str, dtype: Any, stages: Any = ()) -> Any:
     parameters are float32. The stages are names in the order of STAGES.
     """
     return compiled_once(_kernels, (name, dtype_of(dtype).name, tuple(stages)), make_kernel, make_cfunc)
-
-
-def norm_kernel(dtype: Any) -> Any:
-    """Return the compiled kernel that writes the sums of squares of gradients of a dtype, as `kernel` does a rule's."""
-    return compiled_once(_norms, (dtype_of(dtype).name,), make_norm, make_cfunc)
 
 
 def norm_kernel(dtype: Any) -> Any:
