@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         ema_decay: Scheduled | None
 
 
+NO_AVERAGES = "there are no averages yet: set ema_decay, and take a step"
+
 Scheduled: TypeAlias = float | Callable[[int], float]
 
 
@@ -115,7 +117,7 @@ class Staged(ABC):
             guard.refuse_inside_step()
             averages = self._averages()
             if not averages:
-                raise RuntimeError("there are no averages yet: set ema_decay, and take a step")
+                raise RuntimeError(NO_AVERAGES)
             saved = [self._saved(array) for array, _ in averages]
             guard.begin_swap()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 import torch
@@ -19,6 +20,11 @@ from ..step.weak import weak
 from .base import Optimizer
 from .groups import sync_all
 
+NO_NORM = (
+    "gradients are used and freed one by one during backward(), before their norm is known: to clip by the norm, use the "
+    "optimizer's own step()"
+)
+
 
 def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **options: Any) -> StepInBackward:
     """Update the parameters of a model during ``loss.backward()``, each when its gradient is ready.
@@ -26,7 +32,8 @@ def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **optio
     The gradient is still in the processor's cache then, and is freed at once, so gradients need the memory of the
     largest one only. You neither call ``step()`` nor zero gradients. Every backward pass is a step, so gradients of
     several passes cannot be accumulated. A parameter is updated before the other gradients are known, which rules out
-    everything that needs all of them first: ``torch.amp.GradScaler`` and clipping by the norm.
+    everything that needs all of them first: ``torch.amp.GradScaler`` and clipping by the norm. With ``skip_nonfinite`` each
+    parameter's update is skipped for itself.
 
     Parameters
     ----------
@@ -73,6 +80,7 @@ class StepInBackward:
         reduced = any(isinstance(module, DistributedDataParallel) for module in model.modules())
         if reduced or any(is_distributed(param) for _, param in trained):
             raise ValueError("a distributed model's gradients are reduced after backward: use the optimizer's step()")
+        refuse_norm(options)
         self._optimizer = optimizer_class(trained, **options)
         # Made now: allocations during backward would land where a gradient was freed, and leave the next one no room.
         self._steppers: dict[Tensor, TorchStepper] = {param: self._optimizer._stepper_of(param) for _, param in trained}
@@ -113,6 +121,19 @@ class StepInBackward:
         """Clear gradients; there are none unless backward stopped halfway."""
         self._optimizer.zero_grad(set_to_none)
 
+    @property
+    def skipped_steps(self) -> int:
+        """How many updates of single parameters were skipped, since the norm of the gradient was not finite."""
+        return self._optimizer.skipped_steps
+
+    def swap_ema_weights(self) -> AbstractContextManager[None]:
+        """Put the averages into the parameters' place, as an optimizer's `swap_ema_weights` does."""
+        return self._optimizer.swap_ema_weights()
+
+    def ema_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return a model's state dict with the averages in the place of its parameters, as an optimizer does."""
+        return self._optimizer.ema_state_dict(model)
+
     def remove(self) -> None:
         """End the updates; from now on backward keeps gradients."""
         for hook in self._hooks:
@@ -126,10 +147,7 @@ class StepInBackward:
 
     def clip_grad_norm_(self, *arguments: Any) -> NoReturn:
         """Raise RuntimeError: the norm is known only after the last gradient, when the others are freed."""
-        raise RuntimeError(
-            "gradients are used and freed one by one during backward(), before their norm is known: to clip by the "
-            "norm, use the optimizer's own step()"
-        )
+        raise RuntimeError(NO_NORM)
 
     @property
     def _step_supports_amp_scaling(self) -> NoReturn:
@@ -157,7 +175,9 @@ class StepInBackward:
                 self._end_pass()
             if not self._stepped:
                 Variable._execution_engine.queue_callback(self._end_pass)  # torch's FSDP does the same
+            self._optimizer._guard.refuse_inside_step()  # where averages stand in the parameters' place
             sync_all(self._optimizer._groups)
+            refuse_norm(self._optimizer._groups[0].entries)
             stepper = self._steppers[param]
             if param.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("updates during backward() cannot be captured: capture the optimizer's own step()")
@@ -173,6 +193,12 @@ class StepInBackward:
                 stepper.watch.release()
             self._stepped.add(param)
         param.grad = None
+
+
+def refuse_norm(options: Mapping[str, Any]) -> None:
+    """Raise if the norm of all gradients is asked for."""
+    if options.get("max_grad_norm") is not None:
+        raise ValueError(NO_NORM)
 
 
 def held_by(param: Tensor) -> dict[Any, Any]:

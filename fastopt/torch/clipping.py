@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import types
 import warnings
 from collections.abc import Iterable
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.torch.device import CPU
-from ..backends.torch.memory import UPDATED, array_of
-from ..step.norm import Piece, coefficient
+from ..backends.torch.memory import UPDATED, array_of, is_distributed
+from ..step.norm import Measured, Piece, coefficient
 
 PLAIN = (Tensor, nn.Parameter)
 
@@ -77,6 +78,15 @@ def clip_grad_norm_(
     names = dict.fromkeys(UPDATED[gradient.dtype].name for gradient in gradients)
     dtypes = [getattr(torch, name) for name in names]
     return torch.tensor(norm, dtype=functools.reduce(torch.promote_types, dtypes), device="cpu")
+
+
+def norm_of(gradients: list[Tensor]) -> Measured | Tensor:
+    """Return the norm of gradients all together; as a tensor where torch has to take it, on a GPU without waiting."""
+    if all(map(_is_plain, gradients)):
+        return CPU.norm([_piece(gradient) for gradient in gradients])
+    norm = nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if is_distributed(norm) else norm
+    return norm if norm.is_cuda else Measured(float(norm), math.isfinite(norm))
 
 
 def _is_plain(gradient: Tensor) -> bool:
