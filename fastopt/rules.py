@@ -121,8 +121,8 @@ STAGE_OPTIONS = {
     "ema_decay": Argument(
         "float",
         "How much of each parameter's average e is kept at each step, from 0 to 1: ``e <- ema_decay * e + (1 - "
-        'ema_decay) * p``, after the update. The average, the state ``"ema"``, starts at the parameter before its first '
-        "step; see `swap_ema_weights`.",
+        'ema_decay) * p``, after the update. The average, the state ``"ema"``, starts at the parameter before its '
+        "first step; see `swap_ema_weights`.",
         check=OrNone(Number("ema_decay value", maximum=1.0)),
         scheduled="",
     ),

@@ -21,8 +21,8 @@ from .base import Optimizer
 from .groups import sync_all
 
 NO_NORM = (
-    "gradients are used and freed one by one during backward(), before their norm is known: to clip by the norm, use the "
-    "optimizer's own step()"
+    "gradients are used and freed one by one during backward(), before their norm is known: to clip by the norm, use "
+    "the optimizer's own step()"
 )
 
 
@@ -32,8 +32,8 @@ def step_in_backward(model: nn.Module, optimizer_class: type[Optimizer], **optio
     The gradient is still in the processor's cache then, and is freed at once, so gradients need the memory of the
     largest one only. You neither call ``step()`` nor zero gradients. Every backward pass is a step, so gradients of
     several passes cannot be accumulated. A parameter is updated before the other gradients are known, which rules out
-    everything that needs all of them first: ``torch.amp.GradScaler`` and clipping by the norm. With ``skip_nonfinite`` each
-    parameter's update is skipped for itself.
+    everything that needs all of them first: ``torch.amp.GradScaler`` and clipping by the norm. With ``skip_nonfinite``
+    each parameter's update is skipped for itself.
 
     Parameters
     ----------

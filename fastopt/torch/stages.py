@@ -1,0 +1,145 @@
+"""What users of torch see of the stages of an optimizer's steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.torch.stepper import TorchStepper
+from ..checks import Number
+from ..kernels.tensors import PARAMS
+from ..staged import NO_AVERAGES, Staged
+from ..step.norm import EPS, Measured, coefficient
+from ..step.parameter import EMA
+from .clipping import norm_of
+
+MAX_NORM = Number("max_norm value", maximum=math.inf)
+
+
+class TorchStages(Staged):
+    """The part of an optimizer for torch that shows the stages of its steps."""
+
+    _stepper: TorchStepper | None
+    _pending: float | Tensor | None  # the factor that clips the next step's gradients
+    _stands_for: Any
+    param_groups: Any
+    state: Any
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The norm of all gradients of the last step together, before clipping; None if it was never asked for.
+
+        Set ``max_grad_norm`` to have it measured, to infinity if nothing is to be clipped.
+        """
+        if (wrapped := self._stands_for) is not None:
+            norm: Tensor | None = wrapped.grad_norm
+            return norm
+        norm_now = self._stages.norm
+        return None if norm_now is None else torch.tensor(norm_now, dtype=torch.float64, device="cpu")
+
+    def clip_grad_norm_(self, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
+        """Have the next step clip the gradients by their norm, all together; return that norm, before clipping.
+
+        The step uses ``min(1, max_norm / (norm + 1e-6)) * g`` for each gradient g. Gradients are read once, and stay as
+        they are. A second call before the step replaces the first one; `zero_grad` drops it. Use it where a trainer
+        clips between ``backward()`` and ``step()``; else ``max_grad_norm`` does the same in each step.
+
+        Parameters
+        ----------
+        max_norm : float
+            The largest norm that is left alone, 0 or more.
+        error_if_nonfinite : bool, default False
+            Whether gradients that are not finite raise an error.
+
+        Returns
+        -------
+        Tensor
+            The norm, without axes, where the gradients are.
+
+        Raises
+        ------
+        RuntimeError
+            If a gradient is not finite, and error_if_nonfinite is true; inside a step.
+
+        See Also
+        --------
+        fastopt.torch.clip_grad_norm_ : The same with gradients that are written, as torch has it.
+        """
+        if (wrapped := self._stands_for) is not None:
+            norm: Tensor = wrapped.clip_grad_norm_(max_norm, error_if_nonfinite)
+            return norm
+        max_norm = MAX_NORM.check("max_norm", max_norm)
+        with self._guard.mutex:
+            self._guard.refuse_inside_step()
+            found = self._measured() or norm_of(self._gradients())
+            if isinstance(found, Tensor):
+                pending: Any = torch.clamp(max_norm / (found + EPS), max=1.0)
+                norm, finite = found, not error_if_nonfinite or bool(found.isfinite())
+            else:
+                pending, finite = coefficient(max_norm, found.norm), found.finite
+                norm = torch.tensor(found.norm, dtype=torch.float64, device="cpu")
+            if error_if_nonfinite and not finite:
+                raise RuntimeError("the norm of the gradients is not finite, so that they cannot be clipped")
+            self._pending = pending
+        return norm
+
+    def _measured(self) -> Measured | None:
+        """Return the norm of all gradients, if it can be read by the tables of the last step."""
+        if self._stepper is None:
+            return None
+        try:
+            return self._stepper.measure()
+        finally:
+            self._stepper.watch.release()
+
+    def _gradients(self) -> list[Tensor]:
+        params = (param for group in self.param_groups for param in group[PARAMS])
+        return [gradient for param in params if (gradient := param.grad) is not None]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and forget that the next step should clip them."""
+        if (wrapped := self._stands_for) is not None:
+            wrapped.zero_grad(set_to_none)
+            return
+        self._pending = None
+        super().zero_grad(set_to_none)  # type: ignore[misc]  # torch's
+
+    def ema_state_dict(self, model: torch.nn.Module) -> dict[str, Tensor]:
+        """Return a model's state dict with the averages in the place of its parameters, as copies in their dtypes.
+
+        Buffers, and parameters without an average, are as they are in the model.
+
+        Raises
+        ------
+        RuntimeError
+            If no average was kept so far.
+
+        Examples
+        --------
+        >>> import torch, fastopt.torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> opt = fastopt.torch.SGD(model.parameters(), lr=1.0, ema_decay=0.0)
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> opt.step()
+        >>> bool((opt.ema_state_dict(model)["weight"] == model.weight).all())
+        True
+        """
+        if not (averages := dict(self._averages())):
+            raise RuntimeError(NO_AVERAGES)
+        return {
+            name: averages.get(value, value).detach().to(value.dtype, copy=True)
+            for name, value in model.state_dict(keep_vars=True).items()
+        }
+
+    def _averages(self) -> list[tuple[Any, Any]]:
+        return [(param, state[EMA]) for param, state in self.state.items() if EMA in state]
+
+    def _saved(self, array: Tensor) -> Tensor:
+        return array.detach().clone()
+
+    def _write(self, array: Tensor, values: Tensor) -> None:
+        with torch.no_grad():
+            array.copy_(values)
