@@ -140,12 +140,26 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# Options of optimizers and of their steps that need other kernels, and what these do.
+STAGED = {
+    "max-grad-norm": "those that take the norm of gradients",
+    "skip-nonfinite": "those that take the norm of gradients",
+    "clip-grad-value": "rules that clip elements of gradients",
+    "ema-decay": "rules that average parameters",
+    "zero-grads": "rules that set gradients to zero",
+}
+
+
 def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
     """Define ``fastopt compile``."""
     parser = commands.add_parser("compile", help="compile all kernels ahead, into the cache on disk, or for a GPU")
     cuda = "compile CUBIN files for GPUs of this architecture, sm_90 for instance; this machine need not have a GPU"
     parser.add_argument("--cuda", metavar="ARCH", help=cuda)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the CUBIN files (default: this one)")
+    for option, needed in STAGED.items():
+        parser.add_argument(
+            f"--{option}", action="store_true", help=f"for optimizers with this option, compile {needed}"
+        )
     parser.set_defaults(run=compile_kernels)
 
 
@@ -155,7 +169,10 @@ def compile_kernels(arguments: argparse.Namespace) -> int:
         return compile_cuda(arguments.cuda, arguments.out or Path())
     if arguments.out is not None:
         raise ValueError("--out goes with --cuda; kernels for this processor are kept where NUMBA_CACHE_DIR says")
-    return compile_numba()
+    asked = {option for option in STAGED if getattr(arguments, option.replace("-", "_"))}
+    stages = {"clip-grad-value": "value", "ema-decay": "average", "zero-grads": "zero"}
+    needed = tuple(stage for option, stage in stages.items() if option in asked)
+    return compile_numba(needed, with_norm=bool(asked & {"max-grad-norm", "skip-nonfinite"}))
 
 
 def compile_cuda(architecture: str, out: Path) -> int:
@@ -180,21 +197,22 @@ def compile_cuda(architecture: str, out: Path) -> int:
     return 0
 
 
-def compile_numba() -> int:
-    """Compile every kernel for this processor, and print the cache directory."""
-    from .info import kept
+def compile_numba(stages: tuple[str, ...], with_norm: bool) -> int:
+    """Compile every kernel for this processor, with these stages, and print the cache directory."""
     from .kernels import cache, cpu, schedules
     from .kernels.dtypes import DTYPES
+    from .kernels.tables import NORM
     from .progress import track
     from .rules import RULES
 
     directory = cache.directory()
     if directory is None:
         raise OSError("no cache directory is writable, so no kernel can be kept: set NUMBA_CACHE_DIR to one that is")
-    kernels = [(name, dtype) for name in RULES for dtype in DTYPES]
-    hits = sum(cpu.kernel(name, dtype).cache_hits for name, dtype in track(kernels, "Compiling"))
+    kernels = [(name, dtype, stages) for name in (*RULES, *([NORM] if with_norm else [])) for dtype in DTYPES]
+    hits = sum(cpu.kernel(*key).cache_hits for key in track(kernels, "Compiling"))
     schedules.evaluators()
-    if lost := [" ".join(key) for key, is_kept in kept().items() if not is_kept]:  # a full disk
+    lost = [" ".join((name, dtype)) for name, dtype, _ in kernels if not cpu.cached(name, dtype, stages)]
+    if lost := [*lost, *([] if schedules.cached() else ["schedules"])]:  # a full disk
         raise OSError(f"could not be kept in {directory}: {', '.join(lost)}")
     print(f"{len(kernels)} kernels, {len(kernels) - hits} of them new, and the schedules, in {directory}")
     return 0

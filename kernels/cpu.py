@@ -30,7 +30,7 @@ from . import cache
 from .dtypes import DTYPES, dtype_of
 from .lock import lock
 from .schedules import schedule as schedule
-from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NUMBERS, SHARED, STATES, TENSOR, check_limits
+from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NORM, NUMBERS, SHARED, STATES, TENSOR, check_limits
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
@@ -830,7 +830,6 @@ def make_update(name, dtype):
 
 
 _kernels: dict = {}
-_norms: dict = {}
 _updates: dict = {}
 
 
@@ -838,14 +837,16 @@ def kernel(name: str, dtype: Any, stages: Any = ()) -> Any:
     """Return a rule's compiled kernel for a dtype, a Numba ``CFunc``; it lives as long as the process.
 
     The dtype is that of parameter and gradient: anything NumPy accepts, or "bfloat16". States of float16 and bfloat16
-    parameters are float32. The stages are names in the order of STAGES.
+    parameters are float32. The stages are names in the order of STAGES. The name NORM stands for the kernel that writes
+    the sums of squares of gradients, which has no stages.
     """
-    return compiled_once(_kernels, (name, dtype_of(dtype).name, tuple(stages)), make_kernel, make_cfunc)
+    key = name, dtype_of(dtype).name, () if name == NORM else tuple(stages)
+    return compiled_once(_kernels, key, make_any, make_cfunc)
 
 
-def norm_kernel(dtype: Any) -> Any:
-    """Return the compiled kernel that writes the sums of squares of gradients of a dtype, as `kernel` does a rule's."""
-    return compiled_once(_norms, (dtype_of(dtype).name,), make_norm, make_cfunc)
+def make_any(name, dtype, stages):
+    """Define the kernel of a rule, or of the norm."""
+    return make_norm(dtype) if name == NORM else make_kernel(name, dtype, stages)
 
 
 def update_for_c(name: str, dtype: Any) -> Any:
@@ -864,4 +865,4 @@ def compiled_once(known, key, make, wrap):
 
 def cached(name: str, dtype: Any, stages: Any = ()) -> bool:
     """Say whether the cache has a rule's kernel for a dtype, as it is now and for this processor."""
-    return cache.kept(make_kernel(name, dtype, tuple(stages)), SIGNATURE)
+    return cache.kept(make_any(name, dtype, tuple(stages)), SIGNATURE)

@@ -15,14 +15,6 @@ def kernel(name: str, dtype: Any, stages: Sequence[str] = ()) -> Any:
         return cpu.kernel(name, dtype, stages)
 
 
-def norm_kernel(dtype: Any) -> Any:
-    """Return the compiled kernel of the norm for a dtype; see `cpu.norm_kernel`."""
-    with lock:
-        from . import cpu
-
-        return cpu.norm_kernel(dtype)
-
-
 def update_for_c(name: str, dtype: Any) -> Any:
     """Return the compiled update of an array by a rule; see `cpu.update_for_c`."""
     with lock:

@@ -6,6 +6,7 @@ The headers say what every constant and field means; a test compares names, size
 import numpy as np
 
 ABI = 8
+NORM = "norm"  # the kernel that writes a job's sums; all others have the names of rules
 STATES = 3
 SHARED = 2
 NUMBERS = 6

@@ -111,10 +111,24 @@ def test_compile_where_nothing_can_be_kept(monkeypatch, capsys):
     assert "NUMBA_CACHE_DIR" in capsys.readouterr().err
 
 
+def test_compile_for_the_options_of_an_optimizer(monkeypatch, capsys):
+    """Kernels with the stages that the options ask for, and those of the norm."""
+    asked = []
+    monkeypatch.setattr(rules, "RULES", {"sgd": rules.RULES["sgd"]})
+    monkeypatch.setattr(cpu, "kernel", lambda *key: asked.append(key) or types.SimpleNamespace(cache_hits=1))
+    monkeypatch.setattr(cpu, "cached", lambda *key: True)
+    assert cli.main(["compile", "--max-grad-norm", "--clip-grad-value", "--ema-decay"]) == 0
+    assert {(name, stages) for name, _, stages in asked} == {
+        ("sgd", ("value", "average")),
+        ("norm", ("value", "average")),
+    }
+    assert "8 kernels" in capsys.readouterr().out
+
+
 def test_compile_where_the_disk_is_full(monkeypatch, capsys):
     """What could not be kept is named, and is an error."""
     monkeypatch.setattr(rules, "RULES", {name: rules.RULES[name] for name in ("sgd", "adagrad")})
-    monkeypatch.setattr(cpu, "cached", lambda name, dtype: name != "adagrad")
+    monkeypatch.setattr(cpu, "cached", lambda name, dtype, stages: name != "adagrad")
     monkeypatch.setattr(schedules, "cached", lambda: False)
     assert cli.main(["compile"]) == 1
     err = capsys.readouterr().err

@@ -264,7 +264,7 @@ def test_a_launch_of_a_rule_has_the_norm():
         assert (p == 1.0).all()
         launch()
         np.testing.assert_array_equal(p, 1.0 - np.float32(0.5) * g)
-    assert launch.again()[1] == cpu.norm_kernel("float32").address
+    assert launch.again()[1] == cpu.kernel("norm", "float32").address
 
 
 # The code
@@ -280,6 +280,6 @@ def test_loops_are_vectorised(dtype):
 
 @each_dtype
 def test_kernels_are_compiled_once(dtype):
-    kernel = cpu.norm_kernel(dtype)
-    assert kernel is cpu.norm_kernel(dtype)
+    kernel = cpu.kernel("norm", dtype)
+    assert kernel is cpu.kernel("norm", dtype)
     assert kernel.__name__ == f"norm_{dtype}_abi{ABI}"

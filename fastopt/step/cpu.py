@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from ..kernels import limits, pool
 from ..kernels.dtypes import DTYPES
-from ..kernels.lazy import kernel, norm_kernel
+from ..kernels.lazy import kernel
 from ..kernels.reader import address
-from ..kernels.tables import ABI, HYPERS, JOB
+from ..kernels.tables import ABI, HYPERS, JOB, NORM
 from ..rules import Row, Rule
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 from .launch import Launch, LaunchCache, Tables
@@ -84,7 +84,7 @@ class CpuTables(Tables):
     def prepare_norm(self) -> None:
         """Compile the kernel of the norm, or load it, unless it is there."""
         if not self.norm:
-            compiled = norm_kernel(self.dtype)
+            compiled = kernel(NORM, self.dtype)
             self.run_norm = self.threads.runner(compiled, address(self.job))
             self.norm = int(compiled.address)
 
