@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from .options import NOTHING, Argument
-from .rules import OPTIONS, STAGE_OPTIONS
+from .rules import OPTIONS, STAGE_DEFAULTS, STAGE_OPTIONS
 
 Described = TypeVar("Described", bound=Callable[..., Any])
 
@@ -170,10 +170,10 @@ def parameters(thing: Any) -> Iterator[tuple[str, str]]:
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     defaults = dict(zip(names[code.co_argcount - len(last) : code.co_argcount], last, strict=True))
     defaults.update(function.__kwdefaults__ or {})
-    for name in (*names[own:], *(STAGE_OPTIONS if code.co_flags & TAKES_MORE else ())):
-        if name in STAGE_OPTIONS:
-            yield name, ", default False" if name == "skip_nonfinite" else ", optional"
-        elif name not in defaults:
+    more = STAGE_DEFAULTS if code.co_flags & TAKES_MORE else {}
+    defaults.update(more)
+    for name in (*names[own:], *more):
+        if name not in defaults:
             yield name, ""
         elif defaults[name] is None:
             yield name, ", optional"

@@ -127,6 +127,9 @@ STAGE_OPTIONS = {
         scheduled="",
     ),
 }
+STAGE_DEFAULTS = {  # with which a stage is not there
+    name: False if isinstance(option.check, Flag) else None for name, option in STAGE_OPTIONS.items()
+}
 
 HYPERPARAMETERS: dict[str, Number | OrNone | Flag | Betas] = {
     name: option.check for name, option in {**OPTIONS, **STAGE_OPTIONS}.items() if option.check is not None

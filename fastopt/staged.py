@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from .rules import STAGE_OPTIONS, check
+from .rules import STAGE_DEFAULTS, STAGE_OPTIONS, check, is_scheduled
 from .step.guard import Guard
 from .step.interrupts import HeldBack
 from .step.stages import Stages
 
 if TYPE_CHECKING:
+    import inspect
     from typing import TypedDict
 
     class StageOptions(TypedDict, total=False):
@@ -27,15 +28,41 @@ if TYPE_CHECKING:
 NO_AVERAGES = "there are no averages yet: set ema_decay, and take a step"
 
 Scheduled: TypeAlias = float | Callable[[int], float]
+Given = TypeVar("Given", bound=Mapping[str, Any])
+
+UNPACKED = "Unpack[StageOptions]"  # the annotation by which constructors take the options of the stages
+
+
+def expected(optimizer: type, options: Given) -> Given:
+    """Return the options that a constructor was given besides its own; raise TypeError for one that no stage has."""
+    for name in options:
+        if name not in STAGE_OPTIONS:
+            raise TypeError(f"{optimizer.__name__}.__init__() got an unexpected keyword argument {name!r}")
+    return options
 
 
 def options_in_use(optimizer: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a constructor was given and that are in use; raise TypeError for unknown ones."""
-    for name in options:
-        if name not in STAGE_OPTIONS:
-            raise TypeError(f"{optimizer.__name__}.__init__() got an unexpected keyword argument {name!r}")
-    checked = {name: value if callable(value) else check(name, value) for name, value in options.items()}
-    return {name: value for name, value in checked.items() if value is not None and value is not False}
+    given = expected(optimizer, options).items()
+    checked = {name: value if is_scheduled(name, value) else check(name, value) for name, value in given}
+    return {name: value for name, value in checked.items() if value != STAGE_DEFAULTS[name]}
+
+
+class Signature:
+    """The signature of a constructor, with the options of the stages by name: for ``help`` and editors."""
+
+    def __get__(self, optimizer: Any, of: type) -> inspect.Signature:
+        """Return what `inspect.signature` shows; `inspect` is not imported before somebody asks."""
+        import inspect
+
+        _, *parameters = inspect.signature(of.__init__).parameters.values()
+        if parameters and parameters[-1].annotation == UNPACKED:
+            del parameters[-1]
+            for name, default in STAGE_DEFAULTS.items():
+                annotation = "bool" if default is False else "Scheduled | None"
+                more = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                parameters.append(more)
+        return inspect.Signature(parameters)
 
 
 class Option:
@@ -49,7 +76,7 @@ class Option:
         """Return the number of the latest step; None, or False, if the option is not in use."""
         if optimizer is None:
             return self
-        return optimizer.param_groups[0].get(self.name, False if self.name == "skip_nonfinite" else None)
+        return optimizer.param_groups[0].get(self.name, STAGE_DEFAULTS[self.name])
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         """Assign it in all groups; it takes effect at the next step."""
@@ -64,6 +91,8 @@ class Staged(ABC):
 
     _stages: Stages
     _guard: Guard
+
+    __signature__ = Signature()
 
     max_grad_norm = Option("max_grad_norm")
     clip_grad_value = Option("clip_grad_value")

@@ -24,6 +24,7 @@ from torch_cases import (
 
 import fastopt.torch as subject
 from fastopt import schedules
+from fastopt.rules import STAGE_DEFAULTS
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 
@@ -59,13 +60,15 @@ BY_POSITION = {
 def test_constructors_take_what_torchs_do(name):
     """The same options in the same order, by position or by keyword, with the same defaults; each arrives.
 
-    RMSprop and NAdam take ``fused`` besides, which is what GradScaler goes by.
+    RMSprop and NAdam take ``fused`` besides, which is what GradScaler goes by, and all take the options of the stages.
     """
 
     def taken(module):
         return [(p.name, p.kind, p.default) for p in inspect.signature(getattr(module, name)).parameters.values()]
 
-    more = [("fused", inspect.Parameter.KEYWORD_ONLY, None)] if name in ("RMSprop", "NAdam") else []
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    more = [("fused", keyword, None)] if name in ("RMSprop", "NAdam") else []
+    more += [(option, keyword, default) for option, default in STAGE_DEFAULTS.items()]
     assert taken(subject) == taken(torch.optim) + more
     [p] = torch_cases.parameters([(3,)])
     kinds = [kind for _, kind, _ in taken(subject)]

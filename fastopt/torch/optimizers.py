@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import optimizers as arrays
 from ..faces import TORCH, described
 from ..rules import FAMILIES
+from ..staged import expected
 from .base import Optimizer
 
 if TYPE_CHECKING:
@@ -364,7 +365,7 @@ class AdamW(Adam):
             differentiable=differentiable,
             fused=fused,
             decoupled_weight_decay=True,
-            **stages,
+            **expected(type(self), stages),
         )
 
 
