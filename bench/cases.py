@@ -8,10 +8,10 @@ from typing import Any
 
 import fastopt
 from fastopt.checks import Flag
-from fastopt.rules import FAMILIES, HYPERPARAMETERS, RULES, Rule
+from fastopt.rules import FAMILIES, OPTIONS, RULES, Rule
 
 MOMENTUM = 0.9
-FLAGS = [name for name, check in HYPERPARAMETERS.items() if isinstance(check, Flag) and name != "maximize"]
+FLAGS = [name for name, option in OPTIONS.items() if isinstance(option.check, Flag) and name != "maximize"]
 # The options by which a class chooses between its rules.
 CHOOSING = {"momentum": MOMENTUM, **dict.fromkeys(FLAGS, True)}
 

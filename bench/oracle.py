@@ -1,12 +1,14 @@
 """The oracle: every rule in float64 NumPy, written from the papers' formulas and not from the kernels.
 
 `RULES` maps a rule's name to a function of (p, g, states, step, options) that returns the new parameter and the new
-states. The states are None before a parameter's first gradient; `step` counts from 1. This file does not import
-fastopt: the tests, and the benchmark's checks on GPUs, compare fastopt with it.
+states. The states are None before a parameter's first gradient; `step` counts from 1. The stages, clipping, skipping
+and averaging, are a `Trainer`'s. This file does not import fastopt: the tests, and the benchmark's checks on GPUs,
+compare fastopt with it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ Array = npt.NDArray[np.float64]
 States = tuple[Array, ...]
 Updated = tuple[Array, States]
 Options = Mapping[str, Any]
+
+NONE: Options = {}
 
 
 def regularised(p: Array, g: npt.ArrayLike, options: Options) -> Array:
@@ -217,24 +221,69 @@ CARRIED: dict[str, tuple[str, Callable[[int, Options], float]]] = dict.fromkeys(
 )
 
 
+# The stages
+
+
+def norm_of(grads: Sequence[Any]) -> float:
+    """The norm of all gradients together; not finite only if one of them is not, and NaN if one is."""
+    flat = np.concatenate([np.zeros(1), *(np.asarray(g, np.float64).ravel() for g in grads if g is not None)])
+    return math.nan if np.isnan(flat).any() else math.hypot(*flat.tolist())
+
+
+def clipped_by_value(g: Array, options: Options) -> Array:
+    """A gradient with each element at the limit that is beyond it; NaN stays NaN."""
+    limit = options.get("clip_grad_value")
+    return g if limit is None else np.where(np.abs(g) > limit, limit * np.sign(g), g)
+
+
+def coefficient(norm: float, options: Options) -> float:
+    """The factor that clips gradients by their norm, as torch's clip_grad_norm_ has it."""
+    if options.get("max_grad_norm") is None:
+        return 1.0
+    return float(np.minimum(options["max_grad_norm"] / (norm + 1e-6), 1.0))  # NaN if the norm is
+
+
+def averaged(e: Array, p: Array, options: Options) -> Array:
+    """The moving average of a parameter."""
+    decay: float = options["ema_decay"]
+    return decay * e + (1.0 - decay) * p
+
+
 class Trainer:
     """Trains float64 copies of parameters by the oracle's rules; each parameter counts its own steps."""
 
     def __init__(self, params: Sequence[npt.ArrayLike]) -> None:
         self.params: list[Array] = [np.array(p, np.float64) for p in params]
         self.states: list[States | None] = [None] * len(self.params)
+        self.averages: list[Array | None] = [None] * len(self.params)
         self.steps = [0] * len(self.params)
         self.carried = [1.0] * len(self.params)
+        self.norm, self.skipped = 0.0, 0
 
-    def step(self, rule: str, grads: Sequence[Any], options: Options | Sequence[Options]) -> None:
+    def step(
+        self, rule: str, grads: Sequence[Any], options: Options | Sequence[Options], stages: Options = NONE
+    ) -> None:
         """Take one step; `options` is one dict for all parameters, or a list with a dict for each."""
+        self.norm = norm_of(grads) if stages else 0.0
+        if stages.get("skip_nonfinite", False) and not math.isfinite(self.norm):
+            self.skipped += 1
+            return
+        factor = coefficient(self.norm, stages)
         for i, g in enumerate(grads):
-            if g is None:
-                continue
-            self.steps[i] += 1
-            chosen = options if isinstance(options, Mapping) else options[i]
-            if rule in CARRIED and CARRIED[rule][0] not in chosen:
-                name, factor = CARRIED[rule]
-                self.carried[i] *= factor(self.steps[i], chosen)
-                chosen = {**chosen, name: self.carried[i]}
-            self.params[i], self.states[i] = RULES[rule](self.params[i], g, self.states[i], self.steps[i], chosen)
+            if g is not None:
+                with np.errstate(invalid="ignore"):  # 0 * inf
+                    g = factor * clipped_by_value(np.asarray(g, np.float64), stages)
+                self.update(i, rule, g, options if isinstance(options, Mapping) else options[i], stages)
+            if stages.get("ema_decay") is not None and (e := self.averages[i]) is not None:
+                self.averages[i] = averaged(e, self.params[i], stages)
+
+    def update(self, i: int, rule: str, g: Array, options: Options, stages: Options) -> None:
+        """Update one parameter; its average begins with it, if one is asked for."""
+        if stages.get("ema_decay") is not None and self.averages[i] is None:
+            self.averages[i] = self.params[i]
+        self.steps[i] += 1
+        if rule in CARRIED and CARRIED[rule][0] not in options:
+            name, factor = CARRIED[rule]
+            self.carried[i] *= factor(self.steps[i], options)
+            options = {**options, name: self.carried[i]}
+        self.params[i], self.states[i] = RULES[rule](self.params[i], g, self.states[i], self.steps[i], options)
