@@ -378,6 +378,7 @@ class Clock:
         """Bring the rows of a repetition up to date where it does not; return whether it can take the next step."""
         versions = self.versions_now()
         if versions != self.versions:
+            check_alike(self.groups)
             self.look_at_schedules()
             if not self.repeatable or [self.choose(group.entries) for group in self.groups] != self.rules:
                 return False
@@ -385,11 +386,13 @@ class Clock:
             self._describe_rows(repetition)
             return True
         with self.guard.stepping:
-            self._compute_rows(repetition)
+            if not self._compute_rows(repetition):
+                return False
         self.versions = versions  # from before: an assignment by a schedule counts for the next step
         return True
 
-    def _compute_rows(self, repetition: Repetition) -> None:
+    def _compute_rows(self, repetition: Repetition) -> bool:
+        """Compute the rows and numbers of the next step; return False if it needs other kernels than the last one."""
         tally = self.tally
         if tally.asked is None:
             self._credit()
@@ -400,10 +403,13 @@ class Clock:
         tally.asked = taken = repetition.taken  # before any group has other numbers
         ahead = taken - tally.credited
         self.check_options(self.rules, [group.ask_schedules(ahead) for group in self.groups])
+        if not self.stages.goes_on(self.groups[0].upcoming):
+            return False
         self.stages.take(self.groups[0].upcoming)
         if self.stages.kernel:
             self.plan.write_stages(self.stages, self.scale)
         self._write_rows(ahead)
+        return True
 
     @property
     def can_describe(self) -> bool:

@@ -11,7 +11,7 @@ from ..checks import RESUMABLE, Count
 from ..kernels.reader import Array
 from ..pair import Pair, paired
 from ..plateau import Plateau
-from ..rules import PAIRS, SCHEDULABLE, check, is_scheduled
+from ..rules import PAIRS, SCHEDULABLE, STAGE_OPTIONS, check, is_scheduled
 
 StepFunction: TypeAlias = Callable[[int], Any]
 
@@ -104,7 +104,7 @@ class GroupOptions:
 
     def restored_schedules(self, described: Any) -> dict[str, StepFunction]:
         """Return the schedules that a state dict describes; functions are the group's own ones."""
-        if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & self.entries.keys():
+        if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & {*self.entries, *STAGE_OPTIONS}:
             raise ValueError(f"the schedules of group {self.index} must be a dict of options, not {described!r:.200}")
         own = self.schedules
         return {name: self._restored_schedule(name, plain, own.get(name)) for name, plain in described.items()}

@@ -43,14 +43,17 @@ class Stages:
 
     def take(self, options: Options) -> None:
         """Take the numbers of the next step."""
-        max_norm, limit = options.get("max_grad_norm"), options.get("clip_grad_value")
-        decay, skips = options.get("ema_decay"), options.get("skip_nonfinite", False)
-        self.measures = max_norm is not None or skips
+        max_norm, limit, decay = (options.get(name) for name in ("max_grad_norm", "clip_grad_value", "ema_decay"))
+        self.measures, self.averages = needs_norm(options), decay is not None
         self.clip["max_norm"] = math.inf if max_norm is None else max_norm
-        self.clip["skips"] = skips
+        self.clip["skips"] = options.get("skip_nonfinite", False)
         self.limit = math.inf if limit is None else limit
-        self.averages = decay is not None
         self.gain = 0.0 if decay is None else 1.0 - decay
+
+    def goes_on(self, options: Options) -> bool:
+        """Say whether the next step, with these options, has the same stages as the last one."""
+        value, average = (options.get(name) is not None for name in ("clip_grad_value", "ema_decay"))
+        return (needs_norm(options), value, average) == (self.measures, self.clips_by_value, self.averages)
 
     @property
     def kernel(self) -> tuple[str, ...]:
@@ -97,6 +100,11 @@ class Stages:
     def skipped(self) -> int:
         """How many steps were skipped."""
         return int(self.clip["skipped"])
+
+
+def needs_norm(options: Options) -> bool:
+    """Say whether a step needs the norm of its gradients."""
+    return options.get("max_grad_norm") is not None or bool(options.get("skip_nonfinite", False))
 
 
 def check_alike(groups: Sequence[GroupOptions]) -> None:
