@@ -171,6 +171,7 @@ class Clock:
         self.tally = Tally()
         kinds = sorted({(parameter.group.index, parameter.dtype) for parameter in plan.parameters})
         self._kinds = [(index, dtype, f" of group {index}") for index, dtype in kinds]
+        self._complex = next((parameter for parameter in plan.parameters if parameter.is_complex), None)
         options = [group.entries for group in groups]
         self.check_options([choose(entries) for entries in options], options)
 
@@ -192,9 +193,14 @@ class Clock:
     # Options
 
     def check_options(self, rules: Sequence[Rule], options: Sequence[Options]) -> None:
-        """Raise if options of a group are too large for the dtype of one of its parameters."""
+        """Raise if options of a group are too large for the dtype of one of its parameters, or do not go with it."""
         for index, dtype, whose in self._kinds:
             rules[index].check_options(options[index], dtype, whose)
+        if self._complex is not None and any(of.get("clip_grad_value") is not None for of in options):
+            raise TypeError(
+                f"clip_grad_value does not go with complex numbers, which {self._complex} has: clip them by "
+                f"max_grad_norm, or in an optimizer of their own"
+            )
 
     def versions_now(self) -> list[tuple[GroupOptions, int]]:
         """Return each group with its version."""

@@ -86,6 +86,11 @@ class Parameter(ABC):
         return new or NOTHING
 
     @property
+    def is_complex(self) -> bool:
+        """Whether it consists of pairs of reals."""
+        return False
+
+    @property
     def expected(self) -> Any:
         """The array that the reader expects a gradient to equal in type, dtype, shape and strides, or None."""
         return None

@@ -101,6 +101,11 @@ class TorchParameter(Parameter):
         return [*map(alias_of, (self.original, *self.states.values())), *filter(is_distributed, self.written())]
 
     @property
+    def is_complex(self) -> bool:
+        """Whether it consists of pairs of reals."""
+        return self.tensor.is_complex()
+
+    @property
     def has_gaps(self) -> bool:
         """Whether a dense copy is updated in the tensor's place."""
         return self.updated is not self.tensor

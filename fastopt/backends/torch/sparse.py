@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from ...kernels.reader import Array
 from ...rules import Family, Row, Rule
 from ...step.memory import extent
 from .memory import array_of
@@ -25,6 +28,11 @@ def coalesced(what: str, gradient: Tensor, parameter: TorchParameter) -> Tensor:
 
 class Rows:
     """The rows of one parameter in a step, copied out: that takes memory, so it comes before anything is written.
+
+    Attributes
+    ----------
+    new_states : dict of str to ndarray
+        States that begin with this step: the average can.
 
     Raises
     ------
@@ -50,9 +58,29 @@ class Rows:
         self.parameter = parameter
         self.rule = rule
         self.indices = tuple(gradient.indices())
-        self.gradient = gradient.values().resolve_conj().resolve_neg().contiguous()
+        self.given = gradient.values().resolve_conj().resolve_neg()
+        self.gradient = self.given.contiguous()
         self.whole = [parameter.tensor.detach(), *(parameter.state[name] for name in rule.states)]
+        self.new_states: dict[str, Array] = {}
         self.taken = [rows_of(tensor, self.indices) for tensor in self.whole]
+
+    @property
+    def norm(self) -> float:
+        """The norm of the gradient as it was given."""
+        values = (torch.view_as_real(self.given) if self.given.is_complex() else self.given).double()
+        largest = float(values.abs().amax()) if values.numel() else 0.0
+        if largest == 0 or not math.isfinite(largest):
+            return largest
+        return largest * float(torch.linalg.vector_norm(values / largest))  # the squares may be infinite
+
+    def clip(self, scale: float, limit: float) -> None:
+        """Multiply the gradient, and clip its elements; the one that was given stays as it is."""
+        self.gradient = (self.gradient * scale).clamp(-limit, limit)
+
+    def keep_new_states(self) -> None:
+        """Give the parameter the states that begin with this step."""
+        if self.new_states:
+            self.parameter.keep(self.new_states)
 
     def update(self, row: Row) -> None:
         """Update the rows by a hyper row, and copy them back."""

@@ -18,12 +18,13 @@ from ...rules import Family
 from ...step.group import GroupOptions
 from ...step.guard import Guard
 from ...step.norm import Measured, measure
+from ...step.parameter import EMA
 from ...step.stages import Stages
 from ...step.stepper import Stepper
 from .counts import Counts
 from .device import AmpState
 from .gradients import GRAD, Gradients, has_plain_gradient, readable_gradient
-from .memory import behind, is_distributed, local, slots_of_distributed
+from .memory import alias_of, behind, is_distributed, local, slots_of_distributed
 from .parameter import TorchParameter
 from .sparse import Rows
 
@@ -39,15 +40,17 @@ def trains(param: Tensor) -> bool:
 
 
 class Part:
-    """The parameters that take part in a step, one byte for each."""
+    """The parameters that take part in a step, one byte for each, and the others that have averages."""
 
     def __init__(self, parameters: Sequence[TorchParameter], everyone: bytes, bits: bytes) -> None:
         self.bits = bits
         self.which = slice(None) if bits == everyone else np.frombuffer(bits, bool)
         taking_part = [parameter for parameter, bit in zip(parameters, bits, strict=True) if bit]
+        self.averaged = [p for p, bit in zip(parameters, bits, strict=True) if not bit and EMA in p.states]
         self.with_gaps = [parameter for parameter in taking_part if parameter.has_gaps]
         self.repeatable = bits == everyone and not self.with_gaps
         self.written = [tensor for parameter in taking_part for tensor in parameter.counted()]
+        self.written += [alias_of(parameter.states[EMA]) for parameter in self.averaged]
         self.call = call_of(INCREMENT, self.written)  # tells autograd of a repeated step
         # Version counters of tensors that C++ holds as well are incremented in a quarter of the time.
         self.held = [to_dlpack(tensor) for tensor in self.written if not is_distributed(tensor)]
@@ -238,33 +241,49 @@ class TorchStepper(Stepper):
         """Find the tensors that are written, and the rows of sparse gradients."""
         if gradients.sparse:
             self.clock.ask_now()
-        self.rows = {i: self._rows(i, gradient) for i, gradient in gradients.sparse.items()}
+        self.rows = {i: self._rows(i, gradient, gradients.scale) for i, gradient in gradients.sparse.items()}
         if self.part is None or self.part.bits != gradients.taking_part:
             self.part = Part(self.parameters, self.plan.everyone, gradients.taking_part)
 
-    def _rows(self, i: int, gradient: Tensor) -> Rows:
+    def _rows(self, i: int, gradient: Tensor, scale: float) -> Rows:
         parameter = self.parameters[i]
-        return Rows(parameter, self.family, self.clock.rules[parameter.group.index], gradient)
+        rows = Rows(parameter, self.family, self.clock.rules[parameter.group.index], gradient)
+        rows.new_states = parameter.new_states(rows.rule, self.stages.averages)
+        if self.stages.clips_by_value:
+            rows.clip(scale, self.stages.limit)
+        return rows
 
     def norms_beside(self, gradients: Gradients) -> list[float]:
         """Return the norms of sparse gradients."""
         return [rows.norm for rows in self.rows.values()]
 
     def begin(self, gradients: Gradients) -> None:
-        """Tell autograd what is written, and copy parameters with gaps into dense memory."""
+        """Tell autograd what is written, copy parameters with gaps into dense memory, and update sparse rows.
+
+        These come before the launches, which bring the averages of all parameters up to date.
+        """
         part = self._part
         increment_version(part.written)
+        for i, rows in self.rows.items():
+            rows.keep_new_states()
+            scale = 1.0 if self.stages.clips_by_value else gradients.scale
+            rows.update(self.clock.row_of(self.parameters[i], scale * self.stages.coefficient))
+        if any(rows.new_states for rows in self.rows.values()):
+            self.plan.write_averages({})
+            self.plan.forget_extents()
         for parameter in part.with_gaps:
             parameter.load()
+        for parameter in part.averaged if self.stages.averages else ():
+            if parameter.has_gaps:
+                parameter.load()
 
     def finish(self, gradients: Gradients) -> None:
-        """Copy parameters with gaps back, show the counts, and update the rows of sparse gradients."""
+        """Copy parameters with gaps back, and show the counts."""
         for parameter in self._part.with_gaps:
             parameter.store()
         if self.counts is not None and not self.clock.on_devices:
             self._show_counts(self.counts)
-        for i, rows in self.rows.items():
-            rows.update(self.clock.row_of(self.parameters[i], gradients.scale * self.stages.coefficient))
+        for i in self.rows:
             self.clock.count_alone(self.parameters[i])
             if self.counts is not None:
                 self.counts.count(i, self.clock.carried)
