@@ -80,7 +80,7 @@ class Option:
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         """Assign it in all groups; it takes effect at the next step."""
-        if not callable(value):
+        if not is_scheduled(self.name, value):
             check(self.name, value)
         for group in optimizer.param_groups:
             group[self.name] = value

@@ -9,6 +9,7 @@ import gc
 import importlib
 import importlib.util
 import os
+import sys
 import time
 
 import pytest
@@ -42,6 +43,7 @@ def missing_clients():
 
 NEEDS = {"gpu": ("need a GPU", missing_gpu), "clients": ("need other people's training loops", missing_clients)}
 DESELECTED = {}  # by marker: how many, and why
+KERNELS = set()  # (rule, dtype, stages) of those that the tests of all processes have used
 
 # Waiting OpenMP threads sleep instead of spinning: pytest's processes would compete for the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -82,23 +84,52 @@ def deselect(config, items, marker, why):
 
 def pytest_sessionfinish(session):
     """Tell the process that shows the summary, if another one does."""
+    KERNELS.update(kernels_used())
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["deselected"] = DESELECTED
+        session.config.workeroutput |= {"deselected": DESELECTED, "kernels": list(KERNELS)}
+    elif of_all_tests(session.config) and too_many_kernels():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """Get a pytest-xdist process's deselected tests; one that has crashed reports none."""
-    DESELECTED.update(getattr(node, "workeroutput", {}).get("deselected", {}))
+    told = getattr(node, "workeroutput", {})
+    DESELECTED.update(told.get("deselected", {}))
+    KERNELS.update((rule, dtype, tuple(stages)) for rule, dtype, stages in told.get("kernels", ()))
 
 
 def pytest_terminal_summary(terminalreporter, config):
     """Say what was left out, and how long all tests took."""
     for count, why in DESELECTED.values():
         terminalreporter.write_line(f"{count} tests were deselected, which {why}")
-    if config.args_source is config.ArgsSource.TESTPATHS and not (config.option.markexpr or config.option.keyword):
+    if of_all_tests(config):
+        if too_many_kernels():
+            terminalreporter.write_line(f"FAILED: {too_many_kernels()}", red=True)
         minutes, seconds = divmod(round(time.monotonic() - START), 60)
         terminalreporter.write_line(f"all tests: {minutes} min {seconds} s; on two cores at most {LIMIT} min")
+
+
+def of_all_tests(config):
+    """Whether all tests were selected."""
+    return config.args_source is config.ArgsSource.TESTPATHS and not (config.option.markexpr or config.option.keyword)
+
+
+def kernels_used():
+    """Return what `kernels.cpu.kernel` was asked for in this process."""
+    cpu = sys.modules.get("fastopt.kernels.cpu")
+    return () if cpu is None else cpu._kernels
+
+
+def too_many_kernels():
+    """Say so if kernels with stages outnumber the others, which would more than double what the suite compiles."""
+    staged = sum(1 for _, _, stages in KERNELS if stages)
+    if staged <= len(KERNELS) - staged:
+        return ""
+    return (
+        f"tests use {staged} kernels with stages and {len(KERNELS) - staged} without, each compiled once: let all stages "
+        "meet on two rules, and on the others a few pairs"
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -64,6 +64,10 @@ class Launch(Tables):
         """Write the addresses of the parameters' averages, 0 for those that have none."""
         self.table["average"] = addresses
 
+    def write_average(self, row: int, address: int) -> None:
+        """Write the address of one average, which begins where no step group does."""
+        self.table["average"][row] = address
+
     def write_stages(self, unscale: float, limit: float, gain: float) -> None:
         """Write the numbers of the stages: what multiplies gradients ahead, their limit, the average's gain."""
         raise NotImplementedError

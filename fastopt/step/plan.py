@@ -7,14 +7,14 @@ clock's business.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..kernels.dtypes import DTYPES
-from ..kernels.reader import Array, Reader
+from ..kernels.reader import Reader
 from ..kernels.repetition import Repetition
 from ..rules import RULES, Rule
 from .chunks import Strides
@@ -180,13 +180,15 @@ class Plan:
             launch.write_hypers(hypers)
             launch.write_entries(entries[launch])
         if averages:
-            new = [pair for group in step_groups for pair in zip(group.parameters, group.new_states, strict=True)]
-            self.write_averages({id(parameter): states[EMA] for parameter, states in new if EMA in states})
+            self._write_averages(step_groups)
         self.taking_part = taking_part
 
-    def write_averages(self, new: Mapping[int, Array]) -> None:
+    def _write_averages(self, step_groups: Sequence[StepGroup]) -> None:
         """Write the addresses of all averages: those of parameters without gradients, too, are brought up to date."""
-        found = {id(parameter): parameter.states.get(EMA) for parameter in self.parameters} | new
+        found = {id(parameter): parameter.states.get(EMA) for parameter in self.parameters}
+        for group in step_groups:
+            for parameter, new_states in zip(group.parameters, group.new_states, strict=True):
+                found[id(parameter)] = new_states.get(EMA, found[id(parameter)])
         for launch, indices in zip(self.launches, self.indices, strict=True):
             averages = [found[id(self.parameters[i])] for i in indices.tolist()]
             launch.write_averages([0 if average is None else extent(average)[0] for average in averages])

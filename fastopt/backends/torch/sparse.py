@@ -10,6 +10,7 @@ from torch import Tensor
 from ...kernels.reader import Array
 from ...rules import Family, Row, Rule
 from ...step.memory import extent
+from ...step.parameter import EMA
 from .memory import array_of
 from .parameter import TorchParameter
 
@@ -78,9 +79,12 @@ class Rows:
         self.gradient = (self.gradient * scale).clamp(-limit, limit)
 
     def keep_new_states(self) -> None:
-        """Give the parameter the states that begin with this step."""
+        """Give the parameter the states that begin with this step; the launch brings the average up to date."""
+        parameter = self.parameter
         if self.new_states:
-            self.parameter.keep(self.new_states)
+            parameter.keep(self.new_states)
+        if EMA in self.new_states:
+            parameter.launch.write_average(parameter.row, extent(self.new_states[EMA])[0])
 
     def update(self, row: Row) -> None:
         """Update the rows by a hyper row, and copy them back."""

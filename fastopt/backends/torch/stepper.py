@@ -268,9 +268,8 @@ class TorchStepper(Stepper):
             rows.keep_new_states()
             scale = 1.0 if self.stages.clips_by_value else gradients.scale
             rows.update(self.clock.row_of(self.parameters[i], scale * self.stages.coefficient))
-        if any(rows.new_states for rows in self.rows.values()):
-            self.plan.write_averages({})
-            self.plan.forget_extents()
+            if rows.new_states:
+                self.plan.forget_extents()
         for parameter in part.with_gaps:
             parameter.load()
         for parameter in part.averaged if self.stages.averages else ():
