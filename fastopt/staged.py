@@ -51,7 +51,7 @@ def options_in_use(optimizer: type, options: Mapping[str, Any]) -> dict[str, Any
 class Signature:
     """The signature of a constructor, with the options of the stages by name: for ``help`` and editors."""
 
-    def __get__(self, optimizer: Any, of: type) -> inspect.Signature:
+    def __get__(self, optimizer: Any, of: Any) -> inspect.Signature:
         """Return what `inspect.signature` shows; `inspect` is not imported before somebody asks."""
         import inspect
 

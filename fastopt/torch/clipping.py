@@ -7,6 +7,7 @@ import math
 import types
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ def norm_of(gradients: list[Tensor]) -> Measured | Tensor:
     """Return the norm of gradients all together; as a tensor where torch has to take it, on a GPU without waiting."""
     if all(map(_is_plain, gradients)):
         return CPU.norm([_piece(gradient) for gradient in gradients])
-    norm = nn.utils.get_total_norm(gradients)
+    norm: Any = nn.utils.get_total_norm(gradients)
     norm = norm.full_tensor() if is_distributed(norm) else norm
     return norm if norm.is_cuda else Measured(float(norm), math.isfinite(norm))
 

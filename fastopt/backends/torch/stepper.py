@@ -196,7 +196,8 @@ class TorchStepper(Stepper):
             return None
         plan.load(gradients)
         gradients.release()
-        return measure(plan.launches)
+        launches: list[Any] = plan.launches  # on the CPU
+        return measure(launches)
 
     # Steps
 
