@@ -543,8 +543,7 @@ def averaged(e, p, gain):
 def before(stages, g, numbers):
     """Apply the stages before the rule to a gradient; `_before` is the compiled code.
 
-    ``numbers`` are the gradients' factor, what multiplies them before they are clipped, the limit, and the average's
-    gain.
+    ``numbers`` are the gradients' factor, the largest size of an element before it, and the average's gain.
     """
     raise TypeError("before() exists in compiled code only")
 
@@ -553,7 +552,7 @@ def before(stages, g, numbers):
 def _before(stages, g, numbers):
     if not has("value", stages):
         return lambda stages, g, numbers: numbers[0] * g
-    return lambda stages, g, numbers: numbers[0] * clipped(numbers[1] * g, numbers[2])
+    return lambda stages, g, numbers: numbers[0] * clipped(g, numbers[1])
 
 
 def after(stages, i, p, g, e, numbers):
@@ -567,7 +566,7 @@ def _after(stages, i, p, g, e, numbers):
 
     def element(stages, i, p, g, e, numbers):
         if averages:
-            store(e, averaged(load(e, i), load(p, i), numbers[3]), i)
+            store(e, averaged(load(e, i), load(p, i), numbers[2]), i)
         if zeroes:
             g.flat[i] = 0
 
@@ -606,7 +605,7 @@ def _left_alone(stages, p, e, gain):
 
     def loop(stages, p, e, gain):
         for i in range(p.size):
-            after(alone, i, p, p, e, (gain, gain, gain, gain))
+            after(alone, i, p, p, e, (gain, gain, gain))
 
     return loop if has("average", stages) else lambda stages, p, e, gain: None
 
@@ -677,7 +676,7 @@ def make_kernel(name, dtype, stages=()):
     def kernel(job_address, begin, end, worker):
         job = carray(pointer(job_address), 1, JOB)[0]
         chunks = carray(pointer(job.chunks), end, CHUNK)
-        before, limit, gain = real(job.unscale), real(job.limit), real(job.gain)
+        limit, gain = real(job.limit), real(job.gain)
         for c in range(begin, end):
             chunk = chunks[c]
             tensor = carray(pointer(job.tensors), chunk.tensor + 1, TENSOR)[chunk.tensor]
@@ -719,7 +718,7 @@ def make_kernel(name, dtype, stages=()):
                     carray(pointer(grad + r * length * stored_size), length, stored),
                     each(state_at, (state_indices,), (tensor.states, at * real_size, length, real)),
                     carray(pointer(tensor.average + at * real_size), length, real),
-                    (scale, before, limit, gain),
+                    (scale, limit, gain),
                     decay,
                     hypers,
                 )
@@ -820,7 +819,7 @@ def make_update(name, dtype):
             carray(pointer(grad), n, real),
             each(state_at, (state_indices,), (addresses, 0, n, real)),
             carray(pointer(param), n, real),  # no average
-            (real(1), real(1), real(1), real(1)),
+            (real(1), real(1), real(1)),
             real(0),
             each(number_at, (number_indices,), (row, real)),
         )

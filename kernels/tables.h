@@ -61,8 +61,7 @@ typedef struct fastopt_job {
     double *sums;       /* for the norm: the sum of squares of each chunk's gradient, */
     double power;       /* times this one's square: a power of two, lest squares overflow */
     double coefficient; /* of all gradients: 1 unless they are clipped by their norm */
-    double unscale;     /* for clipping by value: what multiplies gradients before, */
-    double limit;       /* and the largest size that they keep */
+    double limit;       /* for clipping by value: the largest size of an element of a gradient, before any factor */
     double gain;        /* for the average: the weight of the new parameter */
 } fastopt_job;
 
@@ -131,7 +130,7 @@ typedef struct fastopt_message {
 FASTOPT_SIZE(fastopt_layout, 24);
 FASTOPT_SIZE(fastopt_tensor, 40 + 8 * FASTOPT_STATES);
 FASTOPT_SIZE(fastopt_chunk, 32);
-FASTOPT_SIZE(fastopt_job, 96);
+FASTOPT_SIZE(fastopt_job, 88);
 FASTOPT_SIZE(fastopt_gpu_job, 48);
 FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);
 FASTOPT_SIZE(fastopt_clock, 80 + 8 * FASTOPT_CARRIED);

@@ -177,7 +177,6 @@ JOB = np.dtype(
         ("sums", np.int64),
         ("power", np.float64),
         ("coefficient", np.float64),
-        ("unscale", np.float64),
         ("limit", np.float64),
         ("gain", np.float64),
     ]

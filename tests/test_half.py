@@ -102,7 +102,7 @@ def step(name, dtype, p, g, states, row):
     table["states"] = addresses[1:] + [0] * (STATES - len(states))
     table["layout"] = layouts.ctypes.data if strided else 0
     hypers[0, : len(row)] = row
-    job["abi"], job["power"], job["coefficient"], job["unscale"] = ABI, 1, 1, 1
+    job["abi"], job["power"], job["coefficient"] = ABI, 1, 1
     job["tensors"], job["chunks"], job["hypers"] = table.ctypes.data, chunks.ctypes.data, hypers.ctypes.data
     job["scratch"], job["scratch_bytes"] = scratch.array.ctypes.data, scratch.array.nbytes
     before = g.copy()

@@ -17,7 +17,7 @@ NARROW = {("CHUNK", "tensor"), ("CHUNK", "rows"), ("SHAPE", "device_type"), ("SH
 WIDE = {
     "scale": np.float64,
     "largest": np.float64,
-    **dict.fromkeys(("power", "coefficient", "unscale", "limit", "gain"), np.float64),
+    **dict.fromkeys(("power", "coefficient", "limit", "gain"), np.float64),
 }  # which are neither
 
 

@@ -227,11 +227,6 @@ class Clock:
         self._take_scale(scale)
         self.assigned = self._ask()
 
-    @property
-    def row_scale(self) -> float:
-        """The scale as far as it goes into the rows: clipping by value comes after it, and before the other factors."""
-        return 1.0 if self.stages.clips_by_value else self.scale
-
     def _take_scale(self, scale: float) -> None:
         if scale != self.scale:
             self.scale, self.steady = scale, False
@@ -320,7 +315,7 @@ class Clock:
                 self.next[number] = carried = rule.carried_after(options, step, float(self.carried[number]))
                 options = rule.with_carried(options, carried)
             factor, *row = rule.row(options, step, step_group.first)
-            self.hypers[number, : len(row) + 1] = factor * self.row_scale, *row
+            self.hypers[number, : len(row) + 1] = factor * self.scale, *row
             steady = steady and not step_group.first
             moving = moving or rule.moves(options)
         self.steady, self.moving = steady, moving
@@ -372,7 +367,7 @@ class Clock:
             return
         repetition = self.plan.repetition(self.stages.measures)
         if repetition is not None:
-            repetition.set_rows(self.hypers, self.carried, self.next, self.row_scale, self.plan.largest)
+            repetition.set_rows(self.hypers, self.carried, self.next, self.scale, self.plan.largest)
             repetition.set_clip(self.stages.clip if self.stages.measures else None)
             self.tally.begin(repetition)
             self.tally.asked = repetition.taken

@@ -56,7 +56,7 @@ class CpuTables(Tables):
         self.elements = sum(sizes)
         self.job = np.zeros((), JOB)
         self.job["abi"] = ABI
-        self.job["power"] = self.job["coefficient"] = self.job["unscale"] = 1.0
+        self.job["power"] = self.job["coefficient"] = 1.0
         self.job["tensors"] = address(self.table)
         self.norm = 0
         self.cut({})
@@ -133,9 +133,9 @@ class CpuLaunch(CpuTables, Launch):
         self.hypers = hypers
         self.job["hypers"] = address(hypers)
 
-    def write_stages(self, unscale: float, limit: float, gain: float) -> None:
+    def write_stages(self, limit: float, gain: float) -> None:
         """Write the numbers of the stages."""
-        self.job["unscale"], self.job["limit"], self.job["gain"] = unscale, limit, gain
+        self.job["limit"], self.job["gain"] = limit, gain
 
     def write_coefficient(self, coefficient: float) -> None:
         """Write by what gradients are multiplied, to clip them by their norm."""

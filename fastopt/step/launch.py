@@ -68,8 +68,8 @@ class Launch(Tables):
         """Write the address of one average, which begins where no step group does."""
         self.table["average"][row] = address
 
-    def write_stages(self, unscale: float, limit: float, gain: float) -> None:
-        """Write the numbers of the stages: what multiplies gradients ahead, their limit, the average's gain."""
+    def write_stages(self, limit: float, gain: float) -> None:
+        """Write the numbers of the stages: the limit of gradients before any factor, and the average's gain."""
         raise NotImplementedError
 
     def write_coefficient(self, coefficient: float) -> None:

@@ -196,7 +196,8 @@ class Plan:
     def write_stages(self, stages: Stages, scale: float) -> None:
         """Write the numbers of the stages; `scale` is the factor of all gradients."""
         for launch in self.launches:
-            launch.write_stages(scale, stages.limit, stages.gain)
+            limit = stages.limit / abs(scale) if scale else math.inf  # the rows have the scale
+            launch.write_stages(limit, stages.gain)
 
     def multiply(self, coefficient: float, is_new: bool = True) -> None:
         """Have all gradients multiplied by a coefficient; `is_new` says that it is another one in each step."""
