@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,9 @@ def dtypes_of(dtype: str) -> tuple[str, str, str]:
     return dtype, dtype, DTYPES[dtype].real_name
 
 
-def kernel_name(rule: str, dtype: str, size: int = SIZES[0]) -> str:
-    """Name a kernel: the rule, the dtypes of parameter, gradient and states, and the bytes of its argument."""
-    return "_".join((rule, *dtypes_of(dtype), str(size)))
+def kernel_name(rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = ()) -> str:
+    """Name a kernel: rule, dtypes of parameter, gradient and states, stages beside the rule, bytes of its argument."""
+    return "_".join((rule, *dtypes_of(dtype), *stages, str(size)))
 
 
 def words(size: int) -> int:
@@ -73,11 +73,23 @@ def words(size: int) -> int:
     return (size - GPU_JOB.itemsize) // 8
 
 
-def source(rule: str, dtype: str, size: int = SIZES[0]) -> str:
-    """Return the whole CUDA source of a rule's kernel for a dtype, with an argument of so many bytes."""
-    types = ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype))
-    update = f"FASTOPT_UPDATE({kernel_name(rule, dtype, size)}, {functor(rule)}, {types}, {words(size)})"
+def source(rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = ()) -> str:
+    """Return the CUDA source of a rule's kernel for a dtype, with these stages and an argument of so many bytes."""
+    name, types = kernel_name(rule, dtype, size, stages), ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype))
+    bits = " | ".join(f"fastopt::cuda::Stage::{stage}" for stage in stages or ["none"])
+    update = f"FASTOPT_UPDATE({name}, {functor(rule)}, {types}, ({bits}), {words(size)})"
     return f"{inlined('fused.cu')}\n{update}\n"
+
+
+def norm_name(dtype: str, size: int = SIZES[0]) -> str:
+    """Name the kernel that sums squares of gradients of a dtype: it takes the same argument as their update."""
+    return f"norm_{dtype}_{size}"
+
+
+def norm_source(dtype: str, size: int = SIZES[0]) -> str:
+    """Return the CUDA source of that kernel."""
+    norm = f"FASTOPT_NORM({norm_name(dtype, size)}, {DTYPES[dtype].cuda}, {words(size)})"
+    return f"{inlined('norm.cu')}\n{norm}\n"
 
 
 def pack(dtype: str) -> int:
@@ -86,10 +98,22 @@ def pack(dtype: str) -> int:
 
 
 @functools.cache
-def kernel(cupy: Any, rule: str, dtype: str, size: int) -> Any:
-    """Return a rule's kernel for a dtype, whose argument has so many bytes."""
-    name = kernel_name(rule, dtype, size)
-    return cupy.RawModule(code=source(rule, dtype, size), options=OPTIONS).get_function(name)
+def kernel(cupy: Any, rule: str, dtype: str, size: int, stages: tuple[str, ...] = ()) -> Any:
+    """Return a rule's kernel for a dtype, with these stages, whose argument has so many bytes."""
+    name = kernel_name(rule, dtype, size, stages)
+    return cupy.RawModule(code=source(rule, dtype, size, stages), options=OPTIONS).get_function(name)
+
+
+@functools.cache
+def norm(cupy: Any, dtype: str, size: int) -> Any:
+    """Return the kernel that sums squares of gradients of a dtype, whose argument has so many bytes."""
+    return cupy.RawModule(code=norm_source(dtype, size), options=OPTIONS).get_function(norm_name(dtype, size))
+
+
+@functools.cache
+def total(cupy: Any) -> Any:
+    """Return the small kernel that adds these sums, and decides what becomes of the step."""
+    return cupy.RawModule(code=inlined("norm.cu"), options=OPTIONS).get_function("total")
 
 
 @functools.cache

@@ -346,6 +346,20 @@ struct NAdam {
 
 using NAdamW = Decoupled<NAdam>;
 
+// Stages: what may happen to an element beside the rule.
+
+// Before the rule: a gradient, or the limit with its sign if it is larger; NaN stays NaN.
+template <typename T>
+FASTOPT_DEVICE FASTOPT_INLINE inline T clipped(T g, T limit) {
+    return g > limit ? limit : (g < -limit ? -limit : g);
+}
+
+// After the rule: the moving average of a parameter.
+template <typename T>
+FASTOPT_DEVICE FASTOPT_INLINE inline T averaged(T e, T p, T gain) {
+    return average(e, p, gain);
+}
+
 #ifndef __CUDACC_RTC__  // loops for the host; on a GPU each thread has its own elements
 
 // A type that is not deduced, so that callers may pass nullptr, and pointers that are not const.

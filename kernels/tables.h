@@ -22,6 +22,7 @@ typedef long long int64_t;
 #define FASTOPT_WORDS 496  /* int64 in a message; the whole message fits in the 4 KB of a launch's arguments */
 #define FASTOPT_CARRIED 48 /* carried numbers that travel in a clock, which then has at most 512 bytes */
 #define FASTOPT_NDIM 64    /* axes that an array may have */
+#define FASTOPT_POWERS 3   /* sums of squares on a GPU: of gradients, of their 2^-600th, of 2^600 times as much */
 
 /* The strides of a gradient whose storage order differs from its parameter's. */
 typedef struct fastopt_layout {
@@ -74,7 +75,35 @@ typedef struct fastopt_gpu_job {
     const int32_t *skip; /* null, or a flag: if it is not 0, the step changes nothing */
     int64_t grads;       /* how many words are addresses of gradients; 0: the tensor table has them */
     int64_t *taken;      /* null, or a count of steps to which this launch adds one, unless the step is skipped */
+    double *sums;        /* for the norm: FASTOPT_POWERS sums of squares of each chunk's gradient, */
+    int64_t apart;       /* a chunk's so far apart, from one power to the next */
+    const double *coefficient; /* null, or that of all gradients, which are clipped by their norm */
+    const float *scale;  /* for clipping by value: null, or what gradients are divided by before; their factor lacks it, */
+    double limit;        /* and the largest size that they keep */
+    double gain;         /* for the average: the weight of the new parameter */
 } fastopt_gpu_job;
+
+/* What becomes of a step by the norm of all its gradients, in a GPU's memory. */
+typedef struct fastopt_gpu_norm {
+    double norm;        /* of the gradients, before clipping */
+    double coefficient; /* of all gradients: at most 1 */
+    int64_t skipped;    /* how many steps were, since their norm was not finite */
+    int32_t skip;       /* whether this step is, also by AMP */
+    int32_t reserved;
+} fastopt_gpu_norm;
+
+/* The argument of `total`, a kernel of one block that runs after the norm's kernels and before `advance`. */
+typedef struct fastopt_gpu_total {
+    const double *sums; /* as in a job: those of all launches */
+    int64_t count;
+    int64_t apart;
+    fastopt_gpu_norm *norm; /* what is found; or null, */
+    double *totals;         /* and the sum for each power goes here, for a step on several GPUs */
+    const float *scale;     /* null, or the number that gradients are divided by before their norm is taken */
+    const int32_t *skip;    /* null, or a flag: if it is not 0, the step is skipped in any case */
+    double max_norm;        /* of the gradients that the rules get; infinite if they are not clipped */
+    int64_t skips;          /* whether the step is skipped if the norm is not finite */
+} fastopt_gpu_total;
 
 /* What a hyper row is computed from when Python does not compute it: in a step that repeats the last one, and on a GPU,
  * for steps that the host cannot count: replays of a captured graph, and steps that may be skipped. */
@@ -131,7 +160,9 @@ FASTOPT_SIZE(fastopt_layout, 24);
 FASTOPT_SIZE(fastopt_tensor, 40 + 8 * FASTOPT_STATES);
 FASTOPT_SIZE(fastopt_chunk, 32);
 FASTOPT_SIZE(fastopt_job, 88);
-FASTOPT_SIZE(fastopt_gpu_job, 48);
+FASTOPT_SIZE(fastopt_gpu_job, 96);
+FASTOPT_SIZE(fastopt_gpu_norm, 32);
+FASTOPT_SIZE(fastopt_gpu_total, 72);
 FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);
 FASTOPT_SIZE(fastopt_clock, 80 + 8 * FASTOPT_CARRIED);
 FASTOPT_SIZE(fastopt_message, 40 + 8 * FASTOPT_WORDS);

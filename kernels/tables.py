@@ -14,6 +14,7 @@ HYPERS = SHARED + NUMBERS
 OPTIONS = 8
 WORDS = 496
 CARRIED = 48
+POWERS = 3
 
 
 def check_limits(rule: str, **counts: tuple[int, int]) -> None:
@@ -189,6 +190,34 @@ GPU_JOB = np.dtype(
         ("skip", np.int64),
         ("grads", np.int64),
         ("taken", np.int64),
+        ("sums", np.int64),
+        ("apart", np.int64),
+        ("coefficient", np.int64),
+        ("scale", np.int64),
+        ("limit", np.float64),
+        ("gain", np.float64),
+    ]
+)
+GPU_NORM = np.dtype(
+    [
+        ("norm", np.float64),
+        ("coefficient", np.float64),
+        ("skipped", np.int64),
+        ("skip", np.int32),
+        ("reserved", np.int32),
+    ]
+)
+GPU_TOTAL = np.dtype(
+    [
+        ("sums", np.int64),
+        ("count", np.int64),
+        ("apart", np.int64),
+        ("norm", np.int64),
+        ("totals", np.int64),
+        ("scale", np.int64),
+        ("skip", np.int64),
+        ("max_norm", np.float64),
+        ("skips", np.int64),
     ]
 )
 ROW_INPUTS = np.dtype(

@@ -1,12 +1,23 @@
 """The arguments of CUDA kernels, made for arrays on the host and launched there; no tests here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import host_cuda
 import numpy as np
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
-from fastopt.kernels.tables import CLOCK, GPU_JOB, HYPERS, MESSAGE, ROW_INPUTS, STATES, TENSOR
+from fastopt.kernels.tables import (
+    CLOCK,
+    GPU_JOB,
+    GPU_NORM,
+    GPU_TOTAL,
+    HYPERS,
+    MESSAGE,
+    POWERS,
+    ROW_INPUTS,
+    STATES,
+    TENSOR,
+)
 
 from fastopt.rules import RULES
 from fastopt.step.chunks import Strides, chunk_table
@@ -17,12 +28,28 @@ APART = TENSOR.itemsize // 8  # int64 from one tensor's gradient to the next one
 
 @dataclass
 class Tensor:
-    """A parameter, its gradient, which may be missing or in another order, and its states; 16-bit dtypes as bits."""
+    """A parameter, a gradient, which may be missing or in another order, states, an average; 16-bit dtypes as bits."""
 
     param: np.ndarray
     grad: np.ndarray | None
     states: list[np.ndarray]
     hyper: int = 0
+    average: np.ndarray | None = None
+
+
+@dataclass
+class Numbers:
+    """What the stages of a job go by: numbers, and arrays of one number."""
+
+    coefficient: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    limit: float = 0.0
+    gain: float = 0.0
+
+
+def pointer(array):
+    """The address of an array; 0 for None."""
+    return 0 if array is None else array.ctypes.data
 
 
 def computed(dtype):
@@ -37,9 +64,20 @@ class Job:
     """
 
     def __init__(
-        self, name, dtype, tensors, rows=((),), skip=None, threads=TILE_THREADS, size=cuda.SIZES[0], travels=()
+        self,
+        name,
+        dtype,
+        tensors,
+        rows=((),),
+        skip=None,
+        threads=TILE_THREADS,
+        size=cuda.SIZES[0],
+        travels=(),
+        stages=(),
+        numbers=None,
     ):
-        self.kernel, self.tensors, self.skip = cuda.kernel_name(name, dtype, size), tensors, skip
+        self.kernel, self.norm = cuda.kernel_name(name, dtype, size, stages), cuda.norm_name(dtype, size)
+        self.tensors, self.skip, self.numbers = tensors, skip, numbers or Numbers()
         self.threads, self.size, self.travels = threads, size, travels
         self.taken: np.ndarray | None = None  # the count of steps, if the launch is to count
         strided = {
@@ -53,16 +91,27 @@ class Job:
         for row, tensor in enumerate(tensors):
             addresses = [state.ctypes.data for state in tensor.states]
             self.table["param"][row] = tensor.param.ctypes.data
-            self.table["grad"][row] = 0 if tensor.grad is None else tensor.grad.ctypes.data
+            self.table["grad"][row] = pointer(tensor.grad)
+            self.table["average"][row] = pointer(tensor.average)
             self.table["states"][row] = addresses + [0] * (STATES - len(addresses))
             self.table["layout"][row] = self.layouts[row : row + 1].ctypes.data if row in strided else 0
             self.table["hyper"][row] = tensor.hyper
+        self.sums = None
         self.hypers = np.zeros((len(rows), HYPERS), computed(dtype))
         for hyper, row in zip(self.hypers, rows, strict=True):
             hyper[: len(row)] = row
 
     def launch(self, seed=0):
         """Run the kernel over all chunks; return how many of its accesses were of 16 bytes."""
+        return self._run(self.kernel, seed)
+
+    def square(self, seed=0):
+        """Run the norm's kernel instead, with the same argument, and return the sums that it writes."""
+        self.sums = np.full((POWERS, len(self.chunks)), np.nan)
+        self._run(self.norm, seed)
+        return self.sums
+
+    def _run(self, kernel, seed):
         argument = np.zeros(self.size, np.uint8)
         job, words = argument[: GPU_JOB.itemsize].view(GPU_JOB)[0], argument[GPU_JOB.itemsize :].view(np.int64)
         table, n = self.table.copy(), 0
@@ -77,10 +126,41 @@ class Job:
             job["hypers"] = self.hypers.ctypes.data
         job["tensors"], job["chunks"], job["grads"] = table.ctypes.data, self.chunks.ctypes.data, n
         for name in ("skip", "taken"):
-            array = getattr(self, name)
-            job[name] = 0 if array is None else array.ctypes.data
+            job[name] = pointer(getattr(self, name))
+        job["limit"], job["gain"] = self.numbers.limit, self.numbers.gain
+        job["coefficient"], job["scale"] = pointer(self.numbers.coefficient), pointer(self.numbers.scale)
+        job["sums"], job["apart"] = pointer(self.sums), len(self.chunks)
         argument = argument.view(np.dtype((np.void, self.size)))
-        return host_cuda.launch(self.kernel, argument, len(self.chunks), self.threads, seed) if len(self.chunks) else 0
+        return host_cuda.launch(kernel, argument, len(self.chunks), self.threads, seed) if len(self.chunks) else 0
+
+
+@dataclass
+class Total:
+    """What becomes of a step by sums of squares: what is asked, and what was found."""
+
+    max_norm: float = np.inf
+    skips: bool = False
+    scale: np.ndarray | None = None
+    skip: np.ndarray | None = None
+    found: np.ndarray = field(default_factory=lambda: np.zeros(1, GPU_NORM))
+
+    def launch(self, sums, threads=512, seed=0):
+        """Run the kernel on sums, a row for each power, and return what it finds."""
+        self._run(sums, "norm", self.found, threads, seed)
+        return self.found[0]
+
+    def add(self, sums, threads=512, seed=0):
+        """Run it for the sum of each power alone."""
+        totals = np.full(POWERS, np.nan)
+        self._run(sums, "totals", totals, threads, seed)
+        return totals
+
+    def _run(self, sums, name, to, threads, seed):
+        argument, sums = np.zeros((), GPU_TOTAL), np.ascontiguousarray(sums)
+        argument["sums"], argument["count"], argument["apart"] = sums.ctypes.data, sums.shape[1], sums.shape[1]
+        argument["scale"], argument["skip"] = pointer(self.scale), pointer(self.skip)
+        argument["max_norm"], argument["skips"], argument[name] = self.max_norm, self.skips, pointer(to)
+        host_cuda.launch("total", argument, 1, threads, seed)
 
 
 class Clock:

@@ -1,11 +1,16 @@
 // host_cuda.h: the names of CUDA that the kernels use, for g++, which compiles behind it the very source that CuPy gets.
-// Threads run one after another, in order or, with a seed, in any other; none of them can wait for another.
+// Threads run one after another, in order or, with a seed, in any other. Where they wait for each other, those of a block
+// run in turns, each up to the next place where it waits, on a stack of its own.
 
 #include <stdint.h>
+#include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -16,6 +21,7 @@
 
 #define __device__
 #define __global__
+#define __shared__ static thread_local
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -26,11 +32,12 @@ struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
 
-static thread_local uint3 threadIdx, blockIdx, blockDim, gridDim;
-static thread_local int64_t wide_accesses;  // of 16 bytes at once
-static thread_local bool misaligned;        // one of them, where a GPU would fault
+// One for all files of a library, which share the templates that read them.
+inline thread_local uint3 threadIdx, blockIdx, blockDim, gridDim;
+inline thread_local int64_t wide_accesses;  // of 16 bytes at once
+inline thread_local bool misaligned;        // one of them, where a GPU would fault
 
-static bool wide_access(const uint4 *at) {
+inline bool wide_access(const uint4 *at) {
     bool faults = reinterpret_cast<uintptr_t>(at) % 16 != 0;
     misaligned |= faults;
     ++wide_accesses;
@@ -59,6 +66,93 @@ private:
 #endif
 };
 
+// A block whose threads wait for each other. What would hang on a GPU, or is not defined there, aborts.
+class Block {
+public:
+    enum Wait { finished, block, warp };
+    static constexpr unsigned warp_threads = 32;
+
+    Block(std::function<void()> body, unsigned threads)
+        : body_(std::move(body)), threads_(threads), contexts_(threads), waits_(threads), stacks_(new char[threads * stack_bytes]) {}
+
+    // Runs the threads in turns: of each turn in order, or as a generator shuffles them.
+    void run(std::mt19937 *generator) {
+        std::vector<unsigned> order(threads_);
+        std::iota(order.begin(), order.end(), 0u);
+        current = this;
+        for (unsigned i : order) start(i);
+        while (!order.empty()) {
+            if (generator != nullptr) std::shuffle(order.begin(), order.end(), *generator);
+            for (unsigned i : order) resume(i);
+            order.erase(std::remove_if(order.begin(), order.end(), [this](unsigned i) { return waits_[i] == finished; }),
+                        order.end());
+            for (unsigned i : order) {
+                bool alike = std::all_of(order.begin(), order.end(), [&](unsigned k) {
+                    bool together = waits_[i] == block || k / warp_threads == i / warp_threads;
+                    return !together || waits_[k] == waits_[i];
+                });
+                if (!alike) abort();
+            }
+        }
+        current = nullptr;
+    }
+
+    // Called by a thread: the others run before it goes on.
+    static void wait(Wait kind) {
+        if (current == nullptr) abort();  // the launcher does not know that these threads wait
+        unsigned i = threadIdx.x;
+        current->waits_[i] = kind;
+        swapcontext(&current->contexts_[i], &current->scheduler_);
+    }
+
+    // What a thread of the warp gave.
+    static double &given(unsigned i) {
+        static thread_local double numbers[1024];
+        return numbers[i];
+    }
+
+private:
+    static constexpr size_t stack_bytes = 1 << 16;
+
+    void start(unsigned i) {
+        getcontext(&contexts_[i]);
+        contexts_[i].uc_stack.ss_sp = stacks_.get() + i * stack_bytes;
+        contexts_[i].uc_stack.ss_size = stack_bytes;
+        contexts_[i].uc_link = &scheduler_;
+        makecontext(&contexts_[i], thread, 0);
+    }
+    static void thread() {
+        unsigned i = threadIdx.x;
+        current->body_();
+        current->waits_[i] = finished;
+    }
+    void resume(unsigned i) {
+        threadIdx = {i, 0, 0};
+        swapcontext(&scheduler_, &contexts_[i]);
+    }
+
+    static thread_local Block *current;
+    std::function<void()> body_;
+    unsigned threads_;
+    ucontext_t scheduler_;
+    std::vector<ucontext_t> contexts_;
+    std::vector<Wait> waits_;
+    std::unique_ptr<char[]> stacks_;  // not zeroed
+};
+inline thread_local Block *Block::current = nullptr;
+
+inline void __syncthreads() { Block::wait(Block::block); }
+
+inline double __shfl_down_sync(unsigned mask, double x, unsigned apart) {
+    unsigned i = threadIdx.x, from = i % Block::warp_threads + apart < Block::warp_threads ? i + apart : i;
+    if (mask != 0xFFFFFFFF || blockDim.x % Block::warp_threads != 0) abort();
+    Block::given(i) = x;
+    Block::wait(Block::warp);
+    double taken = Block::given(from);
+    Block::wait(Block::warp);
+    return taken;
+}
+
 template <typename... Arguments, size_t... I>
 void host_call(void (*kernel)(Arguments...), void *const *arguments, std::index_sequence<I...>) {
     kernel(*static_cast<Arguments *>(arguments[I])...);
@@ -67,19 +161,27 @@ void host_call(void (*kernel)(Arguments...), void *const *arguments, std::index_
 // Runs every thread of every block on arguments at these addresses, as cuLaunchKernel takes them; returns how many
 // accesses were wide, or -1 where one was misaligned.
 template <typename... Arguments>
-int64_t host_launch(void (*kernel)(Arguments...), void *const *arguments, unsigned grid, unsigned block, unsigned seed) {
-    std::vector<unsigned> order(static_cast<size_t>(grid) * block);
+int64_t host_launch(void (*kernel)(Arguments...), void *const *arguments, unsigned grid, unsigned block, unsigned seed,
+                    bool waits) {
+    unsigned together = waits ? block : 1;  // threads that are one piece of work
+    std::vector<unsigned> order(static_cast<size_t>(grid) * (block / together));
     std::iota(order.begin(), order.end(), 0u);
-    if (seed != 0) std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+    std::mt19937 generator(seed);
+    if (seed != 0) std::shuffle(order.begin(), order.end(), generator);
     gridDim = {grid, 1, 1};
     blockDim = {block, 1, 1};
     wide_accesses = 0;
     misaligned = false;
     Flushing flushing;
+    auto call = [&] { host_call(kernel, arguments, std::index_sequence_for<Arguments...>()); };
     for (unsigned number : order) {
-        blockIdx = {number / block, 0, 0};
-        threadIdx = {number % block, 0, 0};
-        host_call(kernel, arguments, std::index_sequence_for<Arguments...>());
+        blockIdx = {number * together / block, 0, 0};
+        threadIdx = {number * together % block, 0, 0};
+        if (waits) {
+            Block(call, block).run(seed != 0 ? &generator : nullptr);
+        } else {
+            call();
+        }
     }
     return misaligned ? -1 : wide_accesses;
 }
@@ -90,10 +192,11 @@ int64_t host_size(void (*)(Arguments...)) {
     return (int64_t{0} + ... + static_cast<int64_t>(sizeof(Arguments)));
 }
 
-// What follows the source: a kernel's launcher, the size of its arguments, and the two conversions of a half.
-#define HOST_LAUNCHER(name)                                                                                      \
+// What follows the source: a kernel's launcher, with whether its threads wait, the size of its arguments, and the two
+// conversions of a half.
+#define HOST_LAUNCHER(name, waits)                                                                               \
     extern "C" int64_t launch_##name(void *const *arguments, unsigned grid, unsigned block, unsigned seed) {     \
-        return host_launch(name, arguments, grid, block, seed);                                                  \
+        return host_launch(name, arguments, grid, block, seed, waits);                                           \
     }                                                                                                            \
     extern "C" int64_t size_##name() { return host_size(name); }
 #define HOST_CONVERSIONS(name, Half)                                               \

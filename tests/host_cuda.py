@@ -5,6 +5,7 @@ Addresses of the "device" are addresses of the host. What a launch on a GPU woul
 
 import ctypes
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
-from fastopt.kernels.tables import CHUNK, CLOCK, GPU_JOB, MESSAGE, TENSOR
+from fastopt.kernels.tables import CHUNK, CLOCK, GPU_JOB, GPU_TOTAL, MESSAGE, TENSOR
 from once import once
 
 from fastopt.rules import RULES
@@ -26,27 +27,52 @@ SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 LIBRARY = "kernels.so"
 BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `build` made
 THREADS = 1024  # a block has no more
-KINDS = [(rule, dtype, size) for rule in RULES for dtype in DTYPES for size in cuda.SIZES]
+STAGES = ("value", "average", "zero")
+SOME = [tuple(itertools.compress(STAGES, chosen)) for chosen in itertools.product((False, True), repeat=len(STAGES))]
+KINDS = list(itertools.product(RULES, DTYPES, cuda.SIZES, SOME))
 UPDATES = {cuda.kernel_name(*kind): kind for kind in KINDS}
-SIZES = {name: size for name, (_, _, size) in UPDATES.items()}  # of arguments, in bytes
-SMALL = {"send": MESSAGE, "advance": CLOCK, "count": CLOCK}  # what the other kernels take
+PLAIN = [name for name, (*_, stages) in UPDATES.items() if not stages]
+NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
+SIZES = {name: size for name, (_, _, size, _) in UPDATES.items()}  # of arguments, in bytes
+SIZES.update({name: size for name, (_, size) in NORMS.items()})
+SMALL = {"send": MESSAGE, "advance": CLOCK, "count": CLOCK, "total": GPU_TOTAL}  # what the other kernels take
 SIZES.update({name: struct.itemsize for name, struct in SMALL.items()})
+WAITS = {*NORMS, "total"}  # their threads wait for each other
+UPDATED = ("param", "grad", "states", "layout")  # what an update follows
+
+
+def together(file, names, source_of):
+    """Some kernels as one source: the text that every one begins with, the rest of each, and launchers."""
+    common = cuda.inlined(file)
+    sources = [source_of(name) for name in names]
+    assert all(source.startswith(common) for source in sources)
+    return "\n".join([common, *(source.removeprefix(common) for source in sources), *map(launcher, names)])
+
+
+def launcher(name):
+    """What gives a kernel a launcher."""
+    return f"HOST_LAUNCHER({name}, {'true' if name in WAITS else 'false'})"
 
 
 def fused(updates):
-    """Some updates as one source: the text that every kernel begins with, and the rest of each."""
-    common = cuda.inlined("fused.cu")
-    sources = [cuda.source(*UPDATES[name]) for name in updates]
-    assert all(source.startswith(common) for source in sources)
-    rests = [source.removeprefix(common) for source in sources]
+    """Some updates as one source."""
+    return together("fused.cu", updates, lambda name: cuda.source(*UPDATES[name]))
+
+
+def build(folder, *flags, updates=PLAIN):
+    """Compile kernels, with all of the updates or some, into a shared library in a folder, and return its path."""
     conversions = [f"HOST_CONVERSIONS({name}, {DTYPES[name].cuda})" for name in ("float16", "bfloat16")]
-    return "\n".join([common, *rests, *map("HOST_LAUNCHER({})".format, updates), *conversions])
+    sources = {
+        "fused": "\n".join([fused(updates), *conversions]),
+        "norm": "\n".join([together("norm.cu", NORMS, lambda name: cuda.norm_source(*NORMS[name])), launcher("total")]),
+        "advance": "\n".join([cuda.inlined("advance.cu"), *map(launcher, ("send", "advance", "count"))]),
+    }
+    return link(folder, sources, *flags)
 
 
-def build(folder, *flags, updates=UPDATES):
-    """Compile kernels, all of them or some updates, into a shared library in a folder, and return its path."""
-    small = "\n".join([cuda.inlined("advance.cu"), *map("HOST_LAUNCHER({})".format, SMALL)])
-    path, sources = Path(folder) / LIBRARY, {"fused": fused(updates), "advance": small}
+def link(folder, sources, *flags):
+    """Compile sources, each for itself, into a shared library in a folder, and return its path."""
+    path = Path(folder) / LIBRARY
     compiler, objects, running = shutil.which("g++"), [], []
     for name, source in sources.items():
         file = path.with_name(f"{name}.cpp")
@@ -64,8 +90,21 @@ def build(folder, *flags, updates=UPDATES):
 
 @functools.cache
 def library():
-    """Return all kernels, compiled once for all processes."""
+    """Return the kernels without stages, compiled once for all processes."""
     return ctypes.CDLL(os.environ.get(BUILT) or str(once("cuda", build) / LIBRARY))
+
+
+@functools.cache
+def staged(rule):
+    """Return a rule's kernels with stages, compiled where they are needed, once for all processes."""
+    names = [name for name, (of, _, _, stages) in UPDATES.items() if of == rule and stages]
+    sources = {dtype: fused([name for name in names if UPDATES[name][1] == dtype]) for dtype in DTYPES}
+    return ctypes.CDLL(str(once(f"cuda-{rule}", lambda folder: link(folder, sources)) / LIBRARY))
+
+
+def library_of(name):
+    """Return the library that has a kernel."""
+    return staged(UPDATES[name][0]) if name in UPDATES and UPDATES[name][3] else library()
 
 
 def table(address, dtype, rows):
@@ -90,8 +129,10 @@ def addresses(name, argument):
         "send": ("to", "version"),
         "advance": ("inputs", "taken", "carried", "hypers", "rounded", "scale", "skip"),
         "count": ("taken", "skip"),
+        "total": ("sums", "norm", "totals", "scale", "skip"),
     }
-    kind = kinds.get(name, ("tensors", "chunks", "hypers", "skip", "taken"))
+    read = ("sums",) if name in NORMS else ("hypers", "skip", "taken", "coefficient", "scale")
+    kind = kinds.get(name, ("tensors", "chunks", *read))
     found = [fields(name, argument)[field] for field in kind]
     return [int(address) for address in found if address]
 
@@ -107,12 +148,15 @@ def tensors_of(argument, chunks):
     return tensors
 
 
-def tables(argument, grid):
-    """List the addresses that an update follows from its tables: of what has elements and a gradient."""
+def tables(name, argument, grid):
+    """List the addresses that a kernel follows from its tables: of what has elements and a gradient."""
     chunks = table(fields("", argument)["chunks"], CHUNK, grid)
     tensors = tensors_of(argument, chunks)[np.unique(chunks["tensor"])]
-    tensors = tensors[tensors["grad"] != 0]
-    columns = [tensors[name].ravel() for name in ("param", "grad", "states", "layout")]
+    with_gradient = tensors[tensors["grad"] != 0]
+    columns = [with_gradient[column].ravel() for column in (("grad", "layout") if name in NORMS else UPDATED)]
+    if name in UPDATES and "average" in UPDATES[name][3]:
+        averaged = tensors[tensors["average"] != 0]
+        columns += [averaged["param"], averaged["average"]]
     return [int(address) for address in np.concatenate(columns) if address]
 
 
@@ -131,12 +175,16 @@ def launch(name, argument, grid, block, seed=0):
     if np.size(argument) != 1 or argument.nbytes != SIZES[name]:
         raise TypeError(f"{name} takes {SIZES[name]} bytes, not {argument!r}")
     argument = np.frombuffer(argument.tobytes(), np.uint8)
-    threads = cuda.MOST_THREADS if name in UPDATES else THREADS
+    threads = cuda.MOST_THREADS if name in UPDATES or name in WAITS else THREADS
     if not (1 <= grid < 2**31 and 1 <= block <= threads):
         raise ValueError(f"{name} cannot be launched with {grid} blocks of {block} threads")
     if name in UPDATES and longest(argument, grid) > block * cuda.pack(UPDATES[name][1]):
         raise ValueError(f"{name} has chunks of more packs than the {block} threads of a block")
-    wide = launched(library(), name, [np.asarray(argument)], grid, block, seed)
+    if name in WAITS and block % 32:
+        raise ValueError(f"{name} has a block of {block} threads, which are not whole warps")
+    if name == "total" and grid != 1:
+        raise ValueError(f"total is for one block, not {grid}")
+    wide = launched(library_of(name), name, [np.asarray(argument)], grid, block, seed)
     if wide < 0:
         raise RuntimeError(f"{name} moved 16 bytes at an address that is no multiple of 16")
     return wide
@@ -160,7 +208,7 @@ def size_of_arguments(loaded, name):
 @functools.cache
 def compiled(source, *flags):
     """Compile a source of someone's own, and return it as a library, with a launcher for each of its kernels."""
-    launchers = map("HOST_LAUNCHER({})".format, re.findall(r"__global__ void (\w+)", source))
+    launchers = map(launcher, re.findall(r"__global__ void (\w+)", source))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernels.cpp"
         file.write_text("\n".join([f'#include "{SHIM}"', source, *launchers]), encoding="utf-8")

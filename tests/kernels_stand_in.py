@@ -34,8 +34,8 @@ class Kernel:
 
         def work():
             follow(self.name, host_cuda.addresses(self.name, copied))
-            if self.name in host_cuda.UPDATES:
-                follow(self.name, host_cuda.tables(copied, blocks))
+            if self.name in host_cuda.UPDATES or self.name in host_cuda.NORMS:
+                follow(self.name, host_cuda.tables(self.name, copied, blocks))
             host_cuda.launch(self.name, copied.view(np.dtype((np.void, copied.nbytes))), blocks, threads)
 
         stream.put(work, self.name)

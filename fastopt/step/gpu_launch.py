@@ -138,7 +138,8 @@ class GpuLaunch(Launch):
         else:
             table = self._with_gradients(table)
         hypers = 0 if size and len(rows) else self.rows.in_memory(self.dtype)
-        self.job[0] = table, self.cuts.address, hypers, self.rows.skip, grads, self.rows.count_once()
+        job = table, self.cuts.address, hypers, self.rows.skip, grads, self.rows.count_once()
+        self.job[0] = *job, 0, 0, 0, 0, 0.0, 0.0  # no stages
         size = size or cuda.SIZES[0]
         self.stream.launch(
             self.kernels[size], self.count, self.argument.view(np.uint8)[:size].view(f"V{size}"), self.block
