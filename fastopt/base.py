@@ -23,7 +23,7 @@ from .step.group import GroupOptions, StepFunction, check_shared, numbers_at
 from .step.guard import Guard
 from .step.interrupts import HeldBack
 from .step.parameter import EMA
-from .step.stages import Stages
+from .step.stages import Stages, needs_norm
 from .step.stepper import Stepper
 
 Params: TypeAlias = Array | Mapping[str, Any] | Iterable[Any]  # entries may be nested containers, or groups
@@ -133,10 +133,15 @@ class Optimizer(Staged):
 
         Set ``max_grad_norm`` to have it measured, to infinity if nothing is to be clipped.
         """
-        return self._stages.norm
+        with self._guard.mutex:
+            return self._stepper.clock.grad_norm()
+
+    def _settle(self) -> None:
+        with self._guard.mutex:
+            self._stepper.clock.settle()
 
     def _averages(self) -> list[tuple[Any, Any]]:
-        return [(parameter.whole, parameter.states[EMA]) for parameter in self._parameters if EMA in parameter.states]
+        return [(p.whole, p.shown()[EMA]) for p in self._parameters if EMA in p.states]
 
     def _saved(self, array: Any) -> Any:
         return _copy(array)
@@ -194,7 +199,8 @@ class Optimizer(Staged):
         stages, skipped = self._stages, self._stages.skipped
         if zero_grads:
             gradients.check_writable(self._parameters)
-        in_kernels = zero_grads and not gradients.strided
+        unseen = self._stepper.plan.uses_gpus and needs_norm(self._groups[0].entries)  # a GPU may skip the step
+        in_kernels = zero_grads and not gradients.strided and not unseen
         if in_kernels != stages.zeroes or not self._stepper.repeat(gradients):
             stages.zeroes = in_kernels
             with self._guard.stepping:

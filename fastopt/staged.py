@@ -102,7 +102,12 @@ class Staged(ABC):
     @property
     def skipped_steps(self) -> int:
         """How many steps were skipped, since the norm of their gradients was not finite."""
+        self._settle()
         return self._stages.skipped
+
+    @abstractmethod
+    def _settle(self) -> None:
+        """Bring counts up to date, those of skipped steps too."""
 
     @abstractmethod
     def _averages(self) -> list[tuple[Any, Any]]:

@@ -138,7 +138,7 @@ __device__ inline void decide(const fastopt_gpu_total &total, const Sum &sum) {
     double scale = total.scale != nullptr ? *total.scale : 1.0;
     bool told = total.skip != nullptr && *total.skip != 0;
     bool skips = !told && total.skips != 0 && !finite(sum.squares);
-    out.norm = sqrt(sum.squares) / scale * sum.back;
+    out.norm = sqrt(sum.squares) * (total.factor / scale) * sum.back;
     out.coefficient = coefficient(total.max_norm, out.norm);
     out.skip = told || skips;
     if (skips) ++out.skipped;

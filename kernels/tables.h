@@ -101,6 +101,7 @@ typedef struct fastopt_gpu_total {
     double *totals;         /* and the sum for each power goes here, for a step on several GPUs */
     const float *scale;     /* null, or the number that gradients are divided by before their norm is taken */
     const int32_t *skip;    /* null, or a flag: if it is not 0, the step is skipped in any case */
+    double factor;          /* of gradients, besides */
     double max_norm;        /* of the gradients that the rules get; infinite if they are not clipped */
     int64_t skips;          /* whether the step is skipped if the norm is not finite */
 } fastopt_gpu_total;
@@ -162,7 +163,7 @@ FASTOPT_SIZE(fastopt_chunk, 32);
 FASTOPT_SIZE(fastopt_job, 88);
 FASTOPT_SIZE(fastopt_gpu_job, 96);
 FASTOPT_SIZE(fastopt_gpu_norm, 32);
-FASTOPT_SIZE(fastopt_gpu_total, 72);
+FASTOPT_SIZE(fastopt_gpu_total, 80);
 FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);
 FASTOPT_SIZE(fastopt_clock, 80 + 8 * FASTOPT_CARRIED);
 FASTOPT_SIZE(fastopt_message, 40 + 8 * FASTOPT_WORDS);

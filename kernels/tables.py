@@ -216,6 +216,7 @@ GPU_TOTAL = np.dtype(
         ("totals", np.int64),
         ("scale", np.int64),
         ("skip", np.int64),
+        ("factor", np.float64),
         ("max_norm", np.float64),
         ("skips", np.int64),
     ]

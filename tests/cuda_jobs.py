@@ -159,6 +159,7 @@ class Total:
         argument, sums = np.zeros((), GPU_TOTAL), np.ascontiguousarray(sums)
         argument["sums"], argument["count"], argument["apart"] = sums.ctypes.data, sums.shape[1], sums.shape[1]
         argument["scale"], argument["skip"] = pointer(self.scale), pointer(self.skip)
+        argument["factor"] = 1.0
         argument["max_norm"], argument["skips"], argument[name] = self.max_norm, self.skips, pointer(to)
         host_cuda.launch("total", argument, 1, threads, seed)
 

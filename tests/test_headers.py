@@ -38,6 +38,8 @@ STRUCTS = {
     "fastopt_chunk": tables.CHUNK,
     "fastopt_job": tables.JOB,
     "fastopt_gpu_job": tables.GPU_JOB,
+    "fastopt_gpu_norm": tables.GPU_NORM,
+    "fastopt_gpu_total": tables.GPU_TOTAL,
     "fastopt_row_inputs": tables.ROW_INPUTS,
     "fastopt_clock": tables.CLOCK,
     "fastopt_message": tables.MESSAGE,

@@ -62,9 +62,7 @@ class ArrayParameter(Parameter):
 
     def new_average(self) -> Any:
         """Allocate the parameter's average, which starts at the parameter."""
-        average = self.new_state(0.0)
-        average[...] = self.whole
-        return average
+        return self.loaded("", self.whole)
 
     @property
     def whole(self) -> Any:

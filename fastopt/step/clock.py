@@ -349,6 +349,14 @@ class Clock:
         factor, *row = rule.row(parameter.group.upcoming, parameter.step + 1, False)
         return factor * scale, *row
 
+    def measure(self, scale: float) -> bool:
+        """Have GPUs take the norm of the gradients, and decide by it; return False if the host has to."""
+        return False
+
+    def grad_norm(self) -> Any:
+        """Return the norm of the last step's gradients; None before the first one was taken."""
+        return self.stages.norm
+
     def keep_states(self, group: StepGroup) -> None:
         """Give the parameters the states that begin with a step."""
         for parameter, new_states in zip(group.parameters, group.new_states, strict=True):

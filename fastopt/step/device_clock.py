@@ -6,14 +6,17 @@ counts.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 
 from ..kernels.repetition import Repetition
 from ..kernels.tables import CARRIED, ROW_INPUTS
+from ..rules import STAGE_OPTIONS
 from .clock import Clock, State, describe
-from .gpu import GpuLauncher
+from .gpu import Gpu, GpuLauncher
 from .gpu_launch import GpuLaunch
 from .gpu_rows import WARM_UP
 from .group import GroupOptions, record_of
@@ -21,6 +24,7 @@ from .interrupts import HeldBack
 from .launch import AmpState
 from .parameter import Parameter
 from .plan import Located
+from .stages import check_alike, stage_options
 
 
 class DeviceClock(Clock):
@@ -47,6 +51,8 @@ class DeviceClock(Clock):
     prepared : int or None
         The count of steps at which the GPUs got row inputs, and rows where these stay, while the host still counts: so
         that a captured step need not upload any. None if they have none that hold.
+    decides : bool
+        Whether the GPU takes the norm of this step's gradients, and decides by it.
     resting : bool
         Whether a captured step relies on rows that stay, so that it computes none.
     """
@@ -59,7 +65,8 @@ class DeviceClock(Clock):
         self.begun: list[tuple[Parameter, list[str]]] = []
         self.amp: AmpState | None = None  # of the step that is being recorded
         self.prepared: int | None = None
-        self.has_prepared = self.resting = False
+        self.has_prepared = self.resting = self.decides = False
+        self.captured: Mapping[str, Any] = {}  # the options of the stages in the captured step
 
     # Options
 
@@ -76,13 +83,18 @@ class DeviceClock(Clock):
         self.amp = amp if self.recording else None
         if self.recording:
             self._check_capture()
-        self.by_device = self.recording or self.on_devices or amp is not None
         if self.on_devices:
             self._ask_again()
         else:
             self.assigned = self._ask()
             if self.assigned:
                 self.prepared = None
+        stages = self.stages
+        self.decides = stages.measures and self.plan.on_one_gpu and not stages.beside
+        may_skip = amp is not None or bool(self.decides and stages.clip["skips"])
+        self.by_device = self.recording or self.on_devices or may_skip
+        if self.recording and stages.measures and not self.decides:
+            raise RuntimeError("a captured step takes the norm of gradients on one GPU only: use an optimizer for each")
 
     def _check_capture(self) -> None:
         plan = self.plan
@@ -95,6 +107,10 @@ class DeviceClock(Clock):
             raise RuntimeError(WARM_UP)
         for group in self.groups:
             for name, function in group.functions():
+                if name in STAGE_OPTIONS:
+                    raise RuntimeError(
+                        f"{name} is a schedule, and a captured step would keep its number of now: assign a number"
+                    )
                 if record_of(function) is None:
                     raise RuntimeError(
                         f"{name} of group {group.index} is a function that only Python can call, so that a captured "
@@ -126,6 +142,13 @@ class DeviceClock(Clock):
         if not self.uploaded or any(group.schedules for group in self.groups):
             self.settle()
         rules = self.chosen()
+        if self.state is State.CAPTURED and stage_options(self.groups[0]) != self.captured:
+            raise RuntimeError(
+                "a step was captured with other numbers of the stages, which its replays keep: assign "
+                f"{', '.join(STAGE_OPTIONS)} before the capture, or make a new optimizer"
+            )
+        check_alike(self.groups)
+        self.stages.take(self.groups[0].upcoming)
         if self.state is State.CAPTURED and rules != self.rules:
             raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
         if self.resting and any(
@@ -228,6 +251,30 @@ class DeviceClock(Clock):
             for rows in self.gpus
         )
 
+    def measure(self, scale: float) -> bool:
+        """Have the GPU take the norm of the gradients, and decide by it; return False if the host has to."""
+        if not self.decides:
+            return False
+        (rows,) = self.gpus
+        norm, launches = rows.norm_here(), self._launches()
+        norm.prepare(launches)
+        norm.decide(launches, rows, self.stages.clip, abs(scale * self.stages.pending))
+        self.plan.coefficient = math.nan  # the GPU knows it
+        return True
+
+    def grad_norm(self) -> Any:
+        """Return the norm of the last step's gradients, where it is; None before the first one was taken."""
+        if not self.decides:
+            return super().grad_norm()
+        rows = self.gpus[0]
+        new_number = cast(Gpu, rows.device).new_number
+        assert new_number is not None  # of libraries whose optimizers have groups
+        assert rows.norm is not None  # since `measure`
+        number, address = new_number()
+        rows.stream.begin()
+        rows.norm.copy_to(address)
+        return number
+
     def _write_rows(self, ahead: int = 0) -> None:
         super()._write_rows(ahead)
         for rows in self.gpus:
@@ -241,7 +288,7 @@ class DeviceClock(Clock):
         for rows in self.gpus:
             rows.count()
         if self.recording:
-            self.state = State.CAPTURED
+            self.state, self.captured = State.CAPTURED, stage_options(self.groups[0])
         else:
             self.uploaded = True
 
@@ -250,7 +297,8 @@ class DeviceClock(Clock):
         memories = [memory for launch in self.plan.launches for memory in launch.memories()]
         memories += [array for parameter in self.plan.parameters for array in parameter.memories()]
         for rows in self.gpus:
-            rows.own([*memories, self.amp])
+            norm = [] if rows.norm is None else rows.norm.memories()
+            rows.own([*memories, *norm, self.amp])
         self.amp = None
 
     def _describe(self) -> None:
@@ -306,6 +354,9 @@ class DeviceClock(Clock):
     def settle(self) -> None:
         """Wait for the GPUs, and add the steps that they, or the extension, have counted."""
         super().settle()
+        for rows in self.gpus:
+            if rows.norm is not None and self.on_devices:
+                self.stages.clip["skipped"] += rows.norm.new_skipped()
         if not self.on_devices or not (self.pending or self.state is State.CAPTURED):  # nothing new
             return
         taken, carried = self.gpus[0].taken()

@@ -27,9 +27,9 @@ class GpuLauncher:
     def __init__(self, rows: GpuRows) -> None:
         self.rows = rows
 
-    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int]) -> GpuLaunch:
+    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int], stages: tuple[str, ...] = ()) -> GpuLaunch:
         """Prepare a launch."""
-        return GpuLaunch(self.rows, rule, dtype, sizes)
+        return GpuLaunch(self.rows, rule, dtype, sizes, stages)
 
 
 class Gpu:
@@ -37,11 +37,19 @@ class Gpu:
 
     on_gpu = True
 
-    def __init__(self, cupy: Any, index: int, current_stream: Callable[[], Any], exchange: int = 0) -> None:
+    def __init__(
+        self,
+        cupy: Any,
+        index: int,
+        current_stream: Callable[[], Any],
+        exchange: int = 0,
+        new_number: Callable[[], tuple[Any, int]] | None = None,
+    ) -> None:
         capability = cupy.cuda.Device(index).compute_capability
         if int(capability) < OLDEST:
             raise ValueError(f"GPU {index} has compute capability {int(capability) / 10:.1f}; at least 7.0 is needed")
         self.cupy, self.index, self.current_stream, self.exchange = cupy, index, current_stream, exchange
+        self.new_number = new_number  # allocates a float64 without axes, and returns it and its address
         self.cache = LaunchCache()
 
     def open(self) -> GpuLauncher:

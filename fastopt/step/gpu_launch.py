@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,11 +54,14 @@ class GpuLaunch(Launch):
 
     on_gpu = True
 
-    def __init__(self, rows: GpuRows, rule: Rule, dtype: str, sizes: Sequence[int]) -> None:
+    def __init__(
+        self, rows: GpuRows, rule: Rule, dtype: str, sizes: Sequence[int], stages: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(sizes)
         self.rows = rows
         self.stream = rows.stream
-        self.rule, self.dtype = rule.name, dtype
+        self.rule, self.dtype, self.stages = rule.name, dtype, stages
+        self.limit, self.gain = math.inf, 0.0
         self.pack = cuda.pack(dtype)
         self.memory = Memory(self.stream, 2 * self.table.nbytes)
         self.uploaded = b""  # what the memory holds
@@ -67,6 +71,7 @@ class GpuLaunch(Launch):
         self.job, self.travelling = self.argument[:head].view(GPU_JOB), self.argument[head:]
         self.gradients = self.travelling[: len(sizes)]
         self.kernels: dict[int, Any] = {}  # by the size of their argument: what is loaded
+        self.norms: dict[int, Any] = {}  # those of the norm
         self.size = 0  # of the argument with which everything can travel; 0 if there is none
         self.cut({})
 
@@ -93,10 +98,36 @@ class GpuLaunch(Launch):
         most = cuda.largest_argument(self.stream.cupy)
         self.size = min((size for size in cuda.SIZES if words <= cuda.words(size) and size <= most), default=0)
         sizes = [self.size] if 0 < self.size <= cuda.WITHOUT_ASKING else [self.size or cuda.SIZES[0], cuda.SIZES[0]]
-        for size in sizes if self.count else []:
+        self.sizes_loaded = sizes if self.count else []
+        for size in self.sizes_loaded:
             if size not in self.kernels:
-                self.kernels[size] = cuda.kernel(self.stream.cupy, self.rule, self.dtype, size)
+                self.kernels[size] = cuda.kernel(self.stream.cupy, self.rule, self.dtype, size, self.stages)
                 self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
+
+    def prepare_norm(self) -> None:
+        """Load the kernels that sum squares."""
+        for size in self.sizes_loaded:
+            if size not in self.norms:
+                self.norms[size] = cuda.norm(self.stream.cupy, self.dtype, size)
+                self.stream.function(self.norms[size])
+
+    def write_averages(self, addresses: Sequence[int]) -> None:
+        """Write the addresses of the parameters' averages."""
+        super().write_averages(addresses)
+        self.stale = True
+
+    def write_average(self, row: int, address: int) -> None:
+        """Write the address of one average."""
+        super().write_average(row, address)
+        self.stale = True
+
+    def write_stages(self, limit: float, gain: float) -> None:
+        """Write the numbers of the stages."""
+        self.limit, self.gain = limit, gain
+
+    def write_coefficient(self, coefficient: float) -> None:
+        """Write by what gradients are multiplied."""
+        self.rows.write_coefficient(coefficient)
 
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
         """Take over the hyper rows, which are computed later."""
@@ -127,6 +158,17 @@ class GpuLaunch(Launch):
 
     def __call__(self) -> None:
         """Put the kernel on the stream, over all chunks."""
+        self._launch(self.kernels)
+
+    def launch_norm(self, sums: int, apart: int) -> None:
+        """Put the kernel on the stream that sums the squares of each chunk's gradient."""
+        self._launch(self.norms, sums, apart)
+
+    def sum_squares(self, power: float) -> npt.NDArray[np.float64]:
+        """Wait for the sum of squares of all gradients, times a power of two."""
+        return np.array([self.rows.norm_here().sum_of(self, power)] if self.count else [])
+
+    def _launch(self, kernels: dict[int, Any], sums: int = 0, apart: int = 0) -> None:
         if not self.count:  # a launch of no blocks would be an error
             return
         size, table, rows = self.size, self._table(), self.rows.words_of(self.dtype)
@@ -138,12 +180,13 @@ class GpuLaunch(Launch):
         else:
             table = self._with_gradients(table)
         hypers = 0 if size and len(rows) else self.rows.in_memory(self.dtype)
-        job = table, self.cuts.address, hypers, self.rows.skip, grads, self.rows.count_once()
-        self.job[0] = *job, 0, 0, 0, 0, 0.0, 0.0  # no stages
+        counter = 0 if sums else self.rows.count_once()
+        job = table, self.cuts.address, hypers, self.rows.skip, grads, counter
+        stages = self.rows.coefficient, self.rows.scale if "value" in self.stages else 0, self.limit, self.gain
+        self.job[0] = *job, sums, apart, *stages
         size = size or cuda.SIZES[0]
-        self.stream.launch(
-            self.kernels[size], self.count, self.argument.view(np.uint8)[:size].view(f"V{size}"), self.block
-        )
+        argument = self.argument.view(np.uint8)[:size].view(f"V{size}")
+        self.stream.launch(kernels[size], self.count, argument, self.block)
 
     def _table(self) -> int:
         if self.stale and (table := self.table.tobytes()) != self.uploaded:

@@ -13,6 +13,7 @@ from ..kernels.dtypes import DTYPES
 from ..kernels.reader import Array
 from ..kernels.stream import Memory, Stream
 from ..kernels.tables import CARRIED, CLOCK, HYPERS, ROW_INPUTS
+from .gpu_norm import GpuNorm
 from .launch import AmpState, Device
 
 WORD = 8  # bytes
@@ -57,6 +58,7 @@ class GpuRows:
         self.version = self.started = 0
         self.rows = 0
         self.scale = self.skip = 0
+        self.norm: GpuNorm | None = None
         self.clock = np.zeros(1, CLOCK)
         self.reserve(1)
         self.kernels = cuda.small_kernels(stream.cupy)
@@ -73,6 +75,24 @@ class GpuRows:
         self.stream.begin()
         self.held, self.counter = False, 0
         self.scale, self.skip = amp.addresses(self.device) if amp is not None else (0, 0)
+
+    def norm_here(self) -> GpuNorm:
+        """Return what takes the norm of the gradients on this GPU."""
+        if self.norm is None:
+            self.norm = GpuNorm(self.stream)
+        return self.norm
+
+    @property
+    def coefficient(self) -> int:
+        """The address of the number that multiplies all gradients; 0 if there is none."""
+        return 0 if self.norm is None else self.norm.coefficient
+
+    def write_coefficient(self, coefficient: float) -> None:
+        """Have the launches multiply their gradients by a number that the host knows."""
+        if coefficient != 1:
+            self.norm_here().write_coefficient(coefficient)
+        elif self.norm is not None:
+            self.norm.coefficient = 0
 
     def reserve(self, rows: int) -> None:
         """Make room for so many hyper rows."""

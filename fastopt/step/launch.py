@@ -76,6 +76,14 @@ class Launch(Tables):
         """Write by what gradients are multiplied, to clip them by their norm."""
         raise NotImplementedError
 
+    def prepare_norm(self) -> None:
+        """Compile or load what takes the norm of the gradients."""
+        raise NotImplementedError
+
+    def sum_squares(self, power: float) -> npt.NDArray[np.float64]:
+        """Return sums of squares of gradients, times a power of two."""
+        raise NotImplementedError
+
     def memories(self) -> list[Any]:
         """Return the memory of the tables that a GPU reads."""
         return []

@@ -154,8 +154,7 @@ class Plan:
     def _launch(self, device: Device, rule: str, dtype: str, indices: Sequence[int]) -> Launch:
         parameters = [self.parameters[i] for i in indices]
         sizes = [parameter.array.size for parameter in parameters]
-        stages = (self.stages,) if self.stages else ()
-        launch = self.launchers[device].launch(RULES[rule], dtype, sizes, *stages)
+        launch = self.launchers[device].launch(RULES[rule], dtype, sizes, self.stages)
         launch.write_params([parameter.address for parameter in parameters])
         for row, parameter in enumerate(parameters):
             parameter.launch, parameter.row = launch, row
@@ -205,6 +204,16 @@ class Plan:
             for launch in self.launches:
                 launch.write_coefficient(coefficient)
         self.coefficient = math.nan if is_new else coefficient  # the extension writes those that follow
+
+    @property
+    def on_one_gpu(self) -> bool:
+        """Whether all parameters lie on the same GPU."""
+        return self.only_gpus and len(self.launchers) == 1
+
+    def prepare_norm(self) -> None:
+        """Compile or load what takes the norm of the gradients, where that may fail or take long."""
+        for launch in self.launches:
+            launch.prepare_norm()
 
     def load(self, gradients: Located) -> None:
         """Write the addresses of gradients into the tables."""

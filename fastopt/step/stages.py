@@ -31,13 +31,15 @@ class Stages:
         A factor that was found for the next step's gradients, to clip them.
     zeroes : bool
         Whether kernels set the gradients to zero.
+    beside : bool
+        Whether some gradients of the step under way take no part in launches.
     """
 
     def __init__(self) -> None:
         self.clip = np.zeros((), CLIP)
         self.clip["norm"] = -1.0
         self.clip["factor"], self.clip["max_norm"] = 1.0, math.inf
-        self.measures = self.averages = self.zeroes = False
+        self.measures = self.averages = self.zeroes = self.beside = False
         self.limit, self.gain = math.inf, 0.0
         self.coefficient = self.pending = 1.0
 

@@ -82,11 +82,11 @@ class Stepper:
         plan.load(gradients)
         if stages.kernel:
             plan.write_stages(stages, scale)
-        stages.coefficient = stages.pending
-        if stages.measures and not self.goes_on(gradients, scale):
-            return
-        plan.multiply(stages.coefficient, stages.measures)
+        if stages.measures:
+            plan.prepare_norm()
         with HeldBack():
+            if not self.goes_on(gradients, scale):
+                return
             self.begin(gradients)
             clock.advance()
             for launch in plan.launches:
@@ -99,10 +99,15 @@ class Stepper:
 
     def goes_on(self, gradients: Any, scale: float) -> bool:
         """Take the norm of the gradients, and say whether the step goes on, or is skipped."""
-        goes_on = self.stages.measure(self.plan.launches, scale, self.norms_beside(gradients))
-        if not goes_on:
-            self.plan.forget()  # states that would have begun with this step begin with another one
-        return goes_on
+        stages, plan = self.stages, self.plan
+        if self.clock.measure(scale):
+            return True
+        stages.coefficient = stages.pending
+        if stages.measures and not stages.measure(plan.launches, scale, self.norms_beside(gradients)):
+            plan.forget()  # states that would have begun with this step begin with another one
+            return False
+        plan.multiply(stages.coefficient, stages.measures)
+        return True
 
     def norms_beside(self, gradients: Any) -> list[float]:
         """Return the norms of gradients that take no part in launches."""

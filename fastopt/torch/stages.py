@@ -37,8 +37,13 @@ class TorchStages(Staged):
         if (wrapped := self._stands_for) is not None:
             norm: Tensor | None = wrapped.grad_norm
             return norm
-        norm_now = self._stages.norm
-        return None if norm_now is None else torch.tensor(norm_now, dtype=torch.float64, device="cpu")
+        found = None if self._stepper is None else self._stepper.clock.grad_norm()
+        return torch.tensor(found, dtype=torch.float64, device="cpu") if isinstance(found, float) else found
+
+    def _settle(self) -> None:
+        if self._stepper is not None:
+            with self._guard.mutex:
+                self._stepper.settle()
 
     def clip_grad_norm_(self, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
         """Have the next step clip the gradients by their norm, all together; return that norm, before clipping.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+
 from ...extras import require
 from ...step.gpu import Gpu
 
@@ -17,4 +19,10 @@ def installed_cupy() -> Any:
 @functools.cache
 def gpu_of_cupy(cupy: Any, index: int) -> Gpu:
     """Return a GPU, with CuPy's current stream."""
-    return Gpu(cupy, index, lambda: cupy.cuda.get_current_stream(index))
+
+    def new_number() -> tuple[Any, int]:
+        with cupy.cuda.Device(index):
+            number = cupy.empty((), np.float64)
+        return number, int(number.data.ptr)
+
+    return Gpu(cupy, index, lambda: cupy.cuda.get_current_stream(index), new_number=new_number)

@@ -44,6 +44,18 @@ class CupyParameter(ArrayParameter):
         """Return the states as a user sees them: arrays of CuPy."""
         return {name: owner_of(state) for name, state in self.states.items()}
 
+    @property
+    def whole(self) -> Any:
+        """The parameter itself, to read and write."""
+        return self.held
+
+    def new_average(self) -> Array:
+        """Allocate the parameter's average, which starts at the parameter."""
+        state = self.new_state(0.0)
+        with self.device.cupy.cuda.Device(self.device.index):
+            owner_of(state)[...] = self.held
+        return state
+
     def new_state(self, value: float) -> Array:
         """Allocate a state in the parameter's storage order, in float32 for half precision."""
         cupy, shape = self.device.cupy, self.layout.stored_shape(self.array)

@@ -48,7 +48,12 @@ def gpu_of_torch(index: int) -> Gpu:
             return cupy.cuda.Stream.from_external(TorchStream(pointer))
 
     stream = functools.partial(torch.cuda.current_stream, index)
-    return Gpu(cupy, index, lambda: external(stream().cuda_stream), exchange_table(Tensor))
+
+    def new_number() -> tuple[Any, int]:
+        number = torch.empty((), dtype=torch.float64, device=torch.device("cuda", index))
+        return number, number.data_ptr()
+
+    return Gpu(cupy, index, lambda: external(stream().cuda_stream), exchange_table(Tensor), new_number)
 
 
 def device_of(tensor: Tensor) -> Device:

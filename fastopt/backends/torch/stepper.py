@@ -19,7 +19,7 @@ from ...step.group import GroupOptions
 from ...step.guard import Guard
 from ...step.norm import Measured, measure
 from ...step.parameter import EMA
-from ...step.stages import Stages
+from ...step.stages import Stages, needs_norm
 from ...step.stepper import Stepper
 from .counts import Counts
 from .device import AmpState
@@ -216,9 +216,12 @@ class TorchStepper(Stepper):
         """
         gradients = Gradients(self.watch, self.parameters, self.plan, unread)
         skipped = False
-        if amp is not None and (gradients.sparse or not self.plan.only_gpus):
+        self.stages.beside = bool(gradients.sparse)
+        alone = self.plan.on_one_gpu and not gradients.sparse  # the GPU can take the norm, and decide by it
+        waits = not self.plan.only_gpus or (needs_norm(self.clock.groups[0].entries) and not alone)
+        if amp is not None and (gradients.sparse or waits):
             scale, skipped = amp.on_host()
-        if amp is not None and not self.plan.only_gpus:
+        if waits:
             amp = None
         gradients.scale = scale
         self.devices_counted = self.clock.on_devices
