@@ -127,8 +127,8 @@ def too_many_kernels():
     if staged <= len(KERNELS) - staged:
         return ""
     return (
-        f"tests use {staged} kernels with stages and {len(KERNELS) - staged} without, each compiled once: let all stages "
-        "meet on two rules, and on the others a few pairs"
+        f"tests use {staged} kernels with stages and {len(KERNELS) - staged} without, each compiled once: let all "
+        "stages meet on two rules, and on the others a few pairs"
     )
 
 

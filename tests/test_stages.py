@@ -348,6 +348,19 @@ def test_options_are_assigned_between_steps(rule, rest):
         twins.check()
 
 
+@pytest.mark.parametrize("name", ["max_grad_norm", "clip_grad_value", "ema_decay"])
+def test_an_option_that_begins_with_a_schedule(name):
+    """Also right after a step whose numbers Python has computed for the extension."""
+    twins = Twins("momentum", arrays())
+    for step in range(6):
+        if step == 3:
+            twins.optimizer.param_groups[0]["lr"] = 0.1
+        if step == 4:
+            setattr(twins.optimizer, name, Linear(0.9, 0.5, 20))
+        twins.step(gradients(twins.params, step))
+    twins.check()
+
+
 def test_what_an_average_follows():
     """It starts at the parameter before its first step, follows one without a gradient, and waits while it is off."""
     p, q = np.array([1.0]), np.array([2.0])

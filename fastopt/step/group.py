@@ -93,7 +93,7 @@ class GroupOptions:
 
     def take_upcoming(self) -> None:
         """Make the schedules' numbers of the step under way the current ones, unless the schedule has ended."""
-        for name in self.schedules:
+        for name in self.schedules.keys() & self.upcoming.keys():  # an option that begins with a schedule is not there
             self.entries[name] = self.upcoming[name]
 
     def catch_up(self) -> None:
