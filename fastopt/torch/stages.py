@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -101,8 +102,10 @@ class TorchStages(Staged):
             self._stepper.watch.release()
 
     def _gradients(self) -> list[Tensor]:
+        """Return the gradients whose norm is taken; of sparse ones, the values of their rows."""
         params = (param for group in self.param_groups for param in group[PARAMS])
-        return [gradient for param in params if (gradient := param.grad) is not None]
+        found = (gradient for param in params if (gradient := param.grad) is not None)
+        return [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in found]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget that the next step should clip them."""
@@ -112,7 +115,7 @@ class TorchStages(Staged):
         self._pending = None
         super().zero_grad(set_to_none)  # type: ignore[misc]  # torch's
 
-    def ema_state_dict(self, model: torch.nn.Module) -> dict[str, Tensor]:
+    def ema_state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return a model's state dict with the averages in the place of its parameters, as copies in their dtypes.
 
         Buffers, and parameters without an average, are as they are in the model.
@@ -136,6 +139,8 @@ class TorchStages(Staged):
             raise RuntimeError(NO_AVERAGES)
         return {
             name: averages.get(value, value).detach().to(value.dtype, copy=True)
+            if isinstance(value, Tensor)
+            else deepcopy(value)  # a module's own state
             for name, value in model.state_dict(keep_vars=True).items()
         }
 
