@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from foreign_stand_in import Exported, Immutable
 from rule_cases import OPTIMIZERS
 from stage_cases import AVERAGE, NORM, TOGETHER, VALUE, arrays, gradients, seen
 
@@ -320,6 +322,39 @@ def test_gradients_that_cannot_be_set_to_zero_are_refused():
             np.testing.assert_array_equal(bad, before[1])
             assert optimizer.state[0]["step"] == 2 * number + 1
             optimizer.step([np.ones(5, np.float32) for _ in params], zero_grads=True)
+
+
+NEVER_CHANGE = {
+    "DLPack": (Exported, (3,)),
+    "like jax": (Immutable, (3,)),
+    "bytes": (lambda g: memoryview(g.tobytes()).cast("f"), (3,)),
+    "scalar": (lambda g: g[0], ()),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), NEVER_CHANGE.values(), ids=NEVER_CHANGE)
+def test_gradients_of_others_that_never_change(make, shape):
+    """They, or copies that NumPy makes of them, are not written."""
+    p = np.zeros(shape, np.float32)
+    optimizer = fastopt.SGD(p, lr=1.0)
+    for step in range(1, 4):
+        g = make(np.ones(3, np.float32))
+        with pytest.raises(ValueError, match="read-only: call step without zero_grads"):
+            optimizer.step(g, zero_grads=True)
+        assert not (p + step - 1).any()
+        optimizer.step(g)
+        assert not (p + step).any()
+
+
+def test_gradients_in_the_memory_of_a_tensor_are_set_to_zero():
+    """Since it can be written."""
+    p = np.zeros(3, np.float32)
+    optimizer = fastopt.SGD(p, lr=1.0)
+    for step in range(1, 4):
+        g = torch.ones(3)
+        optimizer.step(g, zero_grads=True)
+        assert not g.any()
+        assert not (p + step).any()
 
 
 def test_bound_gradients_are_set_to_zero():

@@ -56,6 +56,7 @@ def check_gradient(what: str, given: Any, other: str, dtype: np.dtype[Any], shap
     """Check a gradient, which is only read: an array, or another object's memory on the CPU."""
     if isinstance(given, np.generic):  # the result of a reduction over all axes, as the gradient of a 0-d parameter
         given = np.asarray(given)
+        given.flags.writeable = False  # it is a copy
     if not isinstance(given, np.ndarray):
         given = _borrowed(what, given, other, dtype)
     return check_like(what, given, other, dtype, shape)
