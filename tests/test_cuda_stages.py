@@ -24,13 +24,12 @@ from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
 from fastopt.kernels.tables import CHUNK, POWERS
 from gradient_layouts import STRIDED
-from halves import DIGITS
 from host_cuda import SOME
-from pairs import pairs, swept
+from pairs import swept
 from tolerances import ONE_STEP, assert_close
 
 from fastopt.rules import RULES
-from fastopt.step.gpu import BLOCKS
+from fastopt.step.gpu_launch import BLOCKS
 
 TWO = ("momentum", "adamw")  # rules on which all stages meet
 LIMIT, GAIN, COEFFICIENT = 0.75, 0.125, 0.3
@@ -38,7 +37,13 @@ STAGES = [stages for stages in SOME if stages]
 SIZES = (0, 1, 3, 35, 128, 511, 512, 513, 1025, 4 * 128 * 8 + 1)
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-staged = swept(together=2, name=RULES, stages=STAGES, dtype=DTYPES)
+staged = pytest.mark.parametrize(
+    ("name", "stages", "dtype"),
+    [
+        pytest.param(*case, marks=[] if case[0] in TWO else pytest.mark.exhaustive)
+        for case in itertools.product(RULES, STAGES, DTYPES)
+    ],
+)
 on_two = swept(together=3, name=TWO, stages=STAGES, dtype=DTYPES)
 
 
@@ -171,7 +176,8 @@ def test_strided_gradients(name, dtype, strided):
     rng = np.random.default_rng(6)
     g = strided(normal(rng, (67, 45), dtype))
     p, mean = normal(rng, g.shape, dtype), rng.standard_normal(g.shape).astype(computed(dtype))
-    guards, tensors, stages = Guards(), [], ("value", "average", "zero")
+    once_each = 0 not in g.strides  # else another element's gradient would be zeroed with it
+    guards, tensors, stages = Guards(), [], ("value", "average", "zero") if once_each else ("value", "average")
     for gradient in (g, np.ascontiguousarray(g)):
         tensor = guards.tensor(name, p, gradient, state=0.5)
         tensor.average = guards.place(mean)
@@ -232,8 +238,8 @@ def test_coefficients(name, dtype):
         by = factor * (1.0 if coefficient is None else coefficient)
         guards = Guards()
         tensor = guards.tensor(name, normal(rng, 200, dtype), normal(rng, 200, dtype), state=0.5)
-        if abs(by) < 1e-3:
-            tensor.grad[...] = stored(meant(tensor.grad, dtype) * 2.0**124, dtype)
+        raised = min(124, -math.frexp(by)[1])  # to sizes like 1
+        tensor.grad[...] = stored(meant(tensor.grad, dtype) * 2.0**raised, dtype)
         was = before(tensor, dtype)
         was[1] *= by
         row = (factor, *row_of(name, options, 2)[1:])
@@ -273,7 +279,7 @@ def test_a_step_that_is_skipped_changes_nothing(name, stages, dtype):
 
 def squared(gradients, dtype):
     """The exact sum of squares of some gradients, rounded once."""
-    return math.fsum(x * x for g in gradients for x in meant(g, dtype).ravel().tolist())
+    return math.fsum(x * x for g in gradients for x in meant(np.ascontiguousarray(g), dtype).ravel().tolist())
 
 
 def norm_job(dtype, gradients, threads=128, **kept):
@@ -349,7 +355,7 @@ def test_the_norm_of_strided_gradients(dtype, strided):
 
 
 @pytest.mark.parametrize("size", [2.0**600, 2.0**1023, 1.7e308, 2.0**-500, 2.0**-540, 2.0**-1000, 1e-307, 0.0])
-@pytest.mark.parametrize("beside", [0.0, 1e-38, 1.0, 1e38])
+@pytest.mark.parametrize("beside", [0.0, 1e-37, 1.0, 1e38])
 def test_squares_beyond_the_range_of_doubles(size, beside):
     """Finite gradients count as finite; small ones are not lost, also beside gradients of other dtypes."""
     doubles = size * np.random.default_rng(14).uniform(0.5, 1.0, 3000)
@@ -422,10 +428,3 @@ def test_names():
     assert cuda.norm_name("bfloat16", 512) == "norm_bfloat16_512"
     names = {cuda.kernel_name("sgd", "float32", size, stages) for size in cuda.SIZES for stages in SOME}
     assert len(names) == len(cuda.SIZES) * len(SOME)
-
-
-def test_pairs_of_stages_meet_on_every_rule():
-    """What this file sweeps by default."""
-    drawn = pairs(name=RULES, stages=STAGES, dtype=DTYPES)
-    assert {(name, stages) for name, stages, _ in drawn} == set(itertools.product(RULES, STAGES))
-    assert set(DIGITS) < set(DTYPES)
