@@ -73,7 +73,8 @@ def test_nobody_waits(device):
 def test_options_may_change(device):
     """Between steps: from one stage to another, and back to none."""
     opt, twin, params, host = twins(device, "momentum", {})
-    changes = {2: ("max_grad_norm", 0.5), 4: ("clip_grad_value", 0.1), 6: ("max_grad_norm", None), 8: ("ema_decay", 0.5)}
+    changes = {2: ("max_grad_norm", 0.5), 4: ("clip_grad_value", 0.1), 6: ("max_grad_norm", None)}
+    changes[8] = "ema_decay", 0.5
     for step in range(11):
         for each in (opt, twin):
             if step in changes:

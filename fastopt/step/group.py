@@ -104,10 +104,8 @@ class GroupOptions:
 
     def restored_schedules(self, described: Any) -> dict[str, StepFunction]:
         """Return the schedules that a state dict describes; functions are the group's own ones."""
-        if not isinstance(described, Mapping) or not described.keys() <= {*SCHEDULABLE} & {
-            *self.entries,
-            *STAGE_OPTIONS,
-        }:
+        allowed = {*SCHEDULABLE} & {*self.entries, *STAGE_OPTIONS}
+        if not isinstance(described, Mapping) or not described.keys() <= allowed:
             raise ValueError(f"the schedules of group {self.index} must be a dict of options, not {described!r:.200}")
         own = self.schedules
         return {name: self._restored_schedule(name, plain, own.get(name)) for name, plain in described.items()}
