@@ -1,24 +1,12 @@
-"""What two ranks check of fastopt.torch: each check under fastopt and under torch.optim, in the same processes.
-
-`python distributed_workers.py RANK NAME ...` runs these in the current folder, one after another, and appends a line to
-RANK.jsonl for each. Every check has a process group of its own, so that one that fails, and leaves the other rank in
-the middle of it, spoils no later one.
-"""
+"""What two ranks check of fastopt.torch: each check under fastopt and under torch.optim, in the same processes."""
 
 import copy
-import datetime
-import faulthandler
 import functools
-import gc
 import itertools
-import json
 import re
-import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -45,7 +33,6 @@ import fastopt.torch
 from fastopt.rules import RULES
 from fastopt.schedules import Cosine, Warmup
 
-STUCK = datetime.timedelta(seconds=30)  # after which a collective whose other rank does not come is an error
 OF_KIND = {"sgd": {}, "momentum": {}, "adagrad": {"lr_decay": 0.2}, "rmsprop_centered_momentum": {"lr": 0.01}}
 KINDS = {kind: case(kind, **{"lr": 0.05, **OF_KIND.get(kind, {"weight_decay": 0.1})}) for kind in torch_cases.KINDS}
 FEW = ["momentum", "adamw"]  # with one state, with several and a count
@@ -753,33 +740,3 @@ def partial_parameter():
         p.grad = distribute_tensor(torch.ones(4, 2), mesh, [placement])
         fastopt.torch.SGD([p], lr=0.5).step()
         assert torch.equal(full(p), torch.full((4, 2), 1.5))
-
-
-# The process of a rank
-
-
-def run_checks(rank, names):
-    """Run those of these checks that the rank takes part in, and write its traceback, or "ok"."""
-    faulthandler.enable()
-    torch.set_num_threads(1)
-    with open(f"{rank}.jsonl", "w", buffering=1) as lines:
-        for number, name in enumerate(names):
-            ranks = CHECKS[name].ranks
-            if rank >= ranks:
-                continue
-            outcome = "ok"
-            try:
-                store = dist.FileStore(str(Path(f"store{number}").absolute()), ranks)
-                dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=STUCK)
-                CHECKS[name].run()
-            except BaseException:  # as which torch's checkpoints raise their errors
-                outcome = traceback.format_exc()
-            lines.write(json.dumps([name, outcome]) + "\n")
-            if dist.is_initialized():
-                dist.destroy_process_group()
-            if outcome != "ok":
-                gc.collect()  # what of the group is left in frames, so that the other rank need not wait for it
-
-
-if __name__ == "__main__":
-    run_checks(int(sys.argv[1]), sys.argv[2:])

@@ -1,6 +1,7 @@
 """fastopt.torch under torch's distributed engines: DDP, ZeRO, FSDP1, FSDP2 and their checkpoints.
 
-Two ranks, launched once, run the checks of distributed_workers.py, since torch takes long to load; each one is a test.
+Two ranks, launched once, run the checks of distributed_workers.py and distributed_stages.py, since torch takes long to
+load; each one is a test.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ import subprocess
 import sys
 import time
 
-import distributed_workers
+import distributed_ranks
 import pytest
+from distributed_workers import CHECKS, with_what_they_need
 from once import once
 
 DEADLOCK = 300  # seconds after which what the ranks have not finished is called a deadlock
@@ -39,7 +41,7 @@ def run_ranks(names, folder):
     try:
         for rank in range(2):
             with open(folder / f"{rank}.txt", "w") as output:
-                command = [sys.executable, distributed_workers.__file__, str(rank), *names]
+                command = [sys.executable, distributed_ranks.__file__, str(rank), *names]
                 processes.append(
                     subprocess.Popen(
                         command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -63,7 +65,7 @@ def ranks(request):
     The processes of a test run share this, since each has the same tests before it, of which it runs some.
     """
     selected = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
-    names = distributed_workers.with_what_they_need(selected)
+    names = with_what_they_need(selected)
     folder = once("ranks", functools.partial(run_ranks, names))
     found = []
     for rank, status in enumerate(json.loads((folder / "statuses.json").read_text())):
@@ -75,13 +77,10 @@ def ranks(request):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.exhaustive] if check.exhaustive else [])
-        for name, check in distributed_workers.CHECKS.items()
-    ],
+    [pytest.param(name, marks=[pytest.mark.exhaustive] if check.exhaustive else []) for name, check in CHECKS.items()],
 )
 def test_ranks(ranks, name):
-    taking_part = distributed_workers.CHECKS[name].ranks
+    taking_part = CHECKS[name].ranks
     failed = [
         f"rank {rank}: {outcomes.get(name, ending)}"
         for rank, (outcomes, ending) in enumerate(ranks[:taking_part])

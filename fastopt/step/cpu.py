@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -177,6 +178,12 @@ class Cpu:
 
     def norm(self, pieces: Sequence[Piece]) -> Measured:
         """Return the norm of gradients, which the caller keeps alive."""
+        with self.tables(pieces) as tables:
+            return measure(tables)
+
+    @contextlib.contextmanager
+    def tables(self, pieces: Sequence[Piece]) -> Iterator[list[CpuTables]]:
+        """Lend tables of gradients, which the caller keeps alive, for a ``with`` block."""
         tables = {}
         for dtype in dict.fromkeys([piece.dtype for piece in pieces]):
             alike = [piece for piece in pieces if piece.dtype == dtype]
@@ -184,7 +191,6 @@ class Cpu:
             tables[key] = self.cache.pop(key, None) or CpuTables(*key, self.threads)
             strided = {row: piece.strides for row, piece in enumerate(alike) if piece.strides is not None}
             tables[key].write_gradients(np.array([piece.address for piece in alike], np.int64), strided)
-        measured = measure([*tables.values()])
+        yield [*tables.values()]
         for key, kept in tables.items():
             self.cache.put(key, kept)
-        return measured

@@ -6,8 +6,9 @@ launches and chunks, so that the result has the same bits on any number of threa
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -57,15 +58,21 @@ class Summed(Protocol):
 
 def measure(parts: Sequence[Summed], factor: float = 1.0) -> Measured:
     """Return the norm of all gradients of some launches together, times a factor above 0."""
+    return measured(functools.partial(total, parts), factor)
+
+
+def measured(add: Callable[[float], float], factor: float = 1.0) -> Measured:
+    """Return the norm whose squares, of gradients times a power of two, a function adds up; times a factor above 0."""
     power = 1.0
-    total = _total(parts, power)
-    if total == math.inf or total < LOST:
-        power = DOWN if total == math.inf else UP
-        total = _total(parts, power)
-    return Measured(math.sqrt(total) * (factor / power), math.isfinite(total))
+    squares = add(power)
+    if squares == math.inf or squares < LOST:
+        power = DOWN if squares == math.inf else UP
+        squares = add(power)
+    return Measured(math.sqrt(squares) * (factor / power), math.isfinite(squares))
 
 
-def _total(parts: Iterable[Summed], power: float) -> float:
+def total(parts: Iterable[Summed], power: float) -> float:
+    """Return the sum of squares of all gradients of some launches, times a power of two."""
     sums = np.concatenate([np.zeros(1), *(part.sum_squares(power) for part in parts)])
     with np.errstate(over="ignore"):
         return float(np.cumsum(sums)[-1])  # one after the other; np.sum adds in pairs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from ..kernels.tables import CLIP
 from ..rules import STAGE_OPTIONS, Options
 from .group import GroupOptions, describe
-from .norm import coefficient, measure
+from .norm import coefficient, measured
 
 
 class Stages:
@@ -33,6 +33,8 @@ class Stages:
         Whether kernels set the gradients to zero.
     beside : bool
         Whether some gradients of the step under way take no part in launches.
+    no_norm : str
+        Why the norm of the gradients cannot be taken; empty if it can.
     """
 
     def __init__(self) -> None:
@@ -42,9 +44,11 @@ class Stages:
         self.measures = self.averages = self.zeroes = self.beside = False
         self.limit, self.gain = math.inf, 0.0
         self.coefficient = self.pending = 1.0
+        self.no_norm = ""
 
     def take(self, options: Options) -> None:
         """Take the numbers of the next step."""
+        self.check(options)
         max_norm, limit, decay = (options.get(name) for name in ("max_grad_norm", "clip_grad_value", "ema_decay"))
         self.measures, self.averages = needs_norm(options), decay is not None
         self.clip["max_norm"] = math.inf if max_norm is None else max_norm
@@ -57,6 +61,11 @@ class Stages:
         value, average = (options.get(name) is not None for name in ("clip_grad_value", "ema_decay"))
         return (needs_norm(options), value, average) == (self.measures, self.clips_by_value, self.averages)
 
+    def check(self, options: Options) -> None:
+        """Raise ValueError if options need the norm, and it cannot be taken."""
+        if self.no_norm and needs_norm(options):
+            raise ValueError(self.no_norm)
+
     @property
     def kernel(self) -> tuple[str, ...]:
         """The stages that kernels need to have; see `kernels.cpu.STAGES`."""
@@ -68,21 +77,22 @@ class Stages:
         """Whether elements of gradients are clipped."""
         return self.limit != math.inf
 
-    def measure(self, launches: Sequence[Any], scale: float, beside: Sequence[float]) -> bool:
+    def measure(self, add: Callable[[float], float], scale: float, beside: Sequence[float]) -> bool:
         """Take the norm of a step's gradients and find the coefficient; say whether the step goes on.
 
         Parameters
         ----------
-        launches : sequence of Launch
+        add : callable
+            ``add(power)``, the sum of squares of all gradients in launches, times a power of two.
         scale : float
             The factor of all gradients.
         beside : sequence of float
             The norms of those that take no part in launches.
         """
         factor = abs(scale * self.pending)
-        measured = measure(launches, factor)
-        norm = math.hypot(measured.norm, *(factor * other for other in beside))
-        is_finite = measured.finite and all(map(math.isfinite, beside))
+        found = measured(add, factor)
+        norm = math.hypot(found.norm, *(factor * other for other in beside))
+        is_finite = found.finite and all(map(math.isfinite, beside))
         self.clip["factor"], self.clip["norm"] = factor, norm
         if self.clip["skips"] and not is_finite:
             self.clip["skipped"] += 1

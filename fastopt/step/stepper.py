@@ -11,6 +11,7 @@ from .group import GroupOptions
 from .guard import Guard
 from .interrupts import HeldBack
 from .launch import AmpState
+from .norm import total
 from .parameter import Parameter
 from .plan import Located, Plan
 from .stages import Stages
@@ -103,11 +104,15 @@ class Stepper:
         if self.clock.measure(scale):
             return True
         stages.coefficient = stages.pending
-        if stages.measures and not stages.measure(plan.launches, scale, self.norms_beside(gradients)):
+        if stages.measures and not stages.measure(self.sum_squares, scale, self.norms_beside(gradients)):
             plan.forget()  # states that would have begun with this step begin with another one
             return False
         plan.multiply(stages.coefficient, stages.measures)
         return True
+
+    def sum_squares(self, power: float) -> float:
+        """Return the sum of squares of all gradients in launches, times a power of two."""
+        return total(self.plan.launches, power)
 
     def norms_beside(self, gradients: Any) -> list[float]:
         """Return the norms of gradients that take no part in launches."""

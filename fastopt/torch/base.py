@@ -18,6 +18,7 @@ from torch.optim import optimizer as base
 from ..backends.torch.counts import is_shared
 from ..backends.torch.device import AmpState
 from ..backends.torch.parameter import TorchParameter
+from ..backends.torch.shards import is_made_by_zero, why_no_norm
 from ..backends.torch.stepper import TorchStepper
 from ..checks import nested_too_deeply
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
@@ -69,6 +70,7 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
     _groups: Sequence[Group]
     _has_moving: bool  # see `_note_moving`
     _itself: Callable[[], Any]
+    _is_of_zero: bool  # whether its parameters are one rank's share, given by ZeroRedundancyOptimizer
 
     def __init__(self, params: Any, defaults: dict[str, Any], stages: Mapping[str, Any] = NOTHING) -> None:
         if defaults.get("foreach") and defaults.get("fused"):
@@ -82,11 +84,13 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._made = True
         self._adopt()
+        self._stages.check(self._groups[0].entries)
 
     def _begin(self) -> None:
         self._itself = weakref.ref(self)
         self._guard = Guard()
         self._stages = Stages()
+        self._is_of_zero = is_made_by_zero()
         self._stepper = None
         self._pending = None
         self._made = False
@@ -175,6 +179,7 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
             group.index = index
             groups.append(group)
         sync_all(groups)
+        self._stages.no_norm = why_no_norm(self._params(), self._is_of_zero)
         arguments = groups, self._names(), self.param_groups, self.state, self._eager, self._guard, self._stages
         stepper = TorchStepper(self._family, *arguments)
         with HeldBack():

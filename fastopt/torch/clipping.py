@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..backends.torch.device import CPU
-from ..backends.torch.memory import UPDATED, array_of, is_distributed
-from ..step.norm import Measured, Piece, coefficient
+from ..backends.torch.gradients import check_distribution
+from ..backends.torch.memory import UPDATED, array_of, is_distributed, local
+from ..backends.torch.shards import Shards
+from ..step.norm import Measured, Piece, coefficient, measured, total
 
 PLAIN = (Tensor, nn.Parameter)
 
@@ -81,13 +85,43 @@ def clip_grad_norm_(
     return torch.tensor(norm, dtype=functools.reduce(torch.promote_types, dtypes), device="cpu")
 
 
-def norm_of(gradients: list[Tensor]) -> Measured | Tensor:
-    """Return the norm of gradients all together; as a tensor where torch has to take it, on a GPU without waiting."""
-    if all(map(_is_plain, gradients)):
-        return CPU.norm([_piece(gradient) for gradient in gradients])
+def norm_of(params: Sequence[Tensor]) -> Measured | Tensor:
+    """Return the norm of all gradients together; as a tensor where torch has to take it, on a GPU without waiting.
+
+    Of distributed ones it is the norm of the whole, which all processes have to ask for.
+
+    Raises
+    ------
+    ValueError
+        If a gradient is not distributed as its parameter is.
+    """
+    for i, param in enumerate(params):
+        if param.grad is not None:
+            check_distribution(f"the gradient of parameter {i}", param.grad, param)
+    gradients = [values_of(param.grad) for param in params if param.grad is not None]
+    here = [local(gradient) for gradient in gradients]
+    if all(map(_is_plain, here)):
+        shards = Shards.of(params)
+        return CPU.norm([_piece(gradient) for gradient in here]) if shards is None else _norm_of_all(shards, params)
     norm: Any = nn.utils.get_total_norm(gradients)
     norm = norm.full_tensor() if is_distributed(norm) else norm
     return norm if norm.is_cuda else Measured(float(norm), math.isfinite(norm))
+
+
+def values_of(gradient: Tensor) -> Tensor:
+    """Return what counts for the norm: of a sparse gradient the values of its rows."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _norm_of_all(shards: Shards, params: Sequence[Tensor]) -> Measured:
+    """Return the norm of gradients of which each process has a part, together with the others."""
+    pieces: list[list[Piece]] = [[] for _ in range(shards.count)]
+    for param, kind in zip(params, shards.kinds.tolist(), strict=True):
+        if param.grad is not None:
+            pieces[kind].append(_piece(local(values_of(param.grad))))
+    with contextlib.ExitStack() as stack:
+        lent = [stack.enter_context(CPU.tables(alike)) for alike in pieces]
+        return measured(lambda power: shards.total(np.array([total(tables, power) for tables in lent])))
 
 
 def _is_plain(gradient: Tensor) -> bool:

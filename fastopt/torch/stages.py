@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from copy import deepcopy
 from typing import Any
 
@@ -69,6 +70,9 @@ class TorchStages(Staged):
         ------
         RuntimeError
             If a gradient is not finite, and error_if_nonfinite is true; inside a step.
+        ValueError
+            If the parameters are one rank's part of others, and do not say of which: FSDP1's, or a share that
+            ZeroRedundancyOptimizer gave.
 
         See Also
         --------
@@ -80,7 +84,7 @@ class TorchStages(Staged):
         max_norm = MAX_NORM.check("max_norm", max_norm)
         with self._guard.mutex:
             self._guard.refuse_inside_step()
-            found = self._measured() or norm_of(self._gradients())
+            found = self._measured() or norm_of(self._params())
             if isinstance(found, Tensor):
                 pending: Any = torch.clamp(max_norm / (found + EPS), max=1.0)
                 norm, finite = found, not error_if_nonfinite or bool(found.isfinite())
@@ -94,18 +98,20 @@ class TorchStages(Staged):
 
     def _measured(self) -> Measured | None:
         """Return the norm of all gradients, if it can be read by the tables of the last step."""
-        if self._stepper is None:
-            return None
+        stepper = self._stepper or self._adopt()
+        if self._stages.no_norm:
+            raise ValueError(self._stages.no_norm)
         try:
-            return self._stepper.measure()
+            return stepper.measure()
         finally:
-            self._stepper.watch.release()
+            stepper.watch.release()
 
-    def _gradients(self) -> list[Tensor]:
-        """Return the gradients whose norm is taken; of sparse ones, the values of their rows."""
-        params = (param for group in self.param_groups for param in group[PARAMS])
-        found = (gradient for param in params if (gradient := param.grad) is not None)
-        return [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in found]
+    @abstractmethod
+    def _adopt(self) -> TorchStepper:
+        """Make a stepper for the groups, parameters and states as they are now."""
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group[PARAMS]]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and forget that the next step should clip them."""

@@ -26,12 +26,17 @@ from .device import AmpState
 from .gradients import GRAD, Gradients, has_plain_gradient, readable_gradient
 from .memory import alias_of, behind, is_distributed, local, slots_of_distributed
 from .parameter import TorchParameter
+from .shards import Shards
 from .sparse import Rows
 
 TABLE = exchange_table(Tensor)
 INCREMENT = getattr(torch._C, "_increment_version", increment_version)  # what that calls
 GRADIENT_TYPE = Tensor  # exactly: others are read in Python
 NO_COUNTS = np.zeros(0)
+SHARDS_ON_GPUS = (
+    "max_grad_norm and skip_nonfinite need the norm of parameters that are distributed over several GPUs, which a step "
+    "cannot take there: leave them out, and call the optimizer's clip_grad_norm_(max_norm) before the step"
+)
 
 
 def trains(param: Tensor) -> bool:
@@ -113,6 +118,7 @@ class TorchStepper(Stepper):
         self.rows: dict[int, Rows] = {}  # of the sparse gradients in the step under way
         self.devices_counted = False  # up to that step
         self.given = [parameter.given for parameter in self.parameters]
+        self.shards = Shards.of(self.given)
         # Watched are parameters and states; of distributed ones, the local part.
         self.objects = [tensor for parameter in self.parameters for tensor in parameter.written()]
         self.objects += self.counts.tensors if self.counts else []
@@ -187,12 +193,15 @@ class TorchStepper(Stepper):
         return result
 
     def measure(self) -> Measured | None:
-        """Return the norm of all gradients, by the tables of the last step; None if they do not fit these."""
+        """Return the norm of all gradients, by the tables of the last step; None if they do not fit these.
+
+        Where processes add up their parts, each of them would have to find that they fit.
+        """
         plan = self.plan
-        if self.part is None or plan.uses_gpus or not plan.launches or self.read() != 0:
+        if self.part is None or self.shards or plan.uses_gpus or not plan.launches or self.read() != 0:
             return None
         gradients = Gradients(self.watch, self.parameters, plan, 0)
-        if gradients.taking_part != plan.taking_part or any(map(is_distributed, self.given)):
+        if gradients.taking_part != plan.taking_part:
             return None
         plan.load(gradients)
         gradients.release()
@@ -237,12 +246,16 @@ class TorchStepper(Stepper):
     def can_repeat(self) -> bool:
         """Say whether the last step consists of launches and counts alone."""
         clock, shared = self.clock, self.counts is not None and self.counts.shared
+        if self.stages.measures and self.shards:  # then all processes add up their parts
+            return False
         if clock.assigned or not clock.can_describe:  # schedulers assign in every step, so that it would be in vain
             return False
         return bool(TABLE and self.part is not None and self.part.repeatable and not shared)
 
     def prepare(self, gradients: Gradients) -> None:
         """Find the tensors that are written, and the rows of sparse gradients."""
+        if self.stages.measures and self.shards and self.plan.uses_gpus:
+            raise ValueError(SHARDS_ON_GPUS)
         if gradients.sparse:
             self.clock.ask_now()
         self.rows = {i: self._rows(i, gradient, gradients.scale) for i, gradient in gradients.sparse.items()}
@@ -256,6 +269,12 @@ class TorchStepper(Stepper):
         if self.stages.clips_by_value:
             rows.clip(scale, self.stages.limit)
         return rows
+
+    def sum_squares(self, power: float) -> float:
+        """Return the sum of squares of all gradients in launches, times a power of two; of all processes."""
+        if self.shards is None:
+            return super().sum_squares(power)
+        return self.shards.sum_squares(self.plan.launches, self.plan.indices, power)
 
     def norms_beside(self, gradients: Gradients) -> list[float]:
         """Return the norms of sparse gradients."""
