@@ -2,6 +2,7 @@
 
 import math
 import re
+import unittest.mock
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,7 @@ from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
 import fastopt.torch
+from fastopt.step.plan import Plan
 
 KINDS = ["momentum", "adamw_amsgrad"]
 STAGES = {
@@ -151,6 +153,16 @@ def ddp_stages(kind, gradients, stages):
     compare(make, kind, STAGES[stages], assert_ranks_agree)
 
 
+def refused(act, words):
+    """Assert that something is refused with these words."""
+    try:
+        act()
+    except ValueError as error:
+        assert re.search(words, str(error)), error  # noqa: PT017
+    else:
+        raise AssertionError("not refused")
+
+
 # The norm of the whole
 
 PLACES = {
@@ -198,9 +210,10 @@ def assert_alike(number):
 def norm_of_the_whole(magnitude):
     """Each part counts once, whatever is sharded, replicated or plain; nothing overflows or is lost."""
     params, norm = mixed(*MAGNITUDES[magnitude])
-    opt = fastopt.torch.SGD(
-        [{"params": params[:3]}, {"params": params[3:], "lr": 0.5}], lr=0.25, max_grad_norm=math.inf
-    )
+    opt = fastopt.torch.SGD([{"params": params[:3]}, {"params": params[3:], "lr": 0.5}], lr=0.25)
+    for _ in range(3):  # which the extension repeats, until there is a norm to add up
+        opt.step()
+    opt.max_grad_norm = math.inf
     for _ in range(3):
         opt.step()
         assert_alike(float(opt.grad_norm))
@@ -230,6 +243,31 @@ def norm_with_gradients_of_one_rank():
 
 
 @check()
+def norm_of_gradients_placed_otherwise():
+    """Refused, as by the step."""
+    p = nn.Parameter(distribute_tensor(torch.zeros(4), two(), [Shard(0)]))
+    opt = fastopt.torch.SGD([p], lr=1.0)
+    p.grad = distribute_tensor(torch.ones(4), two(), [Replicate()])
+    for act in (lambda: opt.clip_grad_norm_(1.0), opt.step):
+        refused(act, "the gradient of parameter 0 is not distributed as its parameter is")
+    p.grad = distribute_tensor(torch.ones(4), two(), [Shard(0)])
+    assert float(opt.clip_grad_norm_(1.0)) == 2.0
+
+
+@check()
+def norm_over_gpus():
+    """A step refuses it, and goes on without."""
+    p = nn.Parameter(distribute_tensor(torch.zeros(4), two(), [Shard(0)]))
+    opt = fastopt.torch.SGD([p], lr=1.0, max_grad_norm=1.0)
+    p.grad = distribute_tensor(torch.ones(4), two(), [Shard(0)])
+    with unittest.mock.patch.object(Plan, "uses_gpus", True):
+        refused(opt.step, "several GPUs")
+    assert torch.equal(full(p), torch.zeros(4))
+    opt.step()
+    assert_close(full(p).numpy(), torch.full((4,), -0.5).numpy(), TORCH)
+
+
+@check()
 def first_step_skipped():
     """Where only one rank has a NaN: nothing is changed, made or counted on either."""
     net = sharded(two())
@@ -245,16 +283,6 @@ def first_step_skipped():
 
 
 # Shards that look like ordinary tensors
-
-
-def refused(act, words):
-    """Assert that something is refused with these words."""
-    try:
-        act()
-    except ValueError as error:
-        assert re.search(words, str(error)), error  # noqa: PT017
-    else:
-        raise AssertionError("not refused")
 
 
 def assert_norm_refused(net, make, inner, words):

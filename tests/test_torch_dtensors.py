@@ -141,6 +141,26 @@ def test_gradients_with_specs_of_their_own_are_repeated(kind, mesh, results):
     assert not steppers.TABLE or results == [REPEATED] * 3
 
 
+@both_readers
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_the_norm_of_a_mesh_of_one(kind, mesh, results):
+    """Nobody else has a part: steps are repeated, and the optimizer reads the norm by their tables."""
+    pair = Pair(kind, mesh, 1)
+    pair.optimizer.max_grad_norm = 0.5
+    for step in range(10):
+        pair.give()
+        norm = torch.nn.utils.clip_grad_norm_(pair.twins, 0.5)
+        if step == 6:
+            pair.optimizer.max_grad_norm = None
+        if step >= 6:
+            found = pair.optimizer.clip_grad_norm_(0.5)
+        pair.optimizer.step()
+        pair.twin.step()
+        assert float(found if step >= 6 else pair.optimizer.grad_norm) == pytest.approx(float(norm), rel=1e-6)
+    pair.assert_same()
+    assert not steppers.TABLE or results.count(REPEATED) >= 6
+
+
 # Gradients that are placed otherwise
 
 OTHERWISE = "is not distributed as its parameter is"
