@@ -36,7 +36,7 @@ def prepared(library, schedule=None, model=None, **options):
     return accelerator, *accelerator.prepare(*things)
 
 
-def train(accelerator, model, optimizer, loader, scheduler=None, clip=None, epochs=2):
+def train(accelerator, model, optimizer, loader, scheduler=None, clip=None, epochs=2, clips_in_step=False):
     """Train as accelerate's own examples do, and return what `assert_alike` compares, and the rates."""
     losses, rates = [], []
     for _ in range(epochs):
@@ -45,7 +45,11 @@ def train(accelerator, model, optimizer, loader, scheduler=None, clip=None, epoc
                 loss = torch.nn.functional.mse_loss(model(x), y)
                 accelerator.backward(loss)
                 if clip and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), clip)
+                    if clips_in_step:
+                        accelerator.unscale_gradients(optimizer)
+                        optimizer.optimizer.clip_grad_norm_(clip)
+                    else:
+                        accelerator.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
                 if scheduler is not None:
                     scheduler.step()
@@ -57,11 +61,14 @@ def train(accelerator, model, optimizer, loader, scheduler=None, clip=None, epoc
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("no", TORCH_TRAINING), ("bf16", AUTOCAST_TRAINING)])
 @pytest.mark.parametrize("accumulated", [1, 2])
-@pytest.mark.parametrize("clip", [None, 0.1])
-def test_training(clip, accumulated, precision, tolerance):
+@pytest.mark.parametrize(
+    ("clip", "in_step"), [(None, False), (0.1, False), (0.1, True)], ids=["plain", "clipped", "clipped in the step"]
+)
+def test_training(clip, in_step, accumulated, precision, tolerance):
     def run(library):
         options = {"gradient_accumulation_steps": accumulated, "mixed_precision": precision}
-        return train(*prepared(library, SCHEDULE, **options), clip=clip)[:2]
+        clips_in_step = in_step and library is fastopt.torch
+        return train(*prepared(library, SCHEDULE, **options), clip=clip, clips_in_step=clips_in_step)[:2]
 
     assert_alike(run, tolerance=tolerance)
 

@@ -16,8 +16,8 @@ PRECISIONS = {"32-true": TORCH_TRAINING, "bf16-mixed": AUTOCAST_TRAINING}
 SCHEDULE = Warmup(Cosine(1e-2, steps=15), steps=3)
 
 
-def module(library, optimize=None, **options):
-    """A LightningModule, optionally with manual optimization."""
+def module(library, optimize=None, clips_in_step=False, **options):
+    """A LightningModule, optionally with manual optimization, or with clipping inside the step."""
     import lightning
 
     class Module(lightning.LightningModule):
@@ -42,7 +42,11 @@ def module(library, optimize=None, **options):
             scheduler = SCHEDULE.torch_scheduler(optimizer)
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
-    return Module()
+    class ClippingModule(Module):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            optimizer.clip_grad_norm_(gradient_clip_val)
+
+    return ClippingModule() if clips_in_step else Module()
 
 
 def lightning_trainer(folder=".", **options):
@@ -76,6 +80,18 @@ def fit(trained, ckpt_path=None, **options):
 def test_automatic_optimization(options, precision):
     def train(library):
         return fit(module(library), precision=precision, **options)
+
+    assert_alike(train, tolerance=PRECISIONS[precision])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_clipping_inside_the_step(precision, accumulated):
+    """By Lightning's hook, as the recipe has it."""
+
+    def train(library):
+        running = module(library, clips_in_step=library is fastopt.torch)
+        return fit(running, precision=precision, gradient_clip_val=0.1, accumulate_grad_batches=accumulated)
 
     assert_alike(train, tolerance=PRECISIONS[precision])
 
@@ -124,9 +140,11 @@ def test_what_manual_optimization_may_ask_of_the_optimizer():
 
 
 @pytest.mark.parametrize(
-    ("clip", "options"), [(None, {}), (0.1, {}), (None, {"fused": True})], ids=["plain", "clipped", "fused"]
+    ("clip", "in_step", "options"),
+    [(None, False, {}), (0.1, False, {}), (0.1, True, {}), (None, False, {"fused": True})],
+    ids=["plain", "clipped", "clipped in the step", "fused"],
 )
-def test_float16_with_a_scaler(clip, options):
+def test_float16_with_a_scaler(clip, in_step, options):
     """Gradients are clipped after they are unscaled; a scale that is far too large makes it skip the first steps."""
 
     def train(library):
@@ -134,7 +152,8 @@ def test_float16_with_a_scaler(clip, options):
 
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
         plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
-        trained = fit(module(library, **options), plugins=[plugin], gradient_clip_val=clip, max_epochs=4)
+        running = module(library, clips_in_step=in_step and library is fastopt.torch, **options)
+        trained = fit(running, plugins=[plugin], gradient_clip_val=clip, max_epochs=4)
         assert scaler.get_scale() < 2.0**20
         return trained
 

@@ -15,9 +15,14 @@ STEPS = 8
 SCHEDULE = Warmup(Cosine(1e-2, steps=6), steps=2)
 
 
-def trainer(folder, optimizers=(None, None), model=None, **options):
+def trainer(folder, optimizers=(None, None), model=None, clips_in_step=False, **options):
     """A Trainer that logs every step, and saves in the middle."""
     from transformers import Trainer, TrainingArguments
+
+    class ClippingTrainer(Trainer):
+        def _clip_grad_norm(self, model):
+            self.accelerator.unscale_gradients()
+            return self.optimizer.optimizer.clip_grad_norm_(self.args.max_grad_norm)
 
     arguments = TrainingArguments(
         str(folder),
@@ -30,7 +35,8 @@ def trainer(folder, optimizers=(None, None), model=None, **options):
         use_cpu=True,
         **{"max_grad_norm": 0.0, "save_strategy": "no"} | options.pop("arguments", {}),
     )
-    return Trainer(model or language_model(), arguments, train_dataset=texts(), optimizers=optimizers, **options)
+    kind = ClippingTrainer if clips_in_step else Trainer
+    return kind(model or language_model(), arguments, train_dataset=texts(), optimizers=optimizers, **options)
 
 
 def losses(trained):
@@ -61,6 +67,39 @@ def test_its_own_scheduler(tmp_path, arguments, tolerance):
         return losses(running), model
 
     assert_alike(train, tolerance=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tolerance"),
+    [
+        ({}, TORCH_TRAINING),
+        ({"gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine"}, TORCH_TRAINING),
+        ({"bf16": True}, AUTOCAST_TRAINING),
+    ],
+    ids=["plain", "accumulated, cosine", "mixed precision"],
+)
+def test_clipping_inside_the_step(tmp_path, monkeypatch, arguments, tolerance):
+    """As the recipe has it: the same training, and the same norms in the log, without torch's function."""
+    from accelerate import Accelerator
+
+    norms = {}
+
+    def train(library):
+        model = language_model()
+        own = library is fastopt.torch
+        arguments_of_both = arguments | {"max_grad_norm": 0.1}
+        running = trainer(tmp_path, (adamw(library, model), None), model, own, arguments=arguments_of_both)
+        with monkeypatch.context() as patched:
+            if own:
+                patched.delattr(Accelerator, "clip_grad_norm_")
+            running.train()
+        norms[library] = [entry["grad_norm"] for entry in running.state.log_history if "grad_norm" in entry]
+        return losses(running), model
+
+    assert_alike(train, tolerance=tolerance)
+    assert min(norms[torch.optim]) > 0.1
+    assert len(norms[torch.optim]) == STEPS
+    np.testing.assert_allclose(norms[fastopt.torch], norms[torch.optim], rtol=tolerance)
 
 
 def test_a_schedule_as_its_scheduler(tmp_path):
