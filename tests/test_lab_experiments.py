@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -149,6 +150,31 @@ def test_the_theory_of_rattling():
     for _ in range(1000):
         squares = (1 - lr * bounce.CURVATURES) ** 2 * squares + (lr * noise) ** 2
     assert bounce.rattling(lr, noise) == pytest.approx(np.sqrt(squares.sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9])
+def test_the_theory_of_an_average(decay):
+    """The mean squares of point and average, and of their product, are a fixed point of a step."""
+    lr, noise = 0.3, 2.0
+    kept = 1 - lr * bounce.CURVATURES
+    points, products, averages = np.zeros((3, 2))
+    for _ in range(1000):
+        points = kept**2 * points + (lr * noise) ** 2
+        between = kept * products  # of the new point and the old average
+        products = decay * between + (1 - decay) * points
+        averages = decay**2 * averages + 2 * decay * (1 - decay) * between + (1 - decay) ** 2 * points
+    assert bounce.rattling(lr, noise, decay) == pytest.approx(np.sqrt(averages.sum()), rel=1e-12)
+
+
+def test_the_average_comes_closer_than_the_point():
+    """As close as theory says; it is the optimizer's own, of the path at the constant rate."""
+    numbers = lab.bounce(runs=200)[1]
+    assert bounce.late(numbers["average"]["mean_distance"]) == pytest.approx(numbers["expected_average"], rel=0.1)
+    assert numbers["expected_average"] < 0.3 * numbers["expected"]
+    average = np.array(bounce.START)
+    for point, got in zip(numbers["constant"]["path"][1:], numbers["average"]["path"][1:], strict=True):
+        average = 0.98 * average + 0.02 * np.array(point)
+        np.testing.assert_allclose(got, average, rtol=1e-9, atol=1e-12)
 
 
 def test_digits_are_split_once_and_for_all():
@@ -570,17 +596,19 @@ def test_the_slope_of_the_cliff():
     assert_gradient(gradients.loss, gradients.gradient, points)
 
 
-def test_clipping_keeps_the_direction():
-    """And a norm up to the largest one."""
+def test_each_point_is_clipped_by_its_own_norm():
+    """As if it were alone."""
     vectors = np.array([[3.0, 4.0], [0.03, 0.04], [0.0, 0.0]])
-    np.testing.assert_allclose(gradients.clip(vectors, 1.0), [[0.6, 0.8], [0.03, 0.04], [0.0, 0.0]])
+    points = np.zeros((3, 2))
+    gradients.OneForEach(partial(fastopt.SGD, lr=1.0, max_grad_norm=1.0), points).step(vectors)
+    np.testing.assert_allclose(points, [[-0.6, -0.8], [-0.03, -0.04], [0.0, 0.0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_plain_descent_is_thrown_off_the_cliff_and_clipped_descent_is_not(seed):
     """From the picture's start, and from most around it."""
-    cliff = gradients.descents(lr=0.2, max_norm=0.3, steps=300, starts=40, seed=seed)
-    plain, clipped = cliff["ways"]["plain"], cliff["ways"]["clipped"]
+    cliff = gradients.descents(lr=0.2, max_norm=0.3, max_value=0.3, steps=300, starts=40, seed=seed)
+    plain, clipped, by_value = (cliff["ways"][name] for name in ("plain", "by norm", "by value"))
     step = plain["thrown_at"]
     assert step is not None
     assert plain["gradient_norm"][step - 1] > 10 * cliff["max_norm"]
@@ -592,6 +620,24 @@ def test_plain_descent_is_thrown_off_the_cliff_and_clipped_descent_is_not(seed):
     assert plain["low_share"] + plain["thrown_share"] <= 1
     jumps = np.linalg.norm(np.diff(clipped["path"], axis=0), axis=1)
     assert jumps.max() <= 0.2 * 0.3 * (1 + 1e-12)
+    assert by_value["thrown_share"] == 0
+    assert plain["low_share"] < by_value["low_share"] < clipped["low_share"]
+    moved = np.diff(by_value["path"], axis=0)
+    assert np.abs(moved).max() <= 0.2 * 0.3 * (1 + 1e-12)
+    assert np.linalg.norm(moved, axis=1).max() > 0.2 * 0.3 * 1.3  # in another direction than the gradient
+
+
+def test_an_infinite_gradient_is_skipped_or_clipped_by_value_and_lost_by_norm():
+    """Both go on; the skipped step goes nowhere, and the one that is clipped by value as far as it may."""
+    infinite = gradients.infinite_step(lr=0.2, max_norm=0.3, max_value=0.3, steps=40)
+    at = infinite["step"]
+    paths = {name: np.array(way["path"], float) for name, way in infinite["ways"].items()}
+    np.testing.assert_array_equal(paths["by norm"][:at], paths["skipped"][:at])
+    assert np.isnan(paths["by norm"][at:]).all()
+    np.testing.assert_array_equal(paths["skipped"][at], paths["skipped"][at - 1])
+    np.testing.assert_allclose(np.abs(np.diff(paths["by value"], axis=0)[at - 1]), 0.2 * 0.3)
+    assert [way["skipped_steps"] for way in infinite["ways"].values()] == [0, 0, 1]
+    assert len(gradients.finite(infinite["ways"]["by norm"]["path"])) == at
 
 
 def test_sigmoids_lose_the_gradient_layer_by_layer_and_relus_do_not():
@@ -624,14 +670,14 @@ def test_deep_networks_begin_as_they_should(name, gain):
 
 def test_descents_that_both_leave_are_both_told():
     """In rows of their own, and in words."""
-    numbers = {**experiment("gradients")[1], "cliff": gradients.descents(2.0, 0.5, 300, 5, seed=0)}
-    assert all(way["thrown_at"] is not None for way in numbers["cliff"]["ways"].values())
+    numbers = {**experiment("gradients")[1], "cliff": gradients.descents(2.0, 0.5, 0.5, 300, 5, seed=0)}
+    assert [way["thrown_at"] is None for way in numbers["cliff"]["ways"].values()] == [False, False, False]
     figure, axes = look.new_figure([["map", "norm"]])
     gradients.draw_cliff(axes, numbers["cliff"])
     figure.draw_without_rendering()
-    plain, clipped = (Text.get_window_extent(text) for text in axes["map"].texts[1:])  # without their arrows
-    assert clipped.y1 <= plain.y0
-    assert gradients.report(numbers).count("is thrown off the map by step") == 2
+    plain, *clipped = (Text.get_window_extent(text) for text in axes["map"].texts[1:])  # without their arrows
+    assert clipped[1].y1 <= clipped[0].y0 < clipped[0].y1 <= plain.y0
+    assert gradients.report(numbers).count("is thrown off the map by step") == 3
 
 
 def test_dead_units_are_counted():
@@ -643,7 +689,7 @@ def test_dead_units_are_counted():
 
 def test_descent_that_overflows_is_told_and_fits_json():
     """A rate far too high."""
-    numbers = gradients.descents(lr=1000.0, max_norm=1e9, steps=50, starts=2, seed=0)
+    numbers = gradients.descents(lr=1000.0, max_norm=1e9, max_value=1e9, steps=50, starts=2, seed=0)
     for way in numbers["ways"].values():
         assert way["thrown_at"] is not None
         assert all(value is None or np.isfinite(value) for value in way["loss"] + way["gradient_norm"])

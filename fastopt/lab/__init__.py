@@ -37,7 +37,7 @@ class Experiment:
 
 EXPERIMENTS = {
     "landscape": Experiment("which ways of descending get past potholes", landscape, landscape_report),
-    "bounce": Experiment("noisy gradients: a constant rate rattles, a decaying one homes in", bounce, bounce_report),
+    "bounce": Experiment("noisy gradients: a constant rate rattles, its average homes in", bounce, bounce_report),
     "schedules": Experiment("every learning-rate schedule in a panel of its own", schedules, schedules_report),
     "sparse": Experiment("why AdaGrad, RMSProp and Adam: a weight that few pairs affect", sparse, sparse_report),
     "digits": Experiment("rules and schedules train a network on handwritten digits", digits, digits_report),

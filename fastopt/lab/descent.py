@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..base import Optimizer
 from ..checks import Number, Several
 from .network import Array
 
 Gradient = Callable[[Array], Array]  # points, shape (..., 2) -> their gradients, in the same shape
 
 
-def descend(make_optimizer: Callable[[Array], Optimizer], gradient: Gradient, start: Array, steps: int) -> Array:
+class Steps(Protocol):
+    """What moves points: an optimizer, or several."""
+
+    def step(self, gradients: Any, /) -> Any:
+        """Take a step."""
+
+
+Moving = TypeVar("Moving", bound=Steps)
+
+
+def follow(
+    make_optimizer: Callable[[Array], Moving], gradient: Gradient, start: Array, steps: int
+) -> Iterator[tuple[Array, Moving]]:
+    """Yield points, which change in place, and the optimizer that moves them: before the first step and after each."""
+    points = np.array(start, np.float64)
+    optimizer = make_optimizer(points)
+    yield points, optimizer
+    for _ in range(steps):
+        optimizer.step(gradient(points))
+        yield points, optimizer
+
+
+def descend(make_optimizer: Callable[[Array], Steps], gradient: Gradient, start: Array, steps: int) -> Array:
     """Return the path of points that an optimizer moves.
 
     Parameters
@@ -32,13 +53,9 @@ def descend(make_optimizer: Callable[[Array], Optimizer], gradient: Gradient, st
     ndarray, shape (steps + 1, ..., 2)
         The points before the first step and after each step.
     """
-    points = np.array(start, np.float64)
-    path = np.empty((steps + 1, *points.shape))
-    path[0] = points
-    optimizer = make_optimizer(points)
-    for step in range(steps):
-        optimizer.step(gradient(points))
-        path[step + 1] = points
+    path = np.empty((steps + 1, *np.shape(start)))
+    for step, (points, _) in enumerate(follow(make_optimizer, gradient, start, steps)):
+        path[step] = points
     return path
 
 

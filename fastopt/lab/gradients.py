@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ..checks import Count, Number
 from ..optimizers import SGD, Adagrad
 from ..progress import track
 from . import look, network, training
-from .descent import descend
+from .descent import descend, follow
 from .digits import load
 from .network import RELU, SIGMOID, Activation, Array
 
@@ -32,12 +32,16 @@ EXTENT = (3.6, 6.6), (-3.6, -1.0)  # of the map; a point that leaves it is throw
 CLIFF = (5.72, -3.22)  # the position of the label on the map
 LOW = 0.01  # below this loss a descent has found the valley
 
+LINES = {"plain": (1.5, 3.5), "by norm": (0.9, 3.2), "by value": (1.5, 3)}  # width, and order where paths coincide
+
 UNITS = 32  # of each hidden layer
 BATCH = 32
 DEAD = 0.01  # a unit is dead if its outputs for all training images differ by less
 GUESSING = math.log(10)  # the loss of a network that gives each digit the same probability
 
-WAYS = {"plain": look.PALETTE[2], "clipped": look.PALETTE[1]}
+WAYS = {"plain": look.PALETTE[2], "by norm": look.PALETTE[1], "by value": look.PALETTE[4]}
+LABELS = {"plain": "plain descent", "by norm": "descent clipped by norm", "by value": "descent clipped by value"}
+INFINITE = {"by norm": look.PALETTE[1], "by value": look.PALETTE[4], "skipped": look.PALETTE[7]}
 RUNS = {
     "sigmoid, sgd": look.RULE_COLOURS["sgd"],
     "sigmoid, adagrad": look.RULE_COLOURS["adagrad"],
@@ -81,11 +85,16 @@ def gradient(points: Array) -> Array:
     return total
 
 
-def clip(vectors: Array, max_norm: float) -> Array:
-    """Return vectors, shape (..., 2), those with a norm above max_norm scaled down to it."""
-    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    clipped: Array = vectors * (max_norm / np.maximum(norm, max_norm))
-    return clipped
+class OneForEach:
+    """An optimizer for each of several points, since the norm by which one clips is that of all its gradients."""
+
+    def __init__(self, make_optimizer: Callable[[Array], Optimizer], points: Array) -> None:
+        self.optimizers = [make_optimizer(point) for point in points]
+
+    def step(self, gradients: Array) -> None:
+        """Take a step with the gradient of each point."""
+        for optimizer, each in zip(self.optimizers, gradients, strict=True):
+            optimizer.step(each)
 
 
 def inside(points: Array) -> Array:
@@ -102,18 +111,19 @@ def plain(values: Any) -> Any:
     return objects.tolist()
 
 
-def descents(lr: float, max_norm: float, steps: int, starts: int, seed: int) -> dict[str, Any]:
+def descents(lr: float, max_norm: float, max_value: float, steps: int, starts: int, seed: int) -> dict[str, Any]:
     """Descend from the start and from random starts around it, with plain and with clipped gradients."""
     around = np.random.default_rng(seed).uniform(-AROUND, AROUND, (starts, 2))
     everywhere = START + np.vstack([[0.0, 0.0], around])  # the first path is the picture's
 
-    def clipped(points: Array) -> Array:
-        return clip(gradient(points), max_norm)
-
+    stages: dict[str, dict[str, Any]] = {
+        "plain": {}, "by norm": {"max_grad_norm": max_norm}, "by value": {"clip_grad_value": max_value},
+    }  # fmt: skip
     ways = {}
-    for name, followed in track({"plain": gradient, "clipped": clipped}.items(), "descending"):
+    for name, options in track(stages.items(), "descending"):
+        make = partial(OneForEach, partial(SGD, lr=lr, **options))
         with np.errstate(over="ignore", invalid="ignore"):  # a second cliff, far out, may throw points to infinity
-            path = descend(partial(SGD, lr=lr), followed, everywhere, steps)
+            path = descend(make, gradient, everywhere, steps)
             out = ~inside(path)
             first = path[:, 0]
             stays: Array = np.logical_not(out.any(axis=0))
@@ -126,9 +136,32 @@ def descents(lr: float, max_norm: float, steps: int, starts: int, seed: int) -> 
                 "low_share": float((stays[1:] & (loss(path[-1, 1:]) < LOW)).mean()),
             }
     return {
-        "start": list(START), "lr": lr, "max_norm": max_norm, "steps": steps, "starts": starts, "seed": seed,
-        "ways": ways,
+        "start": list(START), "lr": lr, "max_norm": max_norm, "max_value": max_value, "steps": steps, "starts": starts,
+        "seed": seed, "ways": ways, "infinite": infinite_step(lr, max_norm, max_value, steps),
     }  # fmt: skip
+
+
+def infinite_step(lr: float, max_norm: float, max_value: float, steps: int) -> dict[str, Any]:
+    """Descend from the start, with a gradient that is infinite in one step, as a faulty batch makes it."""
+    at = steps // 2
+    stages: dict[str, dict[str, Any]] = {
+        "by norm": {"max_grad_norm": max_norm},
+        "by value": {"clip_grad_value": max_value},
+        "skipped": {"max_grad_norm": max_norm, "skip_nonfinite": True},
+    }
+    ways = {}
+    for name, options in stages.items():
+        count = iter(range(1, steps + 1))
+
+        def broken(points: Array, count: Iterator[int] = count) -> Array:
+            slope = gradient(points)
+            return np.copysign(np.inf, slope) if next(count) == at else slope
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            followed = follow(partial(SGD, lr=lr, **options), broken, np.array(START), steps)
+            found = [(points.copy(), optimizer.skipped_steps) for points, optimizer in followed]
+        ways[name] = {"path": plain([point for point, _ in found]), "skipped_steps": found[-1][1]}
+    return {"step": at, "ways": ways}
 
 
 def train(run: Run, x: Array, y: Array, *, layers: int, epochs: int, seed: int) -> Iterator[dict[str, Array]]:
@@ -209,13 +242,15 @@ def gradients(
     layers: int = 8,
     epochs: int = 40,
     seed: int = 0,
+    max_value: float = 0.3,
 ) -> tuple[Figure, dict[str, Any]]:
     """Show exploding gradients and what clipping does, and vanishing gradients and what helps.
 
     Gradients explode in a recurrent unit [1]_: ``x_t = w * sigmoid(x_{t-1}) + b`` for t from 1 to 50, with
-    ``x_0 = 0.5`` and the loss ``(sigmoid(x_50) - 0.7)**2`` of (w, b), which has a cliff beside its valley. Two descents
-    go from one start at the same rate, without momentum: a plain one, and one whose gradient g is clipped by its norm,
-    ``g <- g * min(1, max_norm / |g|)``.
+    ``x_0 = 0.5`` and the loss ``(sigmoid(x_50) - 0.7)**2`` of (w, b), which has a cliff beside its valley. Three
+    descents go from one start at the same rate, without momentum: a plain one, one whose gradient g is clipped by its
+    norm, ``g <- g * min(1, max_norm / |g|)``, and one in which each component is clipped to [-max_value, max_value].
+    Three more have an infinite gradient halfway: clipped by its norm, clipped by value, or skipped.
 
     Gradients vanish in a network with many hidden layers of 32 units, on the handwritten digits: with sigmoids and
     weights of variance 1 / inputs, trained by SGD and by AdaGrad from the same start. For comparison, a network with
@@ -224,7 +259,7 @@ def gradients(
     Parameters
     ----------
     lr : float, default 0.2
-        The learning rate of the two descents.
+        The learning rate of the descents.
     max_norm : float, default 0.3
         The norm to which gradients are clipped; above 0.
     steps : int, default 300
@@ -241,16 +276,20 @@ def gradients(
         The number of passes over the training images, in batches of 32; 1 or more.
     seed : int, default 0
         The seed of the random starts, of the networks' first weights and of their batches.
+    max_value : float, default 0.3
+        The size to which components of gradients are clipped; above 0.
 
     Returns
     -------
     figure : matplotlib.figure.Figure
-        The two paths over a map of the loss, and the gradient's norm at each step; for the networks, the first step by
-        layer, the loss by epoch, and the dead units.
+        The paths over a map of the loss, the gradient's norm at each step, and the loss around an infinite gradient;
+        for the networks, the first step by layer, the loss by epoch, and the dead units.
     numbers : dict
         ``{"cliff": {"ways": {"plain": {"path": ..., "loss": ..., "gradient_norm": ..., "thrown_at": ...,
-        "thrown_share": ..., "low_share": ...}, "clipped": {...}}, ...}, "network": {"runs": {run: {"gradient_norm":
-        ..., "first_step": ..., "dead_at_start": ..., "dead": ..., "loss": ...}}, ...}}``. ``thrown_at`` is the step
+        "thrown_share": ..., "low_share": ...}, "by norm": {...}, "by value": {...}}, "infinite": {"step": ..., "ways":
+        {"by norm": {"path": ..., "skipped_steps": ...}, "by value": {...}, "skipped": {...}}}, ...}, "network":
+        {"runs": {run: {"gradient_norm": ..., "first_step": ..., "dead_at_start": ..., "dead": ..., "loss": ...}},
+        ...}}``. ``thrown_at`` is the step
         that leaves the map, or None. The shares are those of the random starts that leave the map, and that stay and
         end at a loss below 0.01. For each layer's weights, ``gradient_norm`` is the norm of the gradient at the start,
         over all training images, and ``first_step`` the norm of the resulting step divided by the rate; for SGD the two
@@ -276,6 +315,7 @@ def gradients(
     """
     lr = Number("learning rate", 1e-6, 1e3).check("lr", lr)
     max_norm = Number("norm", 1e-9, 1e9).check("max_norm", max_norm)
+    max_value = Number("value", 1e-9, 1e9).check("max_value", max_value)
     steps = Count(1, 2**20).check("steps", steps)
     starts = Count(1, 2**20).check("starts", starts)
     sgd_lr = Number("learning rate", 1e-6, 1e3).check("sgd_lr", sgd_lr)
@@ -283,21 +323,25 @@ def gradients(
     layers = Count(1, 2**6).check("layers", layers)
     epochs = Count(1, 2**20).check("epochs", epochs)
     seed = Count().check("seed", seed)
-    figure, axes = look.new_figure([["map", "map", "norm"], ["first step", "loss", "dead"]], height=7.2)
+    figure, axes = look.new_figure(
+        [["map", "map", "norm"], ["map", "map", "infinite"], ["first step", "loss", "dead"]],
+        height=9.0, height_ratios=(1, 1, 1.4),
+    )  # fmt: skip
     numbers = {
-        "cliff": descents(lr, max_norm, steps, starts, seed),
+        "cliff": descents(lr, max_norm, max_value, steps, starts, seed),
         "network": trainings(sgd_lr, adagrad_lr, layers, epochs, seed),
     }
     draw_cliff(axes, numbers["cliff"])
+    draw_infinite_step(axes["infinite"], numbers["cliff"]["infinite"])
     draw_network(axes, numbers["network"])
-    look.add_legend(figure, axes["norm"])
+    look.add_legend(figure, axes["map"])
     handles, labels = axes["first step"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=look.FONT_SIZE)
     return figure, numbers
 
 
 def draw_cliff(axes: dict[str, Axes], cliff: dict[str, Any]) -> None:
-    """Draw both paths over the map, and their gradients, up to the step that leaves the map."""
+    """Draw the paths over the map, and their gradients, up to the step that leaves the map."""
     look.draw_landscape(axes["map"], loss, *EXTENT)
     axes["map"].set(xlabel="w", ylabel="b")
     axes["map"].text(*CLIFF, "cliff", rotation=-20, fontsize=look.FONT_SIZE, ha="center", va="center")
@@ -305,18 +349,42 @@ def draw_cliff(axes: dict[str, Axes], cliff: dict[str, Any]) -> None:
     thrown = 0
     for name, way in cliff["ways"].items():
         path, norms = until_thrown(way)
-        order = 3.5 if name == "plain" else 3  # where the paths coincide, the shorter one is on top
-        look.draw_path(axes["map"], path, name, WAYS[name]).set_zorder(order)
+        width, order = LINES[name]
+        look.draw_path(axes["map"], path, LABELS[name], WAYS[name], width).set_zorder(order)
         axes["norm"].plot(
-            range(1, len(norms) + 1), norms, color=WAYS[name], linewidth=1.1, zorder=order, label=f"{name} gradient",
-            marker="o", markevery=[-1], markersize=4,
+            range(1, len(norms) + 1), norms, color=WAYS[name], linestyle="none", marker="o", markersize=2,
+            zorder=order,
         )  # fmt: skip
         if way["thrown_at"] is not None:
             point_out(axes["map"], path, name, row=thrown)
             thrown += 1
-    axes["norm"].axhline(cliff["max_norm"], color="black", linewidth=1.2, linestyle=":", label="max_norm")
+    axes["norm"].axhline(cliff["max_norm"], color="black", linewidth=1.2, linestyle=":")
+    axes["norm"].set_title(f"dotted: max_norm = {cliff['max_norm']:g}", fontsize=look.SMALL)
     axes["norm"].set(yscale="log", ylabel="norm of the gradient")
     look.label_epochs(axes["norm"], "step")
+
+
+def draw_infinite_step(axes: Axes, infinite: dict[str, Any]) -> None:
+    """Draw w around an infinite gradient; a cross where it becomes NaN."""
+    for name, way in infinite["ways"].items():
+        path = finite(way["path"])
+        ends = len(path) < len(way["path"])
+        axes.plot(
+            path[:, 0], color=INFINITE[name], linewidth=1.1, zorder=4 if ends else 3,
+            label=f"{name}: NaN" if ends else name, marker="X" if ends else "o", markevery=[-1], markersize=6,
+        )  # fmt: skip
+    axes.axvline(infinite["step"], color="black", linewidth=1, linestyle=":")
+    axes.set_title(f"step {infinite['step']} has an infinite gradient", fontsize=look.SMALL)
+    axes.set_ylabel("w")
+    axes.legend(fontsize=look.SMALL, framealpha=1, edgecolor="none")
+    look.label_epochs(axes, "step")
+
+
+def finite(path: Sequence[Any]) -> Array:
+    """Return a path up to the first point that is not finite."""
+    points = np.array(path, float)
+    known = np.isfinite(points).all(axis=-1)
+    return points if known.all() else points[: int(known.argmin())]
 
 
 def until_thrown(way: dict[str, Any]) -> tuple[Array, Array]:
@@ -383,8 +451,8 @@ def report(numbers: dict[str, Any]) -> str:
             f"{name:18} {sum(run['dead_at_start']):>12} {sum(run['dead']):>16} "
             f"{shown(run['gradient_norm'][0], '.2g'):>18} {shown(run['loss'][-1], '.3g'):>11}"
         )
-    ends = [f"{name} descent {said_of_way(way)}" for name, way in cliff["ways"].items()]
-    said = f"From {tuple(cliff['start'])}, with max_norm {cliff['max_norm']:g}: {'; '.join(ends)}."
+    ends = [f"{LABELS[name]} {said_of_way(way)}" for name, way in cliff["ways"].items()]
+    said = f"From {tuple(cliff['start'])}: {'; '.join(ends)}. {said_of_infinite_step(cliff['infinite'])}"
     return "\n".join([*lines, "", said, *said_of_network(found)])
 
 
@@ -396,6 +464,15 @@ def said_of_way(way: dict[str, Any]) -> str:
     w, b = (shown(each, ".1f") for each in way["path"][step])
     norm = shown(way["gradient_norm"][step - 1], ".3g")
     return f"is thrown off the map by step {step}, whose gradient has the norm {norm}, to w = {w}, b = {b}"
+
+
+def said_of_infinite_step(infinite: dict[str, Any]) -> str:
+    """Describe how the descents with an infinite gradient end."""
+    ends = []
+    for name, way in infinite["ways"].items():
+        w = way["path"][-1][0]
+        ends.append(f"{name}, {'w is lost' if w is None else f'w ends at {w:.2f}'}")
+    return f"Where the gradient of step {infinite['step']} is infinite: {'; '.join(ends)}."
 
 
 def said_of_network(found: dict[str, Any]) -> list[str]:
