@@ -17,7 +17,7 @@ from fastopt.files import replacing
 from fastopt.progress import track
 from fastopt.rules import RULES as REGISTRY
 
-from . import embedding, gpu_host, limit, quiet, report
+from . import embedding, gpu_host, limit, quiet, report, stages
 from . import plot as chart
 from .contenders import CONTENDERS, FASTOPT, HAS_OPTAX, HAS_TORCH, NUMPY, RULES, Step, make
 from .iteration import iterations
@@ -94,6 +94,7 @@ def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> repor
         "embedded": None if quick else in_loops(pace),
         "gpu_host": None if quick else hosts_of_gpus(pace),
         "torch": None if quick or not HAS_TORCH else in_torch(workloads, pace),
+        "stages": None if quick else of_stages(workloads, pace),
     }
 
 
@@ -236,8 +237,19 @@ def in_torch(workloads: Sequence[Workload], pace: Pace) -> InTorch:
     }
 
 
+def of_stages(workloads: Sequence[Workload], pace: Pace) -> list[stages.Stage]:
+    """Measure clipping and averages: in NumPy, in torch, and in a trainer for torch."""
+    found = stages.in_numpy(workloads, pace)
+    if HAS_TORCH:
+        from . import torch_stages, trainer
+
+        found += torch_stages.in_torch(workloads, pace)
+        found += where_installed(trainer.iterations, pace) or []
+    return found
+
+
 def where_installed(iterations: Callable[[Pace], Measured], pace: Pace) -> Measured | None:
-    """Measure whole training iterations if the lab's data are installed."""
+    """Measure whole training iterations if what they train, or train with, is installed."""
     try:
         return iterations(pace)
     except ImportError as error:

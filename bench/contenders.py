@@ -35,8 +35,9 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "nesterov": case("nesterov", lr=LR),
     "adagrad": case("adagrad", lr=LR, eps=EPS),
     "adam": case("adam", lr=LR, betas=(BETA1, BETA2), eps=ADAM_EPS),
+    "adamw": case("adamw", lr=LR, betas=(BETA1, BETA2), eps=ADAM_EPS),
 }
-RULES = tuple(OPTIMIZERS)
+RULES = ("momentum", "nesterov", "adagrad", "adam")  # those that all contenders have
 
 # torch's modes of the same update: one operation on one tensor at a time, the default on the CPU; one operation on all
 # tensors; and all operations fused.
@@ -165,7 +166,7 @@ def optax_step(arrays: Arrays, rule: str) -> Step:
     return OptaxStep(arrays, makers[rule])
 
 
-def optimizer(library: Any, params: Any, rule: str, **mode: bool) -> Any:
+def optimizer(library: Any, params: Any, rule: str, **more: Any) -> Any:
     """Make an optimizer; `fastopt`, `fastopt.torch` and `torch.optim` have the same names of classes and options.
 
     Parameters
@@ -174,11 +175,11 @@ def optimizer(library: Any, params: Any, rule: str, **mode: bool) -> Any:
     params : sequence
         Arrays or tensors, as the library takes them.
     rule : str
-    **mode
+    **more
         Options that only this library has.
     """
     name, options = OPTIMIZERS[rule]
-    return getattr(library, name)(params, **options, **mode)
+    return getattr(library, name)(params, **options, **more)
 
 
 def bound_step(arrays: Arrays, rule: str) -> Step:

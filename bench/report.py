@@ -16,7 +16,7 @@ import fastopt
 from fastopt.extras import require
 from fastopt.progress import console
 
-from . import torch_report
+from . import stages_report, torch_report
 from .contenders import BY_HAND, FASTOPT, FRESH, NUMPY, OPTAX, TORCH_MODES
 from .embedding import Embedded
 from .gpu_host import NEW, STAYING, Host
@@ -24,6 +24,7 @@ from .iteration import Iterations
 from .measure import MODES, Timing
 from .rounds import reasons
 from .schedules import Evaluations
+from .stages import Stage
 from .text import UNSTABLE, Lines, duration, markdown_table, percent, table, times, unstable
 from .workloads import title
 
@@ -100,7 +101,7 @@ class Report(TypedDict):
     """Everything that a run measured.
 
     `iteration` is None if the lab's data are not installed, `torch` if torch is not, `gpu_host` without the extension;
-    a quick run has None for the last five.
+    a quick run has None for the last six.
     """
 
     machine: Machine
@@ -111,6 +112,7 @@ class Report(TypedDict):
     embedded: Embedded | None
     gpu_host: list[Host] | None
     torch: torch_report.InTorch | None
+    stages: list[Stage] | None
 
 
 def cpu_model() -> str:
@@ -391,6 +393,9 @@ def show_tables(report: Report, console: Any) -> None:
         console.print(table(on_hosts(hosts), 2, HOSTS))
     if steps := report.get("torch"):
         torch_report.show(steps, console)
+    if stages := report.get("stages"):
+        console.print()
+        console.print(table(stages_report.comparison(stages), stages_report.NAMES, stages_report.TITLE))
 
 
 def full_table(report: Report) -> Any:
@@ -443,6 +448,8 @@ def markdown(report: Report) -> str:
         lines += ["", f"{HOSTS}: {ABOUT_HOSTS}", "", *markdown_table(on_hosts(hosts), 2)]
     if steps := report.get("torch"):
         lines += ["", *torch_report.markdown(steps)]
+    if stages := report.get("stages"):
+        lines += ["", *stages_report.markdown(stages)]
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -21,7 +21,7 @@ import fastopt.torch
 
 from .contenders import DEEPSPEED, FASTOPT_TORCH, OPTIMIZERS, RULES, TORCH_MODES, Step, optimizer
 from .measure import WARM_UP, Pace, each_after, settled
-from .rounds import reasons
+from .rounds import Rounds, reasons
 from .workloads import Arrays, Workload
 
 SHARE = 0.5  # of an optimizer workload's time: there is one mode, not two
@@ -140,13 +140,8 @@ def make(name: str, rule: str, params: Sequence[Tensor]) -> Step:
 
 def compared(tensors: Tensors, rule: str, pace: Pace, names: Iterable[str] = tuple(CONTENDERS)) -> Iterator[Comparison]:
     """Compare contenders on the same parameters by one rule; their states are gone afterwards."""
-    contestants = {name: make(name, rule, tensors.params) for name in names}
-    for _ in range(WARM_UP - 1):  # the mode takes one more, to see how long a step is
-        for step in contestants.values():
-            tensors.backward()
-            step()
-    rounds = settled(contestants, each_after(tensors.backward), pace, (FASTOPT_TORCH,))
-    for name in contestants:
+    rounds = side_by_side(tensors, {name: make(name, rule, tensors.params) for name in names}, pace)
+    for name in rounds.names:
         seconds, ratio = rounds.seconds(name), rounds.ratio(name, FASTOPT_TORCH)
         yield {
             "implementation": name,
@@ -155,6 +150,15 @@ def compared(tensors: Tensors, rule: str, pace: Pace, names: Iterable[str] = tup
             "rounds": len(rounds.of(name)),
             "unstable": reasons(seconds=seconds, ratio=ratio),
         }
+
+
+def side_by_side(tensors: Tensors, contestants: Mapping[str, Step], pace: Pace) -> Rounds:
+    """Time steps, one of which is fastopt.torch's, each after a backward that makes new gradients."""
+    for _ in range(WARM_UP - 1):  # the mode takes one more, to see how long a step is
+        for step in contestants.values():
+            tensors.backward()
+            step()
+    return settled(contestants, each_after(tensors.backward), pace, (FASTOPT_TORCH,))
 
 
 def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:
