@@ -33,9 +33,12 @@ from fastopt.bench import (
     report,
     rounds,
     schedules,
+    stages,
     tensors,
     torch_iteration,
     torch_report,
+    torch_stages,
+    trainer,
 )
 from fastopt.bench.contenders import CONTENDERS, OPTIMIZERS, RULES
 from fastopt.bench.measure import MODES, Pace
@@ -514,6 +517,9 @@ def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "COUNTS", (1, 10))
     monkeypatch.setattr(command, "DISTRIBUTED", Workload("dtensors_500", "a few", ((2, 2),) * 3))
     monkeypatch.setattr(torch_iteration, "RULES", ())
+    monkeypatch.setattr(stages, "NUMPY_RULES", ("momentum",))
+    monkeypatch.setattr(torch_stages, "in_torch", lambda workloads, pace: [])
+    monkeypatch.setattr(trainer, "iterations", lambda pace: [])
     monkeypatch.setattr(schedules, "EXAMPLES", {"Linear": schedules.EXAMPLES["Linear"]})
     monkeypatch.setattr(quiet, "wait", lambda say: say("quiet"))
 
@@ -524,7 +530,9 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     command.run(False, str(data), str(chart), baseline="fastopt", tables=True)
     assert "against fastopt" in capsys.readouterr().out
     found = json.loads(data.read_text(encoding="utf-8"))
-    assert list(found) == ["machine", "rows", "ratios", "iteration", "schedules", "embedded", "gpu_host", "torch"]
+    parts = ["machine", "rows", "ratios", "iteration", "schedules", "embedded", "gpu_host", "torch", "stages"]
+    assert list(found) == parts
+    assert [row["implementation"] for row in found["stages"]] == ["fastopt", "numpy-in-place", "numpy-copied"]
     assert list(found["embedded"]) == ["parameters", "rows", "elements", "call_seconds", "unstable"]
     assert list(found["torch"]) == ["threads", "rows", "curve", "iteration"]
     rows = [(row["workload"], row["implementation"]) for row in found["torch"]["rows"]]
@@ -553,7 +561,7 @@ def test_a_quick_run_measures_steps_alone(
     data, chart = tmp_path / "bench.json", tmp_path / "bench.svg"
     command.run(True, str(data), str(chart))
     found = json.loads(data.read_text(encoding="utf-8"))
-    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch")
+    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch", "stages")
     assert [found[name] for name in rest] == [None] * len(rest)
     assert list(report.compared(found)) == [
         ("mlp", "momentum"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastopt.bench import (
     plot,
     report,
     schedules,
+    stages,
     tensors,
     text,
     torch_iteration,
@@ -130,7 +132,31 @@ def fake_report() -> report.Report:
             for rule in gpu_host.RULES
             for tensors in gpu_host.TENSORS
         ],
+        "stages": fake_stages(),
     }
+
+
+def fake_stages() -> list[stages.Stage]:
+    """Clipping and averaging in torch, of which the first takes the longest apart from the step."""
+    return [
+        {
+            "stage": stage,
+            "against": stages.TORCH,
+            "workload": workload,
+            "rule": "adamw",
+            "implementation": name,
+            "seconds": 1e-5 * ratio,
+            "ratio": ratio,
+            "rounds": 3,
+            "unstable": {},
+        }
+        for stage, ratios in (
+            (stages.CLIPPING, {"fastopt.torch": 1.0, stages.CALLED: 1.5, stages.TORCH: 7.0}),
+            (stages.AVERAGING, {"fastopt.torch": 1.0, stages.TORCH: 1.25}),
+        )
+        for workload in ("mlp", "gpt2")
+        for name, ratio in ratios.items()
+    ]
 
 
 def test_ratios_are_medians_of_the_ratios_within_each_round() -> None:
@@ -267,13 +293,32 @@ def test_tables_of_torch_name_its_fastest_mode_and_what_an_iteration_gains(capsy
     assert "400 µs, 30%" in printed
 
 
+def test_the_table_of_stages_is_on_the_page_and_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(json.dumps(fake_report()))
+    report.show(found, tables=True)
+    printed = capsys.readouterr().out
+    for page in (report.markdown(found), printed):
+        cells = [re.split(r" *[|│] *", line)[1:-1] for line in page.splitlines() if re.match("[|│] (clip|aver)", line)]
+        numbers = [(line[0], line[1], *line[-3:]) for line in cells]
+        assert numbers == [
+            ("clipping", "MLP 8-64-64-1", "10.0 µs", "7.0x", "1.50x"),
+            ("clipping", "GPT-2 124M", "10.0 µs", "7.0x", "1.50x"),
+            ("averaging", "MLP 8-64-64-1", "10.0 µs", "1.25x", ""),
+            ("averaging", "GPT-2 124M", "10.0 µs", "1.25x", ""),
+        ]
+
+
 def test_reports_of_steps_alone_have_the_tables_of_these(capsys: pytest.CaptureFixture[str]) -> None:
     """A quick run has nothing else, and where torch is missing there is nothing of it."""
     found = fake_report()
-    found["torch"] = found["iteration"] = found["schedules"] = found["embedded"] = found["gpu_host"] = None
+    found["torch"] = found["iteration"] = found["schedules"] = found["embedded"] = found["gpu_host"] = found[
+        "stages"
+    ] = None
     report.show(found, tables=True)
     for page in (report.markdown(found), capsys.readouterr().out):
-        assert not [part for part in ("fastopt.torch", "np.cos", "pointer", "iteration", "Host") if part in page]
+        assert not [
+            part for part in ("fastopt.torch", "np.cos", "pointer", "iteration", "Host", "clip") if part in page
+        ]
     assert report.torch_markdown(found) == report.schedules_markdown(found) == report.loops_markdown(found) == ""
 
 
@@ -283,7 +328,7 @@ def test_what_else_is_unstable_is_named_in_its_place(capsys: pytest.CaptureFixtu
     why = "2.0x apart, half of 9 rounds"
     parts = [found["torch"][name] for name in ("rows", "curve")] + [found["torch"]["iteration"]["rows"]]
     parts += [found["iteration"]["rules"], found["schedules"]["rows"], found["embedded"]["rows"]]
-    parts += [[found["schedules"]], [found["embedded"]], found["gpu_host"]]
+    parts += [[found["schedules"]], [found["embedded"]], found["gpu_host"], found["stages"]]
     for entry in itertools.chain.from_iterable(parts):
         numbers = [name for name, value in entry.items() if isinstance(value, float)]
         entry |= dict.fromkeys(numbers) | {"unstable": dict.fromkeys(numbers, why)}
@@ -298,6 +343,7 @@ def test_what_else_is_unstable_is_named_in_its_place(capsys: pytest.CaptureFixtu
         "added seconds",
         "adam, C++, of numpy",
         "adam, 2000 tensors, new gradients",
+        "clipping, torch-fused, GPT-2 124M, adamw, opt.clip_grad_norm_, ratio",
     ):
         assert f"{line}: {why}" in printed
     for page in (report.markdown, report.torch_markdown, report.schedules_markdown, report.loops_markdown):

@@ -53,6 +53,7 @@ def averaging(params: Sequence[nn.Parameter], rule: str) -> dict[str, Step]:
     apart = optimizer(torch.optim, params, rule, fused=True)
     model = nn.ParameterList(params)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))  # type: ignore[no-untyped-call]
+    averaged.update_parameters(model)  # the first call copies: averages start there, as fastopt's do
 
     def step_and_average() -> None:
         apart.step()
