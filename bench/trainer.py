@@ -31,6 +31,11 @@ ITERATIONS = 30  # of one training, the first of which are not timed
 WARM_UP = 5
 WIDTH, LAYERS, HEADS, VOCABULARY, LENGTH, BATCH = 64, 2, 2, 64, 16, 8
 
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    FASTOPT_TORCH: (fastopt.torch.AdamW, {"lr": LR}),
+    TORCH: (torch.optim.AdamW, {"lr": LR, "fused": True}),
+}
+
 Training = Callable[[], float]  # trains, and returns the seconds of an iteration
 
 
@@ -43,10 +48,12 @@ def iterations(pace: Pace) -> list[Stage]:
         If transformers or accelerate is not installed.
     """
     require("accelerate", "clients")
+    transformers = require("transformers", "clients")
+    trainers = {FASTOPT_TORCH: clipping_trainer(transformers.Trainer), TORCH: transformers.Trainer}
     with tempfile.TemporaryDirectory() as folder, random_states_kept():
-        trainings = {FASTOPT_TORCH: training(folder, True), TORCH: training(folder, False)}
-        for name in track(trainings, "Training in Trainer"):
-            trainings[name]()
+        trainings = {name: training(transformers, cls, OPTIMIZERS[name], folder) for name, cls in trainers.items()}
+        for train in track(list(trainings.values()), "Training in Trainer"):
+            train()
         rounds = settled(trainings, by_their_own_clock, pace, (FASTOPT_TORCH,))
     return rows(CLIPPING, TORCH, WORKLOAD, RULE, rounds)
 
@@ -65,27 +72,29 @@ def random_states_kept() -> Iterator[None]:
 
 def by_their_own_clock(trainings: Mapping[str, Step]) -> dict[str, Clock]:
     """Take the time that a training returns: it starts its clock when everything is set up."""
-    return dict.fromkeys(trainings, lambda train: train())  # type: ignore[arg-type, return-value]
+    return dict.fromkeys(trainings, lambda train: train())
 
 
-def training(folder: str, within: bool) -> Training:
-    """Make trainings of one model, each by a new Trainer: with clipping within the step, or with its own."""
-    transformers = require("transformers", "clients")
-    model, data = language_model(transformers), texts()
-    beats: list[float] = []
+def clipping_trainer(trainer: Any) -> Any:
+    """Make a Trainer that leaves the clipping to the step of fastopt.torch."""
 
-    class Beats(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            beats.append(time.perf_counter())
-
-    class Clipping(transformers.Trainer):  # type: ignore[misc, name-defined]
+    class Clipping(trainer):  # type: ignore[misc]
         def _clip_grad_norm(self, model: Any) -> torch.Tensor:
             norm: torch.Tensor = self.optimizer.optimizer.clip_grad_norm_(self.args.max_grad_norm)
             return norm
 
-    cls, optimizer = transformers.Trainer, (torch.optim.AdamW, {"lr": LR, "fused": True})
-    if within:
-        cls, optimizer = Clipping, (fastopt.torch.AdamW, {"lr": LR})
+    return Clipping
+
+
+def training(transformers: Any, trainer: Any, optimizer: tuple[Any, dict[str, Any]], folder: str) -> Training:
+    """Make trainings of one model, each by a new Trainer with a new optimizer."""
+    model, data = language_model(transformers), texts()
+    beats: list[float] = []
+
+    class Beats(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            beats.append(time.perf_counter())
+
     arguments = transformers.TrainingArguments(
         folder,
         max_steps=ITERATIONS,
@@ -99,10 +108,10 @@ def training(folder: str, within: bool) -> Training:
     )
 
     def train() -> float:
-        trainer = cls(model, arguments, train_dataset=data, optimizer_cls_and_kwargs=optimizer, callbacks=[Beats()])
-        trainer.remove_callback(transformers.PrinterCallback)
+        made = trainer(model, arguments, train_dataset=data, optimizer_cls_and_kwargs=optimizer, callbacks=[Beats()])
+        made.remove_callback(transformers.PrinterCallback)
         beats.clear()
-        trainer.train()
+        made.train()
         return median(after - before for before, after in pairwise(beats[WARM_UP:]))
 
     return train

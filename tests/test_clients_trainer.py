@@ -1,9 +1,13 @@
 """fastopt.torch in the Trainer of transformers, beside torch.optim."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from client_models import OPTIONS, assert_alike, language_model, texts
+from fastopt.bench import trainer as trainer_benchmark
+from fastopt.bench.measure import Pace
 from tolerances import AUTOCAST_TRAINING, TORCH_TRAINING
 from torch_cases import bits
 
@@ -159,3 +163,26 @@ def test_a_schedule_in_the_optimizer_beside_its_own_scheduler(tmp_path):
     with pytest.warns(UserWarning, match="torch_scheduler"):
         running.train()
     assert np.mean(losses(running)[-2:]) < np.mean(losses(running)[:2])
+
+
+def test_the_benchmarks_trainers_clip_and_train_alike(monkeypatch):
+    """And leave the global random states as they were."""
+    models, plain = [], trainer_benchmark.language_model
+
+    def noted(transformers):
+        models.append(plain(transformers))
+        return models[-1]
+
+    monkeypatch.setattr(trainer_benchmark, "language_model", noted)
+    monkeypatch.setattr(trainer_benchmark, "ITERATIONS", 4)
+    monkeypatch.setattr(trainer_benchmark, "WARM_UP", 1)
+    before = random.getstate(), torch.get_rng_state()
+    found = trainer_benchmark.iterations(Pace(seconds=0, fewest=2, most=2))
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert [row["implementation"] for row in found] == ["fastopt.torch", "torch-fused"]
+    examples = trainer_benchmark.texts()
+    batch = {key: torch.stack([text[key] for text in examples]) for key in ("input_ids", "labels")}
+    ours, theirs = (model(**batch).loss.item() for model in models)
+    assert ours < 0.9 * np.log(trainer_benchmark.VOCABULARY)  # that of a guess
+    assert ours == pytest.approx(theirs, rel=1e-3)
