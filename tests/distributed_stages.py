@@ -243,6 +243,20 @@ def norm_with_gradients_of_one_rank():
 
 
 @check()
+def norm_with_sparse_gradients():
+    """A plain parameter's sparse gradient, not coalesced, counts once beside a distributed one."""
+    sharded_one = nn.Parameter(distribute_tensor(torch.zeros(4), two(), [Shard(0)]))
+    params = [sharded_one, nn.Parameter(torch.zeros(3, 2))]
+    opt = fastopt.torch.SGD(params, lr=1.0, max_grad_norm=5.0)
+    for _ in range(2):
+        params[0].grad = distribute_tensor(torch.full((4,), 3.0), two(), [Shard(0)])
+        twice = torch.sparse_coo_tensor([[1, 1]], torch.full((2, 2), math.sqrt(8.0)), (3, 2))
+        params[1].grad = twice
+        for norm in (opt.clip_grad_norm_(math.inf), (opt.step(), opt.grad_norm)[1]):
+            assert math.isclose(float(norm), 10.0, rel_tol=1e-6)  # 4 * 9 and 2 * 32
+
+
+@check()
 def norm_of_gradients_placed_otherwise():
     """Refused, as by the step."""
     p = nn.Parameter(distribute_tensor(torch.zeros(4), two(), [Shard(0)]))

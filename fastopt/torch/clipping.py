@@ -98,11 +98,12 @@ def norm_of(params: Sequence[Tensor]) -> Measured | Tensor:
     for i, param in enumerate(params):
         if param.grad is not None:
             check_distribution(f"the gradient of parameter {i}", param.grad, param)
-    gradients = [values_of(param.grad) for param in params if param.grad is not None]
-    here = [local(gradient) for gradient in gradients]
-    if all(map(_is_plain, here)):
-        shards = Shards.of(params)
-        return CPU.norm([_piece(gradient) for gradient in here]) if shards is None else _norm_of_all(shards, params)
+    found = [None if param.grad is None else values_of(param.grad) for param in params]
+    gradients = [gradient for gradient in found if gradient is not None]
+    if all(_is_plain(local(gradient)) for gradient in gradients):
+        if (shards := Shards.of(params)) is not None:
+            return _norm_of_all(shards, found)
+        return CPU.norm([_piece(local(gradient)) for gradient in gradients])
     norm: Any = nn.utils.get_total_norm(gradients)
     norm = norm.full_tensor() if is_distributed(norm) else norm
     return norm if norm.is_cuda else Measured(float(norm), math.isfinite(norm))
@@ -113,12 +114,12 @@ def values_of(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-def _norm_of_all(shards: Shards, params: Sequence[Tensor]) -> Measured:
-    """Return the norm of gradients of which each process has a part, together with the others."""
+def _norm_of_all(shards: Shards, gradients: Sequence[Tensor | None]) -> Measured:
+    """Return the norm of gradients of which each process has a part and of the others; the caller holds them."""
     pieces: list[list[Piece]] = [[] for _ in range(shards.count)]
-    for param, kind in zip(params, shards.kinds.tolist(), strict=True):
-        if param.grad is not None:
-            pieces[kind].append(_piece(local(values_of(param.grad))))
+    for gradient, kind in zip(gradients, shards.kinds.tolist(), strict=True):
+        if gradient is not None:
+            pieces[kind].append(_piece(local(gradient)))
     with contextlib.ExitStack() as stack:
         lent = [stack.enter_context(CPU.tables(alike)) for alike in pieces]
         return measured(lambda power: shards.total(np.array([total(tables, power) for tables in lent])))
