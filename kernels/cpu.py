@@ -6,8 +6,8 @@ float in float64, at half the speed. (An integer parameter would turn them into 
 simplest to the hardest. They never see float16 and bfloat16: the loop widens what it reads to float32, and narrows what
 it writes.
 
-Your own Numba loops can call the rules, each rule's update of whole arrays, and `schedule`, whose formulas are in
-``schedules.py``; C loops call what `update_for_c` returns.
+Your own Numba loops can call the rules, each rule's update of whole arrays, `clipped` and `averaged`, and `schedule`,
+whose formulas are in ``schedules.py``; C loops call what `update_for_c` returns.
 
 Rules, conversions and the loop stay in this one file: Numba's disk cache notices changes only in the file of the cached
 function.
@@ -531,6 +531,7 @@ def has(stage, stages):
 @inner
 def clipped(g, limit):
     """The stage "value": a gradient, or the limit with its sign if it is larger; NaN stays NaN."""
+    limit = type(g)(limit)
     return limit if g > limit else -limit if g < -limit else g
 
 

@@ -21,6 +21,7 @@ from processes import run_script
 from rule_cases import BY_STATES
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
 
+from fastopt import SGD
 from fastopt.rules import RULES
 from fastopt.schedules import Cosine
 
@@ -182,6 +183,35 @@ def test_code(name, what, dtype):
     other = any_arithmetic("float64" if dtype == np.float32 else "float32")
     assert [line.strip() for line in code.splitlines() if re.search(other, line)] == []
     assert re.findall(FUSED, code) == []
+
+
+@njit
+def staged(steps, p, g, v, e):
+    """Steps with stages, as users write them."""
+    for _ in range(steps):
+        for i in range(p.size):
+            p[i], v[i] = cpu.nesterov(p[i], cpu.clipped(g[i], 0.5), v[i], 0.1, 0.9)
+            e[i] = cpu.averaged(e[i], p[i], 0.25)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stages_in_a_loop(dtype):
+    """What the optimizer does with these options, to the bit, in the arrays' precision."""
+    g = np.random.default_rng(4).standard_normal(37).astype(dtype)
+    g[:3] = np.nan, np.inf, -np.inf
+    p, v, want = np.ones(37, dtype), np.zeros(37, dtype), np.ones(37, dtype)
+    e = p.copy()
+    opt = SGD(want, lr=0.1, momentum=0.9, nesterov=True, clip_grad_value=0.5, ema_decay=0.75)
+    staged(5, p, g, v, e)
+    for _ in range(5):
+        opt.step(g)
+    np.testing.assert_array_equal(p, want)
+    np.testing.assert_array_equal(e, opt.state[0]["ema"])
+    assert np.isnan(p[0])
+    assert np.isfinite(p[1:]).all()
+    (code,) = (code for types, code in staged.inspect_asm().items() if types[1].dtype.name == np.dtype(dtype).name)
+    other = any_arithmetic("float64" if dtype == np.float32 else "float32")
+    assert [line.strip() for line in code.splitlines() if re.search(other, line)] == []
 
 
 def test_code_in_two_dimensions():

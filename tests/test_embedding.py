@@ -9,7 +9,7 @@ import pytest
 from processes import run_commands
 from tolerances import TRAJECTORY, assert_close
 
-from fastopt import fused
+from fastopt import SGD, fused
 from fastopt.rules import RULES
 
 PAGE = (Path(__file__).parent.parent / "docs/embedding.md").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def run(section, folder):
     """Write a section's files, run its commands in a shell, and return what each of them prints."""
     files, commands = examples(section)
     for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / str(name)).write_text(text, encoding="utf-8")
     printed = []
     for command in commands:
         code, output, errors = run_commands(command, folder)
@@ -97,6 +97,33 @@ def test_cpp(tmp_path):
         linked = subprocess.run(["ldd", tmp_path / program], capture_output=True, text=True, check=True).stdout
         assert "libstdc++" in linked
         assert "python" not in linked.lower()
+
+
+def assert_average_is_closer(printed):
+    """It is near the truth, and the last point is not; points that are far off do no harm."""
+    last, average = map(float, re.search(r"last ([\d.]+), the average ([\d.]+)$", printed.strip()).groups())
+    assert 2 * average < last < 1
+    assert average < 0.1
+
+
+def test_clipping_and_averages(tmp_path, capsys):
+    """In Numba and in C++; the loop does what the optimizer does with these options."""
+    code = examples("Clipping and averages")[0][0]
+    defined = {}
+    exec(compile(code, "docs/embedding.md", "exec"), defined)
+    assert_average_is_closer(capsys.readouterr().out)
+    (printed,) = run("Clipping and averages", tmp_path)
+    assert_average_is_closer(printed)
+
+    rng = np.random.default_rng(3)
+    x, y, w, want = rng.standard_normal((20, 3)), 5 * rng.standard_normal(20), np.zeros(3), np.zeros(3)
+    mean = w.copy()
+    defined["fit"](x, y, w, mean, 1)
+    opt = SGD(want, lr=0.01, momentum=0.9, nesterov=True, clip_grad_value=1.0, ema_decay=0.999)
+    for i in range(20):
+        opt.step((x[i] @ want - y[i]) * x[i])
+    assert_close(w, want, TRAJECTORY)
+    assert_close(mean, opt.state[0]["ema"], TRAJECTORY)
 
 
 def cuda_source():

@@ -423,7 +423,7 @@ def test_another_seed_makes_other_numbers(name):
 def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch, capsys):
     """Before an experiment has taken its time."""
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    monkeypatch.delattr(importlib.import_module("fastopt.lab.bounce"), "descend")
+    monkeypatch.delattr(importlib.import_module("fastopt.lab.bounce"), "paths")
     assert cli.main(["lab", "bounce", "--out", str(tmp_path)]) == 1
     assert "--out: nothing can be written" in capsys.readouterr().err
 
