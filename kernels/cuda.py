@@ -164,9 +164,10 @@ def usages(log: str) -> Iterator[Usage]:
 
 
 def sources(rules: Iterable[str]) -> dict[str, str]:
-    """Return all sources by file name: an update for each rule and dtype, and the small kernels."""
+    """Return all sources by file name: an update for each rule and dtype, the norm of each dtype, the small kernels."""
     updates = {kernel_name(rule, dtype): source(rule, dtype) for rule in rules for dtype in DTYPES}
-    return {**updates, "advance": inlined("advance.cu")}
+    norms = {norm_name(dtype): norm_source(dtype) for dtype in DTYPES}
+    return {**updates, **norms, "advance": inlined("advance.cu")}
 
 
 def check_architecture(nvrtc: Any, architecture: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
+from host_cuda import SOME, UPDATES
 from pairs import swept
 
 import fastopt
@@ -33,7 +34,9 @@ FP64 = re.compile(f"{FP64_ARITHMETIC}|{FP64_FUNCTION}|{FP64_CONVERSION}")
 LOCAL = re.compile(r"(LDL|STL)\b")
 
 # By default each architecture, rule and dtype a few times, and one architecture for tests of the architecture alone.
+# The same for kernels with stages.
 updates = swept(together=1, architecture=ARCHITECTURES, rule=RULES, dtype=DTYPES)
+staged = swept(together=1, architecture=ARCHITECTURES, rule=RULES, dtype=DTYPES, stages=[some for some in SOME if some])
 architectures = pytest.mark.parametrize(
     "architecture",
     [pytest.param(name, marks=[] if name == "sm_90" else pytest.mark.exhaustive) for name in ARCHITECTURES],
@@ -60,7 +63,8 @@ def cubin(architecture, name):
     """One of our sources compiled, and what the compiler says that its kernels take."""
     from cupy_backends.cuda.libs import nvrtc
 
-    return cuda.cubin(nvrtc, cuda.sources(RULES)[name], name, architecture)
+    source = cuda.source(*UPDATES[name]) if name in UPDATES else cuda.sources(RULES)[name]
+    return cuda.cubin(nvrtc, source, name, architecture)
 
 
 @functools.cache
@@ -81,7 +85,8 @@ def instructions_of(binary):
 def files_of(names):
     """The files that are written for some rules, named as their kernels, and one with the small kernels."""
     kernels = [f"{rule}_{name}_{name}_{dtype.real_name}_512" for rule in names for name, dtype in DTYPES.items()]
-    return {f"{name}.cubin" for name in (*kernels, "advance")}
+    norms = [f"norm_{name}_512" for name in DTYPES]
+    return {f"{name}.cubin" for name in (*kernels, *norms, "advance")}
 
 
 def test_a_file_for_each_update_and_a_line_for_each_kernel(monkeypatch, capsys, tmp_path):
@@ -116,13 +121,41 @@ def test_updates_stay_in_registers(architecture, rule, dtype):
     assert not any(map(LOCAL.match, code))
 
 
+@staged
+def test_stages_stay_in_registers(architecture, rule, dtype, stages):
+    """A block fewer of a multiprocessor has room for them; double has as many as without."""
+    (usage,), code = compiled(architecture, cuda.kernel_name(rule, dtype, stages=stages))
+    real = np.dtype(DTYPES[dtype].real).itemsize // DTYPES[dtype].itemsize
+    packs = 2 + (len(RULES[rule].states) + ("average" in stages)) * real
+    assert 0 < usage.registers <= ((64 if packs <= 3 else 128) if dtype == "float64" else 64 if packs <= 4 else 128)
+    assert usage.shared == usage.local == usage.spilled == 0
+    assert not any(map(LOCAL.match, code))
+
+
+@swept(together=1, architecture=ARCHITECTURES, dtype=DTYPES)
+def test_norms_stay_in_registers(architecture, dtype):
+    """Few enough for all threads of a multiprocessor; and a double for each warp is shared."""
+    usages, code = compiled(architecture, cuda.norm_name(dtype))
+    assert {usage.kernel for usage in usages} == {cuda.norm_name(dtype), "total"}
+    for usage in usages:
+        assert 0 < usage.registers <= (40 if dtype == "float64" else 32)
+        assert (usage.shared, usage.local, usage.spilled) == (8 * 512 // 32, 0, 0)
+    assert not any(map(LOCAL.match, code))
+    assert any(instruction.startswith("LDG.E.128") for instruction in code)
+
+
+# Instructions of 64-bit arithmetic for a gradient's factor, which is computed once for all elements of a thread.
+FACTOR = 9
+
+
 @updates
 def test_double_is_for_double(architecture, rule, dtype):
-    """Not an instruction of 64-bit arithmetic where parameters have 32 bits or fewer."""
+    """Where parameters have 32 bits or fewer, 64-bit arithmetic computes the gradient's factor, and nothing else."""
     code = compiled(architecture, cuda.kernel_name(rule, dtype))[1]
-    found = {instruction for instruction in code if FP64.match(instruction)}
-    assert (found != set()) == (dtype == "float64"), found
-    assert any(map(re.compile(FP64_ARITHMETIC).match, code)) == (dtype == "float64")
+    found = [instruction for instruction in code if FP64.match(instruction)]
+    assert dtype == "float64" or 0 < len(found) <= FACTOR, found
+    assert dtype == "float64" or not any(map(re.compile(f"DFMA|{FP64_FUNCTION}").match, found))
+    assert any(map(re.compile(FP64_ARITHMETIC).match, code))
 
 
 @updates
