@@ -96,6 +96,28 @@ static void update(T *p, const T *g, T *const *states, int64_t n, const double *
     static int name##_options(void) { return fastopt::Rule::options; }
 FASTOPT_RULES(DEFINE)
 
+// Clips a vector of gradients, or one; and takes a parameter into its average.
+template <typename Real, typename T>
+static void stages(T *g, const T *p, T *e, T limit, T gain) {
+    Real gradient, param, mean;
+    memcpy(&gradient, g, sizeof gradient);
+    memcpy(&param, p, sizeof param);
+    memcpy(&mean, e, sizeof mean);
+    gradient = fastopt::clipped(gradient, limit - Real{});
+    mean = fastopt::averaged(mean, param, gain - Real{});
+    memcpy(g, &gradient, sizeof gradient);
+    memcpy(e, &mean, sizeof mean);
+}
+#define STAGES(dtype, T)                                                                                  \\
+    static void stages_##dtype(T *g, T *p, T *e, int64_t n, double limit, double gain) {                  \\
+        using Vector = fastopt::vectors::Vector<T>::type;                                                 \\
+        int64_t i = 0, width = sizeof(Vector) / sizeof(T);                                                \\
+        for (; i + width <= n; i += width) stages<Vector, T>(g + i, p + i, e + i, limit, gain);           \\
+        for (; i < n; ++i) stages<T, T>(g + i, p + i, e + i, limit, gain);                                \\
+    }
+STAGES(float32, float)
+STAGES(float64, double)
+
 static void evaluate(const double *record, const double *steps, double *out, int64_t n) {
     for (int64_t i = 0; i < n; ++i) out[i] = fastopt::schedule(record, steps[i]);
 }
@@ -149,6 +171,8 @@ def compile_headers(target, folder):
         for dtype, c in TYPES.items():
             arguments = f"{c} *p, {c} *g, {c} **states, int64_t n, const double *hyper"
             declarations += [f"void {loop}_{name}_{dtype}({arguments});" for loop in LOOPS]
+    for dtype, c in TYPES.items():
+        declarations.append(f"void stages_{dtype}({c} *g, {c} *p, {c} *e, int64_t n, double limit, double gain);")
     ffi.cdef("\n".join(declarations))
     ffi.set_source(
         f"_headers_{target}",
@@ -177,6 +201,19 @@ def run(module, loop, name, p, g, states, step=2):
 def test_lists_of_the_headers(compiled, name):
     """A macro lists what a table or the registry does, in the same order."""
     assert tuple(compiled.ffi.string(getattr(compiled.lib, name)()).decode().split()) == LISTS[name]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_stages(compiled, dtype):
+    """Clipping by value and averages, of vectors and of single numbers: NaN stays NaN, and an infinity is clipped."""
+    rng = np.random.default_rng(1)
+    for n in (*range(36), 1000):
+        g, p, e = rng.standard_normal((3, n)).astype(dtype)
+        g[::7], g[3::7], g[5::7] = np.nan, -np.inf, 0.75
+        want = np.clip(g, -0.75, 0.75), (1 - 0.125) * e.astype(np.float64) + 0.125 * p.astype(np.float64)
+        getattr(compiled.lib, f"stages_{dtype}")(*(array(compiled, given) for given in (g, p, e)), n, 0.75, 0.125)
+        np.testing.assert_array_equal(g, want[0])
+        assert_close(e, want[1], ONE_STEP)
 
 
 def test_counts(compiled):
