@@ -188,3 +188,12 @@ def test_large_and_small_float64(device):
         opt.step(device.array(np.full(5000, size)))
         assert float(device.get(opt.grad_norm)) == pytest.approx(size * 5000**0.5)
         assert opt.skipped_steps == 0
+
+
+def test_gradients_that_share_memory_are_not_zeroed(device):
+    """One kernel would write what another part of it still reads."""
+    params, shared = arrays(device, [(5,), (5,)]), device.array(np.ones(8, np.float32))
+    opt = fastopt.SGD(params, lr=0.1)
+    with pytest.raises(ValueError, match="the gradient of parameter 0 and the gradient of parameter 1 overlap"):
+        opt.step([shared[:5], shared[3:]], zero_grads=True)
+    assert (device.get(shared) == 1).all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch_cases
 from tolerances import TORCH
+from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch_cases import KINDS, assert_near, assert_refused, assert_same, bits, give, without_gradients
 
@@ -179,3 +180,17 @@ def test_averages_are_exported(dtype):
         if isinstance(value, torch.Tensor):
             value.zero_()
     assert bits(model.state_dict()) == before
+
+
+def test_a_clip_before_one_step_leaves_later_norms_alone():
+    """Steps that repeat the one before which it was asked for have norms of their own."""
+    p = Parameter(torch.zeros(100))
+    optimizer = subject.SGD([p], lr=1.0, max_grad_norm=10.0)
+    for step in range(6):
+        p.grad = torch.full((100,), 2.0)
+        if step == 3:
+            assert float(optimizer.clip_grad_norm_(5.0)) == pytest.approx(20)
+        before = p.detach().clone()
+        optimizer.step()
+        assert float(optimizer.grad_norm) == pytest.approx(5 if step == 3 else 20)
+        assert float((before - p).norm()) == pytest.approx(5 if step == 3 else 10)

@@ -116,20 +116,25 @@ class Gradients(StepGradients):
         self.pins = [reference for array in self.held if array is not None for reference in pin(array)]
 
     def check_writable(self, parameters: Sequence[ArrayParameter]) -> None:
-        """Raise unless all of them can be set to zero, each for itself."""
-        named = []
+        """Raise unless all of them can be set to zero, each for itself while others are still read."""
         for parameter, array in zip(parameters, self.held, strict=True):
-            if array is None:
-                continue
             if isinstance(array, np.ndarray) and not array.flags.writeable:
                 raise ValueError(
                     f"the gradient of {parameter} cannot be set to zero, since it is read-only: call step without "
                     f"zero_grads"
                 )
-            if isinstance(array, np.ndarray):
-                named.append((f"the gradient of {parameter}", array))
-        if (pair := Extents(named).first_overlap()) is not None:
-            raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: call step without zero_grads")
+        starts = self.addresses
+        ends = starts + np.array([parameter.array.nbytes for parameter in parameters], np.int64)
+        dense = np.array(
+            [i not in self.strided for i in range(len(parameters))], bool
+        )  # others wait for the step's end
+        order = np.flatnonzero((starts != 0) & dense)
+        order = order[np.argsort(starts[order], kind="stable")]
+        if len(reached := np.flatnonzero(ends[order[:-1]] > starts[order[1:]])):
+            first, second = (parameters[order[reached[0] + beside]] for beside in (0, 1))
+            raise ValueError(
+                f"the gradient of {first} and the gradient of {second} overlap in memory: call step without zero_grads"
+            )
 
     def fill_with_zeros(self) -> None:
         """Set all of them to zero."""

@@ -376,6 +376,7 @@ class Clock:
         repetition = self.plan.repetition(self.stages.measures)
         if repetition is not None:
             repetition.set_rows(self.hypers, self.carried, self.next, self.scale, self.plan.largest)
+            self.stages.clip["factor"] = abs(self.scale)  # nothing is pending in steps to come
             repetition.set_clip(self.stages.clip if self.stages.measures else None)
             self.tally.begin(repetition)
             self.tally.asked = repetition.taken
