@@ -14,7 +14,7 @@ LAYERS = [(24, 8), (24,), (8, 8), (8,), (8,), (8,), (32, 8), (32,), (8, 32), (8,
 SHAPES = [(97, 8), (16, 8), *12 * LAYERS, (8,), (8,)]  # those of GPT-2's 148 parameters
 KINDS = {**torch_cases.KINDS, "rmsprop": ("RMSprop", {}), "adam": ("Adam", {}), "adamw": ("AdamW", {})}
 ALL = pytest.mark.parametrize("kind", KINDS)
-A_FEW = 10  # objects of all parameters together
+A_FEW = 12  # objects of all parameters together
 
 
 @pytest.fixture(autouse=True)

@@ -514,6 +514,7 @@ def test_constants_of_the_header_are_the_tables():
         "FASTOPT_OPTIONS": tables.OPTIONS,
         "FASTOPT_WORDS": tables.WORDS,
         "FASTOPT_CARRIED": tables.CARRIED,
+        "FASTOPT_POWERS": tables.POWERS,
         "FASTOPT_NDIM": 64,
     }
     assert "#define FASTOPT_HYPERS (FASTOPT_SHARED + FASTOPT_NUMBERS)" in header

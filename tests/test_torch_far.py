@@ -15,10 +15,10 @@ from fastopt.step.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_ta
 BEYOND = 2**31 + 5
 NARROW = {("CHUNK", "tensor"), ("CHUNK", "rows"), ("SHAPE", "device_type"), ("SHAPE", "device_id")}  # counts of few
 WIDE = {
-    "scale": np.float64,
     "largest": np.float64,
-    **dict.fromkeys(("power", "coefficient", "limit", "gain"), np.float64),
+    **dict.fromkeys(("power", "limit", "gain"), np.float64),
 }  # which are neither
+NUMBERS = {("JOB", "coefficient"), ("STEP", "scale")}  # elsewhere these are addresses
 
 
 def test_every_offset_and_length_has_64_bits():
@@ -27,7 +27,8 @@ def test_every_offset_and_length_has_64_bits():
     for name in tables_of_c.split():
         dtype = getattr(tables, name)
         for field in dtype.names:
-            assert dtype[field].base == (np.int32 if (name, field) in NARROW else WIDE.get(field, np.int64)), (
+            width = np.float64 if (name, field) in NUMBERS else WIDE.get(field, np.int64)
+            assert dtype[field].base == (np.int32 if (name, field) in NARROW else width), (
                 name,
                 field,
             )
