@@ -188,24 +188,28 @@ class Optimizer(Staged):
         guard = self._guard
         if guard.stepping.locked():
             guard.refuse_inside_step()
-        if zero_grads or self._stages.zeroes:
-            self._take_other(gradients, zero_grads)
+        if zero_grads:
+            self._take_and_zero(gradients)
         elif not self._stepper.repeat(gradients):
+            self._stages.zeroes = False
             with guard.stepping:
                 self._stepper.take(gradients)
 
-    def _take_other(self, gradients: Gradients, zero_grads: bool) -> None:
-        """Take a step that sets the gradients to zero, or the first one after such steps."""
-        stages, skipped = self._stages, self._stages.skipped
-        if zero_grads:
-            gradients.check_writable(self._parameters)
+    def _take_and_zero(self, gradients: Gradients) -> None:
+        """Take a step that sets the gradients to zero."""
+        stages, skipped, clock = self._stages, self._stages.skipped, self._stepper.clock
+        gradients.check_writable(self._parameters)
         unseen = self._stepper.plan.uses_gpus and needs_norm(self._groups[0].entries)  # a GPU may skip the step
-        in_kernels = zero_grads and not gradients.strided and not unseen
-        if in_kernels != stages.zeroes or not self._stepper.repeat(gradients):
-            stages.zeroes = in_kernels
-            with self._guard.stepping:
-                self._stepper.take(gradients)
-        if zero_grads and (not in_kernels or stages.skipped > skipped):
+        in_kernels = not gradients.strided and not unseen
+        clock.take_back()
+        try:
+            if in_kernels != stages.zeroes or not self._stepper.repeat(gradients):
+                stages.zeroes = in_kernels
+                with self._guard.stepping:
+                    self._stepper.take(gradients)
+        finally:
+            clock.set_aside()  # a step that leaves its gradients alone does not repeat this one
+        if not in_kernels or stages.skipped > skipped:
             gradients.fill_with_zeros()
 
     def bind(self, grads: Grads) -> None:

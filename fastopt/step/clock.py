@@ -144,6 +144,8 @@ class Clock:
         Whether there are schedules; whether one is a function that only Python can call.
     repeatable : bool
         Whether the extension may take steps with these.
+    staged : bool
+        Whether the groups have options of the stages.
     """
 
     def __init__(
@@ -165,9 +167,10 @@ class Clock:
         self.formed = 0  # how often step groups were formed
         self.hypers, self.carried, self.next = np.zeros((0, HYPERS)), np.ones(0), np.ones(0)
         self.steady = self.moving = False
-        self.assigned = True
+        self.assigned, self.staged = True, False
         self.scheduled = self.needs_python = self.repeatable = False
         self.repetition: Repetition | None = None  # of the last step, in the state CREDITED
+        self.aside: Repetition | None = None  # the same, while steps of another kind are not to repeat it
         self.tally = Tally()
         kinds = sorted({(parameter.group.index, parameter.dtype) for parameter in plan.parameters})
         self._kinds = [(index, dtype, f" of group {index}") for index, dtype in kinds]
@@ -237,14 +240,22 @@ class Clock:
         assigned = versions != self.versions
         if assigned or self.scheduled:
             self.steady = False
+            first = not self.versions
             if assigned:
-                check_alike(self.groups)
+                self.look_for_stages()
             self.rules = self.chosen()
-            self.stages.take(self.groups[0].upcoming)
+            if self.staged or first:
+                self.stages.take(self.groups[0].upcoming)
             if assigned:
                 self.look_at_schedules()
             self.versions = versions  # from before: an assignment by a schedule counts for the next step
         return assigned
+
+    def look_for_stages(self) -> None:
+        """Find out whether groups have options of the stages, and raise unless all have the same."""
+        self.staged = any(name in group.entries for group in self.groups for name in STAGE_OPTIONS)
+        if self.staged:
+            check_alike(self.groups)
 
     def look_at_schedules(self) -> None:
         """Find out what the schedules ask for, after options were assigned."""
@@ -388,7 +399,7 @@ class Clock:
         """Bring the rows of a repetition up to date where it does not; return whether it can take the next step."""
         versions = self.versions_now()
         if versions != self.versions:
-            check_alike(self.groups)
+            self.look_for_stages()
             self.look_at_schedules()
             if not self.repeatable or [self.choose(group.entries) for group in self.groups] != self.rules:
                 return False
@@ -413,10 +424,10 @@ class Clock:
         tally.asked = taken = repetition.taken  # before any group has other numbers
         ahead = taken - tally.credited
         self.check_options(self.rules, [group.ask_schedules(ahead) for group in self.groups])
-        if not self.stages.goes_on(self.groups[0].upcoming):
-            return False
-        self.stages.take(self.groups[0].upcoming)
-        if self.stages.kernel:
+        if self.staged:
+            if not self.stages.goes_on(self.groups[0].upcoming):
+                return False
+            self.stages.take(self.groups[0].upcoming)
             self.plan.write_stages(self.stages, self.scale)
         self._write_rows(ahead)
         return True
@@ -448,8 +459,17 @@ class Clock:
             describe(row, step_group, hold, taken)
         return inputs, records
 
+    def set_aside(self) -> None:
+        """Keep a repetition of steps of another kind for the next one of these."""
+        self.aside, self.repetition = self.repetition, None
+
+    def take_back(self) -> None:
+        """Go on with the repetition that was set aside."""
+        self.repetition, self.aside = self.aside, None
+
     def stop_repeating(self) -> None:
         """Take the next step in full."""
+        self.aside = None
         if self.state is State.CREDITED:
             self._credit()
             self.repetition, self.state = None, State.HOST

@@ -24,7 +24,7 @@ from .interrupts import HeldBack
 from .launch import AmpState
 from .parameter import Parameter
 from .plan import Located
-from .stages import check_alike, stage_options
+from .stages import stage_options
 
 
 class DeviceClock(Clock):
@@ -147,8 +147,9 @@ class DeviceClock(Clock):
                 "a step was captured with other numbers of the stages, which its replays keep: assign "
                 f"{', '.join(STAGE_OPTIONS)} before the capture, or make a new optimizer"
             )
-        check_alike(self.groups)
-        self.stages.take(self.groups[0].upcoming)
+        self.look_for_stages()
+        if self.staged:
+            self.stages.take(self.groups[0].upcoming)
         if self.state is State.CAPTURED and rules != self.rules:
             raise RuntimeError("a step was captured by another rule (momentum 0 has its own): make a new optimizer")
         if self.resting and any(

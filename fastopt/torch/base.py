@@ -298,15 +298,11 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
         if "_guard" not in here:  # this is a wrapper; GradScaler may have set the two attributes on it
             optimizer = self._itself()
             found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        pending, optimizer._pending = optimizer._pending, None
-        if isinstance(pending, Tensor):  # on a GPU, which divides by a scale
-            found_inf = torch.zeros_like(pending) if found_inf is None else found_inf
-            grad_scale = (1.0 if grad_scale is None else grad_scale) / pending
-            pending = None
-        if isinstance(found_inf, Tensor) and found_inf.is_cuda:
+        if optimizer._pending is not None:
+            optimizer._step_clipped(grad_scale, found_inf)
+        elif isinstance(found_inf, Tensor) and found_inf.is_cuda:
             optimizer._update(1.0, AmpState(grad_scale, found_inf))
         elif found_inf is None or float(found_inf) == 0:
-            optimizer._stages.pending = 1.0 if pending is None else pending
             optimizer._update(1.0 if grad_scale is None else 1.0 / float(grad_scale))
         return loss
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.torch.device import AmpState
 from ..backends.torch.stepper import TorchStepper
 from ..checks import Number
 from ..kernels.tensors import PARAMS
@@ -96,6 +97,30 @@ class TorchStages(Staged):
             self._pending = pending
         return norm
 
+    def _step_clipped(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Take a step with gradients that are clipped by the factor that was found for it."""
+        pending, self._pending = self._pending, None
+        if isinstance(pending, Tensor):  # on a GPU, which divides by a scale
+            found_inf = torch.zeros_like(pending) if found_inf is None else found_inf
+            self._update(1.0, AmpState((1.0 if grad_scale is None else grad_scale) / pending, found_inf))
+        elif found_inf is None or float(found_inf) == 0:
+            scale = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+            with self._guard.mutex:
+                self._multiply_next(1.0 if pending is None else pending)
+                try:
+                    self._update(scale)
+                finally:
+                    self._multiply_next(1.0)
+
+    def _multiply_next(self, factor: float) -> None:
+        """Have the next step multiply its gradients by a factor, if it repeats the last one and if not."""
+        stages, stepper = self._stages, self._stepper
+        stages.pending = factor
+        if stepper is not None and stages.measures:
+            stepper.clock.stop_repeating()  # what is repeated finds a factor of its own
+        elif stepper is not None:
+            stepper.plan.multiply(factor, is_new=False)
+
     def _measured(self) -> Measured | None:
         """Return the norm of all gradients, if it can be read by the tables of the last step."""
         stepper = self._stepper or self._adopt()
@@ -105,6 +130,10 @@ class TorchStages(Staged):
             return stepper.measure()
         finally:
             stepper.watch.release()
+
+    @abstractmethod
+    def _update(self, scale: float, amp: AmpState | None = None) -> None:
+        """Update every parameter that has a gradient."""
 
     @abstractmethod
     def _adopt(self) -> TorchStepper:

@@ -180,12 +180,8 @@ class TorchStepper(Stepper):
         repetition = clock.repetition
         if repetition is None or part is None or scale != clock.scale:
             return self.read()
-        if self.stages.measures and self.stages.pending != 1:
-            return self.read()
         if self.asks and self._is_overtaken:
             return OUT_OF_DATE
-        if self.stages.pending != self.plan.coefficient and not self.stages.measures:
-            self.plan.multiply(self.stages.pending, is_new=False)
         self._locate()
         result = self.watch.take(repetition, part.call)
         if result == TORN:
