@@ -33,6 +33,8 @@ class Stages:
         Whether kernels set the gradients to zero.
     beside : bool
         Whether some gradients of the step under way take no part in launches.
+    others : tuple of str
+        The stages that kernels need to have besides.
     no_norm : str
         Why the norm of the gradients cannot be taken; empty if it can.
     """
@@ -45,6 +47,7 @@ class Stages:
         self.limit, self.gain = math.inf, 0.0
         self.coefficient = self.pending = 1.0
         self.no_norm = ""
+        self.others: tuple[str, ...] = ()
 
     def take(self, options: Options) -> None:
         """Take the numbers of the next step."""
@@ -55,6 +58,8 @@ class Stages:
         self.clip["skips"] = options.get("skip_nonfinite", False)
         self.limit = math.inf if limit is None else limit
         self.gain = 0.0 if decay is None else 1.0 - decay
+        asked = {"value": self.clips_by_value, "average": self.averages}
+        self.others = tuple(name for name, is_asked in asked.items() if is_asked)
 
     def goes_on(self, options: Options) -> bool:
         """Say whether the next step, with these options, has the same stages as the last one."""
@@ -69,8 +74,7 @@ class Stages:
     @property
     def kernel(self) -> tuple[str, ...]:
         """The stages that kernels need to have; see `kernels.cpu.STAGES`."""
-        asked = {"value": self.clips_by_value, "average": self.averages, "zero": self.zeroes}
-        return tuple(name for name, is_asked in asked.items() if is_asked)
+        return (*self.others, "zero") if self.zeroes else self.others
 
     @property
     def clips_by_value(self) -> bool:

@@ -101,7 +101,7 @@ class Stepper:
     def goes_on(self, gradients: Any, scale: float) -> bool:
         """Take the norm of the gradients, and say whether the step goes on, or is skipped."""
         stages, plan = self.stages, self.plan
-        if self.clock.measure(scale):
+        if stages.measures and self.clock.measure(scale):
             return True
         stages.coefficient = stages.pending
         if stages.measures and not stages.measure(self.sum_squares, scale, self.norms_beside(gradients)):

@@ -222,12 +222,13 @@ class TorchStepper(Stepper):
         gradients = Gradients(self.watch, self.parameters, self.plan, unread)
         skipped = False
         self.stages.beside = bool(gradients.sparse)
-        alone = self.plan.on_one_gpu and not gradients.sparse  # the GPU can take the norm, and decide by it
-        waits = not self.plan.only_gpus or (needs_norm(self.clock.groups[0].entries) and not alone)
-        if amp is not None and (gradients.sparse or waits):
-            scale, skipped = amp.on_host()
-        if waits:
-            amp = None
+        if amp is not None:
+            alone = self.plan.on_one_gpu and not gradients.sparse  # the GPU can take the norm, and decide by it
+            waits = not self.plan.only_gpus or (needs_norm(self.clock.groups[0].entries) and not alone)
+            if gradients.sparse or waits:
+                scale, skipped = amp.on_host()
+            if waits:
+                amp = None
         gradients.scale = scale
         self.devices_counted = self.clock.on_devices
         try:
