@@ -165,18 +165,18 @@ def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def compile_kernels(arguments: argparse.Namespace) -> int:
     """Compile every kernel, for this processor or for GPUs."""
-    if arguments.cuda is not None:
-        return compile_cuda(arguments.cuda, arguments.out or Path())
-    if arguments.out is not None:
-        raise ValueError("--out goes with --cuda; kernels for this processor are kept where NUMBA_CACHE_DIR says")
     asked = {option for option in STAGED if getattr(arguments, option.replace("-", "_"))}
     stages = {"clip-grad-value": "value", "ema-decay": "average", "zero-grads": "zero"}
     needed = tuple(stage for option, stage in stages.items() if option in asked)
+    if arguments.cuda is not None:
+        return compile_cuda(arguments.cuda, arguments.out or Path(), needed)
+    if arguments.out is not None:
+        raise ValueError("--out goes with --cuda; kernels for this processor are kept where NUMBA_CACHE_DIR says")
     return compile_numba(needed, with_norm=bool(asked & {"max-grad-norm", "skip-nonfinite"}))
 
 
-def compile_cuda(architecture: str, out: Path) -> int:
-    """Write every CUDA kernel as a CUBIN, and print the registers and memory that each uses."""
+def compile_cuda(architecture: str, out: Path, stages: tuple[str, ...]) -> int:
+    """Write every CUDA kernel, with these stages, as a CUBIN, and print the registers and memory that each uses."""
     from .extras import require
     from .files import replacing
     from .kernels import cuda
@@ -188,7 +188,7 @@ def compile_cuda(architecture: str, out: Path) -> int:
     cuda.check_architecture(nvrtc, architecture)
     out.mkdir(parents=True, exist_ok=True)
     taken = []
-    for name, source in track(cuda.sources(RULES).items(), "Compiling"):
+    for name, source in track(cuda.sources(RULES, stages).items(), "Compiling"):
         binary, usages = cuda.cubin(nvrtc, source, name, architecture)
         with replacing(out / f"{name}.cubin") as path:
             path.write_bytes(binary)

@@ -163,9 +163,13 @@ def usages(log: str) -> Iterator[Usage]:
         yield Usage(name, int(registers), int(shared[1]) if shared else 0, int(stack), int(stores) + int(loads))
 
 
-def sources(rules: Iterable[str]) -> dict[str, str]:
-    """Return all sources by file name: an update for each rule and dtype, the norm of each dtype, the small kernels."""
-    updates = {kernel_name(rule, dtype): source(rule, dtype) for rule in rules for dtype in DTYPES}
+def sources(rules: Iterable[str], stages: Sequence[str] = ()) -> dict[str, str]:
+    """Return all sources by file name: an update for each rule and dtype, the norm of each dtype, the small kernels.
+
+    The updates have these stages.
+    """
+    kinds = [(rule, dtype, SIZES[0], stages) for rule in rules for dtype in DTYPES]
+    updates = {kernel_name(*kind): source(*kind) for kind in kinds}
     norms = {norm_name(dtype): norm_source(dtype) for dtype in DTYPES}
     return {**updates, **norms, "advance": inlined("advance.cu")}
 

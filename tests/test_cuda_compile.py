@@ -106,6 +106,12 @@ def test_a_file_for_each_update_and_a_line_for_each_kernel(monkeypatch, capsys, 
     assert all(map(LINE.fullmatch, usages))
 
 
+def test_a_file_for_each_update_with_the_stages_of_an_option():
+    """The updates have the stages, and the norms none."""
+    staged = {name for name in cuda.sources(["sgd"], ("value", "average")) if "value_average" in name}
+    assert staged == {f"sgd_{name}_{name}_{dtype.real_name}_value_average_512" for name, dtype in DTYPES.items()}
+
+
 @updates
 def test_updates_stay_in_registers(architecture, rule, dtype):
     """No stack, no spills and no shared memory by the compiler's account, and no access to local memory in the code."""
