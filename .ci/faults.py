@@ -1444,8 +1444,8 @@ STAGES = (
     Mutant(
         "parameters do not come back after a swap",
         "fastopt/staged.py",
-        "                    self._write(array, values)\n                guard.end_swap()",
-        "                    self._write(array, array)\n                guard.end_swap()",
+        "                        self._write(array, values)\n                    guard.end_swap()",
+        "                        self._write(array, array)\n                    guard.end_swap()",
         ("tests/test_stages_calls.py",),
         only="come_back",
     ),

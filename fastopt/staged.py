@@ -147,19 +147,24 @@ class Staged(ABC):
         array([-4., -8.])
         """
         guard = self._guard
-        with guard.mutex:
-            guard.refuse_inside_step()
-            averages = self._averages()
-            if not averages:
-                raise RuntimeError(NO_AVERAGES)
-            saved = [self._saved(array) for array, _ in averages]
-            guard.begin_swap()
+        saved: list[tuple[Any, Any]] = []
         try:
+            with guard.mutex:
+                guard.refuse_inside_step()
+                self._settle()
+                averages = self._averages()
+                if not averages:
+                    raise RuntimeError(NO_AVERAGES)
+                copies = [(array, self._saved(array)) for array, _ in averages]
+                with HeldBack():  # an interrupt finds none of the two, or both
+                    guard.begin_swap()
+                    saved = copies
             for array, average in averages:
                 self._write(array, average)
             yield
         finally:
-            with HeldBack():
-                for (array, _), values in zip(averages, saved, strict=True):
-                    self._write(array, values)
-                guard.end_swap()
+            if saved:
+                with HeldBack():
+                    for array, values in saved:
+                        self._write(array, values)
+                    guard.end_swap()
