@@ -7,19 +7,33 @@ What a stage does to an element depends neither on the rule nor on the other sta
 import math
 
 import numpy as np
+import pytest
 from fastopt.bench import oracle
-from rule_cases import OPTIMIZERS, numbers
+from rule_cases import BY_STATES, OPTIMIZERS, numbers
 from tolerances import TRAJECTORY, assert_close
 
 from fastopt.rules import RULES, STAGE_OPTIONS
 from fastopt.step.chunks import CHUNK_ELEMENTS
 
 ALL_MEET = ("momentum", "adamw")
+EXHAUSTIVE = [pytest.mark.exhaustive]
 SIZES = [(CHUNK_ELEMENTS + 1,), (), (3, 5), (0,)]
 
 # Options that change something at every step with gradients around 1.
 NORM, VALUE, AVERAGE = {"max_grad_norm": 0.5}, {"clip_grad_value": 0.7}, {"ema_decay": 0.9}
 TOGETHER = {**NORM, **VALUE, **AVERAGE}
+
+
+def each_with_stages(rules):
+    """Parametrize a test by rules and stages: the norm with all rules, kernels with stages usually with a few."""
+    named = {"norm": NORM, "value and average": {**VALUE, **AVERAGE}, "all": TOGETHER}
+    few = {*ALL_MEET, *BY_STATES}
+    cases = [
+        pytest.param(rule, stages, id=f"{rule}-{name}", marks=[] if rule in few or name == "norm" else EXHAUSTIVE)
+        for name, stages in named.items()
+        for rule in rules
+    ]
+    return pytest.mark.parametrize(("rule", "stages"), cases)
 
 
 def arrays(shapes=SIZES, dtype=np.float32, seed=7):

@@ -125,14 +125,20 @@ def test_captured(device, name, stages):
     assert_same(device, opt, twin, params, host)
 
 
-def test_a_captured_step_keeps_its_numbers(device):
-    """Another limit would be in no replay."""
-    opt, _, _, _ = twins(device, "momentum", STAGES["norm"])
+def warmed_up(device, stages):
+    """An optimizer that could be captured, and its stream."""
+    opt, _, _, _ = twins(device, "momentum", stages)
     opt.bind(arrays(device, seed=1))
     stream = device.stream()
     for _ in range(2):
         with stream:
             opt.step()
+    return opt, stream
+
+
+def test_a_captured_step_keeps_its_numbers(device):
+    """Another limit would be in no replay."""
+    opt, stream = warmed_up(device, STAGES["norm"])
     with stream:
         stream.begin_capture()
         opt.step()
@@ -144,12 +150,7 @@ def test_a_captured_step_keeps_its_numbers(device):
 
 def test_a_schedule_of_a_stage_is_not_captured(device):
     """A replay would keep its number."""
-    opt, _, _, _ = twins(device, "momentum", {"max_grad_norm": Cosine(1.0, 10)})
-    opt.bind(arrays(device, seed=1))
-    stream = device.stream()
-    for _ in range(2):
-        with stream:
-            opt.step()
+    opt, stream = warmed_up(device, {"max_grad_norm": Cosine(1.0, 10)})
     with stream:
         stream.begin_capture()
         with pytest.raises(RuntimeError, match="max_grad_norm is a schedule"):

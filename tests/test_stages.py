@@ -9,7 +9,7 @@ from gradient_layouts import STRIDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_cases import BY_STATES, OPTIMIZERS
-from stage_cases import ALL_MEET, AVERAGE, NORM, TOGETHER, VALUE, Twins, arrays, gradients, seen
+from stage_cases import ALL_MEET, AVERAGE, NORM, TOGETHER, VALUE, Twins, arrays, each_with_stages, gradients, seen
 from tolerances import TRAJECTORY, assert_close
 
 import fastopt
@@ -28,8 +28,7 @@ def in_full(monkeypatch):
 # Against the oracle
 
 
-@pytest.mark.parametrize("stages", [NORM, {**VALUE, **AVERAGE}, TOGETHER], ids=["norm", "value and average", "all"])
-@pytest.mark.parametrize("rule", OPTIMIZERS)
+@each_with_stages(OPTIMIZERS)
 def test_every_rule(rule, stages):
     """Clipped by norm, which is no stage of the kernel, and with stages; each parameter misses a gradient."""
     twins = Twins(rule, arrays(), **stages)

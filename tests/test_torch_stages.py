@@ -7,13 +7,12 @@ import pickle
 import pytest
 import torch
 import torch_cases
-from stage_cases import AVERAGE, NORM, TOGETHER, VALUE
+from stage_cases import AVERAGE, NORM, TOGETHER, VALUE, each_with_stages
 from tolerances import BFLOAT16, TORCH, TORCH_TRAINING, assert_close
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_cases import (
-    ALL,
     KINDS,
     NAMES,
     assert_near,
@@ -106,12 +105,10 @@ def check(mine, ours, reference):
 # Against torch
 
 
-@pytest.mark.parametrize("stages", [NORM, {**VALUE, **AVERAGE}, TOGETHER], ids=["norm", "value and average", "all"])
-@ALL
-def test_trajectories(name, options, stages):
+@each_with_stages(KINDS)
+def test_trajectories(rule, stages):
     """Of every optimizer, with parameters that miss gradients."""
-    kind = next(kind for kind, case in KINDS.items() if case == (name, options))
-    mine, ours, reference = twins(kind, **stages)
+    mine, ours, reference = twins(rule, **stages)
     train(mine, ours, reference, given=torch_cases.now_and_then)
     check(mine, ours, reference)
 

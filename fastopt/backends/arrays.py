@@ -123,14 +123,12 @@ class Gradients(StepGradients):
                     f"the gradient of {parameter} cannot be set to zero, since it is read-only: call step without "
                     f"zero_grads"
                 )
-        starts = self.addresses
-        ends = starts + np.array([parameter.array.nbytes for parameter in parameters], np.int64)
-        dense = np.array(
-            [i not in self.strided for i in range(len(parameters))], bool
-        )  # others wait for the step's end
-        order = np.flatnonzero((starts != 0) & dense)
-        order = order[np.argsort(starts[order], kind="stable")]
-        if len(reached := np.flatnonzero(ends[order[:-1]] > starts[order[1:]])):
+        # Those with other strides are set to zero after the step, when nobody reads them any more.
+        in_kernels = [i for i, start in enumerate(self.addresses.tolist()) if start and i not in self.strided]
+        order = np.array(sorted(in_kernels, key=self.addresses.__getitem__), np.intp)
+        starts = self.addresses[order]
+        ends = starts + np.array([parameters[i].array.nbytes for i in order.tolist()], np.int64)
+        if len(reached := np.flatnonzero(ends[:-1] > starts[1:])):
             first, second = (parameters[order[reached[0] + beside]] for beside in (0, 1))
             raise ValueError(
                 f"the gradient of {first} and the gradient of {second} overlap in memory: call step without zero_grads"

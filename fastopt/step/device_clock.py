@@ -268,12 +268,9 @@ class DeviceClock(Clock):
         if not self.decides:
             return super().grad_norm()
         rows = self.gpus[0]
-        new_number = cast(Gpu, rows.device).new_number
-        assert new_number is not None  # of libraries whose optimizers have groups
-        assert rows.norm is not None  # since `measure`
-        number, address = new_number()
+        number, address = cast(Gpu, rows.device).new_number()
         rows.stream.begin()
-        rows.norm.copy_to(address)
+        rows.norm_here().copy_to(address)
         return number
 
     def _write_rows(self, ahead: int = 0) -> None:

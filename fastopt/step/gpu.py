@@ -42,8 +42,8 @@ class Gpu:
         cupy: Any,
         index: int,
         current_stream: Callable[[], Any],
+        new_number: Callable[[], tuple[Any, int]],
         exchange: int = 0,
-        new_number: Callable[[], tuple[Any, int]] | None = None,
     ) -> None:
         capability = cupy.cuda.Device(index).compute_capability
         if int(capability) < OLDEST:

@@ -68,21 +68,21 @@ class Launch(Tables):
         """Write the address of one average, which begins where no step group does."""
         self.table["average"][row] = address
 
+    @abstractmethod
     def write_stages(self, limit: float, gain: float) -> None:
         """Write the numbers of the stages: the limit of gradients before any factor, and the average's gain."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_coefficient(self, coefficient: float) -> None:
         """Write by what gradients are multiplied, to clip them by their norm."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare_norm(self) -> None:
         """Compile or load what takes the norm of the gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sum_squares(self, power: float) -> npt.NDArray[np.float64]:
         """Return sums of squares of gradients, times a power of two."""
-        raise NotImplementedError
 
     def memories(self) -> list[Any]:
         """Return the memory of the tables that a GPU reads."""

@@ -25,4 +25,4 @@ def gpu_of_cupy(cupy: Any, index: int) -> Gpu:
             number = cupy.empty((), np.float64)
         return number, int(number.data.ptr)
 
-    return Gpu(cupy, index, lambda: cupy.cuda.get_current_stream(index), new_number=new_number)
+    return Gpu(cupy, index, lambda: cupy.cuda.get_current_stream(index), new_number)

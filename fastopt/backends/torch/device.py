@@ -53,7 +53,7 @@ def gpu_of_torch(index: int) -> Gpu:
         number = torch.empty((), dtype=torch.float64, device=torch.device("cuda", index))
         return number, number.data_ptr()
 
-    return Gpu(cupy, index, lambda: external(stream().cuda_stream), exchange_table(Tensor), new_number)
+    return Gpu(cupy, index, lambda: external(stream().cuda_stream), new_number, exchange_table(Tensor))
 
 
 def device_of(tensor: Tensor) -> Device:
