@@ -16,7 +16,7 @@ from fastopt.rules import RULES, STAGE_OPTIONS
 from fastopt.step.chunks import CHUNK_ELEMENTS
 
 ALL_MEET = ("momentum", "adamw")
-EXHAUSTIVE = [pytest.mark.exhaustive]
+FEW = {*ALL_MEET, *BY_STATES}  # on which kernels with stages are usually tested
 SIZES = [(CHUNK_ELEMENTS + 1,), (), (3, 5), (0,)]
 
 # Options that change something at every step with gradients around 1.
@@ -24,14 +24,19 @@ NORM, VALUE, AVERAGE = {"max_grad_norm": 0.5}, {"clip_grad_value": 0.7}, {"ema_d
 TOGETHER = {**NORM, **VALUE, **AVERAGE}
 
 
+def rarely(*values, id=None):
+    """Values of a test that is exhaustive."""
+    return pytest.param(*values, id=id, marks=pytest.mark.exhaustive)
+
+
 def each_with_stages(rules):
     """Parametrize a test by rules and stages: the norm with all rules, kernels with stages usually with a few."""
     named = {"norm": NORM, "value and average": {**VALUE, **AVERAGE}, "all": TOGETHER}
-    few = {*ALL_MEET, *BY_STATES}
     cases = [
-        pytest.param(rule, stages, id=f"{rule}-{name}", marks=[] if rule in few or name == "norm" else EXHAUSTIVE)
+        case(rule, stages, id=f"{rule}-{name}")
         for name, stages in named.items()
         for rule in rules
+        for case in [pytest.param if rule in FEW or name == "norm" else rarely]
     ]
     return pytest.mark.parametrize(("rule", "stages"), cases)
 

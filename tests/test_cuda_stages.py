@@ -44,7 +44,7 @@ staged = pytest.mark.parametrize(
         for case in itertools.product(RULES, STAGES, DTYPES)
     ],
 )
-on_two = swept(together=3, name=TWO, stages=STAGES, dtype=DTYPES)
+on_two = swept(together=2, name=TWO, stages=STAGES, dtype=DTYPES)
 
 
 def numbers(coefficient=COEFFICIENT, scale=None, limit=LIMIT, gain=GAIN):
@@ -221,9 +221,9 @@ def test_values_that_are_not_finite(dtype):
     """An infinity becomes the limit, NaN stays NaN; zero, and what is the limit, stay as well."""
     g = np.array([np.inf, -np.inf, np.nan, 0.0, 0.5, -0.5, 0.25, 1.0, -3.0] * 5)
     guards = Guards()
-    tensor = guards.tensor("sgd", stored(np.zeros(g.size), dtype), stored(g, dtype))
-    given = numbers(coefficient=None, limit=0.5)
-    guards.launch(Job("sgd", dtype, [tensor], [(1.0, 0.0, 1.0)], stages=("value",), numbers=given))
+    tensor = guards.tensor("momentum", stored(np.zeros(g.size), dtype), stored(g, dtype))
+    given, row = numbers(coefficient=None, limit=0.5), (1.0, 0.0, 1.0, 0.0)
+    guards.launch(Job("momentum", dtype, [tensor], [row], stages=("value",), numbers=given))
     np.testing.assert_array_equal(meant(tensor.param, dtype), -np.clip(g, -0.5, 0.5))
 
 
@@ -371,8 +371,7 @@ def test_squares_beyond_the_range_of_doubles(size, beside):
     assert found["coefficient"] == pytest.approx(min(1.0, 1.0 / (want + 1e-6)), rel=SUM, abs=0.0)
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-@dtypes
+@swept(together=1, dtype=DTYPES, bad=[np.inf, -np.inf, np.nan])
 def test_gradients_that_are_not_finite(dtype, bad):
     """In any chunk; skipped steps are counted if they are to be skipped, but not those that AMP has found."""
     norm = math.nan if math.isnan(bad) else math.inf
