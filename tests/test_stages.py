@@ -146,7 +146,7 @@ def followed(course):
     return seen(twins.optimizer), twins.optimizer.grad_norm
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(courses())
 def test_any_combination(course):
     """Whatever options, assigned whenever, with late and strided gradients; to the bit whoever takes the steps."""
@@ -303,7 +303,7 @@ def test_repeated_steps_have_the_bits_of_others(rule, monkeypatch):
 
 
 @pytest.mark.parametrize("stages", [TOGETHER, {"ema_decay": Linear(0.1, 0.9, 6), **NORM}], ids=["numbers", "schedule"])
-@pytest.mark.parametrize("rule", [*ALL_MEET, "adamw_amsgrad", "rmsprop_momentum"])
+@pytest.mark.parametrize("rule", [*ALL_MEET, "adamw_amsgrad"])
 def test_a_run_goes_on_from_a_state_dict(rule, stages):
     """To the bit, with the options of the saved run and its averages, whatever the new one was made with."""
     make, options = OPTIMIZERS[rule]
