@@ -10,7 +10,7 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-HEADERS = ("driver", "exchange", "tables", "fastopt", "interpreter", "rows", "rules", "schedules", "step", "vectors")
+HEADERS = "driver exchange tables fastopt interpreter pool rows rules schedules step vectors".split()
 SOURCES = ("pool", "step", "reader", "tensors", "team", "gpus", "graphs")
 FLAGS = ["-std=c++17", "-O2", "-pthread", "-ffp-contract=off"]  # the last: rows must equal Python's to the bit
 

@@ -21,14 +21,14 @@
 #include <signal.h>
 #endif
 
-#include "fastopt.h"
+#include "pool.h"
 
 namespace {
 
 constexpr int kClaimBits = 24;
 constexpr uint64_t kClaimMask = (uint64_t{1} << kClaimBits) - 1;
 constexpr int kMaxThreads = 1024;
-constexpr int kSpins = 2000;  // a few microseconds, before the caller yields its core
+constexpr int kSpins = 2000;  // tens of microseconds: so long a thread waits, before it yields its core or sleeps
 
 constexpr uint64_t pack(uint64_t threads, uint64_t total) {
     return threads << (2 * kClaimBits) | total << kClaimBits;
@@ -107,11 +107,12 @@ private:
 
 class Pool {
 public:
-    void run(const Job &job, int threads) {
+    void run(const Job &job, int threads, bool another_follows) {
         start(threads - 1);
         if (threads > workers_ + 1) threads = workers_ + 1;
         uint64_t total = static_cast<uint64_t>((job.chunks + job.grain - 1) / job.grain);
         job_ = job;
+        another_follows_.store(another_follows, std::memory_order_relaxed);
         done_.store(0, std::memory_order_relaxed);
         ticket_.store(pack(static_cast<uint64_t>(threads), total), std::memory_order_seq_cst);
         for (int worker = 1; worker < threads && static_cast<uint64_t>(worker) < total; ++worker) beds_[worker]->wake();
@@ -143,9 +144,19 @@ private:
         return next_of(ticket) < total_of(ticket) && static_cast<uint64_t>(worker) < threads_of(ticket);
     }
 
+    // Waits for a job, awake, for tens of microseconds; false if none came.
+    bool wait(int worker) {
+        for (int spins = 0; spins < kSpins; ++spins) {
+            if (open(ticket_.load(std::memory_order_seq_cst), worker)) return true;
+            relax();
+        }
+        return false;
+    }
+
     void serve(int worker, Bed *bed) {
         for (;;) {
             work(worker);
+            if (another_follows_.load(std::memory_order_relaxed) && wait(worker)) continue;
             bed->announce();
             // Whoever published a job between work() and announce() saw nobody asleep: check once more.
             if (open(ticket_.load(std::memory_order_seq_cst), worker) && bed->withdraw()) continue;
@@ -174,6 +185,7 @@ private:
 
     alignas(64) std::atomic<uint64_t> ticket_{0};
     alignas(64) std::atomic<uint64_t> done_{0};
+    std::atomic<bool> another_follows_{false};
     alignas(64) Job job_{};
     int workers_ = 0;
     Bed *beds_[kMaxThreads] = {};
@@ -195,8 +207,8 @@ void after_fork_in_child() {
 
 }  // namespace
 
-extern "C" void fastopt_run(fastopt_kernel kernel, const fastopt_job *job, int64_t chunks, int64_t grain,
-                            int32_t threads) {
+void fastopt::run_pool(fastopt_kernel kernel, const fastopt_job *job, int64_t chunks, int64_t grain, int32_t threads,
+                       bool another_follows) {
     int64_t smallest = (chunks + static_cast<int64_t>(kClaimMask) - 1) / static_cast<int64_t>(kClaimMask);
     if (grain < smallest) grain = smallest;
     if (threads < 2 || chunks <= grain || busy.exchange(true, std::memory_order_acquire)) {
@@ -205,11 +217,16 @@ extern "C" void fastopt_run(fastopt_kernel kernel, const fastopt_job *job, int64
     }
     if (pool == nullptr) pool = new (std::nothrow) Pool;
     if (pool != nullptr) {
-        pool->run(Job{kernel, job, chunks, grain}, threads);
+        pool->run(Job{kernel, job, chunks, grain}, threads, another_follows);
     } else {
         kernel(job, 0, chunks, 0);
     }
     busy.store(false, std::memory_order_release);
+}
+
+extern "C" void fastopt_run(fastopt_kernel kernel, const fastopt_job *job, int64_t chunks, int64_t grain,
+                            int32_t threads) {
+    fastopt::run_pool(kernel, job, chunks, grain, threads, false);
 }
 
 extern "C" int64_t fastopt_abi(void) { return FASTOPT_ABI; }

@@ -4,18 +4,21 @@
 
 #include <cmath>
 
+#include "pool.h"
 #include "rows.h"
 
 namespace {
 
 constexpr double DOWN = 0x1p-600, UP = 0x1p600, LOST = 0x1p-960, EPS = 1e-6;
 
-void run(fastopt_kernel kernel, const fastopt_launch &launch, const void *parallel, int32_t threads) {
+// OpenMP's threads stay awake of themselves.
+void run(fastopt_kernel kernel, const fastopt_launch &launch, const void *parallel, int32_t threads,
+         bool another_follows) {
     if (threads > launch.workers) threads = static_cast<int32_t>(launch.workers);
     if (parallel != nullptr) {
         fastopt_run_team(kernel, launch.job, launch.chunks, launch.grain, threads, parallel);
     } else {
-        fastopt_run(kernel, launch.job, launch.chunks, launch.grain, threads);
+        fastopt::run_pool(kernel, launch.job, launch.chunks, launch.grain, threads, another_follows);
     }
 }
 
@@ -25,7 +28,7 @@ double sum_squares(const fastopt_step &step, int32_t threads, double power) {
     for (int64_t i = 0; i < step.count; ++i) {
         const fastopt_launch &launch = step.launches[i];
         launch.job->power = power;
-        run(launch.norm, launch, step.parallel, threads);
+        run(launch.norm, launch, step.parallel, threads, true);
         for (int64_t c = 0; c < launch.chunks; ++c) total += launch.job->sums[c];
     }
     return total;
@@ -75,13 +78,14 @@ bool fastopt::goes_on(fastopt_step &step, const int64_t *grads, int32_t threads)
     return true;
 }
 
+// From the last chunk to the first, which the cache still has after the norm's pass, is no faster: 0.995 to 1.01.
 int32_t fastopt::launch(fastopt_step &step, int32_t threads) {
     int64_t launched = launch_on_gpus(step);
     if (launched < step.gpu_count) return launched == 0 ? 0 : FASTOPT_TORN;
     for (int64_t i = 0; i < step.rows; ++i) step.carried[i] = step.next[i];
     ++step.taken;
     for (int64_t i = 0; i < step.count; ++i) {
-        run(step.launches[i].kernel, step.launches[i], step.parallel, threads);
+        run(step.launches[i].kernel, step.launches[i], step.parallel, threads, i + 1 < step.count);
     }
     return 1;
 }
