@@ -10,7 +10,6 @@ from pathlib import Path
 import cffi
 
 HERE = Path(__file__).parent
-HEADERS = "driver exchange tables fastopt interpreter pool rows rules schedules step vectors".split()
 SOURCES = ("pool", "step", "reader", "tensors", "team", "gpus", "graphs")
 FLAGS = ["-std=c++17", "-O2", "-pthread", "-ffp-contract=off"]  # the last: rows must equal Python's to the bit
 
@@ -29,7 +28,7 @@ ffi.set_source(
     "fastopt.kernels._pool",
     '#include "fastopt.h"',
     sources=[f"kernels/{name}.cpp" for name in SOURCES],
-    depends=[f"kernels/{name}.h" for name in HEADERS],
+    depends=[f"kernels/{header.name}" for header in sorted(HERE.glob("*.h"))],
     include_dirs=["kernels"],
     source_extension=".cpp",
     py_limited_api=False,  # the reader uses the buffer protocol, which the limited API of Python 3.10 lacks
