@@ -182,9 +182,9 @@ def optimizer(library: Any, params: Any, rule: str, **more: Any) -> Any:
     return getattr(library, name)(params, **options, **more)
 
 
-def bound_step(arrays: Arrays, rule: str) -> Step:
-    """Make fastopt's fast path: gradients that stay at their addresses."""
-    opt = optimizer(fastopt, arrays.params, rule)
+def bound_step(arrays: Arrays, rule: str, **more: Any) -> Step:
+    """Make fastopt's fast path: gradients that stay at their addresses; with more options if they are given."""
+    opt = optimizer(fastopt, arrays.params, rule, **more)
     opt.bind(arrays.grads)
     step: Step = opt.step
     return step
@@ -197,16 +197,22 @@ def fresh_step(arrays: Arrays, rule: str) -> Step:
     return lambda: opt.step(next(turns))
 
 
-def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, bool], library: Any = None) -> Step:
+def torch_step(arrays: Arrays, rule: str, mode: Mapping[str, Any], library: Any = None) -> Step:
     """Make an optimizer of torch.optim, or of another library for torch, on the memory of NumPy's or CuPy's arrays."""
     import torch
+
+    step: Step = optimizer(library or torch.optim, torch_params(arrays), rule, **mode).step
+    return step
+
+
+def torch_params(arrays: Arrays) -> list[Any]:
+    """Return tensors, with their gradients, on the memory of NumPy's or CuPy's arrays."""
     from torch.utils.dlpack import from_dlpack
 
     params = [from_dlpack(param) for param in arrays.params]
     for param, grad in zip(params, arrays.grads, strict=True):
         param.grad = from_dlpack(grad)
-    step: Step = optimizer(library or torch.optim, params, rule, **mode).step
-    return step
+    return params
 
 
 FASTOPT_TORCH = "fastopt.torch"  # a contender in `tensors` and `torch_iteration`

@@ -22,6 +22,7 @@ from .workloads import Array, Arrays, Workload, like
 
 SHARE = 0.5  # of an optimizer workload's time: there is one mode, not two
 MAX_NORM = 1.0  # less than that of the workloads' gradients, so that all are clipped
+DECAY = 0.999  # of averages
 
 CLIPPING, AVERAGING = "clipping", "averaging"
 TORCH = "torch-fused"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import json
 import math
 import time
@@ -46,6 +47,11 @@ ROOT = Path(__file__).parent.parent
 SMALL = Workload("small", "small", ((64,), (5, 3), (7,)))
 OF_TORCH = ["fastopt.torch", *TORCH_MODES]
 SOME = ("momentum", "adam")
+OF_STAGES = [
+    *itertools.product(["fastopt.torch"], ["plain", "clipping", "opt.clip_grad_norm_", "averaging"]),
+    *itertools.product(["torch-fused"], ["plain", "clipping", "averaging"]),
+    *itertools.product(["fastopt"], ["plain", "clipping"]),
+]
 OF_CUPY = ["fastopt", "cupy", "cupy-fuse", "cupy-kernel"]
 
 
@@ -58,6 +64,8 @@ def give_workloads(monkeypatch: pytest.MonkeyPatch, *workloads: Workload) -> Non
 @pytest.fixture
 def small_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
     give_workloads(monkeypatch, *(Workload(name, name, SMALL.shapes) for name in gpu_parts.GRAPH_WORKLOADS))
+    monkeypatch.setattr(gpu_parts, "STAGE_WORKLOADS", {"mlp": Workload("mlp", "mlp", SMALL.shapes)})
+    monkeypatch.setattr(gpu_parts, "STAGE_RULES", ("momentum",))
     for name, size in {"WIDTH": 8, "BLOCKS": 1, "LENGTH": 4, "VOCABULARY": 16, "HIDDEN": 8, "ITERATIONS": 1}.items():
         monkeypatch.setattr(gpu_iteration, name, size)
     monkeypatch.setattr(gpu_command, "QUICK_SECONDS", 0.0)
@@ -222,11 +230,17 @@ def test_what_does_not_fit_is_left_out_visibly(device: Device, monkeypatch: pyte
     monkeypatch.setattr(cuda.runtime, "memGetInfo", lambda: (10**7, 2 * 10**7))
     give_workloads(monkeypatch, Workload("large", "large", ((10**6,),)))
     monkeypatch.setattr(gpu_parts, "GRAPH_WORKLOADS", ("large",))
+    monkeypatch.setattr(gpu_parts, "STAGE_WORKLOADS", {"large": gpu_parts.WORKLOADS["large"]})
+    monkeypatch.setattr(gpu_parts, "STAGE_RULES", ("adamw",))
     monkeypatch.setattr(gpu_parts, "TRAININGS", {})
     everyone = gpu_contenders.contenders(device)
     listed = gpu_parts.parts(gpu_parts.Bench(device, everyone, "cupy", notes.append))
     *large, launching = listed
-    assert [part.name for part in large] == [*(f"{rule} on large" for rule in RULES), "graphs of large"]
+    assert [part.name for part in large] == [
+        *(f"{rule} on large" for rule in RULES),
+        "graphs of large",
+        "clipping and averaging by adamw on large",
+    ]
     assert {part.measure(lambda: pytest.fail("rounds")) for part in large} == {gpu_figures.Figures()}
     assert launching.name == "launches by the size of an argument"
     assert "large is left out: it needs 0.1 GB of the GPU's memory, and 80% of what is free there are 0.0 GB" in notes
@@ -279,6 +293,7 @@ def fake_report() -> gpu_figures.Report:
         "rows": gpu_figures.rows(timings, "torch-fused"),
         "ratios": gpu_figures.ratios(timings, makers),
         "compiled": [],
+        "stages": [],
         "launches": [],
         "graphs": gpu_figures.replays([gpu_measure.timed(WORKLOADS["gpt2"], "momentum", 10**9, eager)]),
         "iterations": [],
@@ -413,6 +428,7 @@ def test_the_command_checks_measures_prints_and_writes(
     assert all(row["speedup"] == 1 for row in found["rows"] if row["implementation"] == "cupy")
     assert len(found["ratios"]) == 7 * 3 * len(SOME)
     assert [entry["implementation"] for entry in found["graphs"]] == ["fastopt.torch", "fastopt"] * 3
+    assert [(entry["implementation"], entry["stage"]) for entry in found["stages"]] == OF_STAGES
     assert [entry["implementation"] for entry in found["launches"]] == ["cupy", *["extension"][: pool.available]] * 3
     assert [entry["implementation"] for entry in found["iterations"]] == ["fastopt.torch", "torch-fused"] * 2
     assert chart.stat().st_size > 0

@@ -40,8 +40,9 @@ cuda = importlib.import_module("cuda_stand_in")  # of the tests' folder, which i
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "bench/results/gpu.json"
-NEWS = ("compiled", "launches", "iterations", "missing")  # which the first runs did not have
-KEYS = ["machine", "checked", "rows", "ratios", "compiled", "graphs", "launches", "iterations", "notes", "missing"]
+NEWS = ("compiled", "stages", "launches", "iterations", "missing")  # which the first runs did not have
+KEYS = ["machine", "checked", "rows", "ratios", "compiled", "graphs", "stages", "launches", "iterations", "notes"]
+KEYS += ["missing"]
 MACHINE: dict[str, Any] = {
     "gpu": "H100",
     "multiprocessors": 132,
@@ -536,6 +537,8 @@ def test_a_death_in_the_middle_costs_one_part(
     some = (FASTOPT_TORCH, "torch-fused", "fastopt", "cupy-kernel")
     monkeypatch.setattr(command, "contenders", lambda device: {name: contenders(device)[name] for name in some})
     monkeypatch.setattr(parts, "RULES", ("momentum", "adam"))
+    monkeypatch.setattr(parts, "STAGE_WORKLOADS", {"gpt2": small["gpt2"]})
+    monkeypatch.setattr(parts, "STAGE_RULES", ("momentum",))
     for module in (contenders_of_gpu, parts):
         monkeypatch.setattr(module, "MOST_STEPS", 3)
     monkeypatch.setattr(command, "QUICK_SECONDS", 0.0)
@@ -556,7 +559,8 @@ def test_a_death_in_the_middle_costs_one_part(
         cli.main(["bench", "--gpu", "--quick", "--json", str(parted)])
     dead = saved.read(parted)
     launching = "launches by the size of an argument"
-    assert dead["missing"] == ["graphs of gpt2", launching, "an iteration of mlp", "an iteration of gpt"]
+    staged = "clipping and averaging by momentum on gpt2"
+    assert dead["missing"] == ["graphs of gpt2", staged, launching, "an iteration of mlp", "an iteration of gpt"]
     assert [entry["workload"] for entry in dead["graphs"]] == ["tensor_64k"] * 2 + ["resnet50"] * 2
     monkeypatch.setattr(parts, "graphs", graphs)
     assert cli.main(["bench", "--gpu", "--resume", str(parted)]) == 0

@@ -15,13 +15,12 @@ from fastopt.progress import track
 
 from .contenders import FASTOPT_TORCH, Step, optimizer
 from .measure import Pace
-from .stages import AVERAGING, CALLED, CLIPPING, MAX_NORM, SHARE, TORCH, Stage, rows
+from .stages import AVERAGING, CALLED, CLIPPING, DECAY, MAX_NORM, SHARE, TORCH, Stage, rows
 from .tensors import DistributedTensors, Tensors, process_group, side_by_side
 from .workloads import DISTRIBUTED, Arrays, Workload
 
 RULES = ("momentum", "adamw")
 DISTRIBUTED_RULES = ("adamw",)
-DECAY = 0.999
 
 # The workloads of each stage.
 CLIPPED = ("mlp", "tensors_2000", "resnet50", "gpt2")
@@ -33,33 +32,49 @@ Contestants = Callable[[Sequence[nn.Parameter], str], dict[str, Step]]
 def clipping(params: Sequence[nn.Parameter], rule: str) -> dict[str, Step]:
     """Make steps that clip: by an option, by a call before the step, and by torch's function and its fused step."""
     within = optimizer(fastopt.torch, params, rule, max_grad_norm=MAX_NORM)
-    called = optimizer(fastopt.torch, params, rule)
-    apart = optimizer(torch.optim, params, rule, fused=True)
+    return {FASTOPT_TORCH: within.step, CALLED: call_and_step(params, rule), TORCH: clip_and_step(params, rule)}
 
-    def call_and_step() -> None:
-        called.clip_grad_norm_(MAX_NORM)
-        called.step()
 
-    def clip_and_step() -> None:
+def call_and_step(params: Sequence[nn.Parameter], rule: str) -> Step:
+    """Make a step of fastopt.torch before which its optimizer is asked to clip, as trainers do."""
+    opt = optimizer(fastopt.torch, params, rule)
+
+    def step() -> None:
+        opt.clip_grad_norm_(MAX_NORM)
+        opt.step()
+
+    return step
+
+
+def clip_and_step(params: Sequence[nn.Parameter], rule: str) -> Step:
+    """Make torch's clipping, all tensors at once, and its fused step."""
+    opt = optimizer(torch.optim, params, rule, fused=True)
+
+    def step() -> None:
         clip_grad_norm_(params, MAX_NORM, foreach=True)
-        apart.step()
+        opt.step()
 
-    return {FASTOPT_TORCH: within.step, CALLED: call_and_step, TORCH: clip_and_step}
+    return step
 
 
 def averaging(params: Sequence[nn.Parameter], rule: str) -> dict[str, Step]:
-    """Make steps that average: by an option, and torch's fused step with its averages of all parameters at once."""
+    """Make steps that average: by an option, and by torch's averages of all parameters after its fused step."""
     within = optimizer(fastopt.torch, params, rule, ema_decay=DECAY)
-    apart = optimizer(torch.optim, params, rule, fused=True)
+    return {FASTOPT_TORCH: within.step, TORCH: step_and_average(params, rule)}
+
+
+def step_and_average(params: Sequence[nn.Parameter], rule: str) -> Step:
+    """Make torch's fused step and its averages, all tensors at once."""
+    opt = optimizer(torch.optim, params, rule, fused=True)
     model = nn.ParameterList(params)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))  # type: ignore[no-untyped-call]
     averaged.update_parameters(model)  # the first call copies: averages start there, as fastopt's do
 
-    def step_and_average() -> None:
-        apart.step()
+    def step() -> None:
+        opt.step()
         averaged.update_parameters(model)
 
-    return {FASTOPT_TORCH: within.step, TORCH: step_and_average}
+    return step
 
 
 def in_torch(workloads: Sequence[Workload], pace: Pace) -> list[Stage]:

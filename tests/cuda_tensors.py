@@ -117,6 +117,13 @@ class CudaTensor(torch.Tensor):
     def grad(self):
         self.grad = None
 
+    def __deepcopy__(self, memo):
+        """Copy what a model consists of, on the pretended GPU, without the gradient."""
+        if id(self) not in memo:
+            copied = self.detach().clone()
+            memo[id(self)] = Parameter(copied, self.requires_grad) if isinstance(self, Parameter) else copied
+        return memo[id(self)]
+
     def numpy(self, **options):
         """Refuse what only `cpu` does, as torch does."""
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first")

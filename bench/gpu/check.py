@@ -1,10 +1,11 @@
-"""Checks updates on the GPU before anything is measured: every rule and dtype, graphs, contenders.
+"""Checks updates on the GPU before anything is measured: every rule and dtype, graphs, contenders, stages.
 
 The formulas are the oracle's, in NumPy and float64. Numbers are drawn as multiples of 1/32, exact in every dtype.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from ..contenders import Step
 from ..workloads import Arrays
 from .contenders import Contender, Say, left_out
 from .device import WARM_UP, Device
+from .stages import OPTIONS, PLAIN, Contestant, contestants
+from .stages import RULES as STAGE_RULES
 
 Array = npt.NDArray[np.float64]
 
@@ -94,12 +97,13 @@ def trained_by_formula(
     lr: float = LR,
     decay: float = DECAY,
     lr_decay: float = LR_DECAY,
+    stages: oracle.Options = oracle.NONE,
 ) -> Trained:
     """Take the steps by the oracle's formulas, with weight decay."""
     _, options = case(rule, lr=lr, weight_decay=decay, lr_decay=lr_decay, alpha=ALPHA)
     trainer = oracle.Trainer(params)
     for grads in gradients:
-        trainer.step(rule, grads, options)
+        trainer.step(rule, grads, options, stages)
     return Trained(trainer.params, [state for states in trainer.states for state in states or ()])
 
 
@@ -309,19 +313,38 @@ def trained_by(contender: Contender, rule: str, cupy: Any) -> Trained:
 
 def check_contenders(device: Device, contenders: Mapping[str, Contender], say: Say) -> Iterator[str]:
     """Check the steps of all contenders; yield a line for each correct one."""
-    params, gradients = drawn(2, STEPS)
     for rule, (name, contender) in itertools.product(of_cpu.RULES, contenders.items()):
-        found = None
-        with left_out(name, rule, say):
-            found = trained_by(contender, rule, device.cupy)
-        if found is not None:
-            expected = trained_by_formula(rule, params, gradients, of_cpu.LR, decay=0, lr_decay=0)
-            compare(f"{name}'s {rule}", found, Trained(expected.params, []), tolerance("float32", STEPS))
-            yield f"{name}, {rule}"
+        yield from check_contender(device, name, contender, rule, {}, say)
+
+
+def check_stages(device: Device, say: Say) -> Iterator[str]:
+    """Check the steps that clip or average; yield a line for each correct one."""
+    for rule, one in itertools.product(STAGE_RULES, staged(device)):
+        yield from check_contender(device, one.name, one, rule, OPTIONS[one.stage], say)
+
+
+def staged(device: Device) -> list[Contestant]:
+    """Return the contestants that clip or average."""
+    return [one for one in contestants(device).values() if one.stage != PLAIN]
+
+
+def check_contender(
+    device: Device, name: str, contender: Contender, rule: str, stages: oracle.Options, say: Say
+) -> Iterator[str]:
+    """Check one contender's steps by one rule, with the class's own weight decay; yield a line if they are correct."""
+    found = None
+    with left_out(name, rule, say):
+        found = trained_by(contender, rule, device.cupy)
+    if found is not None:
+        of_class = inspect.signature(getattr(fastopt, case(rule)[0])).parameters
+        decay = of_class["weight_decay"].default
+        expected = trained_by_formula(rule, *drawn(2, STEPS), of_cpu.LR, decay, lr_decay=0, stages=stages)
+        compare(f"{name}'s {rule}", found, Trained(expected.params, []), tolerance("float32", STEPS))
+        yield f"{name}, {rule}"
 
 
 def checks(device: Device, contenders: Mapping[str, Contender], say: Say) -> Iterator[str]:
-    """Check every rule in every dtype, graphs, and contenders; yield a line for each correct one."""
+    """Check every rule in every dtype, graphs, contenders, and stages; yield a line for each correct one."""
     for library in libraries(device):
         for rule, dtype in itertools.product(REGISTRY, library.dtypes):
             check_case(Case(library.name, rule, dtype), library.trained)
@@ -329,9 +352,10 @@ def checks(device: Device, contenders: Mapping[str, Contender], say: Say) -> Ite
         check_graph(library)
         yield f"{library.name}, captured"
     yield from check_contenders(device, contenders, say)
+    yield from check_stages(device, say)
 
 
 def count(device: Device, contenders: Mapping[str, Contender]) -> int:
     """Return the largest possible number of checks."""
     of_fastopt = sum(len(REGISTRY) * len(library.dtypes) + 1 for library in libraries(device))
-    return of_fastopt + len(of_cpu.RULES) * len(contenders)
+    return of_fastopt + len(of_cpu.RULES) * len(contenders) + len(STAGE_RULES) * len(staged(device))

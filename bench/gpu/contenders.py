@@ -138,7 +138,7 @@ def left_out(name: str, rule: str, say: Say) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if name in SUBJECTS:
+        if name.partition(", ")[0] in SUBJECTS:
             raise
         reason = str(error).partition("\n")[0]
         say(f"{name} is left out of {rule}: {reason or type(error).__name__}")

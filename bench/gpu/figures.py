@@ -108,6 +108,31 @@ class Iteration(TypedDict):
     unstable: dict[str, str]
 
 
+class Stage(TypedDict):
+    """A step that clips or averages, or a plain one: median seconds, and ratios, on GPU and host.
+
+    `bytes_per_element` counts what it reads and writes, and `of_copy` goes by that. `over_plain_gpu` and
+    `over_plain_host`: how many times as long as the plain step of the same implementation; `gpu` and `host`: as its
+    subject, fastopt's step with the same stage.
+    """
+
+    workload: str
+    rule: str
+    stage: str
+    implementation: str
+    subject: str
+    bytes_per_element: int
+    gpu_seconds: float | None
+    host_seconds: float | None
+    of_copy: float | None
+    over_plain_gpu: float | None
+    over_plain_host: float | None
+    gpu: float | None
+    host: float | None
+    rounds: int
+    unstable: dict[str, str]
+
+
 class Report(TypedDict):
     """Everything that a run measured; `checked` counts the checks before it, `notes` say what was left out.
 
@@ -120,6 +145,7 @@ class Report(TypedDict):
     ratios: list[Ratio]
     compiled: list[Compilation]
     graphs: list[Replay]
+    stages: list[Stage]
     launches: list[Launch]
     iterations: list[Iteration]
     notes: list[str]
@@ -134,6 +160,7 @@ class Figures:
     ratios: Sequence[Ratio] = ()
     compiled: Sequence[Compilation] = ()
     graphs: Sequence[Replay] = ()
+    stages: Sequence[Stage] = ()
     launches: Sequence[Launch] = ()
     iterations: Sequence[Iteration] = ()
 
@@ -236,6 +263,7 @@ def empty(machine: Machine, notes: list[str], missing: list[str]) -> Report:
         "ratios": [],
         "compiled": [],
         "graphs": [],
+        "stages": [],
         "launches": [],
         "iterations": [],
         "notes": notes,
@@ -249,6 +277,7 @@ def add(report: Report, part: Figures) -> None:
     report["ratios"] = in_order(report["ratios"], part.ratios)
     report["compiled"] = in_order(report["compiled"], part.compiled)
     report["graphs"] = in_order(report["graphs"], part.graphs)
+    report["stages"] = in_order(report["stages"], part.stages)
     report["launches"] = [*report["launches"], *part.launches]
     report["iterations"] = in_order(report["iterations"], part.iterations)
 

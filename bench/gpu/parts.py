@@ -17,6 +17,9 @@ from .device import Device
 from .figures import TRAININGS, Figures, ratios, replays, rows
 from .launches import launches
 from .measure import COPY, GRAPH, ITEMSIZE, fits, queued, started, timed
+from .stages import RULES as STAGE_RULES
+from .stages import WORKLOADS as STAGE_WORKLOADS
+from .stages import stages
 
 GRAPH_WORKLOADS = ("tensor_64k", "resnet50", "gpt2")
 GRAPH_RULE = "momentum"
@@ -69,6 +72,11 @@ def parts(bench: Bench) -> list[Part]:
         for rule in RULES
     ]
     found += [Part(f"graphs of {name}", partial(graphs, bench, WORKLOADS[name])) for name in GRAPH_WORKLOADS]
+    found += [
+        Part(f"clipping and averaging by {rule} on {workload.name}", partial(staged, bench, workload, rule))
+        for workload in STAGE_WORKLOADS.values()
+        for rule in STAGE_RULES
+    ]
     found.append(Part("launches by the size of an argument", partial(empty_launches, bench)))
     if bench.device.torch is not None:
         found += [Part(f"an iteration of {name}", partial(trainings, bench, name)) for name in TRAININGS]
@@ -131,6 +139,11 @@ def graphs(bench: Bench, workload: Workload, begin: Begin) -> Figures:
     costs = measure(contestants, queued(device, counts), begin())
     bytes_moved = REGISTRY[GRAPH_RULE].bytes_moved(ITEMSIZE) * workload.elements
     return Figures(graphs=replays([timed(workload, GRAPH_RULE, bytes_moved, costs)]))
+
+
+def staged(bench: Bench, workload: Workload, rule: str, begin: Begin) -> Figures:
+    """Time steps with clipping and averages, and without."""
+    return Figures(stages=stages(bench.device, workload, rule, begin, bench.say))
 
 
 def empty_launches(bench: Bench, begin: Begin) -> Figures:

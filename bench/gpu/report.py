@@ -9,13 +9,15 @@ from typing import Any
 from fastopt.progress import console
 
 from ..contenders import FASTOPT_TORCH, FRESH
+from ..stages import CALLED
 from ..text import UNSTABLE, Lines, duration, markdown_table, percent, table, times, unstable
 from ..torch_report import least
 from ..workloads import title as title_of
 from .contenders import FASTOPT, SUBJECTS, WORKLOADS
-from .figures import TRAININGS, Ratio, Report, Row
+from .figures import TRAININGS, Ratio, Report, Row, Stage
 from .launches import CUPY, EXTENSION
 from .saved import read
+from .stages import PLAIN
 
 UNMEASURED = "The figures on GPUs are still to be measured: no run of `fastopt bench --gpu` is committed yet.\n"
 
@@ -27,6 +29,13 @@ EXPLAINED = (
 FUSED = "torch-fused"
 WIDTH = 150  # of the output if it is not a terminal
 LAUNCHED_BY = {CUPY: "CuPy", EXTENSION: "fastopt's extension"}
+STAGES = (
+    "Steps that clip gradients by their norm (max_grad_norm) or average parameters (ema_decay), and plain ones: GPU / "
+    "host. Of a copy: by the bytes of the step with its stage. By bytes: how many times as many as the plain step's, "
+    "which is how many times as long a step takes at the memory's limit. Then how many times as long others take: "
+    f"{FUSED}, after clip_grad_norm_ or before AveragedModel, or {CALLED} called before a plain step. "
+    "AveragedModel waits for the GPU, so that each of its times includes the other."
+)
 FASTEST = {FASTOPT_TORCH: "torch's fastest", FASTOPT: "CuPy's fastest"}
 
 
@@ -38,7 +47,7 @@ def compared(report: Report) -> dict[tuple[str, str], dict[str, Ratio]]:
     return found
 
 
-def sides(entry: Ratio) -> tuple[float | None, float | None]:
+def sides(entry: Ratio | Stage) -> tuple[float | None, float | None]:
     """Return the GPU's ratio and the host's."""
     return entry["gpu"], entry["host"]
 
@@ -104,6 +113,28 @@ def replayed(report: Report) -> Lines:
     return lines
 
 
+def staged(report: Report) -> Lines:
+    """Make the table of stages, its headings first: a workload, rule, stage and step of fastopt's per line."""
+    steps = {
+        (entry["workload"], entry["rule"], entry["implementation"], entry["stage"]): entry for entry in report["stages"]
+    }
+    headings = ["its time", "of a copy", "over plain", "by bytes", FUSED, "called"]
+    lines = [["workload", "rule", "stage", "step of", *headings]]
+    for (workload, rule, subject, stage), own in steps.items():
+        if subject not in SUBJECTS or stage == CALLED:
+            continue
+        measured = both(own["gpu_seconds"], own["host_seconds"]), percent(own["of_copy"])
+        over_plain = f"{times(own['over_plain_gpu'])} / {times(own['over_plain_host'])}"
+        by_bytes = times(own["bytes_per_element"] / steps[workload, rule, subject, PLAIN]["bytes_per_element"])
+        others = (steps.get((workload, rule, *which)) for which in ((FUSED, stage), (FASTOPT_TORCH, CALLED)))
+        cells = [
+            "" if entry is None or entry["subject"] != own["subject"] else " / ".join(map(times, sides(entry)))
+            for entry in others
+        ]
+        lines.append([title_of(workload), rule, stage, subject, *measured, over_plain, by_bytes, *cells])
+    return lines
+
+
 def launched(report: Report) -> Lines:
     """Make the table of launches, its headings first: a size and what launches per line."""
     lines = [["argument", "launched by", "GPU", "host"]]
@@ -134,9 +165,11 @@ def trained(report: Report) -> Lines:
 
 
 def other_tables(report: Report) -> Iterator[tuple[str, Lines]]:
-    """Yield the tables of graphs, launches and iterations, each after its introduction."""
+    """Yield the tables of graphs, stages, launches and iterations, each after its introduction."""
     if report["graphs"]:
         yield "A momentum step, enqueued anew each time and replayed as a CUDA graph: GPU / host.", replayed(report)
+    if report["stages"]:
+        yield STAGES, staged(report)
     if report["launches"]:
         yield "A launch of an empty kernel, by the size of its argument.", launched(report)
     if report["iterations"]:

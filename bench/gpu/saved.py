@@ -18,6 +18,7 @@ KINDS: dict[str, type] = {
     "ratios": list,
     "compiled": list,
     "graphs": list,
+    "stages": list,
     "launches": list,
     "iterations": list,
     "notes": list,
