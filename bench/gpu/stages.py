@@ -125,8 +125,8 @@ def on_tensors(make: Callable[[Any, str], Step], arrays: Arrays, rule: str) -> S
 def stages(device: Device, workload: Workload, rule: str, begin: Callable[[], Pace], say: Say) -> Sequence[Stage]:
     """Measure all contestants on one workload by one rule, and a copy of as many bytes as the plain step moves."""
     everyone = contestants(device)
-    if not fits(device, workload, len(everyone), say):
-        return []
+    if not fits(device, workload, len(everyone), say):  # two averages take no more than what others have beside states
+        return ()
     steps = started(device, everyone, rule, draw(device.cupy, workload), say)
     counts = {name: everyone[name].steps(workload) for name in steps} | {COPY: MOST_STEPS}
     bytes_moved = REGISTRY[rule].bytes_moved(ITEMSIZE) * workload.elements
