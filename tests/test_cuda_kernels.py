@@ -564,10 +564,10 @@ def test_the_launcher_sees_what_is_not_aligned(monkeypatch, tmp_path):
     text = cuda.inlined("fused.cu")
     careless = text.replace("return all % 16 == 0;", "return true;")
     assert careless != text
-    others = {name: cuda.inlined(name) for name in ("norm.cu", "advance.cu")}
-    monkeypatch.setattr(cuda, "inlined", {"fused.cu": careless, **others}.get)
+    monkeypatch.setattr(cuda, "inlined", {"fused.cu": careless}.get)
     updates = {name: cuda.kernel_name(name, "float32") for name in BY_STATES}
-    careless_library = ctypes.CDLL(str(host_cuda.build(tmp_path, updates=updates.values())))
+    sources = {"fused": host_cuda.fused(updates.values())}
+    careless_library = ctypes.CDLL(str(host_cuda.link(tmp_path, sources)))
     monkeypatch.setattr(host_cuda, "library", lambda: careless_library)
     for name in updates:
         guards = Guards()
