@@ -4,6 +4,7 @@ Arithmetic is tested for every rule. What happens around it, to chunks, layouts,
 many states it has and not on what it computes, and is tested for `BY_STATES`, which takes a third of the time.
 """
 
+import pytest
 from fastopt.bench.cases import case
 
 import fastopt
@@ -43,6 +44,17 @@ CALLED = [name for name in RULES if hasattr(fastopt.fused, name.partition("_")[0
 OF_SQUARES = [name for name, rule in RULES.items() if {"square_avg", "exp_avg_sq"} & {*rule.states}]
 
 BY_STATES = ("sgd", "adagrad", "rmsprop_momentum", "adamw_amsgrad")  # with none, one, two and three
+
+HALVES = ("float16", "bfloat16")
+
+
+def half(rule, dtype, *values, id=None):
+    """Values of a test of a rule in a half dtype: by default float16, and bfloat16 where the rule is in `BY_STATES`.
+
+    All rules compute in float32 and meet the same conversions, but each pair is a kernel, which tests should share.
+    """
+    usual = dtype == "float16" or rule in BY_STATES
+    return pytest.param(*values, id=id, marks=[] if usual else pytest.mark.exhaustive)
 
 
 def numbers(options, t):

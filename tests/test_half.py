@@ -23,18 +23,19 @@ from halves import (
 )
 from instructions import FUSED, OUTLINED, SHIFT, any_arithmetic, operations, packed
 from numba import njit
-from pairs import pairs, swept
-from rule_cases import BY_STATES, OPTIONS
+from pairs import pairs
+from rule_cases import BY_STATES, HALVES, OPTIONS, half
 from tolerances import ONE_STEP, assert_close, assert_rounded
 
 from fastopt import rules
 from fastopt.step.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 
 SIZES = [*range(36), 63, 64, 65, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1]
-HALVES = ["float16", "bfloat16"]
 SOME = pairs(together=1, name=BY_STATES, dtype=HALVES)
 halves = pytest.mark.parametrize("dtype", HALVES)
-each_rule = swept(together=1, name=rules.RULES, dtype=HALVES)  # by default in one of the two
+each_rule = pytest.mark.parametrize(
+    ("name", "dtype"), [half(name, dtype, name, dtype) for name in rules.RULES for dtype in HALVES]
+)
 
 
 @njit

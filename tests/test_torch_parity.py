@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch_cases
 from pairs import swept
+from rule_cases import HALVES, half
 from sklearn.datasets import load_digits
 from tolerances import HALF, TORCH, TORCH_TRAINING
 from torch.nn import Parameter
@@ -25,6 +26,8 @@ from torch_cases import (
     now_and_then,
     train,
 )
+
+from fastopt.rules import FAMILIES
 
 STEPS = 30
 SCHEDULED = 16  # steps with a scheduler
@@ -134,10 +137,21 @@ def test_non_finite_gradients_propagate(kind):
 # Half precision
 
 
-@swept(1, configuration=CONFIGURATIONS, dtype=[torch.bfloat16, torch.float16])
-def test_half_precision_is_as_good_as_torchs(configuration, dtype):
+def rule_of(name, options):
+    """The rule that these options choose."""
+    return FAMILIES[name].choose(torch_cases.make(name, torch_cases.parameters(), **options).param_groups[0]).name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "dtype"),
+    [
+        half(rule_of(*configuration), dtype, *configuration, getattr(torch, dtype))
+        for configuration in CONFIGURATIONS
+        for dtype in HALVES
+    ],
+)
+def test_half_precision_is_as_good_as_torchs(name, options, dtype):
     """The error against a float64 run with the same gradients is at most twice torch's, over several seeds."""
-    name, options = configuration
     errors = np.zeros(2)
     for seed in range(5):
         start = torch_cases.parameters([(300,), (7, 31)], dtype, seed)
@@ -161,10 +175,12 @@ def test_half_precision_is_as_good_as_torchs(configuration, dtype):
     assert math.isnan(errors[1]) or errors[0] <= HALF**2 * errors[1]  # NaN: bug 7
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
-def test_half_precision_has_float32_state(name, options, dtype):
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [half(kind, dtype, kind, getattr(torch, dtype)) for kind in KINDS for dtype in HALVES]
+)
+def test_half_precision_has_float32_state(kind, dtype):
     """Parameters keep their dtype, sums of many small numbers need more; the counts are torch's."""
+    name, options = KINDS[kind]
     params = torch_cases.parameters(dtype=dtype)
     optimizer = torch_cases.make(name, params, **options)
     train(optimizer, params, 3)

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch_cases
+from rule_cases import HALVES, half
 from stage_cases import AVERAGE, NORM, TOGETHER, VALUE, each_with_stages
 from tolerances import BFLOAT16, TORCH, TORCH_TRAINING, assert_close
 from torch.nn import Parameter
@@ -129,11 +130,14 @@ def test_other_dtypes(kind, dtype, stages):
     check(mine, ours, reference)
 
 
-HALVES = [*[(kind, NORM) for kind in KINDS], ("momentum", TOGETHER), ("adamw_amsgrad", TOGETHER)]
+IN_HALVES = [*[(kind, NORM) for kind in KINDS], ("momentum", TOGETHER), ("adamw_amsgrad", TOGETHER)]
 
 
-@pytest.mark.parametrize("dtype", EPS, ids=str)
-@pytest.mark.parametrize(("kind", "stages"), HALVES, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "stages", "dtype"),
+    [half(kind, dtype, kind, stages, getattr(torch, dtype)) for kind, stages in IN_HALVES for dtype in HALVES],
+    ids=str,
+)
 def test_half_precision(kind, stages, dtype):
     """As float32 parameters that are rounded after each step; clipping does not round, and averages are float32."""
     name, options = KINDS[kind]
