@@ -95,16 +95,16 @@ def library():
 
 
 @functools.cache
-def staged(rule, dtype):
-    """Return a rule's kernels with stages for a dtype, compiled where they are needed, once for all processes."""
-    names = [name for name, (of, at, _, stages) in UPDATES.items() if (of, at) == (rule, dtype) and stages]
-    folder = once(f"cuda-{rule}-{dtype}", lambda folder: link(folder, {"fused": fused(names)}))
+def staged(*kind):
+    """Return kernels with stages of a rule, dtype and size, compiled where they are needed, once for all processes."""
+    names = [name for name, (*of, stages) in UPDATES.items() if tuple(of) == kind and stages]
+    folder = once("-".join(["cuda", *map(str, kind)]), lambda folder: link(folder, {"fused": fused(names)}))
     return ctypes.CDLL(str(folder / LIBRARY))
 
 
 def library_of(name):
     """Return the library that has a kernel."""
-    return staged(*UPDATES[name][:2]) if name in UPDATES and UPDATES[name][3] else library()
+    return staged(*UPDATES[name][:3]) if name in UPDATES and UPDATES[name][3] else library()
 
 
 def table(address, dtype, rows):
