@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import itertools
 import re
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
 from host_cuda import SOME, UPDATES
-from pairs import swept
+from pairs import pairs, swept
+from rule_cases import BY_STATES
 
 import fastopt
 from fastopt import cli, rules
@@ -34,9 +36,17 @@ FP64 = re.compile(f"{FP64_ARITHMETIC}|{FP64_FUNCTION}|{FP64_CONVERSION}")
 LOCAL = re.compile(r"(LDL|STL)\b")
 
 # By default each architecture, rule and dtype a few times, and one architecture for tests of the architecture alone.
-# The same for kernels with stages.
+# The same for kernels with stages, which need room beside a rule's states: by default for few rules.
 updates = swept(together=1, architecture=ARCHITECTURES, rule=RULES, dtype=DTYPES)
-staged = swept(together=1, architecture=ARCHITECTURES, rule=RULES, dtype=DTYPES, stages=[some for some in SOME if some])
+STAGES = [some for some in SOME if some]
+USUAL = pairs(together=1, architecture=ARCHITECTURES, rule=BY_STATES, dtype=DTYPES, stages=STAGES)
+staged = pytest.mark.parametrize(
+    ("architecture", "rule", "dtype", "stages"),
+    [
+        pytest.param(*case, marks=[] if case in USUAL else pytest.mark.exhaustive)
+        for case in itertools.product(ARCHITECTURES, RULES, DTYPES, STAGES)
+    ],
+)
 architectures = pytest.mark.parametrize(
     "architecture",
     [pytest.param(name, marks=[] if name == "sm_90" else pytest.mark.exhaustive) for name in ARCHITECTURES],
