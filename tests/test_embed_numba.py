@@ -151,7 +151,8 @@ def written(name):
 
 
 LOOPS = {key: loop for name in RULES for key, loop in written(name).items()}
-loops = swept(together=2, name=RULES, what=["arrays", "numbers"], dtype=DTYPES)
+# By default each rule in one of the two.
+loops = swept(together=1, name=RULES, what=["arrays", "numbers"], dtype=DTYPES)
 
 
 @loops
