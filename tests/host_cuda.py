@@ -25,7 +25,7 @@ SHIM = Path(__file__).with_name("host_cuda.h")
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 LIBRARY = "kernels.so"
-BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `build` made
+BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `link` made
 THREADS = 1024  # a block has no more
 STAGES = ("value", "average", "zero")
 SOME = [tuple(itertools.compress(STAGES, chosen)) for chosen in itertools.product((False, True), repeat=len(STAGES))]
@@ -59,15 +59,20 @@ def fused(updates):
     return together("fused.cu", updates, lambda name: cuda.source(*UPDATES[name]))
 
 
-def build(folder, *flags, updates=PLAIN):
-    """Compile kernels, with all of the updates or some, into a shared library in a folder, and return its path."""
+def norms():
+    """Everything about the norm as one source."""
+    return "\n".join([together("norm.cu", NORMS, lambda name: cuda.norm_source(*NORMS[name])), launcher("total")])
+
+
+def small():
+    """The small kernels beside an update as one source."""
+    return "\n".join([cuda.inlined("advance.cu"), *map(launcher, ("send", "advance", "count"))])
+
+
+def build(folder):
+    """Compile all kernels without stages into a shared library in a folder."""
     conversions = [f"HOST_CONVERSIONS({name}, {DTYPES[name].cuda})" for name in ("float16", "bfloat16")]
-    sources = {
-        "fused": "\n".join([fused(updates), *conversions]),
-        "norm": "\n".join([together("norm.cu", NORMS, lambda name: cuda.norm_source(*NORMS[name])), launcher("total")]),
-        "advance": "\n".join([cuda.inlined("advance.cu"), *map(launcher, ("send", "advance", "count"))]),
-    }
-    return link(folder, sources, *flags)
+    link(folder, {"fused": "\n".join([fused(PLAIN), *conversions]), "norm": norms(), "advance": small()})
 
 
 def link(folder, sources, *flags):

@@ -655,8 +655,9 @@ def test_kernels_stay_within_their_arrays(kernels, tmp_path):
         for name in ("libasan.so", "libstdc++.so")
     ]
     here, updates = str(Path(__file__).parent), [cuda.kernel_name(*kernel) for kernel in kernels]
+    sources = {"fused": host_cuda.fused(updates), "advance": host_cuda.small()}
     environment = {
-        host_cuda.BUILT: str(host_cuda.build(tmp_path, *host_cuda.SANITIZED, updates=updates)),
+        host_cuda.BUILT: str(host_cuda.link(tmp_path, sources, *host_cuda.SANITIZED)),
         "LD_PRELOAD": " ".join(os.path.realpath(found.stdout.strip()) for found in asked),
         "ASAN_OPTIONS": "detect_leaks=0:exitcode=99",
         "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]),
