@@ -9,10 +9,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <memory>
 #include <numeric>
-#include <random>
 #include <utility>
 #include <vector>
 #if defined(__SSE2__)
@@ -66,23 +63,47 @@ private:
 #endif
 };
 
+// Puts numbers into an order that a seed decides. <random> and <functional> take longer to compile than most kernels.
+class Shuffler {
+public:
+    explicit Shuffler(unsigned seed) : state_(seed) {}
+
+    void shuffle(std::vector<unsigned> &order) {
+        for (size_t left = order.size(); left > 1; --left) std::swap(order[left - 1], order[next() % left]);
+    }
+
+private:
+    // Of a linear congruential generator (Knuth's MMIX), the upper half.
+    uint64_t next() {
+        state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+        return state_ >> 32;
+    }
+
+    uint64_t state_;
+};
+
 // A block whose threads wait for each other. What would hang on a GPU, or is not defined there, aborts.
 class Block {
 public:
     enum Wait { finished, block, warp };
     static constexpr unsigned warp_threads = 32;
 
-    Block(std::function<void()> body, unsigned threads)
-        : body_(std::move(body)), threads_(threads), contexts_(threads), waits_(threads), stacks_(new char[threads * stack_bytes]) {}
+    // What each thread does is body(argument).
+    Block(void (*body)(void *), void *argument, unsigned threads)
+        : body_(body), argument_(argument), threads_(threads), contexts_(threads), waits_(threads),
+          stacks_(new char[threads * stack_bytes]) {}
+    ~Block() { delete[] stacks_; }
+    Block(const Block &) = delete;
+    Block &operator=(const Block &) = delete;
 
-    // Runs the threads in turns: of each turn in order, or as a generator shuffles them.
-    void run(std::mt19937 *generator) {
+    // Runs the threads in turns: of each turn in order, or shuffled.
+    void run(Shuffler *shuffler) {
         std::vector<unsigned> order(threads_);
         std::iota(order.begin(), order.end(), 0u);
         current = this;
         for (unsigned i : order) start(i);
         while (!order.empty()) {
-            if (generator != nullptr) std::shuffle(order.begin(), order.end(), *generator);
+            if (shuffler != nullptr) shuffler->shuffle(order);
             for (unsigned i : order) resume(i);
             order.erase(std::remove_if(order.begin(), order.end(), [this](unsigned i) { return waits_[i] == finished; }),
                         order.end());
@@ -116,14 +137,14 @@ private:
 
     void start(unsigned i) {
         getcontext(&contexts_[i]);
-        contexts_[i].uc_stack.ss_sp = stacks_.get() + i * stack_bytes;
+        contexts_[i].uc_stack.ss_sp = stacks_ + i * stack_bytes;
         contexts_[i].uc_stack.ss_size = stack_bytes;
         contexts_[i].uc_link = &scheduler_;
         makecontext(&contexts_[i], thread, 0);
     }
     static void thread() {
         unsigned i = threadIdx.x;
-        current->body_();
+        current->body_(current->argument_);
         current->waits_[i] = finished;
     }
     void resume(unsigned i) {
@@ -132,12 +153,13 @@ private:
     }
 
     static thread_local Block *current;
-    std::function<void()> body_;
+    void (*body_)(void *);
+    void *argument_;
     unsigned threads_;
     ucontext_t scheduler_;
     std::vector<ucontext_t> contexts_;
     std::vector<Wait> waits_;
-    std::unique_ptr<char[]> stacks_;  // not zeroed
+    char *stacks_;  // not zeroed
 };
 inline thread_local Block *Block::current = nullptr;
 
@@ -166,8 +188,8 @@ int64_t host_launch(void (*kernel)(Arguments...), void *const *arguments, unsign
     unsigned together = waits ? block : 1;  // threads that are one piece of work
     std::vector<unsigned> order(static_cast<size_t>(grid) * (block / together));
     std::iota(order.begin(), order.end(), 0u);
-    std::mt19937 generator(seed);
-    if (seed != 0) std::shuffle(order.begin(), order.end(), generator);
+    Shuffler shuffler(seed);
+    if (seed != 0) shuffler.shuffle(order);
     gridDim = {grid, 1, 1};
     blockDim = {block, 1, 1};
     wide_accesses = 0;
@@ -178,7 +200,7 @@ int64_t host_launch(void (*kernel)(Arguments...), void *const *arguments, unsign
         blockIdx = {number * together / block, 0, 0};
         threadIdx = {number * together % block, 0, 0};
         if (waits) {
-            Block(call, block).run(seed != 0 ? &generator : nullptr);
+            Block([](void *it) { (*static_cast<decltype(call) *>(it))(); }, &call, block).run(seed != 0 ? &shuffler : nullptr);
         } else {
             call();
         }
