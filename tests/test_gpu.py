@@ -24,6 +24,7 @@ from gpu_steps import (
     warmed_up,
 )
 from halves import DIGITS, LEAST
+from pairs import swept
 from rule_cases import OPTIMIZERS, numbers
 from test_rules import VARIED
 from tolerances import BFLOAT16, CARRIED, TRAJECTORY, assert_close, assert_rounded
@@ -38,11 +39,10 @@ WORLD = cuda_stand_in.WORLD
 # Every rule
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "options"), VARIED)
-def test_trajectories(device, name, options, dtype):
+@swept(together=1, varied=VARIED, dtype=DTYPES)
+def test_trajectories(device, varied, dtype):
     """Sixty steps, with gradients that are missing now and then or come late; no elements, one, and several chunks."""
-    rng = np.random.default_rng(2)
+    (name, options), rng = varied, np.random.default_rng(2)
     optimizer, defaults = OPTIMIZERS[name]
     options = {**defaults, **options}
     shapes = [(3, 5), (), (0,), (1,), (513,), (4097,)]
