@@ -228,9 +228,10 @@ def test_what_does_not_fit_is_left_out_visibly(device: Device, monkeypatch: pyte
     """And takes none of the time."""
     notes: list[str] = []
     monkeypatch.setattr(cuda.runtime, "memGetInfo", lambda: (10**7, 2 * 10**7))
-    give_workloads(monkeypatch, Workload("large", "large", ((10**6,),)))
+    workload = Workload("large", "large", ((10**6,),))
+    give_workloads(monkeypatch, workload)
     monkeypatch.setattr(gpu_parts, "GRAPH_WORKLOADS", ("large",))
-    monkeypatch.setattr(gpu_parts, "STAGE_WORKLOADS", {"large": gpu_parts.WORKLOADS["large"]})
+    monkeypatch.setattr(gpu_parts, "STAGE_WORKLOADS", {"large": workload})
     monkeypatch.setattr(gpu_parts, "STAGE_RULES", ("adamw",))
     monkeypatch.setattr(gpu_parts, "TRAININGS", {})
     everyone = gpu_contenders.contenders(device)

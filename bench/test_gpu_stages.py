@@ -14,7 +14,7 @@ from fastopt.bench.gpu.device import Cost, Device
 from fastopt.bench.gpu.figures import Stage
 from fastopt.bench.gpu.measure import COPY, timed
 from fastopt.bench.measure import Pace
-from fastopt.bench.stages import CALLED, CLIPPING
+from fastopt.bench.stages import CALLED, CLIPPING, DECAY
 from fastopt.bench.workloads import WORKLOADS, Workload
 
 COMMITTED = Path(__file__).parent / "results/gpu.json"
@@ -79,7 +79,7 @@ def test_averages_are_kept(device: Device) -> None:
     opt = step.__self__
     for param, start in zip(opt.param_groups[0]["params"], before, strict=True):
         average = opt.state[param]["ema"].cpu().numpy()
-        expected = stages.DECAY * start.astype(np.float64) + (1 - stages.DECAY) * param.detach().cpu().double().numpy()
+        expected = DECAY * start.astype(np.float64) + (1 - DECAY) * param.detach().cpu().double().numpy()
         np.testing.assert_allclose(average, expected, rtol=1e-6, atol=1e-6)
 
 
