@@ -130,7 +130,7 @@ def interrupted(act, number, folders=FASTOPT, once=True):
     return came[0]
 
 
-def check(make, before=0, act=None, every=1, folders=FASTOPT, once=True):
+def check(make, before=0, act=None, every=1, first=1, folders=FASTOPT, once=True):
     """Assert that an act, interrupted anywhere, has done nothing or all, and that training goes on from there.
 
     Parameters
@@ -143,6 +143,8 @@ def check(make, before=0, act=None, every=1, folders=FASTOPT, once=True):
         ``act(subject)``; without it, the next step.
     every : int
         Of so many points in a row one is tried.
+    first : int
+        The first point that is tried, counted from 1.
     folders : tuple of str
         Where the functions stand that are interrupted.
     once : bool
@@ -161,7 +163,7 @@ def check(make, before=0, act=None, every=1, folders=FASTOPT, once=True):
     act(subject)
     everything = followed(subject, before + steps)
     faults, subjects = {}, []
-    for number in itertools.count(1, every):
+    for number in itertools.count(first, every):
         subject = started()
         try:
             at = interrupted(functools.partial(act, subject), number, folders, once)
@@ -169,7 +171,7 @@ def check(make, before=0, act=None, every=1, folders=FASTOPT, once=True):
             faults[str(error)] = ""
             continue
         if at is None:
-            assert number > 1, "there was no point at which to interrupt"
+            assert number > first, "there was no point at which to interrupt"
             break
         if fault := fault_of(subject, before, steps, nothing, everything):
             faults.setdefault(at, fault)

@@ -177,12 +177,17 @@ KINDS = {
 }
 
 
-SOME = [20, pytest.param(1, marks=pytest.mark.exhaustive)]  # of so many points one, where there are many
+ALL = pytest.param(1, marks=pytest.mark.exhaustive)
 
 
+@pytest.mark.parametrize("every", [3, ALL])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_one_moment(kind):
-    check(KINDS[kind], BEFORE[-1])
+def test_a_step_is_one_moment(kind, every):
+    """By default of three points one, in each kind another one: what all kinds go through is met everywhere."""
+    check(KINDS[kind], BEFORE[-1], every=every, first=1 + [*KINDS].index(kind) % every)
+
+
+SOME = [20, ALL]  # of so many points one, where there are many
 
 
 @pytest.mark.parametrize("every", SOME)
