@@ -4,6 +4,7 @@ Rules are compared with the oracle, their rows with the registry's, schedules wi
 with the tables.
 """
 
+import ctypes
 import hashlib
 import importlib.util
 import itertools
@@ -26,6 +27,7 @@ from once import once
 from pairs import swept
 from rule_cases import OF_SQUARES
 from schedule_cases import CASES
+from stage_cases import rarely
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
 
 from fastopt import rules
@@ -143,12 +145,12 @@ LISTS = {
 TYPES = {"float32": "float", "float64": "double"}
 LOOPS = ("single", "update")  # by elements, in a loop of one's own, and over whole arrays
 
-# The narrowest vectors; the widest that this processor has, with other loop ends; and an unknown processor, whose
-# square roots are computed one by one.
-TARGETS = {"narrow": [], "native": ["-march=native"], "unknown": ["-U__SSE2__"]}
+# The widest vectors that this processor has; the narrowest, with other loop ends; and an unknown processor, whose
+# square roots are computed one by one, which is tested by itself.
+TARGETS = {"native": ["-march=native"], "narrow": [], "unknown": ["-U__SSE2__"]}
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(scope="module", params=["native", *map(rarely, ("narrow", "unknown"))])
 def compiled(request):
     """Rules, schedules and lists of the headers as C functions."""
     folder = once(f"headers-{request.param}", partial(compile_headers, request.param))
@@ -320,6 +322,32 @@ def test_a_maximum_with_nan_is_nan(compiled):
         run(compiled, loop, name, p, g, [m, v, w])
         for values in (p, v, w):
             assert np.flatnonzero(np.isnan(values)).tolist() == [7, 20]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_square_roots(target, tmp_path):
+    """Of whole vectors, to the bit, whatever the processor has for them."""
+    source = """
+        #include "rules.h"
+        template <typename T> static void roots(T *x) {
+            typename fastopt::vectors::Vector<T>::type vector;
+            for (int i = 0; i < 16; i += sizeof vector / sizeof *x) {
+                memcpy(&vector, x + i, sizeof vector);
+                vector = fastopt::vectors::sqrt(vector);
+                memcpy(x + i, &vector, sizeof vector);
+            }
+        }
+        extern "C" void roots_float32(float *x) { roots(x); }
+        extern "C" void roots_float64(double *x) { roots(x); }
+    """
+    command = [shutil.which("g++"), "-std=c++17", "-O2", *TARGETS[target], "-I", str(KERNELS), "-shared", "-fPIC"]
+    library = tmp_path / "roots.so"
+    subprocess.run([*command, "-x", "c++", "-o", library, "-"], input=source, text=True, check=True)
+    for dtype in TYPES:
+        x = np.arange(16, dtype=dtype)
+        want = np.sqrt(x)
+        getattr(ctypes.CDLL(library), f"roots_{dtype}")(ctypes.c_void_p(x.ctypes.data))
+        np.testing.assert_array_equal(x, want)
 
 
 CENTERED = ["rmsprop_centered", "rmsprop_centered_momentum"]
