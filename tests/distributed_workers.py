@@ -184,7 +184,7 @@ def compare(run):
 # DistributedDataParallel
 
 
-@check(KINDS, ["own", "views"])
+@check(KINDS, ["own", "views"], usual=FEW)
 def ddp(kind, gradients):
     """Ranks with different data; the gradients are tensors of their own, or views of a bucket."""
 
@@ -257,7 +257,7 @@ def through_a_file(opt, path):
     return torch.load(path)
 
 
-@check(KINDS, ["own", "views"])
+@check(KINDS, ["own", "views"], usual=FEW)
 def zero_redundancy(kind, params):
     """The parameters keep their own memory, or become views of a bucket after they were handed over."""
 
@@ -339,7 +339,7 @@ def sharded_of_old(form, seed=3):
         return FullyShardedDataParallel(model(seed=seed), device_id=device, use_orig_params=form == "original")
 
 
-@check(KINDS, ["flat", "original"])
+@check(KINDS, ["flat", "original"], usual=FEW)
 def fsdp_of_old(kind, form):
     """It resizes the storage of its flat parameter to nothing and back around every forward pass."""
 
@@ -507,7 +507,7 @@ def load(path, net, opt, options=None):
     set_state_dict(net, opt, model_state_dict=states["model"], optim_state_dict=states["optimizer"], options=options)
 
 
-@check(KINDS, TRAINING, FORMS)
+@check(KINDS, TRAINING, FORMS, usual=FEW)
 def checkpoint(kind, precision, form):
     """Saved on the way, and loaded into a model and an optimizer that were elsewhere: it goes on just the same."""
     dtype, advance = TRAINING[precision]
@@ -533,7 +533,7 @@ def checkpoint(kind, precision, form):
     assert_equal(results(net, opt), want)
 
 
-@check(KINDS, TRAINING, FORMS, ["ordinary", "mesh"], ranks=1, after="checkpoint")
+@check(KINDS, TRAINING, FORMS, ["ordinary", "mesh"], usual=FEW, ranks=1, after="checkpoint")
 def resharded(kind, precision, form, single):
     """What two ranks saved above, one goes on with: in an ordinary model, or in one sharded over a mesh of one."""
     dtype, advance = TRAINING[precision]
