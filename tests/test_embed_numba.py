@@ -1,6 +1,7 @@
 """Rules in loops that Numba compiles, on numbers and on whole arrays: against the oracle, and the machine code."""
 
 import inspect
+import itertools
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from instructions import FUSED, any_arithmetic, body, operations, packed
 from loop_cases import numbers_of, options_of, states_of
 from numba import njit
 from numba.core.errors import TypingError
-from pairs import swept
+from pairs import pairs, swept
 from processes import run_script
 from rule_cases import BY_STATES
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
@@ -151,8 +152,16 @@ def written(name):
 
 
 LOOPS = {key: loop for name in RULES for key, loop in written(name).items()}
-# By default each rule in one of the two.
-loops = swept(together=1, name=RULES, what=["arrays", "numbers"], dtype=DTYPES)
+WHATS = ["arrays", "numbers"]
+# By default few rules, each in one of the two: whatever the rule, the same function inlines it.
+USUAL = pairs(together=1, name=BY_STATES, what=WHATS, dtype=DTYPES)
+loops = pytest.mark.parametrize(
+    ("name", "what", "dtype"),
+    [
+        pytest.param(*case, marks=[] if case in USUAL else pytest.mark.exhaustive)
+        for case in itertools.product(RULES, WHATS, DTYPES)
+    ],
+)
 
 
 @loops
