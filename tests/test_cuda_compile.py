@@ -35,18 +35,20 @@ FP64_CONVERSION = r"(F2F|F2I|I2F|FRND|F2IP|I2FP|F2FP)\b.*\.F64\b"
 FP64 = re.compile(f"{FP64_ARITHMETIC}|{FP64_FUNCTION}|{FP64_CONVERSION}")
 LOCAL = re.compile(r"(LDL|STL)\b")
 
-# By default each architecture, rule and dtype a few times, and one architecture for tests of the architecture alone.
-# The same for kernels with stages, which need room beside a rule's states: by default for few rules.
-updates = swept(together=1, architecture=ARCHITECTURES, rule=RULES, dtype=DTYPES)
 STAGES = [some for some in SOME if some]
-USUAL = pairs(together=1, architecture=ARCHITECTURES, rule=BY_STATES, dtype=DTYPES, stages=STAGES)
-staged = pytest.mark.parametrize(
-    ("architecture", "rule", "dtype", "stages"),
-    [
-        pytest.param(*case, marks=[] if case in USUAL else pytest.mark.exhaustive)
-        for case in itertools.product(ARCHITECTURES, RULES, DTYPES, STAGES)
-    ],
-)
+
+
+def compilations(**more):
+    """Parametrize a test by what is compiled: by default each architecture, dtype and number of states a few times."""
+    usual = pairs(together=1, architecture=ARCHITECTURES, rule=BY_STATES, dtype=DTYPES, **more)
+    every = itertools.product(ARCHITECTURES, RULES, DTYPES, *more.values())
+    cases = [pytest.param(*case, marks=[] if case in usual else pytest.mark.exhaustive) for case in every]
+    return pytest.mark.parametrize(("architecture", "rule", "dtype", *more), cases)
+
+
+updates = compilations()
+staged = compilations(stages=STAGES)  # which need room beside a rule's states
+# By default one architecture for tests of the architecture alone.
 architectures = pytest.mark.parametrize(
     "architecture",
     [pytest.param(name, marks=[] if name == "sm_90" else pytest.mark.exhaustive) for name in ARCHITECTURES],
