@@ -281,10 +281,11 @@ def assigned(make, act):
     return subject
 
 
+@pytest.mark.parametrize("every", [3, ALL])
 @pytest.mark.parametrize("act", [assign, drive])
 @pytest.mark.parametrize("kind", ["torch, two rules", "torch, a schedule"])
-def test_so_is_taking_over_what_was_assigned(kind, act):
-    check(functools.partial(assigned, KINDS[kind], act), act=save(None))
+def test_so_is_taking_over_what_was_assigned(kind, act, every):
+    check(functools.partial(assigned, KINDS[kind], act), act=save(None), every=every)
 
 
 def with_a_plateau():
