@@ -197,8 +197,9 @@ def test_so_is_a_step_that_makes_states(kind, before, every):
     check(KINDS[kind], before, every=every)
 
 
+@pytest.mark.parametrize("every", [3, ALL])
 @pytest.mark.parametrize("kind", ["numpy, one launch", "numpy, counts", "torch, one launch"])
-def test_so_is_a_step_after_an_assignment(kind):
+def test_so_is_a_step_after_an_assignment(kind, every):
     def assigned():
         subject = KINDS[kind]()
         for number in range(4):
@@ -206,7 +207,7 @@ def test_so_is_a_step_after_an_assignment(kind):
             subject.optimizer.param_groups[0]["lr"] = 0.25 * number
         return subject
 
-    check(assigned, 0)
+    check(assigned, every=every)
 
 
 @pytest.mark.exhaustive
