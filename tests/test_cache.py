@@ -132,7 +132,7 @@ def fill(folder):
             json.dump({key: kernel._library.get_asm_str() for key, kernel in new.items()}, file)
         print("passed")
     """
-    processes = [start(script, str(i), cwd=cache.parent, NUMBA_CACHE_DIR=str(cache)) for i in range(3)]
+    processes = [start(script, str(i), cwd=cache.parent, NUMBA_CACHE_DIR=str(cache)) for i in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
@@ -165,18 +165,19 @@ def test_a_fresh_process_gets_every_kernel_from_the_cache(filled, tmp_path):
 
 
 DAMAGES = {
-    "empty": ("nbi", lambda path, data: path.write_bytes(b"")),
     "garbage": ("nbi", lambda path, data: path.write_bytes(bytes(reversed(data)))),
-    "a directory": ("nbi", lambda path, data: path.mkdir()),
     "kernel empty": ("nbc", lambda path, data: path.write_bytes(b"")),
+    "empty": ("nbi", lambda path, data: path.write_bytes(b"")),
+    "a directory": ("nbi", lambda path, data: path.mkdir()),
 }
 
 
-def test_a_damaged_cache_is_not_believed(filled, tmp_path):
+@pytest.mark.parametrize("count", [2, pytest.param(len(DAMAGES), marks=pytest.mark.exhaustive)])
+def test_a_damaged_cache_is_not_believed(filled, tmp_path, count):
     """What a full or lost disk leaves behind costs only time; each kernel is damaged in another way."""
     cache = tmp_path / "cache"
     shutil.copytree(filled, cache)
-    for (name, dtype), (suffix, damage) in zip(VARIANTS, DAMAGES.values(), strict=False):
+    for (name, dtype), (suffix, damage) in zip(VARIANTS[:count], DAMAGES.values(), strict=False):
         (path,) = cache.rglob(f"*.{name}_{dtype}_abi{ABI}-*.{suffix}")
         data = path.read_bytes()
         path.unlink()
