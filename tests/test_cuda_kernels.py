@@ -40,7 +40,7 @@ from halves import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import pairs
+from pairs import pairs, swept
 from processes import run_script
 from rule_cases import BY_STATES, OPTIONS
 from schedule_cases import CASES
@@ -63,9 +63,7 @@ halves = pytest.mark.parametrize("dtype", DIGITS)
 # Updates
 
 
-@pytest.mark.parametrize("options", [OPTIONS, MORE], ids=["plain", "all options"])
-@dtypes
-@names
+@swept(name=RULES, dtype=DTYPES, options=[OPTIONS, MORE])
 def test_sizes(name, dtype, options):
     """Three steps at every size, each from what the last one left, and not an element further."""
     rng = np.random.default_rng(1)
