@@ -259,7 +259,8 @@ def copied_package(folder):
     (package / "kernels" / "__pycache__").write_text("a file, so not even root can make a directory of it")
 
 
-@pytest.mark.parametrize("directory", [None, "file/below"])
+# Without a directory that somebody names, by default only test_advice_elsewhere.py.
+@pytest.mark.parametrize("directory", ["file/below", pytest.param(None, marks=pytest.mark.exhaustive)])
 def test_without_a_writable_cache(directory, tmp_path):
     """Kernels are compiled in each process, and say so; nothing is left behind, nothing complains."""
     copied_package(tmp_path)
