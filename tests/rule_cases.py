@@ -48,13 +48,12 @@ BY_STATES = ("sgd", "adagrad", "rmsprop_momentum", "adamw_amsgrad")  # with none
 HALVES = ("float16", "bfloat16")
 
 
-def half(rule, dtype, *values, id=None):
-    """Values of a test of a rule in a half dtype: by default float16, and bfloat16 where the rule is in `BY_STATES`.
+def half(rule, *values, id=None):
+    """Values of a test of a rule in a half dtype: by default of those in `BY_STATES`.
 
-    All rules compute in float32 and meet the same conversions, but each pair is a kernel, which tests should share.
+    All rules compute in float32 and meet the same conversions, but each is a kernel, which takes long to compile.
     """
-    usual = dtype == "float16" or rule in BY_STATES
-    return pytest.param(*values, id=id, marks=[] if usual else pytest.mark.exhaustive)
+    return pytest.param(*values, id=id, marks=[] if rule in BY_STATES else pytest.mark.exhaustive)
 
 
 def numbers(options, t):

@@ -34,7 +34,7 @@ SIZES = [*range(36), 63, 64, 65, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, CHUNK_ELEME
 SOME = pairs(together=1, name=BY_STATES, dtype=HALVES)
 halves = pytest.mark.parametrize("dtype", HALVES)
 each_rule = pytest.mark.parametrize(
-    ("name", "dtype"), [half(name, dtype, name, dtype) for name in rules.RULES for dtype in HALVES]
+    ("name", "dtype"), [half(name, name, dtype) for name in rules.RULES for dtype in HALVES]
 )
 
 

@@ -145,7 +145,7 @@ def rule_of(name, options):
 @pytest.mark.parametrize(
     ("name", "options", "dtype"),
     [
-        half(rule_of(*configuration), dtype, *configuration, getattr(torch, dtype))
+        half(rule_of(*configuration), *configuration, getattr(torch, dtype))
         for configuration in CONFIGURATIONS
         for dtype in HALVES
     ],
@@ -176,7 +176,7 @@ def test_half_precision_is_as_good_as_torchs(name, options, dtype):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [half(kind, dtype, kind, getattr(torch, dtype)) for kind in KINDS for dtype in HALVES]
+    ("kind", "dtype"), [half(kind, kind, getattr(torch, dtype)) for kind in KINDS for dtype in HALVES]
 )
 def test_half_precision_has_float32_state(kind, dtype):
     """Parameters keep their dtype, sums of many small numbers need more; the counts are torch's."""

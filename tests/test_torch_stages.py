@@ -135,7 +135,7 @@ IN_HALVES = [*[(kind, NORM) for kind in KINDS], ("momentum", TOGETHER), ("adamw_
 
 @pytest.mark.parametrize(
     ("kind", "stages", "dtype"),
-    [half(kind, dtype, kind, stages, getattr(torch, dtype)) for kind, stages in IN_HALVES for dtype in HALVES],
+    [half(kind, kind, stages, getattr(torch, dtype)) for kind, stages in IN_HALVES for dtype in HALVES],
     ids=str,
 )
 def test_half_precision(kind, stages, dtype):
