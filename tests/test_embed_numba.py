@@ -87,7 +87,17 @@ LAYOUTS = {
 }
 
 
-@swept(together=1, name=BY_STATES, shape=[(), (2, 3, 4), (7,)])
+SHAPES = [(2, 3, 4), (7,), ()]
+LAID = pairs(together=1, name=BY_STATES[:2], shape=SHAPES)  # by default few arrays: Numba compiles for each layout
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        pytest.param(*case, marks=[] if case in LAID else pytest.mark.exhaustive)
+        for case in itertools.product(BY_STATES, SHAPES)
+    ],
+)
 def test_layouts(name, shape):
     """Whatever the strides of each array: p, g and each state lie in every way beside the others in order C."""
     rng = np.random.default_rng(1)
