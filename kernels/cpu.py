@@ -409,6 +409,12 @@ def load(array, i):
 
 
 @inner
+def load_state(array, i, p):
+    """The same of a state, which may be stored in another dtype than the rule computes in, that of p."""
+    return type(p)(widen(array.flat[i]))
+
+
+@inner
 def store(array, value, i):
     """Write a number as element i of an array."""
     array.flat[i] = narrow(value, array)
@@ -434,7 +440,8 @@ def _apply(rule, i, p, g, states, hypers):
     function = FUNCTIONS[rule.literal_value]
 
     def element(rule, i, p, g, states, hypers):
-        updated = as_tuple(function(load(p, i), g, *each(load, (states,), (i,)), *hypers))
+        old = load(p, i)
+        updated = as_tuple(function(old, g, *each(load_state, (states,), (i, old)), *hypers))
         each(store, ((p, *states), updated), (i,))
 
     return element
@@ -657,22 +664,29 @@ def number_at(index, row, real):
 
 
 @inner
-def state_at(index, addresses, offset, length, real):
-    """Return a state's array, `offset` bytes after its address."""
-    return carray(pointer(addresses[index] + offset), length, real)
+def state_at(index, stored, size, addresses, offset, length):
+    """Return a state's array, from an element on."""
+    return carray(pointer(addresses[index] + offset * size), length, stored)
 
 
-def make_kernel(name, dtype, stages=()):
+def state_places(name, dtype, stored=()):
+    """Return what `state_at` needs of all states: their indices, types in memory and bytes of an element."""
+    dtypes = [dtype_of(each) for each in stored] or [dtype_of(dtype_of(dtype).real)] * STATES_OF[name]
+    return tuple(range(len(dtypes))), tuple(each.stored for each in dtypes), tuple(each.itemsize for each in dtypes)
+
+
+def make_kernel(name, dtype, stages=(), states=()):
     """Define the kernel of a rule for a dtype, with these stages: a plain function, for ``cfunc``.
+
+    States have the dtypes given, or all that in which the kernel computes.
 
     It closes over plain constants only, since a closure over a compiled function never hits Numba's cache. Its name is
     unique, since functions that share a name share a cache index, in which two processes can mistake one for another.
     """
     number, given, bits = number_of(name), dtype_of(dtype), bits_of(stages)
-    states, numbers = counts_of(name)
-    state_indices, number_indices = tuple(range(states)), tuple(range(SHARED, SHARED + numbers))
+    places, number_indices = state_places(name, dtype, states), tuple(range(SHARED, SHARED + counts_of(name)[1]))
     stored, real = given.stored, given.real
-    stored_size, real_size = given.itemsize, np.dtype(real).itemsize
+    stored_size, real_size = given.itemsize, np.dtype(real).itemsize  # and the average's
 
     def kernel(job_address, begin, end, worker):
         job = carray(pointer(job_address), 1, JOB)[0]
@@ -717,14 +731,14 @@ def make_kernel(name, dtype, stages=()):
                     bits,
                     carray(pointer(tensor.param + at * stored_size), length, stored),
                     carray(pointer(grad + r * length * stored_size), length, stored),
-                    each(state_at, (state_indices,), (tensor.states, at * real_size, length, real)),
+                    each(state_at, places, (tensor.states, at, length)),
                     carray(pointer(tensor.average + at * real_size), length, real),
                     (scale, limit, gain),
                     decay,
                     hypers,
                 )
 
-    kernel.__name__ = kernel.__qualname__ = "_".join((name, given.name, *stages, f"abi{ABI}"))
+    kernel.__name__ = kernel.__qualname__ = "_".join((name, given.name, *states, *stages, f"abi{ABI}"))
     return kernel
 
 
@@ -806,9 +820,9 @@ make_cfunc_of_update = functools.partial(cfunc, UPDATE, error_model="numpy")
 def make_update(name, dtype):
     """Define the function that C calls to update one array by a rule, for ``cfunc``, like `make_kernel`'s."""
     number, given = number_of(name), dtype_of(dtype)
-    states, numbers = counts_of(name)
-    state_indices, number_indices = tuple(range(states)), tuple(range(numbers))
-    real = given.real
+    numbers = counts_of(name)[1]
+    places, number_indices = state_places(name, dtype), tuple(range(numbers))
+    states, real = len(places[0]), given.real
 
     def function(param, grad, state_addresses, n, hyper):
         addresses = carray(pointer(state_addresses), states, np.int64)
@@ -818,7 +832,7 @@ def make_update(name, dtype):
             0,
             carray(pointer(param), n, real),
             carray(pointer(grad), n, real),
-            each(state_at, (state_indices,), (addresses, 0, n, real)),
+            each(state_at, places, (addresses, 0, n)),
             carray(pointer(param), n, real),  # no average
             (real(1), real(1), real(1)),
             real(0),
@@ -833,20 +847,20 @@ _kernels: dict = {}
 _updates: dict = {}
 
 
-def kernel(name: str, dtype: Any, stages: Any = ()) -> Any:
+def kernel(name: str, dtype: Any, stages: Any = (), states: Any = ()) -> Any:
     """Return a rule's compiled kernel for a dtype, a Numba ``CFunc``; it lives as long as the process.
 
-    The dtype is that of parameter and gradient: anything NumPy accepts, or "bfloat16". States of float16 and bfloat16
-    parameters are float32. The stages are names in the order of STAGES. The name NORM stands for the kernel that writes
-    the sums of squares of gradients, which has no stages.
+    The dtype is that of parameter and gradient: anything NumPy accepts, or "bfloat16". The stages are names in the order
+    of STAGES; the states are names of their dtypes, or nothing where all are what the kernel computes in, float32 for
+    half precision. The name NORM stands for the kernel that writes the sums of squares of gradients, which has neither.
     """
-    key = name, dtype_of(dtype).name, () if name == NORM else tuple(stages)
+    key = name, dtype_of(dtype).name, tuple(stages), tuple(states)
     return compiled_once(_kernels, key, make_any, make_cfunc)
 
 
-def make_any(name, dtype, stages):
+def make_any(name, dtype, stages, states):
     """Define the kernel of a rule, or of the norm."""
-    return make_norm(dtype) if name == NORM else make_kernel(name, dtype, stages)
+    return make_norm(dtype) if name == NORM else make_kernel(name, dtype, stages, states)
 
 
 def update_for_c(name: str, dtype: Any) -> Any:
@@ -863,6 +877,6 @@ def compiled_once(known, key, make, wrap):
     return known[key]
 
 
-def cached(name: str, dtype: Any, stages: Any = ()) -> bool:
+def cached(name: str, dtype: Any, stages: Any = (), states: Any = ()) -> bool:
     """Say whether the cache has a rule's kernel for a dtype, as it is now and for this processor."""
-    return cache.kept(make_any(name, dtype, tuple(stages)), SIGNATURE)
+    return cache.kept(make_any(name, dtype, tuple(stages), tuple(states)), SIGNATURE)

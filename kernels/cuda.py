@@ -58,14 +58,16 @@ def functor(rule: str) -> str:
     return match[1]
 
 
-def dtypes_of(dtype: str) -> tuple[str, str, str]:
-    """Return the dtypes of parameter, gradient and states in a kernel for a dtype."""
-    return dtype, dtype, DTYPES[dtype].real_name
+def dtypes_of(dtype: str, states: Sequence[str] = ()) -> list[str]:
+    """Return the dtypes of parameter, gradient and states: of each, or of all, in which the kernel then computes."""
+    return [dtype, dtype, *(states or [DTYPES[dtype].real_name])]
 
 
-def kernel_name(rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = ()) -> str:
+def kernel_name(
+    rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = (), states: Sequence[str] = ()
+) -> str:
     """Name a kernel: rule, dtypes of parameter, gradient and states, stages beside the rule, bytes of its argument."""
-    return "_".join((rule, *dtypes_of(dtype), *stages, str(size)))
+    return "_".join((rule, *dtypes_of(dtype, states), *stages, str(size)))
 
 
 def words(size: int) -> int:
@@ -73,11 +75,17 @@ def words(size: int) -> int:
     return (size - GPU_JOB.itemsize) // 8
 
 
-def source(rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = ()) -> str:
-    """Return the CUDA source of a rule's kernel for a dtype, with these stages and an argument of so many bytes."""
-    name, types = kernel_name(rule, dtype, size, stages), ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype))
+def source(
+    rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = (), states: Sequence[str] = ()
+) -> str:
+    """Return the CUDA source of a rule's kernel for a dtype, with an argument of so many bytes.
+
+    It has these stages, and states of these dtypes.
+    """
+    name = kernel_name(rule, dtype, size, stages, states)
+    types = ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype, states))
     bits = " | ".join(f"fastopt::cuda::Stage::{stage}" for stage in stages or ["none"])
-    update = f"FASTOPT_UPDATE({name}, {functor(rule)}, {types}, ({bits}), {words(size)})"
+    update = f"FASTOPT_UPDATE({name}, {functor(rule)}, ({bits}), {words(size)}, {types})"
     return f"{inlined('fused.cu')}\n{update}\n"
 
 
@@ -98,10 +106,12 @@ def pack(dtype: str) -> int:
 
 
 @functools.cache
-def kernel(cupy: Any, rule: str, dtype: str, size: int, stages: tuple[str, ...] = ()) -> Any:
-    """Return a rule's kernel for a dtype, with these stages, whose argument has so many bytes."""
-    name = kernel_name(rule, dtype, size, stages)
-    return cupy.RawModule(code=source(rule, dtype, size, stages), options=OPTIONS).get_function(name)
+def kernel(
+    cupy: Any, rule: str, dtype: str, size: int, stages: tuple[str, ...] = (), states: tuple[str, ...] = ()
+) -> Any:
+    """Return a rule's kernel for a dtype, with these stages and states, whose argument has so many bytes."""
+    kind = rule, dtype, size, stages, states
+    return cupy.RawModule(code=source(*kind), options=OPTIONS).get_function(kernel_name(*kind))
 
 
 @functools.cache

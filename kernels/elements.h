@@ -60,6 +60,7 @@ __device__ inline float widen(Float16 x) {
 
 // Rounds to nearest even.
 __device__ inline void narrow(float x, float &out) { out = x; }
+__device__ inline void narrow(double x, float &out) { out = static_cast<float>(x); }
 __device__ inline void narrow(double x, double &out) { out = x; }
 __device__ inline void narrow(float x, Bfloat16 &out) {
     unsigned bits = bit_cast<unsigned>(x);
@@ -81,15 +82,30 @@ struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
     T lane[N];
 };
 
+// What moves a pack of so many bytes: it is a multiple of 16, or smaller.
+template <int bytes>
+struct Piece {
+    using type = uint4;
+};
+template <>
+struct Piece<8> {
+    using type = uint2;
+};
+template <>
+struct Piece<4> {
+    using type = unsigned;
+};
+
 template <int N, typename T>
 __device__ inline Pack<T, N> load(const T *at) {
     Pack<T, N> pack;
     if (N == 1) {
         pack.lane[0] = *at;
     } else {
-        constexpr int pieces = N * sizeof(T) / 16;
-        uint4 piece[pieces > 0 ? pieces : 1];
-        for (int i = 0; i < pieces; ++i) piece[i] = __ldcg(reinterpret_cast<const uint4 *>(at) + i);
+        using Whole = typename Piece<sizeof pack>::type;
+        constexpr int pieces = sizeof pack / sizeof(Whole);
+        Whole piece[pieces > 0 ? pieces : 1];
+        for (int i = 0; i < pieces; ++i) piece[i] = __ldcg(reinterpret_cast<const Whole *>(at) + i);
         memcpy(&pack, piece, sizeof pack);
     }
     return pack;
@@ -100,12 +116,66 @@ __device__ inline void store(T *at, const Pack<T, N> &pack) {
     if (N == 1) {
         *at = pack.lane[0];
     } else {
-        constexpr int pieces = N * sizeof(T) / 16;
-        uint4 piece[pieces > 0 ? pieces : 1];
+        using Whole = typename Piece<sizeof pack>::type;
+        constexpr int pieces = sizeof pack / sizeof(Whole);
+        Whole piece[pieces > 0 ? pieces : 1];
         memcpy(piece, &pack, sizeof pack);
-        for (int i = 0; i < pieces; ++i) __stcg(reinterpret_cast<uint4 *>(at) + i, piece[i]);
+        for (int i = 0; i < pieces; ++i) __stcg(reinterpret_cast<Whole *>(at) + i, piece[i]);
     }
 }
+
+// The types of a rule's states: one for each or, if only one is given, that for all.
+template <typename... S>
+struct States {};
+template <int count, typename S, typename... Same>
+struct Repeated : Repeated<count - 1, S, S, Same...> {};
+template <typename S, typename... Same>
+struct Repeated<0, S, Same...> {
+    using type = States<Same...>;
+};
+template <int count, typename... S>
+struct StatesOf {
+    static_assert(sizeof...(S) == count, "a type for each state");
+    using type = States<S...>;
+};
+template <int count, typename S>
+struct StatesOf<count, S> : Repeated<count, S> {};
+
+// A pack of each of the states.
+template <int N, typename Types>
+struct Packs {
+    __device__ void load(void *const *, int64_t) {}
+    __device__ void store(void *const *, int64_t) const {}
+    template <typename Real>
+    __device__ void widen(int, Real *) const {}
+    template <typename Real>
+    __device__ void narrow(int, const Real *) {}
+};
+template <int N, typename S, typename... Others>
+struct Packs<N, States<S, Others...>> {
+    Pack<S, N> first;
+    Packs<N, States<Others...>> others;
+
+    __device__ void load(void *const *states, int64_t at) {
+        first = cuda::load<N>(static_cast<const S *>(*states) + at);
+        others.load(states + 1, at);
+    }
+    __device__ void store(void *const *states, int64_t at) const {
+        cuda::store<N>(static_cast<S *>(*states) + at, first);
+        others.store(states + 1, at);
+    }
+    // Reads lane k of all states, or writes it.
+    template <typename Real>
+    __device__ void widen(int k, Real *to) const {
+        *to = cuda::widen(first.lane[k]);
+        others.widen(k, to + 1);
+    }
+    template <typename Real>
+    __device__ void narrow(int k, const Real *from) {
+        cuda::narrow(*from, first.lane[k]);
+        others.narrow(k, from + 1);
+    }
+};
 
 // A launch's argument: what differs from step to step travels in it, so that nothing has to be sent ahead.
 template <int count>

@@ -1,6 +1,6 @@
 // fused.cu: the loop that runs any rule over the chunks of a job on a GPU, one block per chunk.
 //
-// FASTOPT_UPDATE(name, Rule, P, G, S, stages, count) defines a kernel of that name for parameters, gradients and states of
+// FASTOPT_UPDATE(name, Rule, stages, count, P, G, S...) defines a kernel of that name for parameters, gradients and states of
 // these types, with these stages beside the rule, and a count of words in its argument. cuda.py pastes the headers, this
 // file and such a line into one source, which CuPy compiles; the tests compile the same source for the host.
 
@@ -34,9 +34,10 @@ __device__ inline void split(double factor, float &first, float &second) {
 }
 
 // The tensor of a chunk, its hyper row, and the numbers of its stages.
-template <class Rule, typename P, typename G, typename S, int stages>
+template <int stages, class Rule, typename P, typename G, typename... S>
 struct Update {
     using real = typename Arithmetic<P>::type;
+    using Types = typename StatesOf<Rule::states, S...>::type;
     static constexpr bool clips = stages & Stage::value, averages = stages & Stage::average, zeroes = stages & Stage::zero;
     static_assert(Rule::states <= FASTOPT_STATES && Rule::hypers <= FASTOPT_NUMBERS, "a rule that the tables have no room for");
     static constexpr int kept = Rule::states > 0 ? Rule::states : 1;  // there are no arrays of length 0
@@ -46,26 +47,27 @@ struct Update {
     // 40 registers each) if a thread holds at most four packs, else two, with 64; with stages one less. Of doubles two if it
     // holds three, else one. With more, registers spill. On an H100, AdaGrad and RMSProp with three are 4 % faster than with
     // two from 2^24 elements on, and 5 % slower, some 0.3 us, up to 2^20.
-    static constexpr int packs = 2 + (Rule::states + averages) * sizeof(S) / sizeof(P);
+    static constexpr int packs = 2 + (Rule::states + averages) * sizeof(real) / sizeof(P);
     static constexpr int resident = sizeof(P) < 8 ? (packs <= 4 ? 3 : 2) - (stages != 0) : (packs <= 3 ? 2 : 1);
 
     P *param;
     const G *grad;
-    S *states[kept], *mean;
+    void *states[kept];
+    real *mean;
     real factor, rest, decay, hypers[Rule::hypers];
     real limit, gain;
 
     __device__ Update(const fastopt_gpu_job &job, const fastopt_tensor &tensor, const void *gradient, const real *row) {
         param = static_cast<P *>(tensor.param);
         grad = static_cast<const G *>(gradient);
-        for (int i = 0; i < Rule::states; ++i) states[i] = static_cast<S *>(tensor.states[i]);
+        for (int i = 0; i < Rule::states; ++i) states[i] = tensor.states[i];
         double coefficient = job.coefficient != nullptr ? *job.coefficient : 1.0;
         split(coefficient * exact(row[0]), factor, rest);
         decay = row[1];
         for (int i = 0; i < Rule::hypers; ++i) hypers[i] = row[FASTOPT_SHARED + i];
         if (clips) limit = static_cast<real>(job.scale != nullptr ? job.limit * *job.scale : job.limit);
         if (averages) {
-            mean = static_cast<S *>(tensor.average);
+            mean = static_cast<real *>(tensor.average);
             gain = static_cast<real>(job.gain);
         }
     }
@@ -79,8 +81,8 @@ struct Update {
     // Averages the elements at to at + N - 1 of a parameter.
     template <int N>
     __device__ void average(int64_t at, const Pack<P, N> &p) const {
-        Pack<S, N> e = load<N>(mean + at);
-        for (int k = 0; k < N; ++k) narrow(averaged<real>(widen(e.lane[k]), widen(p.lane[k]), gain), e.lane[k]);
+        Pack<real, N> e = load<N>(mean + at);
+        for (int k = 0; k < N; ++k) e.lane[k] = averaged<real>(e.lane[k], widen(p.lane[k]), gain);
         store<N>(mean + at, e);
     }
 
@@ -90,30 +92,30 @@ struct Update {
         Pack<G, N> gradients = load<N>(gradient);
         // load parameter and states
         Pack<P, N> p = load<N>(param + at);
-        Pack<S, N> kept_before[kept];
-        for (int i = 0; i < Rule::states; ++i) kept_before[i] = load<N>(states[i] + at);
+        Packs<N, Types> stored;
+        stored.load(states, at);
         for (int k = 0; k < N; ++k) {
             // widen to the type of the arithmetic
             real state[kept];
-            for (int i = 0; i < Rule::states; ++i) state[i] = widen(kept_before[i].lane[k]);
+            stored.widen(k, state);
             real x = widen(p.lane[k]);
             // scale the gradient, and add the weight decay
             real g = scaled(widen(gradients.lane[k]));
             if (decay != 0) g += decay * x;
             // apply the rule, and round the results
             narrow(Rule::apply(x, g, state, hypers), p.lane[k]);
-            for (int i = 0; i < Rule::states; ++i) narrow(state[i], kept_before[i].lane[k]);
+            stored.narrow(k, state);
         }
         // store parameter and states
         store<N>(param + at, p);
-        for (int i = 0; i < Rule::states; ++i) store<N>(states[i] + at, kept_before[i]);
+        stored.store(states, at);
         if (averages) average<N>(at, p);
         if (zeroes) store<N>(const_cast<G *>(gradient), Pack<G, N>{});
     }
 
     __device__ bool aligned(int64_t at) const {
         int64_t all = bit_cast<int64_t>(param + at) | bit_cast<int64_t>(grad + at);
-        for (int i = 0; i < Rule::states; ++i) all |= bit_cast<int64_t>(states[i] + at);
+        for (int i = 0; i < Rule::states; ++i) all |= bit_cast<int64_t>(states[i]);  // their elements may be smaller
         if (averages) all |= bit_cast<int64_t>(mean + at);
         return all % 16 == 0;
     }
@@ -149,17 +151,17 @@ struct Update {
 };
 
 // Averages a chunk of a parameter that has no gradient.
-template <typename P, typename S>
+template <typename P>
 __device__ inline void average_alone(const fastopt_chunk &chunk, const fastopt_tensor &tensor, double gain) {
     using real = typename Arithmetic<P>::type;
     const P *param = static_cast<const P *>(tensor.param) + chunk.offset;
-    S *mean = static_cast<S *>(tensor.average) + chunk.offset;
+    real *mean = static_cast<real *>(tensor.average) + chunk.offset;
     for (int i = threadIdx.x; i < static_cast<int>(chunk.length); i += blockDim.x) {
         mean[i] = averaged<real>(mean[i], widen(param[i]), static_cast<real>(gain));
     }
 }
 
-template <class Rule, typename P, typename G, typename S, int stages>
+template <int stages, class Rule, typename P, typename G, typename... S>
 __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) {
     using real = typename Arithmetic<P>::type;
     // return if the whole step is skipped; else count it
@@ -170,7 +172,7 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
     const fastopt_tensor &tensor = job.tensors[chunk.tensor];
     const void *grad = gradient_of(job, words, chunk);
     if (grad == nullptr) {
-        if ((stages & Stage::average) && tensor.average != nullptr) average_alone<P, S>(chunk, tensor, job.gain);
+        if ((stages & Stage::average) && tensor.average != nullptr) average_alone<P>(chunk, tensor, job.gain);
         return;
     }
     // read the tensor's hyper row
@@ -182,7 +184,7 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
         const real *rows = reinterpret_cast<const real *>(words + job.grads);
         for (int i = 0; i < FASTOPT_SHARED + Rule::hypers; ++i) row[i] = rows[at + i];
     }
-    Update<Rule, P, G, S, stages> update(job, tensor, grad, row);
+    Update<stages, Rule, P, G, S...> update(job, tensor, grad, row);
     // update the chunk, as a run or as a tile
     if (tensor.layout == nullptr) {
         update.run(chunk);
@@ -194,8 +196,9 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
 }  // namespace cuda
 }  // namespace fastopt
 
-#define FASTOPT_UPDATE(name, Rule, P, G, S, stages, count)                                                          \
-    extern "C" __global__ void __launch_bounds__(512, (fastopt::cuda::Update<fastopt::Rule, P, G, S, stages>::resident)) \
-    name(const __grid_constant__ fastopt::cuda::Argument<count> argument) {                                              \
-        fastopt::cuda::update<fastopt::Rule, P, G, S, stages>(argument.job, argument.words);                             \
+#define FASTOPT_UPDATE(name, Rule, stages, count, ...)                                                               \
+    extern "C" __global__ void                                                                                       \
+    __launch_bounds__(512, (fastopt::cuda::Update<stages, fastopt::Rule, __VA_ARGS__>::resident))                    \
+    name(const __grid_constant__ fastopt::cuda::Argument<count> argument) {                                          \
+        fastopt::cuda::update<stages, fastopt::Rule, __VA_ARGS__>(argument.job, argument.words);                     \
     }

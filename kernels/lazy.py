@@ -7,12 +7,12 @@ from typing import Any
 from .lock import lock
 
 
-def kernel(name: str, dtype: Any, stages: Sequence[str] = ()) -> Any:
-    """Return a rule's compiled kernel for a dtype, with these stages; see `cpu.kernel`."""
+def kernel(name: str, dtype: Any, stages: Sequence[str] = (), states: Sequence[str] = ()) -> Any:
+    """Return a rule's compiled kernel for a dtype, with these stages and dtypes of states; see `cpu.kernel`."""
     with lock:
         from . import cpu
 
-        return cpu.kernel(name, dtype, stages)
+        return cpu.kernel(name, dtype, stages, states)
 
 
 def update_for_c(name: str, dtype: Any) -> Any:
