@@ -17,7 +17,7 @@ from .containers import ParamTree
 from .groups import ParamGroup
 from .kernels.reader import Array
 from .options import NOTHING
-from .rules import CARRIED, HYPERPARAMETERS, STAGE_OPTIONS, Family, check
+from .rules import ADDED_OPTIONS, CARRIED, HYPERPARAMETERS, Family, check
 from .staged import Staged, options_in_use
 from .step.group import GroupOptions, StepFunction, check_shared, numbers_at
 from .step.guard import Guard
@@ -88,7 +88,7 @@ class Optimizer(Staged):
         if not isinstance(given, Mapping) or "params" not in given:
             raise TypeError(f"a parameter group is a dict with an entry 'params', not {given!r:.80}")
         options = {name: value for name, value in given.items() if name != "params"}
-        if unknown := [name for name in options if name not in self._defaults and name not in STAGE_OPTIONS]:
+        if unknown := [name for name in options if name not in self._defaults and name not in ADDED_OPTIONS]:
             raise ValueError(f"unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(self._defaults)}")
         group = ParamGroup(len(groups), {**self._defaults, **options})
         self._family.choose(group.entries)
@@ -353,7 +353,7 @@ class Optimizer(Staged):
         for group, entry in zip(self._groups, given, strict=True):
             keys = list(group.tree.keys)
             what = f"group {group.index} of the state dict"
-            if not isinstance(entry, Mapping) or set(entry) - {*STAGE_OPTIONS} != set(group) - {*STAGE_OPTIONS}:
+            if not isinstance(entry, Mapping) or set(entry) - {*ADDED_OPTIONS} != set(group) - {*ADDED_OPTIONS}:
                 raise ValueError(f"{what} must have the entries {sorted(group)}, those of {type(self).__name__}")
             # Compared as text: `!=` of arrays among them would give arrays.
             if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
@@ -394,7 +394,7 @@ class Optimizer(Staged):
                 )
         for name in (*self._family.states, EMA):
             if name in given:
-                arrays[name] = parameter.loaded(f"the {name} of {parameter} in the state dict", given[name])
+                arrays[name] = parameter.loaded(name, f"the {name} of {parameter} in the state dict", given[name])
         number = (
             1.0
             if carried is None

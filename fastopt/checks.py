@@ -152,6 +152,44 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class DTypes:
+    """The dtype of all states, or a dict of dtypes by the names of states; returned by name."""
+
+    words: tuple[str, ...]
+
+    def check(self, name: str, value: Any) -> str | dict[str, str] | None:
+        """Return None, a dtype's name or a dict of these, or raise an error that names what is wrong."""
+        value = unwrapped(value)
+        if value is None:
+            return None
+        if isinstance(value, Mapping):
+            return {str(state): self._checked(f"{name}[{state!r}]", dtype) for state, dtype in value.items()}
+        return self._checked(name, value)
+
+    def _checked(self, name: str, value: Any) -> str:
+        word = name_of_dtype(value)
+        if word not in self.words:
+            kind = ValueError if word else TypeError
+            raise kind(
+                f"Invalid {name}: {value!r:.80}; it must be one of {', '.join(self.words)}, by name or as a dtype of "
+                f"NumPy or torch, or a dict of these by the name of a state"
+            )
+        return word
+
+
+def name_of_dtype(value: Any) -> str:
+    """Return the name of a dtype of NumPy or torch; an empty text if it is none."""
+    if isinstance(value, str):
+        return value
+    if str(value).startswith("torch."):
+        return str(value).removeprefix("torch.")
+    try:
+        return np.dtype(value).name if value is not None else ""
+    except TypeError:
+        return ""
+
+
+@dataclass(frozen=True)
 class Several:
     """Any number of values that pass the same check; returned as a tuple."""
 

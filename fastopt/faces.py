@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from .options import NOTHING, Argument
-from .rules import OPTIONS, STAGE_DEFAULTS, STAGE_OPTIONS
+from .rules import ADDED_DEFAULTS, ADDED_OPTIONS, OPTIONS
 
 Described = TypeVar("Described", bound=Callable[..., Any])
 
@@ -51,7 +51,7 @@ class Face:
     def entries(self, thing: Any, special: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """Iterate over the parameters of a class or function: ``name : kind, default``, and its description."""
         for name, default in parameters(thing):
-            argument = self.arguments.get(name) or OPTIONS.get(name) or STAGE_OPTIONS[name]
+            argument = self.arguments.get(name) or OPTIONS.get(name) or ADDED_OPTIONS[name]
             scheduled = argument.scheduled if self.schedules else None
             kind = argument.kind if scheduled is None else f"{argument.kind} or schedule"
             text = argument.of.get(thing.__name__.lower(), argument.text)
@@ -170,7 +170,7 @@ def parameters(thing: Any) -> Iterator[tuple[str, str]]:
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     defaults = dict(zip(names[code.co_argcount - len(last) : code.co_argcount], last, strict=True))
     defaults.update(function.__kwdefaults__ or {})
-    more = STAGE_DEFAULTS if code.co_flags & TAKES_MORE else {}
+    more = ADDED_DEFAULTS if code.co_flags & TAKES_MORE else {}
     defaults.update(more)
     for name in (*names[own:], *more):
         if name not in defaults:

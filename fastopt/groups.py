@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from .containers import ParamTree
-from .rules import STAGE_OPTIONS
+from .rules import ADDED_OPTIONS
 from .step.group import GroupOptions
 
 
@@ -56,7 +56,7 @@ class ParamGroup(GroupOptions, MutableMapping[str, Any]):
             raise ValueError("the parameters of a group cannot be exchanged: use add_param_group or a new optimizer")
         if name == "schedules":
             raise ValueError("'schedules' only describes them: assign a schedule to the option itself, as to 'lr'")
-        if name not in self.entries and name not in STAGE_OPTIONS:
+        if name not in self.entries and name not in ADDED_OPTIONS:
             known = ", ".join(option for option in self.entries if option not in ("params", "schedules"))
             raise ValueError(f"unknown option {name!r}; the options of this optimizer's groups are {known}")
         return super()._checked(name, value, step)

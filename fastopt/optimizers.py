@@ -11,7 +11,7 @@ from .rules import FAMILIES
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .staged import StageOptions
+    from .staged import AddedOptions
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "RMSprop"]
 
@@ -77,7 +77,7 @@ class SGD(Optimizer):
         weight_decay: Scheduled = 0.0,
         nesterov: bool = False,
         maximize: bool = False,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -89,7 +89,7 @@ class SGD(Optimizer):
                 "nesterov": nesterov,
                 "maximize": maximize,
             },
-            stages,
+            added,
         )
 
 
@@ -151,7 +151,7 @@ class Adagrad(Optimizer):
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
         maximize: bool = False,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -163,7 +163,7 @@ class Adagrad(Optimizer):
                 "eps": eps,
                 "maximize": maximize,
             },
-            stages,
+            added,
         )
 
 
@@ -233,7 +233,7 @@ class RMSprop(Optimizer):
         momentum: Scheduled = 0.0,
         centered: bool = False,
         maximize: bool = False,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -246,7 +246,7 @@ class RMSprop(Optimizer):
                 "centered": centered,
                 "maximize": maximize,
             },
-            stages,
+            added,
         )
 
 
@@ -318,7 +318,7 @@ class Adam(Optimizer):
         weight_decay: Scheduled = 0.0,
         amsgrad: bool = False,
         maximize: bool = False,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -330,7 +330,7 @@ class Adam(Optimizer):
                 "amsgrad": amsgrad,
                 "maximize": maximize,
             },
-            stages,
+            added,
         )
 
 
@@ -386,7 +386,7 @@ class AdamW(Adam):
         weight_decay: Scheduled = 0.01,
         amsgrad: bool = False,
         maximize: bool = False,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -396,7 +396,7 @@ class AdamW(Adam):
             weight_decay=weight_decay,
             amsgrad=amsgrad,
             maximize=maximize,
-            **stages,
+            **added,
         )
 
 
@@ -450,9 +450,9 @@ class Lion(Optimizer):
         betas: tuple[Scheduled, Scheduled] = (0.9, 0.99),
         weight_decay: Scheduled = 0.0,
         maximize: bool = False,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}, stages)
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}, added)
 
 
 @described(ARRAYS)
@@ -511,7 +511,7 @@ class NAdam(Optimizer):
         momentum_decay: float = 4e-3,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -524,5 +524,5 @@ class NAdam(Optimizer):
                 "decoupled_weight_decay": decoupled_weight_decay,
                 "maximize": maximize,
             },
-            stages,
+            added,
         )

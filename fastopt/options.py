@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TypeAlias
 
-from .checks import Betas, Flag, Number, OrNone
+from .checks import Betas, Count, DTypes, Flag, Number, OrNone
 
+Check: TypeAlias = Number | OrNone | Flag | Betas | DTypes | Count
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -19,7 +21,7 @@ class Argument:
         Its type, as numpydoc has it after the name.
     text : str
         Its description.
-    check : Number, OrNone, Flag, Betas or None
+    check : Check or None
         Its check, if it is a hyperparameter.
     scheduled : str or None
         The description of schedules for it; None if it cannot be a schedule.
@@ -31,7 +33,7 @@ class Argument:
         self,
         kind: str,
         text: str,
-        check: Number | OrNone | Flag | Betas | None = None,
+        check: Check | None = None,
         scheduled: str | None = None,
         of: Mapping[str, str] = NOTHING,
     ) -> None:

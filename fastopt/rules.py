@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .checks import COUNT_LIMIT, LARGEST, SMALLEST, Betas, Flag, Number, OrNone
+from .checks import COUNT_LIMIT, LARGEST, SMALLEST, Betas, Count, DTypes, Flag, Number, OrNone
 from .kernels import tables
 from .kernels.dtypes import DTYPES
-from .options import Argument
+from .options import Argument, Check
 from .pair import Pair
 
 Options = Mapping[str, Any]
@@ -127,15 +127,39 @@ STAGE_OPTIONS = {
         scheduled="",
     ),
 }
-STAGE_DEFAULTS = {  # with which a stage is not there
-    name: False if isinstance(option.check, Flag) else None for name, option in STAGE_OPTIONS.items()
+
+# Those of the storages: how the states lie in memory, fixed when the optimizer is made.
+STATE_DTYPES = ("float32", "bfloat16", "float16")
+STORAGE_OPTIONS = {
+    "state_dtype": Argument(
+        "dtype, or dict of dtypes",
+        'How the states lie in memory: ``"float32"``, ``"bfloat16"`` or ``"float16"``, by name or as a dtype of NumPy '
+        "or torch, or a dict of these by the name of a state. Rules compute as before, and round to nearest what they "
+        "write. By default, states are float32 (float64 of float64 parameters), as averages and the states of complex "
+        "parameters always are.",
+        check=DTypes(STATE_DTYPES),
+    ),
+    "min_quantized_size": Argument(
+        "int",
+        "Parameters with fewer elements have their states in the default dtype, whatever ``state_dtype`` says.",
+        check=Count(),
+    ),
+}
+ADDED_OPTIONS = {**STAGE_OPTIONS, **STORAGE_OPTIONS}  # to those of torch, for every optimizer
+ADDED_DEFAULTS: dict[str, Any] = {  # with which groups have no such entry
+    "max_grad_norm": None,
+    "clip_grad_value": None,
+    "skip_nonfinite": False,
+    "ema_decay": None,
+    "state_dtype": None,
+    "min_quantized_size": 4096,
 }
 
-HYPERPARAMETERS: dict[str, Number | OrNone | Flag | Betas] = {
-    name: option.check for name, option in {**OPTIONS, **STAGE_OPTIONS}.items() if option.check is not None
+HYPERPARAMETERS: dict[str, Check] = {
+    name: option.check for name, option in {**OPTIONS, **ADDED_OPTIONS}.items() if option.check is not None
 }
 SCHEDULABLE = tuple(  # functions of the step
-    name for name, option in {**OPTIONS, **STAGE_OPTIONS}.items() if option.scheduled is not None
+    name for name, option in {**OPTIONS, **ADDED_OPTIONS}.items() if option.scheduled is not None
 )
 PAIRS = tuple(name for name, check in HYPERPARAMETERS.items() if isinstance(check, Betas))  # each number may be one
 
@@ -528,15 +552,23 @@ class Family:
     ----------
     rules : tuple of Rule
         All rules that its options can select.
-    choose : callable
-        ``choose(options)`` returns the selected rule; raises ValueError if options contradict each other.
+    selected : callable
+        ``selected(options)`` returns the selected rule; raises ValueError if options contradict each other.
     counts : bool
         Whether the count of a parameter's steps is part of its state in torch.optim.
     """
 
     rules: tuple[Rule, ...]
-    choose: Callable[[Options], Rule]
+    selected: Callable[[Options], Rule]
     counts: bool = False
+
+    def choose(self, options: Options) -> Rule:
+        """Return the rule that options select; raise ValueError if they contradict each other."""
+        if isinstance(dtypes := options.get("state_dtype"), dict) and (unknown := dtypes.keys() - {*self.states}):
+            raise ValueError(
+                f"Invalid state_dtype: there is no state {min(unknown)!r}; the states are {', '.join(self.states) or 'none'}"
+            )
+        return self.selected(options)
 
     @property
     def carried(self) -> str | None:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from .rules import STAGE_DEFAULTS, STAGE_OPTIONS, check, is_scheduled
+from .rules import ADDED_DEFAULTS, ADDED_OPTIONS, STAGE_OPTIONS, check, is_scheduled
 from .step.guard import Guard
 from .step.interrupts import HeldBack
 from .step.stages import Stages
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     import inspect
     from typing import TypedDict
 
-    class StageOptions(TypedDict, total=False):
-        """The options of the stages, as constructors take them."""
+    class AddedOptions(TypedDict, total=False):
+        """The options that every constructor takes beside its own."""
 
         max_grad_norm: Scheduled | None
         clip_grad_value: Scheduled | None
         skip_nonfinite: bool
         ema_decay: Scheduled | None
+        state_dtype: Any
+        min_quantized_size: int
 
 
 NO_AVERAGES = "there are no averages yet: set ema_decay, and take a step"
@@ -30,13 +32,15 @@ NO_AVERAGES = "there are no averages yet: set ema_decay, and take a step"
 Scheduled: TypeAlias = float | Callable[[int], float]
 Given = TypeVar("Given", bound=Mapping[str, Any])
 
-UNPACKED = "Unpack[StageOptions]"  # the annotation by which constructors take the options of the stages
+UNPACKED = "Unpack[AddedOptions]"  # the annotation by which constructors take these options
+
+ANNOTATIONS = {"skip_nonfinite": "bool", "state_dtype": "Any", "min_quantized_size": "int"}
 
 
 def expected(optimizer: type, options: Given) -> Given:
-    """Return the options that a constructor was given besides its own; raise TypeError for one that no stage has."""
+    """Return the options that a constructor was given besides its own; raise TypeError for an unknown one."""
     for name in options:
-        if name not in STAGE_OPTIONS:
+        if name not in ADDED_OPTIONS:
             raise TypeError(f"{optimizer.__name__}.__init__() got an unexpected keyword argument {name!r}")
     return options
 
@@ -45,11 +49,11 @@ def options_in_use(optimizer: type, options: Mapping[str, Any]) -> dict[str, Any
     """Return the options that a constructor was given and that are in use; raise TypeError for unknown ones."""
     given = expected(optimizer, options).items()
     checked = {name: value if is_scheduled(name, value) else check(name, value) for name, value in given}
-    return {name: value for name, value in checked.items() if value != STAGE_DEFAULTS[name]}
+    return {name: value for name, value in checked.items() if value != ADDED_DEFAULTS[name]}
 
 
 class Signature:
-    """The signature of a constructor, with the options of the stages by name: for ``help`` and editors."""
+    """The signature of a constructor, with the options that all have by name: for ``help`` and editors."""
 
     def __get__(self, optimizer: Any, of: Any) -> inspect.Signature:
         """Return what `inspect.signature` shows; `inspect` is not imported before somebody asks."""
@@ -58,8 +62,8 @@ class Signature:
         _, *parameters = inspect.signature(of.__init__).parameters.values()
         if parameters and parameters[-1].annotation == UNPACKED:
             del parameters[-1]
-            for name, default in STAGE_DEFAULTS.items():
-                annotation = "bool" if default is False else "Scheduled | None"
+            for name, default in ADDED_DEFAULTS.items():
+                annotation = ANNOTATIONS.get(name, "Scheduled | None")
                 more = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
                 parameters.append(more)
         return inspect.Signature(parameters)
@@ -76,7 +80,7 @@ class Option:
         """Return the number of the latest step; None, or False, if the option is not in use."""
         if optimizer is None:
             return self
-        return optimizer.param_groups[0].get(self.name, STAGE_DEFAULTS[self.name])
+        return optimizer.param_groups[0].get(self.name, ADDED_DEFAULTS[self.name])
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         """Assign it in all groups; it takes effect at the next step."""

@@ -75,9 +75,7 @@ def words(size: int) -> int:
     return (size - GPU_JOB.itemsize) // 8
 
 
-def source(
-    rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = (), states: Sequence[str] = ()
-) -> str:
+def source(rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = (), states: Sequence[str] = ()) -> str:
     """Return the CUDA source of a rule's kernel for a dtype, with an argument of so many bytes.
 
     It has these stages, and states of these dtypes.

@@ -11,7 +11,7 @@ import numpy as np
 from ..kernels.reader import UNREAD, Array
 from ..step.chunks import Strides, located
 from ..step.memory import Extents, Layout, overlaps_itself, pin
-from ..step.parameter import Parameter
+from ..step.parameter import EMA, Parameter
 from ..step.plan import Plan
 from .gradients import StepGradients
 
@@ -62,7 +62,7 @@ class ArrayParameter(Parameter):
 
     def new_average(self) -> Any:
         """Allocate the parameter's average, which starts at the parameter."""
-        return self.loaded("", self.whole)
+        return self.loaded(EMA, "", self.whole)
 
     @property
     def whole(self) -> Any:
@@ -70,7 +70,7 @@ class ArrayParameter(Parameter):
         return self.array
 
     @abstractmethod
-    def loaded(self, what: str, given: Any) -> Array:
+    def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
 
     def alike(self, given: Any) -> int:

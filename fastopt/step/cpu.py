@@ -107,11 +107,17 @@ class CpuLaunch(CpuTables, Launch):
     on_gpu = False
 
     def __init__(
-        self, rule: Rule, dtype: str, sizes: Sequence[int], threads: Threads = pool, stages: tuple[str, ...] = ()
+        self,
+        rule: Rule,
+        dtype: str,
+        sizes: Sequence[int],
+        threads: Threads = pool,
+        stages: tuple[str, ...] = (),
+        states: tuple[str, ...] = (),
     ) -> None:
         super().__init__(dtype, sizes, threads)
         self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
-        self.kernel = kernel(rule.name, dtype, stages)
+        self.kernel = kernel(rule.name, dtype, stages, states)
         self.run = threads.runner(self.kernel, address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))
 
@@ -160,16 +166,30 @@ class Cpu:
         """Return itself, which prepares launches."""
         return self
 
-    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int], stages: tuple[str, ...] = ()) -> CpuLaunch:
+    def launch(
+        self,
+        rule: Rule,
+        dtype: str,
+        sizes: Sequence[int],
+        stages: tuple[str, ...] = (),
+        states: tuple[str, ...] = (),
+    ) -> CpuLaunch:
         """Prepare a launch."""
-        return CpuLaunch(rule, dtype, sizes, self.threads, stages)
+        return CpuLaunch(rule, dtype, sizes, self.threads, stages, states)
 
     def update(
-        self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+        self,
+        rule: Rule,
+        dtype: str,
+        size: int,
+        addresses: Sequence[int],
+        strided: dict[int, Strides],
+        numbers: Row,
+        states: tuple[str, ...] = (),
     ) -> None:
         """Update a single tensor with parameter, gradient and states at these addresses."""
-        key = rule.name, dtype, size
-        launch = self.cache.pop(key, None) or self.launch(rule, dtype, [size])
+        key = rule.name, dtype, size, states
+        launch = self.cache.pop(key, None) or self.launch(rule, dtype, [size], (), states)
         launch.cut(strided)
         launch.addresses[0, : len(addresses)] = addresses
         launch.hypers[0, : len(numbers)] = numbers

@@ -27,9 +27,16 @@ class GpuLauncher:
     def __init__(self, rows: GpuRows) -> None:
         self.rows = rows
 
-    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int], stages: tuple[str, ...] = ()) -> GpuLaunch:
+    def launch(
+        self,
+        rule: Rule,
+        dtype: str,
+        sizes: Sequence[int],
+        stages: tuple[str, ...] = (),
+        states: tuple[str, ...] = (),
+    ) -> GpuLaunch:
         """Prepare a launch."""
-        return GpuLaunch(self.rows, rule, dtype, sizes, stages)
+        return GpuLaunch(self.rows, rule, dtype, sizes, stages, states)
 
 
 class Gpu:
@@ -57,12 +64,19 @@ class Gpu:
         return GpuLauncher(GpuRows(self, Stream(self.cupy, self.index, self.current_stream, self.exchange)))
 
     def update(
-        self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+        self,
+        rule: Rule,
+        dtype: str,
+        size: int,
+        addresses: Sequence[int],
+        strided: dict[int, Strides],
+        numbers: Row,
+        states: tuple[str, ...] = (),
     ) -> None:
         """Update a single tensor with parameter, gradient and states at these addresses."""
         # A launch on another stream may not have run yet, so each has its own tables; threads may have own streams.
-        key = rule.name, dtype, size, self.current_stream().ptr, threading.get_ident()
-        launch = self.cache.pop(key, None) or self._launch_alone(rule, dtype, size)
+        key = rule.name, dtype, size, states, self.current_stream().ptr, threading.get_ident()
+        launch = self.cache.pop(key, None) or self._launch_alone(rule, dtype, size, states)
         rows = np.zeros((1, HYPERS))
         rows[0, : len(numbers)] = numbers
         launch.rows.begin(None)
@@ -75,9 +89,9 @@ class Gpu:
         launch()
         self.cache.put(key, launch)
 
-    def _launch_alone(self, rule: Rule, dtype: str, size: int) -> GpuLaunch:
+    def _launch_alone(self, rule: Rule, dtype: str, size: int, states: tuple[str, ...]) -> GpuLaunch:
         if Stream(self.cupy, self.index, self.current_stream).capturing:
             raise RuntimeError(NO_CAPTURE)
-        launch = self.open().launch(rule, dtype, [size])
+        launch = self.open().launch(rule, dtype, [size], (), states)
         launch.prepare(1)
         return launch

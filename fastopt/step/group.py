@@ -11,7 +11,7 @@ from ..checks import RESUMABLE, Count
 from ..kernels.reader import Array
 from ..pair import Pair, paired
 from ..plateau import Plateau
-from ..rules import PAIRS, SCHEDULABLE, STAGE_OPTIONS, check, is_scheduled
+from ..rules import ADDED_DEFAULTS, ADDED_OPTIONS, PAIRS, SCHEDULABLE, STORAGE_OPTIONS, check, is_scheduled
 
 StepFunction: TypeAlias = Callable[[int], Any]
 
@@ -63,7 +63,14 @@ class GroupOptions:
             return Count(limit=RESUMABLE).check("the step of a group", value)
         if is_scheduled(name, value):
             value = value(step)
-        return check(name, value)
+        checked = check(name, value)
+        is_in_use = self.fetch is not None
+        if is_in_use and name in STORAGE_OPTIONS and checked != self.entries.get(name, ADDED_DEFAULTS[name]):
+            raise ValueError(
+                f"{name} of group {self.index} is fixed, since states lie in memory as it says: make another optimizer "
+                f"with {name}={value!r:.80}, and load this one's state_dict() there"
+            )
+        return checked
 
     def described(self) -> dict[str, Any]:
         """Describe the schedules as plain Python, by option."""
@@ -104,7 +111,7 @@ class GroupOptions:
 
     def restored_schedules(self, described: Any) -> dict[str, StepFunction]:
         """Return the schedules that a state dict describes; functions are the group's own ones."""
-        allowed = {*SCHEDULABLE} & {*self.entries, *STAGE_OPTIONS}
+        allowed = {*SCHEDULABLE} & {*self.entries, *ADDED_OPTIONS}
         if not isinstance(described, Mapping) or not described.keys() <= allowed:
             raise ValueError(f"the schedules of group {self.index} must be a dict of options, not {described!r:.200}")
         own = self.schedules

@@ -108,8 +108,15 @@ class Launch(Tables):
 class Launcher(Protocol):
     """Prepares the launches of one plan on one device."""
 
-    def launch(self, rule: Rule, dtype: str, sizes: Sequence[int], stages: tuple[str, ...] = ()) -> Launch:
-        """Prepare a launch over tensors of these sizes, of a kernel with these stages."""
+    def launch(
+        self,
+        rule: Rule,
+        dtype: str,
+        sizes: Sequence[int],
+        stages: tuple[str, ...] = (),
+        states: tuple[str, ...] = (),
+    ) -> Launch:
+        """Prepare a launch over tensors of these sizes, of a kernel with these stages and dtypes of states."""
 
 
 class Device(Protocol):
@@ -121,9 +128,16 @@ class Device(Protocol):
         """Return a launcher for a plan; on a GPU it has the plan's hyper rows."""
 
     def update(
-        self, rule: Rule, dtype: str, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+        self,
+        rule: Rule,
+        dtype: str,
+        size: int,
+        addresses: Sequence[int],
+        strided: dict[int, Strides],
+        numbers: Row,
+        states: tuple[str, ...] = (),
     ) -> None:
-        """Update a single tensor with parameter, gradient and states at these addresses."""
+        """Update a single tensor with parameter, gradient and states, of these dtypes, at these addresses."""
 
 
 class AmpState(Protocol):

@@ -123,11 +123,9 @@ class Layout:
         """Say whether an array fills its memory in this storage order."""
         return bool(array.flags.aligned and self.in_storage_order(array).flags.c_contiguous)
 
-    def allocate(self, array: Array, value: float) -> Array:
-        """Return a new array, filled with a value, in this storage order."""
-        shape = self.stored_shape(array)
-        new = np.zeros(shape, array.dtype) if value == 0 else np.full(shape, value, array.dtype)
-        turned: Array = self.turned_back(new)
+    def allocate(self, array: Array, dtype: Any) -> Array:
+        """Return a new array of zeros with an array's shape, in this storage order."""
+        turned: Array = self.turned_back(np.zeros(self.stored_shape(array), dtype))
         return turned
 
     def stored_shape(self, array: Array) -> tuple[int, ...]:

@@ -7,8 +7,9 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..kernels.dtypes import DTYPES
 from ..kernels.reader import Array
-from ..rules import Rule
+from ..rules import ADDED_DEFAULTS, Rule
 from .group import GroupOptions
 from .launch import Device, Launch
 from .memory import Layout, extent
@@ -80,10 +81,36 @@ class Parameter(ABC):
     def new_states(self, rule: Rule, averages: bool = False) -> dict[str, Array]:
         """Allocate what the parameter lacks of the states that a rule needs, and of the average if that is kept."""
         value = self.group.entries[rule.initial] if rule.initial else 0.0
-        new = {name: self.new_state(value) for name in rule.states if name not in self.states}
+        new = {name: self.new_state(value, self.state_dtype(name)) for name in rule.states if name not in self.states}
         if averages and EMA not in self.states:
             new[EMA] = self.new_average()
         return new or NOTHING
+
+    @property
+    def elements(self) -> int:
+        """How many elements the whole parameter has, also those that other processes hold."""
+        return self.array.size
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names of the dtypes that are asked for."""
+        asked = self.group.entries.get("state_dtype")
+        return () if asked is None else (asked,) if isinstance(asked, str) else tuple(asked.values())
+
+    def state_dtype(self, name: str) -> str:
+        """Return the name of the dtype in which a state is kept: what kernels compute in, unless another is asked for."""
+        asked = self.group.entries.get("state_dtype")
+        default = DTYPES[self.dtype].real_name
+        if asked is None or name == EMA or self.is_complex:
+            return default
+        if self.elements < self.group.entries.get("min_quantized_size", ADDED_DEFAULTS["min_quantized_size"]):
+            return default
+        return asked if isinstance(asked, str) else asked.get(name, default)
+
+    def state_dtypes(self, rule: Rule) -> tuple[str, ...]:
+        """Return the dtypes of a rule's states by name; nothing if kernels compute in all of them."""
+        dtypes = tuple([self.state_dtype(name) for name in rule.states])
+        return () if {*dtypes} <= {DTYPES[self.dtype].real_name} else dtypes
 
     @property
     def is_complex(self) -> bool:
@@ -96,8 +123,8 @@ class Parameter(ABC):
         return None
 
     @abstractmethod
-    def new_state(self, value: float) -> Any:
-        """Allocate a state in the parameter's storage order."""
+    def new_state(self, value: float, dtype: str) -> Any:
+        """Allocate a state of a dtype in the parameter's storage order."""
 
     @abstractmethod
     def new_average(self) -> Any:

@@ -56,7 +56,7 @@ class Located(Protocol):
 
 
 class Plan:
-    """The launches over some parameters, one for each rule, dtype and device.
+    """The launches over some parameters, one for each rule, dtype, dtypes of states, and device.
 
     Parameters
     ----------
@@ -143,18 +143,20 @@ class Plan:
             return
         self.loaded = self.taking_part = self._repetition = None
         self.rules = ()  # until all is written
-        kinds: dict[tuple[Device, str, str], list[int]] = {}
+        kinds: dict[tuple[Device, str, str, tuple[str, ...]], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
-            kinds.setdefault((parameter.device, rules[parameter.group.index].name, parameter.dtype), []).append(i)
+            rule = rules[parameter.group.index]
+            kind = parameter.device, rule.name, parameter.dtype, parameter.state_dtypes(rule)
+            kinds.setdefault(kind, []).append(i)
         self.stages, self.coefficient = stages, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
         self.indices = [np.array(indices) for indices in kinds.values()]
         self.rules = rules
 
-    def _launch(self, device: Device, rule: str, dtype: str, indices: Sequence[int]) -> Launch:
+    def _launch(self, device: Device, rule: str, dtype: str, states: tuple[str, ...], indices: Sequence[int]) -> Launch:
         parameters = [self.parameters[i] for i in indices]
         sizes = [parameter.array.size for parameter in parameters]
-        launch = self.launchers[device].launch(RULES[rule], dtype, sizes, self.stages)
+        launch = self.launchers[device].launch(RULES[rule], dtype, sizes, self.stages, states)
         launch.write_params([parameter.address for parameter in parameters])
         for row, parameter in enumerate(parameters):
             parameter.launch, parameter.row = launch, row

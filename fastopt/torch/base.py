@@ -24,7 +24,7 @@ from ..checks import nested_too_deeply
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
 from ..options import NOTHING
 from ..plateau import Plateau
-from ..rules import HYPERPARAMETERS, PAIRS, STAGE_OPTIONS, Family
+from ..rules import HYPERPARAMETERS, PAIRS, STAGE_OPTIONS, STORAGE_OPTIONS, Family
 from ..staged import options_in_use
 from ..step.group import check_shared
 from ..step.guard import Guard
@@ -403,8 +403,9 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
                     "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
                 )
             named = {"param_names": old["param_names"]} if "param_names" in old else {}
-            options = {name: value for name, value in new.items() if name != "params"}
-            filled = {**self._filled(), **named, **deepcopy(options), **self._fixed}
+            options = {name: value for name, value in new.items() if name not in ("params", *STORAGE_OPTIONS)}
+            storage = {name: old[name] for name in STORAGE_OPTIONS if name in old}  # states are converted to it
+            filled = {**self._filled(), **named, **deepcopy(options), **self._fixed, **storage}
             groups.append(live({**filled, "params": old["params"]}))
             if isinstance(groups[-1], LiveGroup):
                 groups[-1].own = group.schedules

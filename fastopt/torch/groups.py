@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checks import RESUMABLE
 from ..pair import goes_by_step, paired
-from ..rules import STAGE_OPTIONS
+from ..rules import ADDED_OPTIONS
 from ..step.group import GroupOptions, StepFunction, numbers_at
 from ..step.interrupts import HeldBack
 from .live import LiveGroup
@@ -130,7 +130,7 @@ class Group(GroupOptions):
     def sync(self) -> None:
         """Take over what was assigned in the group since the last `sync`."""
         given, get = self.given, dict.get  # as `_found`, without a call for each name
-        for name in STAGE_OPTIONS:  # which may come later
+        for name in ADDED_OPTIONS:  # which may come later
             if dict.__contains__(given, name) and name not in self.seen:
                 self.seen[name], self.entries[name] = self, math.nan
         for name in self.seen:

@@ -16,7 +16,7 @@ from .base import Optimizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..staged import StageOptions
+    from ..staged import AddedOptions
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "RMSprop"]
 
@@ -73,7 +73,7 @@ class SGD(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -88,7 +88,7 @@ class SGD(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
-            stages,
+            added,
         )
 
 
@@ -140,7 +140,7 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -155,7 +155,7 @@ class Adagrad(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
-            stages,
+            added,
         )
 
     def share_memory(self) -> None:
@@ -215,7 +215,7 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
         *,
         fused: bool | None = None,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -232,7 +232,7 @@ class RMSprop(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
-            stages,
+            added,
         )
 
 
@@ -284,7 +284,7 @@ class Adam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -301,7 +301,7 @@ class Adam(Optimizer):
                 "fused": fused,
                 "decoupled_weight_decay": decoupled_weight_decay,
             },
-            stages,
+            added,
         )
 
 
@@ -350,7 +350,7 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -365,7 +365,7 @@ class AdamW(Adam):
             differentiable=differentiable,
             fused=fused,
             decoupled_weight_decay=True,
-            **expected(type(self), stages),
+            **expected(type(self), added),
         )
 
 
@@ -412,7 +412,7 @@ class Lion(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -425,7 +425,7 @@ class Lion(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
-            stages,
+            added,
         )
 
 
@@ -479,7 +479,7 @@ class NAdam(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        **stages: Unpack[StageOptions],
+        **added: Unpack[AddedOptions],
     ) -> None:
         super().__init__(
             params,
@@ -496,5 +496,5 @@ class NAdam(Optimizer):
                 "differentiable": differentiable,
                 "fused": fused,
             },
-            stages,
+            added,
         )

@@ -9,10 +9,13 @@ import numpy as np
 
 from ...kernels.dtypes import DTYPES
 from ...kernels.reader import UNREAD, Array
+from ...rules import STATE_DTYPES
 from ...step.gpu import Gpu
 from ...step.group import GroupOptions
 from ...step.memory import owner_of
+from ...step.parameter import EMA
 from ..arrays import ArrayParameter, dense_layout
+from ..numpy.memory import bfloat16
 from .device import gpu_of_cupy, installed_cupy
 from .memory import as_cupy, check_writable, dtype_of, seen
 
@@ -51,24 +54,25 @@ class CupyParameter(ArrayParameter):
 
     def new_average(self) -> Array:
         """Allocate the parameter's average, which starts at the parameter."""
-        state = self.new_state(0.0)
+        state = self.new_state(0.0, self.state_dtype(EMA))
         with self.device.cupy.cuda.Device(self.device.index):
             owner_of(state)[...] = self.held
         return state
 
-    def new_state(self, value: float) -> Array:
-        """Allocate a state in the parameter's storage order, in float32 for half precision."""
+    def new_state(self, value: float, dtype: str) -> Array:
+        """Allocate a state in the parameter's storage order."""
         cupy, shape = self.device.cupy, self.layout.stored_shape(self.array)
-        real = np.dtype(DTYPES[self.dtype].real)
+        kind = bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
         with cupy.cuda.Device(self.device.index):
-            new = cupy.zeros(shape, real) if value == 0 else cupy.full(shape, value, real)
-            return seen(self.layout.turned_back(new), real.name)
+            new = cupy.zeros(shape, kind) if value == 0 else cupy.full(shape, value, kind)
+            return seen(self.layout.turned_back(new), dtype)
 
-    def loaded(self, what: str, given: Any) -> Array:
+    def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, from a GPU or from NumPy, after checking that it fits this parameter."""
-        state = self.new_state(0.0)
+        state = self.new_state(0.0, self.state_dtype(name))
         new = owner_of(state)
-        if not hasattr(given, "dtype") or given.dtype != new.dtype:
+        found = getattr(given, "dtype", None)
+        if found is None or (found != new.dtype and found.name not in (*STATE_DTYPES, DTYPES[self.dtype].real_name)):
             raise TypeError(f"{what} has dtype {getattr(given, 'dtype', None)}, its parameter needs {new.dtype}")
         if given.shape != new.shape:
             raise ValueError(f"{what} has shape {given.shape}, its parameter {new.shape}: they must agree")

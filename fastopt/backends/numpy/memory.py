@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ...extras import require
 from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
+from ...rules import STATE_DTYPES
 from ...step.memory import Layout
 from ..arrays import dense_layout
 from ..foreign import as_floats, borrowed, is_on_device, kind, to_read, to_update
@@ -50,6 +52,28 @@ def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: t
     if checked.shape != shape:
         raise ValueError(f"{what} has shape {checked.shape}, {other} {shape}: they are paired by index and must agree")
     return checked
+
+
+def check_state(what: str, given: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Check that an array can be a state of a parameter of this dtype and shape: in that dtype or in a storage's."""
+    found = getattr(given, "dtype", dtype)
+    is_storage = isinstance(found, np.dtype) and found.isnative and found.name in STATE_DTYPES
+    return check_like(what, given, "its parameter", found if is_storage else dtype, shape)
+
+
+def bfloat16() -> np.dtype[Any]:
+    """Return the dtype that NumPy lacks."""
+    return np.dtype(require("ml_dtypes", "bfloat16").bfloat16)
+
+
+def memory_dtype(name: str) -> np.dtype[Any]:
+    """Return the dtype of a state's array: that of this name, but bits for bfloat16, whose arrays have no buffer."""
+    return np.dtype(DTYPES[name].stored if name == "bfloat16" else name)
+
+
+def shown_as(name: str, state: Array) -> Array:
+    """Return a state's array as one of the dtype of this name."""
+    return state.view(bfloat16()) if name == "bfloat16" else state
 
 
 def check_gradient(what: str, given: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

@@ -10,7 +10,7 @@ from ...step.group import GroupOptions
 from ...step.memory import pin
 from ..arrays import ArrayParameter
 from .device import CPU
-from .memory import check_dense, check_gradient, check_like
+from .memory import bfloat16, check_dense, check_gradient, check_state, memory_dtype, shown_as
 
 
 class NumpyParameter(ArrayParameter):
@@ -22,6 +22,8 @@ class NumpyParameter(ArrayParameter):
         array, layout = check_dense(f"parameter {key!r}", param)
         super().__init__(key, array, layout, array.dtype.name, group, CPU)
         self.pins = pin(self.array)
+        if "bfloat16" in self.asked:
+            bfloat16()  # an error now, if it is not there, and not in the first step
 
     @property
     def expected(self) -> Array | None:
@@ -39,15 +41,23 @@ class NumpyParameter(ArrayParameter):
         for array in states.values():
             self.pins += pin(array)
 
-    def new_state(self, value: float) -> Array:
-        """Allocate a state in the parameter's storage order."""
-        return self.layout.allocate(self.array, value)
+    def new_state(self, value: float, dtype: str) -> Array:
+        """Allocate a state in the parameter's storage order; of bfloat16, its bits."""
+        state = self.layout.allocate(self.array, memory_dtype(dtype))
+        if value != 0:
+            shown_as(dtype, state)[...] = value
+        return state
 
-    def loaded(self, what: str, given: Any) -> Array:
+    def shown(self) -> Mapping[str, Array]:
+        """Return the states as a user sees them: those of bfloat16 are arrays of ml_dtypes over the same memory."""
+        return {name: shown_as(self.state_dtype(name), state) for name, state in self.states.items()}
+
+    def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
-        source = check_like(what, given, "its parameter", self.array.dtype, self.shape)
-        state = self.new_state(0.0)
-        state[...] = source
+        dtype = self.state_dtype(name)
+        source = check_state(what, given, self.array.dtype, self.shape)
+        state = self.new_state(0.0, dtype)
+        shown_as(dtype, state)[...] = source
         return state
 
     def gradient(self, what: str, given: Any) -> tuple[Any, Array]:

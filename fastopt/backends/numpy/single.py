@@ -59,7 +59,7 @@ class Single:
         gradient_address, self.strided = located_once(arrays, gradient, layout)
         for name in states:
             if not layout.is_dense(arrays[name]):
-                copy = layout.allocate(param, 0.0)
+                copy = layout.allocate(param, param.dtype)
                 copy[...] = arrays[name]
                 self.copies.append((arrays[name], copy))
                 arrays[name] = copy

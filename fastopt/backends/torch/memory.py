@@ -19,11 +19,6 @@ from ...step.memory import described, owner_of
 UPDATED = {getattr(torch, name): dtype for name, dtype in {**DTYPES, **PAIRS}.items()}
 
 
-def state_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's states: its own, but float32 for half precision, where sums would be lost."""
-    return tensor.dtype if tensor.is_complex() else getattr(torch, UPDATED[tensor.dtype].real_name)
-
-
 def is_distributed(tensor: Any) -> bool:
     """Say whether a tensor is a DTensor; where nobody has imported these, there are none."""
     module = sys.modules.get("torch.distributed.tensor")

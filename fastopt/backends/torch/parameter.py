@@ -24,7 +24,6 @@ from .memory import (
     held_array,
     is_distributed,
     local,
-    state_dtype,
 )  # fmt: skip
 
 
@@ -171,25 +170,36 @@ class TorchParameter(Parameter):
             raise ValueError(f"{what} has shape {tuple(value.shape)}, its parameter {tuple(self.given.shape)}")
         if here.is_complex() != self.tensor.is_complex() or not (here.is_complex() or here.is_floating_point()):
             raise TypeError(f"{what} has dtype {here.dtype}, which {self.tensor.dtype} has no use for")
-        if here.dtype is state_dtype(self.tensor) and not copy and not (here.is_conj() or here.is_neg()):
+        if here.dtype is self.torch_dtype(name) and not copy and not (here.is_conj() or here.is_neg()):
             array = array_of(here)
             if array.size == 0 or self.layout.is_dense(array):
                 return value
-        fitted = self.new_state(0.0)
+        fitted = self.new_state(0.0, self.state_dtype(name))
         with torch.no_grad():
             fitted.copy_(value)
         return fitted
 
-    def new_state(self, value: float) -> Any:
+    @property
+    def elements(self) -> int:
+        """How many elements the whole parameter has, also those that other processes hold."""
+        return int(self.given.numel())
+
+    def torch_dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a state's tensor."""
+        found: torch.dtype = self.tensor.dtype if self.is_complex else getattr(torch, self.state_dtype(name))
+        return found
+
+    def new_state(self, value: float, dtype: str) -> Any:
         """Allocate a state in the parameter's layout, distributed if the parameter is."""
         with torch.inference_mode(False), torch.no_grad():
             fill = complex(value, value) if self.tensor.is_complex() else value
             like = self.given if is_distributed(self.given) else self.updated
-            return torch.full_like(like, fill, dtype=state_dtype(self.tensor), requires_grad=False)
+            kind = self.tensor.dtype if self.is_complex else getattr(torch, dtype)
+            return torch.full_like(like, fill, dtype=kind, requires_grad=False)
 
     def new_average(self) -> Any:
         """Allocate the parameter's average, which starts at the parameter."""
-        average = self.new_state(0.0)
+        average = self.new_state(0.0, self.state_dtype(EMA))
         with torch.no_grad():
             average.copy_(self.given)
         return average

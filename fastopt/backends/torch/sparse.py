@@ -92,7 +92,7 @@ class Rows:
         param, *states = self.taken
         arrays = [array_of(tensor) for tensor in (param, self.gradient, *states)]
         addresses = [extent(array)[0] for array in arrays]
-        device.update(self.rule, dtype, arrays[0].size, addresses, {}, row)
+        device.update(self.rule, dtype, arrays[0].size, addresses, {}, row, self.parameter.state_dtypes(self.rule))
         with torch.no_grad():
             for tensor, rows in zip(self.whole, self.taken, strict=True):
                 tensor[self.indices] = rows
