@@ -17,7 +17,7 @@ from .containers import ParamTree
 from .groups import ParamGroup
 from .kernels.reader import Array
 from .options import NOTHING
-from .rules import ADDED_OPTIONS, CARRIED, HYPERPARAMETERS, Family, check
+from .rules import ADDED_OPTIONS, CARRIED, HYPERPARAMETERS, STORAGE_OPTIONS, Family, check
 from .staged import Staged, options_in_use
 from .step.group import GroupOptions, StepFunction, check_shared, numbers_at
 from .step.guard import Guard
@@ -358,7 +358,8 @@ class Optimizer(Staged):
             # Compared as text: `!=` of arrays among them would give arrays.
             if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
-            latest: dict[str, Any] = {name: check(name, entry[name]) for name in HYPERPARAMETERS if name in entry}
+            names = [name for name in HYPERPARAMETERS if name in entry and name not in STORAGE_OPTIONS]
+            latest: dict[str, Any] = {name: check(name, entry[name]) for name in names}
             latest["step"] = Count(limit=RESUMABLE).check(f"the step of {what}", entry["step"])
             schedules = group.restored_schedules(entry["schedules"])
             checked.append((latest, {**latest, **numbers_at(latest["step"], schedules)}, schedules))

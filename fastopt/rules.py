@@ -134,9 +134,9 @@ STORAGE_OPTIONS = {
     "state_dtype": Argument(
         "dtype, or dict of dtypes",
         'How the states lie in memory: ``"float32"``, ``"bfloat16"`` or ``"float16"``, by name or as a dtype of NumPy '
-        "or torch, or a dict of these by the name of a state. Rules compute as before, and round to nearest what they "
-        "write. By default, states are float32 (float64 of float64 parameters), as averages and the states of complex "
-        "parameters always are.",
+        "or torch, or a dict of these by the name of a state. Rules compute as before, and what they write is rounded "
+        "to nearest. By default, states are float32 (float64 of float64 parameters), as averages and the states of "
+        "complex parameters always are.",
         check=DTypes(STATE_DTYPES),
     ),
     "min_quantized_size": Argument(
@@ -146,14 +146,16 @@ STORAGE_OPTIONS = {
     ),
 }
 ADDED_OPTIONS = {**STAGE_OPTIONS, **STORAGE_OPTIONS}  # to those of torch, for every optimizer
-ADDED_DEFAULTS: dict[str, Any] = {  # with which groups have no such entry
+
+# Their defaults; groups have no entries for options that are not in use.
+STAGE_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": None,
     "clip_grad_value": None,
     "skip_nonfinite": False,
     "ema_decay": None,
-    "state_dtype": None,
-    "min_quantized_size": 4096,
 }
+STORAGE_DEFAULTS: dict[str, Any] = {"state_dtype": None, "min_quantized_size": 4096}
+ADDED_DEFAULTS = {**STAGE_DEFAULTS, **STORAGE_DEFAULTS}
 
 HYPERPARAMETERS: dict[str, Check] = {
     name: option.check for name, option in {**OPTIONS, **ADDED_OPTIONS}.items() if option.check is not None
@@ -566,7 +568,7 @@ class Family:
         """Return the rule that options select; raise ValueError if they contradict each other."""
         if isinstance(dtypes := options.get("state_dtype"), dict) and (unknown := dtypes.keys() - {*self.states}):
             raise ValueError(
-                f"Invalid state_dtype: there is no state {min(unknown)!r}; the states are {', '.join(self.states) or 'none'}"
+                f"Invalid state_dtype: there is no state {min(unknown)!r}; the states are {', '.join(self.states)}"
             )
         return self.selected(options)
 

@@ -850,9 +850,10 @@ _updates: dict = {}
 def kernel(name: str, dtype: Any, stages: Any = (), states: Any = ()) -> Any:
     """Return a rule's compiled kernel for a dtype, a Numba ``CFunc``; it lives as long as the process.
 
-    The dtype is that of parameter and gradient: anything NumPy accepts, or "bfloat16". The stages are names in the order
-    of STAGES; the states are names of their dtypes, or nothing where all are what the kernel computes in, float32 for
-    half precision. The name NORM stands for the kernel that writes the sums of squares of gradients, which has neither.
+    The dtype is that of parameter and gradient: anything NumPy accepts, or "bfloat16". The stages are names in the
+    order of STAGES; the states are names of their dtypes, or nothing where all are what the kernel computes in, float32
+    for half precision. The name NORM stands for the kernel that writes the sums of squares of gradients, which has
+    neither.
     """
     key = name, dtype_of(dtype).name, tuple(stages), tuple(states)
     return compiled_once(_kernels, key, make_any, make_cfunc)

@@ -52,7 +52,7 @@ class GroupOptions:
         kept = {name: schedule for name, schedule in self.schedules.items() if name not in given}
         if "step" in given:
             numbers_at(step, kept)  # else the next step would be refused
-        driving = kept | {name: value for name, value in given.items() if callable(value)}
+        driving = kept | {name: value for name, value in given.items() if is_scheduled(name, value)}
         # Here nothing is called: an interrupt, which comes when a call returns, finds none of the three done, or all.
         self.entries |= checked
         self.schedules = driving

@@ -98,7 +98,7 @@ class Parameter(ABC):
         return () if asked is None else (asked,) if isinstance(asked, str) else tuple(asked.values())
 
     def state_dtype(self, name: str) -> str:
-        """Return the name of the dtype in which a state is kept: what kernels compute in, unless another is asked for."""
+        """Return the name of a state's dtype: that in which kernels compute, unless another is asked for."""
         asked = self.group.entries.get("state_dtype")
         default = DTYPES[self.dtype].real_name
         if asked is None or name == EMA or self.is_complex:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checks import RESUMABLE
 from ..pair import goes_by_step, paired
-from ..rules import ADDED_OPTIONS
+from ..rules import ADDED_OPTIONS, STORAGE_DEFAULTS
 from ..step.group import GroupOptions, StepFunction, numbers_at
 from ..step.interrupts import HeldBack
 from .live import LiveGroup
@@ -132,7 +132,7 @@ class Group(GroupOptions):
         given, get = self.given, dict.get  # as `_found`, without a call for each name
         for name in ADDED_OPTIONS:  # which may come later
             if dict.__contains__(given, name) and name not in self.seen:
-                self.seen[name], self.entries[name] = self, math.nan
+                self.seen[name], self.entries[name] = self, STORAGE_DEFAULTS.get(name, math.nan)
         for name in self.seen:
             if not dict.__contains__(given, name):
                 raise ValueError(f"group {self.index} has no {name!r}: assign it, perhaps its default")
