@@ -140,6 +140,9 @@ class Optimizer(Staged):
         with self._guard.mutex:
             self._stepper.clock.settle()
 
+    def _current_stepper(self) -> Stepper:
+        return self._stepper
+
     def _averages(self) -> list[tuple[Any, Any]]:
         return [(p.whole, p.shown()[EMA]) for p in self._parameters if EMA in p.states]
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import inspect
     from typing import TypedDict
 
+    from .step.stepper import Stepper
+
     class AddedOptions(TypedDict, total=False):
         """The options that every constructor takes beside its own."""
 
@@ -91,7 +93,7 @@ class Option:
 
 
 class Staged(ABC):
-    """The part of an optimizer that shows the stages of its steps."""
+    """The part of an optimizer that shows what its steps do and take beside the rule."""
 
     _stages: Stages
     _guard: Guard
@@ -108,6 +110,32 @@ class Staged(ABC):
         """How many steps were skipped, since the norm of their gradients was not finite."""
         self._settle()
         return self._stages.skipped
+
+    def memory(self) -> dict[str, int]:
+        """Count the bytes that training takes beside the model's own work.
+
+        Returns
+        -------
+        dict
+            ``"parameters"``, ``"gradients"`` (one for each parameter, in its dtype) and ``"states"``, the averages
+            included: what there is once every parameter had a gradient. Frozen parameters do not count, nor do those
+            of other processes.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> w = np.zeros((100, 100), np.float32)
+        >>> fastopt.Adam(w).memory()
+        {'parameters': 40000, 'gradients': 40000, 'states': 80000}
+        >>> fastopt.Adam(w, state_dtype="float16").memory()["states"]
+        40000
+        """
+        with self._guard.mutex:
+            return self._current_stepper().memory()
+
+    @abstractmethod
+    def _current_stepper(self) -> Stepper:
+        """Return what takes the steps."""
 
     @abstractmethod
     def _settle(self) -> None:

@@ -43,7 +43,7 @@ def missing_clients():
 
 NEEDS = {"gpu": ("need a GPU", missing_gpu), "clients": ("need other people's training loops", missing_clients)}
 DESELECTED = {}  # by marker: how many, and why
-KERNELS = set()  # (rule, dtype, stages) of those that the tests of all processes have used
+KERNELS = set()  # (rule, dtype, stages, states) of those that the tests of all processes have used
 
 # Waiting OpenMP threads sleep instead of spinning: pytest's processes would compete for the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -96,7 +96,7 @@ def pytest_testnodedown(node):
     """Get a pytest-xdist process's deselected tests; one that has crashed reports none."""
     told = getattr(node, "workeroutput", {})
     DESELECTED.update(told.get("deselected", {}))
-    KERNELS.update((rule, dtype, tuple(stages)) for rule, dtype, stages in told.get("kernels", ()))
+    KERNELS.update((rule, dtype, *map(tuple, kind)) for rule, dtype, *kind in told.get("kernels", ()))
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -122,13 +122,13 @@ def kernels_used():
 
 
 def too_many_kernels():
-    """Say so if kernels with stages outnumber the others, which would more than double what the suite compiles."""
-    staged = sum(1 for _, _, stages in KERNELS if stages)
+    """Say so if kernels with stages or states of 16 bits outnumber the others: they are compiled one by one."""
+    staged = sum(1 for *_, stages, states in KERNELS if stages or states)
     if staged <= len(KERNELS) - staged:
         return ""
     return (
-        f"tests use {staged} kernels with stages and {len(KERNELS) - staged} without, each compiled once: let all "
-        "stages meet on two rules, and on the others a few pairs"
+        f"tests use {staged} kernels with stages or states of 16 bits, and {len(KERNELS) - staged} others, each "
+        "compiled once: let all of these meet on two rules, and on the others a few pairs"
     )
 
 

@@ -75,8 +75,9 @@ class Job:
         travels=(),
         stages=(),
         numbers=None,
+        states=(),
     ):
-        self.kernel, self.norm = cuda.kernel_name(name, dtype, size, stages), cuda.norm_name(dtype, size)
+        self.kernel, self.norm = cuda.kernel_name(name, dtype, size, stages, states), cuda.norm_name(dtype, size)
         self.tensors, self.skip, self.numbers = tensors, skip, numbers or Numbers()
         self.threads, self.size, self.travels = threads, size, travels
         self.taken: np.ndarray | None = None  # the count of steps, if the launch is to count

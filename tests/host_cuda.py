@@ -28,12 +28,23 @@ LIBRARY = "kernels.so"
 BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `link` made
 THREADS = 1024  # a block has no more
 STAGES = ("value", "average", "zero")
+COUNTS = {name: len(rule.states) for name, rule in RULES.items() if rule.states}
 SOME = [tuple(itertools.compress(STAGES, chosen)) for chosen in itertools.product((False, True), repeat=len(STAGES))]
-KINDS = list(itertools.product(RULES, DTYPES, cuda.SIZES, SOME))
-UPDATES = {cuda.kernel_name(*kind): kind for kind in KINDS}
-PLAIN = [name for name, (*_, stages) in UPDATES.items() if not stages]
+KINDS = list(itertools.product(RULES, DTYPES, cuda.SIZES, SOME, [()]))
+HALVES = {
+    rule: [("bfloat16",) * n, ("float16",) * n, ("bfloat16", "float32", "float16")[:n]] for rule, n in COUNTS.items()
+}
+STORED = [
+    (rule, dtype, cuda.SIZES[0], stages, states)
+    for rule, several in HALVES.items()
+    for states in several
+    for dtype in DTYPES
+    for stages in ((), STAGES)
+]
+UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED)}
+PLAIN = {name for name, (*_, stages, states) in UPDATES.items() if not stages and not states}
 NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
-SIZES = {name: size for name, (_, _, size, _) in UPDATES.items()}  # of arguments, in bytes
+SIZES = {name: size for name, (_, _, size, *_) in UPDATES.items()}  # of arguments, in bytes
 SIZES.update({name: size for name, (_, size) in NORMS.items()})
 SMALL = {"send": MESSAGE, "advance": CLOCK, "count": CLOCK, "total": GPU_TOTAL}  # what the other kernels take
 SIZES.update({name: struct.itemsize for name, struct in SMALL.items()})
@@ -99,17 +110,23 @@ def library():
     return ctypes.CDLL(os.environ.get(BUILT) or str(once("cuda", build) / LIBRARY))
 
 
+def unit(name):
+    """What is compiled together with an update: all stages of its rule, dtype, size and states, or none."""
+    *kind, stages, states = UPDATES[name]
+    return (*kind, bool(stages), states)
+
+
 @functools.cache
-def staged(*kind):
-    """Return kernels with stages of a rule, dtype and size, compiled where they are needed, once for all processes."""
-    names = [name for name, (*of, stages) in UPDATES.items() if tuple(of) == kind and stages]
+def compiled(*kind):
+    """Return kernels with stages, or with states of other dtypes, compiled where they are needed for all processes."""
+    names = [name for name in UPDATES if unit(name) == kind]
     folder = once("-".join(["cuda", *map(str, kind)]), lambda folder: link(folder, {"fused": fused(names)}))
     return ctypes.CDLL(str(folder / LIBRARY))
 
 
 def library_of(name):
     """Return the library that has a kernel."""
-    return staged(*UPDATES[name][:3]) if name in UPDATES and UPDATES[name][3] else library()
+    return compiled(*unit(name)) if name in UPDATES and name not in PLAIN else library()
 
 
 def table(address, dtype, rows):

@@ -14,7 +14,7 @@ from processes import assert_passes
 import fastopt
 import fastopt.torch
 from fastopt.faces import ARRAYS, CALL, TORCH, described
-from fastopt.rules import FAMILIES, HYPERPARAMETERS, OPTIONS, SCHEDULABLE, STAGE_DEFAULTS, STAGE_OPTIONS
+from fastopt.rules import ADDED_DEFAULTS, ADDED_OPTIONS, FAMILIES, HYPERPARAMETERS, OPTIONS, SCHEDULABLE, STAGE_OPTIONS
 from fastopt.schedules import SCHEDULES
 
 CLASSES = tuple(FAMILIES)
@@ -64,13 +64,13 @@ def test_parameters_are_those_of_the_signature(name):
 
 @pytest.mark.parametrize("name", [name for name in FACES if "fused" not in name])
 def test_groups_have_the_options_of_the_signature(name):
-    """The dict of defaults that a constructor writes out forgets none; those of stages show once in use."""
+    """The dict of defaults that a constructor writes out forgets none; those that all have show once in use."""
     given = torch.ones(1) if "torch" in name else np.ones(1)
     optimizer = FACES[name]([given])
     group = optimizer.param_groups[0]
-    assert not {*STAGE_OPTIONS} & {*group}
+    assert not {*ADDED_OPTIONS} & {*group}
     for option, parameter in inspect.signature(FACES[name]).parameters.items():
-        shown = getattr(optimizer, option) if option in STAGE_OPTIONS else group[option]
+        shown = getattr(optimizer, option) if option in STAGE_OPTIONS else group.get(option, ADDED_DEFAULTS.get(option))
         assert option == "params" or shown == parameter.default
 
 
@@ -86,7 +86,7 @@ def test_signatures_of_a_users_subclass():
 
     assert inspect.signature(Same) == inspect.signature(fastopt.SGD)
     assert str(inspect.signature(Other)) == "(params, scale=1.0, **more)"
-    assert {name: inspect.signature(Same).parameters[name].default for name in STAGE_DEFAULTS} == STAGE_DEFAULTS
+    assert {name: inspect.signature(Same).parameters[name].default for name in ADDED_DEFAULTS} == ADDED_DEFAULTS
     assert Other([torch.ones(1)], max_grad_norm=0.5).max_grad_norm == 0.5
 
 
@@ -147,7 +147,7 @@ def test_what_is_cited_is_listed(name):
 
 def test_every_text_stands_once():
     """In all sources, whatever way it is broken into lines there."""
-    options = {**OPTIONS, **STAGE_OPTIONS}.values()
+    options = {**OPTIONS, **ADDED_OPTIONS}.values()
     texts = [text for option in options for text in (option.text, option.scheduled, *option.of.values())]
     for face in (ARRAYS, CALL, TORCH):
         texts += [argument.text for argument in face.arguments.values()]
@@ -161,7 +161,7 @@ def test_every_text_stands_once():
 
 def test_every_option_is_checked_and_used():
     """The table of options has no entry that no optimizer takes."""
-    assert {*OPTIONS, *STAGE_OPTIONS} == {*HYPERPARAMETERS}
+    assert {*OPTIONS, *ADDED_OPTIONS} == {*HYPERPARAMETERS}
     assert {*HYPERPARAMETERS} <= {option for face in FACES.values() for option in inspect.signature(face).parameters}
 
 

@@ -24,7 +24,7 @@ from torch_cases import (
 
 import fastopt.torch as subject
 from fastopt import schedules
-from fastopt.rules import STAGE_DEFAULTS
+from fastopt.rules import ADDED_DEFAULTS
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 
@@ -60,7 +60,7 @@ BY_POSITION = {
 def test_constructors_take_what_torchs_do(name):
     """The same options in the same order, by position or by keyword, with the same defaults; each arrives.
 
-    RMSprop and NAdam take ``fused`` besides, which is what GradScaler goes by, and all take the options of the stages.
+    RMSprop and NAdam take ``fused`` besides, which is what GradScaler goes by, and all take those of every optimizer.
     """
 
     def taken(module):
@@ -68,7 +68,7 @@ def test_constructors_take_what_torchs_do(name):
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     more = [("fused", keyword, None)] if name in ("RMSprop", "NAdam") else []
-    more += [(option, keyword, default) for option, default in STAGE_DEFAULTS.items()]
+    more += [(option, keyword, default) for option, default in ADDED_DEFAULTS.items()]
     assert taken(subject) == taken(torch.optim) + more
     [p] = torch_cases.parameters([(3,)])
     kinds = [kind for _, kind, _ in taken(subject)]

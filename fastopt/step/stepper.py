@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..kernels.dtypes import DTYPES
 from ..rules import Options, Rule
 from .clock import Clock
 from .group import GroupOptions
@@ -12,7 +13,7 @@ from .guard import Guard
 from .interrupts import HeldBack
 from .launch import AmpState
 from .norm import total
-from .parameter import Parameter
+from .parameter import EMA, Parameter
 from .plan import Located, Plan
 from .stages import Stages
 
@@ -117,6 +118,18 @@ class Stepper:
     def norms_beside(self, gradients: Any) -> list[float]:
         """Return the norms of gradients that take no part in launches."""
         return []
+
+    def memory(self) -> dict[str, int]:
+        """Count the bytes of parameters, gradients and states, once all gradients have come."""
+        found = {"parameters": 0, "gradients": 0, "states": 0}
+        for parameter in self.plan.parameters:
+            entries, array = parameter.group.entries, parameter.array
+            averaged = [EMA] if entries.get("ema_decay") is not None else []
+            dtypes = [parameter.state_dtype(name) for name in (*self.clock.choose(entries).states, *averaged)]
+            found["parameters"] += array.nbytes
+            found["gradients"] += array.nbytes
+            found["states"] += array.size * sum(DTYPES[dtype].itemsize for dtype in dtypes)
+        return found
 
     def can_repeat(self) -> bool:
         """Say whether the last step consists of launches and counts alone."""

@@ -139,6 +139,15 @@ class TorchStages(Staged):
     def _adopt(self) -> TorchStepper:
         """Make a stepper for the groups, parameters and states as they are now."""
 
+    def memory(self) -> dict[str, int]:
+        """Count the bytes that training takes beside the model's own work; see `fastopt.SGD.memory`."""
+        wrapped = self._stands_for
+        found: dict[str, int] = super().memory() if wrapped is None else wrapped.memory()
+        return found
+
+    def _current_stepper(self) -> TorchStepper:
+        return self._stepper or self._adopt()
+
     def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group[PARAMS]]
 
