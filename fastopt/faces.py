@@ -63,8 +63,8 @@ ARRAYS = Face(
     {
         "params": Argument(
             "array, sequence or dict of arrays, nested or not, or list of group dicts",
-            "The arrays to train in place: float32 or float64, any shape, dense in memory, and writable when the "
-            "optimizer is made; on a GPU, CuPy arrays or anything that CuPy can read, also in float16 and bfloat16. "
+            "The arrays to train in place: float32, float64, float16 or bfloat16 (of ml_dtypes), any shape, dense in "
+            "memory, and writable when the optimizer is made; on a GPU, CuPy arrays or anything that CuPy can read. "
             'Sequences and dicts may be nested, ``[(w, b), ...]`` or ``{"enc": {"w": w}}``; the key of an array is '
             'then its path, ``"0.1"`` or ``"enc.w"``. A list of dicts with an entry ``"params"`` is a list of groups, '
             '``{"params": ..., "lr": ..., ...}``, with options of their own.',
@@ -87,7 +87,7 @@ CALL = Face(
     {
         "p": Argument(
             "array of NumPy or CuPy, any shape",
-            "Parameter, updated in place; dense and writable; float32 or float64, on a GPU float16 and bfloat16 too.",
+            "Parameter, updated in place; dense and writable; float32, float64, float16 or bfloat16.",
         ),
         "g": Argument("array, dtype and shape of p", "Gradient, any strides."),
         "velocity": state("Momentum buffer"),

@@ -33,8 +33,6 @@ class DType:
         Its character in the buffer protocol; empty if that has none.
     pairs : str
         PyTorch's complex dtype whose elements are pairs of this one; empty if there is none.
-    on_numpy : bool
-        Whether NumPy arrays of this dtype can be updated.
     """
 
     name: str
@@ -44,7 +42,6 @@ class DType:
     dlpack: int
     buffer: str = ""
     pairs: str = ""
-    on_numpy: bool = False
 
     @functools.cached_property
     def itemsize(self) -> int:
@@ -65,8 +62,8 @@ class DType:
 DTYPES = {
     dtype.name: dtype
     for dtype in (
-        DType("float32", np.float32, np.float32, "float", 2, "f", "complex64", on_numpy=True),
-        DType("float64", np.float64, np.float64, "double", 2, "d", "complex128", on_numpy=True),
+        DType("float32", np.float32, np.float32, "float", 2, "f", "complex64"),
+        DType("float64", np.float64, np.float64, "double", 2, "d", "complex128"),
         DType("float16", np.uint16, np.float32, "fastopt::cuda::Float16", 2, "e"),
         DType("bfloat16", np.int16, np.float32, "fastopt::cuda::Bfloat16", 4),
     )

@@ -17,7 +17,7 @@ from .tables import EXTENTS, SHAPE
 
 Array = npt.NDArray[Any]
 UNREAD = -1
-CODES = {np.dtype(dtype.stored): ord(dtype.buffer) for dtype in DTYPES.values() if dtype.on_numpy}
+CODES = {np.dtype(dtype.name): ord(dtype.buffer) for dtype in DTYPES.values() if dtype.buffer}
 ON_GPU = 2  # DLPack's code of CUDA
 TYPES: tuple[Any, ...] = (np.ndarray,)
 BY_SIZE: dict[int, np.dtype[Any]] = {dtype.itemsize: dtype for dtype in CODES}

@@ -19,7 +19,7 @@ def allocated(shape, dtype, order="C"):
     if get_current_stream().capturing:
         raise CUDARuntimeError("memory for an array while a stream is capturing: each replay would find it given back")
     dtype = np.dtype(dtype)
-    if dtype.char not in TYPES:
+    if dtype.char not in TYPES and dtype.name != "bfloat16":  # of ml_dtypes, which CuPy knows from 14 on
         raise ValueError(f"Unsupported dtype {dtype}")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     return np.ndarray(shape, dtype, np.asarray(PoolBlock(math.prod(shape) * dtype.itemsize)), order=order)

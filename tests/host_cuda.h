@@ -25,6 +25,9 @@
 struct uint3 {
     unsigned x, y, z;
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -34,21 +37,25 @@ inline thread_local uint3 threadIdx, blockIdx, blockDim, gridDim;
 inline thread_local int64_t wide_accesses;  // of 16 bytes at once
 inline thread_local bool misaligned;        // one of them, where a GPU would fault
 
-inline bool wide_access(const uint4 *at) {
-    bool faults = reinterpret_cast<uintptr_t>(at) % 16 != 0;
+template <typename T>
+bool whole_access(const T *at) {
+    bool faults = reinterpret_cast<uintptr_t>(at) % sizeof(T) != 0;
     misaligned |= faults;
-    ++wide_accesses;
+    wide_accesses += sizeof(T) == 16;
     return !faults;
 }
 
-inline uint4 __ldcg(const uint4 *at) {
-    uint4 value = {0, 0, 0, 0};
-    if (wide_access(at)) memcpy(&value, static_cast<const void *>(at), 16);
+// Of uint4, uint2 and unsigned.
+template <typename T>
+T __ldcg(const T *at) {
+    T value = {};
+    if (whole_access(at)) memcpy(&value, static_cast<const void *>(at), sizeof(T));
     return value;
 }
 
-inline void __stcg(uint4 *at, uint4 value) {
-    if (wide_access(at)) memcpy(static_cast<void *>(at), &value, 16);
+template <typename T>
+void __stcg(T *at, T value) {
+    if (whole_access(at)) memcpy(static_cast<void *>(at), &value, sizeof(T));
 }
 
 // Small numbers are zero while this lives, as CuPy compiles kernels; double's too, which on a GPU are not.

@@ -28,21 +28,20 @@ LIBRARY = "kernels.so"
 BUILT = "HOST_CUDA_LIBRARY"  # in the environment: a library to load, which `link` made
 THREADS = 1024  # a block has no more
 STAGES = ("value", "average", "zero")
-COUNTS = {name: len(rule.states) for name, rule in RULES.items() if rule.states}
 SOME = [tuple(itertools.compress(STAGES, chosen)) for chosen in itertools.product((False, True), repeat=len(STAGES))]
 KINDS = list(itertools.product(RULES, DTYPES, cuda.SIZES, SOME, [()]))
-HALVES = {
-    rule: [("bfloat16",) * n, ("float16",) * n, ("bfloat16", "float32", "float16")[:n]] for rule, n in COUNTS.items()
-}
+# Kernels with states of 16 bits: some rules in float32, and two in all dtypes.
 STORED = [
     (rule, dtype, cuda.SIZES[0], stages, states)
-    for rule, several in HALVES.items()
-    for states in several
-    for dtype in DTYPES
+    for rule in ("momentum", "adamw", "adagrad", "rmsprop_momentum", "adamw_amsgrad")
+    for dtype in (DTYPES if rule in ("momentum", "adamw") else ["float32"])
+    for states in dict.fromkeys(
+        [*itertools.product(("bfloat16", "float16", "float32"), repeat=len(RULES[rule].states))][:5]
+    )
     for stages in ((), STAGES)
 ]
 UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED)}
-PLAIN = {name for name, (*_, stages, states) in UPDATES.items() if not stages and not states}
+PLAIN = [name for name, (*_, stages, states) in UPDATES.items() if not stages and not states]
 NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
 SIZES = {name: size for name, (_, _, size, *_) in UPDATES.items()}  # of arguments, in bytes
 SIZES.update({name: size for name, (_, size) in NORMS.items()})
@@ -111,22 +110,24 @@ def library():
 
 
 def unit(name):
-    """What is compiled together with an update: all stages of its rule, dtype, size and states, or none."""
+    """What is compiled together: the updates of a rule, dtype and size with stages, or with the same states."""
     *kind, stages, states = UPDATES[name]
-    return (*kind, bool(stages), states)
+    return (*kind, bool(stages and not states), states)
 
 
 @functools.cache
-def compiled(*kind):
+def variants(*kind):
     """Return kernels with stages, or with states of other dtypes, compiled where they are needed for all processes."""
     names = [name for name in UPDATES if unit(name) == kind]
-    folder = once("-".join(["cuda", *map(str, kind)]), lambda folder: link(folder, {"fused": fused(names)}))
+    folder = once(
+        "-".join(["cuda", *map(str, kind[:-1]), *kind[-1]]), lambda folder: link(folder, {"fused": fused(names)})
+    )
     return ctypes.CDLL(str(folder / LIBRARY))
 
 
 def library_of(name):
     """Return the library that has a kernel."""
-    return compiled(*unit(name)) if name in UPDATES and name not in PLAIN else library()
+    return variants(*unit(name)) if name in UPDATES and name not in PLAIN else library()
 
 
 def table(address, dtype, rows):

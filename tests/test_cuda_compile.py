@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
-from host_cuda import SOME, UPDATES
+from host_cuda import SOME, STORED, UPDATES
 from pairs import pairs, swept
 from rule_cases import BY_STATES
 
@@ -34,6 +34,24 @@ FP64_FUNCTION = r"MUFU\.\w+64H\b"
 FP64_CONVERSION = r"(F2F|F2I|I2F|FRND|F2IP|I2FP|F2FP)\b.*\.F64\b"
 FP64 = re.compile(f"{FP64_ARITHMETIC}|{FP64_FUNCTION}|{FP64_CONVERSION}")
 LOCAL = re.compile(r"(LDL|STL)\b")
+
+# Of states of 16 bits, by default a rule with one state and one with two.
+OF_HALVES = list(
+    dict.fromkeys((rule, dtype, states) for rule, dtype, _, _, states in STORED if set(states) == {"bfloat16"})
+)
+halves = pytest.mark.parametrize(
+    ("architecture", "rule", "dtype", "states"),
+    [
+        pytest.param(
+            at,
+            *kind,
+            marks=[]
+            if kind[:2] in (("momentum", "float32"), ("adamw", "float32")) and at == "sm_90"
+            else pytest.mark.exhaustive,
+        )
+        for at, kind in itertools.product(ARCHITECTURES, OF_HALVES)
+    ],
+)
 
 STAGES = [some for some in SOME if some]
 
@@ -148,6 +166,17 @@ def test_stages_stay_in_registers(architecture, rule, dtype, stages):
     assert 0 < usage.registers <= ((64 if packs <= 3 else 128) if dtype == "float64" else 64 if packs <= 4 else 128)
     assert usage.shared == usage.local == usage.spilled == 0
     assert not any(map(LOCAL.match, code))
+
+
+@halves
+def test_states_of_16_bits_stay_in_registers(architecture, rule, dtype, states):
+    """They take no more registers than others, and a pack of them is moved at once."""
+    (usage,), code = compiled(architecture, cuda.kernel_name(rule, dtype, states=states))
+    assert 0 < usage.registers <= 128
+    assert usage.shared == usage.local == usage.spilled == 0
+    assert not any(map(LOCAL.match, code))
+    stores = sum(instruction.startswith("STG.E.64") for instruction in code)
+    assert stores == 1 + (len(states) if dtype == "float32" else 0)  # one is of the count of steps
 
 
 @swept(together=1, architecture=ARCHITECTURES, dtype=DTYPES)

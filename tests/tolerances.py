@@ -44,6 +44,11 @@ BFLOAT16 = 2
 # and momentum, by which that piles up tenfold, a state follows what its parameter is off.
 STATE_OF_HALF = BFLOAT16 * 2**13
 
+# States of 16 bits by kernels for CPUs and GPUs, in epsilons of float32: a last bit may tip a rounding, by one of
+# bfloat16, 2**-7; a few such tips, times a rate of 0.1, are what parameters may be off.
+TIPPED = 2**17
+TIPPED_TIMES_RATE = 2**14
+
 # Losses of a network in training, absolute and relative: each step feeds rounding errors into the next one's gradients,
 # and they grow: 5e-6 was measured after two epochs.
 TORCH_TRAINING = 1e-4

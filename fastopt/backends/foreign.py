@@ -95,8 +95,14 @@ def to_update(value: Any) -> str:
 def to_read(value: Any, dtype: np.dtype[Any]) -> str:
     """Say what to pass instead of something that cannot be read as this dtype."""
     if is_tensor(value) and hasattr(value, "detach"):
-        return f"pass .to(torch.{dtype.name}).numpy(force=True) of it"
-    return f"pass {_as_array(value, 'np.asarray', dtype.name) or 'an array of NumPy'}"
+        bits = f".view(torch.int16).numpy(force=True).view({spelled(dtype)})"
+        return f"pass .to(torch.{dtype.name}){bits if dtype.name == 'bfloat16' else '.numpy(force=True)'} of it"
+    return f"pass {_as_array(value, 'np.asarray', spelled(dtype)) or 'an array of NumPy'}"
+
+
+def spelled(dtype: np.dtype[Any]) -> str:
+    """Return a dtype as one writes it in Python."""
+    return f"{'ml_dtypes' if dtype.name == 'bfloat16' else 'np'}.{dtype.name}"
 
 
 def to_clip(value: Any) -> str:
@@ -106,16 +112,16 @@ def to_clip(value: Any) -> str:
     return f"pass {_as_array(value, 'np.array') or 'an array of NumPy'}, and use that"
 
 
-def _as_array(value: Any, make: str, dtype: str = "float32") -> str | None:
+def _as_array(value: Any, make: str, dtype: str = "np.float32") -> str | None:
     """Say in Python how to make an array of something; None if that is not possible."""
     if hasattr(value, "toarray"):
         return ".toarray() of it"
     if hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):
         return ".get() of it"
     if hasattr(value, "numpy") and not hasattr(value, "__array__"):
-        return f"{make}(..., np.{dtype}) of its .numpy()"
+        return f"{make}(..., {dtype}) of its .numpy()"
     numbers = isinstance(value, Number) or (isinstance(value, Sequence) and not isinstance(value, (str, bytes)))
-    return f"{make}(..., np.{dtype}) of it" if numbers or is_one_array(value) else None
+    return f"{make}(..., {dtype}) of it" if numbers or is_one_array(value) else None
 
 
 def as_floats(array: Array) -> str:

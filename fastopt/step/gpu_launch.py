@@ -66,7 +66,7 @@ class GpuLaunch(Launch):
         super().__init__(sizes)
         self.rows = rows
         self.stream = rows.stream
-        self.rule, self.dtype, self.kind = rule.name, dtype, (stages, states)
+        self.rule, self.dtype, self.stages, self.states = rule.name, dtype, stages, states
         self.limit, self.gain = math.inf, 0.0
         self.pack = cuda.pack(dtype)
         self.memory = Memory(self.stream, 2 * self.table.nbytes)
@@ -107,7 +107,9 @@ class GpuLaunch(Launch):
         self.sizes_loaded = sizes if self.count else []
         for size in self.sizes_loaded:
             if size not in self.kernels:
-                self.kernels[size] = cuda.kernel(self.stream.cupy, self.rule, self.dtype, size, *self.kind)
+                self.kernels[size] = cuda.kernel(
+                    self.stream.cupy, self.rule, self.dtype, size, self.stages, self.states
+                )
                 self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
 
     def prepare_norm(self) -> None:

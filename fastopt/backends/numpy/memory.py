@@ -13,9 +13,7 @@ from ...kernels.reader import Array
 from ...rules import STATE_DTYPES
 from ...step.memory import Layout
 from ..arrays import dense_layout
-from ..foreign import as_floats, borrowed, is_on_device, kind, to_read, to_update
-
-UPDATED = tuple(np.dtype(dtype.stored) for dtype in DTYPES.values() if dtype.on_numpy)
+from ..foreign import as_floats, borrowed, is_on_device, kind, spelled, to_read, to_update
 
 
 def check_type(what: str, array: Any, advice: Callable[[Any], str] = to_update) -> Array:
@@ -31,10 +29,9 @@ def check_type(what: str, array: Any, advice: Callable[[Any], str] = to_update) 
 def check_dense(what: str, array: Any) -> tuple[Array, Layout]:
     """Check an array that a kernel will write: a parameter or a state."""
     array = check_type(what, array)
-    if array.dtype not in UPDATED:
-        raise TypeError(
-            f"{what} has dtype {name_of(array.dtype)}; float32 and float64 can be updated: {as_floats(array)}"
-        )
+    if array.dtype.name not in DTYPES or not array.dtype.isnative:
+        known = ", ".join(DTYPES)
+        raise TypeError(f"{what} has dtype {name_of(array.dtype)}; {known} can be updated: {as_floats(array)}")
     if not array.flags.writeable:
         raise ValueError(f"{what} is read-only, and would be updated in place: pass a writable .copy() and use that")
     return array, dense_layout(what, array)
@@ -47,7 +44,7 @@ def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: t
         real = ".real" if checked.dtype.kind == "c" else ""
         raise TypeError(
             f"{what} has dtype {name_of(checked.dtype)}, {other} {dtype.name}: "
-            f"pass {real}.astype(np.{dtype.name}) of it"
+            f"pass {real}.astype({spelled(dtype)}) of it"
         )
     if checked.shape != shape:
         raise ValueError(f"{what} has shape {checked.shape}, {other} {shape}: they are paired by index and must agree")
@@ -67,13 +64,18 @@ def bfloat16() -> np.dtype[Any]:
 
 
 def memory_dtype(name: str) -> np.dtype[Any]:
-    """Return the dtype of a state's array: that of this name, but bits for bfloat16, whose arrays have no buffer."""
+    """Return the dtype of arrays in our hands: of this name, but bits for bfloat16, whose arrays have no buffer."""
     return np.dtype(DTYPES[name].stored if name == "bfloat16" else name)
 
 
-def shown_as(name: str, state: Array) -> Array:
-    """Return a state's array as one of the dtype of this name."""
-    return state.view(bfloat16()) if name == "bfloat16" else state
+def shown_as(name: str, array: Array) -> Array:
+    """Return an array, or what holds the bits of bfloat16, as one of the dtype of this name."""
+    return array.view(bfloat16()) if name == "bfloat16" else array
+
+
+def in_memory(array: Array) -> Array:
+    """Return an array, or for bfloat16 what holds its bits."""
+    return array.view(memory_dtype("bfloat16")) if array.dtype.name == "bfloat16" else array
 
 
 def check_gradient(what: str, given: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
+
+from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
 from ...step.group import GroupOptions
 from ...step.memory import pin
 from ..arrays import ArrayParameter
 from .device import CPU
-from .memory import bfloat16, check_dense, check_gradient, check_state, memory_dtype, shown_as
+from .memory import bfloat16, check_dense, check_gradient, check_state, in_memory, memory_dtype, shown_as
 
 
 class NumpyParameter(ArrayParameter):
@@ -20,7 +23,7 @@ class NumpyParameter(ArrayParameter):
 
     def __init__(self, key: Hashable, param: Any, group: GroupOptions) -> None:
         array, layout = check_dense(f"parameter {key!r}", param)
-        super().__init__(key, array, layout, array.dtype.name, group, CPU)
+        super().__init__(key, in_memory(array), layout, array.dtype.name, group, CPU)
         self.pins = pin(self.array)
         if "bfloat16" in self.asked:
             bfloat16()  # an error now, if it is not there, and not in the first step
@@ -28,7 +31,12 @@ class NumpyParameter(ArrayParameter):
     @property
     def expected(self) -> Array | None:
         """The array that a gradient usually equals in type, dtype, shape and strides."""
-        return self.array if self.layout.forwards else None
+        return self.array if self.layout.forwards and self.dtype != "bfloat16" else None
+
+    @property
+    def whole(self) -> Array:
+        """The parameter itself, to read and write."""
+        return shown_as(self.dtype, self.array)
 
     def restore(self, step: int, carried: float, states: Mapping[str, Array]) -> None:
         """Replace count, carried number and states."""
@@ -40,6 +48,11 @@ class NumpyParameter(ArrayParameter):
         self.states.update(states)
         for array in states.values():
             self.pins += pin(array)
+
+    @property
+    def real(self) -> np.dtype[Any]:
+        """The dtype that its kernels compute in."""
+        return np.dtype(DTYPES[self.dtype].real)
 
     def new_state(self, value: float, dtype: str) -> Array:
         """Allocate a state in the parameter's storage order; of bfloat16, its bits."""
@@ -55,12 +68,12 @@ class NumpyParameter(ArrayParameter):
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
         dtype = self.state_dtype(name)
-        source = check_state(what, given, self.array.dtype, self.shape)
+        source = check_state(what, given, self.real, self.shape)
         state = self.new_state(0.0, dtype)
         shown_as(dtype, state)[...] = source
         return state
 
     def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
         """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
-        array = check_gradient(what, given, "its parameter", self.array.dtype, self.shape)
-        return array, array
+        array = check_gradient(what, given, "its parameter", self.whole.dtype, self.shape)
+        return array, in_memory(array)

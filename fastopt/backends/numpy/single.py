@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array, read_alike
 from ...rules import Row, Rule
 from ...step.chunks import Strides
@@ -12,14 +15,14 @@ from ...step.interrupts import HeldBack
 from ...step.memory import extent
 from ..arrays import located_once
 from .device import CPU
-from .memory import check_dense, check_gradient, check_like, check_type
+from .memory import check_dense, check_gradient, check_like, check_type, in_memory
 
 
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
     """Check all arrays, and update a parameter and the caller's states by a rule."""
     single = Single(p, g, states)
-    rule.check_row(numbers, single.dtype.name)
-    arguments = rule, single.dtype.name, single.size, single.addresses, single.strided, numbers
+    rule.check_row(numbers, single.dtype)
+    arguments = rule, single.dtype, single.size, single.addresses, single.strided, numbers
     if not single.copies:
         CPU.update(*arguments)
         return
@@ -36,6 +39,7 @@ class Single:
     ----------
     addresses : list of int
         Of parameter, gradient and states.
+    dtype : str
     copies : list of (array, array)
         States in another storage order than the parameter, and the copies that are updated in their place.
     """
@@ -45,24 +49,27 @@ class Single:
         self.copies: list[tuple[Array, Array]] = []
         self.held = [p, g, *states.values()]
         if (read := read_alike(self.held)) is not None:
-            self.addresses, self.dtype, self.size = read
+            self.addresses, dtype, self.size = read
+            self.dtype = dtype.name
         else:
             self._check(p, g, states)
 
     def _check(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:
         param, layout = check_dense("p", p)
-        gradient = check_gradient("g", g, "p", param.dtype, param.shape)
-        arrays = {"p": param}
+        gradient = in_memory(check_gradient("g", g, "p", param.dtype, param.shape))
+        self.dtype = param.dtype.name
+        real = np.dtype(DTYPES[self.dtype].real)
+        arrays = {"p": in_memory(param)}
         for name, given in states.items():
-            state = check_like(name, check_type(name, given), "p", param.dtype, param.shape)
+            state = check_like(name, check_type(name, given), "p", real, param.shape)
             arrays[name], _ = check_dense(name, state)
         gradient_address, self.strided = located_once(arrays, gradient, layout)
         for name in states:
             if not layout.is_dense(arrays[name]):
-                copy = layout.allocate(param, param.dtype)
+                copy = layout.allocate(param, real)
                 copy[...] = arrays[name]
                 self.copies.append((arrays[name], copy))
                 arrays[name] = copy
         start, *rest = (extent(array)[0] for array in arrays.values())
-        self.addresses, self.dtype, self.size = [start, gradient_address, *rest], param.dtype, param.size
+        self.addresses, self.size = [start, gradient_address, *rest], param.size
         self.held = [gradient, *arrays.values()]
