@@ -3,7 +3,7 @@
 Each call checks its arrays, updates the parameter and the states, returns None, and remembers nothing. A state is an
 array like the parameter, zeros at first. Arrays are float32, float64, float16 or bfloat16 (of ml_dtypes), all of one
 dtype and shape, but states of the latter two are float32. Parameter and states are writable and dense. The gradient is
-only read; it may have any strides, and may be anything that supports DLPack or the buffer protocol, such as a jax array.
+only read; it may have any strides, and may be anything that supports DLPack or the buffer protocol, as a jax array.
 On a GPU, the update runs on CuPy's current stream.
 """
 
