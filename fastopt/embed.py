@@ -30,7 +30,6 @@ import numpy as np
 import numpy.typing as npt
 
 from . import fused, optimizers
-from .backends.numpy.memory import UPDATED
 from .checks import Count
 from .kernels import build_pool, lazy
 from .kernels.tables import ABI as ABI
@@ -38,6 +37,7 @@ from .rules import CARRIED, FAMILIES, RULES, Rule, always, check
 
 #: Declares all of ``fastopt.h``, for pointers, casts and your own functions: use ``ffi.include(embed.ffi)``.
 ffi = build_pool.ffi
+EMBEDDED = (np.dtype("float32"), np.dtype("float64"))  # what an embedded update may be compiled for
 
 
 def get_include() -> str:
@@ -182,7 +182,7 @@ def known(rule: str) -> Rule:
 def name_of(dtype: npt.DTypeLike) -> str:
     """Return the name of a dtype that kernels exist for."""
     with contextlib.suppress(TypeError, ValueError, SyntaxError):  # NumPy raises them, but takes None for float64
-        if dtype is not None and (given := np.dtype(dtype)) in UPDATED:
+        if dtype is not None and (given := np.dtype(dtype)) in EMBEDDED:
             return given.name
-    names = " and ".join(known.name for known in UPDATED)
+    names = " and ".join(known.name for known in EMBEDDED)
     raise ValueError(f"there is no update for dtype {dtype!r}, but for {names}")

@@ -91,7 +91,7 @@ ALONE = {  # instead of an array
     "torch's parameter": (lambda: torch.nn.Parameter(torch.ones(3)), TENSOR, lambda x: x.detach().numpy()),
     "int64": (lambda: np.arange(1, 3), FLOATS, lambda x: x.astype(F32)),
     "bool": (lambda: np.ones(3, bool), FLOATS, lambda x: x.astype(F32)),
-    "float16": (lambda: np.ones(3, np.float16), FLOATS, lambda x: x.astype(F32)),
+    "longdouble": (lambda: np.ones(3, np.longdouble), FLOATS, lambda x: x.astype(F32)),
     "foreign byte order": (lambda: np.ones(3, ">f4"), FLOATS, lambda x: x.astype(F32)),
     "text": (lambda: np.array(["1", "2.5"]), FLOATS, lambda x: x.astype(F32)),
     "dates": (lambda: np.zeros(3, "M8[s]"), FLOATS, lambda x: x.astype(F32)),

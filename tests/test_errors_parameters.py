@@ -50,7 +50,6 @@ UNUSABLE = {
     "int8": (lambda: np.zeros(6, np.int8), TypeError, ["int8", "astype(np.float32)"]),
     "bool": (lambda: np.zeros(6, bool), TypeError, ["bool", "astype(np.float32)"]),
     "object": (lambda: np.array([1.0, 2.0], object), TypeError, ["object", "astype(np.float"]),
-    "float16": (lambda: np.zeros(6, np.float16), TypeError, ["float16", "astype(np.float32)"]),
     "longdouble": (lambda: np.zeros(6, np.longdouble), TypeError, [np.dtype(np.longdouble).name, "astype(np.float"]),
     "complex64": (lambda: np.zeros(6, np.complex64), TypeError, ["complex64", "(np.float32)"]),
     "text": (lambda: np.array(["1.0"]), TypeError, ["str", "astype(np.float"]),
