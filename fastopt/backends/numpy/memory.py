@@ -60,7 +60,8 @@ def check_state(what: str, given: Any, dtype: np.dtype[Any], shape: tuple[int, .
 
 def bfloat16() -> np.dtype[Any]:
     """Return the dtype that NumPy lacks."""
-    return np.dtype(require("ml_dtypes", "bfloat16").bfloat16)
+    found: np.dtype[Any] = np.dtype(require("ml_dtypes", "bfloat16").bfloat16)
+    return found
 
 
 def memory_dtype(name: str) -> np.dtype[Any]:

@@ -52,7 +52,8 @@ class NumpyParameter(ArrayParameter):
     @property
     def real(self) -> np.dtype[Any]:
         """The dtype that its kernels compute in."""
-        return np.dtype(DTYPES[self.dtype].real)
+        found: np.dtype[Any] = np.dtype(DTYPES[self.dtype].real)
+        return found
 
     def new_state(self, value: float, dtype: str) -> Array:
         """Allocate a state in the parameter's storage order; of bfloat16, its bits."""
