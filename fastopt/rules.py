@@ -135,8 +135,8 @@ STORAGE_OPTIONS = {
         "dtype, or dict of dtypes",
         'How the states lie in memory: ``"float32"``, ``"bfloat16"`` or ``"float16"``, by name or as a dtype of NumPy '
         "or torch, or a dict of these by the name of a state. Rules compute as before, and what they write is rounded "
-        "to nearest. By default, states are float32 (float64 of float64 parameters), as averages and the states of "
-        "complex parameters always are.",
+        "to nearest. Averages of squares need more range than float16 has. By default, states are float32 (float64 of "
+        "float64 parameters), as averages and the states of complex parameters always are.",
         check=DTypes(STATE_DTYPES),
     ),
     "min_quantized_size": Argument(
