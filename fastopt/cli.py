@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -160,6 +160,9 @@ def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
         parser.add_argument(
             f"--{option}", action="store_true", help=f"for optimizers with this option, compile {needed}"
         )
+    parser.add_argument(
+        "--state-dtype", choices=("bfloat16", "float16"), help="for optimizers with this option: of all states"
+    )
     parser.set_defaults(run=compile_kernels)
 
 
@@ -168,27 +171,34 @@ def compile_kernels(arguments: argparse.Namespace) -> int:
     asked = {option for option in STAGED if getattr(arguments, option.replace("-", "_"))}
     stages = {"clip-grad-value": "value", "ema-decay": "average", "zero-grads": "zero"}
     needed = tuple(stage for option, stage in stages.items() if option in asked)
+    stored = states_of_rules(arguments.state_dtype)
     if arguments.cuda is not None:
-        return compile_cuda(arguments.cuda, arguments.out or Path(), needed)
+        return compile_cuda(arguments.cuda, arguments.out or Path(), needed, stored)
     if arguments.out is not None:
         raise ValueError("--out goes with --cuda; kernels for this processor are kept where NUMBA_CACHE_DIR says")
-    return compile_numba(needed, with_norm=bool(asked & {"max-grad-norm", "skip-nonfinite"}))
+    return compile_numba(needed, stored, with_norm=bool(asked & {"max-grad-norm", "skip-nonfinite"}))
 
 
-def compile_cuda(architecture: str, out: Path, stages: tuple[str, ...]) -> int:
-    """Write every CUDA kernel, with these stages, as a CUBIN, and print the registers and memory that each uses."""
+def states_of_rules(dtype: str | None) -> dict[str, tuple[str, ...]]:
+    """Return the dtypes of each rule's states, if they are not what kernels compute in."""
+    from .rules import RULES
+
+    return {name: () if dtype is None else (dtype,) * len(rule.states) for name, rule in RULES.items()}
+
+
+def compile_cuda(architecture: str, out: Path, stages: tuple[str, ...], stored: Mapping[str, tuple[str, ...]]) -> int:
+    """Write every CUDA kernel, with these stages and states, as a CUBIN, and print registers and memory of each."""
     from .extras import require
     from .files import replacing
     from .kernels import cuda
     from .progress import track
-    from .rules import RULES
 
     require("cupy", "cuda13")
     nvrtc = require("cupy_backends.cuda.libs.nvrtc", "cuda13")
     cuda.check_architecture(nvrtc, architecture)
     out.mkdir(parents=True, exist_ok=True)
     taken = []
-    for name, source in track(cuda.sources(RULES, stages).items(), "Compiling"):
+    for name, source in track(cuda.sources(stored, stages).items(), "Compiling"):
         binary, usages = cuda.cubin(nvrtc, source, name, architecture)
         with replacing(out / f"{name}.cubin") as path:
             path.write_bytes(binary)
@@ -197,21 +207,21 @@ def compile_cuda(architecture: str, out: Path, stages: tuple[str, ...]) -> int:
     return 0
 
 
-def compile_numba(stages: tuple[str, ...], with_norm: bool) -> int:
-    """Compile every kernel for this processor, with these stages, and print the cache directory."""
+def compile_numba(stages: tuple[str, ...], stored: Mapping[str, tuple[str, ...]], with_norm: bool) -> int:
+    """Compile every kernel for this processor, with these stages and states, and print the cache directory."""
     from .kernels import cache, cpu, schedules
     from .kernels.dtypes import DTYPES
     from .kernels.tables import NORM
     from .progress import track
-    from .rules import RULES
 
     directory = cache.directory()
     if directory is None:
         raise OSError("no cache directory is writable, so no kernel can be kept: set NUMBA_CACHE_DIR to one that is")
-    kernels = [(name, dtype, stages) for name in (*RULES, *([NORM] if with_norm else [])) for dtype in DTYPES]
+    kernels = [(name, dtype, stages, states) for name, states in stored.items() for dtype in DTYPES]
+    kernels += [(NORM, dtype, (), ()) for dtype in DTYPES if with_norm]
     hits = sum(cpu.kernel(*key).cache_hits for key in track(kernels, "Compiling"))
     schedules.evaluators()
-    lost = [" ".join((name, dtype)) for name, dtype, _ in kernels if not cpu.cached(name, dtype, stages)]
+    lost = [" ".join((name, dtype)) for name, dtype, *kind in kernels if not cpu.cached(name, dtype, *kind)]
     if lost := [*lost, *([] if schedules.cached() else ["schedules"])]:  # a full disk
         raise OSError(f"could not be kept in {directory}: {', '.join(lost)}")
     print(f"{len(kernels)} kernels, {len(kernels) - hits} of them new, and the schedules, in {directory}")

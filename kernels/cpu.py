@@ -855,7 +855,8 @@ def kernel(name: str, dtype: Any, stages: Any = (), states: Any = ()) -> Any:
     for half precision. The name NORM stands for the kernel that writes the sums of squares of gradients, which has
     neither.
     """
-    key = name, dtype_of(dtype).name, tuple(stages), tuple(states)
+    kind = ((), ()) if name == NORM else (tuple(stages), tuple(states))
+    key = name, dtype_of(dtype).name, *kind
     return compiled_once(_kernels, key, make_any, make_cfunc)
 
 

@@ -286,15 +286,23 @@ def test_a_wrong_kernel_would_show():
     assert np.diff(numbers).min() > 2 * ONE_STEP * np.finfo(np.float32).eps
 
 
+def flat(values):
+    """All that is in tuples, in tuples of these, or beside them."""
+    for value in values:
+        yield from flat(value) if isinstance(value, tuple) else (value,)
+
+
 def test_kernels_have_names_of_their_own():
     """No two variants share a cache index; the names say rule, dtype and ABI; closures hold plain constants."""
-    every = [(name, dtype) for name in cpu.STATES_OF for dtype in dtypes.DTYPES]
+    every = [(name, dtype, (), ()) for name in cpu.STATES_OF for dtype in dtypes.DTYPES]
+    every += [
+        ("adam", "float32", (), states) for states in (("bfloat16",) * 2, ("float16",) * 2, ("float16", "float32"))
+    ]
     types = {kind for dtype in dtypes.DTYPES.values() for kind in (dtype.stored, dtype.real)}
     kernels = [cpu.make_kernel(*variant) for variant in every]
-    for (name, dtype), kernel in zip(every, kernels, strict=True):
-        assert kernel.__qualname__ == kernel.__name__ == f"{name}_{dtype}_abi{ABI}"
-        values = inspect.getclosurevars(kernel).nonlocals.values()
-        for value in (item for given in values for item in (given if isinstance(given, tuple) else [given])):
+    for (name, dtype, _, states), kernel in zip(every, kernels, strict=True):
+        assert kernel.__qualname__ == kernel.__name__ == "_".join((name, dtype, *states, f"abi{ABI}"))
+        for value in flat(inspect.getclosurevars(kernel).nonlocals.values()):
             assert isinstance(value, int | float | str) or value in types
     assert len({kernel.__qualname__ for kernel in kernels}) == len(every)
 

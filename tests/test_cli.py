@@ -118,17 +118,25 @@ def test_compile_for_the_options_of_an_optimizer(monkeypatch, capsys):
     monkeypatch.setattr(cpu, "kernel", lambda *key: asked.append(key) or types.SimpleNamespace(cache_hits=1))
     monkeypatch.setattr(cpu, "cached", lambda *key: True)
     assert cli.main(["compile", "--max-grad-norm", "--clip-grad-value", "--ema-decay"]) == 0
-    assert {(name, stages) for name, _, stages in asked} == {
-        ("sgd", ("value", "average")),
-        ("norm", ("value", "average")),
-    }
+    assert {(name, stages) for name, _, stages, _ in asked} == {("sgd", ("value", "average")), ("norm", ())}
+    assert "8 kernels" in capsys.readouterr().out
+
+
+def test_compile_for_states_of_16_bits(monkeypatch, capsys):
+    """For as many as a rule has."""
+    asked = []
+    monkeypatch.setattr(rules, "RULES", {name: rules.RULES[name] for name in ("sgd", "adam")})
+    monkeypatch.setattr(cpu, "kernel", lambda *key: asked.append(key) or types.SimpleNamespace(cache_hits=1))
+    monkeypatch.setattr(cpu, "cached", lambda *key: True)
+    assert cli.main(["compile", "--state-dtype", "bfloat16"]) == 0
+    assert {(name, states) for name, *_, states in asked} == {("sgd", ()), ("adam", ("bfloat16", "bfloat16"))}
     assert "8 kernels" in capsys.readouterr().out
 
 
 def test_compile_where_the_disk_is_full(monkeypatch, capsys):
     """What could not be kept is named, and is an error."""
     monkeypatch.setattr(rules, "RULES", {name: rules.RULES[name] for name in ("sgd", "adagrad")})
-    monkeypatch.setattr(cpu, "cached", lambda name, dtype, stages: name != "adagrad")
+    monkeypatch.setattr(cpu, "cached", lambda name, *kind: name != "adagrad")
     monkeypatch.setattr(schedules, "cached", lambda: False)
     assert cli.main(["compile"]) == 1
     err = capsys.readouterr().err

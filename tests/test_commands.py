@@ -91,7 +91,7 @@ def test_an_interrupt_waits_while_llvm_calls_back(monkeypatch):
     before, llvm, done = signal.getsignal(signal.SIGINT), {"__name__": "llvmlite.binding", "signal": signal}, []
     exec(CALLED_BACK, llvm)
 
-    def kernel(name, dtype, stages):
+    def kernel(name, *kind):
         done.append(name)
         llvm["compile"](done)
         threading.Event().wait(DEADLOCK)
@@ -100,7 +100,7 @@ def test_an_interrupt_waits_while_llvm_calls_back(monkeypatch):
     monkeypatch.setattr(cpu, "kernel", kernel)
     assert cli.main(["compile"]) == 130
     assert done == ["sgd", "called back"]
-    monkeypatch.setattr(cpu, "kernel", lambda name, dtype, stages: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(cpu, "kernel", lambda *key: signal.raise_signal(signal.SIGINT))
     assert cli.main(["compile"]) == 130
     assert signal.getsignal(signal.SIGINT) is before
 
