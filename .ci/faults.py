@@ -148,8 +148,8 @@ NUMBA = (
     Mutant(
         "kernels of all dtypes have one name in the cache",
         "kernels/cpu.py",
-        'kernel.__name__ = kernel.__qualname__ = "_".join((name, given.name, *stages, f"abi{ABI}"))',
-        'kernel.__name__ = kernel.__qualname__ = "_".join((name, *stages, f"abi{ABI}"))',
+        'kernel.__name__ = kernel.__qualname__ = "_".join((name, given.name, *states, *stages, f"abi{ABI}"))',
+        'kernel.__name__ = kernel.__qualname__ = "_".join((name, *states, *stages, f"abi{ABI}"))',
         ("tests/test_cache.py",),
         only="names_of_their_own",
     ),
@@ -963,8 +963,8 @@ STEP = (
     Mutant(
         "a single call takes the table of another size",
         "fastopt/step/cpu.py",
-        "key = rule.name, dtype, size\n",
-        "key = rule.name, dtype\n",
+        "key = rule.name, dtype, size, states\n",
+        "key = rule.name, dtype, states\n",
         ("tests/test_rules.py",),
         only="fused_calls",
     ),
@@ -1151,8 +1151,8 @@ TORCH = (
     Mutant(
         "a state dict makes AdamW an Adam",
         "fastopt/torch/base.py",
-        "**deepcopy(options), **self._fixed}",
-        "**deepcopy(options)}",
+        "**deepcopy(options), **self._fixed, ",
+        "**deepcopy(options), ",
         ("tests/test_torch_state.py",),
         only="adamw_stays",
     ),
@@ -1221,9 +1221,9 @@ TORCH = (
     ),
     Mutant(
         "states of half precision are as rough",
-        "fastopt/backends/torch/memory.py",
-        "else getattr(torch, UPDATED[tensor.dtype].real_name)",
-        "else tensor.dtype",
+        "fastopt/step/parameter.py",
+        "default = DTYPES[self.dtype].real_name",
+        "default = self.dtype",
         ("tests/test_torch_parity.py",),
         only="half_precision_has",
     ),
@@ -1482,4 +1482,63 @@ STAGES = (
     ),
 )
 
-MUTANTS = (*NUMBA, *EXTENSION, *CPP, *CUDA, *STEP, *MEMORY, *TORCH, *NORM, *STAGES)
+STORAGES = (
+    Mutant(
+        "states of 16 bits are found where float32 ones would be",
+        "kernels/cpu.py",
+        "pointer(addresses[index] + offset * size)",
+        "pointer(addresses[index] + offset * 4)",
+        ("tests/test_storages.py",),
+        only="steps and momentum",
+    ),
+    Mutant(
+        "all states of a GPU's kernel are the first one",
+        "kernels/elements.h",
+        "        others.load(states + 1, at);",
+        "        others.load(states, at);",
+        ("tests/test_cuda_storages.py",),
+        only="sizes and adamw",
+    ),
+    Mutant(
+        "small parameters have states of 16 bits too",
+        "fastopt/step/parameter.py",
+        "if self.elements < self.group.entries",
+        "if 0 > self.group.entries",
+        ("tests/test_storages.py",),
+        only="small",
+    ),
+    Mutant(
+        "averages are stored as states are asked for",
+        "fastopt/step/parameter.py",
+        "if asked is None or name == EMA or self.is_complex:",
+        "if asked is None or self.is_complex:",
+        ("tests/test_numpy_halves.py",),
+        only="stages",
+    ),
+    Mutant(
+        "an optimizer takes over the dtypes that it loads",
+        "fastopt/torch/base.py",
+        "**self._fixed, **storage}",
+        "**self._fixed}",
+        ("tests/test_torch_storages.py",),
+        only="loading",
+    ),
+    Mutant(
+        "the dtype of states may be assigned",
+        "fastopt/step/group.py",
+        "is_in_use = self.fetch is not None",
+        "is_in_use = False",
+        ("tests/test_storages.py", "tests/test_torch_storages.py"),
+        only="keep",
+    ),
+    Mutant(
+        "launches mix states of different dtypes",
+        "fastopt/step/plan.py",
+        "kind = parameter.device, rule.name, parameter.dtype, parameter.state_dtypes(rule)",
+        "kind = parameter.device, rule.name, parameter.dtype, self.parameters[0].state_dtypes(rule)",
+        ("tests/test_storages.py",),
+        only="each_state",
+    ),
+)
+
+MUTANTS = (*NUMBA, *EXTENSION, *CPP, *CUDA, *STEP, *MEMORY, *TORCH, *NORM, *STAGES, *STORAGES)
