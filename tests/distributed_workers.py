@@ -35,7 +35,7 @@ from fastopt.schedules import Cosine, Warmup
 
 OF_KIND = {"sgd": {}, "momentum": {}, "adagrad": {"lr_decay": 0.2}, "rmsprop_centered_momentum": {"lr": 0.01}}
 KINDS = {kind: case(kind, **{"lr": 0.05, **OF_KIND.get(kind, {"weight_decay": 0.1})}) for kind in torch_cases.KINDS}
-FEW = ["momentum", "adamw"]  # with one state, with several and a count
+FEW = ["momentum", "adamw_amsgrad"]  # with one state, with several and a count
 STEPS = range(8)
 CHECKS = {}
 
@@ -469,6 +469,22 @@ def fsdp_state_dict(kind):
     train(net, second, STEPS[4:])
     assert_states_are_sharded(net, second, kind)
     assert_equal(results(net, second), want)
+
+
+@check(sorted(KINDS.keys() - {"sgd"}), usual=FEW)
+def fsdp_states_of_16_bits(kind):
+    """The whole parameter's size decides, so that all ranks store alike; the bits are those of one process."""
+    options = {"state_dtype": "bfloat16", "min_quantized_size": 20}
+    found = []
+    for net in (model(), sharded(two())):
+        opt = optimizer(fastopt.torch, kind, net.parameters(), **options)
+        drive(net, opt, STEPS[:4])
+        second = optimizer(fastopt.torch, kind, net.parameters(), **options)
+        second.load_state_dict(opt.state_dict())
+        drive(net, second, STEPS[4:])
+        found.append(results(net, second))
+    assert {value.dtype for value in found[0].values()} >= {torch.bfloat16, torch.float32}
+    assert_equal(*found)
 
 
 @check(KINDS, usual=FEW)
