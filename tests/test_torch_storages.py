@@ -180,6 +180,8 @@ def test_groups_of_their_own():
     optimizer.step()
     found = [optimizer.state[param[0]]["momentum_buffer"].dtype for param in (first, second, third)]
     assert found == [torch.bfloat16, torch.float32, torch.float16]
+    groups = saved_and_loaded(optimizer.state_dict())["param_groups"]
+    assert [group["state_dtype"] for group in groups] == ["bfloat16", "float32", {"momentum_buffer": "float16"}]
 
 
 def test_states_keep_their_dtypes():

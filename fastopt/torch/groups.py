@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checks import RESUMABLE
 from ..pair import goes_by_step, paired
-from ..rules import ADDED_OPTIONS, STORAGE_DEFAULTS
+from ..rules import ADDED_OPTIONS, STORAGE_DEFAULTS, STORAGE_OPTIONS
 from ..step.group import GroupOptions, StepFunction, numbers_at
 from ..step.interrupts import HeldBack
 from .live import LiveGroup
@@ -192,6 +192,9 @@ class Group(GroupOptions):
             if new:
                 self.assign(new)
             self.seen.update(found)
+            for name in STORAGE_OPTIONS.keys() & found.keys():  # by name, as state dicts can hold it
+                self.seen[name] = self.entries[name]
+                self._put(name, self.entries[name])
 
     def _resumes(self, name: str, value: Any) -> bool:
         """Say whether a value, assigned after a rate of 0, is the object that an ended schedule had written."""
