@@ -23,9 +23,9 @@ by 15 %, one in seven of three rounds, one in twenty of seven.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 APART = 1.5
 GAP = 1.2
@@ -138,3 +138,29 @@ class Rounds:
             for name in self.names
             if self.seconds(name).unstable or any(self.ratio(name, other).unstable for other in references)
         ]
+
+
+class Comparison(TypedDict):
+    """One contestant: median seconds of a step, how many times as long as the subject's, and over how many rounds.
+
+    An unstable figure is None, and `unstable` has the reason.
+    """
+
+    implementation: str
+    seconds: float | None
+    ratio: float | None
+    rounds: int
+    unstable: dict[str, str]
+
+
+def comparisons(rounds: Rounds, subject: str) -> Iterator[Comparison]:
+    """Compare each contestant with one of them, the subject."""
+    for name in rounds.names:
+        seconds, ratio = rounds.seconds(name), rounds.ratio(name, subject)
+        yield {
+            "implementation": name,
+            "seconds": seconds.value,
+            "ratio": ratio.value,
+            "rounds": len(rounds.of(name)),
+            "unstable": reasons(seconds=seconds, ratio=ratio),
+        }

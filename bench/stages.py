@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from fastopt.progress import track
 
 from .contenders import FASTOPT, FASTOPT_TORCH, NUMPY, Step, numpy_step, optimizer
 from .measure import WARM_UP, Pace, back_to_back, settled
-from .rounds import Rounds, reasons
+from .rounds import Comparison, Rounds, comparisons
 from .workloads import Array, Arrays, Workload, like
 
 SHARE = 0.5  # of an optimizer workload's time: there is one mode, not two
@@ -34,21 +33,13 @@ NUMPY_WORKLOADS = ("mlp", "resnet50")
 NUMPY_RULES = ("momentum", "adam")
 
 
-class Stage(TypedDict):
-    """One contender: median seconds of a step that clips or averages, and how many times as long as fastopt's own.
-
-    An unstable figure is None, and `unstable` has the reason.
-    """
+class Stage(Comparison):
+    """One contender's step that clips or averages; the subject is fastopt's own."""
 
     stage: str
     against: str
     workload: str
     rule: str
-    implementation: str
-    seconds: float | None
-    ratio: float | None
-    rounds: int
-    unstable: dict[str, str]
 
 
 def clipping(arrays: Arrays, rule: str) -> dict[str, Step]:
@@ -99,20 +90,7 @@ def in_numpy(workloads: Sequence[Workload], pace: Pace) -> list[Stage]:
 
 def rows(stage: str, against: str, workload: str, rule: str, rounds: Rounds) -> list[Stage]:
     """Make a row for each contestant, with its ratio over fastopt's."""
-    found: list[Stage] = []
-    for name in rounds.names:
-        seconds, ratio = rounds.seconds(name), rounds.ratio(name, SUBJECTS[against])
-        found.append(
-            {
-                "stage": stage,
-                "against": against,
-                "workload": workload,
-                "rule": rule,
-                "implementation": name,
-                "seconds": seconds.value,
-                "ratio": ratio.value,
-                "rounds": len(rounds.of(name)),
-                "unstable": reasons(seconds=seconds, ratio=ratio),
-            }
-        )
-    return found
+    return [
+        {"stage": stage, "against": against, "workload": workload, "rule": rule, **one}
+        for one in comparisons(rounds, SUBJECTS[against])
+    ]

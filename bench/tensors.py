@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ import fastopt.torch
 
 from .contenders import DEEPSPEED, FASTOPT_TORCH, OPTIMIZERS, RULES, TORCH_MODES, Step, optimizer
 from .measure import WARM_UP, Pace, each_after, settled
-from .rounds import Rounds, reasons
+from .rounds import Comparison, Rounds, comparisons
 from .workloads import Arrays, Workload
 
 SHARE = 0.5  # of an optimizer workload's time: there is one mode, not two
@@ -38,21 +38,8 @@ CONTENDERS: dict[str, tuple[Any, dict[str, bool]]] = {  # a library, and options
 }
 
 
-class Comparison(TypedDict):
-    """One contender: median seconds of a step, how many times as long as fastopt.torch, and over how many rounds.
-
-    An unstable figure is None, and `unstable` has the reason.
-    """
-
-    implementation: str
-    seconds: float | None
-    ratio: float | None
-    rounds: int
-    unstable: dict[str, str]
-
-
 class Row(Comparison):
-    """A contender on a workload, by a rule."""
+    """A contender on a workload, by a rule; the subject is fastopt.torch."""
 
     workload: str
     rule: str
@@ -141,24 +128,16 @@ def make(name: str, rule: str, params: Sequence[Tensor]) -> Step:
 def compared(tensors: Tensors, rule: str, pace: Pace, names: Iterable[str] = tuple(CONTENDERS)) -> Iterator[Comparison]:
     """Compare contenders on the same parameters by one rule; their states are gone afterwards."""
     rounds = side_by_side(tensors, {name: make(name, rule, tensors.params) for name in names}, pace)
-    for name in rounds.names:
-        seconds, ratio = rounds.seconds(name), rounds.ratio(name, FASTOPT_TORCH)
-        yield {
-            "implementation": name,
-            "seconds": seconds.value,
-            "ratio": ratio.value,
-            "rounds": len(rounds.of(name)),
-            "unstable": reasons(seconds=seconds, ratio=ratio),
-        }
+    return comparisons(rounds, FASTOPT_TORCH)
 
 
-def side_by_side(tensors: Tensors, contestants: Mapping[str, Step], pace: Pace) -> Rounds:
-    """Time steps, one of which is fastopt.torch's, each after a backward that makes new gradients."""
+def side_by_side(tensors: Tensors, contestants: Mapping[str, Step], pace: Pace, subject: str = FASTOPT_TORCH) -> Rounds:
+    """Time steps, one of which is the subject's, each after a backward that makes new gradients."""
     for _ in range(WARM_UP - 1):  # the mode takes one more, to see how long a step is
         for step in contestants.values():
             tensors.backward()
             step()
-    return settled(contestants, each_after(tensors.backward), pace, (FASTOPT_TORCH,))
+    return settled(contestants, each_after(tensors.backward), pace, (subject,))
 
 
 def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:

@@ -25,7 +25,7 @@ from fastopt.bench import (
 )
 from fastopt.bench.contenders import RULES
 from fastopt.bench.measure import LIMIT, MODES, Timing
-from fastopt.bench.rounds import Rounds
+from fastopt.bench.rounds import Comparison, Rounds
 from fastopt.bench.workloads import WORKLOADS
 
 from fastopt.schedules import SCHEDULES
@@ -55,7 +55,7 @@ def fake(workload: str, rule: str) -> Timing:
 def fake_torch() -> torch_report.InTorch:
     """The fastest of torch's modes is fused, by medians."""
     costs = {"fastopt.torch": 1e-5, "torch-default": 8e-5, "torch-foreach": 1e-4, "torch-fused": 6e-5}
-    of_all: list[tensors.Comparison] = [
+    of_all: list[Comparison] = [
         {"implementation": name, "seconds": seconds, "ratio": seconds / 1e-5, "rounds": 3, "unstable": {}}
         for name, seconds in costs.items()
     ]
