@@ -23,6 +23,7 @@ from .contenders import CONTENDERS, FASTOPT, HAS_OPTAX, HAS_TORCH, NUMPY, RULES,
 from .iteration import iterations
 from .measure import LIMIT, MODES, WARM_UP, Mode, Pace, Timing, settled, timed
 from .schedules import evaluations
+from .storages_report import Storage
 from .torch_report import InTorch
 from .workloads import DISTRIBUTED, WORKLOADS, Arrays, Workload
 
@@ -46,7 +47,8 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = NUMPY, 
     Parameters
     ----------
     quick : bool
-        Whether to measure only optimizer steps, in fewer rounds, and large models by one rule.
+        Whether to measure only optimizer steps, in fewer rounds, and large models by one rule; over states in 16 bits
+        small models alone, by one rule.
     json, plot : str or None
         Files for the data and for the chart. A second chart, of steps in torch, gets "-torch" in its name.
     baseline : str, default "numpy"
@@ -80,7 +82,7 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = NUMPY, 
 
 
 def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> report.Report:
-    """Measure optimizer steps and, unless the run is quick, everything else."""
+    """Measure optimizer steps, also over small states in 16 bits, and, unless the run is quick, everything else."""
     pace = QUICK if quick else FULL
     rules = {workload: QUICK_RULES.get(workload.name, RULES) if quick else RULES for workload in workloads}
     total = sum(len(modes(workload)) * len(of) for workload, of in rules.items())
@@ -95,6 +97,7 @@ def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> repor
         "gpu_host": None if quick else hosts_of_gpus(pace),
         "torch": None if quick or not HAS_TORCH else in_torch(workloads, pace),
         "stages": None if quick else of_stages(workloads, pace),
+        "storages": of_storages(workloads, quick, pace) if HAS_TORCH else None,
     }
 
 
@@ -174,7 +177,12 @@ def threads_of_torch() -> Iterator[None]:
 
 def modes(workload: Workload) -> dict[str, Mode]:
     """Return the modes in which a workload's steps are timed: one for long steps, since others show nothing new."""
-    return dict(itertools.islice(MODES.items(), 1 if workload.elements >= LARGE else None))
+    return dict(itertools.islice(MODES.items(), None if small([workload]) else 1))
+
+
+def small(workloads: Sequence[Workload]) -> list[Workload]:
+    """Return the workloads whose steps are short."""
+    return [workload for workload in workloads if workload.elements < LARGE]
 
 
 def steps(rules: Mapping[Workload, Sequence[str]], pace: Pace, baseline: str) -> Iterator[Timing]:
@@ -246,6 +254,15 @@ def of_stages(workloads: Sequence[Workload], pace: Pace) -> list[stages.Stage]:
         found += torch_stages.in_torch(workloads, pace)
         found += where_installed(trainer.iterations, pace) or []
     return found
+
+
+def of_storages(workloads: Sequence[Workload], quick: bool, pace: Pace) -> list[Storage]:
+    """Measure steps over states in bfloat16, in torch; for a quick run, of small models by one rule."""
+    from . import storages
+
+    if quick:
+        return storages.in_torch(small(workloads), storages.QUICK_RULES, pace)
+    return storages.in_torch(workloads, storages.RULES, pace)
 
 
 def where_installed(iterations: Callable[[Pace], Measured], pace: Pace) -> Measured | None:

@@ -218,6 +218,8 @@ def torch_params(arrays: Arrays) -> list[Any]:
 FASTOPT_TORCH = "fastopt.torch"  # a contender in `tensors` and `torch_iteration`
 IN_BACKWARD = "step_in_backward"  # in `torch_iteration` only
 DEEPSPEED = "deepspeed"  # only its Adam, if installed
+IN_BFLOAT16 = f"{FASTOPT_TORCH}, bfloat16 states"  # in `storages` only
+TORCH_IN_BFLOAT16 = "torch-default, bfloat16 states"
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_OPTAX = all(importlib.util.find_spec(name) is not None for name in ("jax", "optax"))

@@ -16,7 +16,7 @@ import fastopt
 from fastopt.extras import require
 from fastopt.progress import console
 
-from . import stages_report, torch_report
+from . import stages_report, storages_report, torch_report
 from .contenders import BY_HAND, FASTOPT, FRESH, NUMPY, OPTAX, TORCH_MODES
 from .embedding import Embedded
 from .gpu_host import NEW, STAYING, Host
@@ -25,6 +25,7 @@ from .measure import MODES, Timing
 from .rounds import reasons
 from .schedules import Evaluations
 from .stages import Stage
+from .storages_report import Storage
 from .text import UNSTABLE, Lines, duration, markdown_table, percent, table, times, unstable
 from .workloads import title
 
@@ -101,7 +102,8 @@ class Report(TypedDict):
     """Everything that a run measured.
 
     `iteration` is None if the lab's data are not installed, `torch` if torch is not, `gpu_host` without the extension;
-    a quick run has None for the last six.
+    a quick run has None for these and all others below `ratios`, but for `storages`: that has its small workloads, or
+    is None if torch is not installed.
     """
 
     machine: Machine
@@ -113,6 +115,7 @@ class Report(TypedDict):
     gpu_host: list[Host] | None
     torch: torch_report.InTorch | None
     stages: list[Stage] | None
+    storages: list[Storage] | None
 
 
 def cpu_model() -> str:
@@ -396,6 +399,9 @@ def show_tables(report: Report, console: Any) -> None:
     if stages := report.get("stages"):
         console.print()
         console.print(table(stages_report.comparison(stages), stages_report.NAMES, stages_report.TITLE))
+    if storages := report.get("storages"):
+        console.print()
+        console.print(table(storages_report.comparison(storages), storages_report.NAMES, storages_report.TITLE))
 
 
 def full_table(report: Report) -> Any:
@@ -450,6 +456,8 @@ def markdown(report: Report) -> str:
         lines += ["", *torch_report.markdown(steps)]
     if stages := report.get("stages"):
         lines += ["", *stages_report.markdown(stages)]
+    if storages := report.get("storages"):
+        lines += ["", *storages_report.markdown(storages)]
     return "\n".join(lines) + "\n"
 
 

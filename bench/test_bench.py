@@ -34,6 +34,7 @@ from fastopt.bench import (
     rounds,
     schedules,
     stages,
+    storages,
     tensors,
     torch_iteration,
     torch_report,
@@ -519,6 +520,7 @@ def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_iteration, "RULES", ())
     monkeypatch.setattr(stages, "NUMPY_RULES", ("momentum",))
     monkeypatch.setattr(torch_stages, "in_torch", lambda workloads, pace: [])
+    monkeypatch.setattr(storages, "in_torch", lambda workloads, rules, pace: [])
     monkeypatch.setattr(trainer, "iterations", lambda pace: [])
     monkeypatch.setattr(schedules, "EXAMPLES", {"Linear": schedules.EXAMPLES["Linear"]})
     monkeypatch.setattr(quiet, "wait", lambda say: say("quiet"))
@@ -530,8 +532,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     command.run(False, str(data), str(chart), baseline="fastopt", tables=True)
     assert "against fastopt" in capsys.readouterr().out
     found = json.loads(data.read_text(encoding="utf-8"))
-    parts = ["machine", "rows", "ratios", "iteration", "schedules", "embedded", "gpu_host", "torch", "stages"]
-    assert list(found) == parts
+    parts = ["iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages"]
+    assert list(found) == ["machine", "rows", "ratios", *parts]
     assert [row["implementation"] for row in found["stages"]] == ["fastopt", "numpy-in-place", "numpy-copied"]
     assert list(found["embedded"]) == ["parameters", "rows", "elements", "call_seconds", "unstable"]
     assert list(found["torch"]) == ["threads", "rows", "curve", "iteration"]
@@ -561,7 +563,7 @@ def test_a_quick_run_measures_steps_alone(
     data, chart = tmp_path / "bench.json", tmp_path / "bench.svg"
     command.run(True, str(data), str(chart))
     found = json.loads(data.read_text(encoding="utf-8"))
-    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch", "stages")
+    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages")
     assert [found[name] for name in rest] == [None] * len(rest)
     assert list(report.compared(found)) == [
         ("mlp", "momentum"),

@@ -18,12 +18,13 @@ from fastopt.bench import (
     report,
     schedules,
     stages,
+    storages_report,
     tensors,
     text,
     torch_iteration,
     torch_report,
 )
-from fastopt.bench.contenders import RULES
+from fastopt.bench.contenders import FASTOPT_TORCH, IN_BFLOAT16, RULES
 from fastopt.bench.measure import LIMIT, MODES, Timing
 from fastopt.bench.rounds import Comparison, Rounds
 from fastopt.bench.workloads import WORKLOADS
@@ -133,6 +134,7 @@ def fake_report() -> report.Report:
             for tensors in gpu_host.TENSORS
         ],
         "stages": fake_stages(),
+        "storages": fake_storages(),
     }
 
 
@@ -156,6 +158,23 @@ def fake_stages() -> list[stages.Stage]:
         )
         for workload in ("mlp", "gpt2")
         for name, ratio in ratios.items()
+    ]
+
+
+def fake_storages() -> list[storages_report.Storage]:
+    """States in bfloat16, over which a step takes less time."""
+    return [
+        {
+            "workload": "gpt2",
+            "rule": "adamw",
+            "implementation": name,
+            "seconds": 1e-2 * ratio,
+            "ratio": ratio,
+            "rounds": 3,
+            "unstable": {},
+            "bytes_per_element": moved,
+        }
+        for name, ratio, moved in ((IN_BFLOAT16, 1.0, 20.0), (FASTOPT_TORCH, 1.3, 28.0), ("torch-fused", 1.4, 28.0))
     ]
 
 
@@ -308,16 +327,28 @@ def test_the_table_of_stages_is_on_the_page_and_in_the_terminal(capsys: pytest.C
         ]
 
 
+def test_the_table_of_storages_is_on_the_page_and_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(json.dumps(fake_report()))
+    report.show(found, tables=True)
+    printed = capsys.readouterr().out
+    for page in (report.markdown(found), printed):
+        (line,) = (line for line in page.splitlines() if line.endswith(("20.0 / 28.0 |", "20.0 / 28.0 │")))
+        cells = re.split(r" *[|│] *", line)[1:-1]
+        assert cells == ["GPT-2 124M", "adamw", "10.0 ms", "1.30x", "1.40x", "", "20.0 / 28.0"]
+
+
 def test_reports_of_steps_alone_have_the_tables_of_these(capsys: pytest.CaptureFixture[str]) -> None:
     """A quick run has nothing else, and where torch is missing there is nothing of it."""
     found = fake_report()
     found["torch"] = found["iteration"] = found["schedules"] = found["embedded"] = found["gpu_host"] = found[
         "stages"
-    ] = None
+    ] = found["storages"] = None
     report.show(found, tables=True)
     for page in (report.markdown(found), capsys.readouterr().out):
         assert not [
-            part for part in ("fastopt.torch", "np.cos", "pointer", "iteration", "Host", "clip") if part in page
+            part
+            for part in ("fastopt.torch", "np.cos", "pointer", "iteration", "Host", "clip", "bfloat16")
+            if part in page
         ]
     assert report.torch_markdown(found) == report.schedules_markdown(found) == report.loops_markdown(found) == ""
 
@@ -329,8 +360,10 @@ def test_what_else_is_unstable_is_named_in_its_place(capsys: pytest.CaptureFixtu
     parts = [found["torch"][name] for name in ("rows", "curve")] + [found["torch"]["iteration"]["rows"]]
     parts += [found["iteration"]["rules"], found["schedules"]["rows"], found["embedded"]["rows"]]
     parts += [[found["schedules"]], [found["embedded"]], found["gpu_host"], found["stages"]]
+    parts.append(found["storages"])
     for entry in itertools.chain.from_iterable(parts):
-        numbers = [name for name, value in entry.items() if isinstance(value, float)]
+        counted = "bytes_per_element"  # not measured, so never unstable
+        numbers = [name for name, value in entry.items() if isinstance(value, float) and name != counted]
         entry |= dict.fromkeys(numbers) | {"unstable": dict.fromkeys(numbers, why)}
     report.show(found, tables=True)
     printed = capsys.readouterr().out
@@ -344,6 +377,7 @@ def test_what_else_is_unstable_is_named_in_its_place(capsys: pytest.CaptureFixtu
         "adam, C++, of numpy",
         "adam, 2000 tensors, new gradients",
         "clipping, torch-fused, GPT-2 124M, adamw, opt.clip_grad_norm_, ratio",
+        "GPT-2 124M, adamw, fastopt.torch, bfloat16 states, seconds",
     ):
         assert f"{line}: {why}" in printed
     for page in (report.markdown, report.torch_markdown, report.schedules_markdown, report.loops_markdown):

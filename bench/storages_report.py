@@ -1,0 +1,54 @@
+"""The results of states in bfloat16: their table and sentence for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .contenders import FASTOPT_TORCH, IN_BFLOAT16, TORCH_IN_BFLOAT16
+from .rounds import Comparison
+from .text import Lines, duration, markdown_table, times
+from .workloads import title
+
+OTHERS = (FASTOPT_TORCH, "torch-fused", TORCH_IN_BFLOAT16)
+TITLE = "Steps over states in bfloat16, and how many times as long others take"
+ABOUT = (
+    f"States in bfloat16, on gradients that backward has just allocated: the time of a step of {FASTOPT_TORCH} with "
+    'state_dtype="bfloat16", and how many times as long others take: its step over states in float32, torch\'s fused '
+    "one over the same, and, for momentum, torch's default one over states that were converted to bfloat16. Below "
+    "1.00x they are faster. Bytes are those that a step must read and write for each element, with states in bfloat16 "
+    "/ in float32; parameters of fewer than 4,096 elements keep float32. torch makes no states in bfloat16 itself, and "
+    "its fused steps and its AdamW refuse them."
+)
+NAMES = 2  # columns that are no numbers
+
+
+class Storage(Comparison):
+    """A contender on a workload, by a rule; the subject is fastopt.torch with states in bfloat16.
+
+    `bytes_per_element` are those that a step must read and write: parameters and states are read and written, gradients
+    read.
+    """
+
+    workload: str
+    rule: str
+    bytes_per_element: float
+
+
+def comparison(storages: Sequence[Storage]) -> Lines:
+    """Make the table, its headings first: a workload and rule per line."""
+    found: dict[tuple[str, str], dict[str, Storage]] = {}
+    for row in storages:
+        found.setdefault((row["workload"], row["rule"]), {})[row["implementation"]] = row
+    lines = [["workload", "rule", IN_BFLOAT16, *OTHERS, "bytes"]]
+    for (workload, rule), contenders in found.items():
+        subject = contenders[IN_BFLOAT16]
+        ratios = [times(contenders[name]["ratio"]) if name in contenders else "" for name in OTHERS]
+        moved = f"{subject['bytes_per_element']:.1f} / {contenders[FASTOPT_TORCH]['bytes_per_element']:.1f}"
+        lines.append([title(workload), rule, duration(subject["seconds"]), *ratios, moved])
+    return lines
+
+
+def markdown(storages: Sequence[Storage]) -> Iterator[str]:
+    """Write the sentence and the table, line by line."""
+    yield from (ABOUT, "")
+    yield from markdown_table(comparison(storages), NAMES)
