@@ -36,6 +36,8 @@ class CupyParameter(ArrayParameter):
         layout = dense_layout(what, array)
         device = gpu_of_cupy(installed_cupy(), self.held.device.id)
         super().__init__(key, array, layout, dtype, group, device)
+        if "bfloat16" in self.asked:
+            bfloat16()  # an error now, if it is not there, and not in the first step
 
     @property
     def expected(self) -> Any:
