@@ -30,14 +30,14 @@ THREADS = 1024  # a block has no more
 STAGES = ("value", "average", "zero")
 SOME = [tuple(itertools.compress(STAGES, chosen)) for chosen in itertools.product((False, True), repeat=len(STAGES))]
 KINDS = list(itertools.product(RULES, DTYPES, cuda.SIZES, SOME, [()]))
+KEPT = ("bfloat16", "float16", "float32")
 # Kernels with states of 16 bits: some rules in float32, and two in all dtypes.
 STORED = [
     (rule, dtype, cuda.SIZES[0], stages, states)
     for rule in ("momentum", "adamw", "adagrad", "rmsprop_momentum", "adamw_amsgrad")
     for dtype in (DTYPES if rule in ("momentum", "adamw") else ["float32"])
-    for states in dict.fromkeys(
-        [*itertools.product(("bfloat16", "float16", "float32"), repeat=len(RULES[rule].states))][:5]
-    )
+    for states in itertools.islice(itertools.product(KEPT, repeat=len(RULES[rule].states)), 5)
+    if {*states} != {DTYPES[dtype].real_name}
     for stages in ((), STAGES)
 ]
 UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED)}

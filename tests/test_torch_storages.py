@@ -14,6 +14,7 @@ import fastopt.torch as subject
 SHAPES = [(50, 100), (70, 80), (3,)]  # the last is below the smallest size
 HALVES = [torch.bfloat16, torch.float16]
 WITH_STATES = [kind for kind in KINDS if kind != "sgd"]
+USUAL = [("momentum", torch.bfloat16), ("momentum", torch.float16), ("adamw_amsgrad", torch.bfloat16)]
 
 
 def parameters(dtype=torch.float32, shapes=SHAPES, seed=0):
@@ -52,7 +53,15 @@ def round_states(optimizer, dtype):
                 value.copy_(value.to(dtype))
 
 
-@swept(1, ids=str, kind=WITH_STATES, dtype=HALVES)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        pytest.param(kind, dtype, marks=[] if (kind, dtype) in USUAL else pytest.mark.exhaustive)
+        for kind in WITH_STATES
+        for dtype in HALVES
+    ],
+    ids=str,
+)
 def test_steps_are_those_of_float32_states_that_are_rounded(kind, dtype):
     """New and repeated steps, gradients in both orders."""
     name, options = KINDS[kind]
