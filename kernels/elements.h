@@ -126,7 +126,9 @@ __device__ inline void store(T *at, const Pack<T, N> &pack) {
 
 // The types of a rule's states: one for each or, if only one is given, that for all.
 template <typename... S>
-struct States {};
+struct States {
+    static constexpr int bytes = (0 + ... + static_cast<int>(sizeof(S)));  // of an element of each
+};
 template <int count, typename S, typename... Same>
 struct Repeated : Repeated<count - 1, S, S, Same...> {};
 template <typename S, typename... Same>

@@ -44,11 +44,14 @@ struct Update {
     static constexpr int width = 16 / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
 
     // Blocks of a multiprocessor, by which the compiler bounds registers. Of types of at most 4 bytes three (1,536 threads,
-    // 40 registers each) if a thread holds at most four packs, else two, with 64; with stages one less. Of doubles two if it
-    // holds three, else one. With more, registers spill. On an H100, AdaGrad and RMSProp with three are 4 % faster than with
-    // two from 2^24 elements on, and 5 % slower, some 0.3 us, up to 2^20.
+    // 40 registers each) if a thread holds at most four packs, else two, with 64; with stages one less, as where few packs
+    // have states of another type than the arithmetic's. Of doubles two if it holds three, else one. With more, registers
+    // spill. On an H100, AdaGrad and RMSProp with three are 4 % faster than with two from 2^24 elements on, and 5 % slower,
+    // some 0.3 us, up to 2^20.
     static constexpr int packs = 2 + (Rule::states + averages) * sizeof(real) / sizeof(P);
-    static constexpr int resident = sizeof(P) < 8 ? (packs <= 4 ? 3 : 2) - (stages != 0) : (packs <= 3 ? 2 : 1);
+    static constexpr bool few = packs <= 4, converts = Types::bytes != Rule::states * static_cast<int>(sizeof(real));
+    static constexpr int resident =
+        sizeof(P) < 8 ? (few ? 3 : 2) - (stages != 0 || (few && converts)) : (packs <= 3 ? 2 : 1);
 
     P *param;
     const G *grad;
