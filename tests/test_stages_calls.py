@@ -386,3 +386,38 @@ def test_gradients_of_skipped_steps_are_set_to_zero_too():
             assert not g.any()
             assert (p == before).all() == (step % 2 == 0)
         assert optimizer.skipped_steps == 2
+
+
+def test_the_last_factor_does_not_stay():
+    """The extension has written it; without clipping, the next gradients are taken as they are."""
+    p = np.zeros(3)
+    optimizer = fastopt.SGD(p, lr=1.0, max_grad_norm=1.0)
+    for size in (0.1, 0.1, 10.0):  # the first by Python, the last one alone is clipped
+        optimizer.step(np.full(3, size))
+    optimizer.max_grad_norm = None
+    before = p.copy()
+    optimizer.step(np.full(3, 10.0))
+    np.testing.assert_array_equal(p, before - 10.0)
+
+
+def test_an_average_that_begins_later_begins_nothing_else():
+    """The momentum has begun: its gradients go on being dampened."""
+    p, twin = np.ones(3), np.ones(3)
+    options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
+    averaged, plain = fastopt.SGD(p, **options), fastopt.SGD(twin, **options)
+    for step in range(4):
+        if step == 2:
+            averaged.ema_decay = 0.5
+        averaged.step(np.ones(3))
+        plain.step(np.ones(3))
+    assert p.tobytes() == twin.tobytes()
+
+
+def test_what_a_skipped_step_would_have_begun_begins_later():
+    """The average starts at the parameter of then, which somebody may have written meanwhile."""
+    p = np.zeros(3)
+    optimizer = fastopt.SGD(p, lr=0.1, skip_nonfinite=True, ema_decay=0.5)
+    optimizer.step(np.full(3, np.inf))
+    p[...] = 5.0
+    optimizer.step(np.zeros(3))
+    np.testing.assert_array_equal(optimizer.state[0]["ema"], 5.0)
