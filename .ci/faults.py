@@ -963,8 +963,8 @@ STEP = (
     Mutant(
         "a single call takes the table of another size",
         "fastopt/step/cpu.py",
-        "key = rule.name, dtype, size, states\n",
-        "key = rule.name, dtype, states\n",
+        "key = variant, size\n        launch = self.cache",
+        "key = variant\n        launch = self.cache",
         ("tests/test_rules.py",),
         only="fused_calls",
     ),
@@ -1534,8 +1534,8 @@ STORAGES = (
     Mutant(
         "launches mix states of different dtypes",
         "fastopt/step/plan.py",
-        "kind = parameter.device, rule.name, parameter.dtype, parameter.state_dtypes(rule)",
-        "kind = parameter.device, rule.name, parameter.dtype, self.parameters[0].state_dtypes(rule)",
+        "stages, parameter.state_dtypes(rule))",
+        "stages, self.parameters[0].state_dtypes(rule))",
         ("tests/test_storages.py",),
         only="each_state",
     ),

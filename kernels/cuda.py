@@ -105,7 +105,7 @@ def pack(dtype: str) -> int:
 
 @functools.cache
 def kernel(
-    cupy: Any, rule: str, dtype: str, size: int, stages: tuple[str, ...] = (), states: tuple[str, ...] = ()
+    cupy: Any, size: int, rule: str, dtype: str, stages: tuple[str, ...] = (), states: tuple[str, ...] = ()
 ) -> Any:
     """Return a rule's kernel for a dtype, with these stages and states, whose argument has so many bytes."""
     kind = rule, dtype, size, stages, states

@@ -61,13 +61,14 @@ CHECK = f"""
     def check(name, dtype):
         import fastopt
         from fastopt.backends.numpy.device import CPU
+        from fastopt.step.launch import Variant
         rule, epsilon = fastopt.rules.RULES[name], np.finfo(dtype).eps
         for size in (3, 1000):
             p, g, *states = arrays = [np.full(size, x, dtype) for x in (1.0, 0.0, *[0.0] * len(rule.states))]
             for step, gradient in enumerate({GRADIENTS}, 1):
                 g[:] = gradient
                 row = rule.row({OPTIONS}, step, step == 1)
-                CPU.update(rule, dtype, size, [array.ctypes.data for array in arrays], {{}}, row)
+                CPU.update(Variant(rule.name, dtype), size, [array.ctypes.data for array in arrays], {{}}, row)
             assert (abs(p - {EXPECTED}[name]) < {ONE_STEP} * epsilon).all(), (name, dtype, p)
 
     def check_all(shift=0):

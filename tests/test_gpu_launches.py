@@ -314,10 +314,10 @@ def test_a_kernel_that_does_not_compile_changes_nothing(monkeypatch):
     opt = fastopt.SGD(params, lr=0.5)
     kernel = cuda.kernel
 
-    def fail(cupy, rule, dtype, *more):
+    def fail(cupy, size, rule, dtype, *more):
         if dtype == "float64":
             raise OutOfMemoryError
-        return kernel(cupy, rule, dtype, *more)
+        return kernel(cupy, size, rule, dtype, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(cuda, "kernel", fail)

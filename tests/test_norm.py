@@ -14,9 +14,9 @@ from instructions import packed
 from pairs import swept
 from tolerances import NORM
 
-from fastopt.rules import RULES
 from fastopt.step.chunks import CHUNK_ELEMENTS, Strides
 from fastopt.step.cpu import ELEMENTS_PER_THREAD, Cpu, CpuLaunch, CpuTables
+from fastopt.step.launch import Variant
 from fastopt.step.memory import Layout
 from fastopt.step.norm import DOWN, LOST, UP, Piece, coefficient, measure
 
@@ -251,7 +251,7 @@ def test_coefficients_are_those_of_torch(norm, most):
 def test_a_launch_of_a_rule_has_the_norm():
     """It updates as before; the kernel of the norm is there for the extension once it was asked for."""
     p, g = np.ones((300, 200), np.float32), random("float32", (300, 200))[0]
-    launch = CpuLaunch(RULES["sgd"], "float32", [p.size])
+    launch = CpuLaunch(Variant("sgd", "float32"), [p.size])
     assert launch.again()[1] == 0
     launch.addresses[0, :2] = p.ctypes.data, g.ctypes.data
     launch.hypers[0, :3] = 1.0, 0.0, 0.5

@@ -8,9 +8,9 @@ from torch.nn import Parameter
 
 import fastopt.torch as subject
 from fastopt.backends.torch import stepper as steppers
-from fastopt.rules import RULES
 from fastopt.step import cpu
 from fastopt.step.chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
+from fastopt.step.launch import Variant
 
 BEYOND = 2**31 + 5
 NARROW = {("CHUNK", "tensor"), ("CHUNK", "rows"), ("SHAPE", "device_type"), ("SHAPE", "device_id")}  # counts of few
@@ -124,7 +124,7 @@ def test_kernels_reach_beyond_32_bits(dtype, strided, far):
     size = shape[0] * shape[1]
     memory = far.view(dtype)
     p, g = memory[:size], memory[size : 2 * size].view(shape)
-    launch = cpu.CpuLaunch(RULES["sgd"], str(dtype).removeprefix("torch."), [size])
+    launch = cpu.CpuLaunch(Variant("sgd", str(dtype).removeprefix("torch.")), [size])
     if strided:
         g = memory[size : 2 * size].view(shape[::-1]).T
         strides = [stride * g.itemsize for stride in g.stride()]

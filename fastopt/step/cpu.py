@@ -14,9 +14,9 @@ from ..kernels.dtypes import DTYPES
 from ..kernels.lazy import kernel
 from ..kernels.reader import address
 from ..kernels.tables import ABI, HYPERS, JOB, NORM
-from ..rules import Row, Rule
+from ..rules import Row
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
-from .launch import Launch, LaunchCache, Tables
+from .launch import Launch, LaunchCache, Tables, Variant
 from .norm import Measured, Piece, measure
 
 # A second thread pays from twice as many on, after a millisecond of other work (`fastopt bench`).
@@ -106,18 +106,10 @@ class CpuLaunch(CpuTables, Launch):
 
     on_gpu = False
 
-    def __init__(
-        self,
-        rule: Rule,
-        dtype: str,
-        sizes: Sequence[int],
-        threads: Threads = pool,
-        stages: tuple[str, ...] = (),
-        states: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(dtype, sizes, threads)
+    def __init__(self, variant: Variant, sizes: Sequence[int], threads: Threads = pool) -> None:
+        super().__init__(variant.dtype, sizes, threads)
         self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
-        self.kernel = kernel(rule.name, dtype, stages, states)
+        self.kernel = kernel(*variant)
         self.run = threads.runner(self.kernel, address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))
 
@@ -166,30 +158,16 @@ class Cpu:
         """Return itself, which prepares launches."""
         return self
 
-    def launch(
-        self,
-        rule: Rule,
-        dtype: str,
-        sizes: Sequence[int],
-        stages: tuple[str, ...] = (),
-        states: tuple[str, ...] = (),
-    ) -> CpuLaunch:
+    def launch(self, variant: Variant, sizes: Sequence[int]) -> CpuLaunch:
         """Prepare a launch."""
-        return CpuLaunch(rule, dtype, sizes, self.threads, stages, states)
+        return CpuLaunch(variant, sizes, self.threads)
 
     def update(
-        self,
-        rule: Rule,
-        dtype: str,
-        size: int,
-        addresses: Sequence[int],
-        strided: dict[int, Strides],
-        numbers: Row,
-        states: tuple[str, ...] = (),
+        self, variant: Variant, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
     ) -> None:
         """Update a single tensor with parameter, gradient and states at these addresses."""
-        key = rule.name, dtype, size, states
-        launch = self.cache.pop(key, None) or self.launch(rule, dtype, [size], (), states)
+        key = variant, size
+        launch = self.cache.pop(key, None) or self.launch(variant, [size])
         launch.cut(strided)
         launch.addresses[0, : len(addresses)] = addresses
         launch.hypers[0, : len(numbers)] = numbers

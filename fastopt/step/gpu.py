@@ -10,11 +10,11 @@ import numpy as np
 
 from ..kernels.stream import Stream
 from ..kernels.tables import HYPERS
-from ..rules import Row, Rule
+from ..rules import Row
 from .chunks import Strides
 from .gpu_launch import GpuLaunch
 from .gpu_rows import GpuRows
-from .launch import LaunchCache
+from .launch import LaunchCache, Variant
 
 OLDEST = 70  # compute capability: Volta, from 2017
 
@@ -27,16 +27,9 @@ class GpuLauncher:
     def __init__(self, rows: GpuRows) -> None:
         self.rows = rows
 
-    def launch(
-        self,
-        rule: Rule,
-        dtype: str,
-        sizes: Sequence[int],
-        stages: tuple[str, ...] = (),
-        states: tuple[str, ...] = (),
-    ) -> GpuLaunch:
+    def launch(self, variant: Variant, sizes: Sequence[int]) -> GpuLaunch:
         """Prepare a launch."""
-        return GpuLaunch(self.rows, rule, dtype, sizes, stages, states)
+        return GpuLaunch(self.rows, variant, sizes)
 
 
 class Gpu:
@@ -64,19 +57,12 @@ class Gpu:
         return GpuLauncher(GpuRows(self, Stream(self.cupy, self.index, self.current_stream, self.exchange)))
 
     def update(
-        self,
-        rule: Rule,
-        dtype: str,
-        size: int,
-        addresses: Sequence[int],
-        strided: dict[int, Strides],
-        numbers: Row,
-        states: tuple[str, ...] = (),
+        self, variant: Variant, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
     ) -> None:
         """Update a single tensor with parameter, gradient and states at these addresses."""
         # A launch on another stream may not have run yet, so each has its own tables; threads may have own streams.
-        key = rule.name, dtype, size, states, self.current_stream().ptr, threading.get_ident()
-        launch = self.cache.pop(key, None) or self._launch_alone(rule, dtype, size, states)
+        key = variant, size, self.current_stream().ptr, threading.get_ident()
+        launch = self.cache.pop(key, None) or self._launch_alone(variant, size)
         rows = np.zeros((1, HYPERS))
         rows[0, : len(numbers)] = numbers
         launch.rows.begin(None)
@@ -89,9 +75,9 @@ class Gpu:
         launch()
         self.cache.put(key, launch)
 
-    def _launch_alone(self, rule: Rule, dtype: str, size: int, states: tuple[str, ...]) -> GpuLaunch:
+    def _launch_alone(self, variant: Variant, size: int) -> GpuLaunch:
         if Stream(self.cupy, self.index, self.current_stream).capturing:
             raise RuntimeError(NO_CAPTURE)
-        launch = self.open().launch(rule, dtype, [size], (), states)
+        launch = self.open().launch(variant, [size])
         launch.prepare(1)
         return launch

@@ -14,10 +14,9 @@ from ..kernels.dtypes import DTYPES
 from ..kernels.reader import address
 from ..kernels.stream import Memory
 from ..kernels.tables import CHUNK, GPU_JOB, HYPERS, TENSOR
-from ..rules import Rule
 from .chunks import Strides, chunk_table
 from .gpu_rows import WORD, GpuRows
-from .launch import Entry, Launch
+from .launch import Entry, Launch, Variant
 
 GRAD: int = TENSOR.fields["grad"][1]  # type: ignore[index]  # it has fields
 
@@ -54,21 +53,13 @@ class GpuLaunch(Launch):
 
     on_gpu = True
 
-    def __init__(
-        self,
-        rows: GpuRows,
-        rule: Rule,
-        dtype: str,
-        sizes: Sequence[int],
-        stages: tuple[str, ...] = (),
-        states: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, rows: GpuRows, variant: Variant, sizes: Sequence[int]) -> None:
         super().__init__(sizes)
         self.rows = rows
         self.stream = rows.stream
-        self.rule, self.dtype, self.stages, self.states = rule.name, dtype, stages, states
+        self.variant, self.dtype = variant, variant.dtype
         self.limit, self.gain = math.inf, 0.0
-        self.pack = cuda.pack(dtype)
+        self.pack = cuda.pack(variant.dtype)
         self.memory = Memory(self.stream, 2 * self.table.nbytes)
         self.uploaded = b""  # what the memory holds
         self.sent: npt.NDArray[np.int64] | None = None  # the gradients' addresses there
@@ -107,9 +98,7 @@ class GpuLaunch(Launch):
         self.sizes_loaded = sizes if self.count else []
         for size in self.sizes_loaded:
             if size not in self.kernels:
-                self.kernels[size] = cuda.kernel(
-                    self.stream.cupy, self.rule, self.dtype, size, self.stages, self.states
-                )
+                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *self.variant)
                 self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
 
     def prepare_norm(self) -> None:
@@ -190,7 +179,7 @@ class GpuLaunch(Launch):
         hypers = 0 if size and len(rows) else self.rows.in_memory(self.dtype)
         counter = 0 if sums else self.rows.count_once()
         job = table, self.cuts.address, hypers, self.rows.skip, grads, counter
-        stages = self.rows.coefficient, self.rows.scale if "value" in self.stages else 0, self.limit, self.gain
+        stages = self.rows.coefficient, self.rows.scale if "value" in self.variant.stages else 0, self.limit, self.gain
         self.job[0] = *job, sums, apart, *stages
         size = size or cuda.SIZES[0]
         argument = self.argument.view(np.uint8)[:size].view(f"V{size}")

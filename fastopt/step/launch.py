@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..kernels.reader import address
 from ..kernels.tables import TENSOR
-from ..rules import Row, Rule
+from ..rules import Row
 from .chunks import Strides
 
 Entry = tuple[int, int, Sequence[int]]  # of the tensor table: its row, its hyper row, the addresses of the states
+
+
+class Variant(NamedTuple):
+    """Which kernel a launch runs; `kernels.cpu.kernel` says what these names may be."""
+
+    rule: str
+    dtype: str  # of parameter and gradient
+    stages: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()  # their dtypes; none if all are what the kernel computes in
 
 
 class Tables(ABC):
@@ -108,15 +117,8 @@ class Launch(Tables):
 class Launcher(Protocol):
     """Prepares the launches of one plan on one device."""
 
-    def launch(
-        self,
-        rule: Rule,
-        dtype: str,
-        sizes: Sequence[int],
-        stages: tuple[str, ...] = (),
-        states: tuple[str, ...] = (),
-    ) -> Launch:
-        """Prepare a launch over tensors of these sizes, of a kernel with these stages and dtypes of states."""
+    def launch(self, variant: Variant, sizes: Sequence[int]) -> Launch:
+        """Prepare a launch of a kernel over tensors of these sizes."""
 
 
 class Device(Protocol):
@@ -128,16 +130,9 @@ class Device(Protocol):
         """Return a launcher for a plan; on a GPU it has the plan's hyper rows."""
 
     def update(
-        self,
-        rule: Rule,
-        dtype: str,
-        size: int,
-        addresses: Sequence[int],
-        strided: dict[int, Strides],
-        numbers: Row,
-        states: tuple[str, ...] = (),
+        self, variant: Variant, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
     ) -> None:
-        """Update a single tensor with parameter, gradient and states, of these dtypes, at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses."""
 
 
 class AmpState(Protocol):

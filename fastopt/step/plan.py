@@ -16,9 +16,9 @@ import numpy.typing as npt
 from ..kernels.dtypes import DTYPES
 from ..kernels.reader import Reader
 from ..kernels.repetition import Repetition
-from ..rules import RULES, Rule
+from ..rules import Rule
 from .chunks import Strides
-from .launch import Device, Entry, Launch, Launcher
+from .launch import Device, Entry, Launch, Launcher, Variant
 from .memory import Extents, extent
 from .parameter import EMA, Parameter, StepGroup
 from .stages import Stages
@@ -143,20 +143,20 @@ class Plan:
             return
         self.loaded = self.taking_part = self._repetition = None
         self.rules = ()  # until all is written
-        kinds: dict[tuple[Device, str, str, tuple[str, ...]], list[int]] = {}
+        kinds: dict[tuple[Device, Variant], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             rule = rules[parameter.group.index]
-            kind = parameter.device, rule.name, parameter.dtype, parameter.state_dtypes(rule)
-            kinds.setdefault(kind, []).append(i)
+            variant = Variant(rule.name, parameter.dtype, stages, parameter.state_dtypes(rule))
+            kinds.setdefault((parameter.device, variant), []).append(i)
         self.stages, self.coefficient = stages, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
         self.indices = [np.array(indices) for indices in kinds.values()]
         self.rules = rules
 
-    def _launch(self, device: Device, rule: str, dtype: str, states: tuple[str, ...], indices: Sequence[int]) -> Launch:
+    def _launch(self, device: Device, variant: Variant, indices: Sequence[int]) -> Launch:
         parameters = [self.parameters[i] for i in indices]
         sizes = [parameter.array.size for parameter in parameters]
-        launch = self.launchers[device].launch(RULES[rule], dtype, sizes, self.stages, states)
+        launch = self.launchers[device].launch(variant, sizes)
         launch.write_params([parameter.address for parameter in parameters])
         for row, parameter in enumerate(parameters):
             parameter.launch, parameter.row = launch, row

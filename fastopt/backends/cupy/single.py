@@ -7,6 +7,7 @@ from typing import Any
 
 from ...rules import Row, Rule
 from ...step.group import GroupOptions
+from ...step.launch import Variant
 from ...step.memory import extent
 from ..arrays import located_once
 from .parameter import CupyParameter
@@ -20,5 +21,6 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
     kept = {name: parameter.state(name, given) for name, given in states.items()}
     address, strided = located_once({"p": parameter.array, **kept}, array, parameter.layout)
     addresses = [parameter.address, address, *(extent(state)[0] for state in kept.values())]
-    parameter.device.update(rule, parameter.dtype, parameter.array.size, addresses, strided, numbers)
+    variant = Variant(rule.name, parameter.dtype)
+    parameter.device.update(variant, parameter.array.size, addresses, strided, numbers)
     del held  # not earlier: it may be a copy that nobody else holds

@@ -12,6 +12,7 @@ from ...kernels.reader import Array, read_alike
 from ...rules import Row, Rule
 from ...step.chunks import Strides
 from ...step.interrupts import HeldBack
+from ...step.launch import Variant
 from ...step.memory import extent
 from ..arrays import located_once
 from .device import CPU
@@ -22,7 +23,7 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
     """Check all arrays, and update a parameter and the caller's states by a rule."""
     single = Single(p, g, states)
     rule.check_row(numbers, single.dtype)
-    arguments = rule, single.dtype, single.size, single.addresses, single.strided, numbers
+    arguments = Variant(rule.name, single.dtype), single.size, single.addresses, single.strided, numbers
     if not single.copies:
         CPU.update(*arguments)
         return

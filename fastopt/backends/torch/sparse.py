@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.reader import Array
 from ...rules import Family, Row, Rule
+from ...step.launch import Variant
 from ...step.memory import extent
 from ...step.parameter import EMA
 from .memory import array_of
@@ -88,11 +89,12 @@ class Rows:
 
     def update(self, row: Row) -> None:
         """Update the rows by a hyper row, and copy them back."""
-        device, dtype = self.parameter.device, self.parameter.dtype
+        device, rule = self.parameter.device, self.rule
+        variant = Variant(rule.name, self.parameter.dtype, (), self.parameter.state_dtypes(rule))
         param, *states = self.taken
         arrays = [array_of(tensor) for tensor in (param, self.gradient, *states)]
         addresses = [extent(array)[0] for array in arrays]
-        device.update(self.rule, dtype, arrays[0].size, addresses, {}, row, self.parameter.state_dtypes(self.rule))
+        device.update(variant, arrays[0].size, addresses, {}, row)
         with torch.no_grad():
             for tensor, rows in zip(self.whole, self.taken, strict=True):
                 tensor[self.indices] = rows
