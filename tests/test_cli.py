@@ -136,6 +136,8 @@ def test_compile_for_states_of_16_bits(monkeypatch, capsys):
 def test_compile_where_the_disk_is_full(monkeypatch, capsys):
     """What could not be kept is named, and is an error."""
     monkeypatch.setattr(rules, "RULES", {name: rules.RULES[name] for name in ("sgd", "adagrad")})
+    monkeypatch.setattr(cpu, "kernel", lambda *key: types.SimpleNamespace(cache_hits=0))
+    monkeypatch.setattr(schedules, "evaluators", lambda: None)
     monkeypatch.setattr(cpu, "cached", lambda name, *kind: name != "adagrad")
     monkeypatch.setattr(schedules, "cached", lambda: False)
     assert cli.main(["compile"]) == 1
