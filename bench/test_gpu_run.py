@@ -435,6 +435,7 @@ def test_a_compiled_step_is_right_and_stays_compiled(rule: str) -> None:
     assert not made.finish()
 
 
+@pytest.mark.exhaustive  # ten compilations
 def test_workloads_do_not_add_up_to_the_limit_of_recompilations() -> None:
     """torch would go on without compiling after eight."""
     for size in range(1001, 1011):

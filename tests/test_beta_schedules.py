@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from fastopt.bench import oracle
 from gpu_steps import arrays, assert_trained, follow, plain, refused_capture, state_arrays, warm, warmed_up
-from pairs import swept
 from rule_cases import OPTIMIZERS, numbers
 from tolerances import TRAJECTORY, assert_close
 
@@ -47,7 +46,14 @@ def assert_refused(opt, w, act, match, error=ValueError):
     assert frozen(opt, w) == before
 
 
-@swept(together=1, kind=KINDS, dtype=[np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        pytest.param(kind, dtype, marks=[] if dtype is np.float32 else pytest.mark.exhaustive)
+        for kind in KINDS
+        for dtype in (np.float32, np.float64)
+    ],
+)
 def test_trajectories(kind, dtype):
     """Each step by the betas of its own, also in the corrections of the bias, which go by each parameter's count."""
     rng = np.random.default_rng(5)

@@ -220,6 +220,7 @@ def test_schedules_are_compiled_once(tmp_path):
     assert run(EVALUATE, cwd=tmp_path, NUMBA_CACHE_DIR=str(cache)) == ["1", "1"]
 
 
+@pytest.mark.exhaustive  # in which the schedules are compiled twice
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_fork_while_schedules_are_compiled(tmp_path):
     """It waits until they are, whatever locks the modules have that compiling imports, and the child goes on.
@@ -260,8 +261,8 @@ def copied_package(folder):
     (package / "kernels" / "__pycache__").write_text("a file, so not even root can make a directory of it")
 
 
-# Without a directory that somebody names, by default only test_advice_elsewhere.py.
-@pytest.mark.parametrize("directory", ["file/below", pytest.param(None, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive  # by default, test_advice_elsewhere.py has no such directory
+@pytest.mark.parametrize("directory", ["file/below", None])
 def test_without_a_writable_cache(directory, tmp_path):
     """Kernels are compiled in each process, and say so; nothing is left behind, nothing complains."""
     copied_package(tmp_path)

@@ -214,7 +214,7 @@ MOST = cuda.words(cuda.SIZES[-1]) - ROW
         (cuda.words(512) - ROW + 1, 4096),
         (cuda.words(4096) - ROW, 4096),
         (cuda.words(4096) - ROW + 1, 32_760),
-        (MOST, 32_760),
+        pytest.param(MOST, 32_760, marks=pytest.mark.exhaustive),
     ],
 )
 def test_an_argument_is_as_large_as_it_has_to_be(count, size):

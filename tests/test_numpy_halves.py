@@ -76,7 +76,7 @@ def test_the_same_bits_as_tensors(kind, dtype):
                 np.testing.assert_array_equal(mine.state[i][state], value.numpy())
 
 
-@each_dtype
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.exhaustive)])
 def test_stages_and_states(dtype):
     """Clipping, averages in float32, states of 16 bits, zeroed gradients, a swap that goes back to the bit."""
     options = {"lr": 0.1, "max_grad_norm": 1.0, "ema_decay": 0.5, "state_dtype": dtype, "min_quantized_size": 0}

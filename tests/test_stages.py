@@ -146,7 +146,7 @@ def followed(course):
     return seen(twins.optimizer), twins.optimizer.grad_norm
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(courses())
 def test_any_combination(course):
     """Whatever options, assigned whenever, with late and strided gradients; to the bit whoever takes the steps."""

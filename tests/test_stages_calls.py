@@ -272,7 +272,14 @@ def test_a_schedule_cannot_swap():
     assert optimizer.param_groups[0]["step"] == 1
 
 
-@pytest.mark.parametrize("rule", ["adamw_amsgrad", "adam_amsgrad", "rmsprop_centered_momentum", "rmsprop_centered"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "adamw_amsgrad",
+        "rmsprop_centered_momentum",
+        *[pytest.param(rule, marks=pytest.mark.exhaustive) for rule in ("adam_amsgrad", "rmsprop_centered")],
+    ],
+)
 def test_all_states_beside_an_average(rule):
     """The average is that of the parameter, and no state is in its place."""
     make, options = OPTIMIZERS[rule]
