@@ -158,8 +158,8 @@ NUMBA = (
         "kernels/cache.py",
         "    except RuntimeError:  #",
         "    except KeyError:  #",
-        ("tests/test_cache.py", "tests/test_cli.py"),
-        only="without_a_writable or nothing_can_be_kept or without_pool",
+        ("tests/test_advice_elsewhere.py", "tests/test_cli.py"),
+        only="nothing_can_be_kept",
     ),
     Mutant(
         "warm restarts come a step late",
