@@ -30,7 +30,7 @@ from . import cache
 from .dtypes import DTYPES, dtype_of
 from .lock import lock
 from .schedules import schedule as schedule
-from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NORM, NUMBERS, SHARED, STATES, TENSOR, check_limits
+from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NORM, NUMBERS, SHARED, STATES, STORAGE, TENSOR, check_limits
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
@@ -350,7 +350,66 @@ def to_bfloat16(x):
     return np.int16(rounded if x == x else 0x7FC0)
 
 
-CONVERSIONS = {"float16": (from_float16, to_float16), "bfloat16": (from_bfloat16, to_bfloat16)}
+# Stochastic rounding: x goes up or down to a neighbour with the probabilities that make x the mean of what is stored. The
+# random bits of an element are a function of the tensor's key, the count of steps, the element's index and the array
+# that is written: the same in C++ and CUDA, on any number of threads, and after loading a checkpoint.
+
+
+@inner
+def mixed(key, count):
+    """Mix a tensor's key, the count of steps and the upper half of an index into 64 bits, as SplitMix64 does."""
+    x = np.uint64(key) + np.uint64(count) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@inner
+def random_bits(index, low, high):
+    """32 random bits for an element, from 64 mixed ones; the steps are those of Chris Wellons' "lowbias32"."""
+    x = np.uint32(index) ^ low
+    x = np.uint32((x ^ (x >> 16)) * np.uint32(0x7FEB352D)) + high
+    x = np.uint32(x)
+    x = np.uint32((x ^ (x >> 15)) * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> 16))
+
+
+@inner
+def noise_of(place, i, random):
+    """16 random bits for element i of a run, to round what goes to this place: 0 is the parameter, then the states.
+
+    ``random`` has 64 mixed bits, in halves, and the index of the run's first element. Two places share 32 bits.
+    """
+    low, high, start = random
+    x = random_bits(np.uint32(start + np.uint32(i)), low, np.uint32(high ^ np.uint32(0x9E3779B9 * (place // 2))))
+    return np.uint32((x >> 16) if place % 2 else (x & 0xFFFF))
+
+
+@inner
+def to_bfloat16_by(x, noise):
+    """Add the noise to the half that is cut off."""
+    pattern = bits(x)
+    rounded = (pattern + noise) >> 16
+    return np.int16(rounded if x == x else 0x7FC0)
+
+
+@inner
+def to_float16_by(x, noise):
+    """Add the noise to the 13 bits below float16's last bit, and cut these off. 2**16 becomes infinity."""
+    size = min(abs(x), np.float32(2.0**16))
+    exponent = np.uint32(max(bits(size) & 0x7F800000, (127 - 14) << 23))
+    # 2**(10 + 13) over the power of two in the exponent: units of the last bit are left, times 2**13
+    scaled = size * from_bits(np.uint32(((254 + 23) << 23) - exponent))
+    units = (np.uint32(np.int32(scaled)) + (noise >> 3)) >> 13
+    half = (exponent >> 13) - ((127 - 14) << 10) + units
+    return np.uint16((half if x == x else 0x7E00) | ((bits(x) >> 16) & 0x8000))
+
+
+# For each dtype: what widens it, what narrows to nearest, and what narrows stochastically.
+CONVERSIONS = {
+    "float16": (from_float16, to_float16, to_float16_by),
+    "bfloat16": (from_bfloat16, to_bfloat16, to_bfloat16_by),
+}
 HALVES = {from_dtype(np.dtype(DTYPES[name].stored)): functions for name, functions in CONVERSIONS.items()}
 
 
@@ -367,17 +426,77 @@ def _widen(x):
     return lambda x: function(x)
 
 
-def narrow(x, array):
-    """Convert a number to an element of an array, rounding to nearest even; `_narrow` has the code for each type."""
+def narrow(x, array, place, i, random):
+    """Convert a number to an element of an array; `_narrow` has the code for each type.
+
+    It is rounded to nearest even or, where there are random bits, stochastically; `noise_of` says what these are.
+    """
     raise TypeError("narrow() exists in compiled code only")
 
 
 @overload(narrow)
-def _narrow(x, array):
+def _narrow(x, array, place, i, random):
     if array.dtype not in HALVES:
-        return lambda x, array: x
-    function = HALVES[array.dtype][1]
-    return lambda x, array: function(x)
+        return lambda x, array, place, i, random: x
+    _, nearest, by_noise = HALVES[array.dtype]
+    if isinstance(random, types.NoneType):
+        return lambda x, array, place, i, random: nearest(x)
+    return lambda x, array, place, i, random: by_noise(x, noise_of(place, i, random))
+
+
+# A master: a parameter in float32 of which 16 bits are the parameter that everybody sees. Behind a bfloat16 parameter,
+# the remainder is the difference of the bits, 16 of them or the upper 8; the parameter is the master rounded half up.
+# Behind a float16 parameter it is the master itself, which begins anew where somebody has written another parameter.
+
+
+@inner
+def joined(pattern, remainder, shift):
+    """Return the master of a bfloat16 parameter; the remainder's last bit is the master's bit number ``shift``."""
+    return from_bits(np.uint32((np.int32(pattern) << 16) + (np.int32(remainder) << shift)))
+
+
+@inner
+def split(x, shift):
+    """Split a master, rounded half up to the bits that are kept, into a bfloat16 parameter and its remainder."""
+    half = np.uint32(1 << shift) >> 1
+    kept = np.uint32((bits(x) + half) >> shift << shift) if x == x else np.uint32(0x7FC00000)
+    upper = np.uint32(kept + 0x8000) >> 16
+    return np.int16(upper), np.int32(np.uint32(kept - np.uint32(upper << 16))) >> shift
+
+
+@inner
+def joined_16(pattern, remainder):
+    return joined(pattern, remainder, 0)
+
+
+@inner
+def split_16(x):
+    return split(x, 0)
+
+
+@inner
+def joined_8(pattern, remainder):
+    return joined(pattern, remainder, 8)
+
+
+@inner
+def split_8(x):
+    return split(x, 8)
+
+
+@inner
+def current(pattern, master):
+    """Return the master of a float16 parameter: this one, unless somebody has written into the parameter since."""
+    return master if to_float16(master) == pattern else from_float16(pattern)
+
+
+@inner
+def with_float16(x):
+    return to_float16(x), x
+
+
+# For each dtype of a remainder: what finds the master from parameter and remainder, and what splits it.
+MASTERS = {types.int16: (joined_16, split_16), types.int8: (joined_8, split_8), types.float32: (current, with_float16)}
 
 
 # The loop exists once, for any number of states: `each` unrolls what is done with each of them. Overloads that recurse
@@ -402,10 +521,20 @@ def each(typing_context, function, tuples, shared):
     return types.Tuple([call.return_type for call in calls])(function, tuples, shared), generate
 
 
-@inner
 def load(array, i):
-    """Return element i of an array as a number to compute with; `flat` does not check for a negative index."""
-    return widen(array.flat[i])
+    """Return element i of an array as a number to compute with; `flat` does not check for a negative index.
+
+    Of a pair, parameter and remainder, it is an element of the master.
+    """
+    raise TypeError("load() exists in compiled code only")
+
+
+@overload(load)
+def _load(array, i):
+    if not isinstance(array, types.BaseTuple):
+        return lambda array, i: widen(array.flat[i])
+    joined = MASTERS[array[1].dtype][0]
+    return lambda array, i: joined(array[0].flat[i], array[1].flat[i])
 
 
 @inner
@@ -414,10 +543,29 @@ def load_state(array, i, p):
     return type(p)(widen(array.flat[i]))
 
 
+def store(array, value, place, i, random):
+    """Write a number as element i of an array, or of a master; `narrow` says what place and random are."""
+    raise TypeError("store() exists in compiled code only")
+
+
+@overload(store)
+def _store(array, value, place, i, random):
+    if isinstance(array, types.BaseTuple):
+        split = MASTERS[array[1].dtype][1]
+
+        def write(array, value, place, i, random):
+            array[0].flat[i], array[1].flat[i] = split(value)
+    else:
+
+        def write(array, value, place, i, random):
+            array.flat[i] = narrow(value, array, place, i, random)
+
+    return write
+
+
 @inner
-def store(array, value, i):
-    """Write a number as element i of an array."""
-    array.flat[i] = narrow(value, array)
+def store_at(array, value, place, i, random):
+    store(array, value, place, i, random)
 
 
 def as_tuple(returned):
@@ -430,19 +578,23 @@ def _as_tuple(returned):
     return (lambda returned: returned) if isinstance(returned, types.BaseTuple) else (lambda returned: (returned,))
 
 
-def apply(rule, i, p, g, states, hypers):
+PLACES = tuple(range(1 + STATES))  # of the parameter and its states, for `noise_of`
+
+
+def apply(rule, i, p, g, states, hypers, random):
     """Update element i of p and of its states by the rule with this number; `_apply` is the compiled code."""
     raise TypeError("apply() exists in compiled code only")
 
 
 @overload(apply, prefer_literal=True, inline="always")
-def _apply(rule, i, p, g, states, hypers):
+def _apply(rule, i, p, g, states, hypers, random):
     function = FUNCTIONS[rule.literal_value]
+    places = PLACES[: 1 + len(states)]
 
-    def element(rule, i, p, g, states, hypers):
+    def element(rule, i, p, g, states, hypers, random):
         old = load(p, i)
         updated = as_tuple(function(old, g, *each(load_state, (states,), (i, old)), *hypers))
-        each(store, ((p, *states), updated), (i,))
+        each(store_at, ((p, *states), updated, places), (i, random))
 
     return element
 
@@ -501,7 +653,7 @@ def _update_each(name, p, g, states, hypers):
         if False in each(has_shape, ((g, *states),), (p.shape,)):
             raise ValueError(unlike)
         for i in range(p.size):
-            apply(number, i, p, g.flat[i], states, hypers)
+            apply(number, i, p, g.flat[i], states, hypers, None)
 
     return loop
 
@@ -519,6 +671,8 @@ def check_arrays(function, arrays):
         if name != "g" and not given.mutable:
             raise TypingError(f"{function}: {name} is updated in place; it must be writable")
 
+
+STOCHASTIC = "stochastic"  # a rounding
 
 # Stages: what may happen to an element beside the rule. A kernel has the stages that it is compiled for, as bits of a
 # literal, in this order.
@@ -574,22 +728,23 @@ def _after(stages, i, p, g, e, numbers):
 
     def element(stages, i, p, g, e, numbers):
         if averages:
-            store(e, averaged(load(e, i), load(p, i), numbers[2]), i)
+            e.flat[i] = averaged(e.flat[i], load(p, i), numbers[2])
         if zeroes:
             g.flat[i] = 0
 
     return element if averages or zeroes else lambda stages, i, p, g, e, numbers: None
 
 
-def update(rule, stages, p, g, states, e, numbers, decay, hypers):
+def update(rule, stages, p, g, states, e, numbers, decay, hypers, random):
     """Update one run of elements. The test for weight decay is outside the loop, where it costs nothing."""
     if decay == 0:
-        for i in range(p.size):
-            apply(rule, i, p, before(stages, widen(g[i]), numbers), states, hypers)
+        for i in range(g.size):
+            apply(rule, i, p, before(stages, load_state(g, i, decay), numbers), states, hypers, random)
             after(stages, i, p, g, e, numbers)
     else:
-        for i in range(p.size):
-            apply(rule, i, p, before(stages, widen(g[i]), numbers) + decay * widen(p[i]), states, hypers)
+        for i in range(g.size):
+            decayed = before(stages, load_state(g, i, decay), numbers) + decay * load(p, i)
+            apply(rule, i, p, decayed, states, hypers, random)
             after(stages, i, p, g, e, numbers)
 
 
@@ -598,7 +753,7 @@ def update(rule, stages, p, g, states, e, numbers, decay, hypers):
 # three times as long. The price: in float64, loops of AMSGrad and of RMSProp with momentum are vectorised from 16
 # elements on, not from 8.
 @overload(update, prefer_literal=True, jit_options={"error_model": "numpy", "forceinline": True})
-def _update(rule, stages, p, g, states, e, numbers, decay, hypers):
+def _update(rule, stages, p, g, states, e, numbers, decay, hypers, random):
     return update
 
 
@@ -612,7 +767,7 @@ def _left_alone(stages, p, e, gain):
     alone = bits_of(["average"])
 
     def loop(stages, p, e, gain):
-        for i in range(p.size):
+        for i in range(e.size):
             after(alone, i, p, p, e, (gain, gain, gain))
 
     return loop if has("average", stages) else lambda stages, p, e, gain: None
@@ -675,18 +830,65 @@ def state_places(name, dtype, stored=()):
     return tuple(range(len(dtypes))), tuple(each.stored for each in dtypes), tuple(each.itemsize for each in dtypes)
 
 
-def make_kernel(name, dtype, stages=(), states=()):
+@inner
+def storage_of(job, tensor):
+    """Return a tensor's row of the table of storages."""
+    return carray(pointer(job.storages), tensor + 1, STORAGE)[tensor]
+
+
+def param_at(job, tensor, param, at, length, stored, size, kept, kept_size):
+    """Return a parameter's array from an element on, with that of its remainder if the kernel is for masters."""
+    raise TypeError("param_at() exists in compiled code only")
+
+
+@overload(param_at)
+def _param_at(job, tensor, param, at, length, stored, size, kept, kept_size):
+    if isinstance(kept, types.NoneType):
+
+        def array(job, tensor, param, at, length, stored, size, kept, kept_size):
+            return carray(pointer(param + at * size), length, stored)
+
+    else:
+
+        def array(job, tensor, param, at, length, stored, size, kept, kept_size):
+            remainder = storage_of(job, tensor).remainder + at * kept_size
+            return carray(pointer(param + at * size), length, stored), carray(pointer(remainder), length, kept)
+
+    return array
+
+
+def random_of(stochastic, job, tensor, at):
+    """Return what `noise_of` needs for a run that begins with this element; None if the kernel rounds to nearest."""
+    raise TypeError("random_of() exists in compiled code only")
+
+
+@overload(random_of, prefer_literal=True)
+def _random_of(stochastic, job, tensor, at):
+    if not stochastic.literal_value:
+        return lambda stochastic, job, tensor, at: None
+
+    def random(stochastic, job, tensor, at):
+        mix = mixed(storage_of(job, tensor).key + (at >> 32), job.count)
+        return np.uint32(mix), np.uint32(mix >> np.uint64(32)), np.uint32(at)
+
+    return random
+
+
+def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", rounding=""):
     """Define the kernel of a rule for a dtype, with these stages: a plain function, for ``cfunc``.
 
-    States have the dtypes given, or all that in which the kernel computes.
+    States have the dtypes given, or all that in which the kernel computes. `kernel` says what the others are.
 
     It closes over plain constants only, since a closure over a compiled function never hits Numba's cache. Its name is
     unique, since functions that share a name share a cache index, in which two processes can mistake one for another.
     """
     number, given, bits = number_of(name), dtype_of(dtype), bits_of(stages)
     places, number_indices = state_places(name, dtype, states), tuple(range(SHARED, SHARED + counts_of(name)[1]))
-    stored, real = given.stored, given.real
+    stored, real, of_grad = given.stored, given.real, dtype_of(gradient or dtype).stored
     stored_size, real_size = given.itemsize, np.dtype(real).itemsize  # and the average's
+    grad_size, stochastic = np.dtype(of_grad).itemsize, int(rounding == STOCHASTIC)
+    kept = np.dtype(master).type if master else None
+    kept_size = np.dtype(kept).itemsize if master else 0
 
     def kernel(job_address, begin, end, worker):
         job = carray(pointer(job_address), 1, JOB)[0]
@@ -696,11 +898,12 @@ def make_kernel(name, dtype, stages=(), states=()):
             chunk = chunks[c]
             tensor = carray(pointer(job.tensors), chunk.tensor + 1, TENSOR)[chunk.tensor]
             runs, length, step = 1, chunk.length, 0
+            place = job, chunk.tensor, tensor.param
             if tensor.grad == 0:
                 if tensor.average != 0:
                     left_alone(
                         bits,
-                        carray(pointer(tensor.param + chunk.offset * stored_size), length, stored),
+                        param_at(*place, chunk.offset, length, stored, stored_size, kept, kept_size),
                         carray(pointer(tensor.average + chunk.offset * real_size), length, real),
                         gain,
                     )
@@ -708,19 +911,19 @@ def make_kernel(name, dtype, stages=(), states=()):
             row = carray(pointer(job.hypers), (tensor.hyper + 1, HYPERS), np.float64)[tensor.hyper]
             scale, decay = real(row[0]) * real(job.coefficient), real(row[1])
             hypers = each(number_at, (number_indices,), (row, real))
-            grad = tensor.grad + chunk.grad_offset * stored_size
+            grad = tensor.grad + chunk.grad_offset * grad_size
             if tensor.layout != 0:
                 layout = carray(pointer(tensor.layout), 1, LAYOUT)[0]
                 runs, step = chunk.rows, layout.param_row
                 grad = job.scratch + worker * job.scratch_bytes
                 gather(
-                    carray(pointer(grad), runs * length, stored),
+                    carray(pointer(grad), runs * length, of_grad),
                     tensor.grad + chunk.grad_offset,
                     runs,
                     length,
                     layout.grad_row,
                     layout.grad_item,
-                    stored,
+                    of_grad,
                 )
                 if step == length:  # whole rows: the tile is one run
                     runs, length = 1, runs * length
@@ -729,16 +932,19 @@ def make_kernel(name, dtype, stages=(), states=()):
                 update(
                     number,
                     bits,
-                    carray(pointer(tensor.param + at * stored_size), length, stored),
-                    carray(pointer(grad + r * length * stored_size), length, stored),
+                    param_at(*place, at, length, stored, stored_size, kept, kept_size),
+                    carray(pointer(grad + r * length * grad_size), length, of_grad),
                     each(state_at, places, (tensor.states, at, length)),
                     carray(pointer(tensor.average + at * real_size), length, real),
                     (scale, limit, gain),
                     decay,
                     hypers,
+                    random_of(stochastic, job, chunk.tensor, at),
                 )
 
-    kernel.__name__ = kernel.__qualname__ = "_".join((name, given.name, *states, *stages, f"abi{ABI}"))
+    others = (gradient, master, rounding)
+    parts = (name, given.name, *states, *stages, *(part for part in others if part), f"abi{ABI}")
+    kernel.__name__ = kernel.__qualname__ = "_".join(parts)
     return kernel
 
 
@@ -837,6 +1043,7 @@ def make_update(name, dtype):
             (real(1), real(1), real(1)),
             real(0),
             each(number_at, (number_indices,), (row, real)),
+            None,
         )
 
     function.__name__ = function.__qualname__ = f"update_{name}_{given.name}_abi{ABI}"
@@ -847,22 +1054,36 @@ _kernels: dict = {}
 _updates: dict = {}
 
 
-def kernel(name: str, dtype: Any, stages: Any = (), states: Any = ()) -> Any:
+def kernel(
+    name: str, dtype: Any, stages: Any = (), states: Any = (), gradient: str = "", master: str = "", rounding: str = ""
+) -> Any:
     """Return a rule's compiled kernel for a dtype, a Numba ``CFunc``; it lives as long as the process.
 
-    The dtype is that of parameter and gradient: anything NumPy accepts, or "bfloat16". The stages are names in the
-    order of STAGES; the states are names of their dtypes, or nothing where all are what the kernel computes in, float32
-    for half precision. The name NORM stands for the kernel that writes the sums of squares of gradients, which has
-    neither.
+    The name NORM stands for the kernel that writes the sums of squares of gradients; of the others it has none.
+
+    Parameters
+    ----------
+    name : str
+    dtype
+        That of parameters: anything NumPy accepts, or "bfloat16".
+    stages : sequence of str
+        In the order of STAGES.
+    states : sequence of str
+        Names of the states' dtypes; nothing where all are what the kernel computes in, float32 for half precision.
+    gradient : str
+        The dtype of gradients, if it is not that of parameters.
+    master : str
+        The dtype of the remainder behind a parameter: "int16" or "int8" for bfloat16, "float32" for float16.
+    rounding : str
+        STOCHASTIC for what has 16 bits and no remainder; "" is to nearest.
     """
-    kind = ((), ()) if name == NORM else (tuple(stages), tuple(states))
-    key = name, dtype_of(dtype).name, *kind
-    return compiled_once(_kernels, key, make_any, make_cfunc)
+    others = ((), ()) if name == NORM else (tuple(stages), tuple(states), gradient, master, rounding)
+    return compiled_once(_kernels, (name, dtype_of(dtype).name, *others), make_any, make_cfunc)
 
 
-def make_any(name, dtype, stages, states):
+def make_any(name, dtype, *others):
     """Define the kernel of a rule, or of the norm."""
-    return make_norm(dtype) if name == NORM else make_kernel(name, dtype, stages, states)
+    return make_norm(dtype) if name == NORM else make_kernel(name, dtype, *others)
 
 
 def update_for_c(name: str, dtype: Any) -> Any:
@@ -879,6 +1100,6 @@ def compiled_once(known, key, make, wrap):
     return known[key]
 
 
-def cached(name: str, dtype: Any, stages: Any = (), states: Any = ()) -> bool:
+def cached(name: str, dtype: Any, *others: Any) -> bool:
     """Say whether the cache has a rule's kernel for a dtype, as it is now and for this processor."""
-    return cache.kept(make_any(name, dtype, tuple(stages), tuple(states)), SIGNATURE)
+    return cache.kept(make_any(name, dtype, *others), SIGNATURE)

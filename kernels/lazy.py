@@ -1,18 +1,17 @@
 """Lazy compilation: Numba is imported, and compiles, when a kernel or a schedule's value is first needed."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from .lock import lock
 
 
-def kernel(name: str, dtype: Any, stages: Sequence[str] = (), states: Sequence[str] = ()) -> Any:
-    """Return a rule's compiled kernel for a dtype, with these stages and dtypes of states; see `cpu.kernel`."""
+def kernel(name: str, dtype: Any, *others: Any) -> Any:
+    """Return a rule's compiled kernel for a dtype; see `cpu.kernel` for the others."""
     with lock:
         from . import cpu
 
-        return cpu.kernel(name, dtype, stages, states)
+        return cpu.kernel(name, dtype, *others)
 
 
 def update_for_c(name: str, dtype: Any) -> Any:

@@ -14,7 +14,7 @@ typedef long long int64_t;
 /* cffi reads the text between the next two marks; its only preprocessor directive is #define of an integer. */
 /* begin */
 
-#define FASTOPT_ABI 8      /* changes with every change of a struct or a signature below */
+#define FASTOPT_ABI 9      /* changes with every change of a struct or a signature below */
 #define FASTOPT_STATES 3   /* states that a rule may have */
 #define FASTOPT_SHARED 2   /* numbers that every hyper row begins with: the gradient's factor, the weight decay */
 #define FASTOPT_NUMBERS 6  /* numbers of its own that a rule may have in a hyper row, after those */
@@ -23,6 +23,7 @@ typedef long long int64_t;
 #define FASTOPT_CARRIED 48 /* carried numbers that travel in a clock, which then has at most 512 bytes */
 #define FASTOPT_NDIM 64    /* axes that an array may have */
 #define FASTOPT_POWERS 3   /* sums of squares on a GPU: of gradients, of their 2^-600th, of 2^600 times as much */
+#define FASTOPT_BLOCK 64   /* elements of a state in 8 bits that share a scale */
 
 /* The strides of a gradient whose storage order differs from its parameter's. */
 typedef struct fastopt_layout {
@@ -40,6 +41,13 @@ typedef struct fastopt_tensor {
     const fastopt_layout *layout; /* null: parameter, gradient and states share one storage order */
     int64_t hyper;                /* index of the tensor's hyper row */
 } fastopt_tensor;
+
+/* What a row of the tensor table lacks, for kernels whose storages need it: a table of its own, with the same rows. */
+typedef struct fastopt_storage {
+    float *scales[FASTOPT_STATES]; /* of the blocks of states in 8 bits */
+    void *remainder;               /* what the master has beyond a parameter of 16 bits, or the master itself */
+    int64_t key;                   /* for stochastic rounding: the tensor's random bits in all steps come from it */
+} fastopt_storage;
 
 /* A row of the chunk table: a run of elements, or a tile of several where the tensor has a layout. */
 typedef struct fastopt_chunk {
@@ -64,6 +72,8 @@ typedef struct fastopt_job {
     double coefficient; /* of all gradients: 1 unless they are clipped by their norm */
     double limit;       /* for clipping by value: the largest size of an element of a gradient, before any factor */
     double gain;        /* for the average: the weight of the new parameter */
+    const fastopt_storage *storages; /* null, or a row for each tensor */
+    int64_t count;                   /* for stochastic rounding: steps taken before this one */
 } fastopt_job;
 
 /* The argument of a kernel on a GPU begins with this. Behind it are as many words, of 8 bytes, as the kernel was compiled
@@ -81,6 +91,9 @@ typedef struct fastopt_gpu_job {
     const float *scale;  /* for clipping by value: null, or what gradients are divided by before; their factor lacks it, */
     double limit;        /* and the largest size that they keep */
     double gain;         /* for the average: the weight of the new parameter */
+    const fastopt_storage *storages; /* null, or a row for each tensor */
+    int64_t count;                   /* for stochastic rounding: steps taken before this one, */
+    const int64_t *counted;          /* and null, or a number to add to them, which this launch does not change */
 } fastopt_gpu_job;
 
 /* What becomes of a step by the norm of all its gradients, in a GPU's memory. */
@@ -160,8 +173,9 @@ typedef struct fastopt_message {
 FASTOPT_SIZE(fastopt_layout, 24);
 FASTOPT_SIZE(fastopt_tensor, 40 + 8 * FASTOPT_STATES);
 FASTOPT_SIZE(fastopt_chunk, 32);
-FASTOPT_SIZE(fastopt_job, 88);
-FASTOPT_SIZE(fastopt_gpu_job, 96);
+FASTOPT_SIZE(fastopt_storage, 16 + 8 * FASTOPT_STATES);
+FASTOPT_SIZE(fastopt_job, 104);
+FASTOPT_SIZE(fastopt_gpu_job, 120);
 FASTOPT_SIZE(fastopt_gpu_norm, 32);
 FASTOPT_SIZE(fastopt_gpu_total, 80);
 FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);

@@ -5,7 +5,7 @@ The headers say what every constant and field means; a test compares names, size
 
 import numpy as np
 
-ABI = 8
+ABI = 9
 NORM = "norm"  # the kernel that writes a job's sums; all others have the names of rules
 STATES = 3
 SHARED = 2
@@ -15,6 +15,7 @@ OPTIONS = 8
 WORDS = 496
 CARRIED = 48
 POWERS = 3
+BLOCK = 64
 
 
 def check_limits(rule: str, **counts: tuple[int, int]) -> None:
@@ -37,6 +38,7 @@ TENSOR = np.dtype(
         ("hyper", np.int64),
     ]
 )
+STORAGE = np.dtype([("scales", np.int64, (STATES,)), ("remainder", np.int64), ("key", np.int64)])
 LAYOUT = np.dtype([("param_row", np.int64), ("grad_row", np.int64), ("grad_item", np.int64)])
 CHUNK = np.dtype(
     [
@@ -180,6 +182,8 @@ JOB = np.dtype(
         ("coefficient", np.float64),
         ("limit", np.float64),
         ("gain", np.float64),
+        ("storages", np.int64),
+        ("count", np.int64),
     ]
 )
 GPU_JOB = np.dtype(
@@ -196,6 +200,9 @@ GPU_JOB = np.dtype(
         ("scale", np.int64),
         ("limit", np.float64),
         ("gain", np.float64),
+        ("storages", np.int64),
+        ("count", np.int64),
+        ("counted", np.int64),
     ]
 )
 GPU_NORM = np.dtype(

@@ -47,7 +47,7 @@ def widen_all(patterns, out):
 @njit
 def narrow_all(x, out):
     for i in range(x.size):
-        out[i] = cpu.narrow(x[i], out)
+        out[i] = cpu.narrow(x[i], out, 0, i, None)
 
 
 def widened(patterns, dtype):

@@ -13,7 +13,7 @@ from ..kernels import limits, pool
 from ..kernels.dtypes import DTYPES
 from ..kernels.lazy import kernel
 from ..kernels.reader import address
-from ..kernels.tables import ABI, HYPERS, JOB, NORM
+from ..kernels.tables import ABI, HYPERS, JOB, NORM, STORAGE
 from ..rules import Row
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 from .launch import Launch, LaunchCache, Tables, Variant
@@ -109,6 +109,9 @@ class CpuLaunch(CpuTables, Launch):
     def __init__(self, variant: Variant, sizes: Sequence[int], threads: Threads = pool) -> None:
         super().__init__(variant.dtype, sizes, threads)
         self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
+        if variant.uses_storages:
+            self.storages = np.zeros(len(sizes), STORAGE)
+            self.job["storages"] = address(self.storages)
         self.kernel = kernel(*variant)
         self.run = threads.runner(self.kernel, address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))

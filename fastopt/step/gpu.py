@@ -14,7 +14,7 @@ from ..rules import Row
 from .chunks import Strides
 from .gpu_launch import GpuLaunch
 from .gpu_rows import GpuRows
-from .launch import LaunchCache, Variant
+from .launch import Entry, LaunchCache, StorageRow, Variant
 
 OLDEST = 70  # compute capability: Volta, from 2017
 
@@ -70,7 +70,7 @@ class Gpu:
             raise RuntimeError(NO_CAPTURE)
         launch.rows.take(rows)
         launch.write_params(addresses[:1])
-        launch.write_entries([(0, 0, addresses[2:])])
+        launch.write_entries([Entry(0, 0, addresses[2:], StorageRow())])
         launch.write_gradients(np.array(addresses[1:2]), strided)
         launch()
         self.cache.put(key, launch)

@@ -180,7 +180,7 @@ class GpuLaunch(Launch):
         counter = 0 if sums else self.rows.count_once()
         job = table, self.cuts.address, hypers, self.rows.skip, grads, counter
         stages = self.rows.coefficient, self.rows.scale if "value" in self.variant.stages else 0, self.limit, self.gain
-        self.job[0] = *job, sums, apart, *stages
+        self.job[0] = *job, sums, apart, *stages, 0, 0, 0
         size = size or cuda.SIZES[0]
         argument = self.argument.view(np.uint8)[:size].view(f"V{size}")
         self.stream.launch(kernels[size], self.count, argument, self.block)

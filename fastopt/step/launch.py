@@ -10,20 +10,44 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels.reader import address
-from ..kernels.tables import TENSOR
+from ..kernels.tables import STATES, STORAGE, TENSOR
 from ..rules import Row
 from .chunks import Strides
 
-Entry = tuple[int, int, Sequence[int]]  # of the tensor table: its row, its hyper row, the addresses of the states
+
+
+class StorageRow(NamedTuple):
+    """A row of the table of storages."""
+
+    scales: tuple[int, ...] = (0,) * STATES  # addresses, for states in 8 bits
+    remainder: int = 0  # its address, for a parameter with a master
+    key: int = 0  # for stochastic rounding
+
+
+class Entry(NamedTuple):
+    """What a step group writes into the tables for one parameter."""
+
+    row: int
+    hyper: int  # its hyper row
+    states: Sequence[int]  # their addresses
+    storage: StorageRow
 
 
 class Variant(NamedTuple):
     """Which kernel a launch runs; `kernels.cpu.kernel` says what these names may be."""
 
     rule: str
-    dtype: str  # of parameter and gradient
+    dtype: str  # of the parameter
     stages: tuple[str, ...] = ()
     states: tuple[str, ...] = ()  # their dtypes; none if all are what the kernel computes in
+    gradient: str = ""  # its dtype, if it is not the parameter's
+    master: str = ""  # the dtype of the remainder, if the parameter has a master
+    rounding: str = ""  # to nearest, or "stochastic"
+
+    @property
+    def uses_storages(self) -> bool:
+        """Whether the kernel reads the table of storages."""
+        return bool(self.master or self.rounding)
 
 
 class Tables(ABC):
@@ -58,6 +82,7 @@ class Launch(Tables):
     on_gpu: ClassVar[bool]
     threads: Any = None  # those that run it, on the CPU
     stream: Any = None  # on which it goes, on a GPU
+    storages: npt.NDArray[Any] | None = None  # a row of STORAGE for each tensor, if the kernel reads them
 
     def write_params(self, addresses: Sequence[int]) -> None:
         """Write the addresses of the parameters."""
@@ -65,9 +90,11 @@ class Launch(Tables):
 
     def write_entries(self, entries: Sequence[Entry]) -> None:
         """Write hyper rows and states of the tensors that take part."""
-        for row, hyper, states in entries:
+        for row, hyper, states, storage in entries:
             self.table[row]["hyper"] = hyper
             self.table[row]["states"][: len(states)] = states
+            if self.storages is not None:
+                self.storages[row] = storage
 
     def write_averages(self, addresses: Sequence[int]) -> None:
         """Write the addresses of the parameters' averages, 0 for those that have none."""

@@ -11,10 +11,11 @@ from ..kernels.dtypes import DTYPES
 from ..kernels.reader import Array
 from ..rules import ADDED_DEFAULTS, Rule
 from .group import GroupOptions
-from .launch import Device, Launch
+from .launch import Device, Launch, StorageRow
 from .memory import Layout, extent
 
 EMA = "ema"  # the state that is the parameter's average
+NO_STORAGE = StorageRow()
 NOTHING: dict[str, Any] = {}  # no new states; one dict for all parameters, never written to
 
 
@@ -111,6 +112,10 @@ class Parameter(ABC):
         """Return the dtypes of a rule's states by name; nothing if kernels compute in all of them."""
         dtypes = tuple([self.state_dtype(name) for name in rule.states])
         return () if {*dtypes} <= {DTYPES[self.dtype].real_name} else dtypes
+
+    def storage_row(self, rule: Rule, states: Mapping[str, Array]) -> StorageRow:
+        """Return where what a rule's states and the parameter have beside them lies."""
+        return NO_STORAGE
 
     @property
     def is_complex(self) -> bool:

@@ -176,7 +176,8 @@ class Plan:
             for parameter, new_states in zip(group.parameters, group.new_states, strict=True):
                 states = {**parameter.states, **new_states}
                 addresses = [extent(states[name])[0] for name in group.rule.states]
-                entries[parameter.launch].append((parameter.row, number, addresses))
+                entry = Entry(parameter.row, number, addresses, parameter.storage_row(group.rule, states))
+                entries[parameter.launch].append(entry)
         for launch in self.launches:
             launch.write_hypers(hypers)
             launch.write_entries(entries[launch])
