@@ -27,10 +27,10 @@ from numba.extending import intrinsic, overload
 from numba.np.numpy_support import from_dtype
 
 from . import cache
-from .dtypes import DTYPES, dtype_of
+from .dtypes import CODES, DTYPES, STORED, dtype_of
 from .lock import lock
 from .schedules import schedule as schedule
-from .tables import ABI, CHUNK, HYPERS, JOB, LAYOUT, NORM, NUMBERS, SHARED, STATES, STORAGE, TENSOR, check_limits
+from .tables import ABI, BLOCK, CHUNK, HYPERS, JOB, LAYOUT, NORM, NUMBERS, SHARED, STATES, STORAGE, TENSOR, check_limits
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
@@ -499,6 +499,118 @@ def with_float16(x):
 MASTERS = {types.int16: (joined_16, split_16), types.int8: (joined_8, split_8), types.float32: (current, with_float16)}
 
 
+# Codes: a state in 8 bits, in blocks with a scale each, the block's largest magnitude. A block that has NaN, infinity or
+# more than 2**119 has NaN for its scale; the smallest scale leaves every step of the arithmetic above the subnormals.
+# No sum below follows a product that is not exact, so that a compiler that contracts the two gives the same bits.
+# `fastopt.bench.codes` compares these codes with others.
+
+SMALLEST_SCALE, LARGEST_SCALE, NO_SCALE = np.uint32(0x10800000), np.uint32(0x7B000000), np.uint32(0x7FC00000)
+UNIT = np.float32(2.0**-16)  # of the noise
+STEPS = np.float32(255.0**4)  # from 0 to the scale, the code being a fourth root
+
+
+@inner
+def signed_number(code, scale):
+    """Decode an average: softsign's inverse, which has the finest steps around 0."""
+    c = np.float32(code)
+    return scale * (c / (np.float32(254) - abs(c)))
+
+
+@inner
+def signed_code(x, scale, noise):
+    """Encode an average as -127 to 127; noise of a half rounds to nearest."""
+    size = abs(x)
+    t = np.float32(254) * size / (scale + size)
+    c = np.int32((t if t < np.float32(127) else np.float32(127)) + noise)
+    c = min(c, np.int32(127))
+    return np.int8(-c if x < 0 else c)
+
+
+@inner
+def unsigned_number(code, scale):
+    """Decode what is never negative: the fourth power."""
+    c = np.float32(code)
+    square = c * c
+    return square * square * (scale / STEPS)
+
+
+@inner
+def unsigned_code(x, scale):
+    """Encode what is never negative, as 0 to 255; what is positive is at least 1, since steps are divided by its root."""
+    t = np.sqrt(np.sqrt(x * (STEPS / scale)))
+    c = np.int32((t if t < np.float32(255) else np.float32(255)) + np.float32(0.5))
+    return np.uint8(max(c, np.int32(x > 0)))
+
+
+@inner
+def unsigned_code_by(x, scale, noise):
+    """The same, rounded up with the probability that makes x the mean of what is stored."""
+    y = np.sqrt(x * (STEPS / scale))
+    root = np.sqrt(y)
+    t = root if root < np.float32(255) else np.float32(255)
+    c = np.int32(t)
+    low, width = np.float32(c), np.float32((2 * c + 1) * (2 * c * (c + 1) + 1))  # from c**4 to (c + 1)**4
+    c += np.int32(noise * width < (t - low) * (t + low) * (y + low * low))
+    return np.uint8(min(max(c, np.int32(x > 0)), np.int32(255)))
+
+
+def number_of_code(code, scale):
+    """Decode an element; `_number_of_code` has the code for each type."""
+    raise TypeError("number_of_code() exists in compiled code only")
+
+
+@overload(number_of_code)
+def _number_of_code(code, scale):
+    function = signed_number if code == types.int8 else unsigned_number
+    return lambda code, scale: function(code, scale)
+
+
+def code_of(x, scale, codes, place, i, random):
+    """Encode a number for an array of codes; `narrow` says what place and random are."""
+    raise TypeError("code_of() exists in compiled code only")
+
+
+@overload(code_of)
+def _code_of(x, scale, codes, place, i, random):
+    nearest = isinstance(random, types.NoneType)
+    if codes.dtype == types.int8 and nearest:
+        return lambda x, scale, codes, place, i, random: signed_code(x, scale, np.float32(0.5))
+    if codes.dtype == types.int8:
+        return lambda x, scale, codes, place, i, random: signed_code(x, scale, fraction_of(place, i, random))
+    if nearest:
+        return lambda x, scale, codes, place, i, random: unsigned_code(x, scale)
+    return lambda x, scale, codes, place, i, random: unsigned_code_by(x, scale, fraction_of(place, i, random))
+
+
+@inner
+def fraction_of(place, i, random):
+    """The noise as a fraction, from 0 up to but not including 1."""
+    return np.float32(np.int32(noise_of(place, i, random))) * UNIT
+
+
+@inner
+def decode(codes, scales, numbers, start):
+    """Decode so many elements as there are numbers, from one that begins a block."""
+    for first in range(0, numbers.size, BLOCK):
+        scale = scales[(start + first) // BLOCK]
+        for i in range(first, min(first + BLOCK, numbers.size)):
+            numbers[i] = number_of_code(codes[start + i], scale)
+
+
+@inner
+def encode(codes, scales, numbers, start, place, random):
+    """Encode all these numbers, from an element on that begins a block."""
+    for first in range(0, numbers.size, BLOCK):
+        end = min(first + BLOCK, numbers.size)
+        largest = SMALLEST_SCALE
+        for i in range(first, end):  # an integer maximum, which vectorises; one of floats does not, for the sake of NaN
+            largest = max(largest, np.uint32(bits(numbers[i]) & 0x7FFFFFFF))
+        scale = from_bits(NO_SCALE if largest > LARGEST_SCALE else largest)
+        scales[(start + first) // BLOCK] = scale
+        for i in range(first, end):
+            codes[start + i] = code_of(numbers[i], scale, codes, place, start + i, random)
+
+
 # The loop exists once, for any number of states: `each` unrolls what is done with each of them. Overloads that recurse
 # over the states were as fast, but kernels took a third to a half longer to compile, and five times as long with
 # inline="always".
@@ -563,11 +675,6 @@ def _store(array, value, place, i, random):
     return write
 
 
-@inner
-def store_at(array, value, place, i, random):
-    store(array, value, place, i, random)
-
-
 def as_tuple(returned):
     """Return a rule's result as a tuple; a rule without states returns a number. `_as_tuple` is the compiled code."""
     raise TypeError("as_tuple() exists in compiled code only")
@@ -594,7 +701,7 @@ def _apply(rule, i, p, g, states, hypers, random):
     def element(rule, i, p, g, states, hypers, random):
         old = load(p, i)
         updated = as_tuple(function(old, g, *each(load_state, (states,), (i, old)), *hypers))
-        each(store_at, ((p, *states), updated, places), (i, random))
+        each(store, ((p, *states), updated, places), (i, random))
 
     return element
 
@@ -748,13 +855,86 @@ def update(rule, stages, p, g, states, e, numbers, decay, hypers, random):
             after(stages, i, p, g, e, numbers)
 
 
+PIECE = 1024  # elements whose states are decoded at once: they stay in the L1 cache
+
+
+def opened(state, start, size):
+    """Return a state's numbers from an element on: a part of its array, or what its codes decode to."""
+    raise TypeError("opened() exists in compiled code only")
+
+
+@overload(opened)
+def _opened(state, start, size):
+    if not isinstance(state, types.BaseTuple):
+        return lambda state, start, size: state[start : start + size]
+
+    def numbers(state, start, size):
+        codes, scales, buffer = state
+        decode(codes, scales, buffer[:size], start)
+        return buffer[:size]
+
+    return numbers
+
+
+def closed(state, numbers, place, start, random):
+    """Write a state's numbers from an element on, unless they are a part of its array."""
+    raise TypeError("closed() exists in compiled code only")
+
+
+@overload(closed)
+def _closed(state, numbers, place, start, random):
+    if not isinstance(state, types.BaseTuple):
+        return lambda state, numbers, place, start, random: None
+    return lambda state, numbers, place, start, random: encode(state[0], state[1], numbers, start, place, random)
+
+
+def part(array, start, size):
+    """Return a part of an array, or of both arrays of a master."""
+    raise TypeError("part() exists in compiled code only")
+
+
+@overload(part)
+def _part(array, start, size):
+    if isinstance(array, types.BaseTuple):
+        return lambda array, start, size: (array[0][start : start + size], array[1][start : start + size])
+    return lambda array, start, size: array[start : start + size]
+
+
+def from_element(random, start):
+    """Return what `noise_of` needs for a part of a run."""
+    raise TypeError("from_element() exists in compiled code only")
+
+
+@overload(from_element)
+def _from_element(random, start):
+    if isinstance(random, types.NoneType):
+        return lambda random, start: None
+    return lambda random, start: (random[0], random[1], np.uint32(random[2] + np.uint32(start)))
+
+
+def update_by_pieces(places):
+    """Return what updates a run of elements where some states are codes; ``places`` are the states', for `noise_of`."""
+
+    def loop(rule, stages, p, g, states, e, numbers, decay, hypers, random):
+        for start in range(0, g.size, PIECE):
+            size = min(PIECE, g.size - start)
+            pieces = each(opened, (states,), (start, size))
+            mine, gradient, average = part(p, start, size), part(g, start, size), part(e, start, size)
+            noise = from_element(random, start)
+            update(rule, stages, mine, gradient, pieces, average, numbers, decay, hypers, noise)
+            each(closed, (states, pieces, places), (start, random))
+
+    return loop
+
+
 # Inlining is forced: whether LLVM would inline the loop by itself depends on rule and dtype, and on what the process
 # has compiled before. If it does not, what runs is Numba's code for `update` alone, which is not vectorised and took
 # three times as long. The price: in float64, loops of AMSGrad and of RMSProp with momentum are vectorised from 16
 # elements on, not from 8.
 @overload(update, prefer_literal=True, jit_options={"error_model": "numpy", "forceinline": True})
 def _update(rule, stages, p, g, states, e, numbers, decay, hypers, random):
-    return update
+    coded = any(isinstance(state, types.BaseTuple) for state in states)
+    return update_by_pieces(PLACES[1 : 1 + len(states)]) if coded else update
 
 
 def left_alone(stages, p, e, gain):
@@ -826,7 +1006,7 @@ def state_at(index, stored, size, addresses, offset, length):
 
 def state_places(name, dtype, stored=()):
     """Return what `state_at` needs of all states: their indices, types in memory and bytes of an element."""
-    dtypes = [dtype_of(each) for each in stored] or [dtype_of(dtype_of(dtype).real)] * STATES_OF[name]
+    dtypes = [STORED[each] for each in stored] or [dtype_of(dtype_of(dtype).real)] * STATES_OF[name]
     return tuple(range(len(dtypes))), tuple(each.stored for each in dtypes), tuple(each.itemsize for each in dtypes)
 
 
@@ -874,6 +1054,41 @@ def _random_of(stochastic, job, tensor, at):
     return random
 
 
+def with_scales(coded, states, job, tensor, worker, at):
+    """Return the states' arrays, those of codes with their scales, and a buffer for what they decode to."""
+    raise TypeError("with_scales() exists in compiled code only")
+
+
+@overload(with_scales, prefer_literal=True)
+def _with_scales(coded, states, job, tensor, worker, at):
+    if not coded.literal_value:
+        return lambda coded, states, job, tensor, worker, at: states
+    places = PLACES[: len(states)]
+
+    def found(coded, states, job, tensor, worker, at):
+        scratch = job.scratch + worker * job.scratch_bytes
+        return each(with_scale, (states, places), (storage_of(job, tensor).scales, scratch, at))
+
+    return found
+
+
+def with_scale(state, place, scales, scratch, at):
+    """Return a state's array; of codes, with what `with_scales` says."""
+    raise TypeError("with_scale() exists in compiled code only")
+
+
+@overload(with_scale)
+def _with_scale(state, place, scales, scratch, at):
+    if state.dtype not in (types.int8, types.uint8):
+        return lambda state, place, scales, scratch, at: state
+
+    def codes(state, place, scales, scratch, at):
+        of_blocks = carray(pointer(scales[place] + at // BLOCK * 4), (state.size + BLOCK - 1) // BLOCK, np.float32)
+        return state, of_blocks, carray(pointer(scratch + place * PIECE * 4), PIECE, np.float32)
+
+    return codes
+
+
 def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", rounding=""):
     """Define the kernel of a rule for a dtype, with these stages: a plain function, for ``cfunc``.
 
@@ -887,6 +1102,7 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
     stored, real, of_grad = given.stored, given.real, dtype_of(gradient or dtype).stored
     stored_size, real_size = given.itemsize, np.dtype(real).itemsize  # and the average's
     grad_size, stochastic = np.dtype(of_grad).itemsize, int(rounding == STOCHASTIC)
+    coded = int(any(state in CODES for state in states))
     kept = np.dtype(master).type if master else None
     kept_size = np.dtype(kept).itemsize if master else 0
 
@@ -934,7 +1150,9 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
                     bits,
                     param_at(*place, at, length, stored, stored_size, kept, kept_size),
                     carray(pointer(grad + r * length * grad_size), length, of_grad),
-                    each(state_at, places, (tensor.states, at, length)),
+                    with_scales(
+                        coded, each(state_at, places, (tensor.states, at, length)), job, chunk.tensor, worker, at
+                    ),
                     carray(pointer(tensor.average + at * real_size), length, real),
                     (scale, limit, gain),
                     decay,

@@ -68,6 +68,15 @@ DTYPES = {
         DType("bfloat16", np.int16, np.float32, "fastopt::cuda::Bfloat16", 4),
     )
 }
+# Codes of states in 8 bits: of numbers with a sign, and of those that are never negative. DLPack's codes are of integers.
+CODES = {
+    code.name: code
+    for code in (
+        DType("int8", np.int8, np.float32, "fastopt::cuda::Signed", 0),
+        DType("uint8", np.uint8, np.float32, "fastopt::cuda::Unsigned", 1),
+    )
+}
+STORED = {**DTYPES, **CODES}  # all that states can be
 PAIRS = {dtype.pairs: dtype for dtype in DTYPES.values() if dtype.pairs}
 PAIRS_DLPACK = 5  # DLPack's code of all complex dtypes
 
