@@ -19,6 +19,7 @@ from .kernels.reader import Array
 from .options import NOTHING
 from .rules import ADDED_OPTIONS, CARRIED, HYPERPARAMETERS, STORAGE_OPTIONS, Family, check
 from .staged import Staged, options_in_use
+from .step.codes import SCALES
 from .step.group import GroupOptions, StepFunction, check_shared, numbers_at
 from .step.guard import Guard
 from .step.interrupts import HeldBack
@@ -302,7 +303,8 @@ class Optimizer(Staged):
             description, the step count that is its argument, and the memory of a `Plateau`.
         """
         with self._guard.mutex:
-            state = {key: {name: _copy(value) for name, value in entry.items()} for key, entry in self.state.items()}
+            self._stepper.clock.write_counts()
+            state = {p.key: {**self._counts(p), **p.saved()} for p in self._parameters if p.step or p.states}
             groups = [{**group.options(), "params": list(group.tree.keys)} for group in self._groups]
         return {"state": state, "param_groups": groups}
 
@@ -385,7 +387,8 @@ class Optimizer(Staged):
         carried = self._family.carried
         counts = ("step",) if carried is None else ("step", carried)
         names = (*counts, *self._family.states, EMA)
-        if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {*names}:
+        scales = {name + SCALES for name in self._family.states}
+        if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {*names, *scales}:
             raise ValueError(
                 f"the state of {parameter} must be a dict of {counts[0]} and {', '.join(names[1:])}, not {given!r:.200}"
             )
@@ -398,7 +401,8 @@ class Optimizer(Staged):
                 )
         for name in (*self._family.states, EMA):
             if name in given:
-                arrays[name] = parameter.loaded(name, f"the {name} of {parameter} in the state dict", given[name])
+                what = f"the {name} of {parameter} in the state dict"
+                arrays |= parameter.loaded_state(name, what, given[name], given.get(name + SCALES))
         number = (
             1.0
             if carried is None

@@ -129,14 +129,16 @@ STAGE_OPTIONS = {
 }
 
 # Those of the storages: how the states lie in memory, fixed when the optimizer is made.
-STATE_DTYPES = ("float32", "bfloat16", "float16")
+STATE_DTYPES = ("float32", "bfloat16", "float16", "int8")
+NEVER_NEGATIVE = {"sum", "square_avg", "exp_avg_sq", "max_exp_avg_sq"}  # states that have other codes in 8 bits
 STORAGE_OPTIONS = {
     "state_dtype": Argument(
         "dtype, or dict of dtypes",
-        'How the states lie in memory: ``"float32"``, ``"bfloat16"`` or ``"float16"``, by name or as a dtype of NumPy '
-        "or torch, or a dict of these by the name of a state. Rules compute as before, and what they write is rounded "
-        "to nearest. Averages of squares need more range than float16 has. By default, states are float32 (float64 of "
-        "float64 parameters), as averages and the states of complex parameters always are.",
+        'How the states lie in memory: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``, by name or as a '
+        "dtype of NumPy or torch, or a dict of these by the name of a state. Rules compute as before, and what they "
+        "write is rounded to nearest. Averages of squares need more range than float16 has. With 8 bits, 64 elements "
+        "share a float32 scale, which is the state of that name with ``_scale`` behind it. By default, states are "
+        "float32 (float64 of float64 parameters), as averages and the states of complex parameters always are.",
         check=DTypes(STATE_DTYPES),
     ),
     "min_quantized_size": Argument(
@@ -144,7 +146,14 @@ STORAGE_OPTIONS = {
         "Parameters with fewer elements have their states in the default dtype, whatever ``state_dtype`` says.",
         check=Count(),
     ),
+    "compress_state_dict": Argument(
+        "bool",
+        "Whether a state dict has states in 8 bits as they are, codes and scales, where the parameter is contiguous "
+        "and not distributed; else it has float32, as torch.optim loads it. Loading converts either way.",
+        check=Flag(),
+    ),
 }
+FIXED_OPTIONS = ("state_dtype", "min_quantized_size")  # when an optimizer is made
 ADDED_OPTIONS = {**STAGE_OPTIONS, **STORAGE_OPTIONS}  # to those of torch, for every optimizer
 
 # Their defaults; groups have no entries for options that are not in use.
@@ -154,7 +163,7 @@ STAGE_DEFAULTS: dict[str, Any] = {
     "skip_nonfinite": False,
     "ema_decay": None,
 }
-STORAGE_DEFAULTS: dict[str, Any] = {"state_dtype": None, "min_quantized_size": 4096}
+STORAGE_DEFAULTS: dict[str, Any] = {"state_dtype": None, "min_quantized_size": 4096, "compress_state_dict": True}
 ADDED_DEFAULTS = {**STAGE_DEFAULTS, **STORAGE_DEFAULTS}
 
 HYPERPARAMETERS: dict[str, Check] = {

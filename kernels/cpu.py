@@ -30,7 +30,7 @@ from . import cache
 from .dtypes import CODES, DTYPES, STORED, dtype_of
 from .lock import lock
 from .schedules import schedule as schedule
-from .tables import ABI, BLOCK, CHUNK, HYPERS, JOB, LAYOUT, NORM, NUMBERS, SHARED, STATES, STORAGE, TENSOR, check_limits
+from .tables import ABI, BLOCK, CHUNK, HYPERS, JOB, LAYOUT, NORM, NUMBERS, PIECE, SHARED, STATES, STORAGE, TENSOR, check_limits
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")
@@ -855,9 +855,6 @@ def update(rule, stages, p, g, states, e, numbers, decay, hypers, random):
             after(stages, i, p, g, e, numbers)
 
 
-PIECE = 1024  # elements whose states are decoded at once: they stay in the L1 cache
-
-
 def opened(state, start, size):
     """Return a state's numbers from an element on: a part of its array, or what its codes decode to."""
     raise TypeError("opened() exists in compiled code only")
@@ -1268,8 +1265,26 @@ def make_update(name, dtype):
     return function
 
 
+def make_coder(name):
+    """Define the function that encodes float32 numbers as codes of this name, or decodes them, for ``cfunc``."""
+    stored = STORED[name].stored
+
+    def function(numbers, codes, scales, n, encodes):
+        numbers = carray(pointer(numbers), n, np.float32)
+        codes = carray(pointer(codes), n, stored)
+        scales = carray(pointer(scales), (n + BLOCK - 1) // BLOCK, np.float32)
+        if encodes:
+            encode(codes, scales, numbers, 0, 0, None)
+        else:
+            decode(codes, scales, numbers, 0)
+
+    function.__name__ = function.__qualname__ = f"coder_{name}_abi{ABI}"
+    return function
+
+
 _kernels: dict = {}
 _updates: dict = {}
+_coders: dict = {}
 
 
 def kernel(
@@ -1307,6 +1322,11 @@ def make_any(name, dtype, *others):
 def update_for_c(name: str, dtype: Any) -> Any:
     """Return a rule's compiled update of one array, for C; all arrays are float32, or all are float64."""
     return compiled_once(_updates, (name, dtype_of(dtype).name), make_update, make_cfunc_of_update)
+
+
+def coder(name: str) -> Any:
+    """Return the compiled coder of "int8" or "uint8": ``(numbers, codes, scales, n, encodes)``, addresses and ints."""
+    return compiled_once(_coders, (name,), make_coder, make_cfunc_of_update)
 
 
 def compiled_once(known, key, make, wrap):

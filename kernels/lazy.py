@@ -22,6 +22,14 @@ def update_for_c(name: str, dtype: Any) -> Any:
         return cpu.update_for_c(name, dtype)
 
 
+def coder(name: str) -> Any:
+    """Return the compiled coder of states in 8 bits; see `cpu.coder`."""
+    with lock:
+        from . import cpu
+
+        return cpu.coder(name)
+
+
 @functools.cache
 def evaluators() -> Any:
     """Return the compiled evaluators of schedules; see `schedules.evaluators`."""

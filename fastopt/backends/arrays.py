@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.dtypes import CODES
 from ..kernels.reader import UNREAD, Array
+from ..rules import ADDED_DEFAULTS, NEVER_NEGATIVE
 from ..step.chunks import Strides, located
+from ..step.codes import SCALES, blocks, decode, encode
 from ..step.memory import Extents, Layout, overlaps_itself, pin
 from ..step.parameter import EMA, Parameter
 from ..step.plan import Plan
@@ -69,9 +72,71 @@ class ArrayParameter(Parameter):
         """The parameter itself, to read and write."""
         return self.array
 
+    def saved(self) -> dict[str, Any]:
+        """Copy the states for a state dict: those in 8 bits as they are, or decoded."""
+        states = {name: value.copy(order="K") for name, value in self.shown().items()}
+        if self.layout.plain and self.group.entries.get("compress_state_dict", ADDED_DEFAULTS["compress_state_dict"]):
+            return states
+        for name in [name for name in states if name + SCALES in states]:
+            codes, scales = self.to_host(states[name]), self.to_host(states.pop(name + SCALES))
+            numbers = decode(np.ascontiguousarray(self.layout.in_storage_order(codes)), scales)
+            states[name] = self.from_host(self.layout.turned_back(numbers))
+        return states
+
+    def loaded_state(self, name: str, what: str, given: Any, scales: Any) -> dict[str, Array]:
+        """Copy a state from a state dict, with its scales, after checking that it fits this parameter."""
+        dtype = self.state_dtype(name)
+        is_coded = getattr(getattr(given, "dtype", None), "name", "") in CODES
+        if is_coded:
+            codes, scales = self._checked_codes(name, what, given, scales)
+            if dtype in CODES and self.layout.plain:
+                return {name: self.held_array(codes), name + SCALES: self.held_array(scales)}
+            given = decode(codes, scales)
+        if dtype not in CODES:
+            return {name: self.loaded(name, what, given)}
+        numbers = self.to_host(self.checked_state(what, given)).astype(np.float32)
+        codes, scales = encode(np.ascontiguousarray(self.layout.in_storage_order(numbers)), dtype)
+        return {name: self.held_array(self.layout.turned_back(codes)), name + SCALES: self.held_array(scales)}
+
+    def _checked_codes(self, name: str, what: str, codes: Any, scales: Any) -> tuple[Array, Array]:
+        """Check codes and scales of a state dict, whose blocks run along the last axis, and copy them into memory."""
+        expected = "uint8" if name in NEVER_NEGATIVE else "int8"
+        if codes.dtype.name != expected or codes.shape != self.shape:
+            raise ValueError(
+                f"{what} has dtype {codes.dtype.name} and shape {codes.shape}; in 8 bits it must be {expected} of the "
+                f"parameter's shape {self.shape}"
+            )
+        count = (blocks(self.array.size),)
+        if getattr(getattr(scales, "dtype", None), "name", "") != "float32" or scales.shape != count:
+            raise ValueError(
+                f"{what} is in 8 bits, and needs its {name}{SCALES}, a float32 array of shape {count}, in the same "
+                "state dict: save and load the two together, or save with compress_state_dict=False"
+            )
+        return np.array(self.to_host(codes), order="C"), np.array(self.to_host(scales))
+
     @abstractmethod
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
+
+    @abstractmethod
+    def checked_state(self, what: str, given: Any) -> Any:
+        """Check that an array from a state dict can be a state of this parameter, not in 8 bits."""
+
+    @abstractmethod
+    def to_host(self, array: Any) -> Array:
+        """Return a parameter's or a state's elements in memory, perhaps in its own."""
+
+    @abstractmethod
+    def from_host(self, array: Array) -> Any:
+        """Return an array in memory as users of this parameter see arrays, perhaps itself."""
+
+    @abstractmethod
+    def held_array(self, array: Array) -> Array:
+        """Return a new state with the elements of an array in memory, which nobody else uses."""
+
+    @abstractmethod
+    def in_order(self, gradient: Any) -> tuple[Any, Array]:
+        """Copy a gradient into the parameter's storage order; return the copy, and an array that describes it."""
 
     def alike(self, given: Any) -> int:
         """Return the address of a gradient that the extension has not read; UNREAD if it needs the slow check."""
@@ -92,6 +157,7 @@ class Gradients(StepGradients):
         if len(self.held) != len(parameters):
             raise ValueError(f"there are {len(parameters)} parameters and {len(self.held)} gradients")
         self.strided: dict[int, Strides] = {}
+        self.copies: dict[int, Any] = {}
         self.addresses, unread, none = plan.reader.read(self.held)
         if unread and plan.uses_gpus:
             self._read_alike(parameters, plan.extents)
@@ -109,6 +175,12 @@ class Gradients(StepGradients):
     def checked(self, i: int, what: str, parameter: ArrayParameter) -> Array:
         """Check a gradient, and return an array that describes its layout."""
         self.held[i], array = parameter.gradient(what, self.held[i])
+        return array
+
+    def in_order(self, i: int, parameter: ArrayParameter) -> Array:
+        """Copy a gradient into its parameter's storage order, and return an array that describes the copy."""
+        copy, array = parameter.in_order(self.held[i])
+        self.copies[i] = copy
         return array
 
     def keep_in_place(self) -> None:
@@ -142,4 +214,4 @@ class Gradients(StepGradients):
 
     def release(self) -> None:
         """Let go of the arrays, so that the next ones can reuse their memory. No step uses these again."""
-        self.held = []
+        self.held, self.copies = [], {}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..kernels.reader import UNREAD, Array
+from ..kernels.reader import UNREAD, Array, address
 from ..step.chunks import Strides, located
 from ..step.memory import Extents
 
@@ -21,12 +21,15 @@ class StepGradients(ABC):
     ----------
     held : list
         The gradients, or what stands for them.
+    copies : dict
+        Index of a parameter whose states have blocks -> the gradient in its storage order, which the kernels read.
     advice : str
         What to do with one that overlaps what an update writes.
     """
 
     advice: ClassVar[str]
     held: list[Any]
+    copies: dict[int, Any]
     addresses: npt.NDArray[np.int64]
     taking_part: bytes
     strided: dict[int, Strides]
@@ -43,8 +46,14 @@ class StepGradients(ABC):
             if (other := extents.overlapping(array)) is not None:
                 raise ValueError(f"{what} overlaps {other} in memory: {self.advice}")
             self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
-            if strides is not None:
+            if strides is not None and parameter.has_codes:
+                self.addresses[i] = address(parameter.layout.in_storage_order(self.in_order(i, parameter)))
+            elif strides is not None:
                 self.strided[i] = strides
+
+    @abstractmethod
+    def in_order(self, i: int, parameter: Any) -> Array:
+        """Copy a gradient into its parameter's storage order, and return an array that describes the copy."""
 
     @abstractmethod
     def checked(self, i: int, what: str, parameter: Any) -> Array | None:

@@ -13,7 +13,7 @@ from ..kernels import limits, pool
 from ..kernels.dtypes import DTYPES
 from ..kernels.lazy import kernel
 from ..kernels.reader import address
-from ..kernels.tables import ABI, HYPERS, JOB, NORM, STORAGE
+from ..kernels.tables import ABI, HYPERS, JOB, NORM, PIECE, STATES, STORAGE
 from ..rules import Row
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
 from .launch import Launch, LaunchCache, Tables, Variant
@@ -112,6 +112,7 @@ class CpuLaunch(CpuTables, Launch):
         if variant.uses_storages:
             self.storages = np.zeros(len(sizes), STORAGE)
             self.job["storages"] = address(self.storages)
+        self._reserve(STATES * PIECE * 4 if variant.has_codes else 0)
         self.kernel = kernel(*variant)
         self.run = threads.runner(self.kernel, address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))
@@ -119,8 +120,13 @@ class CpuLaunch(CpuTables, Launch):
     def _cut(self, strided: dict[int, Strides]) -> None:
         super()._cut(strided)
         if strided:
+            self._reserve(TILE_ELEMENTS * DTYPES[self.dtype].itemsize)
+
+    def _reserve(self, size: int) -> None:
+        """Reserve so many bytes for each worker: gradients in another order, or what codes decode to, never both."""
+        if size:
             self.workers = min(self.workers, max(limits.affinity(), self.threads.get_num_threads()))
-            self.scratch = np.empty((self.workers, TILE_ELEMENTS * DTYPES[self.dtype].itemsize), np.uint8)
+            self.scratch = np.empty((self.workers, size), np.uint8)
             self.job["scratch"] = address(self.scratch)
             self.job["scratch_bytes"] = self.scratch.shape[1]
 

@@ -11,7 +11,7 @@ from ..checks import RESUMABLE, Count
 from ..kernels.reader import Array
 from ..pair import Pair, paired
 from ..plateau import Plateau
-from ..rules import ADDED_DEFAULTS, ADDED_OPTIONS, PAIRS, SCHEDULABLE, STORAGE_OPTIONS, check, is_scheduled
+from ..rules import ADDED_DEFAULTS, ADDED_OPTIONS, PAIRS, FIXED_OPTIONS, SCHEDULABLE, check, is_scheduled
 
 StepFunction: TypeAlias = Callable[[int], Any]
 
@@ -65,7 +65,7 @@ class GroupOptions:
             value = value(step)
         checked = check(name, value)
         is_in_use = self.fetch is not None
-        if is_in_use and name in STORAGE_OPTIONS and checked != self.entries.get(name, ADDED_DEFAULTS[name]):
+        if is_in_use and name in FIXED_OPTIONS and checked != self.entries.get(name, ADDED_DEFAULTS[name]):
             raise ValueError(
                 f"{name} of group {self.index} is fixed, since states lie in memory as it says: make another optimizer "
                 f"with {name}={value!r:.80}, and load this one's state_dict() there"

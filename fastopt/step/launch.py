@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..kernels.dtypes import CODES
 from ..kernels.reader import address
 from ..kernels.tables import STATES, STORAGE, TENSOR
 from ..rules import Row
@@ -47,7 +48,12 @@ class Variant(NamedTuple):
     @property
     def uses_storages(self) -> bool:
         """Whether the kernel reads the table of storages."""
-        return bool(self.master or self.rounding)
+        return bool(self.master or self.rounding or self.has_codes)
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether states have 8 bits."""
+        return any(state in CODES for state in self.states)
 
 
 class Tables(ABC):

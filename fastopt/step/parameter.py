@@ -7,9 +7,11 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..kernels.dtypes import DTYPES
+from ..kernels.dtypes import CODES, DTYPES
 from ..kernels.reader import Array
-from ..rules import ADDED_DEFAULTS, Rule
+from ..kernels.tables import STATES
+from ..rules import ADDED_DEFAULTS, NEVER_NEGATIVE, Rule
+from .codes import SCALES, constant
 from .group import GroupOptions
 from .launch import Device, Launch, StorageRow
 from .memory import Layout, extent
@@ -82,10 +84,21 @@ class Parameter(ABC):
     def new_states(self, rule: Rule, averages: bool = False) -> dict[str, Array]:
         """Allocate what the parameter lacks of the states that a rule needs, and of the average if that is kept."""
         value = self.group.entries[rule.initial] if rule.initial else 0.0
-        new = {name: self.new_state(value, self.state_dtype(name)) for name in rule.states if name not in self.states}
+        new: dict[str, Array] = {}
+        for name in rule.states:
+            if name not in self.states:
+                new |= self.new_state_of(name, value)
         if averages and EMA not in self.states:
             new[EMA] = self.new_average()
         return new or NOTHING
+
+    def new_state_of(self, name: str, value: float) -> dict[str, Array]:
+        """Allocate a state by its name, with its scales if it has 8 bits."""
+        dtype = self.state_dtype(name)
+        if dtype not in CODES:
+            return {name: self.new_state(value, dtype)}
+        code, scale = constant(value, dtype)
+        return {name: self.new_state(code, dtype), name + SCALES: self.new_scales(scale)}
 
     @property
     def elements(self) -> int:
@@ -102,11 +115,21 @@ class Parameter(ABC):
         """Return the name of a state's dtype: that in which kernels compute, unless another is asked for."""
         asked = self.group.entries.get("state_dtype")
         default = DTYPES[self.dtype].real_name
-        if asked is None or name == EMA or self.is_complex:
+        if asked is None or name == EMA or not self.is_as_asked:
             return default
-        if self.elements < self.group.entries.get("min_quantized_size", ADDED_DEFAULTS["min_quantized_size"]):
-            return default
-        return asked if isinstance(asked, str) else asked.get(name, default)
+        dtype: str = asked if isinstance(asked, str) else asked.get(name, default)
+        return "uint8" if dtype == "int8" and name in NEVER_NEGATIVE else dtype
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether it may have states in 8 bits, whose blocks a gradient in another storage order would cut across."""
+        return "int8" in self.asked and self.is_as_asked
+
+    @property
+    def is_as_asked(self) -> bool:
+        """Whether its states lie as the group asks: it is neither small nor complex."""
+        smallest: int = self.group.entries.get("min_quantized_size", ADDED_DEFAULTS["min_quantized_size"])
+        return self.elements >= smallest and not self.is_complex
 
     def state_dtypes(self, rule: Rule) -> tuple[str, ...]:
         """Return the dtypes of a rule's states by name; nothing if kernels compute in all of them."""
@@ -115,7 +138,11 @@ class Parameter(ABC):
 
     def storage_row(self, rule: Rule, states: Mapping[str, Array]) -> StorageRow:
         """Return where what a rule's states and the parameter have beside them lies."""
-        return NO_STORAGE
+        scales = [states.get(name + SCALES) for name in rule.states]
+        if not any(found is not None for found in scales):
+            return NO_STORAGE
+        addresses = [0 if found is None else extent(found)[0] for found in scales]
+        return StorageRow((*addresses, *[0] * (STATES - len(addresses))))
 
     @property
     def is_complex(self) -> bool:
@@ -130,6 +157,10 @@ class Parameter(ABC):
     @abstractmethod
     def new_state(self, value: float, dtype: str) -> Any:
         """Allocate a state of a dtype in the parameter's storage order."""
+
+    @abstractmethod
+    def new_scales(self, value: float) -> Any:
+        """Allocate the scales of a state's blocks."""
 
     @abstractmethod
     def new_average(self) -> Any:

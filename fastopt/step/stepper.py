@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..kernels.dtypes import DTYPES
+from ..kernels.dtypes import CODES, STORED
 from ..rules import Options, Rule
 from .clock import Clock
+from .codes import blocks
 from .group import GroupOptions
 from .guard import Guard
 from .interrupts import HeldBack
@@ -121,14 +122,15 @@ class Stepper:
 
     def memory(self) -> dict[str, int]:
         """Count the bytes of parameters, gradients and states, once all gradients have come."""
-        found = {"parameters": 0, "gradients": 0, "states": 0}
+        found = {"parameters": 0, "gradients": 0, "states": 0, "scales": 0}
         for parameter in self.plan.parameters:
             entries, array = parameter.group.entries, parameter.array
             averaged = [EMA] if entries.get("ema_decay") is not None else []
             dtypes = [parameter.state_dtype(name) for name in (*self.clock.choose(entries).states, *averaged)]
             found["parameters"] += array.nbytes
             found["gradients"] += array.nbytes
-            found["states"] += array.size * sum(DTYPES[dtype].itemsize for dtype in dtypes)
+            found["states"] += array.size * sum(STORED[dtype].itemsize for dtype in dtypes)
+            found["scales"] += 4 * blocks(array.size) * sum(dtype in CODES for dtype in dtypes)
         return found
 
     def can_repeat(self) -> bool:

@@ -54,7 +54,7 @@ def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: t
 def check_state(what: str, given: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """Check that an array can be a state of a parameter of this dtype and shape: in that dtype or in a storage's."""
     found = getattr(given, "dtype", dtype)
-    is_storage = isinstance(found, np.dtype) and found.isnative and found.name in STATE_DTYPES
+    is_storage = isinstance(found, np.dtype) and found.isnative and found.name in {*STATE_DTYPES} & {*DTYPES}
     return check_like(what, given, "its parameter", found if is_storage else dtype, shape)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
+from ...step.codes import blocks
 from ...step.group import GroupOptions
 from ...step.memory import pin
 from ..arrays import ArrayParameter
@@ -62,17 +63,43 @@ class NumpyParameter(ArrayParameter):
             shown_as(dtype, state)[...] = value
         return state
 
+    def new_scales(self, value: float) -> Array:
+        """Allocate the scales of a state's blocks."""
+        return np.full(blocks(self.array.size), value, np.float32)
+
     def shown(self) -> Mapping[str, Array]:
         """Return the states as a user sees them: those of bfloat16 are arrays of ml_dtypes over the same memory."""
         return {name: shown_as(self.state_dtype(name), state) for name, state in self.states.items()}
 
+    def checked_state(self, what: str, given: Any) -> Array:
+        """Check that an array from a state dict can be a state of this parameter."""
+        return check_state(what, given, self.real, self.shape)
+
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
         dtype = self.state_dtype(name)
-        source = check_state(what, given, self.real, self.shape)
+        source = self.checked_state(what, given)
         state = self.new_state(0.0, dtype)
         shown_as(dtype, state)[...] = source
         return state
+
+    def to_host(self, array: Array) -> Array:
+        """Return an array of this parameter's in memory."""
+        return array
+
+    def from_host(self, array: Array) -> Array:
+        """Return an array for this parameter."""
+        return array
+
+    def held_array(self, array: Array) -> Array:
+        """Return a new state with the elements of an array in memory."""
+        return array
+
+    def in_order(self, gradient: Array) -> tuple[Array, Array]:
+        """Copy a gradient into the parameter's storage order; return the copy, and an array that describes it."""
+        copy = self.layout.allocate(gradient, gradient.dtype)
+        copy[...] = gradient
+        return copy, copy
 
     def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
         """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
