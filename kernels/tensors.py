@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .dtypes import DTYPES, PAIRS, PAIRS_DLPACK
+from .dtypes import STORED, PAIRS, PAIRS_DLPACK
 from .extension import ffi, lib
 from .reader import UNREAD, Array, address
 from .repetition import Repetition
@@ -26,7 +26,7 @@ pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_
 untrack = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("PyObject_GC_UnTrack", ctypes.pythonapi))
 
 # DLPack's codes for the dtypes that can be read; all others are UNREAD.
-CODES = {**{name: dtype.dlpack for name, dtype in DTYPES.items()}, **dict.fromkeys(PAIRS, PAIRS_DLPACK)}
+KINDS = {**{name: dtype.dlpack for name, dtype in STORED.items()}, **dict.fromkeys(PAIRS, PAIRS_DLPACK)}
 
 NO_STEP = (ffi.NULL, ffi.NULL, ffi.NULL, 1) if lib is not None else ()
 
@@ -71,13 +71,13 @@ class Shapes:
         self.table["ndim"] = -1
         self.pointed_to: dict[Any, Array] = {}  # one for all tensors that lie alike: it stays in the cache
         for row, shape in zip(self.table, expected, strict=True):
-            if shape is None or shape[0] not in CODES:
+            if shape is None or shape[0] not in KINDS:
                 continue
             name, itemsize, lengths, strides, device = shape
             key = tuple(lengths), tuple(strides)
             axes = self.pointed_to.setdefault(key, np.array(key, np.int64).reshape(2, -1))
             row["lengths"], row["strides"], row["ndim"] = address(axes[0]), address(axes[1]), len(lengths)
-            row["itemsize"], row["code"] = itemsize, CODES[name]
+            row["itemsize"], row["code"] = itemsize, KINDS[name]
             row["device_type"], row["device_id"] = device
 
 

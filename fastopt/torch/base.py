@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import profiler
 from torch.optim import optimizer as base
 
+from ..backends.torch.codes import is_code
 from ..backends.torch.counts import is_shared
 from ..backends.torch.device import AmpState
 from ..backends.torch.parameter import TorchParameter
@@ -26,6 +27,7 @@ from ..options import NOTHING
 from ..plateau import Plateau
 from ..rules import HYPERPARAMETERS, PAIRS, STAGE_OPTIONS, STORAGE_OPTIONS, Family
 from ..staged import options_in_use
+from ..step.codes import SCALES
 from ..step.group import check_shared
 from ..step.guard import Guard
 from ..step.interrupts import HeldBack
@@ -344,7 +346,21 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
                 self._note_moving()
                 self._stepper.clock.stop_repeating()  # options may have been assigned, which nobody else will see
                 self._stepper.watch.note_entries()  # else the entries just written would count as assigned by the user
-            return super().state_dict()
+            return self._decoded(super().state_dict())
+
+    def _decoded(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Decode states in 8 bits in a state dict, where it cannot or shall not have codes."""
+        if self._stepper is None:
+            return saved
+        given = [param for group in self.param_groups for param in group["params"]]
+        keys = [key for group in saved["param_groups"] for key in group["params"]]
+        numbers = {id(param): key for param, key in zip(given, keys, strict=True)}
+        for parameter in self._stepper.parameters:
+            if states := parameter.saved():
+                key, scales = numbers[id(parameter.given)], {name + SCALES for name in states}
+                kept = {name: value for name, value in saved["state"][key].items() if name not in scales}
+                saved["state"][key] = {**kept, **states}
+        return saved
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a `state_dict` of this class or of its namesake in torch.optim.
@@ -440,7 +456,8 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
         return states
 
     def _copied(self, parameter: TorchParameter | None, name: str, value: Any) -> Any:
-        if parameter is not None and name in (*self._family.states, EMA) and (value is not None or self._eager):
+        is_state = name in (*self._family.states, EMA) and not is_code(value)
+        if parameter is not None and is_state and (value is not None or self._eager):
             return parameter.fitted(name, value, copy=True)
         return deepcopy(value)  # also for a frozen parameter, whose state is fitted once it has a gradient
 

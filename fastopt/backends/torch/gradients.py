@@ -37,6 +37,7 @@ class Gradients(StepGradients):
         self.held = list(watch.gradients)
         self.strided: dict[int, Strides] = {}
         self.sparse: dict[int, Tensor] = {}
+        self.copies: dict[int, Tensor] = {}
         self.scale = 1.0
         self.addresses = watch.found[:-1].copy()
         if unread:
@@ -64,9 +65,14 @@ class Gradients(StepGradients):
         self.held[i] = gradient
         return array_of(gradient)
 
+    def in_order(self, i: int, parameter: TorchParameter) -> Array:
+        """Copy a gradient into its parameter's storage order, and return an array that describes the copy."""
+        self.copies[i] = parameter.in_order(self.held[i])
+        return array_of(self.copies[i])
+
     def release(self) -> None:
         """Let go of the tensors, so that the next ones can reuse their memory. No step uses these again."""
-        self.held, self.sparse = [], {}
+        self.held, self.sparse, self.copies = [], {}, {}
 
 
 def check_distribution(what: str, gradient: Any, parameter: Any) -> None:

@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ...checks import Count
+from ...kernels.dtypes import CODES
 from ...kernels.reader import Array
-from ...rules import CARRIED, Family, Rule
+from ...rules import ADDED_DEFAULTS, CARRIED, Family, Rule
+from ...step.codes import SCALES, blocks
 from ...step.group import GroupOptions
 from ...step.memory import Layout, overlaps_itself
 from ...step.parameter import EMA, NOTHING, Parameter
+from .codes import CODE_DTYPES, check_scales, decoded, encoded, is_code
 from .device import device_of
 from .memory import (
     UPDATED,
@@ -124,8 +127,48 @@ class TorchParameter(Parameter):
         if family.counts:
             self._check_count(found, family)
         for name in found:
-            self.state[name] = self.fitted(name, self.state[name])
+            self.state.update(self._stored(name, self.state[name], self.state.pop(name + SCALES, None)))
+        for name in found:
             self.states[name] = held_array(local(self.state[name]))
+            if (scales := self.state.get(name + SCALES)) is not None:
+                self.states[name + SCALES] = held_array(scales)
+
+    def _stored(self, name: str, value: Any, scales: Any) -> dict[str, Any]:
+        """Return a state, with its scales, as the parameter stores it."""
+        dtype = self.state_dtype(name)
+        if is_code(value):
+            codes = local(value)
+            scales = check_scales(f"the {name} of {self}", codes, scales)
+            if CODE_DTYPES[codes.dtype] == dtype and self._is_like_it(value):
+                return {name: value, name + SCALES: scales}
+            value = self._filled("float32", decoded(codes, scales))
+        value = self.fitted(name, value)
+        if dtype not in CODES:
+            return {name: value}
+        codes, scales = encoded(local(value), dtype)
+        return {name: self._filled(dtype, codes), name + SCALES: scales}
+
+    def _is_like_it(self, value: Any) -> bool:
+        """Say whether a state has the parameter's shape and layout."""
+        array = array_of(local(value))
+        return value.shape == self.given.shape and (array.size == 0 or self.layout.is_dense(array))
+
+    def _filled(self, dtype: str, elements: Tensor) -> Any:
+        """Allocate a state of a dtype, with these local elements."""
+        state = self.new_state(0.0, dtype)
+        with torch.no_grad():
+            local(state).copy_(elements)
+        return state
+
+    def saved(self) -> dict[str, Any]:
+        """Return the states in 8 bits for a state dict, where it cannot or shall not have their codes: decoded."""
+        compress = self.group.entries.get("compress_state_dict", ADDED_DEFAULTS["compress_state_dict"])
+        if compress and self.layout.plain and not is_distributed(self.given):
+            return {}
+        coded = [name for name in self.states if name + SCALES in self.states]
+        return {
+            name: self._filled("float32", decoded(local(self.state[name]), self.state[name + SCALES])) for name in coded
+        }
 
     def _check_count(self, found: list[str], family: Family) -> None:
         """Raise if the count is there without the states, or the reverse: counted from 0, averages would be too large.
@@ -174,7 +217,7 @@ class TorchParameter(Parameter):
             array = array_of(here)
             if array.size == 0 or self.layout.is_dense(array):
                 return value
-        fitted = self.new_state(0.0, self.state_dtype(name))
+        fitted = self.new_state(0.0, self.float_dtype(name))
         with torch.no_grad():
             fitted.copy_(value)
         return fitted
@@ -186,8 +229,28 @@ class TorchParameter(Parameter):
 
     def torch_dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a state's tensor."""
-        found: torch.dtype = self.tensor.dtype if self.is_complex else getattr(torch, self.state_dtype(name))
+        found: torch.dtype = self.tensor.dtype if self.is_complex else getattr(torch, self.float_dtype(name))
         return found
+
+    def float_dtype(self, name: str) -> str:
+        """Return the dtype of a state's numbers, before they are encoded in 8 bits, if they are."""
+        dtype = self.state_dtype(name)
+        return "float32" if dtype in CODES else dtype
+
+    def new_scales(self, value: float) -> Any:
+        """Allocate the scales of a state's blocks, those of the local part."""
+        with torch.inference_mode(False):
+            return torch.full((blocks(self.array.size),), value, dtype=torch.float32, device=self.tensor.device)
+
+    def in_order(self, gradient: Tensor) -> Tensor:
+        """Copy a gradient into the parameter's storage order."""
+        if self.device.on_gpu and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"the gradient of {self} does not lie in memory as its parameter does, and is copied, since states in 8 "
+                "bits have blocks: such a step cannot be captured; assign a gradient made by torch.empty_like(parameter)"
+            )
+        with torch.no_grad():
+            return torch.empty_like(self.updated, requires_grad=False).copy_(gradient)
 
     def new_state(self, value: float, dtype: str) -> Any:
         """Allocate a state in the parameter's layout, distributed if the parameter is."""

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ...kernels.dtypes import CODES
 from ...kernels.reader import Array
 from ...rules import Family, Row, Rule
 from ...step.launch import Variant
@@ -54,6 +55,11 @@ class Rows:
             raise ValueError(
                 f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
                 "move the rows that it leaves out; pass .to_dense() of it, or put the parameter into a group without"
+            )
+        if {*parameter.state_dtypes(rule)} & {*CODES}:
+            raise ValueError(
+                f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks that rows cut across: "
+                'put it into a group with state_dtype="float32"'
             )
         if parameter.device.on_gpu and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"the gradient of {parameter} is sparse: a step with it cannot be captured")
