@@ -204,7 +204,7 @@ class Optimizer(Staged):
         stages, skipped, clock = self._stages, self._stages.skipped, self._stepper.clock
         gradients.check_writable(self._parameters)
         unseen = self._stepper.plan.uses_gpus and needs_norm(self._groups[0].entries)  # a GPU may skip the step
-        in_kernels = not gradients.strided and not unseen
+        in_kernels = not (gradients.strided or gradients.copies or unseen)
         clock.take_back()
         try:
             if in_kernels != stages.zeroes or not self._stepper.repeat(gradients):
@@ -246,6 +246,12 @@ class Optimizer(Staged):
                         f"the gradient of {parameter} is {kind(given)}, which cannot be kept: bind np.array(...) of "
                         "it, and write each gradient there, or pass gradients to step"
                     )
+            if gradients.copies:
+                parameter = self._parameters[min(gradients.copies)]
+                raise ValueError(
+                    f"the gradient of {parameter} does not lie in memory as its parameter does, and is copied in every "
+                    "step, since states in 8 bits have blocks: bind np.empty_like(parameter), or pass it to step"
+                )
             gradients.keep_in_place()
             self._bound = gradients
 

@@ -30,7 +30,22 @@ from . import cache
 from .dtypes import CODES, DTYPES, STORED, dtype_of
 from .lock import lock
 from .schedules import schedule as schedule
-from .tables import ABI, BLOCK, CHUNK, HYPERS, JOB, LAYOUT, NORM, NUMBERS, PIECE, SHARED, STATES, STORAGE, TENSOR, check_limits
+from .tables import (
+    ABI,
+    BLOCK,
+    CHUNK,
+    HYPERS,
+    JOB,
+    LAYOUT,
+    NORM,
+    NUMBERS,
+    PIECE,
+    SHARED,
+    STATES,
+    STORAGE,
+    TENSOR,
+    check_limits,
+)
 
 # With Python's error model, square roots and divisions stay scalar. No fastmath: it changes divisions and NaN.
 compiled = njit(error_model="numpy")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .dtypes import STORED, PAIRS, PAIRS_DLPACK
+from .dtypes import PAIRS, PAIRS_DLPACK, STORED
 from .extension import ffi, lib
 from .reader import UNREAD, Array, address
 from .repetition import Repetition

@@ -11,7 +11,7 @@ from ..checks import RESUMABLE, Count
 from ..kernels.reader import Array
 from ..pair import Pair, paired
 from ..plateau import Plateau
-from ..rules import ADDED_DEFAULTS, ADDED_OPTIONS, PAIRS, FIXED_OPTIONS, SCHEDULABLE, check, is_scheduled
+from ..rules import ADDED_DEFAULTS, ADDED_OPTIONS, FIXED_OPTIONS, PAIRS, SCHEDULABLE, check, is_scheduled
 
 StepFunction: TypeAlias = Callable[[int], Any]
 

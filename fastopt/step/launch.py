@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from ..kernels.dtypes import CODES
 from ..kernels.reader import address
-from ..kernels.tables import STATES, STORAGE, TENSOR
+from ..kernels.tables import STATES, TENSOR
 from ..rules import Row
 from .chunks import Strides
-
 
 
 class StorageRow(NamedTuple):
