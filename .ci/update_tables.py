@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fastopt.bench import headline, report
+from fastopt.bench import codes_report, headline, report
 from fastopt.bench.gpu import plot, saved
 from fastopt.bench.gpu import report as gpu_report
 
@@ -23,6 +23,7 @@ def fill(page: str, mark: str, text: str) -> None:
 def texts() -> dict[tuple[str, str], str]:
     """Return the texts of the runs: ``{(page, mark): text}``."""
     run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
+    codes = json.loads((ROOT / "bench/results/codes.json").read_text(encoding="utf-8"))
     gpu_run = ROOT / "bench/results/gpu.json"
     return {
         ("README.md", "cpu"): headline.cpu(run),
@@ -31,6 +32,7 @@ def texts() -> dict[tuple[str, str], str]:
         ("docs/benchmarks.md", "tables"): report.markdown(run),
         ("docs/benchmarks.md", "limits"): headline.limits(run),
         ("docs/benchmarks.md", "gpu tables"): gpu_report.markdown_of(gpu_run),
+        ("docs/benchmarks.md", "codes"): codes_report.markdown(codes),
         ("docs/schedules.md", "tables"): report.schedules_markdown(run),
         ("docs/schedules.md", "added"): f"{report.added(run['schedules'])}\n",
         ("docs/embedding.md", "tables"): report.loops_markdown(run),
