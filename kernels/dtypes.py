@@ -68,7 +68,7 @@ DTYPES = {
         DType("bfloat16", np.int16, np.float32, "fastopt::cuda::Bfloat16", 4),
     )
 }
-# Codes of states in 8 bits: of numbers with a sign, and of those that are never negative. DLPack's codes are of integers.
+# Codes of states in 8 bits: of numbers with a sign, and of what is never negative. To DLPack they are integers.
 CODES = {
     code.name: code
     for code in (

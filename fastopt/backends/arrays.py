@@ -196,11 +196,8 @@ class Gradients(StepGradients):
                     f"zero_grads"
                 )
         # Those with other strides are set to zero after the step, when nobody reads them any more.
-        in_kernels = [
-            i
-            for i, start in enumerate(self.addresses.tolist())
-            if start and i not in self.strided and i not in self.copies
-        ]
+        apart = {*self.strided, *self.copies}
+        in_kernels = [i for i, start in enumerate(self.addresses.tolist()) if start and i not in apart]
         order = np.array(sorted(in_kernels, key=self.addresses.__getitem__), np.intp)
         starts = self.addresses[order]
         ends = starts + np.array([parameters[i].array.nbytes for i in order.tolist()], np.int64)

@@ -1,7 +1,7 @@
 """States in 8 bits: codes in blocks with a scale each, and the numbers that they stand for.
 
-Blocks run in storage order. `kernels/cpu.py` has the codes, each kernel decodes and encodes by itself; this is for states
-that begin, are loaded or are saved.
+Blocks run in storage order. `kernels/cpu.py` has the codes. Kernels decode and encode by themselves: this is for states
+that begin, or are loaded or saved.
 """
 
 from __future__ import annotations

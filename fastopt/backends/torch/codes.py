@@ -26,8 +26,8 @@ def check_scales(what: str, codes: Tensor, scales: Any) -> Tensor:
     count = blocks(codes.numel())
     if not isinstance(scales, Tensor) or scales.dtype is not torch.float32 or scales.shape != (count,):
         raise ValueError(
-            f"{what} is in 8 bits, and needs its scales, a float32 tensor of {count} elements, under the same name with "
-            f"_scale behind it: save and load the two together, or save with compress_state_dict=False"
+            f"{what} is in 8 bits, and needs its scales, a float32 tensor of {count} elements, under the same name "
+            f"with _scale behind it: save and load the two together, or save with compress_state_dict=False"
         )
     return scales.to(codes.device).contiguous()
 

@@ -246,8 +246,8 @@ class TorchParameter(Parameter):
         """Copy a gradient into the parameter's storage order."""
         if self.device.on_gpu and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                f"the gradient of {self} does not lie in memory as its parameter does, and is copied, since states in 8 "
-                "bits have blocks: such a step cannot be captured; assign a gradient made by torch.empty_like(parameter)"
+                f"the gradient of {self} does not lie in memory as its parameter does, and is copied, since states in "
+                "8 bits have blocks, which cannot be captured: assign a gradient made by torch.empty_like(parameter)"
             )
         with torch.no_grad():
             return torch.empty_like(self.updated, requires_grad=False).copy_(gradient)
