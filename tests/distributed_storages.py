@@ -2,7 +2,20 @@
 
 import torch
 import torch.distributed as dist
-from distributed_workers import FORMS, KINDS, STEPS, assert_equal, check, drive, load, optimizer, results, save, sharded, two
+from distributed_workers import (
+    FORMS,
+    KINDS,
+    STEPS,
+    assert_equal,
+    check,
+    drive,
+    load,
+    optimizer,
+    results,
+    save,
+    sharded,
+    two,
+)
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -14,13 +27,13 @@ from torch.distributed.checkpoint.state_dict import (
 import fastopt.torch
 from fastopt.rules import RULES
 
-SIZE = 20  # the elements from which on states are small
+LARGE = {"min_quantized_size": 20}
 STORAGES = {
     "torch": lambda rule: {},  # its own optimizer
     "float32": lambda rule: {},
-    "bfloat16": lambda rule: {"state_dtype": "bfloat16"},
-    "float16": lambda rule: {"state_dtype": torch.float16},
-    "dict": lambda rule: {"state_dtype": {rule.states[0]: torch.bfloat16}},
+    "bfloat16": lambda rule: {"state_dtype": "bfloat16", **LARGE},
+    "float16": lambda rule: {"state_dtype": torch.float16, **LARGE},
+    "dict": lambda rule: {"state_dtype": {rule.states[0]: torch.bfloat16}, **LARGE},
 }
 LATER = ["bfloat16", "float16", "torch", "dict", "float32"]  # by default each becomes another one
 WITH_STATES = sorted(KINDS.keys() - {"sgd"})
@@ -30,8 +43,7 @@ def stored(kind, net, storage):
     """An optimizer whose states are stored so."""
     if storage == "torch":
         return optimizer(torch.optim, kind, net.parameters())
-    options = STORAGES[storage](RULES[kind])
-    return optimizer(fastopt.torch, kind, net.parameters(), **options, **({"min_quantized_size": SIZE} if options else {}))
+    return optimizer(fastopt.torch, kind, net.parameters(), **STORAGES[storage](RULES[kind]))
 
 
 def assert_converted(loaded, saved, net, kind, storage):
@@ -42,7 +54,7 @@ def assert_converted(loaded, saved, net, kind, storage):
     assert loaded.keys() == saved.keys()
     for name, value in loaded.items():
         param, _, state = name.partition(": ")
-        dtype = dtypes.get(state, torch.float32) if sizes[param] >= SIZE else torch.float32
+        dtype = dtypes.get(state, torch.float32) if sizes[param] >= LARGE["min_quantized_size"] else torch.float32
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         assert value.dtype == dtype, name
         assert torch.equal(value, saved[name].to(dtype)), name
