@@ -25,6 +25,7 @@ from distributed_workers import (
     save,
     sharded,
     train,
+    two,
 )
 from tolerances import NORM, TIPPED, TIPPED_TIMES_RATE, TORCH, assert_close
 from torch import nn
@@ -115,6 +116,11 @@ def offloaded_states_of_16_bits(kind):
 # The mesh is one of GPUs
 
 
+def mesh_of_gpus(group, name):
+    """A mesh of both ranks; of its own name, since torch takes equal meshes for the same, even one that is gone."""
+    return DeviceMesh.from_group(group, "cuda", mesh_dim_names=(name,))
+
+
 def on_cpu_of(mesh, values):
     """A tensor of four elements, sharded over a mesh of GPUs, whose parts are on the CPU."""
     spec = DTensorSpec(mesh, (Shard(0),), TensorMeta(torch.Size([4]), (1,), torch.float32))
@@ -148,7 +154,7 @@ ADDED_ON = {"cpu:gloo,cuda:gloo": "cpu", "cuda:gloo": "cuda"}
 def norm_over_a_mesh_of_gpus(backends):
     """It is added up on the CPU if the group can, and else on the GPUs, as where NCCL is all there is."""
     group = dist.new_group(backend=backends)
-    mesh = DeviceMesh.from_group(group, "cuda")
+    mesh = mesh_of_gpus(group, ADDED_ON[backends])
     p = nn.Parameter(on_cpu_of(mesh, torch.zeros(2)))
     opt = fastopt.torch.SGD([p], lr=1.0, max_grad_norm=5.0)
     for _ in range(3):
@@ -162,3 +168,24 @@ def norm_over_a_mesh_of_gpus(backends):
             assert math.isclose(float(norm), math.sqrt(68.0), rel_tol=NORM)
     moves = 3 * 5.0 / math.sqrt(68.0) * (3.0 + 2.0 * dist.get_rank())
     assert_close(p._local_tensor.detach().numpy(), torch.full((2,), -moves).numpy(), TORCH)
+
+
+@check(sorted(KINDS.keys() - {"sgd"}), usual=FEW)
+def states_over_a_mesh_of_gpus(kind):
+    """They are on the CPU as their parameter, also out of a state dict, and as those over a mesh of CPUs to the bit."""
+    options = {**OF_16_BITS, "min_quantized_size": 0, "max_grad_norm": MAX_NORM}
+    found = []
+    for mesh in (two(), mesh_of_gpus(dist.group.WORLD, "world")):
+        p = nn.Parameter(on_cpu_of(mesh, torch.ones(2)))
+        opt = optimizer(fastopt.torch, kind, [p], **options)
+        for steps in (STEPS[:2], STEPS[2:4]):
+            saved = opt.state_dict()
+            opt = optimizer(fastopt.torch, kind, [p], **options)
+            opt.load_state_dict(saved)
+            for step in steps:
+                p.grad = on_cpu_of(mesh, torch.tensor([0.5, -0.25]) * (step + 1 + dist.get_rank()))
+                opt.step()
+        states = [opt.state[p][name] for name in RULES[kind].states]
+        assert all(state.device_mesh == mesh and state._local_tensor.dtype == torch.bfloat16 for state in states)
+        found.append([p._local_tensor.detach(), *(state._local_tensor for state in states)])
+    torch.testing.assert_close(*found, rtol=0, atol=0)

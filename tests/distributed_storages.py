@@ -81,9 +81,12 @@ def checkpoint_of_storages(kind, before, after, form):
     assert_equal(results(other, second), results(net, direct))
 
 
-@check(WITH_STATES, STORAGES, LATER, usual=["momentum"])
+@check(WITH_STATES, ["torch", "float32", "bfloat16", "float16"], LATER, usual=["momentum"])
 def broadcast_of_storages(kind, before, after):
-    """The whole state on the first rank alone, and from there to all."""
+    """The whole state on the first rank alone, and from there to all.
+
+    A dict of dtypes goes into an optimizer with a dict alone: torch mixes up what is nested with what is not.
+    """
     net, other = sharded(two()), sharded(two(), seed=4)
     opt, second = stored(kind, net, before), stored(kind, other, after)
     drive(net, opt, STEPS[:3])
