@@ -1486,7 +1486,7 @@ STAGES = (
         '"cpu" if reduces_on_cpu else mesh.device_type',
         '"cpu"',
         ("tests/test_torch_distributed.py",),
-        only="mesh_of_gpus",
+        only="ranks and mesh_of_gpus",
     ),
 )
 
