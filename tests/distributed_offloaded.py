@@ -122,7 +122,7 @@ def mesh_of_gpus(group, name):
 
 
 def on_cpu_of(mesh, values):
-    """A tensor of four elements, sharded over a mesh of GPUs, whose parts are on the CPU."""
+    """A tensor of four elements, sharded over a mesh of whatever devices, with its parts on the CPU."""
     spec = DTensorSpec(mesh, (Shard(0),), TensorMeta(torch.Size([4]), (1,), torch.float32))
     return DTensor(values, spec, requires_grad=False)
 

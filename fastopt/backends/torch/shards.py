@@ -91,7 +91,7 @@ def added(sums: Sums, mesh: Any, dimension: int) -> Sums:
     add up what is on the CPU, as NCCL alone cannot, the few numbers go by way of the GPUs.
     """
     group = mesh.get_group(dimension)
-    reduces_on_cpu = "cpu" in torch.distributed.get_backend_config(group)
+    reduces_on_cpu = "cpu:" in torch.distributed.get_backend_config(group)
     part = torch.from_numpy(sums).to("cpu" if reduces_on_cpu else mesh.device_type)
     torch.distributed.all_reduce(part, group=group)
     total: Sums = part.cpu().numpy()
