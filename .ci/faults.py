@@ -1476,9 +1476,17 @@ STAGES = (
     Mutant(
         "each rank clips by its own norm",
         "fastopt/backends/torch/shards.py",
-        "            torch.distributed.all_reduce(part, group=mesh.get_group(dimension))\n",
+        "    torch.distributed.all_reduce(part, group=group)\n",
         "",
         ("tests/test_torch_distributed.py",),
+    ),
+    Mutant(
+        "sums stay on the CPU, where NCCL finds nothing",
+        "fastopt/backends/torch/shards.py",
+        '"cpu" if reduces_on_cpu else mesh.device_type',
+        '"cpu"',
+        ("tests/test_torch_distributed.py",),
+        only="ranks and mesh_of_gpus",
     ),
 )
 
@@ -1538,6 +1546,14 @@ STORAGES = (
         "stages, self.parameters[0].state_dtypes(rule))",
         ("tests/test_storages.py",),
         only="each_state",
+    ),
+    Mutant(
+        "betas out of JSON stay lists, which every step looks at",
+        "fastopt/torch/base.py",
+        "options.update({name: tuple(options[name]) for name in lists})",
+        "options.update({name: options[name] for name in lists})",
+        ("tests/test_safetensors.py",),
+        only="test_tensors",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The process of a rank, which runs checks of distributed_workers.py and distributed_stages.py.
+"""The process of a rank, which runs checks of distributed_workers.py, _stages.py, _offloaded.py and _storages.py.
 
 `python distributed_ranks.py RANK NAME ...` runs these in the current folder, one after another, and appends a line to
 RANK.jsonl for each. Every check has a process group of its own, so that one that fails, and leaves the other rank in
@@ -13,7 +13,9 @@ import sys
 import traceback
 from pathlib import Path
 
-import distributed_stages  # noqa: F401 (its checks)
+import distributed_offloaded  # noqa: F401 (its checks)
+import distributed_stages  # noqa: F401
+import distributed_storages  # noqa: F401
 import torch
 import torch.distributed as dist
 from distributed_workers import CHECKS

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
@@ -392,12 +392,16 @@ MESHES = {
     "columns": lambda: (two(), {"shard_placement_fn": lambda p: Shard(1) if p.shape == (5, 6) else None}),
     "replicas": lambda: (init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicas", "shards")), {}),
     "kept": lambda: (two(), {"reshard_after_forward": False}),
+    "offloaded": lambda: (two(), {"offload_policy": CPUOffloadPolicy(pin_memory=False)}),
 }
 
 
 @check(KINDS, MESHES)
 def fsdp(kind, placement):
-    """Sharded by rows, unevenly; by columns, whose shards are no blocks of the whole; not at all, but replicated."""
+    """Sharded by rows, unevenly; by columns, whose shards are no blocks of the whole; not at all, but replicated.
+
+    What is offloaded to the CPU has been there before, without a GPU: but it takes the path of torch that offloads.
+    """
 
     def run(library):
         mesh, options = MESHES[placement]()
@@ -516,10 +520,10 @@ def save(path, net, opt, options=None):
     dcp.save(states, checkpoint_id=path)
 
 
-def load(path, net, opt, options=None):
+def load(path, net, opt, options=None, planner=None):
     """Load a model and its optimizer, resharded where need be."""
     states = dict(zip(("model", "optimizer"), get_state_dict(net, opt, options=options), strict=True))
-    dcp.load(states, checkpoint_id=path)
+    dcp.load(states, checkpoint_id=path, planner=planner)
     set_state_dict(net, opt, model_state_dict=states["model"], optim_state_dict=states["optimizer"], options=options)
 
 

@@ -1,7 +1,7 @@
 """fastopt.torch under torch's distributed engines: DDP, ZeRO, FSDP1, FSDP2 and their checkpoints.
 
-Two ranks, launched once, run the checks of distributed_workers.py and distributed_stages.py, since torch takes long to
-load; each one is a test.
+Two ranks, launched once, run the checks of the files that distributed_ranks.py names, since torch takes long to load;
+each one is a test.
 """
 
 import contextlib

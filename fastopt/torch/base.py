@@ -420,6 +420,8 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
                 )
             named = {"param_names": old["param_names"]} if "param_names" in old else {}
             options = {name: value for name, value in new.items() if name not in ("params", *STORAGE_OPTIONS)}
+            lists = [name for name in PAIRS if isinstance(options.get(name), list)]  # out of JSON, which has no tuples
+            options.update({name: tuple(options[name]) for name in lists})
             storage = {name: old[name] for name in STORAGE_OPTIONS if name in old}  # states are converted to it
             filled = {**self._filled(), **named, **deepcopy(options), **self._fixed, **storage}
             groups.append(live({**filled, "params": old["params"]}))

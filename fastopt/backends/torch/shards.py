@@ -71,9 +71,7 @@ class Shards:
     def total(self, sums: Sums) -> float:
         """Return the sum over all processes of this process's sums, one for each kind; all processes get the same."""
         for mesh, dimension, concerned in self.dimensions:
-            part = torch.from_numpy(sums[concerned])
-            torch.distributed.all_reduce(part, group=mesh.get_group(dimension))
-            sums[concerned] = part.numpy()
+            sums[concerned] = added(sums[concerned], mesh, dimension)
         with np.errstate(over="ignore"):
             return float(np.cumsum(sums)[-1])
 
@@ -84,6 +82,20 @@ class Shards:
             return None
         shards = cls(parameters)
         return shards if shards.dimensions else None
+
+
+def added(sums: Sums, mesh: Any, dimension: int) -> Sums:
+    """Return these sums, added up over the processes in a dimension of a mesh.
+
+    Under FSDP2's CPUOffloadPolicy parameters are on the CPU, and their mesh is one of GPUs: where its processes cannot
+    add up what is on the CPU, as NCCL alone cannot, the few numbers go by way of the GPUs.
+    """
+    group = mesh.get_group(dimension)
+    reduces_on_cpu = "cpu:" in torch.distributed.get_backend_config(group)
+    part = torch.from_numpy(sums).to("cpu" if reduces_on_cpu else mesh.device_type)
+    torch.distributed.all_reduce(part, group=group)
+    total: Sums = part.cpu().numpy()
+    return total
 
 
 def kind_of(param: Any) -> tuple[Any, tuple[int, ...]] | None:
