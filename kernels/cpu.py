@@ -366,8 +366,8 @@ def to_bfloat16(x):
 
 
 # Stochastic rounding: x goes up or down to a neighbour with the probabilities that make x the mean of what is stored.
-# The random bits of an element are a function of the tensor's key, the count of steps, the element's index and the array
-# that is written: the same in C++ and CUDA, on any number of threads, and after loading a checkpoint.
+# The random bits of an element depend on the tensor's key, the count of steps, the element's index and the array that is
+# written: they are the same in C++ and CUDA, on any number of threads, and after loading a checkpoint.
 
 
 @inner
@@ -515,7 +515,7 @@ MASTERS = {types.int16: (joined_16, split_16), types.int8: (joined_8, split_8), 
 
 
 # Codes: a state in 8 bits, in blocks with a scale each, the block's largest magnitude. A block that has NaN, infinity
-# or more than 2**119 has NaN for its scale; with the smallest scale, nothing in the arithmetic is subnormal. No sum below
+# or more than 2**119 has NaN for its scale; with the smallest scale, nothing in the arithmetic is subnormal. No sum
 # follows a product that is not exact, so that a compiler that contracts the two gives the same bits. docs/benchmarks.md
 # compares these codes with others.
 
@@ -551,7 +551,7 @@ def unsigned_number(code, scale):
 
 @inner
 def unsigned_code(x, scale):
-    """Encode what is never negative as 0 to 255: what is positive as 1 at least, since steps are divided by its root."""
+    """Encode what is never negative as 0 to 255; what is positive as 1 at least, since its root is divided by."""
     t = np.sqrt(np.sqrt(x * (STEPS / scale)))
     c = np.int32((t if t < np.float32(255) else np.float32(255)) + np.float32(0.5))
     return np.uint8(max(c, np.int32(x > 0)))
