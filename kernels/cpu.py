@@ -366,7 +366,7 @@ def to_bfloat16(x):
 
 
 # Stochastic rounding: x goes up or down to a neighbour with the probabilities that make x the mean of what is stored.
-# The random bits of an element depend on the tensor's key, the count of steps, the element's index and the array that is
+# The random bits of an element depend on the tensor's key, the count of steps, the element and the array that is
 # written: they are the same in C++ and CUDA, on any number of threads, and after loading a checkpoint.
 
 
