@@ -219,6 +219,7 @@ FASTOPT_TORCH = "fastopt.torch"  # a contender in `tensors` and `torch_iteration
 IN_BACKWARD = "step_in_backward"  # in `torch_iteration` only
 DEEPSPEED = "deepspeed"  # only its Adam, if installed
 IN_BFLOAT16 = f"{FASTOPT_TORCH}, bfloat16 states"  # in `storages` only
+IN_8_BITS = f"{FASTOPT_TORCH}, states in 8 bits"
 TORCH_IN_BFLOAT16 = "torch-default, bfloat16 states"
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -1,4 +1,4 @@
-"""Times steps over states in bfloat16: those of `fastopt.torch`, beside its own and torch's over states in float32.
+"""Times steps over states in bfloat16: those of `fastopt.torch`, beside its own in 8 bits and in float32, and torch's.
 
 torch's steps over such states are timed where it takes them. It makes none itself, so they are converted after a first
 step. Its fused steps refuse them ("expected scalar type Float but found BFloat16"), and so do all its steps of AdamW,
@@ -16,7 +16,7 @@ import fastopt.torch
 from fastopt.progress import track
 from fastopt.rules import RULES as REGISTRY
 
-from .contenders import FASTOPT_TORCH, IN_BFLOAT16, TORCH_IN_BFLOAT16, TORCH_MODES, optimizer
+from .contenders import FASTOPT_TORCH, IN_8_BITS, IN_BFLOAT16, TORCH_IN_BFLOAT16, TORCH_MODES, optimizer
 from .measure import Pace
 from .rounds import comparisons
 from .storages_report import Storage
@@ -31,6 +31,7 @@ CONVERTIBLE = ("momentum",)  # the rules whose states torch takes in bfloat16
 
 CONTENDERS: dict[str, tuple[Any, dict[str, Any]]] = {  # a library, and options that only it has
     IN_BFLOAT16: (fastopt.torch, {"state_dtype": "bfloat16"}),
+    IN_8_BITS: (fastopt.torch, {"state_dtype": "int8"}),
     FASTOPT_TORCH: (fastopt.torch, {}),
     "torch-fused": (torch.optim, TORCH_MODES["torch-fused"]),
 }
@@ -40,7 +41,7 @@ def in_torch(workloads: Sequence[Workload], rules: Sequence[str], pace: Pace) ->
     """Compare the contenders on those of the workloads that are of this part, by every rule."""
     pace = pace.share(SHARE)
     found: list[Storage] = []
-    for workload in track([one for one in workloads if one.name in WORKLOADS], "States in bfloat16"):
+    for workload in track([one for one in workloads if one.name in WORKLOADS], "States in fewer bits"):
         tensors = Tensors.of(Arrays.draw(workload))
         for rule in rules:
             found += compared(workload.name, rule, tensors, pace)
@@ -83,7 +84,8 @@ def converted(tensors: Tensors, rule: str, mode: Mapping[str, bool]) -> Any:
 def bytes_moved(opt: Any, rule: str) -> float:
     """Count the bytes that a step must read and write for each element, given the states that an optimizer has."""
     params = [param for group in opt.param_groups for param in group["params"]]
-    states = [opt.state[param][name] for param in params for name in REGISTRY[rule].states]
+    names = [each for name in REGISTRY[rule].states for each in (name, f"{name}_scale")]
+    states = [opt.state[param][name] for param in params for name in names if name in opt.state[param]]
     moved: int = 3 * sum(param.nbytes for param in params) + 2 * sum(state.nbytes for state in states)
     elements: int = sum(param.numel() for param in params)
     return moved / elements

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .contenders import FASTOPT_TORCH, IN_BFLOAT16, TORCH_IN_BFLOAT16
+from .contenders import FASTOPT_TORCH, IN_8_BITS, IN_BFLOAT16, TORCH_IN_BFLOAT16
 from .rounds import Comparison
 from .text import Lines, duration, markdown_table, times
 from .workloads import title
 
-OTHERS = (FASTOPT_TORCH, "torch-fused", TORCH_IN_BFLOAT16)
+OTHERS = (IN_8_BITS, FASTOPT_TORCH, "torch-fused", TORCH_IN_BFLOAT16)
 TITLE = "Steps over states in bfloat16, and how many times as long others take"
 ABOUT = (
     f"States in bfloat16, on gradients that backward has just allocated: the time of a step of {FASTOPT_TORCH} with "
-    'state_dtype="bfloat16", and how many times as long others take: its step over states in float32, torch\'s fused '
-    "one over the same, and, for momentum, torch's default one over states that were converted to bfloat16. Below "
-    "1.00x they are faster. Bytes are those that a step must read and write for each element, with states in bfloat16 "
-    "/ in float32; parameters of fewer than 4,096 elements keep float32. torch makes no states in bfloat16 itself, and "
-    "its fused steps and its AdamW refuse them."
+    'state_dtype="bfloat16", and how many times as long others take: its step over states in 8 bits, its step over '
+    "states in float32, torch's fused one over the same, and, for momentum, torch's default one over states that were "
+    "converted to bfloat16. Below 1.00x they are faster. Bytes are those that a step must read and write for each "
+    "element, with states in bfloat16 / in 8 bits / in float32; parameters of fewer than 4,096 elements keep float32. "
+    "torch makes no such states itself, and its fused steps and its AdamW refuse bfloat16."
 )
 NAMES = 2  # columns that are no numbers
 
@@ -43,7 +43,8 @@ def comparison(storages: Sequence[Storage]) -> Lines:
     for (workload, rule), contenders in found.items():
         subject = contenders[IN_BFLOAT16]
         ratios = [times(contenders[name]["ratio"]) if name in contenders else "" for name in OTHERS]
-        moved = f"{subject['bytes_per_element']:.1f} / {contenders[FASTOPT_TORCH]['bytes_per_element']:.1f}"
+        ours = (IN_BFLOAT16, IN_8_BITS, FASTOPT_TORCH)
+        moved = " / ".join(f"{contenders[name]['bytes_per_element']:.1f}" for name in ours if name in contenders)
         lines.append([title(workload), rule, duration(subject["seconds"]), *ratios, moved])
     return lines
 

@@ -334,7 +334,7 @@ def test_the_table_of_storages_is_on_the_page_and_in_the_terminal(capsys: pytest
     for page in (report.markdown(found), printed):
         (line,) = (line for line in page.splitlines() if line.endswith(("20.0 / 28.0 |", "20.0 / 28.0 │")))
         cells = re.split(r" *[|│] *", line)[1:-1]
-        assert cells == ["GPT-2 124M", "adamw", "10.0 ms", "1.30x", "1.40x", "", "20.0 / 28.0"]
+        assert cells == ["GPT-2 124M", "adamw", "10.0 ms", "", "1.30x", "1.40x", "", "20.0 / 28.0"]
 
 
 def test_reports_of_steps_alone_have_the_tables_of_these(capsys: pytest.CaptureFixture[str]) -> None:

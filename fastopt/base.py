@@ -399,7 +399,7 @@ class Optimizer(Staged):
                 f"the state of {parameter} must be a dict of {counts[0]} and {', '.join(names[1:])}, not {given!r:.200}"
             )
         step = Count(limit=RESUMABLE).check(f"the step of {parameter} in the state dict", given["step"])
-        arrays = {}
+        arrays: dict[str, Array] = {}
         for name in (*counts[1:], *self._family.states):
             if step and name not in given and name in (*counts, *self._family.kept):
                 raise ValueError(
