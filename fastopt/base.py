@@ -22,6 +22,7 @@ from .staged import Staged, options_in_use
 from .step.group import GroupOptions, StepFunction, check_shared, numbers_at
 from .step.guard import Guard
 from .step.interrupts import HeldBack
+from .step.masters import MASTER
 from .step.parameter import EMA
 from .step.stages import Stages, needs_norm
 from .step.stepper import Stepper
@@ -306,6 +307,26 @@ class Optimizer(Staged):
             groups = [{**group.options(), "params": list(group.tree.keys)} for group in self._groups]
         return {"state": state, "param_groups": groups}
 
+    def master_state_dict(self) -> dict[Hashable, Any]:
+        """Return a copy of every parameter as the next step reads it, by its name or index: 16 bits become float32.
+
+        With ``master_weights`` these are the masters; others are the parameters themselves. What was written into a
+        parameter since the last step counts.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> w = np.ones(1, np.float16)
+        >>> opt = fastopt.SGD({"w": w}, lr=1.0, master_weights=True)
+        >>> opt.step({"w": np.float16([1e-4])})
+        >>> w
+        array([1.], dtype=float16)
+        >>> opt.master_state_dict()
+        {'w': array([0.9999], dtype=float32)}
+        """
+        with self._guard.mutex:
+            return {parameter.key: parameter.value().astype(parameter.real) for parameter in self._parameters}
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the state and options of a `state_dict`, and its schedules, which go on from its step count.
 
@@ -384,21 +405,18 @@ class Optimizer(Staged):
     def _checked_state(self, parameter: ArrayParameter, given: Any) -> tuple[int, float, dict[str, Array]]:
         carried = self._family.carried
         counts = ("step",) if carried is None else ("step", carried)
-        names = (*counts, *self._family.states, EMA)
+        names = (*counts, *self._family.states, EMA, MASTER)
         if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {*names}:
             raise ValueError(
                 f"the state of {parameter} must be a dict of {counts[0]} and {', '.join(names[1:])}, not {given!r:.200}"
             )
         step = Count(limit=RESUMABLE).check(f"the step of {parameter} in the state dict", given["step"])
-        arrays = {}
         for name in (*counts[1:], *self._family.states):
             if step and name not in given and name in (*counts, *self._family.kept):
                 raise ValueError(
                     f"the state of {parameter} has {step} steps but no {name}, without which it cannot go on"
                 )
-        for name in (*self._family.states, EMA):
-            if name in given:
-                arrays[name] = parameter.loaded(name, f"the {name} of {parameter} in the state dict", given[name])
+        arrays = parameter.loaded_states(self._family.states, f"{parameter} in the state dict", given)
         number = (
             1.0
             if carried is None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .checks import COUNT_LIMIT, LARGEST, SMALLEST, Betas, Count, DTypes, Flag, Number, OrNone
+from .checks import COUNT_LIMIT, LARGEST, SMALLEST, Betas, Count, DTypes, Flag, MasterBits, Number, OrNone
 from .kernels import tables
 from .kernels.dtypes import DTYPES
 from .options import Argument, Check
@@ -144,6 +144,14 @@ STORAGE_OPTIONS = {
         "Parameters with fewer elements have their states in the default dtype, whatever ``state_dtype`` says.",
         check=Count(),
     ),
+    "master_weights": Argument(
+        "bool or int",
+        "Keep each parameter of 16 bits in float32 as well: the step reads and writes that, and the parameter is what "
+        'it rounds to. Beside bfloat16, the state ``"master"`` has the 16 bits that are missing, 8 of them with '
+        "``master_weights=24``; beside float16 it is a float32 copy. What is written into a parameter between steps "
+        "counts. Parameters of other dtypes need no masters. See `master_state_dict`.",
+        check=MasterBits(),
+    ),
 }
 ADDED_OPTIONS = {**STAGE_OPTIONS, **STORAGE_OPTIONS}  # to those of torch, for every optimizer
 
@@ -154,7 +162,7 @@ STAGE_DEFAULTS: dict[str, Any] = {
     "skip_nonfinite": False,
     "ema_decay": None,
 }
-STORAGE_DEFAULTS: dict[str, Any] = {"state_dtype": None, "min_quantized_size": 4096}
+STORAGE_DEFAULTS: dict[str, Any] = {"state_dtype": None, "min_quantized_size": 4096, "master_weights": False}
 ADDED_DEFAULTS = {**STAGE_DEFAULTS, **STORAGE_DEFAULTS}
 
 HYPERPARAMETERS: dict[str, Check] = {

@@ -350,9 +350,9 @@ def to_bfloat16(x):
     return np.int16(rounded if x == x else 0x7FC0)
 
 
-# Stochastic rounding: x goes up or down to a neighbour with the probabilities that make x the mean of what is stored. The
-# random bits of an element are a function of the tensor's key, the count of steps, the element's index and the array
-# that is written: the same in C++ and CUDA, on any number of threads, and after loading a checkpoint.
+# Stochastic rounding: x goes up or down to a neighbour, with the probabilities that make x the mean of what is stored.
+# The random bits of an element are a function of the tensor's key, the count of steps, the element's index and the
+# array that is written: the same in CUDA, on any number of threads, and after loading a checkpoint.
 
 
 @inner
@@ -451,17 +451,25 @@ def _narrow(x, array, place, i, random):
 
 @inner
 def joined(pattern, remainder, shift):
-    """Return the master of a bfloat16 parameter; the remainder's last bit is the master's bit number ``shift``."""
-    return from_bits(np.uint32((np.int32(pattern) << 16) + (np.int32(remainder) << shift)))
+    """Return the master of a bfloat16 parameter; the remainder's last bit is the master's bit number ``shift``.
+
+    Where somebody has written into the parameter, the remainder is that of another number: the sum rounds to what was
+    written all the same, but for 0 and infinity, beyond which the bits are those of NaN. There it does not count.
+    """
+    master = from_bits(np.uint32((np.int32(pattern) << 16) + (np.int32(remainder) << shift)))
+    return master if master == master else from_bfloat16(pattern)
 
 
 @inner
 def split(x, shift):
-    """Split a master, rounded half up to the bits that are kept, into a bfloat16 parameter and its remainder."""
-    half = np.uint32(1 << shift) >> 1
-    kept = np.uint32((bits(x) + half) >> shift << shift) if x == x else np.uint32(0x7FC00000)
-    upper = np.uint32(kept + 0x8000) >> 16
-    return np.int16(upper), np.int32(np.uint32(kept - np.uint32(upper << 16))) >> shift
+    """Split a master, rounded half up to the bits that are kept, into a bfloat16 parameter and its remainder.
+
+    The remainder is the lower half of the master's bits, with a sign: rounding up by half takes 1 from the upper half.
+    """
+    half, mask = np.uint32(1 << shift >> 1), np.uint32(0xFFFFFFFF << shift)
+    finite = np.uint32(np.uint32(bits(x) + half) & mask)  # cast before the choice, which would be one of 64 bits
+    kept = finite if x == x else np.uint32(0x7FC00000)
+    return np.int16(np.uint32(kept + 0x8000) >> 16), np.int16(kept) >> shift
 
 
 @inner

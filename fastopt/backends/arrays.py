@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.dtypes import DTYPES
 from ..kernels.reader import UNREAD, Array
 from ..step.chunks import Strides, located
+from ..step.masters import BITS, MASTER, converted, is_convertible
 from ..step.memory import Extents, Layout, overlaps_itself, pin
 from ..step.parameter import EMA, Parameter
 from ..step.plan import Plan
@@ -46,6 +48,26 @@ def located_once(written: Mapping[str, Array], gradient: Array, layout: Layout) 
     return address, {} if strides is None else {0: strides}
 
 
+def joined(xp: Any, param: Any, remainder: Any) -> Any:
+    """Return masters, from parameters of 16 bits and their remainders: arrays of a library, of NumPy or CuPy."""
+    widened = param.astype(np.float32)
+    if remainder.dtype == np.float32:
+        return xp.where(remainder.astype(np.float16).view(np.int16) == param.view(np.int16), remainder, widened)
+    bits = (param.view(np.int16).astype(np.int32) << 16) + (
+        remainder.astype(np.int32) << 16 - BITS[remainder.dtype.name]
+    )
+    masters = bits.view(np.float32)
+    return xp.where(xp.isnan(masters), widened, masters)
+
+
+def remainder_as(dtype: str, given: Any) -> Any:
+    """Return what an array, of NumPy or CuPy, is as a remainder of this dtype; 0 where the masters begin anew."""
+    found = given.dtype.name
+    if not is_convertible(found, dtype):
+        return 0
+    return given if found == dtype else converted(given.astype(np.int16), found, dtype)
+
+
 class ArrayParameter(Parameter):
     """One parameter that is an array, of NumPy or on a GPU."""
 
@@ -56,13 +78,19 @@ class ArrayParameter(Parameter):
         """The parameter's shape."""
         return self.array.shape
 
+    @property
+    def real(self) -> np.dtype[Any]:
+        """The dtype that its kernels compute in."""
+        found: np.dtype[Any] = np.dtype(DTYPES[self.dtype].real)
+        return found
+
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them."""
         return self.states
 
     def new_average(self) -> Any:
         """Allocate the parameter's average, which starts at the parameter."""
-        return self.loaded(EMA, "", self.whole)
+        return self.loaded(EMA, "", self.value())
 
     @property
     def whole(self) -> Any:
@@ -72,6 +100,18 @@ class ArrayParameter(Parameter):
     @abstractmethod
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
+
+    def value(self) -> Any:
+        """Return the parameter as kernels compute with it, its master if it has one; perhaps the array itself."""
+        return self.whole
+
+    def loaded_states(self, names: Sequence[str], what: str, given: Mapping[str, Any]) -> dict[str, Array]:
+        """Copy states from a state dict, after checking that they fit; a master that is not there begins anew."""
+        kept = (*names, EMA, MASTER) if self.master else (*names, EMA)
+        found = {name: self.loaded(name, f"the {name} of {what}", given[name]) for name in kept if name in given}
+        if self.master and found and MASTER not in found:
+            found[MASTER] = self.new_state(0.0, self.master)
+        return found
 
     def alike(self, given: Any) -> int:
         """Return the address of a gradient that the extension has not read; UNREAD if it needs the slow check."""

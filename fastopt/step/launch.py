@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels.reader import address
-from ..kernels.tables import STATES, STORAGE, TENSOR
+from ..kernels.tables import STATES, TENSOR
 from ..rules import Row
 from .chunks import Strides
-
 
 
 class StorageRow(NamedTuple):
@@ -22,6 +21,9 @@ class StorageRow(NamedTuple):
     scales: tuple[int, ...] = (0,) * STATES  # addresses, for states in 8 bits
     remainder: int = 0  # its address, for a parameter with a master
     key: int = 0  # for stochastic rounding
+
+
+NO_STORAGE = StorageRow()
 
 
 class Entry(NamedTuple):
@@ -93,8 +95,12 @@ class Launch(Tables):
         for row, hyper, states, storage in entries:
             self.table[row]["hyper"] = hyper
             self.table[row]["states"][: len(states)] = states
-            if self.storages is not None:
-                self.storages[row] = storage
+            self.write_storage(row, storage)
+
+    def write_storage(self, row: int, storage: StorageRow) -> None:
+        """Write where what a tensor has beside its states lies, for one that is averaged and takes no part."""
+        if self.storages is not None:
+            self.storages[row] = storage
 
     def write_averages(self, addresses: Sequence[int]) -> None:
         """Write the addresses of the parameters' averages, 0 for those that have none."""

@@ -11,11 +11,11 @@ from ..kernels.dtypes import DTYPES
 from ..kernels.reader import Array
 from ..rules import ADDED_DEFAULTS, Rule
 from .group import GroupOptions
-from .launch import Device, Launch, StorageRow
+from .launch import NO_STORAGE, Device, Launch, StorageRow
+from .masters import MASTER, dtype_of_remainder
 from .memory import Layout, extent
 
 EMA = "ema"  # the state that is the parameter's average
-NO_STORAGE = StorageRow()
 NOTHING: dict[str, Any] = {}  # no new states; one dict for all parameters, never written to
 
 
@@ -85,6 +85,8 @@ class Parameter(ABC):
         new = {name: self.new_state(value, self.state_dtype(name)) for name in rule.states if name not in self.states}
         if averages and EMA not in self.states:
             new[EMA] = self.new_average()
+        if self.master and MASTER not in self.states:
+            new[MASTER] = self.new_state(0.0, self.master)
         return new or NOTHING
 
     @property
@@ -102,6 +104,8 @@ class Parameter(ABC):
         """Return the name of a state's dtype: that in which kernels compute, unless another is asked for."""
         asked = self.group.entries.get("state_dtype")
         default = DTYPES[self.dtype].real_name
+        if name == MASTER:
+            return self.master
         if asked is None or name == EMA or self.is_complex:
             return default
         if self.elements < self.group.entries.get("min_quantized_size", ADDED_DEFAULTS["min_quantized_size"]):
@@ -113,9 +117,15 @@ class Parameter(ABC):
         dtypes = tuple([self.state_dtype(name) for name in rule.states])
         return () if {*dtypes} <= {DTYPES[self.dtype].real_name} else dtypes
 
+    @property
+    def master(self) -> str:
+        """The dtype of the remainder beside the parameter; empty if it has no master."""
+        asked = self.group.entries.get("master_weights", ADDED_DEFAULTS["master_weights"])
+        return "" if self.is_complex else dtype_of_remainder(self.dtype, asked)
+
     def storage_row(self, rule: Rule, states: Mapping[str, Array]) -> StorageRow:
         """Return where what a rule's states and the parameter have beside them lies."""
-        return NO_STORAGE
+        return StorageRow(remainder=extent(states[MASTER])[0]) if MASTER in states else NO_STORAGE
 
     @property
     def is_complex(self) -> bool:

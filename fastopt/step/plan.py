@@ -19,6 +19,7 @@ from ..kernels.repetition import Repetition
 from ..rules import Rule
 from .chunks import Strides
 from .launch import Device, Entry, Launch, Launcher, Variant
+from .masters import MASTER
 from .memory import Extents, extent
 from .parameter import EMA, Parameter, StepGroup
 from .stages import Stages
@@ -146,7 +147,8 @@ class Plan:
         kinds: dict[tuple[Device, Variant], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             rule = rules[parameter.group.index]
-            variant = Variant(rule.name, parameter.dtype, stages, parameter.state_dtypes(rule))
+            dtypes = parameter.state_dtypes(rule)
+            variant = Variant(rule.name, parameter.dtype, stages, dtypes, master=parameter.master)
             kinds.setdefault((parameter.device, variant), []).append(i)
         self.stages, self.coefficient = stages, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
@@ -183,6 +185,7 @@ class Plan:
             launch.write_entries(entries[launch])
         if averages:
             self._write_averages(step_groups)
+            self._write_masters(taking_part)
         self.taking_part = taking_part
 
     def _write_averages(self, step_groups: Sequence[StepGroup]) -> None:
@@ -194,6 +197,13 @@ class Plan:
         for launch, indices in zip(self.launches, self.indices, strict=True):
             averages = [found[id(self.parameters[i])] for i in indices.tolist()]
             launch.write_averages([0 if average is None else extent(average)[0] for average in averages])
+
+    def _write_masters(self, taking_part: bytes) -> None:
+        """Write where the masters lie that are averaged though they take no part; whatever has an average has one."""
+        for parameter, takes_part in zip(self.parameters, taking_part, strict=True):
+            if not takes_part and MASTER in parameter.states:
+                row = parameter.storage_row(self.rules[parameter.group.index], parameter.states)
+                parameter.launch.write_storage(parameter.row, row)
 
     def write_stages(self, stages: Stages, scale: float) -> None:
         """Write the numbers of the stages; `scale` is the factor of all gradients."""

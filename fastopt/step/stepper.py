@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..kernels.dtypes import DTYPES
 from ..rules import Options, Rule
 from .clock import Clock
@@ -120,8 +122,8 @@ class Stepper:
         return []
 
     def memory(self) -> dict[str, int]:
-        """Count the bytes of parameters, gradients and states, once all gradients have come."""
-        found = {"parameters": 0, "gradients": 0, "states": 0}
+        """Count the bytes of parameters, gradients, states and masters, once all gradients have come."""
+        found = {"parameters": 0, "gradients": 0, "states": 0, "masters": 0}
         for parameter in self.plan.parameters:
             entries, array = parameter.group.entries, parameter.array
             averaged = [EMA] if entries.get("ema_decay") is not None else []
@@ -129,6 +131,7 @@ class Stepper:
             found["parameters"] += array.nbytes
             found["gradients"] += array.nbytes
             found["states"] += array.size * sum(DTYPES[dtype].itemsize for dtype in dtypes)
+            found["masters"] += array.size * np.dtype(parameter.master or "V0").itemsize
         return found
 
     def can_repeat(self) -> bool:
