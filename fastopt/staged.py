@@ -123,9 +123,9 @@ class Staged(ABC):
         Returns
         -------
         dict
-            ``"parameters"``, ``"gradients"`` (one for each parameter, in its dtype), ``"states"``, the averages
-            included, and ``"masters"``, what these have beside the parameters: what there is once every parameter had a
-            gradient. Frozen parameters do not count, nor do those of other processes.
+            ``"parameters"``, ``"gradients"`` (one for each parameter, in the dtype of its last one), ``"states"``, the
+            averages included, and ``"masters"``, what these have beside the parameters: what there is once every
+            parameter had a gradient. Frozen parameters do not count, nor do those of other processes.
 
         Examples
         --------

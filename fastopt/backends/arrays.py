@@ -118,8 +118,8 @@ class ArrayParameter(Parameter):
         return UNREAD
 
     @abstractmethod
-    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
-        """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
+    def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
+        """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""
 
 
 class Gradients(StepGradients):
@@ -132,6 +132,7 @@ class Gradients(StepGradients):
         if len(self.held) != len(parameters):
             raise ValueError(f"there are {len(parameters)} parameters and {len(self.held)} gradients")
         self.strided: dict[int, Strides] = {}
+        self.others: dict[int, str] = {}
         self.addresses, unread, none = plan.reader.read(self.held)
         if unread and plan.uses_gpus:
             self._read_alike(parameters, plan.extents)
@@ -148,7 +149,8 @@ class Gradients(StepGradients):
 
     def checked(self, i: int, what: str, parameter: ArrayParameter) -> Array:
         """Check a gradient, and return an array that describes its layout."""
-        self.held[i], array = parameter.gradient(what, self.held[i])
+        self.held[i], array, dtype = parameter.checked_gradient(what, self.held[i])
+        self.note_dtype(i, parameter, dtype)
         return array
 
     def keep_in_place(self) -> None:
@@ -167,12 +169,16 @@ class Gradients(StepGradients):
         in_kernels = [i for i, start in enumerate(self.addresses.tolist()) if start and i not in self.strided]
         order = np.array(sorted(in_kernels, key=self.addresses.__getitem__), np.intp)
         starts = self.addresses[order]
-        ends = starts + np.array([parameters[i].array.nbytes for i in order.tolist()], np.int64)
+        ends = starts + np.array([self._bytes(i, parameters[i]) for i in order.tolist()], np.int64)
         if len(reached := np.flatnonzero(ends[:-1] > starts[1:])):
             first, second = (parameters[order[reached[0] + beside]] for beside in (0, 1))
             raise ValueError(
                 f"the gradient of {first} and the gradient of {second} overlap in memory: call step without zero_grads"
             )
+
+    def _bytes(self, i: int, parameter: ArrayParameter) -> int:
+        """How many bytes a gradient has."""
+        return parameter.array.size * DTYPES[self.others.get(i, parameter.gradient)].itemsize
 
     def fill_with_zeros(self) -> None:
         """Set all of them to zero."""

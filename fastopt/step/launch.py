@@ -47,6 +47,11 @@ class Variant(NamedTuple):
     rounding: str = ""  # to nearest, or "stochastic"
 
     @property
+    def of_gradient(self) -> str:
+        """The dtype of the gradient."""
+        return self.gradient or self.dtype
+
+    @property
     def uses_storages(self) -> bool:
         """Whether the kernel reads the table of storages."""
         return bool(self.master or self.rounding)
@@ -163,7 +168,13 @@ class Device(Protocol):
         """Return a launcher for a plan; on a GPU it has the plan's hyper rows."""
 
     def update(
-        self, variant: Variant, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+        self,
+        variant: Variant,
+        size: int,
+        addresses: Sequence[int],
+        strided: dict[int, Strides],
+        numbers: Row,
+        storage: StorageRow = NO_STORAGE,
     ) -> None:
         """Update a single tensor with parameter, gradient and states at these addresses."""
 

@@ -28,8 +28,8 @@ class Parameter(ABC):
         The parameter; on a GPU, an array that only describes its layout, and must not be read.
     states : dict of str to ndarray
         The same for the states.
-    dtype : str
-        What its kernel is compiled for.
+    dtype, gradient : str
+        What its kernel is compiled for: its own dtype, and that of the last gradient.
     step : int
         Its step count when the clock last wrote it here.
     carried : float
@@ -43,6 +43,7 @@ class Parameter(ABC):
         "carried",
         "device",
         "dtype",
+        "gradient",
         "group",
         "key",
         "launch",
@@ -58,6 +59,7 @@ class Parameter(ABC):
         self.key = key
         self.array, self.layout = array, layout
         self.dtype, self.group, self.device = dtype, group, device
+        self.gradient = dtype
         self.address = extent(array)[0]
         self.step = 0
         self.carried = 1.0
@@ -131,6 +133,11 @@ class Parameter(ABC):
     def is_complex(self) -> bool:
         """Whether it consists of pairs of reals."""
         return False
+
+    @property
+    def gradient_bytes(self) -> int:
+        """How many bytes a gradient has, like the last one."""
+        return self.array.size * DTYPES[self.gradient].itemsize
 
     @property
     def expected(self) -> Any:

@@ -7,7 +7,7 @@ clock's business.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -49,15 +49,18 @@ class Located(Protocol):
         One byte for each parameter, 1 where there is a gradient.
     strided : dict
         Index of a parameter -> strides of its gradient, if not those of the parameter.
+    others : dict
+        Index of a parameter -> dtype of its gradient, if not that of the last one.
     """
 
     addresses: npt.NDArray[np.int64]
     taking_part: bytes
     strided: dict[int, Strides]
+    others: dict[int, str]
 
 
 class Plan:
-    """The launches over some parameters, one for each rule, dtype, dtypes of states, and device.
+    """The launches over some parameters, one for each variant and device.
 
     Parameters
     ----------
@@ -138,17 +141,22 @@ class Plan:
         """Whether all parameters lie on GPUs."""
         return all(device.on_gpu for device in self.launchers)
 
-    def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...] = ()) -> None:
-        """Split the parameters into launches by the rules of their groups and the stages, if these have changed."""
-        if rules == self.rules and stages == self.stages:
+    def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...], gradients: Mapping[int, str]) -> None:
+        """Split the parameters into launches by rules, stages and the dtypes of gradients, if any of these changes."""
+        if rules == self.rules and stages == self.stages and not gradients:
             return
         self.loaded = self.taking_part = self._repetition = None
         self.rules = ()  # until all is written
+        for i, dtype in gradients.items():
+            self.parameters[i].gradient = dtype
+        if gradients:
+            self.forget_extents()  # the reader is to expect these
         kinds: dict[tuple[Device, Variant], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             rule = rules[parameter.group.index]
+            gradient = parameter.gradient if parameter.gradient != parameter.dtype else ""
             dtypes = parameter.state_dtypes(rule)
-            variant = Variant(rule.name, parameter.dtype, stages, dtypes, master=parameter.master)
+            variant = Variant(rule.name, parameter.dtype, stages, dtypes, gradient, parameter.master)
             kinds.setdefault((parameter.device, variant), []).append(i)
         self.stages, self.coefficient = stages, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]

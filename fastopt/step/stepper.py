@@ -59,7 +59,7 @@ class Stepper:
         """Take the last step again in one call of C, if only gradients and rows differ; return whether it did."""
         clock, plan = self.clock, self.plan
         repetition = clock.repetition
-        if repetition is None or gradients.strided or gradients.taking_part != plan.taking_part:
+        if repetition is None or gradients.strided or gradients.taking_part != plan.taking_part or gradients.others:
             return False
         return (clock.goes_on() or clock.keep_up(repetition)) and plan.take_again(repetition, gradients)
 
@@ -79,7 +79,7 @@ class Stepper:
         clock, plan, stages = self.clock, self.plan, self.stages
         clock.poll(scale, amp)
         self.prepare(gradients)
-        plan.arrange(clock.rules, stages.kernel)
+        plan.arrange(clock.rules, stages.kernel, gradients.others)
         clock.check(gradients)
         if gradients.taking_part != plan.taking_part:
             clock.form(gradients.taking_part)
@@ -129,7 +129,7 @@ class Stepper:
             averaged = [EMA] if entries.get("ema_decay") is not None else []
             dtypes = [parameter.state_dtype(name) for name in (*self.clock.choose(entries).states, *averaged)]
             found["parameters"] += array.nbytes
-            found["gradients"] += array.nbytes
+            found["gradients"] += parameter.gradient_bytes
             found["states"] += array.size * sum(DTYPES[dtype].itemsize for dtype in dtypes)
             found["masters"] += array.size * np.dtype(parameter.master or "V0").itemsize
         return found

@@ -29,6 +29,7 @@ from ..staged import options_in_use
 from ..step.group import check_shared
 from ..step.guard import Guard
 from ..step.interrupts import HeldBack
+from ..step.masters import MASTER
 from ..step.parameter import EMA
 from ..step.stages import Stages
 from ..step.weak import weak
@@ -433,6 +434,8 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
                     raise TypeError(f"the state of parameter {key!r} must be a dict, not {saved!r:.80}")
                 current, loaded = self.state.get(by_key[key], {}), states[by_key[key]]
                 for name, value in saved.items():
+                    if name == MASTER and parameter is not None and not parameter.master:
+                        continue
                     kept = value is current.get(name) and is_shared(value)  # other processes use that memory too
                     loaded[name] = value if kept else self._copied(parameter, name, value)
             else:
@@ -440,6 +443,8 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
         return states
 
     def _copied(self, parameter: TorchParameter | None, name: str, value: Any) -> Any:
+        if parameter is not None and name == MASTER and parameter.master:
+            return parameter.fitted_master(value, copy=True)
         if parameter is not None and name in (*self._family.states, EMA) and (value is not None or self._eager):
             return parameter.fitted(name, value, copy=True)
         return deepcopy(value)  # also for a frozen parameter, whose state is fitted once it has a gradient

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.dtypes import goes_with
 from ...kernels.reader import Array
 from ...step.group import GroupOptions
 from ...step.masters import MASTER
@@ -41,7 +42,9 @@ class NumpyParameter(ArrayParameter):
     @property
     def expected(self) -> Array | None:
         """The array that a gradient usually equals in type, dtype, shape and strides."""
-        return self.array if self.layout.forwards and self.dtype != "bfloat16" else None
+        if not self.layout.forwards or self.gradient == "bfloat16":
+            return None
+        return self.array if self.gradient == self.dtype else self.layout.allocate(self.array, self.gradient)
 
     @property
     def whole(self) -> Array:
@@ -86,7 +89,7 @@ class NumpyParameter(ArrayParameter):
         shown_as(dtype, state)[...] = source
         return state
 
-    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
-        """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
-        array = check_gradient(what, given, "its parameter", self.whole.dtype, self.shape)
-        return array, in_memory(array)
+    def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
+        """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""
+        array = check_gradient(what, given, "its parameter", self.whole.dtype, self.shape, goes_with)
+        return array, in_memory(array), array.dtype.name

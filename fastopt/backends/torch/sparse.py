@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ...kernels.reader import Array
 from ...rules import Family, Row, Rule
-from ...step.launch import Variant
+from ...step.launch import NO_STORAGE, StorageRow, Variant
+from ...step.masters import MASTER
 from ...step.memory import extent
 from ...step.parameter import EMA
 from .memory import array_of
@@ -34,7 +34,7 @@ class Rows:
     Attributes
     ----------
     new_states : dict of str to ndarray
-        States that begin with this step: the average can.
+        States that begin with this step: the average can, and the master.
 
     Raises
     ------
@@ -44,7 +44,7 @@ class Rows:
         If it does so by itself.
     """
 
-    def __init__(self, parameter: TorchParameter, family: Family, rule: Rule, gradient: Tensor) -> None:
+    def __init__(self, parameter: TorchParameter, family: Family, rule: Rule, gradient: Tensor, averages: bool) -> None:
         if not any(able.sparse for able in family.rules):
             raise RuntimeError(
                 f"the gradient of {parameter} is sparse, and {rule.name} does not support that: its averages change in "
@@ -62,8 +62,10 @@ class Rows:
         self.indices = tuple(gradient.indices())
         self.given = gradient.values().resolve_conj().resolve_neg()
         self.gradient = self.given.contiguous()
-        self.whole = [parameter.tensor.detach(), *(parameter.state[name] for name in rule.states)]
-        self.new_states: dict[str, Array] = {}
+        self.new_states = parameter.new_states(rule, averages)
+        states = {**parameter.state, **parameter.allocated}
+        names = (*rule.states, MASTER) if parameter.master else rule.states
+        self.whole = [parameter.tensor.detach(), *(states[name] for name in names)]
         self.taken = [rows_of(tensor, self.indices) for tensor in self.whole]
 
     @property
@@ -86,15 +88,17 @@ class Rows:
             parameter.keep(self.new_states)
         if EMA in self.new_states:
             parameter.launch.write_average(parameter.row, extent(self.new_states[EMA])[0])
+            parameter.launch.write_storage(parameter.row, parameter.storage_row(self.rule, parameter.states))
 
     def update(self, row: Row) -> None:
         """Update the rows by a hyper row, and copy them back."""
         device, rule = self.parameter.device, self.rule
-        variant = Variant(rule.name, self.parameter.dtype, (), self.parameter.state_dtypes(rule))
-        param, *states = self.taken
-        arrays = [array_of(tensor) for tensor in (param, self.gradient, *states)]
+        parameter, (param, *others) = self.parameter, self.taken
+        variant = Variant(rule.name, parameter.dtype, (), parameter.state_dtypes(rule), master=parameter.master)
+        arrays = [array_of(tensor) for tensor in (param, self.gradient, *others)]
         addresses = [extent(array)[0] for array in arrays]
-        device.update(variant, arrays[0].size, addresses, {}, row)
+        storage = StorageRow(remainder=addresses.pop()) if parameter.master else NO_STORAGE
+        device.update(variant, arrays[0].size, addresses, {}, row, storage)
         with torch.no_grad():
             for tensor, rows in zip(self.whole, self.taken, strict=True):
                 tensor[self.indices] = rows

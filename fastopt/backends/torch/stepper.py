@@ -247,6 +247,8 @@ class TorchStepper(Stepper):
             return False
         if clock.assigned or not clock.can_describe:  # schedulers assign in every step, so that it would be in vain
             return False
+        if self.has_new_states:  # or gradients of another dtype than the watch expects
+            return False
         return bool(TABLE and self.part is not None and self.part.repeatable and not shared)
 
     def prepare(self, gradients: Gradients) -> None:
@@ -261,8 +263,8 @@ class TorchStepper(Stepper):
 
     def _rows(self, i: int, gradient: Tensor, scale: float) -> Rows:
         parameter = self.parameters[i]
-        rows = Rows(parameter, self.family, self.clock.rules[parameter.group.index], gradient)
-        rows.new_states = parameter.new_states(rows.rule, self.stages.averages)
+        rule = self.clock.rules[parameter.group.index]
+        rows = Rows(parameter, self.family, rule, gradient, self.stages.averages)
         if self.stages.clips_by_value:
             rows.clip(scale, self.stages.limit)
         return rows
