@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         ema_decay: Scheduled | None
         state_dtype: Any
         min_quantized_size: int
+        stochastic_rounding: bool
+        seed: int
 
 
 NO_AVERAGES = "there are no averages yet: set ema_decay, and take a step"
@@ -36,7 +38,13 @@ Given = TypeVar("Given", bound=Mapping[str, Any])
 
 UNPACKED = "Unpack[AddedOptions]"  # the annotation by which constructors take these options
 
-ANNOTATIONS = {"skip_nonfinite": "bool", "state_dtype": "Any", "min_quantized_size": "int"}
+ANNOTATIONS = {
+    "skip_nonfinite": "bool",
+    "state_dtype": "Any",
+    "min_quantized_size": "int",
+    "stochastic_rounding": "bool",
+    "seed": "int",
+}
 
 
 def expected(optimizer: type, options: Given) -> Given:

@@ -331,6 +331,11 @@ class Clock:
             moving = moving or rule.moves(options)
         self.steady, self.moving = steady, moving
 
+    def number_launches(self) -> None:
+        """Tell the launches how many steps came before this one: as the first group counts, for all of them."""
+        for launch in self.plan.launches:
+            launch.write_count(self.groups[0].entries["step"])
+
     def count(self) -> None:
         """Count the step that was launched; the parameters keep the states that began with it."""
         self.carried[:] = self.next

@@ -16,7 +16,7 @@ from ..kernels.reader import address
 from ..kernels.tables import ABI, HYPERS, JOB, NORM, STORAGE
 from ..rules import Row
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
-from .launch import Launch, LaunchCache, Tables, Variant
+from .launch import NO_STORAGE, Launch, LaunchCache, StorageRow, Tables, Variant
 from .norm import Measured, Piece, measure
 
 # A second thread pays from twice as many on, after a millisecond of other work (`fastopt bench`).
@@ -135,6 +135,10 @@ class CpuLaunch(CpuTables, Launch):
         self.hypers = hypers
         self.job["hypers"] = address(hypers)
 
+    def write_count(self, count: int) -> None:
+        """Write how many steps came before this one; the extension counts on."""
+        self.job["count"] = count
+
     def write_stages(self, limit: float, gain: float) -> None:
         """Write the numbers of the stages."""
         self.job["limit"], self.job["gain"] = limit, gain
@@ -166,14 +170,24 @@ class Cpu:
         return CpuLaunch(variant, sizes, self.threads)
 
     def update(
-        self, variant: Variant, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+        self,
+        variant: Variant,
+        size: int,
+        addresses: Sequence[int],
+        strided: dict[int, Strides],
+        numbers: Row,
+        storage: StorageRow = NO_STORAGE,
+        count: int = 0,
     ) -> None:
-        """Update a single tensor with parameter, gradient and states at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses, after so many steps."""
         key = variant, size
         launch = self.cache.pop(key, None) or self.launch(variant, [size])
         launch.cut(strided)
         launch.addresses[0, : len(addresses)] = addresses
         launch.hypers[0, : len(numbers)] = numbers
+        launch.write_count(count)
+        if launch.storages is not None:
+            launch.storages[0] = storage
         launch()
         self.cache.put(key, launch)
 

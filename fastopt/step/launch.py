@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernels.reader import address
-from ..kernels.tables import STATES, STORAGE, TENSOR
+from ..kernels.tables import STATES, TENSOR
 from ..rules import Row
 from .chunks import Strides
-
 
 
 class StorageRow(NamedTuple):
@@ -22,6 +21,9 @@ class StorageRow(NamedTuple):
     scales: tuple[int, ...] = (0,) * STATES  # addresses, for states in 8 bits
     remainder: int = 0  # its address, for a parameter with a master
     key: int = 0  # for stochastic rounding
+
+
+NO_STORAGE = StorageRow()
 
 
 class Entry(NamedTuple):
@@ -105,6 +107,10 @@ class Launch(Tables):
         self.table["average"][row] = address
 
     @abstractmethod
+    def write_count(self, count: int) -> None:
+        """Write how many steps came before this one, for stochastic rounding."""
+
+    @abstractmethod
     def write_stages(self, limit: float, gain: float) -> None:
         """Write the numbers of the stages: the limit of gradients before any factor, and the average's gain."""
 
@@ -157,9 +163,16 @@ class Device(Protocol):
         """Return a launcher for a plan; on a GPU it has the plan's hyper rows."""
 
     def update(
-        self, variant: Variant, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+        self,
+        variant: Variant,
+        size: int,
+        addresses: Sequence[int],
+        strided: dict[int, Strides],
+        numbers: Row,
+        storage: StorageRow = NO_STORAGE,
+        count: int = 0,
     ) -> None:
-        """Update a single tensor with parameter, gradient and states at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses, after so many steps."""
 
 
 class AmpState(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +13,12 @@ from ..kernels.dtypes import DTYPES
 from ..kernels.reader import Array
 from ..rules import ADDED_DEFAULTS, Rule
 from .group import GroupOptions
-from .launch import Device, Launch, StorageRow
+from .launch import NO_STORAGE, Device, Launch, StorageRow
 from .memory import Layout, extent
 
 EMA = "ema"  # the state that is the parameter's average
-NO_STORAGE = StorageRow()
+HALVES = {"float16", "bfloat16"}
+STOCHASTIC = "stochastic"  # a rounding
 NOTHING: dict[str, Any] = {}  # no new states; one dict for all parameters, never written to
 
 
@@ -34,6 +37,8 @@ class Parameter(ABC):
         Its step count when the clock last wrote it here.
     carried : float
         The carried number, likewise; see `Rule.carried`.
+    number : int
+        Its place among all parameters of the optimizer.
     """
 
     # No dict and no tuples for each: with hundreds of parameters, the garbage collector would be busy during training.
@@ -47,6 +52,7 @@ class Parameter(ABC):
         "key",
         "launch",
         "layout",
+        "number",
         "row",
         "states",
         "step",
@@ -59,7 +65,7 @@ class Parameter(ABC):
         self.array, self.layout = array, layout
         self.dtype, self.group, self.device = dtype, group, device
         self.address = extent(array)[0]
-        self.step = 0
+        self.step = self.number = 0
         self.carried = 1.0
         self.states: dict[str, Array] = {}
         self.launch: Launch  # the plan's choice, and the row in its table
@@ -113,9 +119,21 @@ class Parameter(ABC):
         dtypes = tuple([self.state_dtype(name) for name in rule.states])
         return () if {*dtypes} <= {DTYPES[self.dtype].real_name} else dtypes
 
+    def rounding(self, rule: Rule) -> str:
+        """Say how what a rule writes in 16 bits is rounded: STOCHASTIC, or "" for to nearest, or if nothing is."""
+        in_halves = not HALVES.isdisjoint((self.dtype, *self.state_dtypes(rule)))
+        return STOCHASTIC if in_halves and self.group.entries.get("stochastic_rounding") else ""
+
+    @property
+    def part(self) -> int:
+        """Which part of the whole parameter this process has."""
+        return 0
+
     def storage_row(self, rule: Rule, states: Mapping[str, Array]) -> StorageRow:
-        """Return where what a rule's states and the parameter have beside them lies."""
-        return NO_STORAGE
+        """Return where what a rule's states and the parameter have beside them lies, and the key of its random bits."""
+        if not self.rounding(rule):
+            return NO_STORAGE
+        return StorageRow(key=random_key(self.group.entries.get("seed", 0), self.number, self.part))
 
     @property
     def is_complex(self) -> bool:
@@ -148,6 +166,12 @@ class Parameter(ABC):
         """Drop states that no step has written."""
         for name in names:
             self.states.pop(name, None)
+
+
+def random_key(*numbers: int) -> int:
+    """Return 64 bits for the random bits of a parameter, other ones for any other numbers."""
+    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little", signed=True)
 
 
 @dataclass(eq=False)

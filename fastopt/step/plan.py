@@ -146,7 +146,8 @@ class Plan:
         kinds: dict[tuple[Device, Variant], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             rule = rules[parameter.group.index]
-            variant = Variant(rule.name, parameter.dtype, stages, parameter.state_dtypes(rule))
+            dtypes, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
+            variant = Variant(rule.name, parameter.dtype, stages, dtypes, rounding=rounding)
             kinds.setdefault((parameter.device, variant), []).append(i)
         self.stages, self.coefficient = stages, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
