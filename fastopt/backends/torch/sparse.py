@@ -87,14 +87,16 @@ class Rows:
         if EMA in self.new_states:
             parameter.launch.write_average(parameter.row, extent(self.new_states[EMA])[0])
 
-    def update(self, row: Row) -> None:
-        """Update the rows by a hyper row, and copy them back."""
-        device, rule = self.parameter.device, self.rule
-        variant = Variant(rule.name, self.parameter.dtype, (), self.parameter.state_dtypes(rule))
+    def update(self, row: Row, count: int) -> None:
+        """Update the rows by a hyper row, after so many steps, and copy them back."""
+        parameter, device, rule = self.parameter, self.parameter.device, self.rule
+        dtypes, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
+        variant = Variant(rule.name, parameter.dtype, (), dtypes, rounding=rounding)
         param, *states = self.taken
         arrays = [array_of(tensor) for tensor in (param, self.gradient, *states)]
         addresses = [extent(array)[0] for array in arrays]
-        device.update(variant, arrays[0].size, addresses, {}, row)
+        storage = parameter.storage_row(rule, {})
+        device.update(variant, arrays[0].size, addresses, {}, row, storage, count)
         with torch.no_grad():
             for tensor, rows in zip(self.whole, self.taken, strict=True):
                 tensor[self.indices] = rows
