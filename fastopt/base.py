@@ -99,6 +99,7 @@ class Optimizer(Staged):
             if key in taken:
                 raise ValueError(f"two groups have a parameter named {key!r}: give each its own name")
             parameters.append(parameter_of(key, array, group))
+            parameters[-1].number = len(parameters) - 1
         groups.append(group)
 
     @property
@@ -384,6 +385,7 @@ class Optimizer(Staged):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
             names = [name for name in HYPERPARAMETERS if name in entry and name not in STORAGE_OPTIONS]
             latest: dict[str, Any] = {name: check(name, entry[name]) for name in names}
+            latest |= group.saved_seed(entry)
             latest["step"] = Count(limit=RESUMABLE).check(f"the step of {what}", entry["step"])
             schedules = group.restored_schedules(entry["schedules"])
             checked.append((latest, {**latest, **numbers_at(latest["step"], schedules)}, schedules))

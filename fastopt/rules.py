@@ -128,15 +128,16 @@ STAGE_OPTIONS = {
     ),
 }
 
-# Those of the storages: how the states lie in memory, fixed when the optimizer is made.
+# Those of the storages: how numbers lie in memory and are rounded for it, fixed when the optimizer is made.
 STATE_DTYPES = ("float32", "bfloat16", "float16")
 STORAGE_OPTIONS = {
     "state_dtype": Argument(
         "dtype, or dict of dtypes",
         'How the states lie in memory: ``"float32"``, ``"bfloat16"`` or ``"float16"``, by name or as a dtype of NumPy '
         "or torch, or a dict of these by the name of a state. Rules compute as before, and what they write is rounded "
-        "to nearest. Averages of squares need more range than float16 has. By default, states are float32 (float64 of "
-        "float64 parameters), as averages and the states of complex parameters always are.",
+        "to nearest, unless ``stochastic_rounding`` says otherwise. Averages of squares need more range than float16 "
+        "has. By default, states are float32 (float64 of float64 parameters), as averages and the states of complex "
+        "parameters always are.",
         check=DTypes(STATE_DTYPES),
     ),
     "min_quantized_size": Argument(
@@ -152,17 +153,31 @@ STORAGE_OPTIONS = {
         "counts. Parameters of other dtypes need no masters. See `master_state_dict`.",
         check=MasterBits(),
     ),
+    "stochastic_rounding": Argument(
+        "bool",
+        "Round what lies in 16 bits, parameters and states, up or down at random, such that the number before is the "
+        "mean, and not to nearest: steps that are too small for 16 bits add up all the same. Float32 and float64 stay "
+        "as they are. The random bits come from ``seed``, the count of steps, the parameter's place among all, and the "
+        "element's: they are the same on CPU and GPU, on any number of threads, and when a checkpoint is resumed.",
+        check=Flag(),
+    ),
+    "seed": Argument(
+        "int",
+        "Of these random bits, 0 or more and below 2**63. A checkpoint brings its own.",
+        check=Count(limit=2**63),
+    ),
 }
 ADDED_OPTIONS = {**STAGE_OPTIONS, **STORAGE_OPTIONS}  # to those of torch, for every optimizer
 
 # Their defaults; groups have no entries for options that are not in use.
-STAGE_DEFAULTS: dict[str, Any] = {
-    "max_grad_norm": None,
-    "clip_grad_value": None,
-    "skip_nonfinite": False,
-    "ema_decay": None,
+STAGE_DEFAULTS: dict[str, Any] = {**dict.fromkeys(STAGE_OPTIONS), "skip_nonfinite": False}
+STORAGE_DEFAULTS: dict[str, Any] = {
+    "state_dtype": None,
+    "min_quantized_size": 4096,
+    "master_weights": False,
+    "stochastic_rounding": False,
+    "seed": 0,
 }
-STORAGE_DEFAULTS: dict[str, Any] = {"state_dtype": None, "min_quantized_size": 4096, "master_weights": False}
 ADDED_DEFAULTS = {**STAGE_DEFAULTS, **STORAGE_DEFAULTS}
 
 HYPERPARAMETERS: dict[str, Check] = {

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         state_dtype: Any
         min_quantized_size: int
         master_weights: bool | int
+        stochastic_rounding: bool
+        seed: int
 
 
 NO_AVERAGES = "there are no averages yet: set ema_decay, and take a step"
@@ -42,6 +44,8 @@ ANNOTATIONS = {
     "state_dtype": "Any",
     "min_quantized_size": "int",
     "master_weights": "bool | int",
+    "stochastic_rounding": "bool",
+    "seed": "int",
 }
 
 

@@ -366,12 +366,15 @@ def mixed(key, count):
 
 @inner
 def random_bits(index, low, high):
-    """32 random bits for an element, from 64 mixed ones; the steps are those of Chris Wellons' "lowbias32"."""
+    """32 random bits for an element, from 64 mixed ones, by the steps of Chris Wellons' "triple32".
+
+    With two multiplications, as in his "lowbias32", bits of elements some powers of two apart depended on each other.
+    """
     x = np.uint32(index) ^ low
-    x = np.uint32((x ^ (x >> 16)) * np.uint32(0x7FEB352D)) + high
-    x = np.uint32(x)
-    x = np.uint32((x ^ (x >> 15)) * np.uint32(0x846CA68B))
-    return np.uint32(x ^ (x >> 16))
+    x = np.uint32(np.uint32((x ^ (x >> 17)) * np.uint32(0xED5AD4BB)) + high)
+    x = np.uint32((x ^ (x >> 11)) * np.uint32(0xAC4C1B51))
+    x = np.uint32((x ^ (x >> 15)) * np.uint32(0x31848BAB))
+    return np.uint32(x ^ (x >> 14))
 
 
 @inner
@@ -395,12 +398,12 @@ def to_bfloat16_by(x, noise):
 
 @inner
 def to_float16_by(x, noise):
-    """Add the noise to the 13 bits below float16's last bit, and cut these off. 2**16 becomes infinity."""
+    """Add the noise to the 16 bits below float16's last bit, and cut these off. 2**16 becomes infinity."""
     size = min(abs(x), np.float32(2.0**16))
     exponent = np.uint32(max(bits(size) & 0x7F800000, (127 - 14) << 23))
-    # 2**(10 + 13) over the power of two in the exponent: units of the last bit are left, times 2**13
-    scaled = size * from_bits(np.uint32(((254 + 23) << 23) - exponent))
-    units = (np.uint32(np.int32(scaled)) + (noise >> 3)) >> 13
+    # 2**(10 + 16) over the power of two in the exponent: units of the last bit are left, times 2**16
+    scaled = size * from_bits(np.uint32(((254 + 26) << 23) - exponent))
+    units = (np.uint32(np.int32(scaled)) + noise) >> 16
     half = (exponent >> 13) - ((127 - 14) << 10) + units
     return np.uint16((half if x == x else 0x7E00) | ((bits(x) >> 16) & 0x8000))
 

@@ -135,6 +135,10 @@ class CpuLaunch(CpuTables, Launch):
         self.hypers = hypers
         self.job["hypers"] = address(hypers)
 
+    def write_count(self, count: int) -> None:
+        """Write how many steps came before this one; the extension counts on."""
+        self.job["count"] = count
+
     def write_stages(self, limit: float, gain: float) -> None:
         """Write the numbers of the stages."""
         self.job["limit"], self.job["gain"] = limit, gain
@@ -173,14 +177,16 @@ class Cpu:
         strided: dict[int, Strides],
         numbers: Row,
         storage: StorageRow = NO_STORAGE,
+        count: int = 0,
     ) -> None:
-        """Update a single tensor with parameter, gradient and states at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses, after so many steps."""
         key = variant, size
         launch = self.cache.pop(key, None) or self.launch(variant, [size])
         launch.cut(strided)
         launch.addresses[0, : len(addresses)] = addresses
         launch.hypers[0, : len(numbers)] = numbers
         launch.write_storage(0, storage)
+        launch.write_count(count)
         launch()
         self.cache.put(key, launch)
 

@@ -116,6 +116,10 @@ class Launch(Tables):
         self.table["average"][row] = address
 
     @abstractmethod
+    def write_count(self, count: int) -> None:
+        """Write how many steps came before this one, for stochastic rounding."""
+
+    @abstractmethod
     def write_stages(self, limit: float, gain: float) -> None:
         """Write the numbers of the stages: the limit of gradients before any factor, and the average's gain."""
 
@@ -175,8 +179,9 @@ class Device(Protocol):
         strided: dict[int, Strides],
         numbers: Row,
         storage: StorageRow = NO_STORAGE,
+        count: int = 0,
     ) -> None:
-        """Update a single tensor with parameter, gradient and states at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses, after so many steps."""
 
 
 class AmpState(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from .masters import MASTER, dtype_of_remainder
 from .memory import Layout, extent
 
 EMA = "ema"  # the state that is the parameter's average
+HALVES = {"float16", "bfloat16"}
+STOCHASTIC = "stochastic"  # a rounding
 NOTHING: dict[str, Any] = {}  # no new states; one dict for all parameters, never written to
 
 
@@ -34,6 +38,8 @@ class Parameter(ABC):
         Its step count when the clock last wrote it here.
     carried : float
         The carried number, likewise; see `Rule.carried`.
+    number : int
+        Its place among all parameters of the optimizer.
     """
 
     # No dict and no tuples for each: with hundreds of parameters, the garbage collector would be busy during training.
@@ -48,6 +54,7 @@ class Parameter(ABC):
         "key",
         "launch",
         "layout",
+        "number",
         "row",
         "states",
         "step",
@@ -61,7 +68,7 @@ class Parameter(ABC):
         self.dtype, self.group, self.device = dtype, group, device
         self.gradient = dtype
         self.address = extent(array)[0]
-        self.step = 0
+        self.step = self.number = 0
         self.carried = 1.0
         self.states: dict[str, Array] = {}
         self.launch: Launch  # the plan's choice, and the row in its table
@@ -125,9 +132,23 @@ class Parameter(ABC):
         asked = self.group.entries.get("master_weights", ADDED_DEFAULTS["master_weights"])
         return "" if self.is_complex else dtype_of_remainder(self.dtype, asked)
 
+    def rounding(self, rule: Rule) -> str:
+        """Say how what a rule writes in 16 bits is rounded: STOCHASTIC, or "" for to nearest, or if nothing is."""
+        written = self.state_dtypes(rule) if self.master else (self.dtype, *self.state_dtypes(rule))
+        return STOCHASTIC if self.group.entries.get("stochastic_rounding") and not HALVES.isdisjoint(written) else ""
+
+    @property
+    def part(self) -> int:
+        """Which part of the whole parameter this process has."""
+        return 0
+
     def storage_row(self, rule: Rule, states: Mapping[str, Array]) -> StorageRow:
-        """Return where what a rule's states and the parameter have beside them lies."""
-        return StorageRow(remainder=extent(states[MASTER])[0]) if MASTER in states else NO_STORAGE
+        """Return where the parameter's remainder lies, and the key of the random bits of what a rule writes."""
+        remainder = extent(states[MASTER])[0] if MASTER in states else 0
+        if not self.rounding(rule):
+            return StorageRow(remainder=remainder) if remainder else NO_STORAGE
+        key = random_key(self.group.entries.get("seed", 0), self.number, self.part)
+        return StorageRow(remainder=remainder, key=key)
 
     @property
     def is_complex(self) -> bool:
@@ -165,6 +186,12 @@ class Parameter(ABC):
         """Drop states that no step has written."""
         for name in names:
             self.states.pop(name, None)
+
+
+def random_key(*numbers: int) -> int:
+    """Return 64 bits for the random bits of a parameter, other ones for any other numbers."""
+    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little", signed=True)
 
 
 @dataclass(eq=False)

@@ -155,8 +155,8 @@ class Plan:
         for i, parameter in enumerate(self.parameters):
             rule = rules[parameter.group.index]
             gradient = parameter.gradient if parameter.gradient != parameter.dtype else ""
-            dtypes = parameter.state_dtypes(rule)
-            variant = Variant(rule.name, parameter.dtype, stages, dtypes, gradient, parameter.master)
+            dtypes, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
+            variant = Variant(rule.name, parameter.dtype, stages, dtypes, gradient, parameter.master, rounding)
             kinds.setdefault((parameter.device, variant), []).append(i)
         self.stages, self.coefficient = stages, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]

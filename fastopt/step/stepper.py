@@ -93,6 +93,7 @@ class Stepper:
                 return
             self.begin(gradients)
             clock.advance()
+            clock.number_launches()
             for launch in plan.launches:
                 launch()
             clock.count()

@@ -255,7 +255,8 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
             names.append([key for key, _ in found])
             given.append({PARAMS: [entry for _, entry in found]})
         arguments = names, given, {param: self.state[param]}, self._eager, Guard(), self._stages
-        return TorchStepper(self._family, self._groups, *arguments, counts_groups=False)
+        place = next(number for number, other in enumerate(self._params()) if other is param)
+        return TorchStepper(self._family, self._groups, *arguments, counts_groups=False, first=place)
 
     @eager
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -406,6 +407,7 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
             named = {"param_names": old["param_names"]} if "param_names" in old else {}
             options = {name: value for name, value in new.items() if name not in ("params", *STORAGE_OPTIONS)}
             storage = {name: old[name] for name in STORAGE_OPTIONS if name in old}  # states are converted to it
+            storage |= group.saved_seed(new)
             filled = {**self._filled(), **named, **deepcopy(options), **self._fixed, **storage}
             groups.append(live({**filled, "params": old["params"]}))
             if isinstance(groups[-1], LiveGroup):

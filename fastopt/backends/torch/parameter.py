@@ -27,6 +27,7 @@ from .memory import (
     is_distributed,
     local,
 )  # fmt: skip
+from .shards import part_of
 
 
 class Shown(Protocol):
@@ -214,6 +215,11 @@ class TorchParameter(Parameter):
     def elements(self) -> int:
         """How many elements the whole parameter has, also those that other processes hold."""
         return int(self.given.numel())
+
+    @property
+    def part(self) -> int:
+        """Which part of the whole parameter this process has; copies are the same part."""
+        return part_of(self.given)
 
     def torch_dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a state's tensor."""

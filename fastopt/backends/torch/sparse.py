@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...rules import Family, Row, Rule
-from ...step.launch import NO_STORAGE, StorageRow, Variant
+from ...step.launch import Variant
 from ...step.masters import MASTER
 from ...step.memory import extent
 from ...step.parameter import EMA
@@ -90,15 +90,15 @@ class Rows:
             parameter.launch.write_average(parameter.row, extent(self.new_states[EMA])[0])
             parameter.launch.write_storage(parameter.row, parameter.storage_row(self.rule, parameter.states))
 
-    def update(self, row: Row) -> None:
-        """Update the rows by a hyper row, and copy them back."""
-        device, rule = self.parameter.device, self.rule
-        parameter, (param, *others) = self.parameter, self.taken
-        variant = Variant(rule.name, parameter.dtype, (), parameter.state_dtypes(rule), master=parameter.master)
+    def update(self, row: Row, count: int) -> None:
+        """Update the rows by a hyper row, after so many steps, and copy them back."""
+        parameter, rule, (param, *others) = self.parameter, self.rule, self.taken
+        master, rounding = parameter.master, parameter.rounding(rule)
+        variant = Variant(rule.name, parameter.dtype, (), parameter.state_dtypes(rule), "", master, rounding)
         arrays = [array_of(tensor) for tensor in (param, self.gradient, *others)]
         addresses = [extent(array)[0] for array in arrays]
-        storage = StorageRow(remainder=addresses.pop()) if parameter.master else NO_STORAGE
-        device.update(variant, arrays[0].size, addresses, {}, row, storage)
+        storage = parameter.storage_row(rule, {})._replace(remainder=addresses.pop() if master else 0)
+        parameter.device.update(variant, arrays[0].size, addresses, {}, row, storage, count)
         with torch.no_grad():
             for tensor, rows in zip(self.whole, self.taken, strict=True):
                 tensor[self.indices] = rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,8 @@ class TorchStepper(Stepper):
         Whether states are made at once, and not with a parameter's first gradient.
     guard, stages, counts_groups
         As for `Stepper`.
+    first : int
+        The place of the first parameter among all of the optimizer.
 
     Raises
     ------
@@ -96,14 +99,18 @@ class TorchStepper(Stepper):
         guard: Guard,
         stages: Stages,
         counts_groups: bool = True,
+        first: int = 0,
     ) -> None:
         self.family = family
         self.parameters: list[TorchParameter] = []
         self.frozen: list[Tensor] = []  # until they have a gradient
+        numbers = count(first)
         for group, keys, entries in zip(groups, names, given, strict=True):
             for key, param in zip(keys, entries[PARAMS], strict=True):
+                number = next(numbers)
                 if trains(param):
                     self.parameters.append(TorchParameter(key, param, group, states))
+                    self.parameters[-1].number = number
                 else:
                     self.frozen.append(param)
         for parameter in self.parameters:
@@ -289,7 +296,7 @@ class TorchStepper(Stepper):
         for i, rows in self.rows.items():
             rows.keep_new_states()
             scale = 1.0 if self.stages.clips_by_value else gradients.scale
-            rows.update(self.clock.row_of(self.parameters[i], scale * self.stages.coefficient))
+            rows.update(self.clock.row_of(self.parameters[i], scale * self.stages.coefficient), self.clock.steps)
             if rows.new_states:
                 self.plan.forget_extents()
         for parameter in part.with_gaps:
