@@ -23,6 +23,7 @@ from .step.codes import SCALES
 from .step.group import GroupOptions, StepFunction, check_shared, numbers_at
 from .step.guard import Guard
 from .step.interrupts import HeldBack
+from .step.masters import MASTER
 from .step.parameter import EMA
 from .step.stages import Stages, needs_norm
 from .step.stepper import Stepper
@@ -99,6 +100,7 @@ class Optimizer(Staged):
             if key in taken:
                 raise ValueError(f"two groups have a parameter named {key!r}: give each its own name")
             parameters.append(parameter_of(key, array, group))
+            parameters[-1].number = len(parameters) - 1
         groups.append(group)
 
     @property
@@ -314,6 +316,26 @@ class Optimizer(Staged):
             groups = [{**group.options(), "params": list(group.tree.keys)} for group in self._groups]
         return {"state": state, "param_groups": groups}
 
+    def master_state_dict(self) -> dict[Hashable, Any]:
+        """Return a copy of every parameter as the next step reads it, by its name or index: 16 bits become float32.
+
+        With ``master_weights`` these are the masters; others are the parameters themselves. What was written into a
+        parameter since the last step counts.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> w = np.ones(1, np.float16)
+        >>> opt = fastopt.SGD({"w": w}, lr=1.0, master_weights=True)
+        >>> opt.step({"w": np.float16([1e-4])})
+        >>> w
+        array([1.], dtype=float16)
+        >>> opt.master_state_dict()
+        {'w': array([0.9999], dtype=float32)}
+        """
+        with self._guard.mutex:
+            return {parameter.key: parameter.value().astype(parameter.real) for parameter in self._parameters}
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the state and options of a `state_dict`, and its schedules, which go on from its step count.
 
@@ -371,6 +393,7 @@ class Optimizer(Staged):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
             names = [name for name in HYPERPARAMETERS if name in entry and name not in STORAGE_OPTIONS]
             latest: dict[str, Any] = {name: check(name, entry[name]) for name in names}
+            latest |= group.saved_seed(entry)
             latest["step"] = Count(limit=RESUMABLE).check(f"the step of {what}", entry["step"])
             schedules = group.restored_schedules(entry["schedules"])
             checked.append((latest, {**latest, **numbers_at(latest["step"], schedules)}, schedules))
@@ -392,23 +415,19 @@ class Optimizer(Staged):
     def _checked_state(self, parameter: ArrayParameter, given: Any) -> tuple[int, float, dict[str, Array]]:
         carried = self._family.carried
         counts = ("step",) if carried is None else ("step", carried)
-        names = (*counts, *self._family.states, EMA)
+        names = (*counts, *self._family.states, EMA, MASTER)
         scales = {name + SCALES for name in self._family.states}
         if not isinstance(given, Mapping) or "step" not in given or not given.keys() <= {*names, *scales}:
             raise ValueError(
                 f"the state of {parameter} must be a dict of {counts[0]} and {', '.join(names[1:])}, not {given!r:.200}"
             )
         step = Count(limit=RESUMABLE).check(f"the step of {parameter} in the state dict", given["step"])
-        arrays: dict[str, Array] = {}
         for name in (*counts[1:], *self._family.states):
             if step and name not in given and name in (*counts, *self._family.kept):
                 raise ValueError(
                     f"the state of {parameter} has {step} steps but no {name}, without which it cannot go on"
                 )
-        for name in (*self._family.states, EMA):
-            if name in given:
-                what = f"the {name} of {parameter} in the state dict"
-                arrays |= parameter.loaded_state(name, what, given[name], given.get(name + SCALES))
+        arrays = parameter.loaded_states(self._family.states, f"{parameter} in the state dict", given)
         number = (
             1.0
             if carried is None

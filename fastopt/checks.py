@@ -113,6 +113,22 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class MasterBits:
+    """Whether parameters of 16 bits have masters, or the bits that these have; returned as True where it is all 32."""
+
+    def check(self, name: str, value: Any) -> bool | int:
+        """Return False, True or 24, or raise an error that names it."""
+        given = unwrapped(value)
+        if isinstance(given, (bool, np.bool_)):
+            return bool(given)
+        if not isinstance(given, (int, np.integer)):
+            raise TypeError(f"Invalid {name}: {value!r:.40}; it must be True, False, or a number of bits, 24 or 32")
+        if given not in (24, 32):
+            raise ValueError(f"Invalid {name}: {value!r:.40}; masters have 32 bits, as with True, or 24")
+        return True if given == 32 else 24
+
+
+@dataclass(frozen=True)
 class Count:
     """A whole number from a minimum up to, but not including, a limit."""
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
-from .checks import Betas, Count, DTypes, Flag, Number, OrNone
+from .checks import Betas, Count, DTypes, Flag, MasterBits, Number, OrNone
 
-Check: TypeAlias = Number | OrNone | Flag | Betas | DTypes | Count
+Check: TypeAlias = Number | OrNone | Flag | Betas | DTypes | Count | MasterBits
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .checks import COUNT_LIMIT, LARGEST, SMALLEST, Betas, Count, DTypes, Flag, Number, OrNone
+from .checks import COUNT_LIMIT, LARGEST, SMALLEST, Betas, Count, DTypes, Flag, MasterBits, Number, OrNone
 from .kernels import tables
 from .kernels.dtypes import DTYPES
 from .options import Argument, Check
@@ -128,7 +128,7 @@ STAGE_OPTIONS = {
     ),
 }
 
-# Those of the storages: how the states lie in memory, fixed when the optimizer is made.
+# Those of the storages: how numbers lie in memory and are rounded for it, fixed when the optimizer is made.
 STATE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 NEVER_NEGATIVE = {"sum", "square_avg", "exp_avg_sq", "max_exp_avg_sq"}  # states that have other codes in 8 bits
 STORAGE_OPTIONS = {
@@ -136,9 +136,10 @@ STORAGE_OPTIONS = {
         "dtype, or dict of dtypes",
         'How the states lie in memory: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``, by name or as a '
         "dtype of NumPy or torch, or a dict of these by the name of a state. Rules compute as before, and what they "
-        "write is rounded to nearest. Averages of squares need more range than float16 has. With 8 bits, 64 elements "
-        "share a float32 scale, which is the state of that name with ``_scale`` behind it. By default, states are "
-        "float32 (float64 of float64 parameters), as averages and the states of complex parameters always are.",
+        "write is rounded to nearest, unless ``stochastic_rounding`` says otherwise. Averages of squares need more "
+        "range than float16 has. With 8 bits, 64 elements share a float32 scale, which is the state of that name with "
+        "``_scale`` behind it. By default, states are float32 (float64 of float64 parameters), as averages and the "
+        "states of complex parameters always are.",
         check=DTypes(STATE_DTYPES),
     ),
     "min_quantized_size": Argument(
@@ -152,18 +153,41 @@ STORAGE_OPTIONS = {
         "and not distributed; else it has float32, as torch.optim loads it. Loading converts either way.",
         check=Flag(),
     ),
+    "master_weights": Argument(
+        "bool or int",
+        "Keep each parameter of 16 bits in float32 as well: the step reads and writes that, and the parameter is what "
+        'it rounds to. Beside bfloat16, the state ``"master"`` has the 16 bits that are missing, 8 of them with '
+        "``master_weights=24``; beside float16 it is a float32 copy. What is written into a parameter between steps "
+        "counts. Parameters of other dtypes need no masters. See `master_state_dict`.",
+        check=MasterBits(),
+    ),
+    "stochastic_rounding": Argument(
+        "bool",
+        "Round what lies in 16 or 8 bits, parameters and states, up or down at random, such that the number before is the "
+        "mean, and not to nearest: steps that are too small for it add up all the same. Float32 and float64 stay "
+        "as they are. The random bits come from ``seed``, the count of steps, the parameter's place among all, and the "
+        "element's: they are the same on CPU and GPU, on any number of threads, and when a checkpoint is resumed.",
+        check=Flag(),
+    ),
+    "seed": Argument(
+        "int",
+        "Of these random bits, 0 or more and below 2**63. A checkpoint brings its own.",
+        check=Count(limit=2**63),
+    ),
 }
-FIXED_OPTIONS = ("state_dtype", "min_quantized_size")  # when an optimizer is made
+FIXED_OPTIONS = tuple(name for name in STORAGE_OPTIONS if name != "compress_state_dict")  # when an optimizer is made
 ADDED_OPTIONS = {**STAGE_OPTIONS, **STORAGE_OPTIONS}  # to those of torch, for every optimizer
 
 # Their defaults; groups have no entries for options that are not in use.
-STAGE_DEFAULTS: dict[str, Any] = {
-    "max_grad_norm": None,
-    "clip_grad_value": None,
-    "skip_nonfinite": False,
-    "ema_decay": None,
+STAGE_DEFAULTS: dict[str, Any] = {**dict.fromkeys(STAGE_OPTIONS), "skip_nonfinite": False}
+STORAGE_DEFAULTS: dict[str, Any] = {
+    "state_dtype": None,
+    "min_quantized_size": 4096,
+    "compress_state_dict": True,
+    "master_weights": False,
+    "stochastic_rounding": False,
+    "seed": 0,
 }
-STORAGE_DEFAULTS: dict[str, Any] = {"state_dtype": None, "min_quantized_size": 4096, "compress_state_dict": True}
 ADDED_DEFAULTS = {**STAGE_DEFAULTS, **STORAGE_DEFAULTS}
 
 HYPERPARAMETERS: dict[str, Check] = {

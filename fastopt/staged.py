@@ -27,6 +27,9 @@ if TYPE_CHECKING:
         ema_decay: Scheduled | None
         state_dtype: Any
         min_quantized_size: int
+        master_weights: bool | int
+        stochastic_rounding: bool
+        seed: int
 
 
 NO_AVERAGES = "there are no averages yet: set ema_decay, and take a step"
@@ -36,7 +39,14 @@ Given = TypeVar("Given", bound=Mapping[str, Any])
 
 UNPACKED = "Unpack[AddedOptions]"  # the annotation by which constructors take these options
 
-ANNOTATIONS = {"skip_nonfinite": "bool", "state_dtype": "Any", "min_quantized_size": "int"}
+ANNOTATIONS = {
+    "skip_nonfinite": "bool",
+    "state_dtype": "Any",
+    "min_quantized_size": "int",
+    "master_weights": "bool | int",
+    "stochastic_rounding": "bool",
+    "seed": "int",
+}
 
 
 def expected(optimizer: type, options: Given) -> Given:
@@ -117,16 +127,16 @@ class Staged(ABC):
         Returns
         -------
         dict
-            ``"parameters"``, ``"gradients"`` (one for each parameter, in its dtype) and ``"states"``, the averages
-            included: what there is once every parameter had a gradient. Frozen parameters do not count, nor do those
-            of other processes.
+            ``"parameters"``, ``"gradients"`` (one for each parameter, in the dtype of its last one), ``"states"``, the
+            averages included, and ``"masters"``, what these have beside the parameters: what there is once every
+            parameter had a gradient. Frozen parameters do not count, nor do those of other processes.
 
         Examples
         --------
         >>> import numpy as np, fastopt
         >>> w = np.zeros((100, 100), np.float32)
         >>> fastopt.Adam(w).memory()
-        {'parameters': 40000, 'gradients': 40000, 'states': 80000}
+        {'parameters': 40000, 'gradients': 40000, 'states': 80000, 'masters': 0}
         >>> fastopt.Adam(w, state_dtype="float16").memory()["states"]
         40000
         """

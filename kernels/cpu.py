@@ -365,9 +365,9 @@ def to_bfloat16(x):
     return np.int16(rounded if x == x else 0x7FC0)
 
 
-# Stochastic rounding: x goes up or down to a neighbour with the probabilities that make x the mean of what is stored.
-# The random bits of an element depend on the tensor's key, the count of steps, the element and the array that is
-# written: they are the same in C++ and CUDA, on any number of threads, and after loading a checkpoint.
+# Stochastic rounding: x goes up or down to a neighbour, with the probabilities that make x the mean of what is stored.
+# The random bits of an element are a function of the tensor's key, the count of steps, the element's index and the
+# array that is written: the same in CUDA, on any number of threads, and after loading a checkpoint.
 
 
 @inner
@@ -381,12 +381,15 @@ def mixed(key, count):
 
 @inner
 def random_bits(index, low, high):
-    """32 random bits for an element, from 64 mixed ones; the steps are those of Chris Wellons' "lowbias32"."""
+    """32 random bits for an element, from 64 mixed ones, by the steps of Chris Wellons' "triple32".
+
+    With two multiplications, as in his "lowbias32", bits of elements some powers of two apart depended on each other.
+    """
     x = np.uint32(index) ^ low
-    x = np.uint32((x ^ (x >> 16)) * np.uint32(0x7FEB352D)) + high
-    x = np.uint32(x)
-    x = np.uint32((x ^ (x >> 15)) * np.uint32(0x846CA68B))
-    return np.uint32(x ^ (x >> 16))
+    x = np.uint32(np.uint32((x ^ (x >> 17)) * np.uint32(0xED5AD4BB)) + high)
+    x = np.uint32((x ^ (x >> 11)) * np.uint32(0xAC4C1B51))
+    x = np.uint32((x ^ (x >> 15)) * np.uint32(0x31848BAB))
+    return np.uint32(x ^ (x >> 14))
 
 
 @inner
@@ -410,12 +413,12 @@ def to_bfloat16_by(x, noise):
 
 @inner
 def to_float16_by(x, noise):
-    """Add the noise to the 13 bits below float16's last bit, and cut these off. 2**16 becomes infinity."""
+    """Add the noise to the 16 bits below float16's last bit, and cut these off. 2**16 becomes infinity."""
     size = min(abs(x), np.float32(2.0**16))
     exponent = np.uint32(max(bits(size) & 0x7F800000, (127 - 14) << 23))
-    # 2**(10 + 13) over the power of two in the exponent: units of the last bit are left, times 2**13
-    scaled = size * from_bits(np.uint32(((254 + 23) << 23) - exponent))
-    units = (np.uint32(np.int32(scaled)) + (noise >> 3)) >> 13
+    # 2**(10 + 16) over the power of two in the exponent: units of the last bit are left, times 2**16
+    scaled = size * from_bits(np.uint32(((254 + 26) << 23) - exponent))
+    units = (np.uint32(np.int32(scaled)) + noise) >> 16
     half = (exponent >> 13) - ((127 - 14) << 10) + units
     return np.uint16((half if x == x else 0x7E00) | ((bits(x) >> 16) & 0x8000))
 
@@ -466,17 +469,25 @@ def _narrow(x, array, place, i, random):
 
 @inner
 def joined(pattern, remainder, shift):
-    """Return the master of a bfloat16 parameter; the remainder's last bit is the master's bit number ``shift``."""
-    return from_bits(np.uint32((np.int32(pattern) << 16) + (np.int32(remainder) << shift)))
+    """Return the master of a bfloat16 parameter; the remainder's last bit is the master's bit number ``shift``.
+
+    Where somebody has written into the parameter, the remainder is that of another number: the sum rounds to what was
+    written all the same, but for 0 and infinity, beyond which the bits are those of NaN. There it does not count.
+    """
+    master = from_bits(np.uint32((np.int32(pattern) << 16) + (np.int32(remainder) << shift)))
+    return master if master == master else from_bfloat16(pattern)
 
 
 @inner
 def split(x, shift):
-    """Split a master, rounded half up to the bits that are kept, into a bfloat16 parameter and its remainder."""
-    half = np.uint32(1 << shift) >> 1
-    kept = np.uint32((bits(x) + half) >> shift << shift) if x == x else np.uint32(0x7FC00000)
-    upper = np.uint32(kept + 0x8000) >> 16
-    return np.int16(upper), np.int32(np.uint32(kept - np.uint32(upper << 16))) >> shift
+    """Split a master, rounded half up to the bits that are kept, into a bfloat16 parameter and its remainder.
+
+    The remainder is the lower half of the master's bits, with a sign: rounding up by half takes 1 from the upper half.
+    """
+    half, mask = np.uint32(1 << shift >> 1), np.uint32(0xFFFFFFFF << shift)
+    finite = np.uint32(np.uint32(bits(x) + half) & mask)  # cast before the choice, which would be one of 64 bits
+    kept = finite if x == x else np.uint32(0x7FC00000)
+    return np.int16(np.uint32(kept + 0x8000) >> 16), np.int16(kept) >> shift
 
 
 @inner

@@ -81,6 +81,11 @@ PAIRS = {dtype.pairs: dtype for dtype in DTYPES.values() if dtype.pairs}
 PAIRS_DLPACK = 5  # DLPack's code of all complex dtypes
 
 
+def goes_with(gradient: str, parameter: str) -> bool:
+    """Say whether kernels for parameters of one dtype read gradients of another: they compute both in the same one."""
+    return gradient in DTYPES and DTYPES[gradient].real is DTYPES[parameter].real
+
+
 def dtype_of(dtype: Any) -> DType:
     """Look up a dtype by anything NumPy accepts as one, or by name, since NumPy has no bfloat16."""
     return DTYPES[dtype if isinstance(dtype, str) and dtype in DTYPES else np.dtype(dtype).name]

@@ -85,6 +85,7 @@ int32_t fastopt::launch(fastopt_step &step, int32_t threads) {
     for (int64_t i = 0; i < step.rows; ++i) step.carried[i] = step.next[i];
     ++step.taken;
     for (int64_t i = 0; i < step.count; ++i) {
+        ++step.launches[i].job->count;
         run(step.launches[i].kernel, step.launches[i], step.parallel, threads, i + 1 < step.count);
     }
     return 1;

@@ -26,7 +26,8 @@ pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_
 untrack = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("PyObject_GC_UnTrack", ctypes.pythonapi))
 
 # DLPack's codes for the dtypes that can be read; all others are UNREAD.
-KINDS = {**{name: dtype.dlpack for name, dtype in STORED.items()}, **dict.fromkeys(PAIRS, PAIRS_DLPACK)}
+INTEGERS = {"int16": 0}  # of remainders; "int8" is a code's, too
+KINDS = {**{name: dtype.dlpack for name, dtype in STORED.items()}, **dict.fromkeys(PAIRS, PAIRS_DLPACK), **INTEGERS}
 
 NO_STEP = (ffi.NULL, ffi.NULL, ffi.NULL, 1) if lib is not None else ()
 

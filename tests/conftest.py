@@ -43,7 +43,7 @@ def missing_clients():
 
 NEEDS = {"gpu": ("need a GPU", missing_gpu), "clients": ("need other people's training loops", missing_clients)}
 DESELECTED = {}  # by marker: how many, and why
-KERNELS = set()  # (rule, dtype, stages, states) of those that the tests of all processes have used
+KERNELS = set()  # what identifies those that the tests of all processes have used
 
 # Waiting OpenMP threads sleep instead of spinning: pytest's processes would compete for the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -96,7 +96,8 @@ def pytest_testnodedown(node):
     """Get a pytest-xdist process's deselected tests; one that has crashed reports none."""
     told = getattr(node, "workeroutput", {})
     DESELECTED.update(told.get("deselected", {}))
-    KERNELS.update((rule, dtype, *map(tuple, kind)) for rule, dtype, *kind in told.get("kernels", ()))
+    kinds = told.get("kernels", ())  # in which lists were tuples
+    KERNELS.update(tuple(tuple(part) if isinstance(part, list) else part for part in kind) for kind in kinds)
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -122,16 +123,23 @@ def kernels_used():
 
 
 def too_many_kernels():
-    """Say so if kernels with stages, or those with states of 16 bits, outnumber those with neither."""
-    staged = sum(1 for *_, stages, states in KERNELS if stages and not states)
-    stored = sum(1 for *_, states in KERNELS if states)
-    plain = len(KERNELS) - staged - stored
-    if max(staged, stored) <= plain:
+    """Say so if kernels with stages, with states of 16 bits or with random bits outnumber those with none of these."""
+    kinds = [kind_of(*kernel) for kernel in KERNELS]
+    found = {kind: kinds.count(kind) for kind in ("stages", "states of 16 bits", "random bits", "none of these")}
+    if max(found.values()) == found["none of these"]:
         return ""
+    counted = ", ".join(f"{count} with {kind}" for kind, count in found.items())
     return (
-        f"tests use {staged} kernels with stages, {stored} with states of 16 bits and {plain} others, each compiled "
-        "once: let all of these meet on two rules, and on the others a few pairs"
+        f"tests use these kernels: {counted}; each is compiled once: let all of these meet on two rules, and on the "
+        "others a few pairs"
     )
+
+
+def kind_of(rule, dtype, stages, states, gradient, master, rounding):
+    """Say what a kernel has beside its rule."""
+    if rounding:
+        return "random bits"
+    return "states of 16 bits" if states else "stages" if stages else "none of these"
 
 
 @pytest.fixture(autouse=True, scope="module")

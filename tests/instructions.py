@@ -23,6 +23,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
     FUSED = r"\bvfn?m(add|sub)"
     SHIFT = r"\bv?ps[lr]ld\b"
+    PACKED_PRODUCT = r"\bv?pmul(ld|udq)\b"  # of integers of 32 bits
 else:
     LANES = {"float32": "4s", "float64": "2d"}
     SCALAR = {"float32": "s", "float64": "d"}
@@ -43,6 +44,7 @@ else:
 
     FUSED = r"\bf(n?madd|n?msub|mla|mls)\b"
     SHIFT = r"\b(shl|ushr|[us]?shll)2?(\.4s\s|\s+v\d+\.4s)"
+    PACKED_PRODUCT = r"\bmul(\.4s\s|\s+v\d+\.4s)"  # of integers of 32 bits
 
 
 def operations(name):

@@ -115,13 +115,13 @@ FORKS = {
         p, g = np.ones(1_000_000, np.float32), np.ones(1_000_000, np.float32)
         opt = fastopt.SGD(p, lr=1.0)
         assert trains()
-        with mock.patch.dict(cpu._kernels, {("sgd", "float32", (), ()): kernel}):
+        with mock.patch.dict(cpu._kernels, {("sgd", "float32", (), (), "", "", ""): kernel}):
             thread = threading.Thread(target=opt.step, args=[g])
             thread.start()
             assert inside.wait(50)
         def child():
             with mock.patch.dict(cpu._kernels):
-                cpu._kernels.pop(("sgd", "float32", (), ()), None)
+                cpu._kernels.pop(("sgd", "float32", (), (), "", "", ""), None)
                 opt.param_groups[0]["momentum"] = 0.5  # a rule with a kernel that does not wait
                 opt.step(g)
                 return trains() and (p == 0).all() and meets()
@@ -270,7 +270,7 @@ def test_exit_inside_a_kernel(tmp_path):
             while fetch_add(job + unread, 1) >= 0:  # which this kernel does not read
                 pass
 
-        cpu._kernels["sgd", "float32", (), ()] = cpu.cache.compile_kept(stay, cpu.make_cfunc)
+        cpu._kernels["sgd", "float32", (), (), "", "", ""] = cpu.cache.compile_kept(stay, cpu.make_cfunc)
         fastopt.set_num_threads(2)
         opt = fastopt.SGD(np.ones(1_000_000, np.float32))
         threading.Thread(target=opt.step, args=[np.ones(1_000_000, np.float32)], daemon=True).start()

@@ -154,6 +154,7 @@ def test_small_parameters_keep_float32():
         "gradients": 4 * 8191,
         "states": 4 * 4095 + 2 * 4096,
         "scales": 0,
+        "masters": 0,
     }
 
 

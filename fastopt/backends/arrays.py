@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.dtypes import CODES
+from ..kernels.dtypes import CODES, DTYPES
 from ..kernels.reader import UNREAD, Array
 from ..rules import ADDED_DEFAULTS, NEVER_NEGATIVE
 from ..step.chunks import Strides, located
 from ..step.codes import SCALES, blocks, decode, encode
+from ..step.masters import BITS, MASTER, converted, is_convertible
 from ..step.memory import Extents, Layout, overlaps_itself, pin
 from ..step.parameter import EMA, Parameter
 from ..step.plan import Plan
@@ -49,6 +50,26 @@ def located_once(written: Mapping[str, Array], gradient: Array, layout: Layout) 
     return address, {} if strides is None else {0: strides}
 
 
+def joined(xp: Any, param: Any, remainder: Any) -> Any:
+    """Return masters, from parameters of 16 bits and their remainders: arrays of a library, of NumPy or CuPy."""
+    widened = param.astype(np.float32)
+    if remainder.dtype == np.float32:
+        return xp.where(remainder.astype(np.float16).view(np.int16) == param.view(np.int16), remainder, widened)
+    bits = (param.view(np.int16).astype(np.int32) << 16) + (
+        remainder.astype(np.int32) << 16 - BITS[remainder.dtype.name]
+    )
+    masters = bits.view(np.float32)
+    return xp.where(xp.isnan(masters), widened, masters)
+
+
+def remainder_as(dtype: str, given: Any) -> Any:
+    """Return what an array, of NumPy or CuPy, is as a remainder of this dtype; 0 where the masters begin anew."""
+    found = given.dtype.name
+    if not is_convertible(found, dtype):
+        return 0
+    return given if found == dtype else converted(given.astype(np.int16), found, dtype)
+
+
 class ArrayParameter(Parameter):
     """One parameter that is an array, of NumPy or on a GPU."""
 
@@ -59,13 +80,19 @@ class ArrayParameter(Parameter):
         """The parameter's shape."""
         return self.array.shape
 
+    @property
+    def real(self) -> np.dtype[Any]:
+        """The dtype that its kernels compute in."""
+        found: np.dtype[Any] = np.dtype(DTYPES[self.dtype].real)
+        return found
+
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them."""
         return self.states
 
     def new_average(self) -> Any:
         """Allocate the parameter's average, which starts at the parameter."""
-        return self.loaded(EMA, "", self.whole)
+        return self.loaded(EMA, "", self.value())
 
     @property
     def whole(self) -> Any:
@@ -138,13 +165,29 @@ class ArrayParameter(Parameter):
     def in_order(self, gradient: Any) -> tuple[Any, Array]:
         """Copy a gradient into the parameter's storage order; return the copy, and an array that describes it."""
 
+    def value(self) -> Any:
+        """Return the parameter as kernels compute with it, its master if it has one; perhaps the array itself."""
+        return self.whole
+
+    def loaded_states(self, names: Sequence[str], what: str, given: Mapping[str, Any]) -> dict[str, Array]:
+        """Copy states from a state dict, after checking that they fit; a master that is not there begins anew."""
+        found: dict[str, Array] = {}
+        for name in (*names, EMA):
+            if name in given:
+                found |= self.loaded_state(name, f"the {name} of {what}", given[name], given.get(name + SCALES))
+        if self.master and MASTER in given:
+            found[MASTER] = self.loaded(MASTER, f"the {MASTER} of {what}", given[MASTER])
+        elif self.master and found:
+            found[MASTER] = self.new_state(0.0, self.master)
+        return found
+
     def alike(self, given: Any) -> int:
         """Return the address of a gradient that the extension has not read; UNREAD if it needs the slow check."""
         return UNREAD
 
     @abstractmethod
-    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
-        """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
+    def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
+        """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""
 
 
 class Gradients(StepGradients):
@@ -158,6 +201,7 @@ class Gradients(StepGradients):
             raise ValueError(f"there are {len(parameters)} parameters and {len(self.held)} gradients")
         self.strided: dict[int, Strides] = {}
         self.copies: dict[int, Any] = {}
+        self.others: dict[int, str] = {}
         self.addresses, unread, none = plan.reader.read(self.held)
         if unread and plan.uses_gpus:
             self._read_alike(parameters, plan.extents)
@@ -174,7 +218,8 @@ class Gradients(StepGradients):
 
     def checked(self, i: int, what: str, parameter: ArrayParameter) -> Array:
         """Check a gradient, and return an array that describes its layout."""
-        self.held[i], array = parameter.gradient(what, self.held[i])
+        self.held[i], array, dtype = parameter.checked_gradient(what, self.held[i])
+        self.note_dtype(i, parameter, dtype)
         return array
 
     def in_order(self, i: int, parameter: ArrayParameter) -> Array:
@@ -200,12 +245,16 @@ class Gradients(StepGradients):
         in_kernels = [i for i, start in enumerate(self.addresses.tolist()) if start and i not in apart]
         order = np.array(sorted(in_kernels, key=self.addresses.__getitem__), np.intp)
         starts = self.addresses[order]
-        ends = starts + np.array([parameters[i].array.nbytes for i in order.tolist()], np.int64)
+        ends = starts + np.array([self._bytes(i, parameters[i]) for i in order.tolist()], np.int64)
         if len(reached := np.flatnonzero(ends[:-1] > starts[1:])):
             first, second = (parameters[order[reached[0] + beside]] for beside in (0, 1))
             raise ValueError(
                 f"the gradient of {first} and the gradient of {second} overlap in memory: call step without zero_grads"
             )
+
+    def _bytes(self, i: int, parameter: ArrayParameter) -> int:
+        """How many bytes a gradient has."""
+        return parameter.array.size * DTYPES[self.others.get(i, parameter.gradient)].itemsize
 
     def fill_with_zeros(self) -> None:
         """Set all of them to zero."""

@@ -33,6 +33,12 @@ class StepGradients(ABC):
     addresses: npt.NDArray[np.int64]
     taking_part: bytes
     strided: dict[int, Strides]
+    others: dict[int, str]
+
+    def note_dtype(self, i: int, parameter: Any, dtype: str) -> None:
+        """Note the dtype of a gradient, if it is another one than that of the last."""
+        if dtype != parameter.gradient:
+            self.others[i] = dtype
 
     def check_unread(self, parameters: Sequence[Any], extents: Extents) -> None:
         """Check the gradients whose addresses are UNREAD, and find out where they lie."""

@@ -331,6 +331,17 @@ class Clock:
             moving = moving or rule.moves(options)
         self.steady, self.moving = steady, moving
 
+    @property
+    def steps(self) -> int:
+        """How many steps came before this one, for the random bits of all groups: as the first one counts."""
+        steps: int = self.groups[0].entries["step"]
+        return steps
+
+    def number_launches(self) -> None:
+        """Tell the launches how many steps came before this one."""
+        for launch in self.plan.launches:
+            launch.write_count(self.steps)
+
     def count(self) -> None:
         """Count the step that was launched; the parameters keep the states that began with it."""
         self.carried[:] = self.next

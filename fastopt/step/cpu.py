@@ -16,7 +16,7 @@ from ..kernels.reader import address
 from ..kernels.tables import ABI, HYPERS, JOB, NORM, PIECE, STATES, STORAGE
 from ..rules import Row
 from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
-from .launch import Launch, LaunchCache, Tables, Variant
+from .launch import NO_STORAGE, Launch, LaunchCache, StorageRow, Tables, Variant
 from .norm import Measured, Piece, measure
 
 # A second thread pays from twice as many on, after a millisecond of other work (`fastopt bench`).
@@ -40,7 +40,7 @@ class Threads(Protocol):
 
 
 class CpuTables(Tables):
-    """The tables of tensors of one dtype and these sizes in memory, and the pass that sums their gradients' squares.
+    """The tables of tensors of these sizes in memory, with gradients of one dtype, and the pass that sums the squares.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class CpuLaunch(CpuTables, Launch):
     on_gpu = False
 
     def __init__(self, variant: Variant, sizes: Sequence[int], threads: Threads = pool) -> None:
-        super().__init__(variant.dtype, sizes, threads)
+        super().__init__(variant.of_gradient, sizes, threads)
         self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
         if variant.uses_storages:
             self.storages = np.zeros(len(sizes), STORAGE)
@@ -141,6 +141,10 @@ class CpuLaunch(CpuTables, Launch):
         self.hypers = hypers
         self.job["hypers"] = address(hypers)
 
+    def write_count(self, count: int) -> None:
+        """Write how many steps came before this one; the extension counts on."""
+        self.job["count"] = count
+
     def write_stages(self, limit: float, gain: float) -> None:
         """Write the numbers of the stages."""
         self.job["limit"], self.job["gain"] = limit, gain
@@ -172,14 +176,23 @@ class Cpu:
         return CpuLaunch(variant, sizes, self.threads)
 
     def update(
-        self, variant: Variant, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+        self,
+        variant: Variant,
+        size: int,
+        addresses: Sequence[int],
+        strided: dict[int, Strides],
+        numbers: Row,
+        storage: StorageRow = NO_STORAGE,
+        count: int = 0,
     ) -> None:
-        """Update a single tensor with parameter, gradient and states at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses, after so many steps."""
         key = variant, size
         launch = self.cache.pop(key, None) or self.launch(variant, [size])
         launch.cut(strided)
         launch.addresses[0, : len(addresses)] = addresses
         launch.hypers[0, : len(numbers)] = numbers
+        launch.write_storage(0, storage)
+        launch.write_count(count)
         launch()
         self.cache.put(key, launch)
 

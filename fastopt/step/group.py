@@ -66,11 +66,20 @@ class GroupOptions:
         checked = check(name, value)
         is_in_use = self.fetch is not None
         if is_in_use and name in FIXED_OPTIONS and checked != self.entries.get(name, ADDED_DEFAULTS[name]):
-            raise ValueError(
-                f"{name} of group {self.index} is fixed, since states lie in memory as it says: make another optimizer "
-                f"with {name}={value!r:.80}, and load this one's state_dict() there"
+            instead = (
+                "random bits go on from it: change it in the 'param_groups' of a state_dict(), and load that"
+                if name == "seed"
+                else f"numbers lie in memory as it says: make another optimizer with {name}={value!r:.80}, and load "
+                "this one's state_dict() there"
             )
+            raise ValueError(f"{name} of group {self.index} is fixed, since {instead}")
         return checked
+
+    def saved_seed(self, saved: Mapping[str, Any]) -> dict[str, int]:
+        """Return the seed of a group in a state dict, whose random bits go on, unless it is this one's or has none."""
+        seed = check("seed", saved.get("seed", ADDED_DEFAULTS["seed"]))
+        own = self.entries.get("seed", ADDED_DEFAULTS["seed"])
+        return {"seed": seed} if saved.get("stochastic_rounding") and seed != own else {}
 
     def described(self) -> dict[str, Any]:
         """Describe the schedules as plain Python, by option."""

@@ -24,6 +24,9 @@ class StorageRow(NamedTuple):
     key: int = 0  # for stochastic rounding
 
 
+NO_STORAGE = StorageRow()
+
+
 class Entry(NamedTuple):
     """What a step group writes into the tables for one parameter."""
 
@@ -43,6 +46,11 @@ class Variant(NamedTuple):
     gradient: str = ""  # its dtype, if it is not the parameter's
     master: str = ""  # the dtype of the remainder, if the parameter has a master
     rounding: str = ""  # to nearest, or "stochastic"
+
+    @property
+    def of_gradient(self) -> str:
+        """The dtype of the gradient."""
+        return self.gradient or self.dtype
 
     @property
     def uses_storages(self) -> bool:
@@ -98,8 +106,12 @@ class Launch(Tables):
         for row, hyper, states, storage in entries:
             self.table[row]["hyper"] = hyper
             self.table[row]["states"][: len(states)] = states
-            if self.storages is not None:
-                self.storages[row] = storage
+            self.write_storage(row, storage)
+
+    def write_storage(self, row: int, storage: StorageRow) -> None:
+        """Write where what a tensor has beside its states lies, for one that is averaged and takes no part."""
+        if self.storages is not None:
+            self.storages[row] = storage
 
     def write_averages(self, addresses: Sequence[int]) -> None:
         """Write the addresses of the parameters' averages, 0 for those that have none."""
@@ -108,6 +120,10 @@ class Launch(Tables):
     def write_average(self, row: int, address: int) -> None:
         """Write the address of one average, which begins where no step group does."""
         self.table["average"][row] = address
+
+    @abstractmethod
+    def write_count(self, count: int) -> None:
+        """Write how many steps came before this one, for stochastic rounding."""
 
     @abstractmethod
     def write_stages(self, limit: float, gain: float) -> None:
@@ -162,9 +178,16 @@ class Device(Protocol):
         """Return a launcher for a plan; on a GPU it has the plan's hyper rows."""
 
     def update(
-        self, variant: Variant, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+        self,
+        variant: Variant,
+        size: int,
+        addresses: Sequence[int],
+        strided: dict[int, Strides],
+        numbers: Row,
+        storage: StorageRow = NO_STORAGE,
+        count: int = 0,
     ) -> None:
-        """Update a single tensor with parameter, gradient and states at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses, after so many steps."""
 
 
 class AmpState(Protocol):

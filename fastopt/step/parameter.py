@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +15,13 @@ from ..kernels.tables import STATES
 from ..rules import ADDED_DEFAULTS, NEVER_NEGATIVE, Rule
 from .codes import SCALES, constant
 from .group import GroupOptions
-from .launch import Device, Launch, StorageRow
+from .launch import NO_STORAGE, Device, Launch, StorageRow
+from .masters import MASTER, dtype_of_remainder
 from .memory import Layout, extent
 
 EMA = "ema"  # the state that is the parameter's average
-NO_STORAGE = StorageRow()
+ROUNDED = {"float16", "bfloat16", *CODES}  # dtypes that what is computed is rounded to
+STOCHASTIC = "stochastic"  # a rounding
 NOTHING: dict[str, Any] = {}  # no new states; one dict for all parameters, never written to
 
 
@@ -30,12 +34,14 @@ class Parameter(ABC):
         The parameter; on a GPU, an array that only describes its layout, and must not be read.
     states : dict of str to ndarray
         The same for the states.
-    dtype : str
-        What its kernel is compiled for.
+    dtype, gradient : str
+        What its kernel is compiled for: its own dtype, and that of the last gradient.
     step : int
         Its step count when the clock last wrote it here.
     carried : float
         The carried number, likewise; see `Rule.carried`.
+    number : int
+        Its place among all parameters of the optimizer.
     """
 
     # No dict and no tuples for each: with hundreds of parameters, the garbage collector would be busy during training.
@@ -45,10 +51,12 @@ class Parameter(ABC):
         "carried",
         "device",
         "dtype",
+        "gradient",
         "group",
         "key",
         "launch",
         "layout",
+        "number",
         "row",
         "states",
         "step",
@@ -60,8 +68,9 @@ class Parameter(ABC):
         self.key = key
         self.array, self.layout = array, layout
         self.dtype, self.group, self.device = dtype, group, device
+        self.gradient = dtype
         self.address = extent(array)[0]
-        self.step = 0
+        self.step = self.number = 0
         self.carried = 1.0
         self.states: dict[str, Array] = {}
         self.launch: Launch  # the plan's choice, and the row in its table
@@ -90,6 +99,8 @@ class Parameter(ABC):
                 new |= self.new_state_of(name, value)
         if averages and EMA not in self.states:
             new[EMA] = self.new_average()
+        if self.master and MASTER not in self.states:
+            new[MASTER] = self.new_state(0.0, self.master)
         return new or NOTHING
 
     def new_state_of(self, name: str, value: float) -> dict[str, Array]:
@@ -115,6 +126,8 @@ class Parameter(ABC):
         """Return the name of a state's dtype: that in which kernels compute, unless another is asked for."""
         asked = self.group.entries.get("state_dtype")
         default = DTYPES[self.dtype].real_name
+        if name == MASTER:
+            return self.master
         if asked is None or name == EMA or not self.is_as_asked:
             return default
         dtype: str = asked if isinstance(asked, str) else asked.get(name, default)
@@ -136,18 +149,41 @@ class Parameter(ABC):
         dtypes = tuple([self.state_dtype(name) for name in rule.states])
         return () if {*dtypes} <= {DTYPES[self.dtype].real_name} else dtypes
 
+    @property
+    def master(self) -> str:
+        """The dtype of the remainder beside the parameter; empty if it has no master."""
+        asked = self.group.entries.get("master_weights", ADDED_DEFAULTS["master_weights"])
+        return "" if self.is_complex else dtype_of_remainder(self.dtype, asked)
+
+    def rounding(self, rule: Rule) -> str:
+        """Say how what a rule writes in 16 or 8 bits is rounded: STOCHASTIC, or "" for to nearest, or if nothing is."""
+        written = self.state_dtypes(rule) if self.master else (self.dtype, *self.state_dtypes(rule))
+        return STOCHASTIC if self.group.entries.get("stochastic_rounding") and not ROUNDED.isdisjoint(written) else ""
+
+    @property
+    def part(self) -> int:
+        """Which part of the whole parameter this process has."""
+        return 0
+
     def storage_row(self, rule: Rule, states: Mapping[str, Array]) -> StorageRow:
-        """Return where what a rule's states and the parameter have beside them lies."""
-        scales = [states.get(name + SCALES) for name in rule.states]
-        if not any(found is not None for found in scales):
+        """Return where what a rule's states and the parameter have beside them lies, and the key of random bits."""
+        scales, remainder = [states.get(name + SCALES) for name in rule.states], states.get(MASTER)
+        addresses = [0 if found is None else extent(found)[0] for found in (*scales, remainder)]
+        key = random_key(self.group.entries.get("seed", 0), self.number, self.part) if self.rounding(rule) else 0
+        if not (key or any(addresses)):
             return NO_STORAGE
-        addresses = [0 if found is None else extent(found)[0] for found in scales]
-        return StorageRow((*addresses, *[0] * (STATES - len(addresses))))
+        unused = [0] * (STATES - len(scales))
+        return StorageRow((*addresses[:-1], *unused), addresses[-1], key)
 
     @property
     def is_complex(self) -> bool:
         """Whether it consists of pairs of reals."""
         return False
+
+    @property
+    def gradient_bytes(self) -> int:
+        """How many bytes a gradient has, like the last one."""
+        return self.array.size * DTYPES[self.gradient].itemsize
 
     @property
     def expected(self) -> Any:
@@ -179,6 +215,12 @@ class Parameter(ABC):
         """Drop states that no step has written."""
         for name in names:
             self.states.pop(name, None)
+
+
+def random_key(*numbers: int) -> int:
+    """Return 64 bits for the random bits of a parameter, other ones for any other numbers."""
+    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little", signed=True)
 
 
 @dataclass(eq=False)

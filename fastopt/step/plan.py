@@ -7,7 +7,7 @@ clock's business.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..kernels.repetition import Repetition
 from ..rules import Rule
 from .chunks import Strides
 from .launch import Device, Entry, Launch, Launcher, Variant
+from .masters import MASTER
 from .memory import Extents, extent
 from .parameter import EMA, Parameter, StepGroup
 from .stages import Stages
@@ -48,15 +49,18 @@ class Located(Protocol):
         One byte for each parameter, 1 where there is a gradient.
     strided : dict
         Index of a parameter -> strides of its gradient, if not those of the parameter.
+    others : dict
+        Index of a parameter -> dtype of its gradient, if not that of the last one.
     """
 
     addresses: npt.NDArray[np.int64]
     taking_part: bytes
     strided: dict[int, Strides]
+    others: dict[int, str]
 
 
 class Plan:
-    """The launches over some parameters, one for each rule, dtype, dtypes of states, and device.
+    """The launches over some parameters, one for each variant and device.
 
     Parameters
     ----------
@@ -137,16 +141,22 @@ class Plan:
         """Whether all parameters lie on GPUs."""
         return all(device.on_gpu for device in self.launchers)
 
-    def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...] = ()) -> None:
-        """Split the parameters into launches by the rules of their groups and the stages, if these have changed."""
-        if rules == self.rules and stages == self.stages:
+    def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...], gradients: Mapping[int, str]) -> None:
+        """Split the parameters into launches by rules, stages and the dtypes of gradients, if any of these changes."""
+        if rules == self.rules and stages == self.stages and not gradients:
             return
         self.loaded = self.taking_part = self._repetition = None
         self.rules = ()  # until all is written
+        for i, dtype in gradients.items():
+            self.parameters[i].gradient = dtype
+        if gradients:
+            self.forget_extents()  # the reader is to expect these
         kinds: dict[tuple[Device, Variant], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             rule = rules[parameter.group.index]
-            variant = Variant(rule.name, parameter.dtype, stages, parameter.state_dtypes(rule))
+            gradient = parameter.gradient if parameter.gradient != parameter.dtype else ""
+            dtypes, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
+            variant = Variant(rule.name, parameter.dtype, stages, dtypes, gradient, parameter.master, rounding)
             kinds.setdefault((parameter.device, variant), []).append(i)
         self.stages, self.coefficient = stages, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
@@ -183,6 +193,7 @@ class Plan:
             launch.write_entries(entries[launch])
         if averages:
             self._write_averages(step_groups)
+            self._write_masters(taking_part)
         self.taking_part = taking_part
 
     def _write_averages(self, step_groups: Sequence[StepGroup]) -> None:
@@ -194,6 +205,13 @@ class Plan:
         for launch, indices in zip(self.launches, self.indices, strict=True):
             averages = [found[id(self.parameters[i])] for i in indices.tolist()]
             launch.write_averages([0 if average is None else extent(average)[0] for average in averages])
+
+    def _write_masters(self, taking_part: bytes) -> None:
+        """Write where the masters lie that are averaged though they take no part; whatever has an average has one."""
+        for parameter, takes_part in zip(self.parameters, taking_part, strict=True):
+            if not takes_part and MASTER in parameter.states:
+                row = parameter.storage_row(self.rules[parameter.group.index], parameter.states)
+                parameter.launch.write_storage(parameter.row, row)
 
     def write_stages(self, stages: Stages, scale: float) -> None:
         """Write the numbers of the stages; `scale` is the factor of all gradients."""

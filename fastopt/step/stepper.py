@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..kernels.dtypes import CODES, STORED
 from ..rules import Options, Rule
 from .clock import Clock
@@ -58,7 +60,7 @@ class Stepper:
         """Take the last step again in one call of C, if only gradients and rows differ; return whether it did."""
         clock, plan = self.clock, self.plan
         repetition = clock.repetition
-        if repetition is None or gradients.strided or gradients.taking_part != plan.taking_part:
+        if repetition is None or gradients.strided or gradients.taking_part != plan.taking_part or gradients.others:
             return False
         return (clock.goes_on() or clock.keep_up(repetition)) and plan.take_again(repetition, gradients)
 
@@ -78,7 +80,7 @@ class Stepper:
         clock, plan, stages = self.clock, self.plan, self.stages
         clock.poll(scale, amp)
         self.prepare(gradients)
-        plan.arrange(clock.rules, stages.kernel)
+        plan.arrange(clock.rules, stages.kernel, gradients.others)
         clock.check(gradients)
         if gradients.taking_part != plan.taking_part:
             clock.form(gradients.taking_part)
@@ -92,6 +94,7 @@ class Stepper:
                 return
             self.begin(gradients)
             clock.advance()
+            clock.number_launches()
             for launch in plan.launches:
                 launch()
             clock.count()
@@ -121,16 +124,17 @@ class Stepper:
         return []
 
     def memory(self) -> dict[str, int]:
-        """Count the bytes of parameters, gradients and states, once all gradients have come."""
-        found = {"parameters": 0, "gradients": 0, "states": 0, "scales": 0}
+        """Count the bytes of parameters, gradients, states, their scales and masters, once all gradients have come."""
+        found = dict.fromkeys(("parameters", "gradients", "states", "scales", "masters"), 0)
         for parameter in self.plan.parameters:
             entries, array = parameter.group.entries, parameter.array
             averaged = [EMA] if entries.get("ema_decay") is not None else []
             dtypes = [parameter.state_dtype(name) for name in (*self.clock.choose(entries).states, *averaged)]
             found["parameters"] += array.nbytes
-            found["gradients"] += array.nbytes
+            found["gradients"] += parameter.gradient_bytes
             found["states"] += array.size * sum(STORED[dtype].itemsize for dtype in dtypes)
             found["scales"] += 4 * blocks(array.size) * sum(dtype in CODES for dtype in dtypes)
+            found["masters"] += array.size * np.dtype(parameter.master or "V0").itemsize
         return found
 
     def can_repeat(self) -> bool:

@@ -134,6 +134,10 @@ class StepInBackward:
         """Return a model's state dict with the averages in the place of its parameters, as an optimizer does."""
         return self._optimizer.ema_state_dict(model)
 
+    def master_state_dict(self) -> dict[str, Tensor]:
+        """Return a copy of every parameter as the next step reads it, as an optimizer does."""
+        return self._optimizer.master_state_dict()
+
     def remove(self) -> None:
         """End the updates; from now on backward keeps gradients."""
         for hook in self._hooks:

@@ -31,6 +31,7 @@ from ..step.codes import SCALES
 from ..step.group import check_shared
 from ..step.guard import Guard
 from ..step.interrupts import HeldBack
+from ..step.masters import MASTER
 from ..step.parameter import EMA
 from ..step.stages import Stages
 from ..step.weak import weak
@@ -256,7 +257,8 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
             names.append([key for key, _ in found])
             given.append({PARAMS: [entry for _, entry in found]})
         arguments = names, given, {param: self.state[param]}, self._eager, Guard(), self._stages
-        return TorchStepper(self._family, self._groups, *arguments, counts_groups=False)
+        place = next(number for number, other in enumerate(self._params()) if other is param)
+        return TorchStepper(self._family, self._groups, *arguments, counts_groups=False, first=place)
 
     @eager
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -423,6 +425,7 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
             lists = [name for name in PAIRS if isinstance(options.get(name), list)]  # out of JSON, which has no tuples
             options.update({name: tuple(options[name]) for name in lists})
             storage = {name: old[name] for name in STORAGE_OPTIONS if name in old}  # states are converted to it
+            storage |= group.saved_seed(new)
             filled = {**self._filled(), **named, **deepcopy(options), **self._fixed, **storage}
             groups.append(live({**filled, "params": old["params"]}))
             if isinstance(groups[-1], LiveGroup):
@@ -451,6 +454,8 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
                     raise TypeError(f"the state of parameter {key!r} must be a dict, not {saved!r:.80}")
                 current, loaded = self.state.get(by_key[key], {}), states[by_key[key]]
                 for name, value in saved.items():
+                    if name == MASTER and parameter is not None and not parameter.master:
+                        continue
                     kept = value is current.get(name) and is_shared(value)  # other processes use that memory too
                     loaded[name] = value if kept else self._copied(parameter, name, value)
             else:
@@ -458,6 +463,8 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
         return states
 
     def _copied(self, parameter: TorchParameter | None, name: str, value: Any) -> Any:
+        if parameter is not None and name == MASTER and parameter.master:
+            return parameter.fitted_master(value, copy=True)
         is_state = name in (*self._family.states, EMA) and not is_code(value)
         if parameter is not None and is_state and (value is not None or self._eager):
             return parameter.fitted(name, value, copy=True)

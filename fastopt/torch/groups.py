@@ -102,6 +102,8 @@ class Group(GroupOptions):
         if assigned := self.live.assigned():
             self._end_in_copy(assigned)
         self.sync()
+        if self.is_random and self._found("step") is None:
+            self._show_count()
 
     def _end_in_copy(self, assigned: Sequence[str]) -> None:
         """In a copy before its first step, end the schedules of options that were assigned."""
@@ -253,10 +255,15 @@ class Group(GroupOptions):
             if self._found(name) is self.seen[name]:  # else another number was assigned meanwhile
                 self._show(name)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether random bits go by the count, which then has to be in state dicts."""
+        return self.entries.get("stochastic_rounding") is True
+
     def count(self, steps: int = 1) -> None:
         """Count completed steps."""
         super().count(steps)
-        if self.schedules and self._found("step") == self.written:
+        if (self.schedules or self.is_random) and self._found("step") == self.written:
             self._show_count()
 
     def describe_anew(self) -> None:

@@ -41,8 +41,9 @@ def do_nothing(name: Any = None) -> bool:
 
 
 class LiveGroup(dict[str, Any]):
-    """One of torch's groups, with options that schedules drive. If a GPU counts the steps, reading an option waits.
+    """One of torch's groups, with options that schedules drive, or a count for random bits.
 
+    If a GPU counts the steps, reading an option waits.
     Reading only the parameters, as ``zero_grad`` and GradScaler do in every iteration, does not wait. ``initial_lr`` is
     the peak of the schedule that drives lr.
 
@@ -201,8 +202,8 @@ class LiveGroup(dict[str, Any]):
 
 
 def live(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a group as a `LiveGroup` if it has or had schedules, else as it is."""
+    """Return a group as a `LiveGroup` if its step count matters, for schedules or random bits, else as it is."""
     if isinstance(given, LiveGroup):
         return given
-    scheduled = "schedules" in given or any(goes_by_step(given.get(name)) for name in SCHEDULABLE)
-    return LiveGroup(given) if scheduled else given
+    by_count = not given.keys().isdisjoint(("schedules", "stochastic_rounding"))
+    return LiveGroup(given) if by_count or any(goes_by_step(given.get(name)) for name in SCHEDULABLE) else given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ..backends.torch.device import AmpState
+from ..backends.torch.parameter import value_of
 from ..backends.torch.stepper import TorchStepper
 from ..checks import Number
 from ..kernels.tensors import PARAMS
 from ..staged import NO_AVERAGES, Staged
+from ..step.masters import MASTER
 from ..step.norm import EPS, Measured, coefficient
 from ..step.parameter import EMA
 from .clipping import norm_of
@@ -187,6 +190,36 @@ class TorchStages(Staged):
             else deepcopy(value)  # a module's own state
             for name, value in model.state_dict(keep_vars=True).items()
         }
+
+    def master_state_dict(self) -> dict[Any, Tensor]:
+        """Return a copy of every parameter as the next step reads it, by its name or number: 16 bits become float32.
+
+        With ``master_weights`` these are the masters; others are the parameters themselves. What was written into a
+        parameter since the last step counts. Make the optimizer with ``model.named_parameters()``, and a float32 model
+        can load it.
+
+        Examples
+        --------
+        >>> import torch, fastopt.torch
+        >>> model = torch.nn.Linear(2, 1, dtype=torch.bfloat16)
+        >>> opt = fastopt.torch.AdamW(model.named_parameters(), master_weights=True)
+        >>> {name: master.dtype for name, master in opt.master_state_dict().items()}
+        {'weight': torch.float32, 'bias': torch.float32}
+        """
+        if (wrapped := self._stands_for) is not None:
+            masters: dict[Any, Tensor] = wrapped.master_state_dict()
+            return masters
+        with self._guard.mutex:
+            keys = [key for keys in self._names() for key in keys]
+            state = self.state
+            return {
+                key: value_of(param, state[param].get(MASTER) if param in state else None)
+                for key, param in zip(keys, self._params(), strict=True)
+            }
+
+    @abstractmethod
+    def _names(self) -> list[Sequence[Any]]:
+        """Return the keys of the parameters in each group: their names, else their numbers."""
 
     def _averages(self) -> list[tuple[Any, Any]]:
         return [(param, state[EMA]) for param, state in self.state.items() if EMA in state]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels.dtypes import DTYPES
+from ...kernels.dtypes import DTYPES, goes_with
 from ...kernels.reader import UNREAD, Array
 from ...rules import STATE_DTYPES
 from ...step.gpu import Gpu
@@ -42,7 +42,7 @@ class CupyParameter(ArrayParameter):
     @property
     def expected(self) -> Any:
         """The array that a gradient usually equals in type, dtype, shape and strides."""
-        plain = type(self.held) is installed_cupy().ndarray
+        plain = type(self.held) is installed_cupy().ndarray and self.gradient == self.dtype
         return self.held if plain and self.layout.forwards else None
 
     def shown(self) -> Mapping[str, Any]:
@@ -106,7 +106,8 @@ class CupyParameter(ArrayParameter):
         """
         held = self.held
         if (
-            type(given) is type(held)
+            self.gradient == self.dtype
+            and type(given) is type(held)
             and given.dtype == held.dtype
             and given.shape == held.shape
             and given.strides == held.strides
@@ -117,22 +118,22 @@ class CupyParameter(ArrayParameter):
             return int(given.data.ptr) or UNREAD
         return UNREAD
 
-    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
-        """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
+    def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
+        """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""
         array = as_cupy(what, given)
         if array.device.id != self.device.index:
             raise ValueError(f"{what} is on GPU {array.device.id}, its parameter on GPU {self.device.index}")
-        if array.dtype != self.held.dtype:
+        name = array.dtype.name
+        if not array.dtype.isnative or not goes_with(name, self.dtype):
             real = ".real" if array.dtype.kind == "c" else ""
             raise TypeError(
-                f"{what} has dtype {array.dtype.name}, its parameter {self.dtype}: "
-                f"pass {real}.astype({self.dtype!r}) of it"
+                f"{what} has dtype {name}, its parameter {self.dtype}: pass {real}.astype({self.dtype!r}) of it"
             )
         if array.shape != self.shape:
             raise ValueError(
                 f"{what} has shape {array.shape}, its parameter {self.shape}: they are paired by index and must agree"
             )
-        view = seen(array, self.dtype)
+        view = seen(array, name)
         if not view.flags.aligned:  # which a GPU cannot read
             raise ValueError(f"{what} is not aligned to its elements in memory: pass a .copy() of it")
-        return array, view
+        return array, view, name

@@ -17,10 +17,10 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
     """Check all arrays, and update a parameter and the caller's states by a rule."""
     parameter = CupyParameter("p", p, GroupOptions(0, {}), "p")
     rule.check_row(numbers, parameter.dtype)
-    held, array = parameter.gradient("g", g)
+    held, array, gradient = parameter.checked_gradient("g", g)
     kept = {name: parameter.state(name, given) for name, given in states.items()}
     address, strided = located_once({"p": parameter.array, **kept}, array, parameter.layout)
     addresses = [parameter.address, address, *(extent(state)[0] for state in kept.values())]
-    variant = Variant(rule.name, parameter.dtype)
+    variant = Variant(rule.name, parameter.dtype, gradient=gradient if gradient != parameter.dtype else "")
     parameter.device.update(variant, parameter.array.size, addresses, strided, numbers)
     del held  # not earlier: it may be a copy that nobody else holds

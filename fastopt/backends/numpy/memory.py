@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -79,22 +80,35 @@ def in_memory(array: Array) -> Array:
     return array.view(memory_dtype("bfloat16")) if array.dtype.name == "bfloat16" else array
 
 
-def check_gradient(what: str, given: Any, other: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    """Check a gradient, which is only read: an array, or another object's memory on the CPU."""
+def check_gradient(
+    what: str,
+    given: Any,
+    other: str,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    goes_with: Callable[[str, str], bool] = operator.eq,
+) -> Array:
+    """Check a gradient, which is only read: an array, or another object's memory on the CPU.
+
+    ``goes_with(found, dtype.name)`` says whether its dtype will do.
+    """
     if isinstance(given, np.generic):  # the result of a reduction over all axes, as the gradient of a 0-d parameter
         given = np.asarray(given)
         given.flags.writeable = False  # it is a copy
     if not isinstance(given, np.ndarray):
-        given = _borrowed(what, given, other, dtype)
-    return check_like(what, given, other, dtype, shape)
+        given = _borrowed(what, given, other, dtype, goes_with)
+    found = given.dtype
+    return check_like(
+        what, given, other, found if found.isnative and goes_with(found.name, dtype.name) else dtype, shape
+    )
 
 
-def _borrowed(what: str, given: Any, other: str, dtype: np.dtype[Any]) -> Array:
+def _borrowed(what: str, given: Any, other: str, dtype: np.dtype[Any], goes_with: Callable[[str, str], bool]) -> Array:
     """Return an array over another object's memory, after checking its dtype."""
     if is_on_device(given):
         raise TypeError(f"{what} is {kind(given)} on a GPU, not a NumPy array as {other}: {to_read(given, dtype)}")
     array = check_borrowed(what, given, dtype)
-    if array.dtype != dtype:
+    if not goes_with(array.dtype.name, dtype.name):
         raise TypeError(
             f"{what} is {kind(given)} of dtype {name_of(array.dtype)}, {other} {dtype.name}: {to_read(given, dtype)}"
         )

@@ -7,14 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels.dtypes import DTYPES
+from ...kernels.dtypes import goes_with
 from ...kernels.reader import Array
 from ...step.codes import blocks
 from ...step.group import GroupOptions
+from ...step.masters import MASTER
 from ...step.memory import pin
-from ..arrays import ArrayParameter
+from ..arrays import ArrayParameter, joined, remainder_as
 from .device import CPU
-from .memory import bfloat16, check_dense, check_gradient, check_state, in_memory, memory_dtype, shown_as
+from .memory import (
+    bfloat16,
+    check_dense,
+    check_gradient,
+    check_like,
+    check_state,
+    check_type,
+    in_memory,
+    memory_dtype,
+    shown_as,
+)
 
 
 class NumpyParameter(ArrayParameter):
@@ -32,7 +43,9 @@ class NumpyParameter(ArrayParameter):
     @property
     def expected(self) -> Array | None:
         """The array that a gradient usually equals in type, dtype, shape and strides."""
-        return self.array if self.layout.forwards and self.dtype != "bfloat16" else None
+        if not self.layout.forwards or self.gradient == "bfloat16":
+            return None
+        return self.array if self.gradient == self.dtype else self.layout.allocate(self.array, self.gradient)
 
     @property
     def whole(self) -> Array:
@@ -50,11 +63,9 @@ class NumpyParameter(ArrayParameter):
         for array in states.values():
             self.pins += pin(array)
 
-    @property
-    def real(self) -> np.dtype[Any]:
-        """The dtype that its kernels compute in."""
-        found: np.dtype[Any] = np.dtype(DTYPES[self.dtype].real)
-        return found
+    def value(self) -> Array:
+        """Return the parameter as kernels compute with it, its master if it has one; perhaps the array itself."""
+        return joined(np, self.whole, self.states[MASTER]) if MASTER in self.states else self.whole
 
     def new_state(self, value: float, dtype: str) -> Array:
         """Allocate a state in the parameter's storage order; of bfloat16, its bits."""
@@ -78,7 +89,11 @@ class NumpyParameter(ArrayParameter):
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
         dtype = self.state_dtype(name)
-        source = self.checked_state(what, given)
+        if name == MASTER:
+            found = check_type(what, given)
+            source = remainder_as(dtype, check_like(what, found, "its parameter", found.dtype, self.shape))
+        else:
+            source = self.checked_state(what, given)
         state = self.new_state(0.0, dtype)
         shown_as(dtype, state)[...] = source
         return state
@@ -101,7 +116,7 @@ class NumpyParameter(ArrayParameter):
         copy[...] = gradient
         return copy, copy
 
-    def gradient(self, what: str, given: Any) -> tuple[Any, Array]:
-        """Check a gradient; return it (the caller keeps it alive) and an array that describes its layout."""
-        array = check_gradient(what, given, "its parameter", self.whole.dtype, self.shape)
-        return array, in_memory(array)
+    def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
+        """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""
+        array = check_gradient(what, given, "its parameter", self.whole.dtype, self.shape, goes_with)
+        return array, in_memory(array), array.dtype.name

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels.dtypes import DTYPES
+from ...kernels.dtypes import DTYPES, goes_with
 from ...kernels.reader import Array, read_alike
 from ...rules import Row, Rule
 from ...step.chunks import Strides
@@ -23,7 +23,8 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
     """Check all arrays, and update a parameter and the caller's states by a rule."""
     single = Single(p, g, states)
     rule.check_row(numbers, single.dtype)
-    arguments = Variant(rule.name, single.dtype), single.size, single.addresses, single.strided, numbers
+    variant = Variant(rule.name, single.dtype, gradient=single.gradient)
+    arguments = variant, single.size, single.addresses, single.strided, numbers
     if not single.copies:
         CPU.update(*arguments)
         return
@@ -40,7 +41,8 @@ class Single:
     ----------
     addresses : list of int
         Of parameter, gradient and states.
-    dtype : str
+    dtype, gradient : str
+        Of the parameter; and of the gradient, if it has another one.
     copies : list of (array, array)
         States in another storage order than the parameter, and the copies that are updated in their place.
     """
@@ -51,14 +53,16 @@ class Single:
         self.held = [p, g, *states.values()]
         if (read := read_alike(self.held)) is not None:
             self.addresses, dtype, self.size = read
-            self.dtype = dtype.name
+            self.dtype, self.gradient = dtype.name, ""
         else:
             self._check(p, g, states)
 
     def _check(self, p: Any, g: Any, states: Mapping[str, Any]) -> None:
         param, layout = check_dense("p", p)
-        gradient = in_memory(check_gradient("g", g, "p", param.dtype, param.shape))
+        gradient = check_gradient("g", g, "p", param.dtype, param.shape, goes_with)
         self.dtype = param.dtype.name
+        self.gradient = gradient.dtype.name if gradient.dtype != param.dtype else ""
+        gradient = in_memory(gradient)
         real = np.dtype(DTYPES[self.dtype].real)
         arrays = {"p": in_memory(param)}
         for name, given in states.items():

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
 from ...kernels.tensors import Shape, Watch, shape_of
 from ...step.chunks import Strides
 from ...step.plan import Plan
 from ..gradients import StepGradients
-from .memory import array_of, check_memory, is_distributed
+from .memory import UPDATED, array_of, check_memory, fits, is_distributed
 from .parameter import TorchParameter
 from .sparse import coalesced
 
@@ -36,6 +37,7 @@ class Gradients(StepGradients):
     def __init__(self, watch: Watch, parameters: Sequence[TorchParameter], plan: Plan, unread: int) -> None:
         self.held = list(watch.gradients)
         self.strided: dict[int, Strides] = {}
+        self.others: dict[int, str] = {}
         self.sparse: dict[int, Tensor] = {}
         self.copies: dict[int, Tensor] = {}
         self.scale = 1.0
@@ -57,12 +59,13 @@ class Gradients(StepGradients):
         gradient = check_memory(what, given).detach().resolve_conj().resolve_neg()
         if gradient.device != parameter.tensor.device:
             raise ValueError(f"{what} is on {gradient.device}, its parameter on {parameter.tensor.device}")
-        if gradient.dtype != parameter.tensor.dtype:
+        if gradient.dtype != parameter.tensor.dtype and not fits(gradient.dtype, parameter.tensor.dtype):
             raise TypeError(f"{what} has dtype {gradient.dtype}, its parameter {parameter.tensor.dtype}")
         if gradient.shape != parameter.tensor.shape:
             shapes = f"shape {tuple(gradient.shape)}, its parameter {tuple(parameter.tensor.shape)}"
             raise ValueError(f"{what} has {shapes}: they are paired by index and must agree")
         self.held[i] = gradient
+        self.note_dtype(i, parameter, UPDATED[gradient.dtype].name)
         return array_of(gradient)
 
     def in_order(self, i: int, parameter: TorchParameter) -> Array:
@@ -109,4 +112,9 @@ def readable_gradient(parameter: TorchParameter) -> Shape | None:
     """
     tensor = parameter.tensor
     plain = any(stride % 2 for stride in tensor.stride()) and not tensor.is_complex() and not parameter.has_gaps
-    return shape_of(tensor) if plain else None
+    if not plain:
+        return None
+    name, itemsize, *others = shape_of(tensor)
+    if parameter.gradient != name:
+        name, itemsize = parameter.gradient, DTYPES[parameter.gradient].itemsize
+    return name, itemsize, *others

@@ -10,13 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.dtypes import DTYPES, PAIRS
+from ...kernels.dtypes import DTYPES, PAIRS, goes_with
 from ...kernels.reader import Array
 from ...kernels.tensors import DEVICES, untrack
 from ...step.memory import described, owner_of
 
 # What a kernel is compiled for: complex numbers are pairs of reals.
 UPDATED = {getattr(torch, name): dtype for name, dtype in {**DTYPES, **PAIRS}.items()}
+
+
+def fits(gradient: torch.dtype, parameter: torch.dtype) -> bool:
+    """Say whether kernels for parameters of one dtype read gradients of another."""
+    if gradient.is_complex or parameter.is_complex:
+        return gradient is parameter
+    return gradient in UPDATED and goes_with(UPDATED[gradient].name, UPDATED[parameter].name)
 
 
 def is_distributed(tensor: Any) -> bool:

@@ -15,6 +15,7 @@ from ...kernels.reader import Array
 from ...rules import ADDED_DEFAULTS, CARRIED, Family, Rule
 from ...step.codes import SCALES, blocks
 from ...step.group import GroupOptions
+from ...step.masters import MASTER, converted, is_convertible
 from ...step.memory import Layout, overlaps_itself
 from ...step.parameter import EMA, NOTHING, Parameter
 from .codes import CODE_DTYPES, check_scales, decoded, encoded, is_code
@@ -24,10 +25,12 @@ from .memory import (
     alias_of,
     array_of,
     check_memory,
+    fits,
     held_array,
     is_distributed,
     local,
 )  # fmt: skip
+from .shards import part_of
 
 
 class Shown(Protocol):
@@ -87,6 +90,9 @@ class TorchParameter(Parameter):
             self.updated = torch.empty_like(self.tensor, requires_grad=False)
             array = held_array(self.updated)
         super().__init__(key, array, Layout(array), UPDATED[self.tensor.dtype].name, group, device_of(self.tensor))
+        dtype = dtype_of_gradient(given)
+        if fits(dtype, self.tensor.dtype):
+            self.gradient = UPDATED[dtype].name
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
         """Iterate over all that an update writes, with names for messages."""
@@ -128,6 +134,9 @@ class TorchParameter(Parameter):
             self._check_count(found, family)
         for name in found:
             self.state.update(self._stored(name, self.state[name], self.state.pop(name + SCALES, None)))
+        if self.master and (found or MASTER in self.state):
+            self.state[MASTER] = self.fitted_master(self.state.get(MASTER))
+            found.append(MASTER)
         for name in found:
             self.states[name] = held_array(local(self.state[name]))
             if (scales := self.state.get(name + SCALES)) is not None:
@@ -208,24 +217,51 @@ class TorchParameter(Parameter):
             If it cannot be this parameter's.
         """
         what = f"the {name} of {self}"
-        here = check_memory(what, value)
-        if value.shape != self.given.shape or here.shape != self.tensor.shape:
-            raise ValueError(f"{what} has shape {tuple(value.shape)}, its parameter {tuple(self.given.shape)}")
+        fits, here = self._fits(what, value), local(value)
         if here.is_complex() != self.tensor.is_complex() or not (here.is_complex() or here.is_floating_point()):
             raise TypeError(f"{what} has dtype {here.dtype}, which {self.tensor.dtype} has no use for")
-        if here.dtype is self.torch_dtype(name) and not copy and not (here.is_conj() or here.is_neg()):
-            array = array_of(here)
-            if array.size == 0 or self.layout.is_dense(array):
-                return value
+        if here.dtype is self.torch_dtype(name) and fits and not copy and not (here.is_conj() or here.is_neg()):
+            return value
         fitted = self.new_state(0.0, self.float_dtype(name))
         with torch.no_grad():
             fitted.copy_(value)
+        return fitted
+
+    def _fits(self, what: str, value: Any) -> bool:
+        """Say whether a state lies as its parameter does; raise if it has another shape, or no memory."""
+        here = check_memory(what, value)
+        if value.shape != self.given.shape or here.shape != self.tensor.shape:
+            raise ValueError(f"{what} has shape {tuple(value.shape)}, its parameter {tuple(self.given.shape)}")
+        array = array_of(here)
+        return array.size == 0 or self.layout.is_dense(array)
+
+    def fitted_master(self, value: Any, copy: bool = False) -> Any:
+        """Return a remainder in the parameter's layout, the given one if it fits; a new one if it cannot be converted.
+
+        torch.optim casts remainders to the parameter's dtype when it loads them: these are of no more use.
+        """
+        found = str(getattr(value, "dtype", "")).removeprefix("torch.")
+        if not is_convertible(found, self.master):
+            return self.new_state(0.0, self.master)
+        if self._fits(f"the {MASTER} of {self}", value) and found == self.master and not copy:
+            return value
+        fitted = self.new_state(0.0, self.master)
+        given = fitted if found == self.master else self.new_state(0.0, "int16")
+        with torch.no_grad():
+            given.copy_(value)
+            if given is not fitted:
+                local(fitted).copy_(converted(local(given), found, self.master))
         return fitted
 
     @property
     def elements(self) -> int:
         """How many elements the whole parameter has, also those that other processes hold."""
         return int(self.given.numel())
+
+    @property
+    def part(self) -> int:
+        """Which part of the whole parameter this process has; copies are the same part."""
+        return part_of(self.given)
 
     def torch_dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a state's tensor."""
@@ -264,7 +300,7 @@ class TorchParameter(Parameter):
         """Allocate the parameter's average, which starts at the parameter."""
         average = self.new_state(0.0, self.state_dtype(EMA))
         with torch.no_grad():
-            average.copy_(self.given)
+            average.copy_(value_of(self.given, self.state[MASTER]) if MASTER in self.states else self.given)
         return average
 
     def new_states(self, rule: Rule, averages: bool = False) -> dict[str, Array]:
@@ -296,6 +332,38 @@ class TorchParameter(Parameter):
             self.state.pop(name, None)
         if not self.state:
             self.registry.pop(self.given, None)
+
+
+def dtype_of_gradient(given: Any) -> torch.dtype:
+    """Return the dtype of a parameter's gradient or, where there is none, of what backward will make."""
+    if given.grad is not None:
+        found: torch.dtype = given.grad.dtype
+        return found
+    asked = getattr(given, "grad_dtype", None) if given.is_leaf else None  # None is any dtype
+    return given.dtype if asked is None else asked
+
+
+def value_of(given: Any, remainder: Any = None) -> Any:
+    """Return a copy of a parameter as kernels compute with it: in float32 if it has 16 bits, with its remainder."""
+    with torch.inference_mode(False), torch.no_grad():
+        if given.dtype not in (torch.float16, torch.bfloat16):
+            return given.detach().clone()
+        found = torch.empty_like(given, dtype=torch.float32, requires_grad=False)
+        if remainder is None:
+            found.copy_(given)
+        else:
+            local(found).copy_(joined(local(given).detach(), local(remainder)))
+        return found
+
+
+def joined(param: Tensor, remainder: Tensor) -> Tensor:
+    """Return masters, from parameters of 16 bits and their remainders."""
+    widened = param.float()
+    if remainder.dtype is torch.float32:
+        return torch.where(remainder.half().view(torch.int16) == param.view(torch.int16), remainder, widened)
+    shift = 16 - 8 * remainder.itemsize
+    masters = ((param.view(torch.int16).int() << 16) + (remainder.int() << shift)).view(torch.float32)
+    return torch.where(masters.isnan(), widened, masters)
 
 
 def plain(value: Any) -> Any:

@@ -108,6 +108,18 @@ def kind_of(param: Any) -> tuple[Any, tuple[int, ...]] | None:
     return (spec.mesh, sharded) if sharded else None
 
 
+def part_of(param: Any) -> int:
+    """Return the number of the part of a parameter that this process has: 0 if it has all; copies share theirs."""
+    kind, part = kind_of(param), 0
+    place = None if kind is None else kind[0].get_coordinate()
+    if kind is None or place is None:  # all of it, or nothing
+        return 0
+    mesh, dimensions = kind
+    for dimension in dimensions:
+        part = part * mesh.size(dimension) + place[dimension]
+    return part
+
+
 # Shards that look like ordinary tensors
 
 INSTEAD = (

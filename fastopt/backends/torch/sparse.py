@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.dtypes import CODES
-from ...kernels.reader import Array
 from ...rules import Family, Row, Rule
 from ...step.launch import Variant
+from ...step.masters import MASTER
 from ...step.memory import extent
 from ...step.parameter import EMA
 from .memory import array_of
@@ -35,7 +35,7 @@ class Rows:
     Attributes
     ----------
     new_states : dict of str to ndarray
-        States that begin with this step: the average can.
+        States that begin with this step: the average can, and the master.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class Rows:
         If it does so by itself.
     """
 
-    def __init__(self, parameter: TorchParameter, family: Family, rule: Rule, gradient: Tensor) -> None:
+    def __init__(self, parameter: TorchParameter, family: Family, rule: Rule, gradient: Tensor, averages: bool) -> None:
         if not any(able.sparse for able in family.rules):
             raise RuntimeError(
                 f"the gradient of {parameter} is sparse, and {rule.name} does not support that: its averages change in "
@@ -68,8 +68,10 @@ class Rows:
         self.indices = tuple(gradient.indices())
         self.given = gradient.values().resolve_conj().resolve_neg()
         self.gradient = self.given.contiguous()
-        self.whole = [parameter.tensor.detach(), *(parameter.state[name] for name in rule.states)]
-        self.new_states: dict[str, Array] = {}
+        self.new_states = parameter.new_states(rule, averages)
+        states = {**parameter.state, **parameter.allocated}
+        names = (*rule.states, MASTER) if parameter.master else rule.states
+        self.whole = [parameter.tensor.detach(), *(states[name] for name in names)]
         self.taken = [rows_of(tensor, self.indices) for tensor in self.whole]
 
     @property
@@ -92,15 +94,17 @@ class Rows:
             parameter.keep(self.new_states)
         if EMA in self.new_states:
             parameter.launch.write_average(parameter.row, extent(self.new_states[EMA])[0])
+            parameter.launch.write_storage(parameter.row, parameter.storage_row(self.rule, parameter.states))
 
-    def update(self, row: Row) -> None:
-        """Update the rows by a hyper row, and copy them back."""
-        device, rule = self.parameter.device, self.rule
-        variant = Variant(rule.name, self.parameter.dtype, (), self.parameter.state_dtypes(rule))
-        param, *states = self.taken
-        arrays = [array_of(tensor) for tensor in (param, self.gradient, *states)]
+    def update(self, row: Row, count: int) -> None:
+        """Update the rows by a hyper row, after so many steps, and copy them back."""
+        parameter, rule, (param, *others) = self.parameter, self.rule, self.taken
+        master, rounding = parameter.master, parameter.rounding(rule)
+        variant = Variant(rule.name, parameter.dtype, (), parameter.state_dtypes(rule), "", master, rounding)
+        arrays = [array_of(tensor) for tensor in (param, self.gradient, *others)]
         addresses = [extent(array)[0] for array in arrays]
-        device.update(variant, arrays[0].size, addresses, {}, row)
+        storage = parameter.storage_row(rule, {})._replace(remainder=addresses.pop() if master else 0)
+        parameter.device.update(variant, arrays[0].size, addresses, {}, row, storage, count)
         with torch.no_grad():
             for tensor, rows in zip(self.whole, self.taken, strict=True):
                 tensor[self.indices] = rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,8 @@ class TorchStepper(Stepper):
         Whether states are made at once, and not with a parameter's first gradient.
     guard, stages, counts_groups
         As for `Stepper`.
+    first : int
+        The place of the first parameter among all of the optimizer.
 
     Raises
     ------
@@ -96,14 +99,18 @@ class TorchStepper(Stepper):
         guard: Guard,
         stages: Stages,
         counts_groups: bool = True,
+        first: int = 0,
     ) -> None:
         self.family = family
         self.parameters: list[TorchParameter] = []
         self.frozen: list[Tensor] = []  # until they have a gradient
+        numbers = count(first)
         for group, keys, entries in zip(groups, names, given, strict=True):
             for key, param in zip(keys, entries[PARAMS], strict=True):
+                number = next(numbers)
                 if trains(param):
                     self.parameters.append(TorchParameter(key, param, group, states))
+                    self.parameters[-1].number = number
                 else:
                     self.frozen.append(param)
         for parameter in self.parameters:
@@ -247,6 +254,8 @@ class TorchStepper(Stepper):
             return False
         if clock.assigned or not clock.can_describe:  # schedulers assign in every step, so that it would be in vain
             return False
+        if self.has_new_states:  # or gradients of another dtype than the watch expects
+            return False
         return bool(TABLE and self.part is not None and self.part.repeatable and not shared)
 
     def prepare(self, gradients: Gradients) -> None:
@@ -261,8 +270,8 @@ class TorchStepper(Stepper):
 
     def _rows(self, i: int, gradient: Tensor, scale: float) -> Rows:
         parameter = self.parameters[i]
-        rows = Rows(parameter, self.family, self.clock.rules[parameter.group.index], gradient)
-        rows.new_states = parameter.new_states(rows.rule, self.stages.averages)
+        rule = self.clock.rules[parameter.group.index]
+        rows = Rows(parameter, self.family, rule, gradient, self.stages.averages)
         if self.stages.clips_by_value:
             rows.clip(scale, self.stages.limit)
         return rows
@@ -287,7 +296,7 @@ class TorchStepper(Stepper):
         for i, rows in self.rows.items():
             rows.keep_new_states()
             scale = 1.0 if self.stages.clips_by_value else gradients.scale
-            rows.update(self.clock.row_of(self.parameters[i], scale * self.stages.coefficient))
+            rows.update(self.clock.row_of(self.parameters[i], scale * self.stages.coefficient), self.clock.steps)
             if rows.new_states:
                 self.plan.forget_extents()
         for parameter in part.with_gaps:
