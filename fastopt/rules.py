@@ -163,8 +163,8 @@ STORAGE_OPTIONS = {
     ),
     "stochastic_rounding": Argument(
         "bool",
-        "Round what lies in 16 or 8 bits, parameters and states, up or down at random, such that the number before is the "
-        "mean, and not to nearest: steps that are too small for it add up all the same. Float32 and float64 stay "
+        "Round what lies in 16 or 8 bits, parameters and states, up or down at random, such that the number before is "
+        "the mean, and not to nearest: steps that are too small for it add up all the same. Float32 and float64 stay "
         "as they are. The random bits come from ``seed``, the count of steps, the parameter's place among all, and the "
         "element's: they are the same on CPU and GPU, on any number of threads, and when a checkpoint is resumed.",
         check=Flag(),
