@@ -14,7 +14,7 @@ from ..rules import Row
 from .chunks import Strides
 from .gpu_launch import GpuLaunch
 from .gpu_rows import GpuRows
-from .launch import Entry, LaunchCache, StorageRow, Variant
+from .launch import NO_STORAGE, Entry, LaunchCache, StorageRow, Variant
 
 OLDEST = 70  # compute capability: Volta, from 2017
 
@@ -57,9 +57,16 @@ class Gpu:
         return GpuLauncher(GpuRows(self, Stream(self.cupy, self.index, self.current_stream, self.exchange)))
 
     def update(
-        self, variant: Variant, size: int, addresses: Sequence[int], strided: dict[int, Strides], numbers: Row
+        self,
+        variant: Variant,
+        size: int,
+        addresses: Sequence[int],
+        strided: dict[int, Strides],
+        numbers: Row,
+        storage: StorageRow = NO_STORAGE,
+        count: int = 0,
     ) -> None:
-        """Update a single tensor with parameter, gradient and states at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses, after so many steps."""
         # A launch on another stream may not have run yet, so each has its own tables; threads may have own streams.
         key = variant, size, self.current_stream().ptr, threading.get_ident()
         launch = self.cache.pop(key, None) or self._launch_alone(variant, size)
@@ -70,7 +77,8 @@ class Gpu:
             raise RuntimeError(NO_CAPTURE)
         launch.rows.take(rows)
         launch.write_params(addresses[:1])
-        launch.write_entries([Entry(0, 0, addresses[2:], StorageRow())])
+        launch.write_entries([Entry(0, 0, addresses[2:], storage)])
+        launch.write_count(count)
         launch.write_gradients(np.array(addresses[1:2]), strided)
         launch()
         self.cache.put(key, launch)
