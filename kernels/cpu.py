@@ -414,7 +414,7 @@ def to_bfloat16_by(x, noise):
 @inner
 def to_float16_by(x, noise):
     """Add the noise to the 16 bits below float16's last bit, and cut these off. 2**16 becomes infinity."""
-    size = min(abs(x), np.float32(2.0**16))
+    size = min(abs(np.float32(x)), np.float32(2.0**16))
     exponent = np.uint32(max(bits(size) & 0x7F800000, (127 - 14) << 23))
     # 2**(10 + 16) over the power of two in the exponent: units of the last bit are left, times 2**16
     scaled = size * from_bits(np.uint32(((254 + 26) << 23) - exponent))

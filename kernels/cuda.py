@@ -58,16 +58,27 @@ def functor(rule: str) -> str:
     return match[1]
 
 
-def dtypes_of(dtype: str, states: Sequence[str] = ()) -> list[str]:
+def dtypes_of(dtype: str, states: Sequence[str] = (), gradient: str = "") -> list[str]:
     """Return the dtypes of parameter, gradient and states: of each, or of all, in which the kernel then computes."""
-    return [dtype, dtype, *(states or [DTYPES[dtype].real_name])]
+    return [dtype, gradient or dtype, *(states or [DTYPES[dtype].real_name])]
 
 
 def kernel_name(
-    rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = (), states: Sequence[str] = ()
+    rule: str,
+    dtype: str,
+    size: int = SIZES[0],
+    stages: Sequence[str] = (),
+    states: Sequence[str] = (),
+    gradient: str = "",
+    rounding: str = "",
 ) -> str:
     """Name a kernel: rule, dtypes of parameter, gradient and states, stages beside the rule, bytes of its argument."""
-    return "_".join((rule, *dtypes_of(dtype, states), *stages, str(size)))
+    return "_".join((rule, *dtypes_of(dtype, states, gradient), *stages_of(stages, rounding), str(size)))
+
+
+def stages_of(stages: Sequence[str], rounding: str) -> tuple[str, ...]:
+    """Return the names of a kernel's bits: its stages, and its rounding if that is not to nearest."""
+    return (*stages, rounding) if rounding else tuple(stages)
 
 
 def words(size: int) -> int:
@@ -75,14 +86,23 @@ def words(size: int) -> int:
     return (size - GPU_JOB.itemsize) // 8
 
 
-def source(rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = (), states: Sequence[str] = ()) -> str:
+def source(
+    rule: str,
+    dtype: str,
+    size: int = SIZES[0],
+    stages: Sequence[str] = (),
+    states: Sequence[str] = (),
+    gradient: str = "",
+    rounding: str = "",
+) -> str:
     """Return the CUDA source of a rule's kernel for a dtype, with an argument of so many bytes.
 
-    It has these stages, and states of these dtypes.
+    It has these stages, states of these dtypes, and gradients of another dtype than the parameter's if one is given; it
+    rounds to nearest, or "stochastic".
     """
-    name = kernel_name(rule, dtype, size, stages, states)
-    types = ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype, states))
-    bits = " | ".join(f"fastopt::cuda::Stage::{stage}" for stage in stages or ["none"])
+    name = kernel_name(rule, dtype, size, stages, states, gradient, rounding)
+    types = ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype, states, gradient))
+    bits = " | ".join(f"fastopt::cuda::Stage::{stage}" for stage in stages_of(stages, rounding) or ["none"])
     update = f"FASTOPT_UPDATE({name}, {functor(rule)}, ({bits}), {words(size)}, {types})"
     return f"{inlined('fused.cu')}\n{update}\n"
 
@@ -105,10 +125,10 @@ def pack(dtype: str) -> int:
 
 @functools.cache
 def kernel(
-    cupy: Any, size: int, rule: str, dtype: str, stages: tuple[str, ...] = (), states: tuple[str, ...] = ()
+    cupy: Any, size: int, rule: str, dtype: str, stages: tuple[str, ...], states: tuple[str, ...], *others: str
 ) -> Any:
-    """Return a rule's kernel for a dtype, with these stages and states, whose argument has so many bytes."""
-    kind = rule, dtype, size, stages, states
+    """Return a rule's kernel whose argument has so many bytes; `source` says what the others are."""
+    kind = rule, dtype, size, stages, states, *others
     return cupy.RawModule(code=source(*kind), options=OPTIONS).get_function(kernel_name(*kind))
 
 

@@ -75,6 +75,70 @@ __device__ inline void narrow(float x, Float16 &out) {
 #endif
 }
 
+// Stochastic rounding: random bits are added to those that are cut off. cpu.py has the same, to the bit, and says more.
+__device__ inline void narrow(float x, float &out, unsigned) { out = x; }
+__device__ inline void narrow(double x, float &out, unsigned) { out = static_cast<float>(x); }
+__device__ inline void narrow(double x, double &out, unsigned) { out = x; }
+__device__ inline void narrow(float x, Bfloat16 &out, unsigned noise) {
+    unsigned rounded = (bit_cast<unsigned>(x) + noise) >> 16;
+    out.bits = static_cast<unsigned short>(x == x ? rounded : 0x7FC0);
+}
+__device__ inline void narrow(float x, Float16 &out, unsigned noise) {
+    constexpr unsigned largest = (127u + 16) << 23, least = (127u - 14) << 23;  // exponents: of infinity and of 2^-14
+    unsigned bits = bit_cast<unsigned>(x), size = bits & 0x7FFFFFFF;
+    if (size > largest) size = largest;
+    unsigned exponent = size & 0x7F800000;
+    if (exponent < least) exponent = least;
+    float scaled = bit_cast<float>(size) * bit_cast<float>(((254u + 26) << 23) - exponent);
+    unsigned units = (static_cast<unsigned>(scaled) + noise) >> 16;
+    unsigned half = x == x ? (exponent >> 13) - ((127u - 14) << 10) + units : 0x7E00u;
+    out.bits = static_cast<unsigned short>(half | ((bits >> 16) & 0x8000));
+}
+
+// How the elements of a pack are rounded when they are stored: lane k of what goes to a place, 0 for the parameter, then
+// the states.
+struct ToNearest {
+    __device__ ToNearest(const fastopt_gpu_job &, int64_t, int64_t) {}
+    template <typename From, typename To>
+    __device__ void narrow(From x, To &out, int, int) const {
+        cuda::narrow(x, out);
+    }
+};
+struct Stochastically {
+    unsigned low, high, start;  // 64 bits for the tensor and the step, and the index of the pack's first element
+
+    __device__ Stochastically(const fastopt_gpu_job &job, int64_t tensor, int64_t at) {
+        auto count = static_cast<uint64_t>(job.count + (job.counted != nullptr ? *job.counted : 0));
+        uint64_t x = static_cast<uint64_t>(job.storages[tensor].key + (at >> 32)) + count * 0x9E3779B97F4A7C15u;
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+        x ^= x >> 31;
+        low = static_cast<unsigned>(x);
+        high = static_cast<unsigned>(x >> 32);
+        start = static_cast<unsigned>(at);
+    }
+    __device__ unsigned noise(int place, int k) const {
+        unsigned x = (start + k) ^ low;
+        x = (x ^ (x >> 17)) * 0xED5AD4BBu + (high ^ (place > 1 ? 0x9E3779B9u : 0u));
+        x = (x ^ (x >> 11)) * 0xAC4C1B51u;
+        x = (x ^ (x >> 15)) * 0x31848BABu;
+        x ^= x >> 14;
+        return place % 2 != 0 ? x >> 16 : x & 0xFFFF;
+    }
+    template <typename From, typename To>
+    __device__ void narrow(From x, To &out, int place, int k) const {
+        cuda::narrow(x, out, noise(place, k));
+    }
+};
+template <bool random>
+struct Rounding {
+    using type = ToNearest;
+};
+template <>
+struct Rounding<true> {
+    using type = Stochastically;
+};
+
 // Several elements, moved by one load or store. They bypass the L1 cache, since an update reads nothing twice. (The
 // intrinsics also say that the memory is global.)
 template <typename T, int N>
@@ -150,8 +214,8 @@ struct Packs {
     __device__ void store(void *const *, int64_t) const {}
     template <typename Real>
     __device__ void widen(int, Real *) const {}
-    template <typename Real>
-    __device__ void narrow(int, const Real *) {}
+    template <typename Real, class How>
+    __device__ void narrow(int, const Real *, const How &, int) {}
 };
 template <int N, typename S, typename... Others>
 struct Packs<N, States<S, Others...>> {
@@ -172,10 +236,10 @@ struct Packs<N, States<S, Others...>> {
         *to = cuda::widen(first.lane[k]);
         others.widen(k, to + 1);
     }
-    template <typename Real>
-    __device__ void narrow(int k, const Real *from) {
-        cuda::narrow(*from, first.lane[k]);
-        others.narrow(k, from + 1);
+    template <typename Real, class How>
+    __device__ void narrow(int k, const Real *from, const How &rounding, int place) {
+        rounding.narrow(*from, first.lane[k], place, k);
+        others.narrow(k, from + 1, rounding, place + 1);
     }
 };
 

@@ -10,9 +10,9 @@
 namespace fastopt {
 namespace cuda {
 
-// The stages that a kernel may have beside the rule, as bits, in the order in which they come.
+// The stages that a kernel may have beside the rule, as bits, in the order in which they come; and how it rounds.
 struct Stage {
-    enum : int { none = 0, value = 1, average = 2, zero = 4 };
+    enum : int { none = 0, value = 1, average = 2, zero = 4, stochastic = 8 };
 };
 
 // Arithmetic flushes float's subnormals to zero, and 1 over a loss scale of 2^127, which GradScaler may reach, is one.
@@ -38,6 +38,7 @@ template <int stages, class Rule, typename P, typename G, typename... S>
 struct Update {
     using real = typename Arithmetic<P>::type;
     using Types = typename StatesOf<Rule::states, S...>::type;
+    using Rounds = typename Rounding<(stages & Stage::stochastic) != 0>::type;
     static constexpr bool clips = stages & Stage::value, averages = stages & Stage::average, zeroes = stages & Stage::zero;
     static_assert(Rule::states <= FASTOPT_STATES && Rule::hypers <= FASTOPT_NUMBERS, "a rule that the tables have no room for");
     static constexpr int kept = Rule::states > 0 ? Rule::states : 1;  // there are no arrays of length 0
@@ -59,8 +60,12 @@ struct Update {
     real *mean;
     real factor, rest, decay, hypers[Rule::hypers];
     real limit, gain;
+    const fastopt_gpu_job &job;
+    int64_t number;  // of the tensor
 
-    __device__ Update(const fastopt_gpu_job &job, const fastopt_tensor &tensor, const void *gradient, const real *row) {
+    __device__ Update(const fastopt_gpu_job &job, int64_t number, const void *gradient, const real *row)
+        : job(job), number(number) {
+        const fastopt_tensor &tensor = job.tensors[number];
         param = static_cast<P *>(tensor.param);
         grad = static_cast<const G *>(gradient);
         for (int i = 0; i < Rule::states; ++i) states[i] = tensor.states[i];
@@ -96,6 +101,7 @@ struct Update {
         // load parameter and states
         Pack<P, N> p = load<N>(param + at);
         Packs<N, Types> stored;
+        const Rounds rounding(job, number, at);
         stored.load(states, at);
         for (int k = 0; k < N; ++k) {
             // widen to the type of the arithmetic
@@ -106,8 +112,8 @@ struct Update {
             real g = scaled(widen(gradients.lane[k]));
             if (decay != 0) g += decay * x;
             // apply the rule, and round the results
-            narrow(Rule::apply(x, g, state, hypers), p.lane[k]);
-            stored.narrow(k, state);
+            rounding.narrow(Rule::apply(x, g, state, hypers), p.lane[k], 0, k);
+            stored.narrow(k, state, rounding, 1);
         }
         // store parameter and states
         store<N>(param + at, p);
@@ -187,7 +193,7 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
         const real *rows = reinterpret_cast<const real *>(words + job.grads);
         for (int i = 0; i < FASTOPT_SHARED + Rule::hypers; ++i) row[i] = rows[at + i];
     }
-    Update<stages, Rule, P, G, S...> update(job, tensor, grad, row);
+    Update<stages, Rule, P, G, S...> update(job, chunk.tensor, grad, row);
     // update the chunk, as a run or as a tile
     if (tensor.layout == nullptr) {
         update.run(chunk);

@@ -76,6 +76,7 @@ bool fastopt::gpus_ready(const fastopt_step &step) {
 
 int64_t fastopt::launch_on_gpus(fastopt_step &step) {
     for (int64_t i = 0; i < step.gpu_count; ++i) {
+        ++static_cast<fastopt_gpu_job *>(step.gpu_launches[i].argument)->count;
         copy_rows(step.gpu_launches[i], step.hypers, step.rows * FASTOPT_HYPERS);
         step.error = submit(*step.driver, step.gpu_launches[i]);
         if (step.error != 0) return i;

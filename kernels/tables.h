@@ -7,6 +7,7 @@
 #ifdef __CUDACC_RTC__ /* NVRTC has no headers */
 typedef int int32_t;
 typedef long long int64_t;
+typedef unsigned long long uint64_t;
 #else
 #include <stdint.h>
 #endif

@@ -16,6 +16,7 @@ from fastopt.kernels.tables import (
     POWERS,
     ROW_INPUTS,
     STATES,
+    STORAGE,
     TENSOR,
 )
 
@@ -76,11 +77,15 @@ class Job:
         stages=(),
         numbers=None,
         states=(),
+        rounding="",
     ):
-        self.kernel, self.norm = cuda.kernel_name(name, dtype, size, stages, states), cuda.norm_name(dtype, size)
+        self.kernel = cuda.kernel_name(name, dtype, size, stages, states, rounding=rounding)
+        self.norm = cuda.norm_name(dtype, size)
         self.tensors, self.skip, self.numbers = tensors, skip, numbers or Numbers()
         self.threads, self.size, self.travels = threads, size, travels
         self.taken: np.ndarray | None = None  # the count of steps, if the launch is to count
+        self.steps, self.counted = 0, None  # for random bits: steps before, and an array of more of them
+        self.storages = np.zeros(len(tensors), STORAGE) if rounding else None
         strided = {
             row: Strides.of(tensor.grad)
             for row, tensor in enumerate(tensors)
@@ -130,6 +135,7 @@ class Job:
             job[name] = pointer(getattr(self, name))
         job["limit"], job["gain"] = self.numbers.limit, self.numbers.gain
         job["coefficient"], job["scale"] = pointer(self.numbers.coefficient), pointer(self.numbers.scale)
+        job["storages"], job["count"], job["counted"] = pointer(self.storages), self.steps, pointer(self.counted)
         job["sums"], job["apart"] = pointer(self.sums), len(self.chunks)
         argument = argument.view(np.dtype((np.void, self.size)))
         return host_cuda.launch(kernel, argument, len(self.chunks), self.threads, seed) if len(self.chunks) else 0

@@ -40,8 +40,17 @@ STORED = [
     if {*states} != {DTYPES[dtype].real_name}
     for stages in ((), STAGES)
 ]
-UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED)}
-PLAIN = [name for name, (*_, stages, states) in UPDATES.items() if not stages and not states]
+# Kernels that round stochastically.
+RANDOM = [
+    (rule, dtype, cuda.SIZES[0], stages, states, "", "stochastic")
+    for rule in ("sgd", "momentum", "adamw", "adamw_amsgrad")
+    for dtype in ("bfloat16", "float16", "float32")
+    for states in dict.fromkeys([(), ("bfloat16",) * len(RULES[rule].states), ("float16",) * len(RULES[rule].states)])
+    if states or dtype != "float32"
+    for stages in ((), ("average",))
+]
+UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM)}
+PLAIN = [name for name, (_, _, _, *more) in UPDATES.items() if not any(more)]
 NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
 SIZES = {name: size for name, (_, _, size, *_) in UPDATES.items()}  # of arguments, in bytes
 SIZES.update({name: size for name, (_, size) in NORMS.items()})
@@ -111,8 +120,8 @@ def library():
 
 def unit(name):
     """What is compiled together: the updates of a rule, dtype and size with stages, or with the same states."""
-    *kind, stages, states = UPDATES[name]
-    return (*kind, bool(stages and not states), states)
+    rule, dtype, size, stages, states, *others = UPDATES[name]
+    return (rule, dtype, size, bool(stages and not states and not others), states, *others)
 
 
 @functools.cache
@@ -120,7 +129,8 @@ def variants(*kind):
     """Return kernels with stages, or with states of other dtypes, compiled where they are needed for all processes."""
     names = [name for name in UPDATES if unit(name) == kind]
     folder = once(
-        "-".join(["cuda", *map(str, kind[:-1]), *kind[-1]]), lambda folder: link(folder, {"fused": fused(names)})
+        "-".join(["cuda", *map(str, kind[:4]), *kind[4], *kind[5:]]),
+        lambda folder: link(folder, {"fused": fused(names)}),
     )
     return ctypes.CDLL(str(folder / LIBRARY))
 
@@ -154,7 +164,7 @@ def addresses(name, argument):
         "count": ("taken", "skip"),
         "total": ("sums", "norm", "totals", "scale", "skip"),
     }
-    read = ("sums",) if name in NORMS else ("hypers", "skip", "taken", "coefficient", "scale")
+    read = ("sums",) if name in NORMS else ("hypers", "skip", "taken", "coefficient", "scale", "storages", "counted")
     kind = kinds.get(name, ("tensors", "chunks", *read))
     found = [fields(name, argument)[field] for field in kind]
     return [int(address) for address in found if address]

@@ -278,6 +278,14 @@ class DeviceClock(Clock):
         for rows in self.gpus:
             rows.take(self.hypers)
 
+    def number_launches(self) -> None:
+        """Tell the launches how many steps came before: those that the GPUs did not count, where they count."""
+        if not (self.by_device and self.counted):
+            super().number_launches()
+            return
+        for launch in self._launches():
+            launch.write_count(self.steps - self.known, follows=True)
+
     def count(self) -> None:
         """Count the step that was launched, unless GPUs do."""
         if not self.by_device:

@@ -64,8 +64,9 @@ class Gpu:
         strided: dict[int, Strides],
         numbers: Row,
         storage: StorageRow = NO_STORAGE,
+        count: int = 0,
     ) -> None:
-        """Update a single tensor with parameter, gradient and states at these addresses."""
+        """Update a single tensor with parameter, gradient and states at these addresses, after so many steps."""
         # A launch on another stream may not have run yet, so each has its own tables; threads may have own streams.
         key = variant, size, self.current_stream().ptr, threading.get_ident()
         launch = self.cache.pop(key, None) or self._launch_alone(variant, size)
@@ -77,6 +78,7 @@ class Gpu:
         launch.rows.take(rows)
         launch.write_params(addresses[:1])
         launch.write_entries([Entry(0, 0, addresses[2:], storage)])
+        launch.write_count(count)
         launch.write_gradients(np.array(addresses[1:2]), strided)
         launch()
         self.cache.put(key, launch)

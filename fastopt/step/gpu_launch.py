@@ -13,7 +13,7 @@ from ..kernels import cuda
 from ..kernels.dtypes import DTYPES
 from ..kernels.reader import address
 from ..kernels.stream import Memory
-from ..kernels.tables import CHUNK, GPU_JOB, HYPERS, TENSOR
+from ..kernels.tables import CHUNK, GPU_JOB, HYPERS, STORAGE, TENSOR
 from .chunks import Strides, chunk_table
 from .gpu_rows import WORD, GpuRows
 from .launch import Entry, Launch, Variant
@@ -60,7 +60,11 @@ class GpuLaunch(Launch):
         self.variant, self.dtype = variant, variant.dtype
         self.limit, self.gain = math.inf, 0.0
         self.pack = cuda.pack(variant.dtype)
-        self.memory = Memory(self.stream, 2 * self.table.nbytes)
+        if variant.uses_storages:
+            self.storages = np.zeros(len(sizes), STORAGE)
+        self.steps, self.follows = 0, False  # for random bits: the host's count, and whether the GPU adds its own
+        rows.is_read = rows.is_read or bool(variant.rounding)
+        self.memory = Memory(self.stream, sum(table.nbytes for table in self._tables))
         self.uploaded = b""  # what the memory holds
         self.sent: npt.NDArray[np.int64] | None = None  # the gradients' addresses there
         head = GPU_JOB.itemsize // WORD
@@ -98,7 +102,9 @@ class GpuLaunch(Launch):
         self.sizes_loaded = sizes if self.count else []
         for size in self.sizes_loaded:
             if size not in self.kernels:
-                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *self.variant)
+                of = self.variant
+                kind = of.rule, of.dtype, of.stages, of.states, of.gradient, of.rounding
+                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *kind)
                 self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
 
     def prepare_norm(self) -> None:
@@ -117,6 +123,15 @@ class GpuLaunch(Launch):
         """Write the address of one average."""
         super().write_average(row, address)
         self.stale = True
+
+    @property
+    def _tables(self) -> list[npt.NDArray[Any]]:
+        """What the memory holds."""
+        return [self.table, self.table, *([] if self.storages is None else [self.storages])]
+
+    def write_count(self, count: int, follows: bool = False) -> None:
+        """Write how many steps came before, with or without those that the GPU has counted; the extension counts on."""
+        self.steps, self.follows = count, follows
 
     def write_stages(self, limit: float, gain: float) -> None:
         """Write the numbers of the stages."""
@@ -180,16 +195,17 @@ class GpuLaunch(Launch):
         counter = 0 if sums else self.rows.count_once()
         job = table, self.cuts.address, hypers, self.rows.skip, grads, counter
         stages = self.rows.coefficient, self.rows.scale if "value" in self.variant.stages else 0, self.limit, self.gain
-        self.job[0] = *job, sums, apart, *stages, 0, 0, 0
+        storages = 0 if self.storages is None else self.memory.address + 2 * self.table.nbytes
+        self.job[0] = *job, sums, apart, *stages, storages, self.steps, self.rows.taken_at if self.follows else 0
         size = size or cuda.SIZES[0]
         argument = self.argument.view(np.uint8)[:size].view(f"V{size}")
         self.stream.launch(kernels[size], self.count, argument, self.block)
 
     def _table(self) -> int:
-        if self.stale and (table := self.table.tobytes()) != self.uploaded:
-            self.uploaded, self.sent = b"", None  # until it is written
-            self.stream.write(self.memory, self.table, self.table)
-            self.uploaded = table
+        if self.stale and (tables := b"".join(table.tobytes() for table in self._tables)) != self.uploaded:
+            self.uploaded, self.sent = b"", None  # until they are written
+            self.stream.write(self.memory, *self._tables)
+            self.uploaded = tables
         self.stale = False
         return self.memory.address
 

@@ -41,6 +41,8 @@ class GpuRows:
         Whether the launches of this step read the rows in the memory.
     counter : int
         The address of the count of steps, until a launch has counted the step; 0 if the host counts it.
+    is_read : bool
+        Whether launches read the count, so that none of them may count.
     ahead : int
         The steps between the row inputs and the first one that the GPU counts.
     """
@@ -54,6 +56,7 @@ class GpuRows:
         self.sent: set[Any] = set()  # the types in which the memory has them
         self.held = False
         self.counter = self.ahead = 0
+        self.is_read = False
         self.records: dict[bytes, Memory] = {}
         self.version = self.started = 0
         self.rows = 0
@@ -150,7 +153,7 @@ class GpuRows:
         if restart:
             self.started = self.version
         self.clock["inputs"], self.clock["n"] = self.inputs, len(inputs)
-        self.clock["taken"], self.clock["carried"] = self.memory.address + WORD, self.carried
+        self.clock["taken"], self.clock["carried"] = self.taken_at, self.carried
         self.clock["hypers"], self.clock["rounded"] = self.exact, self.rounded
         if restart:
             self.ahead, self.clock["given"] = 0, 0
@@ -169,7 +172,7 @@ class GpuRows:
         version = {"version": self.memory.address, "number": self.version}
         self.stream.send(self.inputs, self.described.view(np.int64), **version)
         if self.started == self.version:
-            self.stream.send(self.memory.address + WORD, np.zeros(1, np.int64), **version)
+            self.stream.send(self.taken_at, np.zeros(1, np.int64), **version)
             self.stream.send(self.carried, self.first_carried.view(np.int64), **version)
         self.stream.send(self.memory.address, np.array([self.version]), **version)
 
@@ -183,18 +186,26 @@ class GpuRows:
         """Have the launches of this step read the rows that the memory has."""
         self.held = True
 
+    @property
+    def taken_at(self) -> int:
+        """The address of the count of steps."""
+        return self.memory.address + WORD
+
     def count_with_launches(self) -> None:
         """Have the first launch of this step count it, unless the step is skipped."""
-        self.counter = self.memory.address + WORD
+        self.counter = self.taken_at
 
     def count_once(self) -> int:
-        """Return the address of the count to the first launch that asks; 0 to others."""
+        """Return the address of the count to the first launch that asks; 0 to others, and if launches read it."""
+        if self.is_read:
+            return 0
         counter, self.counter = self.counter, 0
         return counter
 
     def count(self) -> None:
-        """Count the step behind its launches, if none has done it, since none has elements."""
-        if self.count_once():
+        """Count the step behind its launches, if none has done it, since none has elements, or since they read it."""
+        if self.counter:
+            self.counter = 0
             self._launch_small("count", 1)
 
     def _launch_small(self, name: str, threads: int) -> None:
