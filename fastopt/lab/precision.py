@@ -237,6 +237,11 @@ def verdict(final: Sequence[float | None], base: Sequence[float | None], within:
     return "lower" if share < 0 else "higher"
 
 
+def is_near(verdict: str) -> bool:
+    """Say whether a verdict is that of a mean near enough to float32's."""
+    return verdict.startswith("within")
+
+
 def new_figure(trainings: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
     """Make a figure: three panels by epoch, and one for each training."""
     panels = ["slow", "adagrad", "adam", *trainings]
@@ -350,7 +355,7 @@ def stalled(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def judged(trainings: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Count how many means are as near to float32's as they should be, and name the others."""
+    """Count the means that are as near to float32's as they should be, and name the others."""
     found: dict[str, list[str]] = {}
     for training, results in trainings.items():
         for rule, storages in results.items():
@@ -358,8 +363,8 @@ def judged(trainings: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                 if name != BASE:
                     how = verdict(each["final"], storages[BASE]["final"], STORAGES[name].within)
                     found.setdefault(how, []).append(f"{training}, {rule}, {name}")
-    near = [f"{len(names)} {how}" for how, names in found.items() if how.startswith("within")]
-    others = [f"{how}: {'; '.join(names)}" for how, names in found.items() if not how.startswith("within")]
+    near = [f"{len(names)} {how}" for how, names in found.items() if is_near(how)]
+    others = [f"{how}: {'; '.join(names)}" for how, names in found.items() if not is_near(how)]
     compared = sum(map(len, found.values()))
     return ". ".join([f"Of {compared} means, beside float32's, {', '.join(near) or 'none near'}", *others])
 
