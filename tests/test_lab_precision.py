@@ -127,6 +127,24 @@ def test_what_diverges_is_told_and_drawn():
     assert "not finite (bf16 parameters)" in precision.report(numbers)
 
 
+def test_there_is_room_for_more_storages(monkeypatch):
+    """Nine with long names: each has a line of its own, and the legend is in the picture."""
+    added = {f"bf16 states, stochastic {k}": storages.Storage(parameters="bfloat16") for k in range(8)}
+    monkeypatch.setattr(precision, "STORAGES", {BASE: STORAGES[BASE], **added})
+    monkeypatch.setattr(precision, "LINES", precision.lines_of(precision.STORAGES))
+    assert len(set(precision.LINES.values())) == 9
+    each = precision.summary([[storages.Measured(loss, loss, 12.0) for loss in (0.5, 0.4)]])
+    results = {rule: dict.fromkeys(precision.STORAGES, each) for rule in precision.RULES}
+    figure, axes = precision.new_figure(["digits"])
+    precision.draw(
+        figure, axes, {"epochs": 2, "seeds": 1, "slow": results["momentum"], "trainings": {"digits": results}}
+    )
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 @pytest.fixture
 def text(monkeypatch):
     """The module of the GPT, which is smaller here."""

@@ -34,18 +34,21 @@ SLOW = "momentum"  # the rule that trains at a fraction of its rate as well, whe
 FRACTION = 0.1
 HOUSING_RATES = {"momentum": 0.1, "adagrad": 0.1, "adam": 0.01}  # the best of a few, by the loss after 15 epochs
 MARKERS = dict(zip(RULES, "os^", strict=True))
-# Each storage has a colour and a kind of line in all panels. float32's is wide and pale, below the others, which may
-# cover it; dashes lie above what is solid.
-LINES: dict[str, tuple[str, look.Dash]] = {
-    BASE: ("0.6", "-"),
-    **dict(zip((name for name in STORAGES if name != BASE), zip(look.PALETTE, cycle(look.DASHES)), strict=False)),
-}
-WIDE, NARROW = 4.5, 1.6
+WIDE, NARROW = 4.5, 1.6  # float32's line lies below the others, which may cover it; dashes above what is solid
 RANGE = 4.0  # a panel whose values differ by more has a logarithmic axis
 
 SLOWLY = "slowly"  # the key of trainings at the low rate
 
 Key = tuple[str, str]  # of a training, and a rule
+
+
+def lines_of(storages: Iterable[str]) -> dict[str, tuple[str, look.Dash]]:
+    """Return a colour and a kind of line for each storage; float32's is pale."""
+    others = (name for name in storages if name != BASE)
+    return {BASE: ("0.6", "-"), **dict(zip(others, zip(cycle(look.PALETTE), cycle(look.DASHES)), strict=False))}
+
+
+LINES = lines_of(STORAGES)
 
 
 def of_digits(csv: str | os.PathLike[str] | None) -> Training:
@@ -262,7 +265,7 @@ def draw(figure: Figure, axes: dict[str, Axes], numbers: dict[str, Any]) -> None
         axes[rule].set_ylim(bottom=0)
     for name, each in numbers["trainings"].items():
         draw_bytes(axes[name], each, name)
-    look.add_legend(figure, axes[first])
+    look.add_legend(figure, axes[first], in_a_row=3)
 
 
 def slowly(numbers: Mapping[str, Any]) -> dict[str, list[float | None]]:
