@@ -1,9 +1,9 @@
-"""Write the tables and sentences of the committed benchmark runs into the pages; draw the README's GPU chart."""
+"""Write the tables and sentences of the committed runs into the pages; draw the README's GPU chart."""
 
 import json
 from pathlib import Path
 
-from fastopt.bench import codes_report, headline, report
+from fastopt.bench import codes_report, headline, precision_report, report
 from fastopt.bench.gpu import plot, saved
 from fastopt.bench.gpu import report as gpu_report
 
@@ -25,6 +25,7 @@ def texts() -> dict[tuple[str, str], str]:
     run = json.loads((ROOT / "bench/results/cpu.json").read_text(encoding="utf-8"))
     codes = json.loads((ROOT / "bench/results/codes.json").read_text(encoding="utf-8"))
     gpu_run = ROOT / "bench/results/gpu.json"
+    accuracy = json.loads((ROOT / "bench/results/precision.json").read_text(encoding="utf-8"))
     return {
         ("README.md", "cpu"): headline.cpu(run),
         ("README.md", "gpu"): headline.gpu(saved.read(gpu_run)),
@@ -36,6 +37,7 @@ def texts() -> dict[tuple[str, str], str]:
         ("docs/schedules.md", "tables"): report.schedules_markdown(run),
         ("docs/schedules.md", "added"): f"{report.added(run['schedules'])}\n",
         ("docs/embedding.md", "tables"): report.loops_markdown(run),
+        ("docs/coming-from-numpy.md", "precision"): precision_report.markdown(accuracy),
         ("docs/coming-from-torch.md", "torch table"): report.torch_markdown(run),
     }
 

@@ -20,6 +20,8 @@ from .housing import housing
 from .housing import report as housing_report
 from .landscape import landscape
 from .landscape import report as landscape_report
+from .precision import precision
+from .precision import report as precision_report
 from .schedules import report as schedules_report
 from .schedules import schedules
 from .sparse import report as sparse_report
@@ -43,6 +45,7 @@ EXPERIMENTS = {
     "digits": Experiment("rules and schedules train a network on handwritten digits", digits, digits_report),
     "housing": Experiment("schedules train a regression on house prices", housing, housing_report),
     "gradients": Experiment("gradients that explode or vanish, and what helps", gradients, gradients_report),
+    "precision": Experiment("states and parameters in few bits: loss and memory", precision, precision_report),
 }
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "gradients",
     "housing",
     "landscape",
+    "precision",
     "schedules",
     "sparse",
 ]

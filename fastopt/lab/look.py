@@ -43,7 +43,7 @@ HEIGHTS = ("#6f8aa3", "#bccbd8", "#f4f1e8")  # colours of a landscape, from deep
 LIGHT = {"azdeg": 315, "altdeg": 50}  # the position of the light
 LINES = 14  # contour lines
 BAND = "band"  # marks a band, for animations
-IN_A_ROW = 5  # entries of a legend, at most
+IN_A_ROW = 5  # entries of a legend, at most, if their names are short
 GRID = 201  # points of a landscape along each axis
 
 
@@ -125,10 +125,10 @@ def use_log_scale(axes: Axes, subs: Sequence[int] = (1, 2, 5)) -> None:
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def add_legend(figure: Figure, axes: Axes) -> None:
+def add_legend(figure: Figure, axes: Axes, in_a_row: int = IN_A_ROW) -> None:
     """Put one panel's legend above all panels, where it covers no curve, in as few rows as it needs."""
     handles, labels = axes.get_legend_handles_labels()
-    rows = math.ceil(len(labels) / IN_A_ROW)
+    rows = math.ceil(len(labels) / in_a_row)
     columns = math.ceil(len(labels) / rows)
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=FONT_SIZE)
 

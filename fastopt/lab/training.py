@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -46,9 +46,19 @@ SCHEDULES: dict[str, Callable[[float, int, int], Scheduled]] = {
 }
 
 
+class Steps(Protocol):
+    """What training needs of an optimizer."""
+
+    def bind(self, grads: Any) -> None:
+        """Take the gradients from these arrays at each step."""
+
+    def step(self) -> Any:
+        """Take a step."""
+
+
 def train(
     params: Params,
-    optimizer: Optimizer,
+    optimizer: Steps,
     x: Array,
     y: Array,
     *,
@@ -64,7 +74,7 @@ def train(
     ----------
     params : dict of ndarray
         From `network.new_parameters`.
-    optimizer : Optimizer
+    optimizer : Steps
         An optimizer of these parameters.
     x, y : ndarray
         Inputs, shape (n, sizes[0]), and targets, shape (n,).
