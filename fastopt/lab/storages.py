@@ -15,7 +15,8 @@ from . import network, training
 from .network import Array, Objective
 
 BASE = "float32"  # the storage that the others are compared with
-EVERY_SIZE = {"min_quantized_size": 0}  # the networks are small: none of their states is to stay in float32 for that
+# The networks are small: none of their states is to stay in float32 for that. They are read as numbers.
+EVERY_SIZE = {"min_quantized_size": 0, "compress_state_dict": False}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ STORAGES = {
     "bf16 states": Storage({"state_dtype": "bfloat16"}),
     "bf16 parameters": Storage(parameters="bfloat16"),
     "bf16 both": Storage({"state_dtype": "bfloat16"}, parameters="bfloat16"),
+    "bf16 stochastic": Storage({"state_dtype": "bfloat16", "stochastic_rounding": True}, parameters="bfloat16"),
+    "bf16 with masters": Storage({"master_weights": True}, parameters="bfloat16"),
+    "8-bit states": Storage({"state_dtype": "int8"}, within=0.005),
+    "8-bit stochastic": Storage({"state_dtype": "int8", "stochastic_rounding": True}, within=0.005),
 }
 SQUARES = {"momentum": None, "adagrad": "sum", "adam": "exp_avg_sq"}  # rule -> its state that has squares of gradients
 
@@ -51,9 +56,8 @@ class Measured:
 class Measurable(Protocol):
     """An optimizer, of arrays or of tensors."""
 
-    @property
-    def state(self) -> Mapping[Any, Mapping[str, Any]]:
-        """The states of each parameter, by name."""
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the states of each parameter, by name, as its entry "state"."""
 
     def memory(self) -> dict[str, int]:
         """Count the bytes of parameters, gradients and states."""
@@ -88,7 +92,7 @@ def measured(loss: float, rule: str, optimizer: Measurable, size: int, wide: Cal
         Returns the numbers of a state as an array of float32.
     """
     name = SQUARES[rule]
-    states = [] if name is None else [wide(entry[name]).ravel() for entry in optimizer.state.values()]
+    states = [] if name is None else [wide(entry[name]).ravel() for entry in optimizer.state_dict()["state"].values()]
     squares = float(np.concatenate(states).mean()) if states else None
     return Measured(loss, squares, sum(optimizer.memory().values()) / size)
 
