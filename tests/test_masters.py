@@ -372,6 +372,6 @@ def test_memory():
     """Remainders are counted for themselves: AdamW with states of 16 bits and masters of 24 takes 9 bytes."""
     options = {"state_dtype": "bfloat16", "min_quantized_size": 0}
     found = fastopt.AdamW(np.zeros(1000, bfloat16), master_weights=24, **options).memory()
-    assert found == {"parameters": 2000, "gradients": 2000, "states": 4000, "masters": 1000}
+    assert found == {"parameters": 2000, "gradients": 2000, "states": 4000, "scales": 0, "masters": 1000}
     assert fastopt.AdamW(np.zeros(10, np.float16), master_weights=24).memory()["masters"] == 40
     assert fastopt.AdamW(np.zeros(10, np.float32), master_weights=True).memory()["masters"] == 0
