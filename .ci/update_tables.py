@@ -37,7 +37,7 @@ def texts() -> dict[tuple[str, str], str]:
         ("docs/schedules.md", "tables"): report.schedules_markdown(run),
         ("docs/schedules.md", "added"): f"{report.added(run['schedules'])}\n",
         ("docs/embedding.md", "tables"): report.loops_markdown(run),
-        ("docs/coming-from-numpy.md", "precision"): precision_report.markdown(accuracy),
+        ("docs/memory.md", "precision"): precision_report.markdown(accuracy),
         ("docs/coming-from-torch.md", "torch table"): report.torch_markdown(run),
     }
 
