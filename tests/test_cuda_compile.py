@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
-from host_cuda import SOME, STORED, UPDATES
+from host_cuda import RANDOM, SOME, STORED, UPDATES
 from pairs import pairs, swept
 from rule_cases import BY_STATES
 
@@ -50,6 +50,19 @@ halves = pytest.mark.parametrize(
             else pytest.mark.exhaustive,
         )
         for at, kind in itertools.product(ARCHITECTURES, OF_HALVES)
+    ],
+)
+
+# Instructions of 64-bit arithmetic for a gradient's factor, which is computed once for all elements of a thread.
+FACTOR = 9
+
+# Those that round stochastically, by default the one with most to round.
+MOST = cuda.kernel_name("adamw", "bfloat16", states=("bfloat16", "bfloat16"), rounding="stochastic")
+random = pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        pytest.param(at, name, marks=[] if (at, name) == ("sm_90", MOST) else pytest.mark.exhaustive)
+        for at, name in itertools.product(ARCHITECTURES, [cuda.kernel_name(*kind) for kind in RANDOM if not kind[3]])
     ],
 )
 
@@ -179,6 +192,16 @@ def test_states_of_16_bits_stay_in_registers(architecture, rule, dtype, states):
     assert stores == 1 + (len(states) if dtype == "float32" else 0)  # one is of the count of steps
 
 
+@random
+def test_random_bits_stay_in_registers(architecture, name):
+    """And take no 64-bit arithmetic but that of the gradient's factor."""
+    (usage,), code = compiled(architecture, name)
+    assert 0 < usage.registers <= 128
+    assert usage.shared == usage.local == usage.spilled == 0
+    assert not any(map(LOCAL.match, code))
+    assert 0 < sum(1 for instruction in code if FP64.match(instruction)) <= FACTOR
+
+
 @swept(together=1, architecture=ARCHITECTURES, dtype=DTYPES)
 def test_norms_stay_in_registers(architecture, dtype):
     """Few enough for all threads of a multiprocessor; and a double for each warp is shared."""
@@ -189,10 +212,6 @@ def test_norms_stay_in_registers(architecture, dtype):
         assert (usage.shared, usage.local, usage.spilled) == (8 * 512 // 32, 0, 0)
     assert not any(map(LOCAL.match, code))
     assert any(instruction.startswith("LDG.E.128") for instruction in code)
-
-
-# Instructions of 64-bit arithmetic for a gradient's factor, which is computed once for all elements of a thread.
-FACTOR = 9
 
 
 @updates
