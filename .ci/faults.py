@@ -924,7 +924,7 @@ STEP = (
     ),
     Mutant(
         "weight decay can be no schedule",
-        "fastopt/rules.py",
+        "fastopt/options.py",
         '        scheduled="",\n        of=',
         "        of=",
         ("tests/test_docstrings.py",),

@@ -8,7 +8,8 @@ from typing import Any
 
 import fastopt
 from fastopt.checks import Flag
-from fastopt.rules import FAMILIES, OPTIONS, RULES, Rule
+from fastopt.options import OPTIONS
+from fastopt.rules import FAMILIES, RULES, Rule
 
 MOMENTUM = 0.9
 FLAGS = [name for name, option in OPTIONS.items() if isinstance(option.check, Flag) and name != "maximize"]

@@ -16,8 +16,8 @@ from .checks import RESUMABLE, Count, nested_too_deeply, plain, unwrapped
 from .containers import ParamTree
 from .groups import ParamGroup
 from .kernels.reader import Array
-from .options import NOTHING
-from .rules import ADDED_OPTIONS, CARRIED, HYPERPARAMETERS, STORAGE_OPTIONS, Family, check
+from .options import ADDED_OPTIONS, HYPERPARAMETERS, NOTHING, STORAGE_OPTIONS, check
+from .rules import CARRIED, Family
 from .staged import Staged, options_in_use
 from .step.codes import SCALES
 from .step.group import GroupOptions, StepFunction, check_shared, numbers_at

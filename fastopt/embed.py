@@ -33,7 +33,8 @@ from . import fused, optimizers
 from .checks import Count
 from .kernels import build_pool, lazy
 from .kernels.tables import ABI as ABI
-from .rules import CARRIED, FAMILIES, RULES, Rule, always, check
+from .options import check
+from .rules import CARRIED, FAMILIES, RULES, Rule, always
 
 #: Declares all of ``fastopt.h``, for pointers, casts and your own functions: use ``ffi.include(embed.ffi)``.
 ffi = build_pool.ffi

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from .options import NOTHING, Argument
-from .rules import ADDED_DEFAULTS, ADDED_OPTIONS, OPTIONS
+from .options import ADDED_DEFAULTS, ADDED_OPTIONS, NOTHING, OPTIONS, Argument
 
 Described = TypeVar("Described", bound=Callable[..., Any])
 

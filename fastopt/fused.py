@@ -18,7 +18,8 @@ from .backends.numpy import single
 from .checks import Count
 from .faces import CALL, described
 from .kernels.reader import Array
-from .rules import Rule, check
+from .options import check
+from .rules import Rule
 
 
 @described(CALL)

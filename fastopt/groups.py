@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from .containers import ParamTree
-from .rules import ADDED_OPTIONS
+from .options import ADDED_OPTIONS
 from .step.group import GroupOptions
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from .rules import ADDED_DEFAULTS, ADDED_OPTIONS, STAGE_OPTIONS, check, is_scheduled
+from .options import ADDED_DEFAULTS, ADDED_OPTIONS, STAGE_OPTIONS, check, is_scheduled
 from .step.guard import Guard
 from .step.interrupts import HeldBack
 from .step.stages import Stages

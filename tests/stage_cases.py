@@ -12,7 +12,8 @@ from fastopt.bench import oracle
 from rule_cases import BY_STATES, OPTIMIZERS, numbers
 from tolerances import TRAJECTORY, assert_close
 
-from fastopt.rules import RULES, STAGE_OPTIONS
+from fastopt.options import STAGE_OPTIONS
+from fastopt.rules import RULES
 from fastopt.step.chunks import CHUNK_ELEMENTS
 
 ALL_MEET = ("momentum", "adamw")

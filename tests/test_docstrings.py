@@ -14,7 +14,8 @@ from processes import assert_passes
 import fastopt
 import fastopt.torch
 from fastopt.faces import ARRAYS, CALL, TORCH, described
-from fastopt.rules import ADDED_DEFAULTS, ADDED_OPTIONS, FAMILIES, HYPERPARAMETERS, OPTIONS, SCHEDULABLE, STAGE_OPTIONS
+from fastopt.options import ADDED_DEFAULTS, ADDED_OPTIONS, HYPERPARAMETERS, OPTIONS, SCHEDULABLE, STAGE_OPTIONS
+from fastopt.rules import FAMILIES
 from fastopt.schedules import SCHEDULES
 
 CLASSES = tuple(FAMILIES)

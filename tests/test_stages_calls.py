@@ -11,7 +11,7 @@ from rule_cases import OPTIMIZERS
 from stage_cases import AVERAGE, NORM, TOGETHER, VALUE, arrays, gradients, seen
 
 import fastopt
-from fastopt.rules import STAGE_DEFAULTS, STAGE_OPTIONS
+from fastopt.options import STAGE_DEFAULTS, STAGE_OPTIONS
 from fastopt.schedules import Linear
 from fastopt.step.chunks import CHUNK_ELEMENTS
 

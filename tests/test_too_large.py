@@ -10,7 +10,7 @@ from torch.nn import Parameter
 import fastopt
 import fastopt.torch
 from fastopt import fused, schedules
-from fastopt.rules import OPTIONS
+from fastopt.options import OPTIONS
 
 MOST = float(np.finfo(np.float32).max)
 BEYOND = float(np.nextafter(MOST, np.inf))

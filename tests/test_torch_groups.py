@@ -24,7 +24,7 @@ from torch_cases import (
 
 import fastopt.torch as subject
 from fastopt import schedules
-from fastopt.rules import ADDED_DEFAULTS
+from fastopt.options import ADDED_DEFAULTS
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 

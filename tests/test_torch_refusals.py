@@ -26,7 +26,7 @@ from torch_cases import (
 )
 
 import fastopt.torch as subject
-from fastopt.rules import HYPERPARAMETERS
+from fastopt.options import HYPERPARAMETERS
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 ONE = [Parameter(torch.ones(1, 1))]

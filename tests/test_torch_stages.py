@@ -27,7 +27,7 @@ from torch_cases import (
 )
 
 import fastopt.torch as subject
-from fastopt.rules import STAGE_OPTIONS
+from fastopt.options import STAGE_OPTIONS
 from fastopt.schedules import Linear
 from fastopt.step.chunks import CHUNK_ELEMENTS
 from fastopt.step.clock import Clock

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..kernels.dtypes import CODES, DTYPES
 from ..kernels.reader import UNREAD, Array
-from ..rules import ADDED_DEFAULTS, NEVER_NEGATIVE
+from ..options import ADDED_DEFAULTS, NEVER_NEGATIVE
 from ..step.chunks import Strides, located
 from ..step.codes import SCALES, blocks, decode, encode
 from ..step.masters import BITS, MASTER, converted, is_convertible

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from ..kernels.reader import Array, address
 from ..kernels.repetition import Repetition
 from ..kernels.tables import HYPERS, ROW_INPUTS
-from ..rules import RULES, STAGE_OPTIONS, Options, Row, Rule
+from ..options import STAGE_OPTIONS
+from ..rules import RULES, Options, Row, Rule
 from .group import GroupOptions, record_of
 from .guard import Guard
 from .interrupts import HeldBack

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..kernels.repetition import Repetition
 from ..kernels.tables import CARRIED, ROW_INPUTS
-from ..rules import STAGE_OPTIONS
+from ..options import STAGE_OPTIONS
 from .clock import Clock, State, describe
 from .gpu import Gpu, GpuLauncher
 from .gpu_launch import GpuLaunch

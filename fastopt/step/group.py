@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 from .. import schedules
 from ..checks import RESUMABLE, Count
 from ..kernels.reader import Array
+from ..options import ADDED_DEFAULTS, ADDED_OPTIONS, FIXED_OPTIONS, PAIRS, SCHEDULABLE, check, is_scheduled
 from ..pair import Pair, paired
 from ..plateau import Plateau
-from ..rules import ADDED_DEFAULTS, ADDED_OPTIONS, FIXED_OPTIONS, PAIRS, SCHEDULABLE, check, is_scheduled
 
 StepFunction: TypeAlias = Callable[[int], Any]
 

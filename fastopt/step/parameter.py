@@ -12,7 +12,8 @@ from typing import Any
 from ..kernels.dtypes import CODES, DTYPES
 from ..kernels.reader import Array
 from ..kernels.tables import STATES
-from ..rules import ADDED_DEFAULTS, NEVER_NEGATIVE, Rule
+from ..options import ADDED_DEFAULTS, NEVER_NEGATIVE
+from ..rules import Rule
 from .codes import SCALES, constant
 from .group import GroupOptions
 from .launch import NO_STORAGE, Device, Launch, StorageRow

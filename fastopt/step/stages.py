@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..kernels.tables import CLIP
-from ..rules import STAGE_OPTIONS, Options
+from ..options import STAGE_OPTIONS
+from ..rules import Options
 from .group import GroupOptions, describe
 from .norm import coefficient, measured
 

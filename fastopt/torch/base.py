@@ -23,9 +23,9 @@ from ..backends.torch.shards import is_made_by_zero, why_no_norm
 from ..backends.torch.stepper import TorchStepper
 from ..checks import nested_too_deeply
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
-from ..options import NOTHING
+from ..options import HYPERPARAMETERS, NOTHING, PAIRS, STAGE_OPTIONS, STORAGE_OPTIONS
 from ..plateau import Plateau
-from ..rules import HYPERPARAMETERS, PAIRS, STAGE_OPTIONS, STORAGE_OPTIONS, Family
+from ..rules import Family
 from ..staged import options_in_use
 from ..step.codes import SCALES
 from ..step.group import check_shared

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..checks import RESUMABLE
+from ..options import ADDED_OPTIONS, STORAGE_DEFAULTS, STORAGE_OPTIONS
 from ..pair import goes_by_step, paired
-from ..rules import ADDED_OPTIONS, STORAGE_DEFAULTS, STORAGE_OPTIONS
 from ..step.group import GroupOptions, StepFunction, numbers_at
 from ..step.interrupts import HeldBack
 from .live import LiveGroup

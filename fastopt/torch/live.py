@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..kernels.tensors import PARAMS
+from ..options import SCHEDULABLE
 from ..pair import goes_by_step
-from ..rules import SCHEDULABLE
 from ..schedules import Schedule, from_dict
 from ..step.clock import Tally
 from ..step.group import StepFunction, numbers_at

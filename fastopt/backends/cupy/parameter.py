@@ -9,7 +9,7 @@ import numpy as np
 
 from ...kernels.dtypes import DTYPES, goes_with
 from ...kernels.reader import UNREAD, Array
-from ...rules import STATE_DTYPES
+from ...options import STATE_DTYPES
 from ...step.gpu import Gpu
 from ...step.group import GroupOptions
 from ...step.memory import owner_of

@@ -11,7 +11,7 @@ import numpy as np
 from ...extras import require
 from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
-from ...rules import STATE_DTYPES
+from ...options import STATE_DTYPES
 from ...step.memory import Layout
 from ..arrays import dense_layout
 from ..foreign import as_floats, borrowed, is_on_device, kind, spelled, to_read, to_update

@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 from ...checks import Count
 from ...kernels.dtypes import CODES
 from ...kernels.reader import Array
-from ...rules import ADDED_DEFAULTS, CARRIED, Family, Rule
+from ...options import ADDED_DEFAULTS
+from ...rules import CARRIED, Family, Rule
 from ...step.codes import SCALES, blocks
 from ...step.group import GroupOptions
 from ...step.masters import MASTER, converted, is_convertible
