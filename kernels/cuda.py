@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .dtypes import DTYPES
+from .dtypes import DTYPES, STORED
 from .tables import GPU_JOB
 
 HERE = Path(__file__).parent
@@ -81,7 +81,7 @@ def source(rule: str, dtype: str, size: int = SIZES[0], stages: Sequence[str] = 
     It has these stages, and states of these dtypes.
     """
     name = kernel_name(rule, dtype, size, stages, states)
-    types = ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype, states))
+    types = ", ".join(STORED[name].cuda for name in dtypes_of(dtype, states))
     bits = " | ".join(f"fastopt::cuda::Stage::{stage}" for stage in stages or ["none"])
     update = f"FASTOPT_UPDATE({name}, {functor(rule)}, ({bits}), {words(size)}, {types})"
     return f"{inlined('fused.cu')}\n{update}\n"

@@ -13,7 +13,7 @@ from ..kernels import cuda
 from ..kernels.dtypes import DTYPES
 from ..kernels.reader import address
 from ..kernels.stream import Memory
-from ..kernels.tables import CHUNK, GPU_JOB, HYPERS, TENSOR
+from ..kernels.tables import CHUNK, GPU_JOB, HYPERS, STORAGE, TENSOR
 from .chunks import Strides, chunk_table
 from .gpu_rows import WORD, GpuRows
 from .launch import Entry, Launch, Variant
@@ -48,7 +48,7 @@ class GpuLaunch(Launch):
     What differs from step to step, the gradients' addresses and the hyper rows, travels in the kernel's argument, for
     which the smallest of a few sizes is taken. Where that is too much, it is sent ahead into the GPU's memory, which
     holds the tensor table twice: captured steps have one of their own, so that other steps do not change what the graph
-    reads.
+    reads. Behind the two is the table of storages, if the kernel reads it.
     """
 
     on_gpu = True
@@ -60,7 +60,11 @@ class GpuLaunch(Launch):
         self.variant, self.dtype = variant, variant.dtype
         self.limit, self.gain = math.inf, 0.0
         self.pack = cuda.pack(variant.dtype)
-        self.memory = Memory(self.stream, 2 * self.table.nbytes)
+        self.tables = [self.table]
+        if variant.uses_storages:
+            self.storages = np.zeros(len(sizes), STORAGE)
+            self.tables.append(self.storages)
+        self.memory = Memory(self.stream, self.table.nbytes + sum(table.nbytes for table in self.tables))
         self.uploaded = b""  # what the memory holds
         self.sent: npt.NDArray[np.int64] | None = None  # the gradients' addresses there
         head = GPU_JOB.itemsize // WORD
@@ -98,7 +102,7 @@ class GpuLaunch(Launch):
         self.sizes_loaded = sizes if self.count else []
         for size in self.sizes_loaded:
             if size not in self.kernels:
-                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *self.variant)
+                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *self.variant[:4])
                 self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
 
     def prepare_norm(self) -> None:
@@ -180,16 +184,17 @@ class GpuLaunch(Launch):
         counter = 0 if sums else self.rows.count_once()
         job = table, self.cuts.address, hypers, self.rows.skip, grads, counter
         stages = self.rows.coefficient, self.rows.scale if "value" in self.variant.stages else 0, self.limit, self.gain
-        self.job[0] = *job, sums, apart, *stages, 0, 0, 0
+        storages = 0 if self.storages is None else self.memory.address + 2 * self.table.nbytes
+        self.job[0] = *job, sums, apart, *stages, storages, 0, 0
         size = size or cuda.SIZES[0]
         argument = self.argument.view(np.uint8)[:size].view(f"V{size}")
         self.stream.launch(kernels[size], self.count, argument, self.block)
 
     def _table(self) -> int:
-        if self.stale and (table := self.table.tobytes()) != self.uploaded:
+        if self.stale and (tables := b"".join(table.tobytes() for table in self.tables)) != self.uploaded:
             self.uploaded, self.sent = b"", None  # until it is written
-            self.stream.write(self.memory, self.table, self.table)
-            self.uploaded = table
+            self.stream.write(self.memory, self.table, *self.tables)
+            self.uploaded = tables
         self.stale = False
         return self.memory.address
 

@@ -17,6 +17,7 @@ from ...step.codes import SCALES, blocks
 from ...step.group import GroupOptions
 from ...step.memory import Layout, overlaps_itself
 from ...step.parameter import EMA, NOTHING, Parameter
+from ..gradients import not_in_captures
 from .codes import CODE_DTYPES, check_scales, decoded, encoded, is_code
 from .device import device_of
 from .memory import (
@@ -245,10 +246,7 @@ class TorchParameter(Parameter):
     def in_order(self, gradient: Tensor) -> Tensor:
         """Copy a gradient into the parameter's storage order."""
         if self.device.on_gpu and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"the gradient of {self} does not lie in memory as its parameter does, and is copied, since states in 8 "
-                "bits have blocks: such a step cannot be captured; assign a gradient made by torch.empty_like(parameter)"
-            )
+            raise not_in_captures(self, "torch")
         with torch.no_grad():
             return torch.empty_like(self.updated, requires_grad=False).copy_(gradient)
 
