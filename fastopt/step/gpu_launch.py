@@ -60,11 +60,9 @@ class GpuLaunch(Launch):
         self.variant, self.dtype = variant, variant.dtype
         self.limit, self.gain = math.inf, 0.0
         self.pack = cuda.pack(variant.dtype)
-        self.tables = [self.table]
         if variant.uses_storages:
             self.storages = np.zeros(len(sizes), STORAGE)
-            self.tables.append(self.storages)
-        self.memory = Memory(self.stream, self.table.nbytes + sum(table.nbytes for table in self.tables))
+        self.memory = Memory(self.stream, sum(table.nbytes for table in self._tables))
         self.uploaded = b""  # what the memory holds
         self.sent: npt.NDArray[np.int64] | None = None  # the gradients' addresses there
         head = GPU_JOB.itemsize // WORD
@@ -102,7 +100,9 @@ class GpuLaunch(Launch):
         self.sizes_loaded = sizes if self.count else []
         for size in self.sizes_loaded:
             if size not in self.kernels:
-                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *self.variant[:4])
+                of = self.variant
+                kind = of.rule, of.dtype, of.stages, of.states
+                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *kind)
                 self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
 
     def prepare_norm(self) -> None:
@@ -121,6 +121,11 @@ class GpuLaunch(Launch):
         """Write the address of one average."""
         super().write_average(row, address)
         self.stale = True
+
+    @property
+    def _tables(self) -> list[npt.NDArray[Any]]:
+        """What the memory holds."""
+        return [self.table, self.table, *([] if self.storages is None else [self.storages])]
 
     def write_stages(self, limit: float, gain: float) -> None:
         """Write the numbers of the stages."""
@@ -191,9 +196,9 @@ class GpuLaunch(Launch):
         self.stream.launch(kernels[size], self.count, argument, self.block)
 
     def _table(self) -> int:
-        if self.stale and (tables := b"".join(table.tobytes() for table in self.tables)) != self.uploaded:
-            self.uploaded, self.sent = b"", None  # until it is written
-            self.stream.write(self.memory, self.table, *self.tables)
+        if self.stale and (tables := b"".join(table.tobytes() for table in self._tables)) != self.uploaded:
+            self.uploaded, self.sent = b"", None  # until they are written
+            self.stream.write(self.memory, *self._tables)
             self.uploaded = tables
         self.stale = False
         return self.memory.address

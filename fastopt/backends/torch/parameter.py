@@ -138,6 +138,7 @@ class TorchParameter(Parameter):
         """Return a state, with its scales, as the parameter stores it."""
         dtype = self.state_dtype(name)
         if is_code(value):
+            value = value.to(self.tensor.device)  # from a state dict on another
             codes = local(value)
             scales = check_scales(f"the {name} of {self}", codes, scales)
             if CODE_DTYPES[codes.dtype] == dtype and self._is_like_it(value):
