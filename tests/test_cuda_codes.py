@@ -79,9 +79,7 @@ class Case:
         """Assert that each state is what the numbers of the kernel without codes are encoded as."""
         with np.errstate(over="ignore"):
             results = [numbers.astype(np.float32) for numbers in self.plain.states]
-        for array, scales, numbers, state in zip(
-            self.ours.states, self.ours.scales, results, self.states, strict=True
-        ):
+        for array, scales, numbers, state in zip(self.ours.states, self.ours.scales, results, self.states, strict=True):
             want, want_scales = coded(numbers, state)
             np.testing.assert_array_equal(array, want)
             if scales is not None:
@@ -123,8 +121,11 @@ def test_any_order_and_any_number_of_threads(name, dtype, states):
 
 
 def extreme(numbers):
-    """Replace blocks by zeros, infinity, NaN, numbers that are too large, and those that are nearly zero."""
-    for i, number in enumerate((0.0, np.inf, np.nan, HUGE, -(2.0**-130), 1e-19)):
+    """Replace blocks by zeros, infinity, NaN, numbers that are too large, and those that are nearly zero.
+
+    In one, all others are nearly zero beside the largest.
+    """
+    for i, number in enumerate((0.0, np.inf, np.nan, HUGE, -(2.0**-130), 1e-19, 1e10)):
         block = numbers[(i + 1) * BLOCK : (i + 2) * BLOCK]
         block[3 if number not in (0.0, 1e-19) else slice(None)] = number
     return numbers
@@ -137,7 +138,7 @@ def test_extreme_numbers(name, dtype, states):
     case.step()
     for lost in (np.isnan(scales) for scales in case.ours.scales if scales is not None):
         assert lost[[2, 3]].all()
-        assert not lost[[0, 1, 5, 6, 7, 8]].any()
+        assert not lost[[0, 1, 5, 6, 8]].any()
 
 
 def test_nothing_is_written_where_there_is_no_step():
