@@ -1651,6 +1651,38 @@ STORAGES = (
         ("tests/test_gpu_rounding.py",),
         only="scaler or replays",
     ),
+    Mutant(
+        "a GPU takes the largest of half a block for its scale",
+        "kernels/codes.h",
+        "int apart = FASTOPT_BLOCK / N / 2;",
+        "int apart = FASTOPT_BLOCK / N / 4;",
+        ("tests/test_cuda_codes.py",),
+        only="sizes and adagrad",
+    ),
+    Mutant(
+        "a positive square becomes 0 on a GPU",
+        "kernels/codes.h",
+        "c == 0 && x > 0 ? 1 : c",
+        "c",
+        ("tests/test_cuda_codes.py",),
+        only="extreme and adagrad",
+    ),
+    Mutant(
+        "a captured step copies a gradient that lies otherwise",
+        "fastopt/backends/cupy/parameter.py",
+        "if self.device.current_stream().is_capturing():",
+        "if self.device is None:",
+        ("tests/test_gpu_codes.py",),
+        only="test_captures",
+    ),
+    Mutant(
+        "codes of a state dict stay on its device",
+        "fastopt/backends/torch/parameter.py",
+        "value = value.to(self.tensor.device)  # from a state dict on another",
+        "value = value.detach()",
+        ("tests/test_gpu_codes.py",),
+        only="tensors_as_on_the_host",
+    ),
 )
 
 MUTANTS = (*NUMBA, *EXTENSION, *CPP, *CUDA, *STEP, *MEMORY, *TORCH, *NORM, *STAGES, *STORAGES)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .dtypes import DTYPES
+from .dtypes import DTYPES, STORED
 from .tables import GPU_JOB
 
 HERE = Path(__file__).parent
@@ -101,7 +101,7 @@ def source(
     rounds to nearest, or "stochastic".
     """
     name = kernel_name(rule, dtype, size, stages, states, gradient, rounding)
-    types = ", ".join(DTYPES[name].cuda for name in dtypes_of(dtype, states, gradient))
+    types = ", ".join(STORED[name].cuda for name in dtypes_of(dtype, states, gradient))
     bits = " | ".join(f"fastopt::cuda::Stage::{stage}" for stage in stages_of(stages, rounding) or ["none"])
     update = f"FASTOPT_UPDATE({name}, {functor(rule)}, ({bits}), {words(size)}, {types})"
     return f"{inlined('fused.cu')}\n{update}\n"

@@ -159,6 +159,10 @@ template <>
 struct Piece<4> {
     using type = unsigned;
 };
+template <>
+struct Piece<2> {
+    using type = unsigned short;
+};
 
 template <int N, typename T>
 __device__ inline Pack<T, N> load(const T *at) {

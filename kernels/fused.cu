@@ -4,6 +4,7 @@
 // these types, with these stages beside the rule, and a count of words in its argument. cuda.py pastes the headers, this
 // file and such a line into one source, which CuPy compiles; the tests compile the same source for the host.
 
+#include "codes.h"
 #include "elements.h"
 #include "rules.h"
 
@@ -43,20 +44,22 @@ struct Update {
     static_assert(Rule::states <= FASTOPT_STATES && Rule::hypers <= FASTOPT_NUMBERS, "a rule that the tables have no room for");
     static constexpr int kept = Rule::states > 0 ? Rule::states : 1;  // there are no arrays of length 0
     static constexpr int width = 16 / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
+    static constexpr bool has_codes = HasCodes<Types>::value;
 
     // Blocks of a multiprocessor, by which the compiler bounds registers. Of types of at most 4 bytes three (1,536 threads,
     // 40 registers each) if a thread holds at most four packs, else two, with 64; with stages one less, as where few packs
-    // have states of another type than the arithmetic's. Of doubles two if it holds three, else one. With more, registers
+    // have states of another type than the arithmetic's, or most are codes. Of doubles two if it holds three, else one. With more, registers
     // spill. On an H100, AdaGrad and RMSProp with three are 4 % faster than with two from 2^24 elements on, and 5 % slower,
     // some 0.3 us, up to 2^20.
     static constexpr int packs = 2 + (Rule::states + averages) * sizeof(real) / sizeof(P);
     static constexpr bool few = packs <= 4, converts = Types::bytes != Rule::states * static_cast<int>(sizeof(real));
-    static constexpr int resident =
-        sizeof(P) < 8 ? (few ? 3 : 2) - (stages != 0 || (few && converts)) : (packs <= 3 ? 2 : 1);
+    static constexpr bool crowded = (few && converts) || (has_codes && packs > 6);
+    static constexpr int resident = sizeof(P) < 8 ? (few ? 3 : 2) - (stages != 0 || crowded) : (packs <= 3 ? 2 : 1);
 
     P *param;
     const G *grad;
     void *states[kept];
+    float *scales[kept];  // of those that are codes
     real *mean;
     real factor, rest, decay, hypers[Rule::hypers];
     real limit, gain;
@@ -69,6 +72,7 @@ struct Update {
         param = static_cast<P *>(tensor.param);
         grad = static_cast<const G *>(gradient);
         for (int i = 0; i < Rule::states; ++i) states[i] = tensor.states[i];
+        for (int i = 0; has_codes && i < Rule::states; ++i) scales[i] = job.storages[number].scales[i];
         double coefficient = job.coefficient != nullptr ? *job.coefficient : 1.0;
         split(coefficient * exact(row[0]), factor, rest);
         decay = row[1];
@@ -86,23 +90,16 @@ struct Update {
         return rest * (factor * g);
     }
 
-    // Averages the elements at to at + N - 1 of a parameter.
+    // Averages some elements of a parameter.
     template <int N>
-    __device__ void average(int64_t at, const Pack<P, N> &p) const {
-        Pack<real, N> e = load<N>(mean + at);
+    __device__ Pack<real, N> moved(Pack<real, N> e, const Pack<P, N> &p) const {
         for (int k = 0; k < N; ++k) e.lane[k] = averaged<real>(e.lane[k], widen(p.lane[k]), gain);
-        store<N>(mean + at, e);
+        return e;
     }
 
-    // Updates the elements at to at + N - 1, whose gradients are at an address.
-    template <int N>
-    __device__ void elements(int64_t at, const G *gradient) const {
-        Pack<G, N> gradients = load<N>(gradient);
-        // load parameter and states
-        Pack<P, N> p = load<N>(param + at);
-        Packs<N, Types> stored;
-        const Rounds rounding(job, number, at);
-        stored.load(states, at);
+    // Updates some elements, and what is stored of their states.
+    template <int N, class Stored>
+    __device__ void apply(const Pack<G, N> &gradients, Pack<P, N> &p, Stored &stored, const Rounds &rounding) const {
         for (int k = 0; k < N; ++k) {
             // widen to the type of the arithmetic
             real state[kept];
@@ -115,10 +112,21 @@ struct Update {
             rounding.narrow(Rule::apply(x, g, state, hypers), p.lane[k], 0, k);
             stored.narrow(k, state, rounding, 1);
         }
+    }
+
+    // Updates the elements at to at + N - 1, whose gradients are at an address.
+    template <int N>
+    __device__ void elements(int64_t at, const G *gradient) const {
+        Pack<G, N> gradients = load<N>(gradient);
+        // load parameter and states
+        Pack<P, N> p = load<N>(param + at);
+        Packs<N, Types> stored;
+        stored.load(states, at);
+        apply(gradients, p, stored, Rounds(job, number, at));
         // store parameter and states
         store<N>(param + at, p);
         stored.store(states, at);
-        if (averages) average<N>(at, p);
+        if (averages) store<N>(mean + at, moved(load<N>(mean + at), p));
         if (zeroes) store<N>(const_cast<G *>(gradient), Pack<G, N>{});
     }
 
@@ -143,6 +151,24 @@ struct Update {
         for (int i = whole * width + threadIdx.x; i < length; i += blockDim.x) {
             elements<1>(chunk.offset + i, grad + chunk.offset + i);
         }
+    }
+
+    // The same where states are codes. Every thread of a warp comes here, perhaps with no elements: it holds a block of
+    // the states together with its neighbours. A chunk begins where a block does.
+    __device__ void run_with_codes(const fastopt_chunk &chunk) const {
+        int first = static_cast<int>(threadIdx.x) * width, left = static_cast<int>(chunk.length) - first;
+        int count = left < width ? (left > 0 ? left : 0) : width;
+        Share share = {chunk.offset + first, count, count == width && aligned(chunk.offset)};
+        Pack<G, width> gradients = load<width>(grad, share);
+        Pack<P, width> p = load<width>(param, share);
+        Numbers<width, real, Types> stored;
+        stored.load(states, scales, share);
+        const Rounds rounding(job, number, share.at);
+        apply(gradients, p, stored, rounding);
+        store(param, share, p);
+        stored.store(states, scales, share, rounding, 1);
+        if (averages) store(mean, share, moved(load<width>(mean, share), p));
+        if (zeroes) store(const_cast<G *>(grad), share, Pack<G, width>{});
     }
 
     // A tile of a gradient in another storage order. One block walks it row by row, so that later rows find in the cache
@@ -195,7 +221,9 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
     }
     Update<stages, Rule, P, G, S...> update(job, chunk.tensor, grad, row);
     // update the chunk, as a run or as a tile
-    if (tensor.layout == nullptr) {
+    if constexpr (Updating::has_codes) {
+        update.run_with_codes(chunk);  // there are no tiles: Python copies gradients in another order
+    } else if (tensor.layout == nullptr) {
         update.run(chunk);
     } else {
         update.run(chunk, *tensor.layout);

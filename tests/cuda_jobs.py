@@ -29,13 +29,17 @@ APART = TENSOR.itemsize // 8  # int64 from one tensor's gradient to the next one
 
 @dataclass
 class Tensor:
-    """A parameter, a gradient, which may be missing or in another order, states, an average; 16-bit dtypes as bits."""
+    """A parameter, a gradient, which may be missing or in another order, states, an average; 16-bit dtypes as bits.
+
+    States that are codes have scales; of others they are None.
+    """
 
     param: np.ndarray
     grad: np.ndarray | None
     states: list[np.ndarray]
     hyper: int = 0
     average: np.ndarray | None = None
+    scales: tuple[np.ndarray | None, ...] = ()
 
 
 @dataclass
@@ -91,7 +95,7 @@ class Job:
             for row, tensor in enumerate(tensors)
             if tensor.grad is not None and not tensor.grad.flags.c_contiguous
         }
-        self.table = np.zeros(len(tensors), TENSOR)
+        self.table, self.storages = np.zeros(len(tensors), TENSOR), np.zeros(len(tensors), STORAGE)
         sizes = [tensor.param.size for tensor in tensors]
         self.chunks, self.layouts = chunk_table(sizes, strided, threads * cuda.pack(dtype))
         for row, tensor in enumerate(tensors):
@@ -102,6 +106,7 @@ class Job:
             self.table["states"][row] = addresses + [0] * (STATES - len(addresses))
             self.table["layout"][row] = self.layouts[row : row + 1].ctypes.data if row in strided else 0
             self.table["hyper"][row] = tensor.hyper
+            self.storages["scales"][row][: len(tensor.scales)] = [pointer(scales) for scales in tensor.scales]
         self.sums = None
         self.hypers = np.zeros((len(rows), HYPERS), computed(dtype))
         for hyper, row in zip(self.hypers, rows, strict=True):
@@ -137,6 +142,7 @@ class Job:
         job["coefficient"], job["scale"] = pointer(self.numbers.coefficient), pointer(self.numbers.scale)
         job["storages"], job["count"], job["counted"] = pointer(self.storages), self.steps, pointer(self.counted)
         job["sums"], job["apart"] = pointer(self.sums), len(self.chunks)
+        job["storages"] = self.storages.ctypes.data if kernel in host_cuda.WITH_CODES else 0
         argument = argument.view(np.dtype((np.void, self.size)))
         return host_cuda.launch(kernel, argument, len(self.chunks), self.threads, seed) if len(self.chunks) else 0
 

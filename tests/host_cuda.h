@@ -45,7 +45,7 @@ bool whole_access(const T *at) {
     return !faults;
 }
 
-// Of uint4, uint2 and unsigned.
+// Of uint4, uint2, unsigned and unsigned short.
 template <typename T>
 T __ldcg(const T *at) {
     T value = {};
@@ -133,7 +133,15 @@ public:
         swapcontext(&current->contexts_[i], &current->scheduler_);
     }
 
-    // What a thread of the warp gave.
+    // Called by a thread that waited with its warp.
+    static void check_whole_warp() {
+        unsigned first = threadIdx.x / warp_threads * warp_threads;
+        for (unsigned i = first; i < first + warp_threads; ++i) {
+            if (current->waits_[i] != warp) abort();
+        }
+    }
+
+    // What a thread of the warp gave, at most 8 bytes.
     static double &given(unsigned i) {
         static thread_local double numbers[1024];
         return numbers[i];
@@ -172,15 +180,31 @@ inline thread_local Block *Block::current = nullptr;
 
 inline void __syncthreads() { Block::wait(Block::block); }
 
-inline double __shfl_down_sync(unsigned mask, double x, unsigned apart) {
-    unsigned i = threadIdx.x, from = i % Block::warp_threads + apart < Block::warp_threads ? i + apart : i;
+// What another thread of the warp gives at the same place, all of whose threads must be there: none has finished.
+template <typename T>
+T taken_from(unsigned from, unsigned mask, T x) {
     if (mask != 0xFFFFFFFF || blockDim.x % Block::warp_threads != 0) abort();
-    Block::given(i) = x;
+    memcpy(&Block::given(threadIdx.x), &x, sizeof x);
     Block::wait(Block::warp);
-    double taken = Block::given(from);
+    Block::check_whole_warp();
+    T taken;
+    memcpy(&taken, &Block::given(from), sizeof taken);
     Block::wait(Block::warp);
     return taken;
 }
+
+inline double __shfl_down_sync(unsigned mask, double x, unsigned apart) {
+    unsigned i = threadIdx.x, from = i % Block::warp_threads + apart < Block::warp_threads ? i + apart : i;
+    return taken_from(from, mask, x);
+}
+
+inline unsigned __shfl_xor_sync(unsigned mask, unsigned x, int apart) {
+    if (apart < 0 || apart >= static_cast<int>(Block::warp_threads)) abort();
+    return taken_from(threadIdx.x ^ static_cast<unsigned>(apart), mask, x);
+}
+
+// Not contracted with anything.
+inline float __fmul_rn(float a, float b) { return a * b; }
 
 template <typename... Arguments, size_t... I>
 void host_call(void (*kernel)(Arguments...), void *const *arguments, std::index_sequence<I...>) {

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
-from fastopt.kernels.tables import CHUNK, CLOCK, GPU_JOB, GPU_TOTAL, MESSAGE, TENSOR
+from fastopt.kernels.tables import BLOCK, CHUNK, CLOCK, GPU_JOB, GPU_TOTAL, MESSAGE, STORAGE, TENSOR
 from once import once
 
 from fastopt.rules import RULES
@@ -49,14 +49,33 @@ RANDOM = [
     if states or dtype != "float32"
     for stages in ((), ("average",))
 ]
-UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM)}
+# Kernels with states in 8 bits: each code, both, three of them, and beside states of other dtypes.
+OF_CODES = {
+    "momentum": [("int8",)],
+    "adagrad": [("uint8",)],
+    "adamw": [("int8", "uint8"), ("int8", "float32"), ("bfloat16", "uint8")],
+    "adamw_amsgrad": [("int8", "uint8", "uint8")],
+    "rmsprop_centered_momentum": [("uint8", "int8", "int8")],
+}
+CODED = [
+    (rule, dtype, size, stages, states)
+    for rule, kinds in OF_CODES.items()
+    for states in kinds
+    for dtype in (DTYPES if rule in ("momentum", "adamw") and "float32" not in states else ["float32"])
+    for size in cuda.SIZES
+    for stages in ((), STAGES)
+]
+# The same, rounded stochastically.
+RANDOM += [(rule, "float32", cuda.SIZES[0], (), kinds[0], "", "stochastic") for rule, kinds in OF_CODES.items()]
+UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM, *CODED)}
+WITH_CODES = {cuda.kernel_name(*kind) for kind in (*CODED, *RANDOM) if {"int8", "uint8"} & {*kind[4]}}
 PLAIN = [name for name, (_, _, _, *more) in UPDATES.items() if not any(more)]
 NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
 SIZES = {name: size for name, (_, _, size, *_) in UPDATES.items()}  # of arguments, in bytes
 SIZES.update({name: size for name, (_, size) in NORMS.items()})
 SMALL = {"send": MESSAGE, "advance": CLOCK, "count": CLOCK, "total": GPU_TOTAL}  # what the other kernels take
 SIZES.update({name: struct.itemsize for name, struct in SMALL.items()})
-WAITS = {*NORMS, "total"}  # their threads wait for each other
+WAITS = {*NORMS, "total", *WITH_CODES}  # their threads wait for each other
 UPDATED = ("param", "grad", "states", "layout")  # what an update follows
 
 
@@ -181,6 +200,11 @@ def tensors_of(argument, chunks):
     return tensors
 
 
+def storages_of(argument, rows):
+    """Return rows of the table of storages."""
+    return table(fields("", argument)["storages"], STORAGE, rows.max(initial=-1) + 1)[rows]
+
+
 def tables(name, argument, grid):
     """List the addresses that a kernel follows from its tables: of what has elements and a gradient."""
     chunks = table(fields("", argument)["chunks"], CHUNK, grid)
@@ -190,6 +214,9 @@ def tables(name, argument, grid):
     if name in UPDATES and "average" in UPDATES[name][3]:
         averaged = tensors[tensors["average"] != 0]
         columns += [averaged["param"], averaged["average"]]
+    if name in WITH_CODES:
+        rows = np.unique(chunks["tensor"])
+        columns.append(storages_of(argument, rows[tensors["grad"] != 0])["scales"].ravel())
     return [int(address) for address in np.concatenate(columns) if address]
 
 
@@ -198,6 +225,13 @@ def longest(argument, grid):
     chunks = table(fields("", argument)["chunks"], CHUNK, grid)
     tensors = tensors_of(argument, chunks)
     return chunks["length"][tensors["layout"][chunks["tensor"]] == 0].max(initial=0)
+
+
+def check_blocks(name, argument, grid):
+    """Raise unless blocks of codes lie in chunks as a whole, in the parameter's order."""
+    chunks = table(fields("", argument)["chunks"], CHUNK, grid)
+    if (chunks["offset"] % BLOCK).any() or tensors_of(argument, chunks)["layout"][chunks["tensor"]].any():
+        raise ValueError(f"{name} has chunks that cut across blocks of codes")
 
 
 def launch(name, argument, grid, block, seed=0):
@@ -213,6 +247,8 @@ def launch(name, argument, grid, block, seed=0):
         raise ValueError(f"{name} cannot be launched with {grid} blocks of {block} threads")
     if name in UPDATES and longest(argument, grid) > block * cuda.pack(UPDATES[name][1]):
         raise ValueError(f"{name} has chunks of more packs than the {block} threads of a block")
+    if name in WITH_CODES:
+        check_blocks(name, argument, grid)
     if name in WAITS and block % 32:
         raise ValueError(f"{name} has a block of {block} threads, which are not whole warps")
     if name == "total" and grid != 1:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastopt.kernels import cuda
-from fastopt.kernels.dtypes import DTYPES
-from host_cuda import RANDOM, SOME, STORED, UPDATES
+from fastopt.kernels.dtypes import CODES, DTYPES
+from host_cuda import CODED, RANDOM, SOME, STAGES, STORED, UPDATES
 from pairs import pairs, swept
 from rule_cases import BY_STATES
 
@@ -66,7 +66,22 @@ random = pytest.mark.parametrize(
     ],
 )
 
-STAGES = [some for some in SOME if some]
+# Of codes, by default one rule with both kinds, and one with three states in packs of eight, which is the most.
+OF_CODES = list(dict.fromkeys((rule, dtype, states) for rule, dtype, *_, states in CODED))
+OF_CODES.append(("rmsprop_centered_momentum", "bfloat16", ("uint8", "int8", "int8")))
+codes = pytest.mark.parametrize(
+    ("architecture", "rule", "dtype", "states"),
+    [
+        pytest.param(
+            at,
+            *kind,
+            marks=[] if kind in (OF_CODES[-1], OF_CODES[0]) and at == "sm_90" else pytest.mark.exhaustive,
+        )
+        for at, kind in itertools.product(ARCHITECTURES, OF_CODES)
+    ],
+)
+
+SOME_STAGES = [some for some in SOME if some]
 
 
 def compilations(**more):
@@ -78,7 +93,7 @@ def compilations(**more):
 
 
 updates = compilations()
-staged = compilations(stages=STAGES)  # which need room beside a rule's states
+staged = compilations(stages=SOME_STAGES)  # which need room beside a rule's states
 # By default one architecture for tests of the architecture alone.
 architectures = pytest.mark.parametrize(
     "architecture",
@@ -200,6 +215,23 @@ def test_random_bits_stay_in_registers(architecture, name):
     assert usage.shared == usage.local == usage.spilled == 0
     assert not any(map(LOCAL.match, code))
     assert 0 < sum(1 for instruction in code if FP64.match(instruction)) <= FACTOR
+
+
+@codes
+@pytest.mark.parametrize("stages", [(), STAGES], ids=["alone", "staged"])
+def test_codes_stay_in_registers(architecture, rule, dtype, states, stages):
+    """Numbers of all states at once, and neighbours that compare theirs without shared memory."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    source = cuda.source(rule, dtype, stages=stages, states=states)
+    binary, (usage,) = cuda.cubin(nvrtc, source, rule, architecture)
+    code = instructions_of(binary)
+    assert 0 < usage.registers <= (64 if (dtype, stages) == ("float32", ()) else 128)
+    assert usage.shared == usage.local == usage.spilled == 0
+    assert not any(map(LOCAL.match, code))
+    shuffles = sum(instruction.startswith("SHFL.BFLY") for instruction in code)
+    halvings = (64 // cuda.pack(dtype)).bit_length() - 1  # from the threads of a block down to one
+    assert shuffles == halvings * sum(state in CODES for state in states)
 
 
 @swept(together=1, architecture=ARCHITECTURES, dtype=DTYPES)

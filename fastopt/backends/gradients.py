@@ -14,6 +14,14 @@ from ..step.chunks import Strides, located
 from ..step.memory import Extents
 
 
+def not_in_captures(parameter: Any, library: str) -> RuntimeError:
+    """Return the error for a gradient that would have to be copied while a graph is captured."""
+    return RuntimeError(
+        f"the gradient of {parameter} does not lie in memory as its parameter does, and is copied, since states in 8 "
+        f"bits have blocks: such a step cannot be captured; use a gradient made by {library}.empty_like(parameter)"
+    )
+
+
 class StepGradients(ABC):
     """The gradients of one step: checks them against their parameters and keeps them alive; a plan's `Located`.
 

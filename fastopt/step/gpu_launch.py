@@ -48,7 +48,7 @@ class GpuLaunch(Launch):
     What differs from step to step, the gradients' addresses and the hyper rows, travels in the kernel's argument, for
     which the smallest of a few sizes is taken. Where that is too much, it is sent ahead into the GPU's memory, which
     holds the tensor table twice: captured steps have one of their own, so that other steps do not change what the graph
-    reads.
+    reads. Behind the two is the table of storages, if the kernel reads it.
     """
 
     on_gpu = True

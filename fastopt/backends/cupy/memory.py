@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...kernels.dtypes import DTYPES
+from ...kernels.dtypes import DTYPES, STORED
 from ...kernels.reader import Array
 from ...step.memory import described
 from ..foreign import as_floats, is_on_device, kind
@@ -13,7 +13,7 @@ from .device import installed_cupy
 
 def seen(array: Any, dtype: str) -> Array:
     """Return an array that describes the layout of one of CuPy; it keeps that alive, and must not be read."""
-    return described(array, int(array.data.ptr), DTYPES[dtype].stored, array.shape, array.strides)
+    return described(array, int(array.data.ptr), STORED[dtype].stored, array.shape, array.strides)
 
 
 def as_cupy(what: str, given: Any) -> Any:

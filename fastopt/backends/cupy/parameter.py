@@ -10,11 +10,13 @@ import numpy as np
 from ...kernels.dtypes import DTYPES, goes_with
 from ...kernels.reader import UNREAD, Array
 from ...options import STATE_DTYPES
+from ...step.codes import blocks
 from ...step.gpu import Gpu
 from ...step.group import GroupOptions
-from ...step.memory import owner_of
+from ...step.memory import Layout, owner_of
 from ...step.parameter import EMA
 from ..arrays import ArrayParameter, dense_layout
+from ..gradients import not_in_captures
 from ..numpy.memory import bfloat16
 from .device import gpu_of_cupy, installed_cupy
 from .memory import as_cupy, check_writable, dtype_of, seen
@@ -63,24 +65,60 @@ class CupyParameter(ArrayParameter):
 
     def new_state(self, value: float, dtype: str) -> Array:
         """Allocate a state in the parameter's storage order."""
-        cupy, shape = self.device.cupy, self.layout.stored_shape(self.array)
-        kind = bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
+        new = self._filled(self.layout.stored_shape(self.array), value, dtype)
+        return seen(self.layout.turned_back(new), dtype)
+
+    def new_scales(self, value: float) -> Array:
+        """Allocate the scales of a state's blocks."""
+        return seen(self._filled((blocks(self.array.size),), value, "float32"), "float32")
+
+    def _filled(self, shape: tuple[int, ...], value: float, dtype: str) -> Any:
+        """Allocate an array of CuPy on this GPU."""
+        cupy, kind = self.device.cupy, bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
         with cupy.cuda.Device(self.device.index):
-            new = cupy.zeros(shape, kind) if value == 0 else cupy.full(shape, value, kind)
-            return seen(self.layout.turned_back(new), dtype)
+            return cupy.zeros(shape, kind) if value == 0 else cupy.full(shape, value, kind)
+
+    def checked_state(self, what: str, given: Any) -> Any:
+        """Check that an array from a state dict, on a GPU or of NumPy, can be a state of this parameter."""
+        found, real = getattr(given, "dtype", None), DTYPES[self.dtype].real_name
+        if found is None or found.name not in {*STATE_DTYPES, real} & {*DTYPES}:
+            raise TypeError(f"{what} has dtype {found}, its parameter needs {real}")
+        if given.shape != self.shape:
+            raise ValueError(f"{what} has shape {given.shape}, its parameter {self.shape}: they must agree")
+        return given
 
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, from a GPU or from NumPy, after checking that it fits this parameter."""
+        source = self.checked_state(what, given)
         state = self.new_state(0.0, self.state_dtype(name))
-        new = owner_of(state)
-        found = getattr(given, "dtype", None)
-        if found is None or (found != new.dtype and found.name not in (*STATE_DTYPES, DTYPES[self.dtype].real_name)):
-            raise TypeError(f"{what} has dtype {getattr(given, 'dtype', None)}, its parameter needs {new.dtype}")
-        if given.shape != new.shape:
-            raise ValueError(f"{what} has shape {given.shape}, its parameter {new.shape}: they must agree")
         with self.device.cupy.cuda.Device(self.device.index):
-            new[...] = self.device.cupy.asarray(given)
+            owner_of(state)[...] = self.device.cupy.asarray(source)
         return state
+
+    def to_host(self, array: Any) -> Array:
+        """Return an array's elements in memory: a copy of one on a GPU, one of NumPy as it is."""
+        return array if isinstance(array, np.ndarray) else as_cupy("a state", array).get()
+
+    def from_host(self, array: Array) -> Any:
+        """Return a copy on this GPU of an array in memory, that lies as it does."""
+        return owner_of(self.held_array(array))
+
+    def held_array(self, array: Array) -> Array:
+        """Return a new state with the elements of an array in memory."""
+        with self.device.cupy.cuda.Device(self.device.index):
+            layout = Layout(array)
+            copy = self.device.cupy.asarray(np.ascontiguousarray(layout.in_storage_order(array)))
+            return seen(layout.turned_back(copy), array.dtype.name)
+
+    def in_order(self, gradient: Any) -> tuple[Any, Array]:
+        """Copy a gradient into the parameter's storage order; return the copy, and an array that describes it."""
+        with self.device.cupy.cuda.Device(self.device.index):
+            if self.device.current_stream().is_capturing():
+                raise not_in_captures(self, "cupy")
+            array = self.new_state(0.0, self.dtype)
+            copy = owner_of(array)
+            copy[...] = gradient
+            return copy, array
 
     def state(self, what: str, given: Any) -> Array:
         """Check a state that the caller owns."""

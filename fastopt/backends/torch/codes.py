@@ -34,16 +34,16 @@ def check_scales(what: str, codes: Tensor, scales: Any) -> Tensor:
 
 def decoded(codes: Tensor, scales: Tensor) -> Tensor:
     """Return the numbers that codes stand for."""
-    numbers = torch.empty_like(codes, dtype=torch.float32, device="cpu")
     here, of_blocks = codes.cpu(), scales.cpu()
+    numbers = torch.empty_like(here, dtype=torch.float32)
     stored(numbers)[...] = decode(np.ascontiguousarray(stored(here)), array_of(of_blocks))
     return numbers.to(codes.device)
 
 
 def encoded(numbers: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Return the codes of float32 numbers, and the scales of their blocks."""
-    codes = torch.empty_like(numbers, dtype=getattr(torch, name), device="cpu")
     here = numbers.cpu()
+    codes = torch.empty_like(here, dtype=getattr(torch, name))
     stored(codes)[...], scales = encode(np.ascontiguousarray(stored(here)), name)
     return codes.to(numbers.device), torch.from_numpy(scales).to(numbers.device)
 

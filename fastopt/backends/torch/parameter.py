@@ -19,6 +19,7 @@ from ...step.group import GroupOptions
 from ...step.masters import MASTER, converted, is_convertible
 from ...step.memory import Layout, overlaps_itself
 from ...step.parameter import EMA, NOTHING, Parameter
+from ..gradients import not_in_captures
 from .codes import CODE_DTYPES, check_scales, decoded, encoded, is_code
 from .device import device_of
 from .memory import (
@@ -147,6 +148,7 @@ class TorchParameter(Parameter):
         """Return a state, with its scales, as the parameter stores it."""
         dtype = self.state_dtype(name)
         if is_code(value):
+            value = value.to(self.tensor.device)  # from a state dict on another
             codes = local(value)
             scales = check_scales(f"the {name} of {self}", codes, scales)
             if CODE_DTYPES[codes.dtype] == dtype and self._is_like_it(value):
@@ -282,10 +284,7 @@ class TorchParameter(Parameter):
     def in_order(self, gradient: Tensor) -> Tensor:
         """Copy a gradient into the parameter's storage order."""
         if self.device.on_gpu and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"the gradient of {self} does not lie in memory as its parameter does, and is copied, since states in "
-                "8 bits have blocks, which cannot be captured: assign a gradient made by torch.empty_like(parameter)"
-            )
+            raise not_in_captures(self, "torch")
         with torch.no_grad():
             return torch.empty_like(self.updated, requires_grad=False).copy_(gradient)
 
