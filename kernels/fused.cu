@@ -66,9 +66,9 @@ struct Update {
     const fastopt_gpu_job &job;
     int64_t number;  // of the tensor
 
-    __device__ Update(const fastopt_gpu_job &job, int64_t number, const void *gradient, const real *row)
+    __device__ Update(const fastopt_gpu_job &job, int64_t number, const fastopt_tensor &tensor, const void *gradient,
+                      const real *row)
         : job(job), number(number) {
-        const fastopt_tensor &tensor = job.tensors[number];
         param = static_cast<P *>(tensor.param);
         grad = static_cast<const G *>(gradient);
         for (int i = 0; i < Rule::states; ++i) states[i] = tensor.states[i];
@@ -219,7 +219,8 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
         const real *rows = reinterpret_cast<const real *>(words + job.grads);
         for (int i = 0; i < FASTOPT_SHARED + Rule::hypers; ++i) row[i] = rows[at + i];
     }
-    Update<stages, Rule, P, G, S...> update(job, chunk.tensor, grad, row);
+    using Updating = Update<stages, Rule, P, G, S...>;
+    Updating update(job, chunk.tensor, tensor, grad, row);
     // update the chunk, as a run or as a tile
     if constexpr (Updating::has_codes) {
         update.run_with_codes(chunk);  // there are no tiles: Python copies gradients in another order
