@@ -405,10 +405,12 @@ def noise_of(place, i, random):
 
 @inner
 def to_bfloat16_by(x, noise):
-    """Add the noise to the half that is cut off."""
-    pattern = bits(x)
-    rounded = (pattern + noise) >> 16
-    return np.int16(rounded if x == x else 0x7FC0)
+    """Add the noise to the half that is cut off.
+
+    The casts are needed: of an unsigned and a signed number of 64 bits, Numba would choose a float64.
+    """
+    rounded = np.uint32((bits(x) + noise) >> 16)
+    return np.int16(rounded if x == x else np.uint32(0x7FC0))
 
 
 @inner
@@ -418,9 +420,9 @@ def to_float16_by(x, noise):
     exponent = np.uint32(max(bits(size) & 0x7F800000, (127 - 14) << 23))
     # 2**(10 + 16) over the power of two in the exponent: units of the last bit are left, times 2**16
     scaled = size * from_bits(np.uint32(((254 + 26) << 23) - exponent))
-    units = (np.uint32(np.int32(scaled)) + noise) >> 16
-    half = (exponent >> 13) - ((127 - 14) << 10) + units
-    return np.uint16((half if x == x else 0x7E00) | ((bits(x) >> 16) & 0x8000))
+    units = np.uint32((np.uint32(np.int32(scaled)) + noise) >> 16)
+    half = np.uint32((exponent >> 13) - ((127 - 14) << 10) + units)
+    return np.uint16((half if x == x else np.uint32(0x7E00)) | ((bits(x) >> 16) & 0x8000))
 
 
 # For each dtype: what widens it, what narrows to nearest, and what narrows stochastically.

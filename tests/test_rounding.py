@@ -158,12 +158,19 @@ def round_alike(array, dtype, *of):
     """Round float32 numbers in place as kernels do; `of` are arguments of `noise`."""
     if dtype in HALVES:
         key, count, place = of
-        array[...] = values(stochastic(array, dtype, noise(key, count, np.arange(array.size), place)), dtype)
+        bits = noise(key, count, np.arange(array.size), place)
+        array[...] = values(stochastic(array.astype(np.float32), dtype, bits), dtype)
 
 
-CASES = [(name, dtype, state) for name in RULES for dtype in ("float32", *HALVES) for state in ("float32", *HALVES)]
+REAL = ("float32", "float64")
+CASES = [(name, dtype, state) for name in RULES for dtype in (*REAL, *HALVES) for state in ("float32", *HALVES)]
 CASES = [(name, *dtypes) for name, *dtypes in CASES if not {*HALVES}.isdisjoint(dtypes[: 1 + bool(RULES[name].states)])]
-USUAL = [("sgd", "bfloat16", "float32"), ("momentum", "float32", "float16"), ("adamw_amsgrad", "bfloat16", "bfloat16")]
+USUAL = [
+    ("sgd", "bfloat16", "float32"),
+    ("momentum", "float32", "float16"),
+    ("momentum", "float64", "bfloat16"),
+    ("adamw_amsgrad", "bfloat16", "bfloat16"),
+]
 
 each_case = pytest.mark.parametrize(
     ("name", "dtype", "state"),
@@ -176,21 +183,22 @@ def test_steps_are_those_of_float32_rounded_alike(name, dtype, state):
     """At all sizes, for new and repeated steps."""
     make, options = OPTIMIZERS[name]
     params = arrays(dtype)
-    twins = [param.astype(np.float32) for param in params]
+    real = np.float64 if dtype == "float64" else np.float32
+    twins = [param.astype(real) for param in params]
     mine = make(params, state_dtype=state, seed=3, **ROUNDED, **options)
     theirs = make(twins, **options)
     for step in range(4):
         grads = arrays(dtype, 10 + step)
         mine.step(grads)
-        theirs.step([g.astype(np.float32) for g in grads])
+        theirs.step([g.astype(real) for g in grads])
         for number, twin in enumerate(twins):
             key = random_key(3, number, 0)
             round_alike(twin, dtype, key, step, 0)
             for place, of in enumerate(RULES[name].states, 1):
                 found, expected = mine.state[number][of], theirs.state[number][of]
                 round_alike(expected, state, key, step, place)
-                assert bits(found.astype(np.float32)) == bits(expected)
-            assert bits(params[number].astype(np.float32)) == bits(twin)
+                assert bits(found.astype(real)) == bits(expected)
+            assert bits(params[number].astype(real)) == bits(twin)
 
 
 @halves

@@ -5,7 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from test_torch_storages import give, saved_and_loaded, states_of
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch_cases import bits
 
 import fastopt
@@ -199,3 +203,30 @@ def test_sparse_gradients():
     assert not any(bool(one[untouched].any()) for one in moved)
     assert all(abs(float(one[rows[0]].mean()) - 0.25) < 4 * 0.433 / 8000**0.5 for one in moved)
     assert not torch.equal(*moved)
+
+
+def part_on(rank, placements):
+    """Which part a process of four has of a parameter that is spread over a mesh of two by two."""
+    dist.init_process_group("fake", rank=rank, world_size=4, store=FakeStore())
+    try:
+        mesh = init_device_mesh("cpu", (2, 2))
+        param = DTensor.from_local(torch.zeros(4, 4, dtype=torch.bfloat16), mesh, placements, run_check=False)
+        optimizer = make([param.requires_grad_()])  # a Parameter would have the mesh of the first of these processes
+        return optimizer._adopt().parameters[0].part
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("placements", "parts"),
+    [
+        ([Shard(0), Shard(1)], [0, 1, 2, 3]),
+        ([Replicate(), Shard(0)], [0, 1, 0, 1]),
+        ([Shard(1), Replicate()], [0, 0, 1, 1]),
+        ([Replicate(), Replicate()], [0, 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_parts_of_distributed_parameters(placements, parts):
+    """Shards have random bits of their own, and copies the same ones."""
+    assert [part_on(rank, placements) for rank in range(4)] == parts

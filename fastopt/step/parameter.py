@@ -221,7 +221,8 @@ class Parameter(ABC):
 def random_key(*numbers: int) -> int:
     """Return 64 bits for the random bits of a parameter, other ones for any other numbers."""
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little", signed=True)
+    digest = hashlib.blake2b(packed, digest_size=8, usedforsecurity=False).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 @dataclass(eq=False)
