@@ -1,8 +1,9 @@
 // fused.cu: the loop that runs any rule over the chunks of a job on a GPU, one block per chunk.
 //
-// FASTOPT_UPDATE(name, Rule, stages, count, P, G, S...) defines a kernel of that name for parameters, gradients and states of
-// these types, with these stages beside the rule, and a count of words in its argument. cuda.py pastes the headers, this
-// file and such a line into one source, which CuPy compiles; the tests compile the same source for the host.
+// FASTOPT_UPDATE(name, Rule, stages, count, P, R, G, S...) defines a kernel of that name for parameters, their remainders
+// (void if there are none), gradients and states of these types, with these stages beside the rule, and a count of words in
+// its argument. cuda.py pastes the headers, this file and such a line into one source, which CuPy compiles; the tests
+// compile the same source for the host.
 
 #include "elements.h"
 #include "rules.h"
@@ -34,7 +35,7 @@ __device__ inline void split(double factor, float &first, float &second) {
 }
 
 // The tensor of a chunk, its hyper row, and the numbers of its stages.
-template <int stages, class Rule, typename P, typename G, typename... S>
+template <int stages, class Rule, typename P, typename R, typename G, typename... S>
 struct Update {
     using real = typename Arithmetic<P>::type;
     using Types = typename StatesOf<Rule::states, S...>::type;
@@ -45,16 +46,19 @@ struct Update {
     static constexpr int width = 16 / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
 
     // Blocks of a multiprocessor, by which the compiler bounds registers. Of types of at most 4 bytes three (1,536 threads,
-    // 40 registers each) if a thread holds at most four packs, else two, with 64; with stages one less, as where few packs
-    // have states of another type than the arithmetic's. Of doubles two if it holds three, else one. With more, registers
-    // spill. On an H100, AdaGrad and RMSProp with three are 4 % faster than with two from 2^24 elements on, and 5 % slower,
-    // some 0.3 us, up to 2^20.
-    static constexpr int packs = 2 + (Rule::states + averages) * sizeof(real) / sizeof(P);
+    // 40 registers each) if a thread holds at most four packs, else two, with 64; with stages one less, as with a remainder,
+    // with a gradient of another size, or where few packs have states of another type than the arithmetic's. Of doubles two
+    // if it holds three, else one. With more, registers spill. On an H100, AdaGrad and RMSProp with three are 4 % faster
+    // than with two from 2^24 elements on, and 5 % slower, some 0.3 us, up to 2^20.
+    static constexpr int bytes = sizeof(P) + Bytes<R>::of + sizeof(G) + (Rule::states + averages) * sizeof(real);
+    static constexpr int packs = bytes * width / 16;
     static constexpr bool few = packs <= 4, converts = Types::bytes != Rule::states * static_cast<int>(sizeof(real));
+    static constexpr bool mixed = Bytes<R>::of != 0 || sizeof(G) != sizeof(P);
     static constexpr int resident =
-        sizeof(P) < 8 ? (few ? 3 : 2) - (stages != 0 || (few && converts)) : (packs <= 3 ? 2 : 1);
+        sizeof(P) < 8 ? (few ? 3 : 2) - (stages != 0 || mixed || (few && converts)) : (packs <= 3 ? 2 : 1);
 
     P *param;
+    void *remainder;
     const G *grad;
     void *states[kept];
     real *mean;
@@ -67,6 +71,7 @@ struct Update {
         : job(job), number(number) {
         const fastopt_tensor &tensor = job.tensors[number];
         param = static_cast<P *>(tensor.param);
+        remainder = Bytes<R>::of != 0 ? job.storages[number].remainder : nullptr;
         grad = static_cast<const G *>(gradient);
         for (int i = 0; i < Rule::states; ++i) states[i] = tensor.states[i];
         double coefficient = job.coefficient != nullptr ? *job.coefficient : 1.0;
@@ -88,9 +93,9 @@ struct Update {
 
     // Averages the elements at to at + N - 1 of a parameter.
     template <int N>
-    __device__ void average(int64_t at, const Pack<P, N> &p) const {
+    __device__ void average(int64_t at, const Params<N, P, R> &p) const {
         Pack<real, N> e = load<N>(mean + at);
-        for (int k = 0; k < N; ++k) e.lane[k] = averaged<real>(e.lane[k], widen(p.lane[k]), gain);
+        for (int k = 0; k < N; ++k) e.lane[k] = averaged<real>(e.lane[k], p.widen(k), gain);
         store<N>(mean + at, e);
     }
 
@@ -99,7 +104,7 @@ struct Update {
     __device__ void elements(int64_t at, const G *gradient) const {
         Pack<G, N> gradients = load<N>(gradient);
         // load parameter and states
-        Pack<P, N> p = load<N>(param + at);
+        Params<N, P, R> p(param, remainder, at);
         Packs<N, Types> stored;
         const Rounds rounding(job, number, at);
         stored.load(states, at);
@@ -107,16 +112,16 @@ struct Update {
             // widen to the type of the arithmetic
             real state[kept];
             stored.widen(k, state);
-            real x = widen(p.lane[k]);
+            real x = p.widen(k);
             // scale the gradient, and add the weight decay
             real g = scaled(widen(gradients.lane[k]));
             if (decay != 0) g += decay * x;
             // apply the rule, and round the results
-            rounding.narrow(Rule::apply(x, g, state, hypers), p.lane[k], 0, k);
+            p.narrow(k, Rule::apply(x, g, state, hypers), rounding);
             stored.narrow(k, state, rounding, 1);
         }
         // store parameter and states
-        store<N>(param + at, p);
+        p.store(param, remainder, at);
         stored.store(states, at);
         if (averages) average<N>(at, p);
         if (zeroes) store<N>(const_cast<G *>(gradient), Pack<G, N>{});
@@ -126,6 +131,7 @@ struct Update {
         int64_t all = bit_cast<int64_t>(param + at) | bit_cast<int64_t>(grad + at);
         for (int i = 0; i < Rule::states; ++i) all |= bit_cast<int64_t>(states[i]);  // their elements may be smaller
         if (averages) all |= bit_cast<int64_t>(mean + at);
+        if (Bytes<R>::of != 0) all |= bit_cast<int64_t>(remainder) + at * Bytes<R>::of;
         return all % 16 == 0;
     }
 
@@ -160,17 +166,18 @@ struct Update {
 };
 
 // Averages a chunk of a parameter that has no gradient.
-template <typename P>
-__device__ inline void average_alone(const fastopt_chunk &chunk, const fastopt_tensor &tensor, double gain) {
+template <typename P, typename R>
+__device__ inline void average_alone(const fastopt_gpu_job &job, const fastopt_chunk &chunk, const fastopt_tensor &tensor) {
     using real = typename Arithmetic<P>::type;
-    const P *param = static_cast<const P *>(tensor.param) + chunk.offset;
+    const void *remainder = Bytes<R>::of != 0 ? job.storages[chunk.tensor].remainder : nullptr;
     real *mean = static_cast<real *>(tensor.average) + chunk.offset;
     for (int i = threadIdx.x; i < static_cast<int>(chunk.length); i += blockDim.x) {
-        mean[i] = averaged<real>(mean[i], widen(param[i]), static_cast<real>(gain));
+        Params<1, P, R> p(static_cast<const P *>(tensor.param), remainder, chunk.offset + i);
+        mean[i] = averaged<real>(mean[i], p.widen(0), static_cast<real>(job.gain));
     }
 }
 
-template <int stages, class Rule, typename P, typename G, typename... S>
+template <int stages, class Rule, typename P, typename R, typename G, typename... S>
 __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) {
     using real = typename Arithmetic<P>::type;
     // return if the whole step is skipped; else count it
@@ -181,7 +188,7 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
     const fastopt_tensor &tensor = job.tensors[chunk.tensor];
     const void *grad = gradient_of(job, words, chunk);
     if (grad == nullptr) {
-        if ((stages & Stage::average) && tensor.average != nullptr) average_alone<P>(chunk, tensor, job.gain);
+        if ((stages & Stage::average) && tensor.average != nullptr) average_alone<P, R>(job, chunk, tensor);
         return;
     }
     // read the tensor's hyper row
@@ -193,7 +200,7 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
         const real *rows = reinterpret_cast<const real *>(words + job.grads);
         for (int i = 0; i < FASTOPT_SHARED + Rule::hypers; ++i) row[i] = rows[at + i];
     }
-    Update<stages, Rule, P, G, S...> update(job, chunk.tensor, grad, row);
+    Update<stages, Rule, P, R, G, S...> update(job, chunk.tensor, grad, row);
     // update the chunk, as a run or as a tile
     if (tensor.layout == nullptr) {
         update.run(chunk);

@@ -42,14 +42,25 @@ STORED = [
 ]
 # Kernels that round stochastically.
 RANDOM = [
-    (rule, dtype, cuda.SIZES[0], stages, states, "", "stochastic")
+    (rule, dtype, cuda.SIZES[0], stages, states, "", "", "stochastic")
     for rule in ("sgd", "momentum", "adamw", "adamw_amsgrad")
     for dtype in ("bfloat16", "float16", "float32")
     for states in dict.fromkeys([(), ("bfloat16",) * len(RULES[rule].states), ("float16",) * len(RULES[rule].states)])
     if states or dtype != "float32"
     for stages in ((), ("average",))
 ]
-UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM)}
+# Kernels with masters, and with gradients of another dtype.
+MASTERS = {"bfloat16": ("int16", "int8"), "float16": ("float32",)}
+OTHERS = [
+    (rule, dtype, cuda.SIZES[0], stages, (), gradient, master)
+    for rule in ("sgd", "momentum", "adamw")
+    for dtype in ("bfloat16", "float16", "float32")
+    for gradient in ("", *(other for other in ("float32", "bfloat16", "float16") if other != dtype))
+    for master in ("", *MASTERS.get(dtype, ()))
+    if gradient or master
+    for stages in ((), ("average",), ("value", "zero"))
+]
+UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM, *OTHERS)}
 PLAIN = [name for name, (_, _, _, *more) in UPDATES.items() if not any(more)]
 NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
 SIZES = {name: size for name, (_, _, size, *_) in UPDATES.items()}  # of arguments, in bytes

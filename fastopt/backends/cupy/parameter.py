@@ -12,9 +12,10 @@ from ...kernels.reader import UNREAD, Array
 from ...rules import STATE_DTYPES
 from ...step.gpu import Gpu
 from ...step.group import GroupOptions
+from ...step.masters import MASTER
 from ...step.memory import owner_of
 from ...step.parameter import EMA
-from ..arrays import ArrayParameter, dense_layout
+from ..arrays import ArrayParameter, dense_layout, joined, remainder_as
 from ..numpy.memory import bfloat16
 from .device import gpu_of_cupy, installed_cupy
 from .memory import as_cupy, check_writable, dtype_of, seen
@@ -56,10 +57,18 @@ class CupyParameter(ArrayParameter):
 
     def new_average(self) -> Array:
         """Allocate the parameter's average, which starts at the parameter."""
-        state = self.new_state(0.0, self.state_dtype(EMA))
-        with self.device.cupy.cuda.Device(self.device.index):
-            owner_of(state)[...] = self.held
-        return state
+        return seen(self.value(), self.state_dtype(EMA))
+
+    def value(self) -> Any:
+        """Return a copy of the parameter as kernels compute with it, its master if it has one, which waits."""
+        cupy, new = self.device.cupy, owner_of(self.new_state(0.0, DTYPES[self.dtype].real_name))
+        with cupy.cuda.Device(self.device.index):
+            if MASTER in self.states:
+                remainder = cupy.asnumpy(owner_of(self.states[MASTER]))
+                new[...] = cupy.asarray(joined(cupy.asnumpy(self.held), remainder))
+            else:
+                new[...] = self.held
+        return new
 
     def new_state(self, value: float, dtype: str) -> Array:
         """Allocate a state in the parameter's storage order."""
@@ -74,6 +83,9 @@ class CupyParameter(ArrayParameter):
         state = self.new_state(0.0, self.state_dtype(name))
         new = owner_of(state)
         found = getattr(given, "dtype", None)
+        if name == MASTER and found is not None:
+            given = remainder_as(new.dtype, given if isinstance(given, np.ndarray) else self.device.cupy.asnumpy(given))
+            found = given.dtype
         if found is None or (found != new.dtype and found.name not in (*STATE_DTYPES, DTYPES[self.dtype].real_name)):
             raise TypeError(f"{what} has dtype {getattr(given, 'dtype', None)}, its parameter needs {new.dtype}")
         if given.shape != new.shape:
