@@ -130,10 +130,18 @@ def pack(*dtypes: str) -> int:
 
 @functools.cache
 def kernel(
-    cupy: Any, size: int, rule: str, dtype: str, stages: tuple[str, ...], states: tuple[str, ...], *others: str
+    cupy: Any,
+    size: int,
+    rule: str,
+    dtype: str,
+    stages: tuple[str, ...],
+    states: tuple[str, ...],
+    gradient: str,
+    master: str,
+    rounding: str,
 ) -> Any:
     """Return a rule's kernel whose argument has so many bytes; `source` says what the others are."""
-    kind = rule, dtype, size, stages, states, *others
+    kind = rule, dtype, size, stages, states, gradient, master, rounding
     return cupy.RawModule(code=source(*kind), options=OPTIONS).get_function(kernel_name(*kind))
 
 

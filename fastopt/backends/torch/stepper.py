@@ -104,10 +104,10 @@ class TorchStepper(Stepper):
         self.family = family
         self.parameters: list[TorchParameter] = []
         self.frozen: list[Tensor] = []  # until they have a gradient
-        numbers = count(first)
+        places = count(first)
         for group, keys, entries in zip(groups, names, given, strict=True):
             for key, param in zip(keys, entries[PARAMS], strict=True):
-                number = next(numbers)
+                number = next(places)
                 if trains(param):
                     self.parameters.append(TorchParameter(key, param, group, states))
                     self.parameters[-1].number = number
