@@ -1683,6 +1683,46 @@ STORAGES = (
         ("tests/test_gpu_codes.py",),
         only="tensors_as_on_the_host",
     ),
+    Mutant(
+        "an old remainder counts beside a 0 that somebody has written",
+        "kernels/cpu.py",
+        "return master if master == master else from_bfloat16(pattern)",
+        "return master",
+        ("tests/test_masters.py",),
+        only="somebody_writes",
+    ),
+    Mutant(
+        "masters of 24 bits are cut off, not rounded",
+        "kernels/cpu.py",
+        "half, mask = np.uint32(1 << shift >> 1)",
+        "half, mask = np.uint32(0)",
+        ("tests/test_masters.py",),
+        only="splitting",
+    ),
+    Mutant(
+        "averages do not find the masters of parameters without a gradient",
+        "fastopt/step/plan.py",
+        "if not takes_part and MASTER in parameter.states:",
+        "if False and MASTER in parameter.states:",
+        ("tests/test_masters.py",),
+        only="averages_begin",
+    ),
+    Mutant(
+        "remainders of 16 bits are loaded as 8 that are others",
+        "fastopt/step/masters.py",
+        "((remainder >> 7) + 1 >> 1)",
+        "(remainder >> 7)",
+        ("tests/test_masters.py",),
+        only="loading",
+    ),
+    Mutant(
+        "gradients of another dtype are read as the last ones",
+        "fastopt/backends/gradients.py",
+        "        if dtype != parameter.gradient:",
+        "        if False:",
+        ("tests/test_gradient_dtypes.py",),
+        only="step_to_step",
+    ),
 )
 
 MUTANTS = (*NUMBA, *EXTENSION, *CPP, *CUDA, *STEP, *MEMORY, *TORCH, *NORM, *STAGES, *STORAGES)

@@ -334,7 +334,7 @@ class Optimizer(Staged):
         {'w': array([0.9999], dtype=float32)}
         """
         with self._guard.mutex:
-            return {parameter.key: parameter.value().astype(parameter.real) for parameter in self._parameters}
+            return {parameter.key: parameter.value() for parameter in self._parameters}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the state and options of a `state_dict`, and its schedules, which go on from its step count.

@@ -114,7 +114,7 @@ __device__ inline Pack<T, N> load(const T *from, const Share &share) {
 }
 
 template <int N, typename T>
-__device__ inline void store(T *to, const Share &share, const Pack<T, N> &pack) {
+__device__ inline void store_at(T *to, const Share &share, const Pack<T, N> &pack) {
     if (share.whole) {
         store<N>(to + share.at, pack);
     } else {
@@ -158,7 +158,7 @@ struct Numbers<N, Real, States<S, Others...>> {
         } else {
             for (int k = 0; k < N; ++k) rounding.narrow(first.lane[k], stored.lane[k], place, k);
         }
-        cuda::store(static_cast<S *>(*states), share, stored);
+        store_at(static_cast<S *>(*states), share, stored);
         others.store(states + 1, scales + 1, share, rounding, place + 1);
     }
     __device__ void widen(int k, Real *to) const {

@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 
 # CuPy appends -ftz=true, and no earlier option overrides it. NVRTC gets it too, so that both compile the same way.
 OPTIONS = ("-std=c++17", "-ftz=true")
+REMAINDERS = {"": "void", "int16": "int16_t", "int8": "int8_t", "float32": "float"}  # their types in CUDA C++
 SMALL = ("send", "advance", "count")  # kernels beside the updates
 PACK = 16  # bytes that a thread moves at once
 MOST_THREADS = 512  # in a block; the kernels' launch bounds say the same
@@ -70,10 +71,12 @@ def kernel_name(
     stages: Sequence[str] = (),
     states: Sequence[str] = (),
     gradient: str = "",
+    master: str = "",
     rounding: str = "",
 ) -> str:
     """Name a kernel: rule, dtypes of parameter, gradient and states, stages beside the rule, bytes of its argument."""
-    return "_".join((rule, *dtypes_of(dtype, states, gradient), *stages_of(stages, rounding), str(size)))
+    masters = ["master", master] if master else []
+    return "_".join((rule, *dtypes_of(dtype, states, gradient), *masters, *stages_of(stages, rounding), str(size)))
 
 
 def stages_of(stages: Sequence[str], rounding: str) -> tuple[str, ...]:
@@ -93,15 +96,17 @@ def source(
     stages: Sequence[str] = (),
     states: Sequence[str] = (),
     gradient: str = "",
+    master: str = "",
     rounding: str = "",
 ) -> str:
     """Return the CUDA source of a rule's kernel for a dtype, with an argument of so many bytes.
 
-    It has these stages, states of these dtypes, and gradients of another dtype than the parameter's if one is given; it
-    rounds to nearest, or "stochastic".
+    It has these stages, states of these dtypes, gradients of another dtype than the parameter's and a remainder of a
+    dtype, if these are given; it rounds to nearest, or "stochastic".
     """
-    name = kernel_name(rule, dtype, size, stages, states, gradient, rounding)
-    types = ", ".join(STORED[name].cuda for name in dtypes_of(dtype, states, gradient))
+    name = kernel_name(rule, dtype, size, stages, states, gradient, master, rounding)
+    of_param, *others = [STORED[name].cuda for name in dtypes_of(dtype, states, gradient)]
+    types = ", ".join([of_param, REMAINDERS[master], *others])
     bits = " | ".join(f"fastopt::cuda::Stage::{stage}" for stage in stages_of(stages, rounding) or ["none"])
     update = f"FASTOPT_UPDATE({name}, {functor(rule)}, ({bits}), {words(size)}, {types})"
     return f"{inlined('fused.cu')}\n{update}\n"
@@ -118,9 +123,9 @@ def norm_source(dtype: str, size: int = SIZES[0]) -> str:
     return f"{inlined('norm.cu')}\n{norm}\n"
 
 
-def pack(dtype: str) -> int:
-    """Count the elements that a thread moves at once."""
-    return PACK // DTYPES[dtype].itemsize
+def pack(*dtypes: str) -> int:
+    """Count the elements that a thread moves at once, of parameters and gradients of these dtypes."""
+    return PACK // min(DTYPES[dtype].itemsize for dtype in dtypes)
 
 
 @functools.cache
@@ -132,10 +137,11 @@ def kernel(
     stages: tuple[str, ...],
     states: tuple[str, ...],
     gradient: str,
+    master: str,
     rounding: str,
 ) -> Any:
     """Return a rule's kernel whose argument has so many bytes; `source` says what the others are."""
-    kind = rule, dtype, size, stages, states, gradient, rounding
+    kind = rule, dtype, size, stages, states, gradient, master, rounding
     return cupy.RawModule(code=source(*kind), options=OPTIONS).get_function(kernel_name(*kind))
 
 

@@ -75,6 +75,31 @@ __device__ inline void narrow(float x, Float16 &out) {
 #endif
 }
 
+// A master: a parameter of 16 bits and its remainder. cpu.py has the same, and says more.
+__device__ inline float joined(Bfloat16 p, int remainder, int shift) {
+    float master = bit_cast<float>((static_cast<unsigned>(p.bits) << 16) + (static_cast<unsigned>(remainder) << shift));
+    return master == master ? master : widen(p);
+}
+__device__ inline float joined(Bfloat16 p, int16_t remainder) { return joined(p, remainder, 0); }
+__device__ inline float joined(Bfloat16 p, int8_t remainder) { return joined(p, remainder, 8); }
+__device__ inline float joined(Float16 p, float master) {
+    Float16 seen;
+    narrow(master, seen);
+    return seen.bits == p.bits ? master : widen(p);
+}
+template <typename R>
+__device__ inline void split(float x, Bfloat16 &p, R &remainder) {
+    constexpr int shift = 16 - 8 * sizeof(R);
+    constexpr unsigned half = 1u << shift >> 1, mask = 0xFFFFFFFFu << shift;
+    unsigned master = x == x ? (bit_cast<unsigned>(x) + half) & mask : 0x7FC00000;
+    p.bits = static_cast<unsigned short>((master + 0x8000) >> 16);
+    remainder = static_cast<R>(static_cast<int16_t>(master) >> shift);
+}
+__device__ inline void split(float x, Float16 &p, float &master) {
+    narrow(x, p);
+    master = x;
+}
+
 // Stochastic rounding: random bits are added to those that are cut off. cpu.py has the same, to the bit, and says more.
 __device__ inline void narrow(float x, float &out, unsigned) { out = x; }
 __device__ inline void narrow(double x, float &out, unsigned) { out = static_cast<float>(x); }
@@ -191,6 +216,63 @@ __device__ inline void store(T *at, const Pack<T, N> &pack) {
         for (int i = 0; i < pieces; ++i) __stcg(reinterpret_cast<Whole *>(at) + i, piece[i]);
     }
 }
+
+// The same at an index. `Share` in codes.h is another way to say where, for as many elements as there are.
+template <int N, typename T>
+__device__ inline Pack<T, N> load(const T *from, int64_t at) {
+    return load<N>(from + at);
+}
+template <int N, typename T>
+__device__ inline void store_at(T *to, int64_t at, const Pack<T, N> &pack) {
+    store<N>(to + at, pack);
+}
+
+// A pack of parameters, with their remainders if these have a type.
+template <int N, typename P, typename R>
+struct Params {
+    Pack<P, N> seen;
+    Pack<R, N> rest;
+
+    template <class At>
+    __device__ Params(const P *param, const void *remainder, const At &at)
+        : seen(load<N>(param, at)), rest(load<N>(static_cast<const R *>(remainder), at)) {}
+    __device__ float widen(int k) const { return joined(seen.lane[k], rest.lane[k]); }
+    template <class How>
+    __device__ void narrow(int k, float x, const How &) {
+        split(x, seen.lane[k], rest.lane[k]);
+    }
+    template <class At>
+    __device__ void store(P *param, void *remainder, const At &at) const {
+        store_at(param, at, seen);
+        store_at(static_cast<R *>(remainder), at, rest);
+    }
+};
+template <int N, typename P>
+struct Params<N, P, void> {
+    Pack<P, N> seen;
+
+    template <class At>
+    __device__ Params(const P *param, const void *, const At &at) : seen(load<N>(param, at)) {}
+    __device__ typename Arithmetic<P>::type widen(int k) const { return cuda::widen(seen.lane[k]); }
+    template <class How>
+    __device__ void narrow(int k, typename Arithmetic<P>::type x, const How &rounding) {
+        rounding.narrow(x, seen.lane[k], 0, k);
+    }
+    template <class At>
+    __device__ void store(P *param, void *, const At &at) const {
+        store_at(param, at, seen);
+    }
+};
+
+// Bytes of an element, 0 if there is none.
+template <typename T>
+struct Bytes {
+    static constexpr int of = sizeof(T);
+};
+template <>
+struct Bytes<void> {
+    static constexpr int of = 0;
+};
 
 // The types of a rule's states: one for each or, if only one is given, that for all.
 template <typename... S>

@@ -1,8 +1,9 @@
 // fused.cu: the loop that runs any rule over the chunks of a job on a GPU, one block per chunk.
 //
-// FASTOPT_UPDATE(name, Rule, stages, count, P, G, S...) defines a kernel of that name for parameters, gradients and states of
-// these types, with these stages beside the rule, and a count of words in its argument. cuda.py pastes the headers, this
-// file and such a line into one source, which CuPy compiles; the tests compile the same source for the host.
+// FASTOPT_UPDATE(name, Rule, stages, count, P, R, G, S...) defines a kernel of that name for parameters, their remainders
+// (void if there are none), gradients and states of these types, with these stages beside the rule, and a count of words in
+// its argument. cuda.py pastes the headers, this file and such a line into one source, which CuPy compiles; the tests
+// compile the same source for the host.
 
 #include "codes.h"
 #include "elements.h"
@@ -35,7 +36,7 @@ __device__ inline void split(double factor, float &first, float &second) {
 }
 
 // The tensor of a chunk, its hyper row, and the numbers of its stages.
-template <int stages, class Rule, typename P, typename G, typename... S>
+template <int stages, class Rule, typename P, typename R, typename G, typename... S>
 struct Update {
     using real = typename Arithmetic<P>::type;
     using Types = typename StatesOf<Rule::states, S...>::type;
@@ -47,16 +48,19 @@ struct Update {
     static constexpr bool has_codes = HasCodes<Types>::value;
 
     // Blocks of a multiprocessor, by which the compiler bounds registers. Of types of at most 4 bytes three (1,536 threads,
-    // 40 registers each) if a thread holds at most four packs, else two, with 64; with stages one less, as where few packs
-    // have states of another type than the arithmetic's, or most are codes. Of doubles two if it holds three, else one. With more, registers
-    // spill. On an H100, AdaGrad and RMSProp with three are 4 % faster than with two from 2^24 elements on, and 5 % slower,
-    // some 0.3 us, up to 2^20.
-    static constexpr int packs = 2 + (Rule::states + averages) * sizeof(real) / sizeof(P);
+    // 40 registers each) if a thread holds at most four packs, else two, with 64; with stages one less, as with a remainder,
+    // with a gradient of another size, or where few packs have states of another type than the arithmetic's, or most are
+    // codes. Of doubles two if it holds three, else one. With more, registers spill. On an H100, AdaGrad and RMSProp with
+    // three are 4 % faster than with two from 2^24 elements on, and 5 % slower, some 0.3 us, up to 2^20.
+    static constexpr int bytes = sizeof(P) + Bytes<R>::of + sizeof(G) + (Rule::states + averages) * sizeof(real);
+    static constexpr int packs = bytes * width / 16;
     static constexpr bool few = packs <= 4, converts = Types::bytes != Rule::states * static_cast<int>(sizeof(real));
-    static constexpr bool crowded = (few && converts) || (has_codes && packs > 6);
+    static constexpr bool mixed = Bytes<R>::of != 0 || sizeof(G) != sizeof(P);
+    static constexpr bool crowded = mixed || (few && converts) || (has_codes && packs > 6);
     static constexpr int resident = sizeof(P) < 8 ? (few ? 3 : 2) - (stages != 0 || crowded) : (packs <= 3 ? 2 : 1);
 
     P *param;
+    void *remainder;
     const G *grad;
     void *states[kept];
     float *scales[kept];  // of those that are codes
@@ -70,6 +74,7 @@ struct Update {
                       const real *row)
         : job(job), number(number) {
         param = static_cast<P *>(tensor.param);
+        remainder = Bytes<R>::of != 0 ? job.storages[number].remainder : nullptr;
         grad = static_cast<const G *>(gradient);
         for (int i = 0; i < Rule::states; ++i) states[i] = tensor.states[i];
         for (int i = 0; has_codes && i < Rule::states; ++i) scales[i] = job.storages[number].scales[i];
@@ -92,24 +97,24 @@ struct Update {
 
     // Averages some elements of a parameter.
     template <int N>
-    __device__ Pack<real, N> moved(Pack<real, N> e, const Pack<P, N> &p) const {
-        for (int k = 0; k < N; ++k) e.lane[k] = averaged<real>(e.lane[k], widen(p.lane[k]), gain);
+    __device__ Pack<real, N> moved(Pack<real, N> e, const Params<N, P, R> &p) const {
+        for (int k = 0; k < N; ++k) e.lane[k] = averaged<real>(e.lane[k], p.widen(k), gain);
         return e;
     }
 
     // Updates some elements, and what is stored of their states.
     template <int N, class Stored>
-    __device__ void apply(const Pack<G, N> &gradients, Pack<P, N> &p, Stored &stored, const Rounds &rounding) const {
+    __device__ void apply(const Pack<G, N> &gradients, Params<N, P, R> &p, Stored &stored, const Rounds &rounding) const {
         for (int k = 0; k < N; ++k) {
             // widen to the type of the arithmetic
             real state[kept];
             stored.widen(k, state);
-            real x = widen(p.lane[k]);
+            real x = p.widen(k);
             // scale the gradient, and add the weight decay
             real g = scaled(widen(gradients.lane[k]));
             if (decay != 0) g += decay * x;
             // apply the rule, and round the results
-            rounding.narrow(Rule::apply(x, g, state, hypers), p.lane[k], 0, k);
+            p.narrow(k, Rule::apply(x, g, state, hypers), rounding);
             stored.narrow(k, state, rounding, 1);
         }
     }
@@ -119,12 +124,12 @@ struct Update {
     __device__ void elements(int64_t at, const G *gradient) const {
         Pack<G, N> gradients = load<N>(gradient);
         // load parameter and states
-        Pack<P, N> p = load<N>(param + at);
+        Params<N, P, R> p(param, remainder, at);
         Packs<N, Types> stored;
         stored.load(states, at);
         apply(gradients, p, stored, Rounds(job, number, at));
         // store parameter and states
-        store<N>(param + at, p);
+        p.store(param, remainder, at);
         stored.store(states, at);
         if (averages) store<N>(mean + at, moved(load<N>(mean + at), p));
         if (zeroes) store<N>(const_cast<G *>(gradient), Pack<G, N>{});
@@ -134,6 +139,7 @@ struct Update {
         int64_t all = bit_cast<int64_t>(param + at) | bit_cast<int64_t>(grad + at);
         for (int i = 0; i < Rule::states; ++i) all |= bit_cast<int64_t>(states[i]);  // their elements may be smaller
         if (averages) all |= bit_cast<int64_t>(mean + at);
+        if (Bytes<R>::of != 0) all |= bit_cast<int64_t>(remainder) + at * Bytes<R>::of;
         return all % 16 == 0;
     }
 
@@ -160,15 +166,15 @@ struct Update {
         int count = left < width ? (left > 0 ? left : 0) : width;
         Share share = {chunk.offset + first, count, count == width && aligned(chunk.offset)};
         Pack<G, width> gradients = load<width>(grad, share);
-        Pack<P, width> p = load<width>(param, share);
+        Params<width, P, R> p(param, remainder, share);
         Numbers<width, real, Types> stored;
         stored.load(states, scales, share);
         const Rounds rounding(job, number, share.at);
         apply(gradients, p, stored, rounding);
-        store(param, share, p);
+        p.store(param, remainder, share);
         stored.store(states, scales, share, rounding, 1);
-        if (averages) store(mean, share, moved(load<width>(mean, share), p));
-        if (zeroes) store(const_cast<G *>(grad), share, Pack<G, width>{});
+        if (averages) store_at(mean, share, moved(load<width>(mean, share), p));
+        if (zeroes) store_at(const_cast<G *>(grad), share, Pack<G, width>{});
     }
 
     // A tile of a gradient in another storage order. One block walks it row by row, so that later rows find in the cache
@@ -186,17 +192,18 @@ struct Update {
 };
 
 // Averages a chunk of a parameter that has no gradient.
-template <typename P>
-__device__ inline void average_alone(const fastopt_chunk &chunk, const fastopt_tensor &tensor, double gain) {
+template <typename P, typename R>
+__device__ inline void average_alone(const fastopt_gpu_job &job, const fastopt_chunk &chunk, const fastopt_tensor &tensor) {
     using real = typename Arithmetic<P>::type;
-    const P *param = static_cast<const P *>(tensor.param) + chunk.offset;
+    const void *remainder = Bytes<R>::of != 0 ? job.storages[chunk.tensor].remainder : nullptr;
     real *mean = static_cast<real *>(tensor.average) + chunk.offset;
     for (int i = threadIdx.x; i < static_cast<int>(chunk.length); i += blockDim.x) {
-        mean[i] = averaged<real>(mean[i], widen(param[i]), static_cast<real>(gain));
+        Params<1, P, R> p(static_cast<const P *>(tensor.param), remainder, chunk.offset + i);
+        mean[i] = averaged<real>(mean[i], p.widen(0), static_cast<real>(job.gain));
     }
 }
 
-template <int stages, class Rule, typename P, typename G, typename... S>
+template <int stages, class Rule, typename P, typename R, typename G, typename... S>
 __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) {
     using real = typename Arithmetic<P>::type;
     // return if the whole step is skipped; else count it
@@ -207,7 +214,7 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
     const fastopt_tensor &tensor = job.tensors[chunk.tensor];
     const void *grad = gradient_of(job, words, chunk);
     if (grad == nullptr) {
-        if ((stages & Stage::average) && tensor.average != nullptr) average_alone<P>(chunk, tensor, job.gain);
+        if ((stages & Stage::average) && tensor.average != nullptr) average_alone<P, R>(job, chunk, tensor);
         return;
     }
     // read the tensor's hyper row
@@ -219,7 +226,7 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
         const real *rows = reinterpret_cast<const real *>(words + job.grads);
         for (int i = 0; i < FASTOPT_SHARED + Rule::hypers; ++i) row[i] = rows[at + i];
     }
-    using Updating = Update<stages, Rule, P, G, S...>;
+    using Updating = Update<stages, Rule, P, R, G, S...>;
     Updating update(job, chunk.tensor, tensor, grad, row);
     // update the chunk, as a run or as a tile
     if constexpr (Updating::has_codes) {

@@ -5,6 +5,8 @@
 #define FASTOPT_TABLES_H
 
 #ifdef __CUDACC_RTC__ /* NVRTC has no headers */
+typedef signed char int8_t;
+typedef short int16_t;
 typedef int int32_t;
 typedef long long int64_t;
 typedef unsigned long long uint64_t;

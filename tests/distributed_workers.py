@@ -491,6 +491,30 @@ def fsdp_states_of_16_bits(kind):
     assert_equal(*found)
 
 
+@check(("32", "24"), usual=("24",))
+def fsdp_masters(bits):
+    """Remainders are DTensors as their parameters are, and masters have the bits of one process."""
+    found, masters = [], []
+    for net in (model(torch.bfloat16), sharded(two(), torch.bfloat16)):
+        options = {"lr": 0.01, "master_weights": int(bits)}
+        opt = fastopt.torch.AdamW(net.named_parameters(), **options)
+        drive(net, opt, STEPS[:4])
+        second = fastopt.torch.AdamW(net.named_parameters(), **options)
+        second.load_state_dict(opt.state_dict())
+        drive(net, second, STEPS[4:])
+        masters.append({name: full(master) for name, master in second.master_state_dict().items()})
+        found.append({name: value.int() for name, value in states_here(net, second, "master").items()})
+    assert {value.dtype for value in masters[0].values()} == {torch.float32}
+    assert_equal(*masters)
+    assert any(value.any() for value in found[1].values())
+
+
+def states_here(net, opt, name):
+    """The local parts of a state, by the names of parameters."""
+    states = {key: opt.state[p][name] for key, p in net.named_parameters()}
+    return {key: state.to_local() if isinstance(state, DTensor) else state for key, state in states.items()}
+
+
 @check(KINDS, usual=FEW)
 def fsdp_bfloat16(kind):
     """States are float32 DTensors; as torch.optim in float32, whose parameters are rounded after each step."""

@@ -42,7 +42,7 @@ STORED = [
 ]
 # Kernels that round stochastically.
 RANDOM = [
-    (rule, dtype, cuda.SIZES[0], stages, states, "", "stochastic")
+    (rule, dtype, cuda.SIZES[0], stages, states, "", "", "stochastic")
     for rule in ("sgd", "momentum", "adamw", "adamw_amsgrad")
     for dtype in ("bfloat16", "float16", "float32")
     for states in dict.fromkeys([(), ("bfloat16",) * len(RULES[rule].states), ("float16",) * len(RULES[rule].states)])
@@ -65,10 +65,22 @@ CODED = [
     for size in cuda.SIZES
     for stages in ((), STAGES)
 ]
-# The same, rounded stochastically.
-RANDOM += [(rule, "float32", cuda.SIZES[0], (), kinds[0], "", "stochastic") for rule, kinds in OF_CODES.items()]
-UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM, *CODED)}
-WITH_CODES = {cuda.kernel_name(*kind) for kind in (*CODED, *RANDOM) if {"int8", "uint8"} & {*kind[4]}}
+# The same, rounded stochastically, and with masters.
+RANDOM += [(rule, "float32", cuda.SIZES[0], (), kinds[0], "", "", "stochastic") for rule, kinds in OF_CODES.items()]
+# Kernels with masters, and with gradients of another dtype.
+MASTERS = {"bfloat16": ("int16", "int8"), "float16": ("float32",)}
+OTHERS = [
+    (rule, dtype, cuda.SIZES[0], stages, (), gradient, master)
+    for rule in ("sgd", "momentum", "adamw")
+    for dtype in ("bfloat16", "float16", "float32")
+    for gradient in ("", *(other for other in ("float32", "bfloat16", "float16") if other != dtype))
+    for master in ("", *MASTERS.get(dtype, ()))
+    if gradient or master
+    for stages in ((), ("average",), ("value", "zero"))
+]
+OTHERS += [("adamw", "bfloat16", cuda.SIZES[0], (), ("int8", "uint8"), "", "int8")]
+UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM, *CODED, *OTHERS)}
+WITH_CODES = {cuda.kernel_name(*kind) for kind in (*CODED, *RANDOM, *OTHERS) if {"int8", "uint8"} & {*kind[4]}}
 PLAIN = [name for name, (_, _, _, *more) in UPDATES.items() if not any(more)]
 NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
 SIZES = {name: size for name, (_, _, size, *_) in UPDATES.items()}  # of arguments, in bytes

@@ -50,24 +50,24 @@ def located_once(written: Mapping[str, Array], gradient: Array, layout: Layout) 
     return address, {} if strides is None else {0: strides}
 
 
-def joined(xp: Any, param: Any, remainder: Any) -> Any:
-    """Return masters, from parameters of 16 bits and their remainders: arrays of a library, of NumPy or CuPy."""
+def joined(param: Array, remainder: Array) -> Array:
+    """Return masters, from parameters of 16 bits and their remainders."""
     widened = param.astype(np.float32)
     if remainder.dtype == np.float32:
-        return xp.where(remainder.astype(np.float16).view(np.int16) == param.view(np.int16), remainder, widened)
+        return np.where(remainder.astype(np.float16).view(np.int16) == param.view(np.int16), remainder, widened)
     bits = (param.view(np.int16).astype(np.int32) << 16) + (
         remainder.astype(np.int32) << 16 - BITS[remainder.dtype.name]
     )
     masters = bits.view(np.float32)
-    return xp.where(xp.isnan(masters), widened, masters)
+    return np.where(np.isnan(masters), widened, masters)
 
 
-def remainder_as(dtype: str, given: Any) -> Any:
-    """Return what an array, of NumPy or CuPy, is as a remainder of this dtype; 0 where the masters begin anew."""
+def remainder_as(dtype: np.dtype[Any], given: Array) -> Array:
+    """Return what an array is as a remainder of this dtype; zeros where the masters begin anew."""
     found = given.dtype.name
-    if not is_convertible(found, dtype):
-        return 0
-    return given if found == dtype else converted(given.astype(np.int16), found, dtype)
+    if not is_convertible(found, dtype.name):
+        return np.zeros(given.shape, dtype)
+    return given if found == dtype.name else converted(given.astype(np.int16), found, dtype.name).astype(dtype)
 
 
 class ArrayParameter(Parameter):
@@ -80,19 +80,13 @@ class ArrayParameter(Parameter):
         """The parameter's shape."""
         return self.array.shape
 
-    @property
-    def real(self) -> np.dtype[Any]:
-        """The dtype that its kernels compute in."""
-        found: np.dtype[Any] = np.dtype(DTYPES[self.dtype].real)
-        return found
-
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them."""
         return self.states
 
     def new_average(self) -> Any:
         """Allocate the parameter's average, which starts at the parameter."""
-        return self.loaded(EMA, "", self.value())
+        return self.value()
 
     @property
     def whole(self) -> Any:
@@ -166,8 +160,7 @@ class ArrayParameter(Parameter):
         """Copy a gradient into the parameter's storage order; return the copy, and an array that describes it."""
 
     def value(self) -> Any:
-        """Return the parameter as kernels compute with it, its master if it has one; perhaps the array itself."""
-        return self.whole
+        """Return a copy of the parameter as kernels compute with it, its master if it has one."""
 
     def loaded_states(self, names: Sequence[str], what: str, given: Mapping[str, Any]) -> dict[str, Array]:
         """Copy states from a state dict, after checking that they fit; a master that is not there begins anew."""

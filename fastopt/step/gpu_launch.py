@@ -16,7 +16,7 @@ from ..kernels.stream import Memory
 from ..kernels.tables import CHUNK, GPU_JOB, HYPERS, STORAGE, TENSOR
 from .chunks import Strides, chunk_table
 from .gpu_rows import WORD, GpuRows
-from .launch import Entry, Launch, Variant
+from .launch import Entry, Launch, StorageRow, Variant
 
 GRAD: int = TENSOR.fields["grad"][1]  # type: ignore[index]  # it has fields
 
@@ -57,9 +57,9 @@ class GpuLaunch(Launch):
         super().__init__(sizes)
         self.rows = rows
         self.stream = rows.stream
-        self.variant, self.dtype = variant, variant.dtype
+        self.variant, self.dtype = variant, variant.of_gradient
         self.limit, self.gain = math.inf, 0.0
-        self.pack = cuda.pack(variant.dtype)
+        self.pack = cuda.pack(variant.dtype, variant.of_gradient)
         if variant.uses_storages:
             self.storages = np.zeros(len(sizes), STORAGE)
         self.steps, self.follows = 0, False  # for random bits: the host's count, and whether the GPU adds its own
@@ -102,9 +102,7 @@ class GpuLaunch(Launch):
         self.sizes_loaded = sizes if self.count else []
         for size in self.sizes_loaded:
             if size not in self.kernels:
-                of = self.variant
-                kind = of.rule, of.dtype, of.stages, of.states, of.gradient, of.rounding
-                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *kind)
+                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *self.variant)
                 self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
 
     def prepare_norm(self) -> None:
@@ -122,6 +120,11 @@ class GpuLaunch(Launch):
     def write_average(self, row: int, address: int) -> None:
         """Write the address of one average."""
         super().write_average(row, address)
+        self.stale = True
+
+    def write_storage(self, row: int, storage: StorageRow) -> None:
+        """Write where what a tensor has beside its states lies."""
+        super().write_storage(row, storage)
         self.stale = True
 
     @property

@@ -13,7 +13,8 @@ from .device import installed_cupy
 
 def seen(array: Any, dtype: str) -> Array:
     """Return an array that describes the layout of one of CuPy; it keeps that alive, and must not be read."""
-    return described(array, int(array.data.ptr), STORED[dtype].stored, array.shape, array.strides)
+    stored = STORED[dtype].stored if dtype in STORED else dtype  # integers, of remainders
+    return described(array, int(array.data.ptr), stored, array.shape, array.strides)
 
 
 def as_cupy(what: str, given: Any) -> Any:

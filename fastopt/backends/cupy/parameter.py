@@ -13,9 +13,10 @@ from ...options import STATE_DTYPES
 from ...step.codes import blocks
 from ...step.gpu import Gpu
 from ...step.group import GroupOptions
+from ...step.masters import MASTER
 from ...step.memory import Layout, owner_of
 from ...step.parameter import EMA
-from ..arrays import ArrayParameter, dense_layout
+from ..arrays import ArrayParameter, dense_layout, joined, remainder_as
 from ..gradients import not_in_captures
 from ..numpy.memory import bfloat16
 from .device import gpu_of_cupy, installed_cupy
@@ -58,10 +59,18 @@ class CupyParameter(ArrayParameter):
 
     def new_average(self) -> Array:
         """Allocate the parameter's average, which starts at the parameter."""
-        state = self.new_state(0.0, self.state_dtype(EMA))
-        with self.device.cupy.cuda.Device(self.device.index):
-            owner_of(state)[...] = self.held
-        return state
+        return seen(self.value(), self.state_dtype(EMA))
+
+    def value(self) -> Any:
+        """Return a copy of the parameter as kernels compute with it, its master if it has one, which waits."""
+        cupy, new = self.device.cupy, owner_of(self.new_state(0.0, DTYPES[self.dtype].real_name))
+        with cupy.cuda.Device(self.device.index):
+            if MASTER in self.states:
+                remainder = cupy.asnumpy(owner_of(self.states[MASTER]))
+                new[...] = cupy.asarray(joined(cupy.asnumpy(self.held), remainder))
+            else:
+                new[...] = self.held
+        return new
 
     def new_state(self, value: float, dtype: str) -> Array:
         """Allocate a state in the parameter's storage order."""
@@ -83,14 +92,21 @@ class CupyParameter(ArrayParameter):
         found, real = getattr(given, "dtype", None), DTYPES[self.dtype].real_name
         if found is None or found.name not in {*STATE_DTYPES, real} & {*DTYPES}:
             raise TypeError(f"{what} has dtype {found}, its parameter needs {real}")
+        return self.checked_like(what, given)
+
+    def checked_like(self, what: str, given: Any) -> Any:
+        """Check that an array has the parameter's shape."""
         if given.shape != self.shape:
             raise ValueError(f"{what} has shape {given.shape}, its parameter {self.shape}: they must agree")
         return given
 
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, from a GPU or from NumPy, after checking that it fits this parameter."""
-        source = self.checked_state(what, given)
         state = self.new_state(0.0, self.state_dtype(name))
+        if name == MASTER:
+            source = remainder_as(owner_of(state).dtype, self.checked_like(what, self.to_host(given)))
+        else:
+            source = self.checked_state(what, given)
         with self.device.cupy.cuda.Device(self.device.index):
             owner_of(state)[...] = self.device.cupy.asarray(source)
         return state

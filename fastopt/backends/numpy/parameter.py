@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels.dtypes import goes_with
+from ...kernels.dtypes import DTYPES, goes_with
 from ...kernels.reader import Array
 from ...step.codes import blocks
 from ...step.group import GroupOptions
@@ -63,9 +63,17 @@ class NumpyParameter(ArrayParameter):
         for array in states.values():
             self.pins += pin(array)
 
+    @property
+    def real(self) -> np.dtype[Any]:
+        """The dtype that its kernels compute in."""
+        found: np.dtype[Any] = np.dtype(DTYPES[self.dtype].real)
+        return found
+
     def value(self) -> Array:
-        """Return the parameter as kernels compute with it, its master if it has one; perhaps the array itself."""
-        return joined(np, self.whole, self.states[MASTER]) if MASTER in self.states else self.whole
+        """Return a copy of the parameter as kernels compute with it, its master if it has one."""
+        new = self.layout.allocate(self.array, self.real)
+        new[...] = joined(self.whole, self.states[MASTER]) if MASTER in self.states else self.whole
+        return new
 
     def new_state(self, value: float, dtype: str) -> Array:
         """Allocate a state in the parameter's storage order; of bfloat16, its bits."""
@@ -89,12 +97,12 @@ class NumpyParameter(ArrayParameter):
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
         dtype = self.state_dtype(name)
+        state = self.new_state(0.0, dtype)
         if name == MASTER:
             found = check_type(what, given)
-            source = remainder_as(dtype, check_like(what, found, "its parameter", found.dtype, self.shape))
+            source = remainder_as(state.dtype, check_like(what, found, "its parameter", found.dtype, self.shape))
         else:
             source = self.checked_state(what, given)
-        state = self.new_state(0.0, dtype)
         shown_as(dtype, state)[...] = source
         return state
 

@@ -114,7 +114,5 @@ def readable_gradient(parameter: TorchParameter) -> Shape | None:
     plain = any(stride % 2 for stride in tensor.stride()) and not tensor.is_complex() and not parameter.has_gaps
     if not plain:
         return None
-    name, itemsize, *others = shape_of(tensor)
-    if parameter.gradient != name:
-        name, itemsize = parameter.gradient, DTYPES[parameter.gradient].itemsize
-    return name, itemsize, *others
+    _, _, lengths, strides, device = shape_of(tensor)
+    return parameter.gradient, DTYPES[parameter.gradient].itemsize, lengths, strides, device

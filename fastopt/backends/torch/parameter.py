@@ -336,11 +336,9 @@ class TorchParameter(Parameter):
 
 def dtype_of_gradient(given: Any) -> torch.dtype:
     """Return the dtype of a parameter's gradient or, where there is none, of what backward will make."""
-    if given.grad is not None:
-        found: torch.dtype = given.grad.dtype
-        return found
     asked = getattr(given, "grad_dtype", None) if given.is_leaf else None  # None is any dtype
-    return given.dtype if asked is None else asked
+    found: torch.dtype = given.grad.dtype if given.grad is not None else asked or given.dtype
+    return found
 
 
 def value_of(given: Any, remainder: Any = None) -> Any:
