@@ -89,7 +89,7 @@ class Job:
         self.threads, self.size, self.travels = threads, size, travels
         self.taken: np.ndarray | None = None  # the count of steps, if the launch is to count
         self.steps, self.counted = 0, None  # for random bits: steps before, and an array of more of them
-        self.storages = np.zeros(len(tensors), STORAGE) if rounding else None
+        self.reads_storages = bool(rounding) or self.kernel in host_cuda.WITH_CODES
         strided = {
             row: Strides.of(tensor.grad)
             for row, tensor in enumerate(tensors)
@@ -140,9 +140,9 @@ class Job:
             job[name] = pointer(getattr(self, name))
         job["limit"], job["gain"] = self.numbers.limit, self.numbers.gain
         job["coefficient"], job["scale"] = pointer(self.numbers.coefficient), pointer(self.numbers.scale)
-        job["storages"], job["count"], job["counted"] = pointer(self.storages), self.steps, pointer(self.counted)
+        job["count"], job["counted"] = self.steps, pointer(self.counted)
         job["sums"], job["apart"] = pointer(self.sums), len(self.chunks)
-        job["storages"] = self.storages.ctypes.data if kernel in host_cuda.WITH_CODES else 0
+        job["storages"] = self.storages.ctypes.data if self.reads_storages and kernel == self.kernel else 0
         argument = argument.view(np.dtype((np.void, self.size)))
         return host_cuda.launch(kernel, argument, len(self.chunks), self.threads, seed) if len(self.chunks) else 0
 
