@@ -1,4 +1,4 @@
-"""The loss of each landscape and its gradient at a point, as functions that Numba compiles: ``(x, y) -> (f, f_x, f_y)``.
+"""The loss of each landscape and its gradient, as functions that Numba compiles: ``(x, y) -> (f, f_x, f_y)``.
 
 Whoever needs constants that are computed first (`neuron`, `plane`) is a function that returns such a function.
 """
@@ -41,7 +41,7 @@ def bowl(x: float, y: float) -> tuple[float, float, float]:
 
 
 def flat(x: float, y: float) -> tuple[float, float, float]:
-    """``FLOOR * (3 - x) + (y / 2)**8``, less a pit at the end; the floor is so flat that its slope counts for nothing."""
+    """``FLOOR * (3 - x) + (y / 2)**8``, less a pit at the end; the floor's slope counts for nothing."""
     at, depth, width = PIT
     dx, v = x - at, y / 2
     lowered = depth * math.exp(-(dx * dx + y * y) / (2 * width * width))
@@ -123,8 +123,8 @@ def between(grid: Array, reach: float) -> Slope:
 
     def slope(x: float, y: float) -> tuple[float, float, float]:
         along_x, along_y = (x + reach) * scale, (y + reach) * scale
-        i = min(max(int(math.floor(along_x)), 1), cells - 2)  # the outermost cells continue their neighbours
-        j = min(max(int(math.floor(along_y)), 1), cells - 2)
+        i = min(max(math.floor(along_x), 1), cells - 2)  # the outermost cells continue their neighbours
+        j = min(max(math.floor(along_y), 1), cells - 2)
         u, v = along_x - i, along_y - j
         of_x = (
             ((-u + 2) * u - 1) * u / 2, ((3 * u - 5) * u * u + 2) / 2,

@@ -42,7 +42,7 @@ LESSONS = {
     "stuck": Lesson(
         "stuck",
         "Plain descent rolls to the bottom of the first hollow, and rests there: a pothole. "
-        "Raise the rate: up to about 0.25 it stays stuck, above that it cannot rest in a pothole, and hops about.",
+        "Raise the rate: up to about 0.25 it stays stuck; above that it cannot rest in a pothole, and may hop out.",
         {**START, "marbles": [{"rule": "sgd", "lr": 0.05}]},
         {"1.lr": RATES, "x": (-3.0, -2.75, -2.5, -2.25, -2.0)},
         "gradient-descent-and-where-it-stops",

@@ -1,4 +1,4 @@
-"""A marble: its rule and options, the hyper rows of its steps, and the optimizer that does the same in a user's loop."""
+"""A marble: its rule and options, the hyper rows of its steps, and the optimizer that does the same."""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ HINT = (
     "Click into the map to set the start, or drag it. Space plays and pauses, the arrow keys step, 1 to 4 choose a "
     "marble; the surface turns when you drag it."
 )
-INSTALL = "Here the start is fixed; on your own machine you can move it: pip install 'fastopt[play]', then fastopt lab play."
+INSTALL = (
+    "Here the start is fixed; on your own machine you can move it: pip install 'fastopt[play]', then fastopt lab play."
+)
 ENDS = {
     "basin": ("in the basin", COLOURS_OF_ENDS["settled"]),
     "stuck": ("stuck", COLOURS_OF_ENDS["stuck"]),

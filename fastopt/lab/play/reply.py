@@ -1,4 +1,4 @@
-"""What the page is told: paths and numbers of marbles, and the grids of landscapes, as JSON that a browser reads fast."""
+"""What the page is told: paths and numbers of marbles, and the grids of landscapes, as JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def told_of(marble: Marble, settings: Settings) -> dict[str, Any]:
     momentum = marble.kind.momentum
     return {
         "points": packed(walked.points),
-        "losses": packed(walked.losses),
+        "above": packed(walked.losses - settings.landscape.least),
         "pulls": packed(walked.pulls),
         "lr": packed(scheduled["lr"]),
         "momentum": None if momentum is None else packed(scheduled[momentum]),
@@ -95,5 +95,6 @@ def landscape(name: str) -> dict[str, Any]:
         "relief": each.relief,
         "axes": each.axes,
         "note": each.note,
-        "least": float(losses.min()),
+        "least": each.least,
+        "view": each.view,
     }

@@ -1,4 +1,4 @@
-"""The server: the page, and paths that fastopt computes whenever the page asks for some. It keeps nothing in between."""
+"""The server: the page, and paths that fastopt computes whenever the page asks for some. It keeps nothing between."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"  # connections stay open, which saves a millisecond at each touch
 
-    def do_GET(self) -> None:  # noqa: N802 (the name that http.server calls)
+    def do_GET(self) -> None:
         """Send the page, or plotly.js."""
         path = self.path.partition("?")[0]
         if path == "/":
@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Answer a question."""
         length = self.headers.get("Content-Length", "")
         if self.path not in ANSWERS or not length.isdigit() or int(length) > LARGEST:
@@ -114,4 +114,6 @@ def listen(host: str, port: int) -> Server:
     try:
         return Server((host, port), Handler)
     except (OSError, OverflowError) as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error}; choose another --port, or none for a free one") from error
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error}; choose another --port, or none for a free one"
+        ) from error

@@ -1,4 +1,4 @@
-"""The schedules that a marble's rate and momentum can follow: each made from a value, the run's steps and a few numbers."""
+"""The schedules of a marble's rate and momentum: each made from a value, the run's steps and a few numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ...schedules import (
     Schedule,
     Sequence,
     StepDecay,
-    Warmup,
     WarmRestarts,
+    Warmup,
     WarmupStableDecay,
 )
 from .fields import Field

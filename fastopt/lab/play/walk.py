@@ -1,4 +1,4 @@
-"""The loop in which marbles roll: compiled, and with the updates that `fastopt.embed` hands to any loop outside Python."""
+"""The loop in which marbles roll: compiled, with the updates that `fastopt.embed` hands to loops outside Python."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
 // Marbles on the map: paths, the best point so far, and the arrows, on a canvas over Plotly's map.
 
-const ARROWS = { pull: "#E69F00", velocity: "#117733", step: "#000000" };
-const LONG = 0.2; // of the map, about as long as arrows are drawn at least
+const ARROWS = { step: "#000000", velocity: "#117733", pull: "#E69F00" }; // the last one is drawn on top
+const LONG = 0.3; // the share of the map as long as which long steps are drawn
 
 /** Read what fastopt tells of a marble, and prepare it for drawing. */
-function marbleTold(told, colour) {
+function marbleTold(told, colour, land) {
   const marble = { ...told, colour };
-  for (const name of ["points", "losses", "pulls", "lr", "momentum", "rates"]) marble[name] = unpacked(told[name]);
+  for (const name of ["points", "above", "pulls", "lr", "momentum", "rates"]) marble[name] = unpacked(told[name]);
+  marble.losses = marble.above.map((each) => each + land.least);
   marble.steps = marble.losses.length - 1;
   marble.best = new Int32Array(marble.steps + 1);
   for (let step = 1; step <= marble.steps; step += 1) {
     const before = marble.best[step - 1];
-    marble.best[step] = marble.losses[step] < marble.losses[before] ? step : before;
+    marble.best[step] = marble.above[step] < marble.above[before] ? step : before;
   }
-  marble.least = marble.losses[marble.best[marble.steps]];
   return marble;
 }
 
@@ -39,7 +39,7 @@ function magnification(land, marble) {
   const width = land.x[1] - land.x[0];
   const lengths = [];
   for (let step = 0; step < marble.steps; step += 1) lengths.push(Math.hypot(...arrowsAt(marble, step).step) / width);
-  const usual = lengths.sort((a, b) => a - b)[Math.floor(0.85 * lengths.length)] || 1;
+  const usual = lengths.sort((a, b) => a - b)[Math.floor(0.97 * lengths.length)] || 1;
   const wanted = Math.max(1, Math.min(1e6, LONG / usual));
   const power = 10 ** Math.floor(Math.log10(wanted));
   return power * (wanted / power >= 5 ? 5 : wanted / power >= 2 ? 2 : 1);
@@ -138,20 +138,20 @@ function drawArrows(pen, place, arrows, times) {
     stroke(pen, ARROWS[name], 1.2);
   }
   pen.setLineDash([]);
-  for (const [name, colour] of Object.entries(ARROWS)) drawArrow(pen, from, end(arrows[name]), colour);
+  for (const [name, colour] of Object.entries(ARROWS)) drawArrow(pen, from, end(arrows[name]), colour, name === "step" ? 4.5 : 2.6);
 }
 
-function drawArrow(pen, [x, y], [toX, toY], colour) {
+function drawArrow(pen, [x, y], [toX, toY], colour, width) {
   const length = Math.hypot(toX - x, toY - y);
   if (length < 1) return;
-  const head = Math.min(11, length);
+  const head = Math.min(8 + width, length);
   const angle = Math.atan2(toY - y, toX - x);
   const back = [toX - 0.8 * head * Math.cos(angle), toY - 0.8 * head * Math.sin(angle)];
   for (const [ink, wide] of [["rgba(255,255,255,0.9)", 3], [colour, 0]]) {
     pen.beginPath();
     pen.moveTo(x, y);
     pen.lineTo(...back);
-    stroke(pen, ink, 2.6 + wide);
+    stroke(pen, ink, width + wide);
     pen.beginPath();
     for (const turn of [0, 2.65, -2.65]) {
       const reach = turn ? head : 0;

@@ -40,14 +40,14 @@ async function answered({ settings, rolling, dragging }) {
   const name = settingOf(settings, "landscape");
   if (state.land?.name !== name) await enter(name);
   state.settings = settings;
-  state.marbles = told.marbles.map((each, i) => marbleTold(each, PAGE.colours[i]));
+  state.marbles = told.marbles.map((each, i) => marbleTold(each, PAGE.colours[i], state.land));
   state.chosen = Math.min(state.chosen, state.marbles.length - 1);
   const steps = Math.max(...state.marbles.map((each) => each.steps));
   clock.reset(steps, rolling ? 0 : steps, rolling);
   showCards();
   if (dragging) return;
   showCurves();
-  drawSpace(space, state.land, state.marbles);
+  drawSpace(space, state.land, state.marbles, Math.floor(clock.step));
   if (PAGE.live) history.replaceState(null, "", addressOf(settings));
 }
 
@@ -188,11 +188,12 @@ function placeMark(name, share) {
 function showCurves() {
   const steps = settingOf(state.settings, "steps");
   const adaptive = state.marbles.filter((each) => each.rates !== null);
-  drawLosses(plotOf("losses"), state.land, state.marbles, steps, get("log").checked);
+  drawLosses(plotOf("losses"), state.marbles, steps, get("log").checked);
+  get("above").hidden = !get("log").checked || state.land.least === 0;
   drawSchedules(plotOf("schedules"), state.marbles, steps);
   get("rates").hidden = adaptive.length === 0;
   get("curves").classList.toggle("without-rates", adaptive.length === 0);
-  get("rates").querySelector("span").textContent = `${state.land.axes[0]}, and of ${state.land.axes[1]} (dashed)`;
+  get("rates").querySelector("span").textContent = `effective rate of ${state.land.axes[0]}, and of ${state.land.axes[1]} (dashed)`;
   if (adaptive.length > 0) drawRates(plotOf("rates"), adaptive, steps);
   fit();
 }
@@ -377,9 +378,11 @@ function fit() {
 
 function describeEnds() {
   const legend = Object.values(PAGE.ends).flatMap(({ said, colour }) => {
+    const entry = textOf("span", said);
     const patch = document.createElement("i");
     patch.style.background = colour;
-    return [patch, said];
+    entry.prepend(patch);
+    return [entry, " "];
   });
   get("ends").replaceChildren(`of ${PAGE.randomStarts}:`, ...legend);
 }

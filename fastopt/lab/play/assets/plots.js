@@ -1,9 +1,9 @@
 // What Plotly draws: the map, the landscape in space, and the curves. Marbles on the map are drawn by marbles.js.
 
-const MARGIN = { l: 46, r: 10, t: 10, b: 40 }; // of the map; the canvas lies exactly inside
+const MARGIN = { l: 56, r: 10, t: 10, b: 40 }; // of the map; the canvas lies exactly inside
 const FONT = { family: 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif', size: 12, color: "#1c2733" };
 const STILL = { displayModeBar: false, responsive: false, displaylogo: false };
-const CUT = 1e-9; // keeps the logarithm of the least loss finite, as a share of the range
+const CUT = 1e-12; // less than that above the least loss is drawn as that
 
 /** Return numbers that the server or the exported file has packed. */
 function unpacked(packed) {
@@ -75,8 +75,8 @@ function drawMap(where, land) {
 
 const SURFACE = 2; // every second point of the map's grid
 
-/** Draw the landscape in space, with a path and a marble for each. */
-function drawSpace(where, land, marbles) {
+/** Draw the landscape in space, with a path and a marble for each, at a step. */
+function drawSpace(where, land, marbles, step) {
   const thin = (values) => values.filter((_, i) => i % SURFACE === 0);
   const surface = {
     type: "surface", x: thin(land.alongX), y: thin(land.alongY), z: thin(land.heights).map(thin), surfacecolor: thin(land.shares).map(thin),
@@ -87,15 +87,23 @@ function drawSpace(where, land, marbles) {
   const none = { visible: false };
   const scene = {
     xaxis: { ...none, range: land.x }, yaxis: { ...none, range: land.y }, zaxis: none,
-    aspectmode: "manual", aspectratio: { x: 1.25, y: 1.25, z: 0.75 },
-    camera: { eye: { x: -0.5, y: -1.5, z: 1.25 }, center: { x: 0, y: 0, z: -0.18 } },
+    aspectmode: "manual", aspectratio: { x: 1.2, y: 1.2, z: 0.72 },
+    camera: cameraOf(land),
   };
   const layout = { margin: { l: 0, r: 0, t: 0, b: 0 }, font: FONT, scene, showlegend: false, uirevision: land.note, autosize: true };
-  return Plotly.react(where, [surface, ...marbles.flatMap((each) => inSpace(land, each))], layout, STILL);
+  return Plotly.react(where, [surface, ...marbles.flatMap((each) => inSpace(land, each, step))], layout, STILL);
+}
+
+/** Look from the landscape's own side, at the middle of its ground, which may be high above a pit. */
+function cameraOf(land) {
+  const angle = (land.view * Math.PI) / 180;
+  const ground = land.heights.flat().reduce((sum, each) => sum + each, 0) / land.points ** 2;
+  const middle = 0.4 * ((ground - land.bottom) / land.span - 0.5);
+  return { eye: { x: 1.45 * Math.cos(angle), y: 1.45 * Math.sin(angle), z: 1.1 + middle }, center: { x: 0, y: 0, z: middle } };
 }
 
 /** Return the path of a marble in space, as far as it is over the map, and the marble; a little above the ground. */
-function inSpace(land, marble) {
+function inSpace(land, marble, now) {
   const over = { x: [], y: [], z: [] };
   for (let step = 0; step <= marble.steps; step += 1) {
     const at = spotOf(land, marble, step);
@@ -103,13 +111,13 @@ function inSpace(land, marble) {
   }
   const line = { type: "scatter3d", mode: "lines", ...over, line: { color: marble.colour, width: 5 }, hoverinfo: "skip", connectgaps: false };
   const ball = { type: "scatter3d", mode: "markers", marker: { color: marble.colour, size: 6, line: { color: "#fff", width: 1 } }, hoverinfo: "skip" };
-  return [line, { ...ball, ...ballAt(land, marble, 0) }];
+  return [line, { ...ball, ...ballAt(land, marble, now) }];
 }
 
 function spotOf(land, marble, step) {
   const [x, y] = [marble.points[2 * step], marble.points[2 * step + 1]];
   const inside = x >= land.x[0] && x <= land.x[1] && y >= land.y[0] && y <= land.y[1];
-  return inside ? { x, y, z: land.height(marble.losses[step]) + 0.012 * land.span } : { x: null, y: null, z: null };
+  return inside ? { x, y, z: land.height(marble.losses[step]) + 0.02 * land.span } : { x: null, y: null, z: null };
 }
 
 function ballAt(land, marble, step) {
@@ -124,6 +132,7 @@ function moveInSpace(where, land, marbles, step) {
   return Plotly.restyle(where, { x: at.map((each) => each.x), y: at.map((each) => each.y), z: at.map((each) => each.z) }, traces);
 }
 
+const LOGARITHMIC = { type: "log", tickfont: { size: 10 } };
 const CURVES = { l: 52, r: 12, t: 4, b: 30 };
 
 function drawCurves(where, traces, steps, more) {
@@ -140,13 +149,16 @@ function curveOf(values, colour, more = {}) {
   return { type: "scatter", mode: "lines", x: Array.from(values, (_, i) => i), y: Array.from(values), line: { color: colour, width: 1.8, ...more.line }, hoverinfo: "skip", ...more.trace };
 }
 
-/** Draw the loss by step of all marbles; a logarithmic axis shows what is above the least loss of the landscape. */
-function drawLosses(where, land, marbles, steps, logarithmic) {
-  const shift = logarithmic ? Math.min(land.least, ...marbles.map((each) => each.least)) : 0;
-  const range = land.heights ? CUT : 0;
-  const shown = (losses) => (logarithmic ? Array.from(losses, (loss) => Math.max(loss - shift, range)) : losses);
-  const traces = marbles.map((each) => curveOf(shown(each.losses), each.colour));
-  return drawCurves(where, traces, steps, { yaxis: logarithmic ? { type: "log", dtick: 2 } : {} });
+/** Draw the loss by step of all marbles; on a logarithmic axis what it is above the least loss of the landscape. */
+function drawLosses(where, marbles, steps, logarithmic) {
+  const shown = (marble) => (logarithmic ? marble.above.map((loss) => Math.max(loss, CUT)) : marble.losses);
+  const traces = marbles.map((each) => curveOf(shown(each), each.colour));
+  return drawCurves(where, traces, steps, { yaxis: logarithmic ? LOGARITHMIC : {} });
+}
+
+/** Return an axis from 0, whose label stays clear of the other axis. */
+function rangeOf(most) {
+  return { range: [-0.06 * most, most] };
 }
 
 /** Draw rates, and on the right momenta, dotted. */
@@ -155,8 +167,10 @@ function drawSchedules(where, marbles, steps) {
   const rates = marbles.map((each) => curveOf(each.lr, each.colour, { line: staircase }));
   const carried = marbles.filter((each) => each.momentum !== null);
   const momenta = carried.map((each) => curveOf(each.momentum, each.colour, { line: { ...staircase, dash: "dot" }, trace: { yaxis: "y2" } }));
-  const yaxis = { rangemode: "tozero" };
-  return drawCurves(where, [...rates, ...momenta], steps, { yaxis, ...(momenta.length ? { yaxis2: yaxis } : {}) });
+  const highest = (name, among) => Math.max(...among.map((each) => each[name].reduce((a, b) => Math.max(a, b), 0))) || 1;
+  const yaxis = rangeOf(1.3 * highest("lr", marbles)); // so that it does not lie on a constant momentum
+  const yaxis2 = { ...rangeOf(1.05 * highest("momentum", carried)), tickmode: "auto" };
+  return drawCurves(where, [...rates, ...momenta], steps, { yaxis, ...(momenta.length ? { yaxis2 } : {}) });
 }
 
 /** Draw the effective rates of both coordinates, for marbles of adaptive rules; the second one dashed. */
@@ -166,5 +180,5 @@ function drawRates(where, marbles, steps) {
     curveOf(along(each.rates, 0), each.colour),
     curveOf(along(each.rates, 1), each.colour, { line: { dash: "dash" } }),
   ]);
-  return drawCurves(where, traces, steps, { yaxis: { type: "log", dtick: 1 } });
+  return drawCurves(where, traces, steps, { yaxis: LOGARITHMIC });
 }
