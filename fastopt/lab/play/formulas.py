@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
+import numpy as np
+
 from ..gradients import FIRST, TARGET, UNROLLED
 from ..landscape import SLOPE, WELLS
 from ..network import Array
@@ -115,16 +117,16 @@ def between(grid: Array, reach: float) -> Slope:
     Parameters
     ----------
     grid : ndarray of float64, shape (n, n)
-        The losses, y along the first axis; n is 4 or more.
+        The losses, y along the first axis.
     reach : float
     """
     cells = len(grid) - 1
+    grid = np.pad(grid, 1, mode="reflect", reflect_type="odd")  # goes on in a straight line
     scale = cells / (2 * reach)  # cells in a unit of x
 
     def slope(x: float, y: float) -> tuple[float, float, float]:
         along_x, along_y = (x + reach) * scale, (y + reach) * scale
-        i = min(max(math.floor(along_x), 1), cells - 2)  # the outermost cells continue their neighbours
-        j = min(max(math.floor(along_y), 1), cells - 2)
+        i, j = min(max(math.floor(along_x), 0), cells - 1), min(max(math.floor(along_y), 0), cells - 1)
         u, v = along_x - i, along_y - j
         of_x = (
             ((-u + 2) * u - 1) * u / 2, ((3 * u - 5) * u * u + 2) / 2,
@@ -139,7 +141,7 @@ def between(grid: Array, reach: float) -> Slope:
         loss = slope_x = slope_y = 0.0
         for k in range(4):
             for n in range(4):
-                value = grid[j + k - 1, i + n - 1]
+                value = grid[j + k, i + n]
                 loss += of_y[k] * of_x[n] * value
                 slope_x += of_y[k] * by_x[n] * value * scale
                 slope_y += by_y[k] * of_x[n] * value * scale

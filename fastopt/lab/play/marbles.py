@@ -13,9 +13,9 @@ from ... import optimizers
 from ...base import Optimizer
 from ...kernels.tables import STATES
 from ...rules import RULES
-from ...schedules import Schedule
+from ...schedules import Constant, Schedule
 from ..network import Array
-from ..training import EPS, effective_rate
+from ..training import EPS
 from .fields import Field, Options
 from .landscapes import Landscape
 from .shapes import NUMBERS, SHAPES
@@ -50,6 +50,11 @@ class Kind:
     optimizer: str
     fields: tuple[str, ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of its states."""
+        return RULES[self.rule].states if self.rule in RULES else ("sum",)
 
     @property
     def momentum(self) -> str | None:
@@ -128,7 +133,7 @@ class Marble:
 
     def options(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of the optimizer, by torch's names, where some fields have these values."""
-        values = {name: self[name] for name in ("lr", *self.kind.fields)} | values
+        values = {**{name: self[name] for name in ("lr", *self.kind.fields)}, **values}
         options = {"lr": values["lr"], **{name: values[name] for name in self.kind.fields if name not in BETAS}}
         if "beta1" in self.kind.fields:
             options["betas"] = tuple(values[name] for name in BETAS)
@@ -145,8 +150,14 @@ PLACES = {name: place for place, name in enumerate(MARBLE)}
 def optimizer(marble: Marble, steps: int, params: Any) -> Optimizer:
     """Return the optimizer whose steps the marble takes (without the root: AdaGrad), or raise what it raises."""
     make = getattr(optimizers, marble.kind.optimizer)
-    made: Optimizer = make(params, **marble.options(marble.scheduled(steps)))
+    scheduled = {name: option_of(each) for name, each in marble.scheduled(steps).items()}
+    made: Optimizer = make(params, **marble.options(scheduled))
     return made
+
+
+def option_of(schedule: Schedule) -> float | Schedule:
+    """Return a schedule as one writes it: a constant is a number."""
+    return schedule.lr if isinstance(schedule, Constant) else schedule
 
 
 @functools.lru_cache(maxsize=64)
@@ -179,8 +190,8 @@ def rows(marble: Marble, steps: int) -> tuple[Array, dict[str, Array]]:
 def roll_from(marble: Marble, landscape: Landscape, start: tuple[float, float], noise: Array) -> Walked:
     """Let a marble roll from a start, with this noise in its gradients; return what it has done."""
     kind = marble.kind
-    states = RULES[kind.rule].states if kind.rule in RULES else ("sum",)
-    still = np.array([0.0 if name in VELOCITIES else 1.0 for name in states] + [1.0] * (STATES - len(states)))
+    still = np.ones(STATES)
+    still[: len(kind.states)] = [name not in VELOCITIES for name in kind.states]
     max_norm = marble["max_grad_norm"] or np.inf
     numbers, _ = rows(marble, len(noise))
     return walk(
@@ -189,26 +200,22 @@ def roll_from(marble: Marble, landscape: Landscape, start: tuple[float, float], 
     )  # fmt: skip
 
 
-def effective_rates(marble: Marble, walked: Walked) -> Array | None:
-    """Return the effective rate of each coordinate after each step, shape (steps, 2); None if the rule has but one.
+def effective_rates(marble: Marble, walked: Walked, steps: int) -> Array | None:
+    """Return the effective rate of each coordinate after each step of a run of so many; None if the rule has but one.
 
     It is the factor of the gradient, or of its average: ``lr / (sqrt(h) + eps)``, where h is the history of squares,
-    whose bias Adam and its kin correct.
+    whose bias Adam and its kin correct. Without the root it is ``lr / (h + eps)``.
     """
-    kind, steps = marble.kind, walked.steps
-    if kind.rule == WITHOUT_ROOT:
-        names: tuple[str, ...] = ("sum",)
-    else:
-        names = RULES[kind.rule].states
-    states = dict(zip(names, np.moveaxis(walked.states, 1, 0), strict=False))
-    lr = rows(marble, steps)[1]["lr"][:, np.newaxis]
+    kind, taken = marble.kind, walked.steps
+    states = dict(zip(kind.states, np.moveaxis(walked.states, 1, 0), strict=False))
     history = next((states[name] for name in HISTORIES if name in states), None)
     if history is None:
         return None
-    if kind.rule == WITHOUT_ROOT:
-        return lr / (history + EPS)
     if "grad_avg" in states:
-        history = history - states["grad_avg"] ** 2
+        history = np.maximum(history - states["grad_avg"] ** 2, 0.0)
     if "beta2" in kind.fields:
-        history = history / (1 - marble["beta2"] ** np.arange(1.0, steps + 1))[:, np.newaxis]
-    return effective_rate(np.maximum(history, 0.0), lr)
+        history = history / (1 - marble["beta2"] ** np.arange(1.0, taken + 1))[:, np.newaxis]
+    root = history if kind.rule == WITHOUT_ROOT else np.sqrt(history)
+    lr = rows(marble, steps)[1]["lr"][:taken, np.newaxis]
+    rates: Array = lr / (root + kind.given.get("eps", DEFAULTS["eps"]))
+    return rates

@@ -33,7 +33,7 @@ def told_of(marble: Marble, settings: Settings) -> dict[str, Any]:
     """Return the path of one marble, and what is to say of it."""
     walked = marbles.roll_from(marble, settings.landscape, settings.start, settings.noises())
     scheduled = marbles.rows(marble, settings.steps)[1]
-    rates = marbles.effective_rates(marble, walked)
+    rates = marbles.effective_rates(marble, walked, settings.steps)
     momentum = marble.kind.momentum
     return {
         "points": packed(walked.points),

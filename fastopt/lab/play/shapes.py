@@ -25,7 +25,7 @@ from .fields import Field
 
 # Their own numbers; each is a field of its name, with the prefix lr_ or momentum_.
 NUMBERS = {
-    "end": Field("end, as a share", 0.1, 0.0, 1e6, reach=(0.0, 2.0), help="The last value as a share of the first."),
+    "end": Field("end, as a share", 0.0, 0.0, 1e6, reach=(0.0, 2.0), help="The last value as a share of the first."),
     "fall": Field("end, as a share", 0.01, 1e-12, 1.0, "logarithmic", (1e-4, 1.0), help="The last value's share."),
     "power": Field("power", 2.0, 0.01, 100.0, "logarithmic", (0.1, 10.0), help="1 is a straight line."),
     "every": Field("steps of a stair", 100, 1, 2**20, "logarithmic", (1, 1000), whole=True),
@@ -35,6 +35,7 @@ NUMBERS = {
     "mult": Field("growth of a period", 1, 1, 100, reach=(1, 5), whole=True),
     "rise": Field("share of the rise", 0.3, 0.0, 1.0, reach=(0.0, 1.0)),
     "div": Field("peak / first value", 25.0, 1e-3, 1e9, "logarithmic", (1.0, 1000.0)),
+    "low": Field("lowest, as a share", 0.9, 1e-6, 1.0, reach=(0.5, 1.0)),
     "up": Field("steps up", 50, 1, 2**20, "logarithmic", (1, 1000), whole=True),
     "warmup": Field("steps of the warm-up", 50, 1, 2**20, "logarithmic", (1, 1000), whole=True),
     "decay": Field("steps of the decay", 100, 1, 2**20, "logarithmic", (1, 1000), whole=True),
@@ -86,8 +87,8 @@ SHAPES = {
         "one cycle", ("rise", "div"), lambda value, steps, rise, div: OneCycle(value, steps, rise, div=div)
     ),
     "counter-cycle": Shape(
-        "one cycle's opposite", ("rise", "end"),
-        lambda value, steps, rise, end: OneCycle(1.0, steps, rise).momentum(min(end, 1.0) * value, value),
+        "one cycle's opposite", ("rise", "low"),
+        lambda value, steps, rise, low: OneCycle(1.0, steps, rise).momentum(low * value, value),
     ),
     "cyclic": Shape("triangles", ("up", "end"), lambda value, steps, up, end: Cyclic(end * value, value, up)),
     "inverse-root": Shape("inverse root", ("warmup",), lambda value, steps, warmup: InverseSqrt(value, warmup)),

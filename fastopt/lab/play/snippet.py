@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from ... import schedules
-from ...schedules import Constant, Schedule
-from .marbles import Marble
+from .marbles import Marble, option_of
 from .settings import Settings
 from .walk import WITHOUT_ROOT
 
@@ -57,17 +56,6 @@ def imports(settings: Settings, made: str) -> list[str]:
 
 def made_by(marble: Marble, steps: int) -> str:
     """Return the call that makes a marble's optimizer for p."""
-    scheduled = {name: written(each) for name, each in marble.scheduled(steps).items()}
-    options = {name: str(value) for name, value in marble.options({}).items()}
-    options["lr"] = scheduled["lr"]
-    if "momentum" in scheduled:
-        options["momentum"] = scheduled["momentum"]
-    if "beta1" in scheduled:
-        options["betas"] = f"({scheduled['beta1']}, {marble['beta2']!r})"
+    options = marble.options({name: option_of(each) for name, each in marble.scheduled(steps).items()})
     name = "AdagradWithoutRoot" if marble.kind.rule == WITHOUT_ROOT else marble.kind.optimizer
-    return f"{name}(p, {', '.join(f'{option}={value}' for option, value in options.items())})"
-
-
-def written(schedule: Schedule) -> str:
-    """Return a schedule as code; a constant is a number."""
-    return repr(schedule.lr) if isinstance(schedule, Constant) else repr(schedule)
+    return f"{name}(p, {', '.join(f'{option}={value!r}' for option, value in options.items())})"
