@@ -107,9 +107,15 @@ def compiled(function: Callable[..., Any], signature: Any) -> Any:
 
 def compile_slope(function: Callable[[float, float], tuple[float, float, float]]) -> Any:
     """Compile the loss of a landscape with its gradient."""
+    return compiled(function, signature_of_slope())
+
+
+def signature_of_slope() -> Any:
+    """Return the signature of a landscape's function: from two numbers to three."""
     from numba import types
 
-    return compiled(function, types.UniTuple(types.float64, 3)(types.float64, types.float64))
+    several: Any = types.UniTuple
+    return several(types.float64, 3)(types.float64, types.float64)
 
 
 def update_of(rule: str) -> Any:
@@ -123,9 +129,9 @@ def update_without_root() -> Any:
     with lock:
         from numba import carray, cfunc  # type: ignore[attr-defined]
 
-        from ...kernels import cpu
+        from ...kernels import cache, cpu
 
-        pointer = cpu.pointer
+        pointer: Any = cpu.pointer  # an intrinsic: compiled code passes it less than its definition takes
 
         def without_root(param: int, grad: int, addresses: int, n: int, hyper: int) -> None:
             p, g = carray(pointer(param), n, np.float64), carray(pointer(grad), n, np.float64)
@@ -135,8 +141,8 @@ def update_without_root() -> Any:
                 s[i] += g[i] * g[i]
                 p[i] -= lr * g[i] / (s[i] + eps)
 
-        with cpu.cache.one_process_at_a_time():
-            return cpu.cache.compile_kept(without_root, functools.partial(cfunc, cpu.UPDATE, error_model="numpy"))
+        with cache.one_process_at_a_time():
+            return cache.compile_kept(without_root, functools.partial(cfunc, cpu.UPDATE, error_model="numpy"))
 
 
 @functools.cache
@@ -146,7 +152,7 @@ def roll() -> Any:
 
     vector, matrix, cube = (types.Array(types.float64, axes, "C") for axes in (1, 2, 3))
     number, address = types.float64, types.intp
-    slope = types.FunctionType(types.UniTuple(number, 3)(number, number))
+    slope = types.FunctionType(signature_of_slope())
     update = types.FunctionType(types.void(address, address, address, types.int64, address))
     filled = matrix, vector, matrix, cube
     return compiled(roll_on, types.int64(slope, update, *filled, matrix, vector, number, matrix, vector, vector))

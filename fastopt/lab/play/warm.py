@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from ...kernels import lazy
 from ...progress import track
 from .landscapes import LANDSCAPES
@@ -11,7 +15,8 @@ from .walk import roll, update_of
 
 def compile_all() -> None:
     """Compile the loop, all rules and all landscapes, or read them from the cache; show a progress bar."""
-    updates = [lambda rule=kind.rule: update_of(rule) for kind in KINDS.values()]
-    slopes = [lambda each=each: each.slope for each in LANDSCAPES.values()]
-    for compile_one in track([roll, lazy.evaluators, *slopes, *updates], "Compiling"):
+    updates = [partial(update_of, kind.rule) for kind in KINDS.values()]
+    slopes = [partial(getattr, each, "slope") for each in LANDSCAPES.values()]
+    work: list[Callable[[], Any]] = [roll, lazy.evaluators, *slopes, *updates]
+    for compile_one in track(work, "Compiling"):
         compile_one()

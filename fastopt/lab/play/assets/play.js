@@ -12,7 +12,6 @@ const state = {
   chosen: 0, // the marble whose settings the fields show
   land: null, // the landscape, prepared
   marbles: [], // as fastopt told of them
-  drawn: 0, // when the marbles in space last moved
 };
 const clock = clockOf(show);
 
@@ -45,9 +44,9 @@ async function answered({ settings, rolling, dragging }) {
   const steps = Math.max(...state.marbles.map((each) => each.steps));
   clock.reset(steps, rolling ? 0 : steps, rolling);
   showCards();
+  showSpaceSoon(true);
   if (dragging) return;
   showCurves();
-  drawSpace(space, state.land, state.marbles, Math.floor(clock.step));
   if (PAGE.live) history.replaceState(null, "", addressOf(settings));
 }
 
@@ -170,11 +169,26 @@ function show(step, stepping) {
   get("magnified").textContent = stepping ? timesOf(magnification(state.land, state.marbles[state.chosen])) : "";
   const share = clock.steps ? step / (settingOf(state.settings, "steps") || 1) : 0;
   for (const name of curves) placeMark(name, share);
-  const now = performance.now();
-  if (!clock.playing || now - state.drawn > 80) {
-    state.drawn = now;
-    if (space.data?.length === 1 + 2 * state.marbles.length) moveInSpace(space, state.land, state.marbles, Math.floor(step));
-  }
+  showSpaceSoon(false);
+}
+
+const SPACE_EVERY = 80; // milliseconds: without a graphics card the surface takes longer than all else
+let spaceDue = null; // what is to be drawn: new paths, or only the marbles elsewhere
+
+function showSpaceSoon(paths) {
+  if (spaceDue === null) setTimeout(showSpace, SPACE_EVERY);
+  spaceDue = { paths: paths || Boolean(spaceDue?.paths) };
+}
+
+async function showSpace() {
+  const step = Math.floor(clock.step);
+  const { paths } = spaceDue;
+  spaceDue = { paths: false };
+  if (paths) await drawSpace(space, state.land, state.marbles, step);
+  else await moveInSpace(space, state.land, state.marbles, step);
+  const again = spaceDue.paths || Math.floor(clock.step) !== step;
+  if (again) setTimeout(showSpace, SPACE_EVERY);
+  else spaceDue = null;
 }
 
 const timesOf = (factor) => (factor === 1 ? "" : `(drawn ${factor.toLocaleString("en")} times as long)`);
@@ -191,11 +205,12 @@ function showCurves() {
   drawLosses(plotOf("losses"), state.marbles, steps, get("log").checked);
   get("above").hidden = !get("log").checked || state.land.least === 0;
   drawSchedules(plotOf("schedules"), state.marbles, steps);
+  const others = get("rates").hidden !== (adaptive.length === 0); // panels get another width
   get("rates").hidden = adaptive.length === 0;
   get("curves").classList.toggle("without-rates", adaptive.length === 0);
   get("rates").querySelector("span").textContent = `effective rate of ${state.land.axes[0]}, and of ${state.land.axes[1]} (dashed)`;
   if (adaptive.length > 0) drawRates(plotOf("rates"), adaptive, steps);
-  fit();
+  if (others) fit(curves.map(plotOf));
 }
 
 /** Show a card for each marble: its rule, where it ends, and the bar of its random starts. */
@@ -363,15 +378,14 @@ function listen() {
   get("starts").onclick = rollFromStarts;
   get("code").onclick = showProgram;
   for (const form of document.querySelectorAll("aside form")) form.onsubmit = (event) => event.preventDefault();
-  window.onresize = fit;
+  window.onresize = () => fit([map.plot, space, ...curves.map(plotOf)]);
   listenToMap();
   listenToKeys();
 }
 
-/** Fit all plots to the window. */
-function fit() {
-  const drawn = [map.plot, space, ...curves.map(plotOf)].filter((plot) => plot.data && plot.clientWidth > 0);
-  for (const plot of drawn) Plotly.Plots.resize(plot);
+/** Fit plots to the window. */
+function fit(plots) {
+  for (const plot of plots.filter((each) => each.data && each.clientWidth > 0)) Plotly.Plots.resize(plot);
   placeCanvas();
   show(clock.step, !clock.playing && clock.step < clock.steps);
 }

@@ -28,8 +28,13 @@ function prepared(told) {
   const span = height(most) - bottom;
   const shares = heights.map((each) => Math.pow(Math.max(0, (each - bottom) / span), told.power));
   const axis = ([from, to]) => Array.from({ length: n }, (_, i) => from + ((to - from) * i) / (n - 1));
-  return { ...told, height, bottom, span, heights: rowsOf(heights, n), shares: rowsOf(shares, n), alongX: axis(told.x), alongY: axis(told.y) };
+  const land = { ...told, height, bottom, span, heights: rowsOf(heights, n), shares: rowsOf(shares, n), alongX: axis(told.x), alongY: axis(told.y) };
+  const thin = (values) => values.filter((_, i) => i % SURFACE === 0);
+  land.surface = { x: thin(land.alongX), y: thin(land.alongY), z: thin(land.heights).map(thin), surfacecolor: thin(land.shares).map(thin) };
+  return land;
 }
+
+const SURFACE = 2; // in space, every second point of the map's grid
 
 function rowsOf(flat, n) {
   return Array.from({ length: n }, (_, row) => flat.slice(row * n, (row + 1) * n));
@@ -73,13 +78,10 @@ function drawMap(where, land) {
   return Plotly.react(where, traces, { margin: MARGIN, font: FONT, dragmode: false, autosize: true, ...axes }, STILL);
 }
 
-const SURFACE = 2; // every second point of the map's grid
-
 /** Draw the landscape in space, with a path and a marble for each, at a step. */
 function drawSpace(where, land, marbles, step) {
-  const thin = (values) => values.filter((_, i) => i % SURFACE === 0);
   const surface = {
-    type: "surface", x: thin(land.alongX), y: thin(land.alongY), z: thin(land.heights).map(thin), surfacecolor: thin(land.shares).map(thin),
+    type: "surface", ...land.surface,
     colorscale: HEIGHTS(), cmin: 0, cmax: 1, showscale: false, hoverinfo: "skip",
     lighting: { ambient: 0.65, diffuse: 0.6, specular: 0.08, roughness: 0.9 },
     contours: { z: { show: true, start: land.bottom, end: land.bottom + land.span, size: land.span / 14, color: "rgba(70,80,90,0.35)", width: 1 } },
@@ -87,7 +89,7 @@ function drawSpace(where, land, marbles, step) {
   const none = { visible: false };
   const scene = {
     xaxis: { ...none, range: land.x }, yaxis: { ...none, range: land.y }, zaxis: none,
-    aspectmode: "manual", aspectratio: { x: 1.2, y: 1.2, z: 0.72 },
+    hovermode: false, aspectmode: "manual", aspectratio: { x: 1.2, y: 1.2, z: 0.72 },
     camera: cameraOf(land),
   };
   const layout = { margin: { l: 0, r: 0, t: 0, b: 0 }, font: FONT, scene, showlegend: false, uirevision: land.note, autosize: true };
