@@ -10,6 +10,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader", "--hide-scrollbars",
 )  # fmt: skip
+FLAT = "--disable-3d-apis"  # the surface says that it cannot be drawn; a processor takes a second for it
 PATIENCE = 30  # seconds until something must have happened
 
 
@@ -21,19 +22,18 @@ def missing_chromium():
 
 
 @contextlib.contextmanager
-def started(width=1280, height=800):
-    """A browser with a window whose inside has this size."""
+def started(*flags):
+    """A browser."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     with tempfile.TemporaryDirectory() as profile:
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         service = webdriver.ChromeService(shutil.which("chromedriver"))
         with webdriver.Chrome(options=options, service=service) as browser:
-            resize(browser, width, height)
             yield browser
 
 

@@ -17,30 +17,38 @@ const clock = clockOf(show);
 
 // --- asking -------------------------------------------------------------------------------------------------------
 
-let asking = false;
+let asking = null; // a promise, until all is answered
 let waiting = null; // what to ask for next; while somebody drags, only the latest counts
+let wanted = null; // the latest settings, asked for or shown: what the next change begins with
 
-/** Ask for the paths of new settings, and show them: at the end, or rolling from the start. */
-async function ask(settings, { rolling = false, dragging = false } = {}) {
-  waiting = { settings, rolling, dragging };
-  if (asking) return;
-  asking = true;
+/**
+ * Ask for the paths of new settings, and show them: at the end, or rolling from the start, and perhaps with another
+ * marble chosen. The promise is kept when the page shows the latest settings.
+ */
+function ask(settings, { rolling = false, dragging = false, chosen = state.chosen } = {}) {
+  waiting = { settings, rolling, dragging, chosen };
+  wanted = settings;
+  asking ??= answerAll().finally(() => (asking = null));
+  return asking;
+}
+
+async function answerAll() {
   while (waiting !== null) {
     const now = waiting;
     waiting = null;
     await answered(now);
   }
-  asking = false;
+  wanted = state.settings; // what was refused is forgotten
 }
 
-async function answered({ settings, rolling, dragging }) {
+async function answered({ settings, rolling, dragging, chosen }) {
   const told = await SOURCE.paths(settings, state.lesson);
   if (say(told.error)) return;
   const name = settingOf(settings, "landscape");
   if (state.land?.name !== name) await enter(name);
   state.settings = settings;
   state.marbles = told.marbles.map((each, i) => marbleTold(each, PAGE.colours[i], state.land));
-  state.chosen = Math.min(state.chosen, state.marbles.length - 1);
+  state.chosen = Math.min(chosen, state.marbles.length - 1);
   const steps = Math.max(...state.marbles.map((each) => each.steps));
   clock.reset(steps, rolling ? 0 : steps, rolling);
   showCards();
@@ -69,7 +77,7 @@ function say(error) {
 
 /** Change a setting of the page, or of the chosen marble. */
 function change(name, value, ofMarble) {
-  const settings = structuredClone(wanted());
+  const settings = structuredClone(wanted);
   (ofMarble ? settings.marbles[state.chosen] : settings)[name] = value;
   if (name === "landscape") {
     delete settings.x;
@@ -81,14 +89,9 @@ function change(name, value, ofMarble) {
 
 const rebuilding = new Set(["rule", "lr_shape", "momentum_shape", "landscape"]); // other fields appear
 
-/** Return the latest settings, asked for or shown. */
-function wanted() {
-  return waiting?.settings ?? state.settings;
-}
-
 /** Change a setting by its name in a lesson's grid. */
 function changeStop(name, value) {
-  const settings = structuredClone(wanted());
+  const settings = structuredClone(wanted);
   const [number, of] = name.split(".");
   if (of === undefined) settings[name] = value;
   else settings.marbles[number - 1][of] = value;
@@ -97,11 +100,11 @@ function changeStop(name, value) {
 
 function startLesson(name) {
   state.lesson = name;
-  state.chosen = PAGE.lessons[name].settings.marbles.length - 1;
+  const chosen = PAGE.lessons[name].settings.marbles.length - 1;
   clock.speed = PAGE.lessons[name].settings.steps / 5;
   get("speed").value = Math.log10(clock.speed);
   get("ends").hidden = true;
-  ask(settingsOfLesson(name), { rolling: true }).then(showFields);
+  ask(settingsOfLesson(name), { rolling: true, chosen }).then(showFields);
   showLessons();
 }
 
@@ -112,15 +115,15 @@ function leaveLesson() {
 }
 
 function addMarble() {
-  const settings = structuredClone(wanted());
+  const settings = structuredClone(wanted);
   settings.marbles.push({ ...settings.marbles[state.chosen] });
-  ask(settings).then(() => choose(settings.marbles.length - 1));
+  ask(settings, { chosen: settings.marbles.length - 1 }).then(showFields);
 }
 
 function removeMarble(which) {
-  const settings = structuredClone(wanted());
+  const settings = structuredClone(wanted);
   settings.marbles.splice(which, 1);
-  ask(settings).then(() => choose(Math.min(state.chosen, settings.marbles.length - 1)));
+  ask(settings, { chosen: state.chosen - (which < state.chosen) }).then(showFields);
 }
 
 function choose(which) {
@@ -132,7 +135,7 @@ function choose(which) {
 
 /** Let all marbles roll from random starts, a few at a time, so that the bars fill. */
 async function rollFromStarts() {
-  const settings = structuredClone(wanted());
+  const settings = structuredClone(wanted);
   const totals = settings.marbles.map(() => Object.fromEntries(Object.keys(PAGE.ends).map((end) => [end, 0])));
   get("starts").disabled = true;
   get("ends").hidden = false;
@@ -146,7 +149,7 @@ async function rollFromStarts() {
 }
 
 async function showProgram() {
-  const told = await SOURCE.snippet(wanted());
+  const told = await SOURCE.snippet(wanted);
   if (say(told.error)) return;
   const program = get("program");
   program.querySelector("pre").textContent = told.code;
@@ -333,7 +336,7 @@ function startAt(event, how) {
     return Number((low + Math.min(1, Math.max(0, share[i])) * (high - low)).toPrecision(4));
   });
   leaveLesson();
-  return ask({ ...structuredClone(wanted()), x: at[0], y: at[1] }, how);
+  return ask({ ...structuredClone(wanted), x: at[0], y: at[1] }, how);
 }
 
 function listenToMap() {
