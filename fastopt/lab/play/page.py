@@ -21,8 +21,7 @@ from .shapes import SHAPES
 SCRIPTS = ("settings.js", "fields.js", "plots.js", "marbles.js", "motion.js")  # before these the source, then play.js
 COLOURS = (look.PALETTE[1], look.PALETTE[2], look.PALETTE[3], look.PALETTE[4])  # of the marbles
 HINT = (
-    "Click into the map to set the start, or drag it. Space plays and pauses, the arrow keys step, 1 to 4 choose a "
-    "marble; the surface turns when you drag it."
+    "Click into the map, or drag: the start is there. Space plays and pauses, arrow keys step, 1 to 4 choose a marble."
 )
 INSTALL = (
     "Here the start is fixed; on your own machine you can move it: pip install 'fastopt[play]', then fastopt lab play."

@@ -45,25 +45,29 @@ async function answered({ settings, rolling, dragging, chosen }) {
   const told = await SOURCE.paths(settings, state.lesson);
   if (say(told.error)) return;
   const name = settingOf(settings, "landscape");
-  if (state.land?.name !== name) await enter(name);
+  if (state.land?.name !== name && !(await enter(name))) return;
   state.settings = settings;
   state.marbles = told.marbles.map((each, i) => marbleTold(each, PAGE.colours[i], state.land));
   state.chosen = Math.min(chosen, state.marbles.length - 1);
   const steps = Math.max(...state.marbles.map((each) => each.steps));
   clock.reset(steps, rolling ? 0 : steps, rolling);
   showCards();
+  get("ends").hidden = true;
   showSpaceSoon(true);
   if (dragging) return;
   showCurves();
   if (PAGE.live) history.replaceState(null, "", addressOf(settings));
 }
 
+/** Go to another landscape; return whether that was possible. */
 async function enter(name) {
   const told = await SOURCE.landscape(name);
-  if (say(told.error)) return;
+  if (say(told.error)) return false;
   state.land = { name, ...prepared(told) };
   await drawMap(map.plot, state.land);
   placeCanvas();
+  showText();
+  return true;
 }
 
 /** Show a message, or none; return whether there is one. */
@@ -103,7 +107,6 @@ function startLesson(name) {
   const chosen = PAGE.lessons[name].settings.marbles.length - 1;
   clock.speed = PAGE.lessons[name].settings.steps / 5;
   get("speed").value = Math.log10(clock.speed);
-  get("ends").hidden = true;
   ask(settingsOfLesson(name), { rolling: true, chosen }).then(showFields);
   showLessons();
 }
@@ -128,20 +131,20 @@ function removeMarble(which) {
 
 function choose(which) {
   state.chosen = which;
-  showCards();
+  [...get("marbles").children].forEach((card, i) => card.setAttribute("aria-checked", String(i === which)));
   showFields();
   show(clock.step, !clock.playing && clock.step < clock.steps);
 }
 
-/** Let all marbles roll from random starts, a few at a time, so that the bars fill. */
+/** Let all marbles roll from random starts, a few at a time, so that the bars fill, until a setting changes. */
 async function rollFromStarts() {
-  const settings = structuredClone(wanted);
+  const settings = state.settings;
   const totals = settings.marbles.map(() => Object.fromEntries(Object.keys(PAGE.ends).map((end) => [end, 0])));
   get("starts").disabled = true;
   get("ends").hidden = false;
   for (let first = 0; first < PAGE.randomStarts; first += 10) {
     const told = await SOURCE.starts(settings, first, 10);
-    if (say(told.error) || settings.marbles.length !== state.marbles.length) break;
+    if (state.settings !== settings || say(told.error)) break;
     told.ends.forEach((ends, i) => Object.entries(ends).forEach(([end, count]) => (totals[i][end] += count)));
     totals.forEach((ends, i) => showBar(i, ends));
   }
@@ -315,8 +318,13 @@ function showLessons() {
     return button;
   });
   get("lessons").replaceChildren(...lessons);
+  showText();
+}
+
+/** Say what to look for, or what the landscape is and what one can do. */
+function showText() {
   const lesson = PAGE.lessons[state.lesson];
-  get("text").textContent = lesson ? lesson.text : PAGE.hint;
+  get("text").textContent = lesson ? lesson.text : `${state.land?.note ?? ""} ${PAGE.hint}`;
 }
 
 // --- touching -----------------------------------------------------------------------------------------------------
