@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import chromium  # noqa: E402 (it is in the folder above)
 
+from fastopt.lab.animation import palette_of, reduced  # noqa: E402
 from fastopt.lab.play import Play, server  # noqa: E402
 
 STEPS = [*range(40), *range(40, 80, 2)]  # of the marbles, a frame each
 STOPS = (8, 11, 14)  # steps at which the arrows are shown for a while
 MILLISECONDS, STOP, HOLD = 70, 1200, 2500
 WIDTH = 900
-COLOURS = 96
 
 
 def frames(browser) -> list[tuple[Image.Image, int]]:
@@ -42,8 +42,8 @@ def main() -> None:
         chromium.resize(browser, 1280, 800)
         chromium.visit(browser, page.url)
         pictures, durations = zip(*frames(browser), strict=True)
-    palette = pictures[-1].quantize(COLOURS)
-    first, *rest = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
+    palette = palette_of(pictures[STEPS.index(STOPS[-1])])  # where all colours are, those of the arrows too
+    first, *rest = (reduced(picture, palette) for picture in pictures)
     first.save(ROOT / "docs/play.gif", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
 
 

@@ -3,11 +3,13 @@
 import importlib
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
 from fastopt.bench import oracle
 from lab_cases import assert_gradient
+from pages import ROOT
 from play_cases import QUICK, STEPS, of_one_marble, unpacked
 
 from fastopt.lab.neuron import Neuron
@@ -322,3 +324,12 @@ def test_lessons_have_two_sentences_and_stops():
             assert value in stops, (name, slider)
             assert list(stops) == sorted(stops)
         assert len([*itertools.product(*lesson.grid.values())]) <= 64, "the exported page becomes large"
+
+
+def test_the_page_of_the_documentation_has_everything():
+    """Each lesson and each landscape by its name, and the size of the grid."""
+    text = (ROOT / "docs/play.md").read_text(encoding="utf-8")
+    rows = {*re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)}
+    assert {lesson.title for lesson in LESSONS.values()} <= rows
+    assert {each.title for each in LANDSCAPES.values()} <= rows
+    assert f"{plane.POINTS} by {plane.POINTS} losses" in text

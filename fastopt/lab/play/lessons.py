@@ -22,15 +22,12 @@ class Lesson:
     grid : dict
         The sliders of the exported page, and the values that each can have. A name is that of a field of the page, or
         of a marble: "2.lr" is the second one's rate.
-    section : str
-        The heading in docs/lectures.md.
     """
 
     title: str
     text: str
     settings: Mapping[str, Any]
     grid: Mapping[str, tuple[float, ...]]
-    section: str
 
 
 START = {"landscape": "potholes", "x": -2.5, "y": 3.7, "steps": 300}
@@ -45,7 +42,6 @@ LESSONS = {
         "Raise the rate: up to about 0.25 it stays stuck; above that it cannot rest in a pothole, and may hop out.",
         {**START, "marbles": [{"rule": "sgd", "lr": 0.05}]},
         {"1.lr": RATES, "x": (-3.0, -2.75, -2.5, -2.25, -2.0)},
-        "gradient-descent-and-where-it-stops",
     ),
     "carried": Lesson(
         "carried through",
@@ -53,7 +49,6 @@ LESSONS = {
         "Step on slowly: in the pothole the pull points back, and the velocity wins.",
         {**START, "marbles": [{"rule": "sgd", "lr": 0.05}, {"rule": "momentum", "lr": 0.05, "momentum": 0.9}]},
         {"2.momentum": MOMENTA, "2.lr": (0.01, 0.02, 0.05, 0.1, 0.2)},
-        "momentum",
     ),
     "bouncing": Lesson(
         "bouncing",
@@ -61,7 +56,6 @@ LESSONS = {
         "Halve the rate: it comes closer, by about the root of two, and takes twice as long to arrive.",
         {"landscape": "bowl", "x": 4, "y": 3, "steps": 300, "noise": 1, "marbles": [{"rule": "sgd", "lr": 0.2}]},
         {"1.lr": (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.7), "noise": NOISES},
-        "rates-that-decay",
     ),
     "homing": Lesson(
         "homing in",
@@ -75,7 +69,6 @@ LESSONS = {
             ],
         },
         {"2.lr_fall": (1e-9, 1e-6, 1e-4, 1e-3, 0.01, 0.1, 1.0), "noise": NOISES},
-        "rates-that-decay",
     ),
     "reheated": Lesson(
         "reheated",
@@ -89,7 +82,6 @@ LESSONS = {
             ],
         },
         {"2.lr_peak": (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0), "2.lr_waves": (1, 2, 3, 4)},
-        "reheating",
     ),
     "angle": Lesson(
         "right angle",
@@ -104,7 +96,6 @@ LESSONS = {
             ],
         },
         {"1.lr": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1), "3.lr": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)},
-        "a-rate-for-each-parameter",
     ),
     "dies": Lesson(
         "the rate that dies",
@@ -119,7 +110,6 @@ LESSONS = {
             ],
         },
         {"1.lr": (0.05, 0.1, 0.2, 0.5, 1.0), "2.lr": (0.1, 0.5, 2.0, 10.0), "3.lr": (0.005, 0.01, 0.02)},
-        "a-history-that-fades-and-a-momentum",
     ),
     "exploding": Lesson(
         "the exploding step",
@@ -130,6 +120,5 @@ LESSONS = {
             "marbles": [{"rule": "sgd", "lr": 0.2}, {"rule": "sgd", "lr": 0.2, "max_grad_norm": 0.3}],
         },
         {"2.max_grad_norm": (0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0), "1.lr": (0.01, 0.05, 0.1, 0.2, 0.3)},
-        "exploding-and-vanishing-gradients",
     ),
 }  # fmt: skip
