@@ -21,7 +21,7 @@ Slope: TypeAlias = Callable[[float, float], tuple[float, float, float]]
 FLOOR = 1e-9  # the slope of the flat valley's floor
 PIT = (2.9, 1.5, 0.35)  # of the flat valley, at its end: x, depth and width
 CURVATURES = (0.1, 10.0)  # of the ravine
-HEIGHT, SPACING = 0.5, 1.25  # of the ridges between minima in a row, and from one to the next
+HEIGHT, SPACING = 0.25, 1.25  # of the ridges between minima in a row, and from one to the next
 
 
 def potholes(x: float, y: float) -> tuple[float, float, float]:

@@ -17,6 +17,7 @@ from .settings import checked, mapping
 from .snippet import snippet
 
 LARGEST = 2**16  # bytes of a question; settings have a few hundred
+KEPT = 3600  # seconds for which a browser keeps plotly.js, five megabytes
 PLOTLY = '<script src="plotly.js"></script>'
 
 
@@ -72,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/":
             self.reply(page(live=True, plotly=PLOTLY, source=[asset("source.js")]), "text/html")
         elif path == "/plotly.js":
-            self.reply(require("plotly.offline", "play").get_plotlyjs(), "text/javascript")
+            self.reply(require("plotly.offline", "play").get_plotlyjs(), "text/javascript", kept=KEPT)
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
 
@@ -86,13 +87,13 @@ class Handler(BaseHTTPRequestHandler):
         told = answer(self.path, self.rfile.read(int(length)))
         self.reply(json.dumps(told, allow_nan=False), "application/json")
 
-    def reply(self, text: str, kind: str) -> None:
-        """Send a text."""
+    def reply(self, text: str, kind: str, kept: int = 0) -> None:
+        """Send a text, which the browser may keep for so many seconds."""
         content = text.encode()
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Cache-Control", "no-store")
+        self.send_header("Cache-Control", f"max-age={kept}" if kept else "no-store")
         self.end_headers()
         self.wfile.write(content)
 

@@ -165,12 +165,7 @@ def roll_on(  # type: ignore[no-untyped-def]  # compiled; in plain loops, since 
     count, numbers = len(still), rows.shape[1] - 2
     p, g, hypers = np.empty((2, 2)), np.empty(2), np.empty(numbers)  # p[0] and kept[0] are the marble's, the others
     kept, at = np.zeros((2, count, 2)), np.empty((2, count), np.int64)  # those of the copy
-    p_at, g_at, hypers_at, at_at = (
-        np.int64(p.ctypes.data), np.int64(g.ctypes.data), np.int64(hypers.ctypes.data), np.int64(at.ctypes.data)
-    )  # fmt: skip
-    first = np.int64(kept.ctypes.data)
-    for i in range(2 * count):
-        at.flat[i] = first + 16 * i
+    p_at, g_at, hypers_at = np.int64(p.ctypes.data), np.int64(g.ctypes.data), np.int64(hypers.ctypes.data)
     p[0, 0], p[0, 1] = points[0, 0], points[0, 1]
     for step in range(len(rows)):
         losses[step], along_x, along_y = slope(p[0, 0], p[0, 1])
@@ -185,7 +180,9 @@ def roll_on(  # type: ignore[no-untyped-def]  # compiled; in plain loops, since 
             for i in range(count):
                 kept[1, i, axis] = still[i] * kept[0, i, axis]
         for which in range(2):
-            update(p_at + 16 * which, g_at, at_at + 8 * count * which, 2, hypers_at)
+            for i in range(count):  # every array is used in the loop, since Numba frees one after its last use
+                at[which, i] = np.int64(kept.ctypes.data) + 16 * (count * which + i)
+            update(p_at + 16 * which, g_at, np.int64(at.ctypes.data) + 8 * count * which, 2, hypers_at)
         for axis in range(2):
             pulls[step, axis] = p[1, axis] - points[step, axis]
             points[step + 1, axis] = p[0, axis]

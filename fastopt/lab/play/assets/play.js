@@ -107,8 +107,8 @@ function startLesson(name) {
   const chosen = PAGE.lessons[name].settings.marbles.length - 1;
   clock.speed = PAGE.lessons[name].settings.steps / 5;
   get("speed").value = Math.log10(clock.speed);
-  ask(settingsOfLesson(name), { rolling: true, chosen }).then(showFields);
   showLessons();
+  return ask(settingsOfLesson(name), { rolling: true, chosen }).then(showFields);
 }
 
 function leaveLesson() {
@@ -412,25 +412,25 @@ function describeEnds() {
   get("ends").replaceChildren(`of ${PAGE.randomStarts}:`, ...legend);
 }
 
-/** Begin with what the address says, or with the first lesson. */
-function begin() {
-  listen();
+/** Begin with what the address says, or with the first lesson; then listen to whoever touches the page. */
+async function begin() {
   describeEnds();
   get("actions").hidden = get("of-page").hidden = !PAGE.live;
-  if (location.search.length <= 1 || !PAGE.live) return startLesson(Object.keys(PAGE.lessons)[0]);
-  showLessons();
-  ask(settingsOf(location.search)).then(async () => {
-    if (state.settings === null) await firstLessonBeside(get("message").textContent);
-    showFields();
-  });
+  if (location.search.length <= 1 || !PAGE.live) await startLesson(Object.keys(PAGE.lessons)[0]);
+  else await startAddress();
+  listen();
 }
 
-/** Show the first lesson where the address made no sense, and leave the message that says why. */
-async function firstLessonBeside(message) {
-  state.lesson = Object.keys(PAGE.lessons)[0];
+/** Show what the address says; where that makes no sense the first lesson, beside the message that says why. */
+async function startAddress() {
   showLessons();
-  await ask(settingsOfLesson(state.lesson));
-  say(message);
+  await ask(settingsOf(location.search));
+  if (state.settings === null) {
+    const message = get("message").textContent;
+    await startLesson(Object.keys(PAGE.lessons)[0]);
+    say(message);
+  }
+  showFields();
 }
 
 begin();
