@@ -6,7 +6,8 @@ import zipfile
 
 def problems(names: list[str]) -> list[str]:
     """List what is wrong with a wheel's files."""
-    wanted = ["py.typed", "bench/command.py", "bench/loops.cpp", "lab/digits.py"]
+    wanted = ["py.typed", "bench/command.py", "bench/loops.cpp", "lab/digits.py", "lab/play/plane.npz"]
+    wanted += [f"lab/play/assets/page.{suffix}" for suffix in ("html", "css")] + ["lab/play/assets/play.js"]
     wanted += ["kernels/vectors.h", "kernels/fastopt-config.cmake", "kernels/fastopt-config-version.cmake"]
     wanted += [f"kernels/{name}" for name in ("cpu.py", "schedules.py", "rules.h", "schedules.h", "fastopt.h")]
     wanted += [f"kernels/{name}" for name in ("cuda.py", "fused.cu", "advance.cu", "tables.h", "graphs.py")]

@@ -1725,4 +1725,31 @@ STORAGES = (
     ),
 )
 
-MUTANTS = (*NUMBA, *EXTENSION, *CPP, *CUDA, *STEP, *MEMORY, *TORCH, *NORM, *STAGES, *STORAGES)
+PLAY = (
+    Mutant(
+        "a marble's pull has its velocity in it",
+        "fastopt/lab/play/walk.py",
+        "kept[1, i, axis] = still[i] * kept[0, i, axis]",
+        "kept[1, i, axis] = kept[0, i, axis]",
+        ("tests/test_play.py",),
+        only="arrows",
+    ),
+    Mutant(
+        "a marble's rate does not follow its schedule",
+        "fastopt/lab/play/marbles.py",
+        'options["lr"] = columns["lr"][step]',
+        'options["lr"] = columns["lr"][0]',
+        ("tests/test_play.py",),
+        only="every_schedule or optimizer",
+    ),
+    Mutant(
+        "the exported page's sliders are mixed up",
+        "fastopt/lab/play/export.py",
+        "itertools.product(*lesson.grid.values())",
+        "itertools.product(*reversed(lesson.grid.values()))",
+        ("tests/test_play_served.py",),
+        only="combinations",
+    ),
+)
+
+MUTANTS = (*NUMBA, *EXTENSION, *CPP, *CUDA, *STEP, *MEMORY, *TORCH, *NORM, *STAGES, *STORAGES, *PLAY)

@@ -283,6 +283,33 @@ def add_lab(commands: Commands[argparse.ArgumentParser]) -> None:
     for keyword in ("seed", "csv"):
         add_keyword(everything, EXPERIMENTS["housing"].run, keyword)
     everything.set_defaults(run=lab, names=[*EXPERIMENTS])
+    add_play(names)
+
+
+PLAY = "the landscape in the browser, to touch: marbles, their rules and schedules"
+
+
+def add_play(names: Commands[argparse.ArgumentParser]) -> None:
+    """Define ``fastopt lab play``."""
+    parser = names.add_parser("play", help=PLAY, description=PLAY)
+    host = "address to listen on (default: 127.0.0.1, this machine alone)"
+    parser.add_argument("--host", default="127.0.0.1", help=host)
+    parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
+    parser.add_argument("--no-open", action="store_true", help="do not open the browser")
+    export = "write the lessons as a page that needs no server, and end"
+    parser.add_argument("--export", type=Path, metavar="FILE.html", help=export)
+    parser.set_defaults(run=play)
+
+
+def play(arguments: argparse.Namespace) -> int:
+    """Serve the page until an interrupt, or write the lessons."""
+    from .lab.play import command
+
+    if arguments.export is not None:
+        command.write(arguments.export)
+    else:
+        command.serve(arguments.host, arguments.port, opens=not arguments.no_open)
+    return 0
 
 
 def add_output(options: argparse.ArgumentParser) -> None:
@@ -318,8 +345,9 @@ def list_experiments(arguments: argparse.Namespace) -> int:
     """Print the name and description of every experiment."""
     from .lab import EXPERIMENTS
 
-    width = max(map(len, EXPERIMENTS))
-    print(*(f"{name:<{width}}  {experiment.description}" for name, experiment in EXPERIMENTS.items()), sep="\n")
+    named = {name: experiment.description for name, experiment in EXPERIMENTS.items()} | {"play": PLAY}
+    width = max(map(len, named))
+    print(*(f"{name:<{width}}  {description}" for name, description in named.items()), sep="\n")
     return 0
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+from chromium import missing_chromium
 from once import folder_of_the_run
 
 LIMIT = 5  # minutes that `pytest` may take on two cores, as CONTRIBUTING says
@@ -41,7 +42,11 @@ def missing_clients():
     return missing and f"{missing} not installed; the extra `clients` brings them"
 
 
-NEEDS = {"gpu": ("need a GPU", missing_gpu), "clients": ("need other people's training loops", missing_clients)}
+NEEDS = {
+    "gpu": ("need a GPU", missing_gpu),
+    "clients": ("need other people's training loops", missing_clients),
+    "browser": ("need a browser", missing_chromium),
+}
 DESELECTED = {}  # by marker: how many, and why
 KERNELS = set()  # what identifies those that the tests of all processes have used
 

@@ -187,7 +187,7 @@ def test_lab_lists_its_experiments(capsys):
     for arguments in (["lab", "--list"], ["lab"]):
         assert cli.main(arguments) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines] == [*lab.EXPERIMENTS]
+        assert [line.split()[0] for line in lines] == [*lab.EXPERIMENTS, "play"]
         assert lines[0].startswith("landscape  which")
 
 

@@ -3,6 +3,8 @@
 An experiment is one file here and one line below. Its function takes keywords with defaults (numbers, tuples of
 numbers, words), which become options of the command, and returns a matplotlib figure and plain numbers, fit for JSON.
 Its report describes the numbers: tables, an empty line, and three lines with the results.
+
+`play` is no experiment: it serves a page in which one experiments.
 """
 
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from .housing import housing
 from .housing import report as housing_report
 from .landscape import landscape
 from .landscape import report as landscape_report
+from .play import play
 from .precision import precision
 from .precision import report as precision_report
 from .schedules import report as schedules_report
@@ -57,6 +60,7 @@ __all__ = [
     "gradients",
     "housing",
     "landscape",
+    "play",
     "precision",
     "schedules",
     "sparse",
