@@ -324,3 +324,33 @@ def test_damaged_state_dicts(change, message):
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(saved)
     assert pickle.dumps(optimizer.state_dict()) == before
+
+
+# Rounded stochastically
+
+
+@pytest.mark.parametrize(
+    ("make", "state", "of_gradient"),
+    [(fastopt.SGD, "momentum_buffer", np.abs), (fastopt.Adagrad, "sum", np.square)],
+    ids=NAMES,
+)
+def test_the_mean_of_many_seeds_is_what_was_encoded(make, state, of_gradient):
+    """A number becomes one of its two neighbours, so often that the mean is the number; averages to 1 % of a code."""
+    options = {"momentum": 0.9} if make is fastopt.SGD else {}
+    gradient = np.geomspace(1.0, 1e-3, 4 * BLOCK, dtype=np.float32)
+    found = []
+    for seed in range(400):
+        given = {"state_dtype": "int8", "stochastic_rounding": True, "seed": seed, **EVERY_SIZE, **options}
+        optimizer = make(np.zeros_like(gradient), **given)
+        optimizer.step(gradient)
+        found.append(decode_states(optimizer)[0][state])
+    found, expected = np.array(found, np.float64), of_gradient(gradient.astype(np.float64))
+    nearest = codes.encode(expected.astype(np.float32), name_of(state))
+    below, above = (decoded(nearest[0] + np.array(step).astype(nearest[0].dtype), nearest[1]) for step in (-1, 1))
+    steps = above.astype(np.float64) - below
+    inner = (nearest[0] > 1) & (nearest[0] < np.iinfo(nearest[0].dtype).max)
+    assert (np.abs(found - expected) <= steps)[:, inner].all()
+    spread = found.std(axis=0) / np.sqrt(len(found))
+    error = np.abs(found.mean(axis=0) - expected)
+    assert (error <= 5 * spread + 0.01 * steps)[inner].all()
+    assert (spread > 0)[inner].mean() > 0.9

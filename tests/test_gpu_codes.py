@@ -19,9 +19,10 @@ KINDS = pytest.mark.parametrize(
     [
         (fastopt.AdamW, {}),
         (fastopt.Adagrad, {"initial_accumulator_value": 0.5}),
+        (fastopt.SGD, {"momentum": 0.9, "stochastic_rounding": True, "seed": 3}),
+        pytest.param(fastopt.AdamW, {"stochastic_rounding": True}, marks=pytest.mark.exhaustive),
         pytest.param(fastopt.AdamW, {"state_dtype": {"exp_avg": "int8"}}, marks=pytest.mark.exhaustive),
         pytest.param(fastopt.SGD, {"momentum": 0.9}, marks=pytest.mark.exhaustive),
-        pytest.param(fastopt.Adam, {"ema_decay": 0.9, "clip_value": 1.0}, marks=pytest.mark.exhaustive),
     ],
 )
 
