@@ -161,7 +161,7 @@ def add_compile(commands: Commands[argparse.ArgumentParser]) -> None:
             f"--{option}", action="store_true", help=f"for optimizers with this option, compile {needed}"
         )
     parser.add_argument(
-        "--state-dtype", choices=("bfloat16", "float16"), help="for optimizers with this option: of all states"
+        "--state-dtype", choices=("bfloat16", "float16", "int8"), help="for optimizers with this option: of all states"
     )
     parser.set_defaults(run=compile_kernels)
 
@@ -181,9 +181,13 @@ def compile_kernels(arguments: argparse.Namespace) -> int:
 
 def states_of_rules(dtype: str | None) -> dict[str, tuple[str, ...]]:
     """Return the dtypes of each rule's states, if they are not what kernels compute in."""
+    from .options import dtype_in_memory
     from .rules import RULES
 
-    return {name: () if dtype is None else (dtype,) * len(rule.states) for name, rule in RULES.items()}
+    return {
+        name: () if dtype is None else tuple(dtype_in_memory(state, dtype) for state in rule.states)
+        for name, rule in RULES.items()
+    }
 
 
 def compile_cuda(architecture: str, out: Path, stages: tuple[str, ...], stored: Mapping[str, tuple[str, ...]]) -> int:

@@ -152,6 +152,13 @@ STAGE_OPTIONS = {
 # Those of the storages: how numbers lie in memory and are rounded for it, fixed when the optimizer is made.
 STATE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 NEVER_NEGATIVE = {"sum", "square_avg", "exp_avg_sq", "max_exp_avg_sq"}  # states that have other codes in 8 bits
+
+
+def dtype_in_memory(state: str, dtype: str) -> str:
+    """Return the dtype that a state has where this one is asked for: codes of what is never negative have no sign."""
+    return "uint8" if dtype == "int8" and state in NEVER_NEGATIVE else dtype
+
+
 STORAGE_OPTIONS = {
     "state_dtype": Argument(
         "dtype, or dict of dtypes",

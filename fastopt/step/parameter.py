@@ -12,7 +12,7 @@ from typing import Any
 from ..kernels.dtypes import CODES, DTYPES
 from ..kernels.reader import Array
 from ..kernels.tables import STATES
-from ..options import ADDED_DEFAULTS, NEVER_NEGATIVE
+from ..options import ADDED_DEFAULTS, dtype_in_memory
 from ..rules import Rule
 from .codes import SCALES, constant
 from .group import GroupOptions
@@ -131,8 +131,7 @@ class Parameter(ABC):
             return self.master
         if asked is None or name == EMA or not self.is_as_asked:
             return default
-        dtype: str = asked if isinstance(asked, str) else asked.get(name, default)
-        return "uint8" if dtype == "int8" and name in NEVER_NEGATIVE else dtype
+        return dtype_in_memory(name, asked if isinstance(asked, str) else asked.get(name, default))
 
     @property
     def has_codes(self) -> bool:
