@@ -140,7 +140,7 @@ def too_many_kernels():
     )
 
 
-def kind_of(rule, dtype, stages, states, gradient, master, rounding):
+def kind_of(rule, dtype, stages, states, gradient="", master="", rounding=""):
     """Say what a kernel has beside its rule."""
     if rounding:
         return "random bits"
