@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ema_decay: Scheduled | None
         state_dtype: Any
         min_quantized_size: int
+        compress_state_dict: bool
         master_weights: bool | int
         stochastic_rounding: bool
         seed: int
@@ -43,6 +44,7 @@ ANNOTATIONS = {
     "skip_nonfinite": "bool",
     "state_dtype": "Any",
     "min_quantized_size": "int",
+    "compress_state_dict": "bool",
     "master_weights": "bool | int",
     "stochastic_rounding": "bool",
     "seed": "int",

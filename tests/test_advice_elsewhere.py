@@ -157,11 +157,14 @@ PROJECTS = {"sklearn": "scikit-learn", "PIL": "pillow", "cupy": "cupy-cuda", "cu
 def brought(requirements, extra):
     """Name the projects that an extra of a project brings; the base ones without an extra."""
     marked = f'extra == "{extra}"' if extra else ""
-    return [
-        re.match(r"[\w.-]+", each)[0].lower()
+    lines = [
+        each
         for each in importlib.metadata.requires(requirements) or ()
         if (marked in each if marked else "extra ==" not in each)
     ]
+    nested = [name for each in lines for name in re.findall(rf"^{requirements}\[([\w,]+)\]", each)]
+    own = [re.match(r"[\w.-]+", each)[0].lower() for each in lines]
+    return own + [project for names in nested for name in names.split(",") for project in brought(requirements, name)]
 
 
 def required(path):

@@ -146,7 +146,7 @@ def test_the_gil_is_released(threads, monkeypatch):
     """A step stays inside its kernel until another Python thread, which needs the GIL, opens the gate."""
     gates = np.zeros(2, np.int64)
     kernel = waiting_kernel(gates)
-    monkeypatch.setitem(cpu._kernels, ("sgd", "float32", (), ()), kernel)
+    monkeypatch.setitem(cpu._kernels, ("sgd", "float32", (), (), "", "", ""), kernel)
     fastopt.set_num_threads(threads)
     opt = fastopt.SGD(np.zeros(1_000_000, np.float32))
 

@@ -81,7 +81,14 @@ def test_the_worked_example_is_the_code():
     """What CONTRIBUTING shows of Lion's diff is in the files, unchanged, but for a docstring that it leaves out."""
     repository = Path(__file__).parents[1]
     page = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    places = ("fastopt/rules.py", "kernels/cpu.py", "kernels/rules.h", "bench/oracle.py", "fastopt/optimizers.py")
+    places = (
+        "fastopt/options.py",
+        "fastopt/rules.py",
+        "kernels/cpu.py",
+        "kernels/rules.h",
+        "bench/oracle.py",
+        "fastopt/optimizers.py",
+    )
     blocks = re.findall(r"^```diff\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     assert len(blocks) == len(places)
     for place, block in zip(places, blocks, strict=True):

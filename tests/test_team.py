@@ -152,7 +152,7 @@ def test_the_number_of_threads_is_torchs(monkeypatch):
     for threads in (1, 3, 2, 1):
         torch.set_num_threads(threads)
         spy = Spy(together=threads)
-        monkeypatch.setitem(cpu._kernels, ("sgd", "float32", (), ()), spy)
+        monkeypatch.setitem(cpu._kernels, ("sgd", "float32", (), (), "", "", ""), spy)
         p = Parameter(torch.zeros(1_000_000))
         optimizer = subject.SGD([p])
         for _ in range(4):
@@ -169,7 +169,7 @@ def test_the_number_of_threads_is_torchs(monkeypatch):
 def test_small_steps_stay_on_their_thread(monkeypatch):
     """They are done before a team would wake up."""
     spy = Spy()
-    monkeypatch.setitem(cpu._kernels, ("sgd", "float32", (), ()), spy)
+    monkeypatch.setitem(cpu._kernels, ("sgd", "float32", (), (), "", "", ""), spy)
     p = Parameter(torch.zeros(150_000))
     optimizer = subject.SGD([p])
     for _ in range(3):

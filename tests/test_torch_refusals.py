@@ -163,7 +163,6 @@ def test_flags_that_are_not_had_are_refused(name, option):
 
 BAD_GRADIENTS = {
     "dtype": lambda p: torch.ones(p.shape, dtype=torch.float64),
-    "half": lambda p: torch.ones(p.shape, dtype=torch.bfloat16),
     "integers": lambda p: torch.ones(p.shape, dtype=torch.int64),
     "complex": lambda p: torch.ones(p.shape, dtype=torch.complex64),
     "shape": lambda p: torch.ones(17, 1),
