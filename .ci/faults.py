@@ -1574,8 +1574,8 @@ STORAGES = (
     Mutant(
         "pieces of a run begin with its first scale",
         "kernels/cpu.py",
-        "scale = scales[(start + first) // BLOCK]",
-        "scale = scales[first // BLOCK]",
+        "numbers[first:], scales[(start + first) // BLOCK], BLOCK)",
+        "numbers[first:], scales[first // BLOCK], BLOCK)",
         ("tests/test_codes.py",),
         only="steps_are and momentum",
     ),
