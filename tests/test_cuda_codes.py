@@ -81,7 +81,10 @@ class Case:
             results = [numbers.astype(np.float32) for numbers in self.plain.states]
         for array, scales, numbers, state in zip(self.ours.states, self.ours.scales, results, self.states, strict=True):
             want, want_scales = coded(numbers, state)
-            np.testing.assert_array_equal(array, want)
+            if state in CODES:
+                np.testing.assert_array_equal(array, want)
+            else:  # there are many NaNs in 16 bits
+                np.testing.assert_array_equal(meant(array, state), meant(want, state))
             if scales is not None:
                 np.testing.assert_array_equal(scales.view(np.uint32), want_scales.view(np.uint32))
 
