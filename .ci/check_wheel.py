@@ -10,7 +10,7 @@ def problems(names: list[str]) -> list[str]:
     wanted += [f"lab/play/assets/page.{suffix}" for suffix in ("html", "css")] + ["lab/play/assets/play.js"]
     wanted += ["kernels/vectors.h", "kernels/fastopt-config.cmake", "kernels/fastopt-config-version.cmake"]
     wanted += [f"kernels/{name}" for name in ("cpu.py", "schedules.py", "rules.h", "schedules.h", "fastopt.h")]
-    wanted += [f"kernels/{name}" for name in ("cuda.py", "fused.cu", "advance.cu", "tables.h", "graphs.py")]
+    wanted += [f"kernels/{name}" for name in ("cuda.py", "fused.cu", "advance.cu", "codes.h", "tables.h", "graphs.py")]
     found = [f"fastopt/{name} is missing" for name in wanted if f"fastopt/{name}" not in names]
     if not any(name.startswith("fastopt/kernels/_pool.") for name in names):
         found.append("the extension was not built: fastopt/kernels/_pool.* is missing")
