@@ -65,8 +65,10 @@ CODED = [
     for size in cuda.SIZES
     for stages in ((), STAGES)
 ]
-# The same, rounded stochastically, and with masters.
-RANDOM += [(rule, "float32", cuda.SIZES[0], (), kinds[0], "", "", "stochastic") for rule, kinds in OF_CODES.items()]
+# The same, rounded stochastically.
+RANDOM_CODES = [
+    (rule, "float32", cuda.SIZES[0], (), kinds[0], "", "", "stochastic") for rule, kinds in OF_CODES.items()
+]
 # Kernels with masters, and with gradients of another dtype.
 MASTERS = {"bfloat16": ("int16", "int8"), "float16": ("float32",)}
 OTHERS = [
@@ -79,8 +81,8 @@ OTHERS = [
     for stages in ((), ("average",), ("value", "zero"))
 ]
 OTHERS += [("adamw", "bfloat16", cuda.SIZES[0], (), ("int8", "uint8"), "", "int8")]
-UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM, *CODED, *OTHERS)}
-WITH_CODES = {cuda.kernel_name(*kind) for kind in (*CODED, *RANDOM, *OTHERS) if {"int8", "uint8"} & {*kind[4]}}
+UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM, *CODED, *RANDOM_CODES, *OTHERS)}
+WITH_CODES = {cuda.kernel_name(*kind) for kind in (*CODED, *RANDOM_CODES, *OTHERS) if {"int8", "uint8"} & {*kind[4]}}
 PLAIN = [name for name, (_, _, _, *more) in UPDATES.items() if not any(more)]
 NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
 SIZES = {name: size for name, (_, _, size, *_) in UPDATES.items()}  # of arguments, in bytes
