@@ -181,6 +181,7 @@ def test_combinations_are_in_the_order_in_which_the_page_counts():
     assert noisy[1]["noise"] == LESSONS["bouncing"].grid["noise"][1]
 
 
+@pytest.mark.exhaustive
 def test_the_exported_page_needs_nothing_else(tmp_path, monkeypatch, capsys):
     """One file with plotly.js, and a path for each combination; here of two lessons."""
     monkeypatch.setattr(export, "LESSONS", {name: LESSONS[name] for name in ("stuck", "homing")})
