@@ -1558,8 +1558,8 @@ STORAGES = (
     Mutant(
         "a positive square may become 0",
         "kernels/cpu.py",
-        "    return np.uint8(max(c, np.int32(x > 0)))\n",
-        "    return np.uint8(c)\n",
+        "            max(code_of_share(x * inverse, UNSIGNED, noise), min(np.int32(bits(x)), np.int32(1)))\n",
+        "            code_of_share(x * inverse, UNSIGNED, noise)\n",
         ("tests/test_codes.py",),
         only="positive_square",
     ),
@@ -1574,8 +1574,8 @@ STORAGES = (
     Mutant(
         "pieces of a run begin with its first scale",
         "kernels/cpu.py",
-        "numbers[first:], scales[(start + first) // BLOCK], BLOCK)",
-        "numbers[first:], scales[first // BLOCK], BLOCK)",
+        "decode_block(codes, at, numbers, first, scales.flat[at // BLOCK], BLOCK)",
+        "decode_block(codes, at, numbers, first, scales.flat[first // BLOCK], BLOCK)",
         ("tests/test_codes.py",),
         only="steps_are and momentum",
     ),
@@ -1662,8 +1662,8 @@ STORAGES = (
     Mutant(
         "a positive square becomes 0 on a GPU",
         "kernels/codes.h",
-        "c == 0 && x > 0 ? 1 : c",
-        "c",
+        "code == 0 && x > 0 ? 1 : code",
+        "code",
         ("tests/test_cuda_codes.py",),
         only="extreme and adagrad",
     ),

@@ -1,7 +1,7 @@
 """Codes of 8 bits for the states of optimizers, in blocks with a scale each.
 
 A number divided by the largest magnitude of its block, from 0 to 1, becomes a code: averages have
-127 and a sign; squares, which are never negative, have 255. These are the formulas in float64, for comparison:
+up to 127 and a sign; squares, which are never negative, have 255. These are the formulas in float64, for comparison:
 `codes_study.py` measures what each of them rounds away, `codes_loops.py` how long it takes in float32.
 """
 
@@ -38,6 +38,28 @@ def softsign(last: int) -> Code:
     return Code(last, lambda x: 2 * last * x / (1 + x), lambda code: code / (2 * last - code))
 
 
+def above_bias(last: int, fraction: int, bias: float) -> Code:
+    """The codes are even in the bits of a float: one with so many bits of fraction, of the number plus a bias.
+
+    They are even up to the bias, and above it each power of two has as many. `last` is the code of 1.
+    """
+
+    def place(number: Array) -> Array:
+        mantissa, exponent = np.frexp(number + bias)
+        found: Array = (exponent + 2 * mantissa - 1) * 2.0**fraction
+        return found
+
+    zero, one = place(np.zeros(())), place(np.ones(()))
+    stretch = (one - zero) / last  # 1, but for the bias, which a float32 loses beside 1
+
+    def decode(code: Array) -> Array:
+        exponent, mantissa = np.divmod((stretch * code + zero) / 2.0**fraction, 1.0)
+        number: Array = np.ldexp((1 + mantissa) / 2, exponent.astype(int)) - bias
+        return number
+
+    return Code(last, lambda x: (place(x) - zero) / stretch, decode)
+
+
 def nearest_in(table: Array) -> Code:
     """The codes are places in a sorted table, from 0 to 1."""
     places = np.arange(len(table), dtype=np.float64)
@@ -70,6 +92,7 @@ OF_AVERAGES = {
     "linear": power(SIGNED, 1),
     "root": power(SIGNED, 2),
     "softsign": softsign(SIGNED),
+    "float above a bias": above_bias(SIGNED - 1, 6, 22 / 64),
     "dynamic map": nearest_in(dynamic_map(SIGNED)),
     "float, 3 bits of exponent": nearest_in(float_map(3, 4)),
 }
@@ -78,6 +101,7 @@ OF_SQUARES = {
     "root": power(UNSIGNED, 2),
     "fourth root": power(UNSIGNED, 4),
     "softsign": softsign(UNSIGNED),
+    "float above a bias": above_bias(UNSIGNED, 3, 1.125 * 2.0**-32),
     "dynamic map": nearest_in(dynamic_map(UNSIGNED)),
     "float, 5 bits of exponent": nearest_in(float_map(5, 3)),
 }

@@ -71,6 +71,24 @@ def softsign(last: int) -> Pair:
     return encode, decode
 
 
+def above_bias(fraction: int, bias: float) -> Pair:
+    """The bits of a float: adding and shifting."""
+    offset, bits, cut, most = f4(bias), f4(bias).view(np.uint32), np.uint32(23 - fraction), np.int32(UNSIGNED)
+    less_half = np.uint32(bits - (1 << (22 - fraction)))
+
+    @inner
+    def encode(magnitude: Any, scale: Any) -> Any:
+        number = magnitude * (f4(1) / scale) + offset
+        # casts, since Numba would compute in 64 bits
+        return min(np.int32(np.uint32(f4(number).view(np.uint32) - less_half) >> cut), most)
+
+    @inner
+    def decode(code: Any, scale: Any) -> Any:
+        return (np.uint32(np.uint32(np.uint32(code) << cut) + bits).view(f4) - offset) * scale
+
+    return encode, decode
+
+
 def looked_up(table: Array) -> Pair:
     """A table, in which the nearest number is found by halving."""
     numbers, middles = table.astype(f4), np.full(256, np.inf, f4)
@@ -97,6 +115,7 @@ def pair(name: str, last: int) -> Pair:
         "root": lambda: power(last, 2),
         "fourth root": lambda: power(last, 4),
         "softsign": lambda: softsign(last),
+        "float above a bias": lambda: above_bias(6, 22 / 64) if last == SIGNED else above_bias(3, 1.125 * 2.0**-32),
         "dynamic map": lambda: looked_up(dynamic_map(last)),
         "float, 3 bits of exponent": lambda: looked_up(float_map(3, 4)),
         "float, 5 bits of exponent": lambda: looked_up(float_map(5, 3)),
@@ -112,11 +131,11 @@ def of_code(name: str, signed: bool) -> Callable[..., None]:
         state = np.empty(BLOCK, f4)
         bits = state.view(np.int32)
         for block in range(scales.size):
-            code, grad, scale = codes[block * BLOCK :], grads[block * BLOCK :], scales[block]
+            at, scale = block * BLOCK, scales.flat[block]  # no slices, which would be counted
             for i in range(BLOCK):
-                magnitude = decode(abs(np.int32(code[i])), scale)
-                number = -magnitude if code[i] < 0 else magnitude
-                state[i] = keep * number + grad[i]
+                code = np.int32(codes.flat[at + i])
+                magnitude = decode(abs(code), scale)
+                state[i] = keep * (-magnitude if code < 0 else magnitude) + grads.flat[at + i]
             largest = np.int32(FLOOR)
             for i in range(BLOCK):
                 largest = max(largest, bits[i] & np.int32(MAGNITUDE))
@@ -124,10 +143,10 @@ def of_code(name: str, signed: bool) -> Callable[..., None]:
             for i in range(BLOCK):
                 found = encode(abs(state[i]), scale)
                 if signed:
-                    code[i] = -found if state[i] < 0 else found
+                    codes.flat[at + i] = -found if state[i] < 0 else found
                 else:
-                    code[i] = max(found, np.int32(1)) if bits[i] > 0 else found
-            scales[block] = scale
+                    codes.flat[at + i] = max(found, min(bits[i], np.int32(1)))
+            scales.flat[block] = scale
 
     made: Callable[..., None] = loop
     return made

@@ -124,6 +124,6 @@ def tables(study: Study) -> Iterator[str]:
     yield ""
     yield from markdown_table(squares(study["squares"]), 1)
     yield ""
-    yield "All states by softsign and fourth root, in blocks of 64; averages are rounded to nearest:"
+    yield "All states by floats above a bias, in blocks of 64; averages are rounded to nearest:"
     yield ""
     yield from markdown_table(rules(study["rules"]), 1)

@@ -37,9 +37,9 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "adam_amsgrad": ADAM,
     "lion": {"lr": 0.003},
 }
-AVERAGE = Storage(OF_AVERAGES["softsign"])  # what is chosen
-SQUARE = Storage(OF_SQUARES["fourth root"], least=1)
-UNBIASED = Storage(OF_SQUARES["fourth root"], rounding=stochastically, least=1)
+AVERAGE = Storage(OF_AVERAGES["float above a bias"])  # what is chosen
+SQUARE = Storage(OF_SQUARES["float above a bias"], least=1)
+UNBIASED = Storage(OF_SQUARES["float above a bias"], rounding=stochastically, least=1)
 CHOSEN: Mapping[str, Mapping[str, Sequence[Any]]] = {  # rule -> rounding of squares -> how each state is stored
     "momentum": {"to nearest": (AVERAGE,)},
     "adagrad": {"to nearest": (SQUARE,), "stochastically": (UNBIASED,)},

@@ -16,7 +16,7 @@ from .checks import RESUMABLE, Count, nested_too_deeply, plain, unwrapped
 from .containers import ParamTree
 from .groups import ParamGroup
 from .kernels.reader import Array
-from .options import ADDED_OPTIONS, HYPERPARAMETERS, NOTHING, STORAGE_OPTIONS, check
+from .options import ADDED_OPTIONS, HYPERPARAMETERS, NOTHING, STORAGE_OPTIONS, check, rounding_by_default
 from .rules import CARRIED, Family
 from .staged import Staged, options_in_use
 from .step.codes import SCALES
@@ -92,7 +92,8 @@ class Optimizer(Staged):
         options = {name: value for name, value in given.items() if name != "params"}
         if unknown := [name for name in options if name not in self._defaults and name not in ADDED_OPTIONS]:
             raise ValueError(f"unknown option {unknown[0]!r}; {type(self).__name__} has {', '.join(self._defaults)}")
-        group = ParamGroup(len(groups), {**self._defaults, **options})
+        entries = {**self._defaults, **options}
+        group = ParamGroup(len(groups), {**entries, **rounding_by_default(self._family.states, entries)})
         self._family.choose(group.entries)
         group.tree = ParamTree(given["params"], sum(other.tree.numbers for other in groups))
         taken = {parameter.key for parameter in parameters}

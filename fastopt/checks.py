@@ -72,9 +72,9 @@ class Number:
 class OrNone:
     """None, or what another check allows."""
 
-    item: Number
+    item: Number | Flag
 
-    def check(self, name: str, value: Any) -> float | None:
+    def check(self, name: str, value: Any) -> Any:
         """Return None or the checked value, or raise an error that names it."""
         return None if unwrapped(value) is None else self.item.check(name, value)
 

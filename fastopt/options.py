@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -190,12 +190,14 @@ STORAGE_OPTIONS = {
         check=MasterBits(),
     ),
     "stochastic_rounding": Argument(
-        "bool",
+        "bool or None",
         "Round what lies in 16 or 8 bits, parameters and states, up or down at random, such that the number before is "
         "the mean, and not to nearest: steps that are too small for it add up all the same. Float32 and float64 stay "
         "as they are. The random bits come from ``seed``, the count of steps, the parameter's place among all, and the "
-        "element's: they are the same on CPU and GPU, on any number of threads, and when a checkpoint is resumed.",
-        check=Flag(),
+        "element's: they are the same on CPU and GPU, on any number of threads, and when a checkpoint is resumed. By "
+        "default a group has it whose ``state_dtype`` puts sums or averages of squares in bfloat16 or 8 bits, where "
+        "what comes to them in one step is mostly too small for rounding to nearest.",
+        check=OrNone(Flag()),
     ),
     "seed": Argument(
         "int",
@@ -213,7 +215,7 @@ STORAGE_DEFAULTS: dict[str, Any] = {
     "min_quantized_size": 4096,
     "compress_state_dict": True,
     "master_weights": False,
-    "stochastic_rounding": False,
+    "stochastic_rounding": None,
     "seed": 0,
 }
 ADDED_DEFAULTS = {**STAGE_DEFAULTS, **STORAGE_DEFAULTS}
@@ -225,6 +227,19 @@ SCHEDULABLE = tuple(  # functions of the step
     name for name, option in {**OPTIONS, **ADDED_OPTIONS}.items() if option.scheduled is not None
 )
 PAIRS = tuple(name for name, check in HYPERPARAMETERS.items() if isinstance(check, Betas))  # each number may be one
+
+
+def rounding_by_default(states: Iterable[str], options: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the rounding of a group that has these options, where they leave it open and it has to be stochastic.
+
+    ``states`` are those of the optimizer's rules.
+    """
+    asked = check("state_dtype", options.get("state_dtype"))
+    if asked is None or options.get("stochastic_rounding") is not None:
+        return {}
+    dtypes = asked if isinstance(asked, dict) else dict.fromkeys(states, asked)
+    losing = any(dtypes.get(name) in ("bfloat16", "int8") for name in NEVER_NEGATIVE.intersection(states))
+    return {"stochastic_rounding": True} if losing else {}
 
 
 def is_scheduled(name: str, value: Any) -> bool:

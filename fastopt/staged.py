@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         min_quantized_size: int
         compress_state_dict: bool
         master_weights: bool | int
-        stochastic_rounding: bool
+        stochastic_rounding: bool | None
         seed: int
 
 
@@ -46,7 +46,7 @@ ANNOTATIONS = {
     "min_quantized_size": "int",
     "compress_state_dict": "bool",
     "master_weights": "bool | int",
-    "stochastic_rounding": "bool",
+    "stochastic_rounding": "bool | None",
     "seed": "int",
 }
 

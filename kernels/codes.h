@@ -10,11 +10,16 @@
 namespace fastopt {
 namespace cuda {
 
-// Of numbers with a sign, and of those that are never negative.
+// Of numbers with a sign, and of those that are never negative; each with its bias, the bits that are cut off, and the
+// last code.
 struct Signed {
+    static constexpr float bias = 22.0f / 64.0f;
+    static constexpr unsigned bits_of_bias = 0x3EB00000, cut = 17, last = 126;
     signed char code;
 };
 struct Unsigned {
+    static constexpr float bias = 1.125f * 0x1p-32f;
+    static constexpr unsigned bits_of_bias = 0x2F900000, cut = 20, last = 255;
     unsigned char code;
 };
 
@@ -37,52 +42,39 @@ struct HasCodes<States<S...>> {
     static constexpr bool value = (false || ... || IsCode<S>::value);
 };
 
-constexpr unsigned smallest_scale = 0x10800000, largest_scale = 0x7B000000, no_scale = 0x7FC00000;
-constexpr float steps = 255.0f * 255.0f * 255.0f * 255.0f;  // from 0 to the scale, the code being a fourth root
+constexpr unsigned smallest_scale = 0x12800000, largest_scale = 0x7B000000, no_scale = 0x7FC00000;
+constexpr unsigned half = 0x8000;  // the noise that rounds to nearest
 
-// The last product is not to be contracted with a sum in the rule: the bits are those of the CPU.
-__device__ inline float decoded(Signed stored, float scale) {
-    float c = stored.code;
-    return __fmul_rn(scale, c / (254.0f - fabsf(c)));
-}
-__device__ inline float decoded(Unsigned stored, float scale) {
-    float c = stored.code, square = c * c;
-    return __fmul_rn(square * square, scale / steps);
-}
-
-// The noise goes from 0 up to 1; a half rounds to nearest.
-__device__ inline void encode(float x, float scale, float noise, Signed &stored) {
-    float size = fabsf(x), t = 254.0f * size / (scale + size);
-    int c = static_cast<int>((t < 127.0f ? t : 127.0f) + noise);  // NaN, too
-    if (c > 127) c = 127;
-    stored.code = static_cast<signed char>(x < 0 ? -c : c);
-}
-__device__ inline void keep(float x, int c, Unsigned &stored) {
-    stored.code = static_cast<unsigned char>(c == 0 && x > 0 ? 1 : c);  // steps are divided by its root
-}
-__device__ inline void encode_to_nearest(float x, float scale, Unsigned &stored) {
-    float t = sqrtf(sqrtf(x * (steps / scale)));
-    keep(x, static_cast<int>((t < 255.0f ? t : 255.0f) + 0.5f), stored);
-}
-// Rounds up with the probability that makes x the mean of what is stored.
-__device__ inline void encode(float x, float scale, float noise, Unsigned &stored) {
-    float y = sqrtf(x * (steps / scale)), root = sqrtf(y), t = root < 255.0f ? root : 255.0f;
-    int c = static_cast<int>(t);
-    float low = static_cast<float>(c), width = static_cast<float>((2 * c + 1) * (2 * c * (c + 1) + 1));
-    if (noise * width < (t - low) * (t + low) * (y + low * low) && c < 255) ++c;
-    keep(x, c, stored);
-}
-
-// The same for lane k of what goes to a place, as it is rounded.
-__device__ inline void encode(float x, float scale, const ToNearest &, int, int, Signed &stored) {
-    encode(x, scale, 0.5f, stored);
-}
-__device__ inline void encode(float x, float scale, const ToNearest &, int, int, Unsigned &stored) {
-    encode_to_nearest(x, scale, stored);
-}
+// Products are not to be contracted with a sum, here or in the rule: the bits are those of the CPU.
 template <typename S>
-__device__ inline void encode(float x, float scale, const Stochastically &rounding, int place, int k, S &stored) {
-    encode(x, scale, static_cast<float>(rounding.noise(place, k)) * 0x1p-16f, stored);
+__device__ inline float decoded_size(unsigned code, float scale) {
+    return __fmul_rn(scale, bit_cast<float>((code << S::cut) + S::bits_of_bias) - S::bias);
+}
+__device__ inline float decoded(Signed stored, float scale) {
+    float size = decoded_size<Signed>(stored.code < 0 ? -stored.code : stored.code, scale);
+    return stored.code < 0 ? -size : size;
+}
+__device__ inline float decoded(Unsigned stored, float scale) { return decoded_size<Unsigned>(stored.code, scale); }
+
+template <typename S>
+__device__ inline unsigned encoded_size(float size, float inverse, unsigned noise) {
+    unsigned above = bit_cast<unsigned>(__fmul_rn(size, inverse) + S::bias) - S::bits_of_bias;
+    unsigned code = (above + (noise << (S::cut - 16))) >> S::cut;
+    return code < S::last ? code : S::last;  // of NaN, the last
+}
+__device__ inline void encode(float x, float inverse, unsigned noise, Signed &stored) {
+    int code = encoded_size<Signed>(fabsf(x), inverse, noise);
+    stored.code = static_cast<signed char>(x < 0 ? -code : code);
+}
+__device__ inline void encode(float x, float inverse, unsigned noise, Unsigned &stored) {
+    unsigned code = encoded_size<Unsigned>(x, inverse, noise);
+    stored.code = static_cast<unsigned char>(code == 0 && x > 0 ? 1 : code);  // steps are divided by its root
+}
+
+// The noise for lane k of what goes to a place, as it is rounded.
+__device__ inline unsigned noise_or_half(const ToNearest &, int, int) { return half; }
+__device__ inline unsigned noise_or_half(const Stochastically &rounding, int place, int k) {
+    return rounding.noise(place, k);
 }
 
 __device__ inline unsigned larger(unsigned a, unsigned b) { return a > b ? a : b; }
@@ -183,7 +175,8 @@ private:
         }
         float scale = scale_of<N>(largest);
         if (share.at % FASTOPT_BLOCK == 0 && share.count > 0) scales[share.at / FASTOPT_BLOCK] = scale;
-        for (int k = 0; k < N; ++k) encode(numbers[k], scale, rounding, place, k, stored.lane[k]);
+        float inverse = 1.0f / scale;
+        for (int k = 0; k < N; ++k) encode(numbers[k], inverse, noise_or_half(rounding, place, k), stored.lane[k]);
     }
 };
 

@@ -53,6 +53,9 @@ compiled = njit(error_model="numpy")
 inner: Any = njit(  # type: ignore[call-overload]  # whose stubs lack the last two
     error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
 )
+inlined: Any = njit(  # type: ignore[call-overload]
+    error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 
 STATES_OF: dict = {}  # name of a rule -> how many states it has
 FUNCTIONS: list = []  # the rules' functions, in the same order
@@ -527,60 +530,35 @@ def with_float16(x):
 MASTERS = {types.int16: (joined_16, split_16), types.int8: (joined_8, split_8), types.float32: (current, with_float16)}
 
 
-# Codes: a state in 8 bits, in blocks with a scale each, the block's largest magnitude. A block that has NaN, infinity
-# or more than 2**119 has NaN for its scale; with the smallest scale, nothing in the arithmetic is subnormal. No sum
-# follows a product that is not exact, so that a compiler that contracts the two gives the same bits. docs/benchmarks.md
+# Codes: a state in 8 bits, in blocks with a scale each, the block's largest magnitude. A number's share of the scale,
+# from 0 to 1, plus a bias is a float32; its code is how far the first bits of that lie above those of the bias. So
+# codes are even up to the bias, and above it each power of two has as many. That takes additions and shifts, and no
+# division; between two codes the bits are even, so that noise added to them rounds without bias. docs/benchmarks.md
 # compares these codes with others.
+#
+# A block that has NaN, infinity or more than 2**119 has NaN for its scale; with the smallest scale, no number that a
+# code stands for is subnormal.
 
-SMALLEST_SCALE, LARGEST_SCALE, NO_SCALE = np.uint32(0x10800000), np.uint32(0x7B000000), np.uint32(0x7FC00000)
-UNIT = np.float32(2.0**-16)  # of the noise
-STEPS = np.float32(255.0**4)  # from 0 to the scale, the code being a fourth root
-
-
-@inner
-def signed_number(code, scale):
-    """Decode an average: softsign's inverse, which has the finest steps around 0."""
-    c = np.float32(code)
-    return scale * (c / (np.float32(254) - abs(c)))
+SMALLEST_SCALE, LARGEST_SCALE, NO_SCALE = np.uint32(0x12800000), np.uint32(0x7B000000), np.uint32(0x7FC00000)
+# Bias, bits that are cut off, and the last code, which is the scale itself: of averages, and of what is never negative.
+SIGNED = np.float32(22 / 64), np.uint32(17), np.int32(126)
+UNSIGNED = np.float32(1.125 * 2.0**-32), np.uint32(20), np.int32(255)
+HALF = np.uint32(0x8000)  # the noise that rounds to nearest
 
 
 @inner
-def signed_code(x, scale, noise):
-    """Encode an average as -127 to 127; noise of a half rounds to nearest."""
-    size = abs(x)
-    t = np.float32(254) * size / (scale + size)
-    c = np.int32((t if t < np.float32(127) else np.float32(127)) + noise)
-    c = min(c, np.int32(127))
-    return np.int8(-c if x < 0 else c)
+def share_of(code, kind):
+    """Decode 0 or more, as a share of the scale."""
+    bias, cut, _ = kind
+    return from_bits(np.uint32(np.uint32(code << cut) + bits(bias))) - bias
 
 
 @inner
-def unsigned_number(code, scale):
-    """Decode what is never negative: the fourth power."""
-    c = np.float32(code)
-    square = c * c
-    return square * square * (scale / STEPS)
-
-
-@inner
-def unsigned_code(x, scale):
-    """Encode what is never negative as 0 to 255; what is positive as 1 at least, since its root is divided by."""
-    t = np.sqrt(np.sqrt(x * (STEPS / scale)))
-    c = np.int32((t if t < np.float32(255) else np.float32(255)) + np.float32(0.5))
-    return np.uint8(max(c, np.int32(x > 0)))
-
-
-@inner
-def unsigned_code_by(x, scale, noise):
-    """The same, rounded up with the probability that makes x the mean of what is stored."""
-    y = np.sqrt(x * (STEPS / scale))
-    root = np.sqrt(y)
-    t = root if root < np.float32(255) else np.float32(255)
-    c = np.int32(t)
-    low, one, two = np.float32(c), np.float32(1), np.float32(2)
-    width = (two * low + one) * (two * low * (low + one) + one)  # from c**4 to (c + 1)**4; in integers it takes longer
-    up = np.int32(1) if noise * width < (t - low) * (t + low) * (y + low * low) else np.int32(0)
-    return np.uint8(min(max(np.int32(c + up), np.int32(x > 0)), np.int32(255)))
+def code_of_share(share, kind, noise):
+    """Encode a share of the scale, with 16 bits of noise."""
+    bias, cut, last = kind
+    above = np.uint32(bits(share + bias) - bits(bias))
+    return min(np.int32(np.uint32(above + np.uint32(noise << np.uint32(cut - 16))) >> cut), last)  # of NaN, the last
 
 
 def number_of_code(code, scale):
@@ -590,31 +568,48 @@ def number_of_code(code, scale):
 
 @overload(number_of_code)
 def _number_of_code(code, scale):
-    function = signed_number if code == types.int8 else unsigned_number
-    return lambda code, scale: function(code, scale)
+    if code == types.uint8:
+        return lambda code, scale: scale * share_of(np.uint32(code), UNSIGNED)
+
+    def signed(code, scale):
+        size = scale * share_of(np.uint32(abs(np.int32(code))), SIGNED)
+        return -size if code < 0 else size
+
+    return signed
 
 
-def code_of(x, scale, codes, place, i, random):
-    """Encode a number for an array of codes; `narrow` says what place and random are."""
+def code_of(x, inverse, codes, noise):
+    """Encode a number for an array of codes; `_code_of` has the code for each type.
+
+    What is positive is at least 1 where codes have no sign, since steps are divided by its root.
+    """
     raise TypeError("code_of() exists in compiled code only")
 
 
 @overload(code_of)
-def _code_of(x, scale, codes, place, i, random):
-    nearest = isinstance(random, types.NoneType)
-    if codes.dtype == types.int8 and nearest:
-        return lambda x, scale, codes, place, i, random: signed_code(x, scale, np.float32(0.5))
-    if codes.dtype == types.int8:
-        return lambda x, scale, codes, place, i, random: signed_code(x, scale, fraction_of(place, i, random))
-    if nearest:
-        return lambda x, scale, codes, place, i, random: unsigned_code(x, scale)
-    return lambda x, scale, codes, place, i, random: unsigned_code_by(x, scale, fraction_of(place, i, random))
+def _code_of(x, inverse, codes, noise):
+    if codes.dtype == types.uint8:
+        return lambda x, inverse, codes, noise: np.uint8(
+            max(code_of_share(x * inverse, UNSIGNED, noise), min(np.int32(bits(x)), np.int32(1)))
+        )
+
+    def signed(x, inverse, codes, noise):
+        code = code_of_share(abs(x) * inverse, SIGNED, noise)
+        return np.int8(-code if x < 0 else code)
+
+    return signed
 
 
-@inner
-def fraction_of(place, i, random):
-    """The noise as a fraction, from 0 up to but not including 1."""
-    return np.float32(np.int32(noise_of(place, i, random))) * UNIT
+def noise_or_half(place, i, random):
+    """Return the noise of an element, as `noise_of` does, or what rounds to nearest."""
+    raise TypeError("noise_or_half() exists in compiled code only")
+
+
+@overload(noise_or_half)
+def _noise_or_half(place, i, random):
+    if isinstance(random, types.NoneType):
+        return lambda place, i, random: HALF
+    return lambda place, i, random: noise_of(place, i, random)
 
 
 def from_element(random, start):
@@ -629,25 +624,27 @@ def _from_element(random, start):
     return lambda random, start: (random[0], random[1], np.uint32(random[2] + np.uint32(start)))
 
 
-@inner
-def decode_block(codes, numbers, scale, size):
+# A block is a place in an array and not a slice of it, for which Numba would count references: that took six times as
+# long as the arithmetic. Whole blocks have a constant length: with a variable one, steps took more than twice as long.
+
+
+@inlined
+def decode_block(codes, at, numbers, first, scale, size):
     for i in range(size):
-        numbers[i] = number_of_code(codes[i], scale)
+        numbers.flat[first + i] = number_of_code(codes.flat[at + i], scale)
 
 
-@inner
-def encode_block(codes, numbers, size, place, random):
+@inlined
+def encode_block(codes, at, numbers, first, size, place, random):
     """Encode one block, and return its scale."""
     largest = SMALLEST_SCALE
     for i in range(size):  # an integer maximum, which vectorises; one of floats does not, for the sake of NaN
-        largest = max(largest, np.uint32(bits(numbers[i]) & 0x7FFFFFFF))
+        largest = max(largest, np.uint32(bits(numbers.flat[first + i]) & 0x7FFFFFFF))
     scale = from_bits(NO_SCALE if largest > LARGEST_SCALE else largest)
+    inverse, mine = np.float32(1) / scale, from_element(random, at)
     for i in range(size):
-        codes[i] = code_of(numbers[i], scale, codes, place, i, random)
+        codes.flat[at + i] = code_of(numbers.flat[first + i], inverse, codes, noise_or_half(place, i, mine))
     return scale
-
-
-# Whole blocks have a constant length: with a variable one, steps took more than twice as long.
 
 
 @inner
@@ -655,10 +652,11 @@ def decode(codes, scales, numbers, start):
     """Decode so many elements as there are numbers, from one that begins a block."""
     whole = numbers.size - numbers.size % BLOCK
     for first in range(0, whole, BLOCK):
-        decode_block(codes[start + first :], numbers[first:], scales[(start + first) // BLOCK], BLOCK)
+        at = start + first
+        decode_block(codes, at, numbers, first, scales.flat[at // BLOCK], BLOCK)
     if whole < numbers.size:
-        scale = scales[(start + whole) // BLOCK]
-        decode_block(codes[start + whole :], numbers[whole:], scale, numbers.size - whole)
+        at = start + whole
+        decode_block(codes, at, numbers, whole, scales.flat[at // BLOCK], numbers.size - whole)
 
 
 @inner
@@ -667,10 +665,10 @@ def encode(codes, scales, numbers, start, place, random):
     whole = numbers.size - numbers.size % BLOCK
     for first in range(0, whole, BLOCK):
         at = start + first
-        scales[at // BLOCK] = encode_block(codes[at:], numbers[first:], BLOCK, place, from_element(random, at))
+        scales.flat[at // BLOCK] = encode_block(codes, at, numbers, first, BLOCK, place, random)
     if whole < numbers.size:
-        at, size = start + whole, numbers.size - whole
-        scales[at // BLOCK] = encode_block(codes[at:], numbers[whole:], size, place, from_element(random, at))
+        at = start + whole
+        scales.flat[at // BLOCK] = encode_block(codes, at, numbers, whole, numbers.size - whole, place, random)
 
 
 # The loop exists once, for any number of states: `each` unrolls what is done with each of them. Overloads that recurse

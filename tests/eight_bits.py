@@ -3,7 +3,11 @@
 import numpy as np
 
 BLOCK = 64
-SMALLEST, LARGEST = np.float32(2.0**-94), np.float32(2.0**119)
+SMALLEST, LARGEST = np.float32(2.0**-90), np.float32(2.0**119)
+KINDS = {
+    "int8": (np.float32(0.34375), 6, 126),
+    "uint8": (np.float32(1.125 * 2.0**-32), 3, 255),
+}  # bias, bits, last code
 SQUARES = {"sum", "square_avg", "exp_avg_sq", "max_exp_avg_sq"}
 
 
@@ -26,28 +30,36 @@ def scales_of(x):
     return np.where(largest <= LARGEST, np.maximum(largest, SMALLEST), np.float32(np.nan)).astype(np.float32)
 
 
+def places(t, fraction):
+    """How many numbers with so many bits of fraction lie below these, but for a constant."""
+    mantissa, exponent = np.frexp(t.astype(np.float64))
+    return (exponent + (2 * mantissa - 1)) * 2.0**fraction
+
+
+def at_places(places, fraction):
+    """The numbers at such places."""
+    exponent = np.floor(places / 2.0**fraction)
+    return np.ldexp((1 + places / 2.0**fraction - exponent) / 2, exponent.astype(int)).astype(np.float32)
+
+
 def encoded(x, name):
     """Codes and scales of numbers in storage order."""
     rows, scales = blocks_of(x), scales_of(x)
-    scale = scales[:, None]
+    bias, fraction, last = KINDS[name]
     with np.errstate(all="ignore"):
-        if name == "int8":
-            t = np.float32(254) * np.abs(rows) / (scale + np.abs(rows))
-            codes = np.floor(np.where(t < 127, t, np.float32(127)) + np.float32(0.5))
-            codes = np.where(rows < 0, -codes, codes)
-        else:
-            t = np.sqrt(np.sqrt(rows * (np.float32(255.0**4) / scale)))
-            codes = np.floor(np.where(t < 255, t, np.float32(255)) + np.float32(0.5))
-            codes = np.maximum(codes, rows > 0)
+        share = np.abs(rows) * (np.float32(1) / scales[:, None])
+        codes = np.floor(places(share + bias, fraction) - places(bias, fraction) + 0.5)
+        codes = np.where(codes < last, codes, last)
+        codes = np.maximum(codes, rows > 0) if name == "uint8" else np.where(rows < 0, -codes, codes)
     return codes.astype(name).ravel()[: x.size], scales
 
 
 def decoded(codes, scales):
     """The numbers that codes stand for."""
-    c, scale = codes.astype(np.float32), np.repeat(scales, BLOCK)[: codes.size]
-    if codes.dtype == np.int8:
-        return scale * (c / (np.float32(254) - np.abs(c)))
-    return (c * c) * (c * c) * (scale / np.float32(255.0**4))
+    bias, fraction, _ = KINDS[codes.dtype.name]
+    sizes = np.abs(codes.astype(np.float64))
+    shares = at_places(sizes + places(bias, fraction), fraction) - bias
+    return np.copysign(np.repeat(scales, BLOCK)[: codes.size] * shares, codes.astype(np.float32))
 
 
 def through(x, name):

@@ -234,6 +234,11 @@ def tables(name, argument, grid):
     return [int(address) for address in np.concatenate(columns) if address]
 
 
+def pack_of(rule, dtype, size, stages=(), states=(), gradient="", *others):
+    """Return how many elements a thread of an update moves at once."""
+    return cuda.pack(dtype, gradient or dtype)
+
+
 def longest(argument, grid):
     """Return the length of the longest chunk of a tensor without a layout."""
     chunks = table(fields("", argument)["chunks"], CHUNK, grid)
@@ -259,7 +264,7 @@ def launch(name, argument, grid, block, seed=0):
     threads = cuda.MOST_THREADS if name in UPDATES or name in WAITS else THREADS
     if not (1 <= grid < 2**31 and 1 <= block <= threads):
         raise ValueError(f"{name} cannot be launched with {grid} blocks of {block} threads")
-    if name in UPDATES and longest(argument, grid) > block * cuda.pack(UPDATES[name][1]):
+    if name in UPDATES and longest(argument, grid) > block * pack_of(*UPDATES[name]):
         raise ValueError(f"{name} has chunks of more packs than the {block} threads of a block")
     if name in WITH_CODES:
         check_blocks(name, argument, grid)

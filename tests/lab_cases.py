@@ -49,7 +49,7 @@ FAST = {
     "digits": {"epochs": 3, "seeds": 2, "seed": 3},
     "housing": {"csv": str(HOUSES), "epochs": 3, "seeds": 2},
     "gradients": {"steps": 50, "starts": 10, "epochs": 3},
-    "precision": {"storages": "bf16 states,bf16 parameters", "epochs": 2, "seeds": 2},
+    "precision": {"storages": "bf16 states,bf16 parameters", "epochs": 6, "seeds": 2},
 }
 
 

@@ -17,6 +17,7 @@ from fastopt.step import codes
 
 SIZES = (1, 63, 64, 65, 1023, 1025, 4096, 4097, 70_001)
 EVERY_SIZE = {"min_quantized_size": 0}
+NEAREST = {**EVERY_SIZE, "stochastic_rounding": False}
 NAMES = ("int8", "uint8")
 USUAL = ("momentum", "adamw")
 
@@ -100,14 +101,14 @@ def test_codes_are_those_of_numpy(name, x):
 @each_name
 def test_codes_stay_when_they_are_encoded_again(name):
     """For all codes and scales of many sizes: a state that no step has changed does not drift."""
-    last = np.iinfo(name).max
-    every = np.arange(-127 if name == "int8" else 0, last + 1).astype(name)
-    for scale in np.float32(2.0) ** np.arange(-94, 119, 7) * np.float32(1.37):
+    last = 126 if name == "int8" else 255
+    every = np.arange(-126 if name == "int8" else 0, last + 1).astype(name)
+    for scale in np.float32(2.0) ** np.arange(-90, 119, 7) * np.float32(1.37):
         blocks = [np.append(part, every[-1:]) for part in np.array_split(every, 5)]
         for block in blocks:
             again, found = codes.encode(codes.decode(block, np.float32([scale])), name)
             np.testing.assert_array_equal(again, block)
-            assert abs(found[0] / scale - 1) < 1e-6
+            assert found[0] == scale
 
 
 def test_special_blocks():
@@ -124,8 +125,8 @@ def test_special_blocks():
         assert (blocks[0] == 0).all()
         assert np.isnan(blocks[1:3]).all()
         np.testing.assert_allclose(blocks[3, 5], 1e30, rtol=1e-6)
-        assert (np.delete(blocks[3], 5) <= 1e30 * 255.0**-4 * 1.001).all()
-        assert (blocks[4] < 2e-38).all()
+        assert (np.delete(blocks[3], 5) <= 1e30 * 2.0**-35).all()
+        assert (blocks[4] < 3e-38).all()
 
 
 def test_a_positive_square_is_never_zero():
@@ -136,7 +137,7 @@ def test_a_positive_square_is_never_zero():
     assert found[-1] == 0
 
 
-@pytest.mark.parametrize(("name", "error"), [("int8", 1 / 125), ("uint8", 1 / 60)])
+@pytest.mark.parametrize(("name", "error"), [("int8", 1 / 64), ("uint8", 1 / 16)])
 def test_errors_are_as_small_as_codes_allow(name, error):
     """Relative to what is encoded, in the upper half of a block; near 0, averages are finer still."""
     x = np.linspace(0.5, 1.0, 1000, dtype=np.float32)
@@ -144,11 +145,10 @@ def test_errors_are_as_small_as_codes_allow(name, error):
 
 
 def test_the_arithmetic_is_vectorised():
-    """Encoding and decoding both: no division or root of one number alone is in a loop."""
+    """Codes are widened, encoded and packed by eight or more at once; the largest magnitude is an integer maximum."""
     code = cpu.make_cfunc(cache=False)(cpu.make_kernel("adamw", "float32", (), NAMES))._library.get_asm_str()
-    assert code.count("sqrtps") >= 3
-    assert code.count("divps") >= 3
-    assert "pmaxud" in code or "pmaxsd" in code or "pcmpgt" in code
+    for wide in ("pmovsxbd", "pmovzxbd", "packsswb", "packuswb", "pmaxud", "pminsd"):
+        assert wide in code
 
 
 # Steps
@@ -159,7 +159,7 @@ def test_steps_are_those_of_float32_states_that_are_encoded(name):
     """At all sizes, for new and repeated steps, to the bit."""
     make, options = OPTIMIZERS[name]
     params, twins = numbers(), numbers()
-    mine, theirs = make(params, state_dtype="int8", **EVERY_SIZE, **options), make(twins, **options)
+    mine, theirs = make(params, state_dtype="int8", **NEAREST, **options), make(twins, **options)
     for seed in range(4):
         for optimizer in (mine, theirs):
             optimizer.step(numbers(10 + seed))
@@ -193,7 +193,7 @@ def test_stages_and_dicts():
     """Clipping and averages meet codes, beside a state in float32 and one in bfloat16."""
     params, twins = numbers(), numbers()
     options = {"max_grad_norm": 1.0, "ema_decay": 0.9}
-    mine = fastopt.AdamW(params, state_dtype={"exp_avg_sq": "int8"}, **EVERY_SIZE, **options)
+    mine = fastopt.AdamW(params, state_dtype={"exp_avg_sq": "int8"}, **NEAREST, **options)
     theirs = fastopt.AdamW(twins, **options)
     for seed in range(3):
         for optimizer in (mine, theirs):

@@ -80,11 +80,11 @@ def test_what_rounding_to_nearest_stalls(on_digits, seed):
         losses[name] = [epoch.loss for epoch in on_digits.train("momentum", STORAGES[name], low, 15, seed)]
     assert losses["bf16 parameters"][-1] > 1.4 * losses["float32"][-1]
     for rule in ("adagrad", "adam"):
-        for name in ("float32", "bf16 states"):
+        for name in ("float32", "bf16 states to nearest"):
             lr = Cosine(on_digits.rates[rule], 15 * on_digits.steps)
             squares[rule, name] = [*on_digits.train(rule, STORAGES[name], lr, 15, seed)][-1].squares
-    assert squares["adagrad", "bf16 states"] < 0.95 * squares["adagrad", "float32"]
-    assert squares["adam", "bf16 states"] > 1.1 * squares["adam", "float32"]
+    assert squares["adagrad", "bf16 states to nearest"] < 0.95 * squares["adagrad", "float32"]
+    assert squares["adam", "bf16 states to nearest"] > 1.1 * squares["adam", "float32"]
 
 
 @pytest.mark.parametrize(

@@ -425,6 +425,27 @@ def test_a_checkpoint_without_random_bits_leaves_the_seed():
     assert optimizer.param_groups[0]["seed"] == 0
 
 
+BY_DEFAULT = [
+    ("AdamW", {"state_dtype": "bfloat16"}, True),
+    ("AdamW", {"state_dtype": np.int8}, True),
+    ("RMSprop", {"state_dtype": {"square_avg": "bfloat16"}}, True),
+    ("Adagrad", {"state_dtype": "bfloat16", "stochastic_rounding": None}, True),
+    ("Adagrad", {"state_dtype": "bfloat16", "stochastic_rounding": False}, False),
+    ("AdamW", {"state_dtype": {"exp_avg": "int8"}}, None),
+    ("AdamW", {"state_dtype": "float16"}, None),
+    ("Lion", {"state_dtype": "int8"}, None),
+    ("AdamW", {}, None),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), BY_DEFAULT, ids=str)
+def test_where_it_is_the_default(name, options, expected):
+    """For squares in bfloat16 and 8 bits: by the optimizer's options and by a group's, unless somebody says no."""
+    make = getattr(fastopt, name)
+    for optimizer in (make(np.zeros(3), **options), make([{"params": np.zeros(3), **options}])):
+        assert optimizer.param_groups[0].get("stochastic_rounding") is expected
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -18,7 +18,7 @@ import pytest
 from distributed_workers import CHECKS, with_what_they_need
 from once import once
 
-DEADLOCK = 300  # seconds after which what the ranks have not finished is called a deadlock
+DEADLOCK = 120  # seconds without a check that ends, after which the ranks are taken for deadlocked
 ALONE = 10  # seconds that a rank is given once the other one has crashed
 
 
@@ -47,8 +47,10 @@ def run_ranks(names, folder):
                         command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
                     )
                 )
-        deadline = time.monotonic() + DEADLOCK
+        ended, deadline = 0, time.monotonic() + DEADLOCK
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            if ended < (now := sum(file.stat().st_size for file in folder.glob("*.jsonl"))):
+                ended, deadline = now, time.monotonic() + DEADLOCK
             if any(process.poll() for process in processes):
                 deadline = min(deadline, time.monotonic() + ALONE)
             time.sleep(0.1)

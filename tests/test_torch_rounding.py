@@ -119,6 +119,19 @@ def test_the_count_is_shown():
     assert optimizer.state_dict()["param_groups"][0]["step"] == 10
 
 
+def test_where_it_is_the_default():
+    """Where squares are in bfloat16 or 8 bits, unless somebody says no; a group that comes later has its own."""
+    params = parameters()
+    optimizer = subject.Adam(params[:1], state_dtype=torch.bfloat16)
+    optimizer.add_param_group({"params": params[1:2], "stochastic_rounding": False})
+    optimizer.add_param_group({"params": params[2:], "state_dtype": {"exp_avg": "int8"}})
+    assert [group.get("stochastic_rounding") for group in optimizer.param_groups] == [True, False, None]
+    assert optimizer.param_groups[0]["step"] == 0
+    train(params, optimizer, 2)
+    assert optimizer.state_dict()["param_groups"][0]["step"] == 2
+    assert "stochastic_rounding" not in subject.SGD(params, momentum=0.9, state_dtype="int8").param_groups[0]
+
+
 def test_torch_loads_it_and_it_loads_torchs():
     """SGD's state dict, which has no count in torch."""
     params = parameters()

@@ -16,6 +16,7 @@ from .network import Array, Objective
 
 BASE = "float32"  # the storage that the others are compared with
 # The networks are small: none of their states is to stay in float32 for that. They are read as numbers.
+TO_NEAREST = {"stochastic_rounding": False}  # where squares are otherwise rounded stochastically
 EVERY_SIZE = {"min_quantized_size": 0, "compress_state_dict": False}
 
 
@@ -34,12 +35,13 @@ class Storage:
 STORAGES = {
     BASE: Storage(),
     "bf16 states": Storage({"state_dtype": "bfloat16"}),
+    "bf16 states to nearest": Storage({"state_dtype": "bfloat16", **TO_NEAREST}),
     "bf16 parameters": Storage(parameters="bfloat16"),
-    "bf16 both": Storage({"state_dtype": "bfloat16"}, parameters="bfloat16"),
-    "bf16 stochastic": Storage({"state_dtype": "bfloat16", "stochastic_rounding": True}, parameters="bfloat16"),
+    "bf16 both": Storage({"state_dtype": "bfloat16", "stochastic_rounding": True}, parameters="bfloat16"),
+    "bf16 both to nearest": Storage({"state_dtype": "bfloat16", **TO_NEAREST}, parameters="bfloat16"),
     "bf16 with masters": Storage({"master_weights": True}, parameters="bfloat16"),
     "8-bit states": Storage({"state_dtype": "int8"}, within=0.005),
-    "8-bit stochastic": Storage({"state_dtype": "int8", "stochastic_rounding": True}, within=0.005),
+    "8-bit states to nearest": Storage({"state_dtype": "int8", **TO_NEAREST}, within=0.005),
 }
 SQUARES = {"momentum": None, "adagrad": "sum", "adam": "exp_avg_sq"}  # rule -> its state that has squares of gradients
 

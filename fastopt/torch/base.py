@@ -23,7 +23,7 @@ from ..backends.torch.shards import is_made_by_zero, why_no_norm
 from ..backends.torch.stepper import TorchStepper
 from ..checks import nested_too_deeply
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
-from ..options import HYPERPARAMETERS, NOTHING, PAIRS, STAGE_OPTIONS, STORAGE_OPTIONS
+from ..options import HYPERPARAMETERS, NOTHING, PAIRS, STAGE_OPTIONS, STORAGE_OPTIONS, rounding_by_default
 from ..plateau import Plateau
 from ..rules import Family
 from ..staged import options_in_use
@@ -327,6 +327,7 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
             self._guard.refuse_inside_step()
             super().add_param_group(param_group)
             groups = self.__dict__["param_groups"]
+            groups[-1].update(rounding_by_default(self._family.states, groups[-1]))
             groups[-1] = live(groups[-1])
             if self._made:  # the constructor adopts all groups at its end
                 try:
