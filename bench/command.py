@@ -21,6 +21,7 @@ from . import embedding, gpu_host, limit, quiet, report, stages
 from . import plot as chart
 from .contenders import CONTENDERS, FASTOPT, HAS_OPTAX, HAS_TORCH, NUMPY, RULES, Step, make
 from .iteration import iterations
+from .masters_report import Master
 from .measure import LIMIT, MODES, WARM_UP, Mode, Pace, Timing, settled, timed
 from .schedules import evaluations
 from .storages_report import Storage
@@ -98,6 +99,7 @@ def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> repor
         "torch": None if quick or not HAS_TORCH else in_torch(workloads, pace),
         "stages": None if quick else of_stages(workloads, pace),
         "storages": of_storages(workloads, quick, pace) if HAS_TORCH else None,
+        "masters": None if quick or not HAS_TORCH else of_masters(workloads, pace),
     }
 
 
@@ -263,6 +265,13 @@ def of_storages(workloads: Sequence[Workload], quick: bool, pace: Pace) -> list[
     if quick:
         return storages.in_torch(small(workloads), storages.QUICK_RULES, pace)
     return storages.in_torch(workloads, storages.RULES, pace)
+
+
+def of_masters(workloads: Sequence[Workload], pace: Pace) -> list[Master]:
+    """Measure models in bfloat16 that are trained in float32, in torch."""
+    from . import masters
+
+    return masters.in_torch(workloads, pace)
 
 
 def where_installed(iterations: Callable[[Pace], Measured], pace: Pace) -> Measured | None:

@@ -16,11 +16,12 @@ import fastopt
 from fastopt.extras import require
 from fastopt.progress import console
 
-from . import stages_report, storages_report, torch_report
+from . import masters_report, stages_report, storages_report, torch_report
 from .contenders import BY_HAND, FASTOPT, FRESH, NUMPY, OPTAX, TORCH_MODES
 from .embedding import Embedded
 from .gpu_host import NEW, STAYING, Host
 from .iteration import Iterations
+from .masters_report import Master
 from .measure import MODES, Timing
 from .rounds import reasons
 from .schedules import Evaluations
@@ -116,6 +117,7 @@ class Report(TypedDict):
     torch: torch_report.InTorch | None
     stages: list[Stage] | None
     storages: list[Storage] | None
+    masters: list[Master] | None
 
 
 def cpu_model() -> str:
@@ -402,6 +404,9 @@ def show_tables(report: Report, console: Any) -> None:
     if storages := report.get("storages"):
         console.print()
         console.print(table(storages_report.comparison(storages), storages_report.NAMES, storages_report.TITLE))
+    if masters := report.get("masters"):
+        console.print()
+        console.print(table(masters_report.comparison(masters), masters_report.NAMES, masters_report.TITLE))
 
 
 def full_table(report: Report) -> Any:
@@ -458,6 +463,8 @@ def markdown(report: Report) -> str:
         lines += ["", *stages_report.markdown(stages)]
     if storages := report.get("storages"):
         lines += ["", *storages_report.markdown(storages)]
+    if masters := report.get("masters"):
+        lines += ["", *masters_report.markdown(masters)]
     return "\n".join(lines) + "\n"
 
 

@@ -142,7 +142,7 @@ def test_a_quick_run_measures_small_models_by_one_rule(monkeypatch: pytest.Monke
     monkeypatch.setattr(command, "steps", lambda rules, pace, baseline: [])
     for part in ("iterations", "evaluations", "in_loops", "hosts_of_gpus"):
         monkeypatch.setattr(command, part, lambda pace: None)
-    for part in ("in_torch", "of_stages"):
+    for part in ("in_torch", "of_stages", "of_masters"):
         monkeypatch.setattr(command, part, lambda workloads, pace: None)
     for quick in (True, False):
         command.measured([*WORKLOADS.values()], quick, "numpy")
