@@ -37,7 +37,7 @@ import fastopt.torch
 from fastopt.rules import RULES
 
 MAX_NORM = 0.1
-OF_16_BITS = {"state_dtype": "bfloat16", "min_quantized_size": 20}
+OF_16_BITS = {"state_dtype": "bfloat16", "stochastic_rounding": False, "min_quantized_size": 20}
 
 
 def offloaded(seed=3):

@@ -30,7 +30,7 @@ LARGE = {"min_quantized_size": 20}
 STORAGES = {
     "torch": lambda rule: {},  # its own optimizer
     "float32": lambda rule: {},
-    "bfloat16": lambda rule: {"state_dtype": "bfloat16", **LARGE},
+    "bfloat16": lambda rule: {"state_dtype": "bfloat16", "stochastic_rounding": False, **LARGE},
     "float16": lambda rule: {"state_dtype": torch.float16, **LARGE},
     "dict": lambda rule: {"state_dtype": {rule.states[0]: torch.bfloat16}, **LARGE},
 }
@@ -78,6 +78,27 @@ def checkpoint_of_storages(kind, before, after, form):
     drive(net, direct, STEPS[3:6])
     drive(other, second, STEPS[3:6])
     assert_equal(results(other, second), results(net, direct))
+
+
+@check(["bfloat16", "int8"], FORMS, usual=["int8"])
+def checkpoint_of_random_bits(storage, form):
+    """Rounding is stochastic by default here: it goes on as without the checkpoint, which brings count and seed.
+
+    States in 8 bits are saved as float32, and encoded again as the same codes.
+    """
+    net, other = sharded(two()), sharded(two(), seed=4)
+    opt, second = (
+        optimizer(fastopt.torch, "adamw_amsgrad", each.parameters(), state_dtype=storage, seed=seed, **LARGE)
+        for each, seed in ((net, 7), (other, 8))
+    )
+    drive(net, opt, STEPS[:3])
+    path = f"random-{storage}-{form}"
+    save(path, net, opt, FORMS[form])
+    load(path, other, second, FORMS[form], DefaultLoadPlanner())
+    assert (second.param_groups[0]["seed"], second.param_groups[0]["step"]) == (7, 3)
+    drive(net, opt, STEPS[3:6])
+    drive(other, second, STEPS[3:6])
+    assert_equal(results(other, second), results(net, opt))
 
 
 @check(OF_RULES, ["torch", "float32", "bfloat16", "float16"], LATER, usual=["momentum"])

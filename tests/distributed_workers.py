@@ -478,7 +478,7 @@ def fsdp_state_dict(kind):
 @check(sorted(KINDS.keys() - {"sgd"}), usual=FEW)
 def fsdp_states_of_16_bits(kind):
     """The whole parameter's size decides, so that all ranks store alike; the bits are those of one process."""
-    options = {"state_dtype": "bfloat16", "min_quantized_size": 20}
+    options = {"state_dtype": "bfloat16", "stochastic_rounding": False, "min_quantized_size": 20}
     found = []
     for net in (model(), sharded(two())):
         opt = optimizer(fastopt.torch, kind, net.parameters(), **options)

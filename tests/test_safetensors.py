@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 import torch
 from pairs import swept
 from safetensors import safe_open
@@ -15,8 +16,8 @@ import fastopt.torch
 from fastopt.schedules import Cosine, Warmup
 
 OPTIONS = {"lr": Warmup(Cosine(0.05, 8), 3), "max_grad_norm": math.inf}  # no number of JSON's standard
-STORAGES = [None, "bfloat16", "float16", {"exp_avg": "float16"}]
-LATER = ["bfloat16", {"exp_avg": "float16"}, None, "float16"]  # by default most become others
+STORAGES = [None, "bfloat16", "float16", {"exp_avg": "float16"}, "int8"]
+LATER = ["bfloat16", {"exp_avg": "float16"}, None, "float16", "int8"]  # by default most become others
 
 
 def through_tensors(saved, path):
@@ -61,7 +62,7 @@ def step(optimizer, params, seed):
     """Take a step."""
     generator = torch.Generator().manual_seed(seed)
     for param in params:
-        param.grad = torch.randn(param.shape, generator=generator)
+        param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
     optimizer.step()
 
 
@@ -89,6 +90,24 @@ def test_tensors(before, after, tmp_path):
             assert {name: (value.dtype, bits(value)) for name, value in mine.items()} == {
                 name: (value.dtype, bits(value)) for name, value in theirs.items()
             }
+        step(direct, params, 3)
+        step(loading, others, 3)
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, True), (24, True), (True, 24)])
+def test_masters(before, after, tmp_path):
+    """Remainders too, of a model in bfloat16 whose states are in 8 bits."""
+    params = [torch.nn.Parameter(tensor.bfloat16()) for tensor in parameters()]
+    saving = fastopt.torch.AdamW(params, master_weights=before, state_dtype="int8")
+    step(saving, params, 0)
+    saved = through_tensors(saving.state_dict(), tmp_path / "file")
+    others = [torch.nn.Parameter(param.detach().clone()) for param in params]
+    direct, loading = (fastopt.torch.AdamW(each, master_weights=after, state_dtype="int8") for each in (params, others))
+    direct.load_state_dict(saving.state_dict())
+    loading.load_state_dict(saved)
+    for _ in range(2):
+        for mine, theirs in zip(*(opt.master_state_dict().values() for opt in (direct, loading)), strict=True):
+            assert bits(mine) == bits(theirs)
         step(direct, params, 3)
         step(loading, others, 3)
 
@@ -135,7 +154,7 @@ def test_arrays(before, after, keys, tmp_path):
     for _ in range(2):
         for mine, theirs in zip(direct.state.values(), loading.state.values(), strict=True):
             assert mine.keys() == theirs.keys()
-            for name in ("exp_avg", "exp_avg_sq"):
+            for name in mine.keys() - {"step"}:
                 assert mine[name].dtype == theirs[name].dtype
                 assert mine[name].tobytes() == theirs[name].tobytes()
             assert mine["step"] == theirs["step"]
