@@ -496,38 +496,12 @@ def split(x, shift):
 
 
 @inner
-def joined_16(pattern, remainder):
-    return joined(pattern, remainder, 0)
-
-
-@inner
-def split_16(x):
-    return split(x, 0)
-
-
-@inner
-def joined_8(pattern, remainder):
-    return joined(pattern, remainder, 8)
-
-
-@inner
-def split_8(x):
-    return split(x, 8)
-
-
-@inner
 def current(pattern, master):
     """Return the master of a float16 parameter: this one, unless somebody has written into the parameter since."""
     return master if to_float16(master) == pattern else from_float16(pattern)
 
 
-@inner
-def with_float16(x):
-    return to_float16(x), x
-
-
-# For each dtype of a remainder: what finds the master from parameter and remainder, and what splits it.
-MASTERS = {types.int16: (joined_16, split_16), types.int8: (joined_8, split_8), types.float32: (current, with_float16)}
+SHIFTS = {types.int16: 0, types.int8: 8}  # of the remainders beside bfloat16, by their dtype
 
 
 # Codes: a state in 8 bits, in blocks with a scale each, the block's largest magnitude. A number's share of the scale,
@@ -573,7 +547,7 @@ def _number_of_code(code, scale):
 
     def signed(code, scale):
         size = scale * share_of(np.uint32(abs(np.int32(code))), SIGNED)
-        return -size if code < 0 else size
+        return from_bits(bits(size) | np.uint32(np.uint32(np.int32(code)) & np.uint32(0x80000000)))
 
     return signed
 
@@ -635,16 +609,19 @@ def decode_block(codes, at, numbers, first, scale, size):
 
 
 @inlined
-def encode_block(codes, at, numbers, first, size, place, random):
-    """Encode one block, and return its scale."""
+def scale_of_block(numbers, first, size):
+    """The largest magnitude, as an integer maximum, which vectorises; one of floats does not, for the sake of NaN."""
     largest = SMALLEST_SCALE
-    for i in range(size):  # an integer maximum, which vectorises; one of floats does not, for the sake of NaN
+    for i in range(size):
         largest = max(largest, np.uint32(bits(numbers.flat[first + i]) & 0x7FFFFFFF))
-    scale = from_bits(NO_SCALE if largest > LARGEST_SCALE else largest)
+    return from_bits(NO_SCALE if largest > LARGEST_SCALE else largest)
+
+
+@inlined
+def encode_block(codes, at, numbers, first, scale, size, place, random):
     inverse, mine = np.float32(1) / scale, from_element(random, at)
     for i in range(size):
         codes.flat[at + i] = code_of(numbers.flat[first + i], inverse, codes, noise_or_half(place, i, mine))
-    return scale
 
 
 @inner
@@ -661,14 +638,18 @@ def decode(codes, scales, numbers, start):
 
 @inner
 def encode(codes, scales, numbers, start, place, random):
-    """Encode all these numbers, from an element on that begins a block."""
+    """Encode all these numbers, from an element on that begins a block; first all scales, which take long to find."""
     whole = numbers.size - numbers.size % BLOCK
     for first in range(0, whole, BLOCK):
+        scales.flat[(start + first) // BLOCK] = scale_of_block(numbers, first, BLOCK)
+    for first in range(0, whole, BLOCK):
         at = start + first
-        scales.flat[at // BLOCK] = encode_block(codes, at, numbers, first, BLOCK, place, random)
+        encode_block(codes, at, numbers, first, scales.flat[at // BLOCK], BLOCK, place, random)
     if whole < numbers.size:
-        at = start + whole
-        scales.flat[at // BLOCK] = encode_block(codes, at, numbers, whole, numbers.size - whole, place, random)
+        at, size = start + whole, numbers.size - whole
+        scale = scale_of_block(numbers, whole, size)
+        scales.flat[at // BLOCK] = scale
+        encode_block(codes, at, numbers, whole, scale, size, place, random)
 
 
 # The loop exists once, for any number of states: `each` unrolls what is done with each of them. Overloads that recurse
@@ -705,8 +686,10 @@ def load(array, i):
 def _load(array, i):
     if not isinstance(array, types.BaseTuple):
         return lambda array, i: widen(array.flat[i])
-    joined = MASTERS[array[1].dtype][0]
-    return lambda array, i: joined(array[0].flat[i], array[1].flat[i])
+    if array[1].dtype == types.float32:
+        return lambda array, i: current(array[0].flat[i], array[1].flat[i])
+    shift = SHIFTS[array[1].dtype]
+    return lambda array, i: joined(array[0].flat[i], array[1].flat[i], shift)
 
 
 @inner
@@ -722,15 +705,21 @@ def store(array, value, place, i, random):
 
 @overload(store)
 def _store(array, value, place, i, random):
-    if isinstance(array, types.BaseTuple):
-        split = MASTERS[array[1].dtype][1]
-
-        def write(array, value, place, i, random):
-            array[0].flat[i], array[1].flat[i] = split(value)
-    else:
+    if not isinstance(array, types.BaseTuple):
 
         def write(array, value, place, i, random):
             array.flat[i] = narrow(value, array, place, i, random)
+
+    elif array[1].dtype == types.float32:
+
+        def write(array, value, place, i, random):
+            array[0].flat[i], array[1].flat[i] = to_float16(value), value
+
+    else:
+        shift = SHIFTS[array[1].dtype]
+
+        def write(array, value, place, i, random):
+            array[0].flat[i], array[1].flat[i] = split(value, shift)
 
     return write
 

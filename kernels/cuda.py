@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .dtypes import DTYPES, STORED
 from .tables import GPU_JOB
@@ -64,52 +64,48 @@ def dtypes_of(dtype: str, states: Sequence[str] = (), gradient: str = "") -> lis
     return [dtype, gradient or dtype, *(states or [DTYPES[dtype].real_name])]
 
 
-def kernel_name(
-    rule: str,
-    dtype: str,
-    size: int = SIZES[0],
-    stages: Sequence[str] = (),
-    states: Sequence[str] = (),
-    gradient: str = "",
-    master: str = "",
-    rounding: str = "",
-) -> str:
-    """Name a kernel: rule, dtypes of parameter, gradient and states, stages beside the rule, bytes of its argument."""
-    masters = ["master", master] if master else []
-    return "_".join((rule, *dtypes_of(dtype, states, gradient), *masters, *stages_of(stages, rounding), str(size)))
-
-
-def stages_of(stages: Sequence[str], rounding: str) -> tuple[str, ...]:
-    """Return the names of a kernel's bits: its stages, and its rounding if that is not to nearest."""
-    return (*stages, rounding) if rounding else tuple(stages)
-
-
 def words(size: int) -> int:
     """Count the words that travel in an argument of so many bytes."""
     return (size - GPU_JOB.itemsize) // 8
 
 
-def source(
-    rule: str,
-    dtype: str,
-    size: int = SIZES[0],
-    stages: Sequence[str] = (),
-    states: Sequence[str] = (),
-    gradient: str = "",
-    master: str = "",
-    rounding: str = "",
-) -> str:
-    """Return the CUDA source of a rule's kernel for a dtype, with an argument of so many bytes.
+class Kind(NamedTuple):
+    """Which kernel of a rule: `kernels.cpu.kernel` says what these names may be."""
 
-    It has these stages, states of these dtypes, gradients of another dtype than the parameter's and a remainder of a
-    dtype, if these are given; it rounds to nearest, or "stochastic".
-    """
-    name = kernel_name(rule, dtype, size, stages, states, gradient, master, rounding)
-    of_param, *others = [STORED[name].cuda for name in dtypes_of(dtype, states, gradient)]
-    types = ", ".join([of_param, REMAINDERS[master], *others])
-    bits = " | ".join(f"fastopt::cuda::Stage::{stage}" for stage in stages_of(stages, rounding) or ["none"])
-    update = f"FASTOPT_UPDATE({name}, {functor(rule)}, ({bits}), {words(size)}, {types})"
-    return f"{inlined('fused.cu')}\n{update}\n"
+    rule: str
+    dtype: str  # of the parameter
+    size: int = SIZES[0]  # bytes of its argument
+    stages: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    gradient: str = ""
+    master: str = ""
+    rounding: str = ""
+
+    @property
+    def bits(self) -> tuple[str, ...]:
+        """The names of its bits: its stages, and its rounding if that is not to nearest."""
+        return (*self.stages, self.rounding) if self.rounding else self.stages
+
+    @property
+    def name(self) -> str:
+        """Its name: rule, dtypes of parameter, gradient and states, what else it has, and the bytes of its argument."""
+        masters = ["master", self.master] if self.master else []
+        dtypes = dtypes_of(self.dtype, self.states, self.gradient)
+        return "_".join((self.rule, *dtypes, *masters, *self.bits, str(self.size)))
+
+    @property
+    def pack(self) -> int:
+        """How many elements a thread moves at once."""
+        return pack(self.dtype, self.gradient or self.dtype)
+
+    def source(self) -> str:
+        """Return its CUDA source."""
+        dtypes = dtypes_of(self.dtype, self.states, self.gradient)
+        of_param, *others = [STORED[dtype].cuda for dtype in dtypes]
+        types = ", ".join([of_param, REMAINDERS[self.master], *others])
+        bits = " | ".join(f"fastopt::cuda::Stage::{bit}" for bit in self.bits or ["none"])
+        update = f"FASTOPT_UPDATE({self.name}, {functor(self.rule)}, ({bits}), {words(self.size)}, {types})"
+        return f"{inlined('fused.cu')}\n{update}\n"
 
 
 def norm_name(dtype: str, size: int = SIZES[0]) -> str:
@@ -129,20 +125,9 @@ def pack(*dtypes: str) -> int:
 
 
 @functools.cache
-def kernel(
-    cupy: Any,
-    size: int,
-    rule: str,
-    dtype: str,
-    stages: tuple[str, ...],
-    states: tuple[str, ...],
-    gradient: str,
-    master: str,
-    rounding: str,
-) -> Any:
-    """Return a rule's kernel whose argument has so many bytes; `source` says what the others are."""
-    kind = rule, dtype, size, stages, states, gradient, master, rounding
-    return cupy.RawModule(code=source(*kind), options=OPTIONS).get_function(kernel_name(*kind))
+def kernel(cupy: Any, kind: Kind) -> Any:
+    """Return a rule's kernel."""
+    return cupy.RawModule(code=kind.source(), options=OPTIONS).get_function(kind.name)
 
 
 @functools.cache
@@ -209,8 +194,12 @@ def sources(rules: Mapping[str, Sequence[str]], stages: Sequence[str] = ()) -> d
 
     The updates have these stages, and each rule's states the dtypes given, if there are any.
     """
-    kinds = [(rule, dtype, SIZES[0], stages, states) for rule, states in rules.items() for dtype in DTYPES]
-    updates = {kernel_name(*kind): source(*kind) for kind in kinds}
+    kinds = [
+        Kind(rule, dtype, stages=tuple(stages), states=tuple(states))
+        for rule, states in rules.items()
+        for dtype in DTYPES
+    ]
+    updates = {kind.name: kind.source() for kind in kinds}
     norms = {norm_name(dtype): norm_source(dtype) for dtype in DTYPES}
     return {**updates, **norms, "advance": inlined("advance.cu")}
 

@@ -83,7 +83,7 @@ class Job:
         states=(),
         rounding="",
     ):
-        self.kernel = cuda.kernel_name(name, dtype, size, stages, states, rounding=rounding)
+        self.kernel = cuda.Kind(name, dtype, size, stages, states, rounding=rounding).name
         self.norm = cuda.norm_name(dtype, size)
         self.tensors, self.skip, self.numbers = tensors, skip, numbers or Numbers()
         self.threads, self.size, self.travels = threads, size, travels

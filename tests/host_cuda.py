@@ -81,11 +81,12 @@ OTHERS = [
     for stages in ((), ("average",), ("value", "zero"))
 ]
 OTHERS += [("adamw", "bfloat16", cuda.SIZES[0], (), ("int8", "uint8"), "", "int8")]
-UPDATES = {cuda.kernel_name(*kind): kind for kind in (*KINDS, *STORED, *RANDOM, *CODED, *RANDOM_CODES, *OTHERS)}
-WITH_CODES = {cuda.kernel_name(*kind) for kind in (*CODED, *RANDOM_CODES, *OTHERS) if {"int8", "uint8"} & {*kind[4]}}
+ALL = itertools.starmap(cuda.Kind, (*KINDS, *STORED, *RANDOM, *CODED, *RANDOM_CODES, *OTHERS))
+UPDATES = {kind.name: kind for kind in ALL}
+WITH_CODES = {name for name, kind in UPDATES.items() if {"int8", "uint8"} & {*kind.states}}
 PLAIN = [name for name, (_, _, _, *more) in UPDATES.items() if not any(more)]
 NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
-SIZES = {name: size for name, (_, _, size, *_) in UPDATES.items()}  # of arguments, in bytes
+SIZES = {name: kind.size for name, kind in UPDATES.items()}  # of arguments, in bytes
 SIZES.update({name: size for name, (_, size) in NORMS.items()})
 SMALL = {"send": MESSAGE, "advance": CLOCK, "count": CLOCK, "total": GPU_TOTAL}  # what the other kernels take
 SIZES.update({name: struct.itemsize for name, struct in SMALL.items()})
@@ -108,7 +109,7 @@ def launcher(name):
 
 def fused(updates):
     """Some updates as one source."""
-    return together("fused.cu", updates, lambda name: cuda.source(*UPDATES[name]))
+    return together("fused.cu", updates, lambda name: UPDATES[name].source())
 
 
 def norms():
@@ -153,16 +154,16 @@ def library():
 
 def unit(name):
     """What is compiled together: the updates of a rule, dtype and size with stages, or with the same states."""
-    rule, dtype, size, stages, states, *others = UPDATES[name]
-    return (rule, dtype, size, bool(stages and not states and not others), states, *others)
+    kind = UPDATES[name]
+    return kind._replace(stages=bool(kind.stages and not any(kind[4:])))
 
 
 @functools.cache
-def variants(*kind):
+def variants(kind):
     """Return kernels with stages, or with states of other dtypes, compiled where they are needed for all processes."""
     names = [name for name in UPDATES if unit(name) == kind]
     folder = once(
-        "-".join(["cuda", *map(str, kind[:4]), *kind[4], *kind[5:]]),
+        "-".join(["cuda", *map(str, kind[:4]), *kind.states, *kind[5:]]),
         lambda folder: link(folder, {"fused": fused(names)}),
     )
     return ctypes.CDLL(str(folder / LIBRARY))
@@ -170,7 +171,7 @@ def variants(*kind):
 
 def library_of(name):
     """Return the library that has a kernel."""
-    return variants(*unit(name)) if name in UPDATES and name not in PLAIN else library()
+    return variants(unit(name)) if name in UPDATES and name not in PLAIN else library()
 
 
 def table(address, dtype, rows):
@@ -225,18 +226,13 @@ def tables(name, argument, grid):
     tensors = tensors_of(argument, chunks)[np.unique(chunks["tensor"])]
     with_gradient = tensors[tensors["grad"] != 0]
     columns = [with_gradient[column].ravel() for column in (("grad", "layout") if name in NORMS else UPDATED)]
-    if name in UPDATES and "average" in UPDATES[name][3]:
+    if name in UPDATES and "average" in UPDATES[name].stages:
         averaged = tensors[tensors["average"] != 0]
         columns += [averaged["param"], averaged["average"]]
     if name in WITH_CODES:
         rows = np.unique(chunks["tensor"])
         columns.append(storages_of(argument, rows[tensors["grad"] != 0])["scales"].ravel())
     return [int(address) for address in np.concatenate(columns) if address]
-
-
-def pack_of(rule, dtype, size, stages=(), states=(), gradient="", *others):
-    """Return how many elements a thread of an update moves at once."""
-    return cuda.pack(dtype, gradient or dtype)
 
 
 def longest(argument, grid):
@@ -264,7 +260,7 @@ def launch(name, argument, grid, block, seed=0):
     threads = cuda.MOST_THREADS if name in UPDATES or name in WAITS else THREADS
     if not (1 <= grid < 2**31 and 1 <= block <= threads):
         raise ValueError(f"{name} cannot be launched with {grid} blocks of {block} threads")
-    if name in UPDATES and longest(argument, grid) > block * pack_of(*UPDATES[name]):
+    if name in UPDATES and longest(argument, grid) > block * UPDATES[name].pack:
         raise ValueError(f"{name} has chunks of more packs than the {block} threads of a block")
     if name in WITH_CODES:
         check_blocks(name, argument, grid)

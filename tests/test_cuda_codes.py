@@ -168,5 +168,5 @@ def test_several_tensors():
 
 def test_names():
     """A kernel says what its codes are of."""
-    name = cuda.kernel_name("adam", "float32", states=("int8", "uint8"))
+    name = cuda.Kind("adam", "float32", states=("int8", "uint8")).name
     assert name == "adam_float32_float32_int8_uint8_512"

@@ -57,12 +57,12 @@ halves = pytest.mark.parametrize(
 FACTOR = 9
 
 # Those that round stochastically, by default the one with most to round.
-MOST = cuda.kernel_name("adamw", "bfloat16", states=("bfloat16", "bfloat16"), rounding="stochastic")
+MOST = cuda.Kind("adamw", "bfloat16", states=("bfloat16", "bfloat16"), rounding="stochastic").name
 random = pytest.mark.parametrize(
     ("architecture", "name"),
     [
         pytest.param(at, name, marks=[] if (at, name) == ("sm_90", MOST) else pytest.mark.exhaustive)
-        for at, name in itertools.product(ARCHITECTURES, [cuda.kernel_name(*kind) for kind in RANDOM if not kind[3]])
+        for at, name in itertools.product(ARCHITECTURES, [cuda.Kind(*kind).name for kind in RANDOM if not kind[3]])
     ],
 )
 
@@ -121,7 +121,7 @@ def cubin(architecture, name):
     """One of our sources compiled, and what the compiler says that its kernels take."""
     from cupy_backends.cuda.libs import nvrtc
 
-    source = cuda.source(*UPDATES[name]) if name in UPDATES else cuda.sources(dict.fromkeys(RULES, ()))[name]
+    source = UPDATES[name].source() if name in UPDATES else cuda.sources(dict.fromkeys(RULES, ()))[name]
     return cuda.cubin(nvrtc, source, name, architecture)
 
 
@@ -173,7 +173,7 @@ def test_a_file_for_each_update_with_the_stages_of_an_option():
 @updates
 def test_updates_stay_in_registers(architecture, rule, dtype):
     """No stack, no spills and no shared memory by the compiler's account, and no access to local memory in the code."""
-    (usage,), code = compiled(architecture, cuda.kernel_name(rule, dtype))
+    (usage,), code = compiled(architecture, cuda.Kind(rule, dtype).name)
     # A multiprocessor has 65,536: for 1,536 threads where each holds four packs or fewer, for 1,024 where it holds more
     # or three packs of doubles, for 682 where it holds more doubles. Held to less by launch bounds, these spilled.
     element, real = DTYPES[dtype].itemsize, np.dtype(DTYPES[dtype].real).itemsize
@@ -188,7 +188,7 @@ def test_updates_stay_in_registers(architecture, rule, dtype):
 @staged
 def test_stages_stay_in_registers(architecture, rule, dtype, stages):
     """A block fewer of a multiprocessor has room for them; double has as many as without."""
-    (usage,), code = compiled(architecture, cuda.kernel_name(rule, dtype, stages=stages))
+    (usage,), code = compiled(architecture, cuda.Kind(rule, dtype, stages=stages).name)
     real = np.dtype(DTYPES[dtype].real).itemsize // DTYPES[dtype].itemsize
     packs = 2 + (len(RULES[rule].states) + ("average" in stages)) * real
     assert 0 < usage.registers <= ((64 if packs <= 3 else 128) if dtype == "float64" else 64 if packs <= 4 else 128)
@@ -199,7 +199,7 @@ def test_stages_stay_in_registers(architecture, rule, dtype, stages):
 @halves
 def test_states_of_16_bits_stay_in_registers(architecture, rule, dtype, states):
     """They take no more registers than others, and a pack of them is moved at once."""
-    (usage,), code = compiled(architecture, cuda.kernel_name(rule, dtype, states=states))
+    (usage,), code = compiled(architecture, cuda.Kind(rule, dtype, states=states).name)
     assert 0 < usage.registers <= 128
     assert usage.shared == usage.local == usage.spilled == 0
     assert not any(map(LOCAL.match, code))
@@ -223,7 +223,7 @@ def test_codes_stay_in_registers(architecture, rule, dtype, states, stages):
     """Numbers of all states at once, and neighbours that compare theirs without shared memory."""
     from cupy_backends.cuda.libs import nvrtc
 
-    source = cuda.source(rule, dtype, stages=stages, states=states)
+    source = cuda.Kind(rule, dtype, stages=stages, states=states).source()
     binary, (usage,) = cuda.cubin(nvrtc, source, rule, architecture)
     code = instructions_of(binary)
     assert 0 < usage.registers <= (64 if (dtype, stages) == ("float32", ()) else 128)
@@ -249,7 +249,7 @@ def test_norms_stay_in_registers(architecture, dtype):
 @updates
 def test_double_is_for_double(architecture, rule, dtype):
     """Where parameters have 32 bits or fewer, 64-bit arithmetic computes the gradient's factor, and nothing else."""
-    code = compiled(architecture, cuda.kernel_name(rule, dtype))[1]
+    code = compiled(architecture, cuda.Kind(rule, dtype).name)[1]
     found = [instruction for instruction in code if FP64.match(instruction)]
     assert dtype == "float64" or 0 < len(found) <= FACTOR, found
     assert dtype == "float64" or not any(map(re.compile(f"DFMA|{FP64_FUNCTION}").match, found))
@@ -263,7 +263,7 @@ def test_sixteen_bytes_at_once(architecture, rule, dtype):
     That is for one pack; the compiler may have written it several times.
     """
     states = len(RULES[rule].states) * np.dtype(DTYPES[dtype].real).itemsize // DTYPES[dtype].itemsize
-    code = compiled(architecture, cuda.kernel_name(rule, dtype))[1]
+    code = compiled(architecture, cuda.Kind(rule, dtype).name)[1]
     loads = sum(instruction.startswith("LDG.E.128") for instruction in code)
     stores = sum(instruction.startswith("STG.E.128") for instruction in code)
     assert stores >= 1 + states
@@ -274,7 +274,7 @@ def test_sixteen_bytes_at_once(architecture, rule, dtype):
 def test_what_is_looked_for_would_be_found(architecture):
     """Each pattern matches where it must: `advance` computes in double, and has local arrays."""
     usages, advance = compiled(architecture, "advance")
-    assert any(map(re.compile(FP64_FUNCTION).match, compiled(architecture, cuda.kernel_name("adagrad", "float64"))[1]))
+    assert any(map(re.compile(FP64_FUNCTION).match, compiled(architecture, cuda.Kind("adagrad", "float64").name)[1]))
     for pattern in (r"F2F\.F32\.F64", r"F2F\.F64\.F32", r"I2F\.F64"):
         converting = [instruction for instruction in advance if re.match(pattern, instruction)]
         assert converting

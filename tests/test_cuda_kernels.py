@@ -538,7 +538,7 @@ def test_a_training_run(name, dtype):
 
 def test_the_launcher_refuses_what_a_gpu_would():
     """Launches of no or too many threads, and arguments of another type."""
-    message, name = np.zeros((), MESSAGE), cuda.kernel_name("sgd", "float32")
+    message, name = np.zeros((), MESSAGE), cuda.Kind("sgd", "float32").name
     for size in (cuda.SIZES[1], cuda.SIZES[0] - 8):
         with pytest.raises(TypeError, match=f"{name} takes {cuda.SIZES[0]} bytes"):
             host_cuda.launch(name, np.zeros(1, np.dtype((np.void, size))), 1, 32)
@@ -563,7 +563,7 @@ def test_the_launcher_sees_what_is_not_aligned(monkeypatch, tmp_path):
     careless = text.replace("return all % 16 == 0;", "return true;")
     assert careless != text
     monkeypatch.setattr(cuda, "inlined", {"fused.cu": careless}.get)
-    updates = {name: cuda.kernel_name(name, "float32") for name in BY_STATES}
+    updates = {name: cuda.Kind(name, "float32").name for name in BY_STATES}
     sources = {"fused": host_cuda.fused(updates.values())}
     careless_library = ctypes.CDLL(str(host_cuda.link(tmp_path, sources)))
     monkeypatch.setattr(host_cuda, "library", lambda: careless_library)
@@ -652,7 +652,7 @@ def test_kernels_stay_within_their_arrays(kernels, tmp_path):
         subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
         for name in ("libasan.so", "libstdc++.so")
     ]
-    here, updates = str(Path(__file__).parent), [cuda.kernel_name(*kernel) for kernel in kernels]
+    here, updates = str(Path(__file__).parent), [cuda.Kind(*kernel).name for kernel in kernels]
     sources = {"fused": host_cuda.fused(updates), "advance": host_cuda.small()}
     environment = {
         host_cuda.BUILT: str(host_cuda.link(tmp_path, sources, *host_cuda.SANITIZED)),

@@ -106,8 +106,9 @@ def test_a_count_of_the_device_is_added():
 
 def test_names():
     """A kernel says how it rounds."""
-    name = cuda.kernel_name("adam", "bfloat16", stages=("average",), rounding="stochastic")
+    name = cuda.Kind("adam", "bfloat16", stages=("average",), rounding="stochastic").name
     assert name == "adam_bfloat16_bfloat16_float32_average_stochastic_512"
-    assert "Stage::average | fastopt::cuda::Stage::stochastic" in cuda.source(
-        "adam", "bfloat16", stages=("average",), rounding="stochastic"
+    assert (
+        "Stage::average | fastopt::cuda::Stage::stochastic"
+        in cuda.Kind("adam", "bfloat16", stages=("average",), rounding="stochastic").source()
     )

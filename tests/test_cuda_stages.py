@@ -426,9 +426,9 @@ def test_totals(count, threads):
 
 def test_names():
     """A kernel has its stages in its name, in the order in which they come; and the norm has one for each size."""
-    assert cuda.kernel_name("adam", "float16", 4096, ("value", "zero")) == (
+    assert cuda.Kind("adam", "float16", 4096, ("value", "zero")).name == (
         "adam_float16_float16_float32_value_zero_4096"
     )
     assert cuda.norm_name("bfloat16", 512) == "norm_bfloat16_512"
-    names = {cuda.kernel_name("sgd", "float32", size, stages) for size in cuda.SIZES for stages in SOME}
+    names = {cuda.Kind("sgd", "float32", size, stages).name for size in cuda.SIZES for stages in SOME}
     assert len(names) == len(cuda.SIZES) * len(SOME)

@@ -103,7 +103,7 @@ def test_with_all_stages(name, dtype, states):
 
 def test_names():
     """A kernel says what its states are, if that is not what it computes in."""
-    assert cuda.kernel_name("adam", "float32", states=("bfloat16", "float32")) == (
+    assert cuda.Kind("adam", "float32", states=("bfloat16", "float32")).name == (
         "adam_float32_float32_bfloat16_float32_512"
     )
-    assert cuda.kernel_name("sgd", "bfloat16") == "sgd_bfloat16_bfloat16_float32_512"
+    assert cuda.Kind("sgd", "bfloat16").name == "sgd_bfloat16_bfloat16_float32_512"

@@ -347,7 +347,7 @@ def test_a_schedule_and_fresh_gradients(stand_in):
     schedule = Cosine(0.1, 50)
     params = arrays(stand_in)
     opt = fastopt.SGD([{"params": params[:2]}, {"params": params[2:], "momentum": 0.5}], lr=schedule, momentum=0.9)
-    kernel = cuda.kernel_name("momentum", "float32")
+    kernel = cuda.Kind("momentum", "float32").name
     kept = []
     for t in range(5):
         kept.append(arrays(stand_in, seed=t))
@@ -376,7 +376,7 @@ def test_a_replay_is_what_was_captured(stand_in, name, kernels):
     stand_in.log()
     with stand_in.capture(stream) as graph:
         opt.step()
-    update = [*kernels, cuda.kernel_name(rule, "float32")]
+    update = [*kernels, cuda.Kind(rule, "float32").name]
     assert stand_in.log() == update
     for step in range(2, 5):
         graph.launch()

@@ -17,7 +17,7 @@ from fastopt.schedules import Cosine
 from fastopt.step.gpu_launch import TILE_THREADS, block_threads
 
 WORLD = cuda_stand_in.WORLD
-MOMENTUM = cuda.kernel_name("momentum", "float32")
+MOMENTUM = cuda.Kind("momentum", "float32").name
 
 
 pytestmark = pytest.mark.usefixtures("stand_in")
@@ -139,7 +139,7 @@ def test_a_row_of_each_step_travels():
         cuda_stand_in.synchronize_all()
         forget()
         opt.step()
-        assert names() == [cuda.kernel_name("adam", "float32")]
+        assert names() == [cuda.Kind("adam", "float32").name]
         _, row = travelled()
         want = ADAM.row(opt.param_groups[0], step, False)
         assert row[: len(want)].tolist() == np.array(want, np.float32).tolist()
@@ -159,9 +159,9 @@ def test_launches_are_of_one_rule_one_format_and_one_device():
     launched = [(name, device) for name, _, device, _ in WORLD.launches if name != "send"]
     assert launched == [
         (MOMENTUM, 0),
-        (cuda.kernel_name("momentum", "float64"), 0),
-        (cuda.kernel_name("momentum", "float16"), 0),
-        (cuda.kernel_name("sgd", "float32"), 1),
+        (cuda.Kind("momentum", "float64").name, 0),
+        (cuda.Kind("momentum", "float16").name, 0),
+        (cuda.Kind("sgd", "float32").name, 1),
     ]
     assert WORLD.devices == [0]
 
@@ -225,7 +225,7 @@ def test_an_argument_is_as_large_as_it_has_to_be(count, size):
     for _ in range(3):
         forget()
         opt.step(grads)
-        assert cuda.kernel_name("sgd", "float32", size) in names()
+        assert cuda.Kind("sgd", "float32", size).name in names()
     assert len(names()) == 1
     assert travelled()[0] == [g.data.ptr for g in grads]
     for p, old, g in zip(params, before, grads, strict=True):
@@ -242,7 +242,7 @@ def test_an_old_cuda_takes_4_kb(old, monkeypatch):
     opt.step(grads)
     forget()
     opt.step(grads)
-    assert names() == [cuda.kernel_name("sgd", "float32")]  # all was sent before
+    assert names() == [cuda.Kind("sgd", "float32").name]  # all was sent before
     cuda.largest_argument.cache_clear()
 
 
@@ -256,11 +256,11 @@ def test_a_capture_takes_no_more_than_4_kb(stand_in):
     with stream:
         for _ in range(2):
             opt.step()
-    assert names()[-1] == cuda.kernel_name("sgd", "float32", cuda.SIZES[-1])
+    assert names()[-1] == cuda.Kind("sgd", "float32", cuda.SIZES[-1]).name
     with stand_in.capture(stream) as graph:
         forget()
         opt.step()
-    assert names() == ["send", "send", cuda.kernel_name("sgd", "float32")]
+    assert names() == ["send", "send", cuda.Kind("sgd", "float32").name]
     graph.launch()
     cuda_stand_in.synchronize_all()
     for p, old, g in zip(params, before, grads, strict=True):
@@ -278,7 +278,7 @@ def test_more_tensors_than_an_argument_holds():
     cuda_stand_in.synchronize_all()
     forget()
     opt.step(others)
-    assert names() == ["send"] * -(-count // tables.WORDS) + [cuda.kernel_name("sgd", "float32")]
+    assert names() == ["send"] * -(-count // tables.WORDS) + [cuda.Kind("sgd", "float32").name]
     for p, old, g in zip(params, before, grads, strict=True):
         assert_close(p.get(), old - 1.5 * g.get().astype(np.float64), TRAJECTORY)
 
@@ -314,10 +314,10 @@ def test_a_kernel_that_does_not_compile_changes_nothing(monkeypatch):
     opt = fastopt.SGD(params, lr=0.5)
     kernel = cuda.kernel
 
-    def fail(cupy, size, rule, dtype, *more):
-        if dtype == "float64":
+    def fail(cupy, kind):
+        if kind.dtype == "float64":
             raise OutOfMemoryError
-        return kernel(cupy, size, rule, dtype, *more)
+        return kernel(cupy, kind)
 
     with monkeypatch.context() as patch:
         patch.setattr(cuda, "kernel", fail)

@@ -27,9 +27,9 @@ def wrong(start, count):
     for i in range(count):
         pattern = np.uint32(start + i)
         x = cpu.from_bits(pattern)
-        param, remainder = cpu.split_16(x)
-        short_param, short = cpu.split_8(x)
-        whole, of_24 = cpu.joined_16(param, remainder), cpu.joined_8(short_param, short)
+        param, remainder = cpu.split(x, 0)
+        short_param, short = cpu.split(x, 8)
+        whole, of_24 = cpu.joined(param, remainder, 0), cpu.joined(short_param, short, 8)
         if x != x:
             right = whole != whole and of_24 != of_24 and cpu.from_bfloat16(param) != cpu.from_bfloat16(param)
         else:
@@ -60,7 +60,7 @@ def test_all_patterns():
 @njit
 def join_all(patterns, remainders, out, short):
     for i in range(out.size):
-        out[i] = cpu.joined_8(patterns[i], remainders[i]) if short else cpu.joined_16(patterns[i], remainders[i])
+        out[i] = cpu.joined(patterns[i], remainders[i], 8 if short else 0)
 
 
 @pytest.mark.parametrize("remainder", [-0x8000, -1, 0, 1, 0x7FFF])

@@ -513,4 +513,4 @@ def test_a_captured_step_uploads_nothing(kind, kernels):
         warm_up(there, here, ours, others, stream.stream)
         DEVICE.log()
         captured(ours, stream.stream)
-    assert DEVICE.log() == [*kernels, cuda.kernel_name(kind, "float32")]
+    assert DEVICE.log() == [*kernels, cuda.Kind(kind, "float32").name]

@@ -102,7 +102,7 @@ class GpuLaunch(Launch):
         self.sizes_loaded = sizes if self.count else []
         for size in self.sizes_loaded:
             if size not in self.kernels:
-                self.kernels[size] = cuda.kernel(self.stream.cupy, size, *self.variant)
+                self.kernels[size] = cuda.kernel(self.stream.cupy, cuda.Kind(size=size, **self.variant._asdict()))
                 self.stream.function(self.kernels[size])  # loads it, which is not possible in a capture
 
     def prepare_norm(self) -> None:
