@@ -71,10 +71,10 @@ __device__ inline void encode(float x, float inverse, unsigned noise, Unsigned &
     stored.code = static_cast<unsigned char>(code == 0 && x > 0 ? 1 : code);  // steps are divided by its root
 }
 
-// The noise for lane k of what goes to a place, as it is rounded.
+// The noise for lane k of what has a number, as it is rounded.
 __device__ inline unsigned noise_or_half(const ToNearest &, int, int) { return half; }
-__device__ inline unsigned noise_or_half(const Stochastically &rounding, int place, int k) {
-    return rounding.noise(place, k);
+__device__ inline unsigned noise_or_half(const Stochastically &rounding, int number, int k) {
+    return rounding.noise(number, k);
 }
 
 __device__ inline unsigned larger(unsigned a, unsigned b) { return a > b ? a : b; }
@@ -143,29 +143,29 @@ struct Numbers<N, Real, States<S, Others...>> {
     }
     template <class How>
     __device__ void store(void *const *states, float *const *scales, const Share &share, const How &rounding,
-                          int place) const {
+                          int number) const {
         Pack<S, N> stored;
         if constexpr (IsCode<S>::value) {
-            encode_all(*scales, share, rounding, place, stored);
+            encode_all(*scales, share, rounding, number, stored);
         } else {
-            for (int k = 0; k < N; ++k) rounding.narrow(first.lane[k], stored.lane[k], place, k);
+            for (int k = 0; k < N; ++k) rounding.narrow(first.lane[k], stored.lane[k], number, k);
         }
         store_at(static_cast<S *>(*states), share, stored);
-        others.store(states + 1, scales + 1, share, rounding, place + 1);
+        others.store(states + 1, scales + 1, share, rounding, number + IsRounded<S>::value);
     }
     __device__ void widen(int k, Real *to) const {
         *to = first.lane[k];
         others.widen(k, to + 1);
     }
     template <class How>  // by which they are rounded when they are stored, and not yet
-    __device__ void narrow(int k, const Real *from, const How &rounding, int place) {
+    __device__ void narrow(int k, const Real *from, const How &rounding, int) {
         first.lane[k] = *from;
-        others.narrow(k, from + 1, rounding, place + 1);
+        others.narrow(k, from + 1, rounding, 0);
     }
 
 private:
     template <class How>
-    __device__ void encode_all(float *scales, const Share &share, const How &rounding, int place,
+    __device__ void encode_all(float *scales, const Share &share, const How &rounding, int number,
                                Pack<S, N> &stored) const {
         float numbers[N];
         unsigned largest = smallest_scale;
@@ -176,7 +176,7 @@ private:
         float scale = scale_of<N>(largest);
         if (share.at % FASTOPT_BLOCK == 0 && share.count > 0) scales[share.at / FASTOPT_BLOCK] = scale;
         float inverse = 1.0f / scale;
-        for (int k = 0; k < N; ++k) encode(numbers[k], inverse, noise_or_half(rounding, place, k), stored.lane[k]);
+        for (int k = 0; k < N; ++k) encode(numbers[k], inverse, noise_or_half(rounding, number, k), stored.lane[k]);
     }
 };
 

@@ -27,7 +27,7 @@ from numba.extending import intrinsic, overload
 from numba.np.numpy_support import from_dtype
 
 from . import cache
-from .dtypes import CODES, DTYPES, STORED, dtype_of
+from .dtypes import CODES, DTYPES, ROUNDED, STORED, dtype_of
 from .lock import lock
 from .schedules import schedule as schedule
 from .tables import (
@@ -399,11 +399,13 @@ def random_bits(index, low, high):
 def noise_of(place, i, random):
     """16 random bits for element i of a run, to round what goes to this place: 0 is the parameter, then the states.
 
-    ``random`` has 64 mixed bits, in halves, and the index of the run's first element. Two places share 32 bits.
+    ``random`` has 64 mixed bits, in halves, the index of the run's first element, and `numbers_of` the places: two that
+    are rounded share 32 bits.
     """
-    low, high, start = random
-    x = random_bits(np.uint32(start + np.uint32(i)), low, np.uint32(high ^ np.uint32(0x9E3779B9 * (place // 2))))
-    return np.uint32((x >> 16) if place % 2 else (x & 0xFFFF))
+    low, high, start, numbers = random
+    number = (numbers >> (4 * place)) & 15
+    x = random_bits(np.uint32(start + np.uint32(i)), low, np.uint32(high ^ np.uint32(0x9E3779B9 * (number // 2))))
+    return np.uint32((x >> 16) if number % 2 else (x & 0xFFFF))
 
 
 @inner
@@ -595,7 +597,7 @@ def from_element(random, start):
 def _from_element(random, start):
     if isinstance(random, types.NoneType):
         return lambda random, start: None
-    return lambda random, start: (random[0], random[1], np.uint32(random[2] + np.uint32(start)))
+    return lambda random, start: (random[0], random[1], np.uint32(random[2] + np.uint32(start)), random[3])
 
 
 # A block is a place in an array and not a slice of it, for which Numba would count references: that took six times as
@@ -1071,19 +1073,26 @@ def _param_at(job, tensor, param, at, length, stored, size, kept, kept_size):
     return array
 
 
-def random_of(stochastic, job, tensor, at):
+def numbers_of(stored):
+    """Number the places that are rounded, by the dtypes in which they are stored: 4 bits for each place."""
+    rounded = [name in ROUNDED for name in stored]
+    return sum(sum(rounded[:place]) << (4 * place) for place in range(len(stored)))
+
+
+def random_of(stochastic, job, tensor, at, numbers):
     """Return what `noise_of` needs for a run that begins with this element; None if the kernel rounds to nearest."""
     raise TypeError("random_of() exists in compiled code only")
 
 
 @overload(random_of, prefer_literal=True)
-def _random_of(stochastic, job, tensor, at):
+def _random_of(stochastic, job, tensor, at, numbers):
     if not stochastic.literal_value:
-        return lambda stochastic, job, tensor, at: None
+        return lambda stochastic, job, tensor, at, numbers: None
+    numbered = numbers.literal_value
 
-    def random(stochastic, job, tensor, at):
+    def random(stochastic, job, tensor, at, numbers):
         mix = mixed(storage_of(job, tensor).key + (at >> 32), job.count)
-        return np.uint32(mix), np.uint32(mix >> np.uint64(32)), np.uint32(at)
+        return np.uint32(mix), np.uint32(mix >> np.uint64(32)), np.uint32(at), np.uint32(numbered)
 
     return random
 
@@ -1139,6 +1148,7 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
     coded = int(any(state in CODES for state in states))
     kept = np.dtype(master).type if master else None
     kept_size = np.dtype(kept).itemsize if master else 0
+    numbers = numbers_of(("float32" if master else given.name, *states))
 
     def kernel(job_address, begin, end, worker):
         job = carray(pointer(job_address), 1, JOB)[0]
@@ -1191,7 +1201,7 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
                     (scale, limit, gain),
                     decay,
                     hypers,
-                    random_of(stochastic, job, chunk.tensor, at),
+                    random_of(stochastic, job, chunk.tensor, at, numbers),
                 )
 
     others = (gradient, master, rounding)

@@ -77,6 +77,7 @@ CODES = {
     )
 }
 STORED = {**DTYPES, **CODES}  # all that states can be
+ROUNDED = {"float16", "bfloat16", *CODES}  # those that what is computed is rounded to
 PAIRS = {dtype.pairs: dtype for dtype in DTYPES.values() if dtype.pairs}
 PAIRS_DLPACK = 5  # DLPack's code of all complex dtypes
 

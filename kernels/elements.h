@@ -120,8 +120,13 @@ __device__ inline void narrow(float x, Float16 &out, unsigned noise) {
     out.bits = static_cast<unsigned short>(half | ((bits >> 16) & 0x8000));
 }
 
-// How the elements of a pack are rounded when they are stored: lane k of what goes to a place, 0 for the parameter, then
-// the states.
+// Whether what is computed is rounded to a type. What is rounded, of the parameter and the states, has a number.
+template <typename S>
+struct IsRounded {
+    static constexpr int value = sizeof(S) < sizeof(float);
+};
+
+// How the elements of a pack are rounded when they are stored: lane k of what has a number.
 struct ToNearest {
     __device__ ToNearest(const fastopt_gpu_job &, int64_t, int64_t) {}
     template <typename From, typename To>
@@ -142,17 +147,17 @@ struct Stochastically {
         high = static_cast<unsigned>(x >> 32);
         start = static_cast<unsigned>(at);
     }
-    __device__ unsigned noise(int place, int k) const {
+    __device__ unsigned noise(int number, int k) const {
         unsigned x = (start + k) ^ low;
-        x = (x ^ (x >> 17)) * 0xED5AD4BBu + (high ^ (place > 1 ? 0x9E3779B9u : 0u));
+        x = (x ^ (x >> 17)) * 0xED5AD4BBu + (high ^ (number > 1 ? 0x9E3779B9u : 0u));
         x = (x ^ (x >> 11)) * 0xAC4C1B51u;
         x = (x ^ (x >> 15)) * 0x31848BABu;
         x ^= x >> 14;
-        return place % 2 != 0 ? x >> 16 : x & 0xFFFF;
+        return number % 2 != 0 ? x >> 16 : x & 0xFFFF;
     }
     template <typename From, typename To>
-    __device__ void narrow(From x, To &out, int place, int k) const {
-        cuda::narrow(x, out, noise(place, k));
+    __device__ void narrow(From x, To &out, int number, int k) const {
+        cuda::narrow(x, out, noise(number, k));
     }
 };
 template <bool random>
@@ -230,6 +235,7 @@ __device__ inline void store_at(T *to, int64_t at, const Pack<T, N> &pack) {
 // A pack of parameters, with their remainders if these have a type.
 template <int N, typename P, typename R>
 struct Params {
+    static constexpr int rounded = 0;
     Pack<P, N> seen;
     Pack<R, N> rest;
 
@@ -249,6 +255,7 @@ struct Params {
 };
 template <int N, typename P>
 struct Params<N, P, void> {
+    static constexpr int rounded = IsRounded<P>::value;
     Pack<P, N> seen;
 
     template <class At>
@@ -323,9 +330,9 @@ struct Packs<N, States<S, Others...>> {
         others.widen(k, to + 1);
     }
     template <typename Real, class How>
-    __device__ void narrow(int k, const Real *from, const How &rounding, int place) {
-        rounding.narrow(*from, first.lane[k], place, k);
-        others.narrow(k, from + 1, rounding, place + 1);
+    __device__ void narrow(int k, const Real *from, const How &rounding, int number) {
+        rounding.narrow(*from, first.lane[k], number, k);
+        others.narrow(k, from + 1, rounding, number + IsRounded<S>::value);
     }
 };
 

@@ -115,7 +115,7 @@ struct Update {
             if (decay != 0) g += decay * x;
             // apply the rule, and round the results
             p.narrow(k, Rule::apply(x, g, state, hypers), rounding);
-            stored.narrow(k, state, rounding, 1);
+            stored.narrow(k, state, rounding, Params<N, P, R>::rounded);
         }
     }
 
@@ -172,7 +172,7 @@ struct Update {
         const Rounds rounding(job, number, share.at);
         apply(gradients, p, stored, rounding);
         p.store(param, remainder, share);
-        stored.store(states, scales, share, rounding, 1);
+        stored.store(states, scales, share, rounding, Params<width, P, R>::rounded);
         if (averages) store_at(mean, share, moved(load<width>(mean, share), p));
         if (zeroes) store_at(const_cast<G *>(grad), share, Pack<G, width>{});
     }

@@ -14,19 +14,25 @@ def mixed(key, count, upper=0):
     return x ^ x >> 31
 
 
-def noise(key, count, index, place=0):
-    """16 random bits for elements, to round what goes to a place: 0 is the parameter, then the states."""
+def numbers(dtypes):
+    """The numbers of parameter and states among those that are rounded."""
+    rounded = [dtype in ("bfloat16", "float16", "int8", "uint8") for dtype in dtypes]
+    return [sum(rounded[:place]) for place in range(len(rounded))]
+
+
+def noise(key, count, index, number=0):
+    """16 random bits for elements of what has a number among all that is rounded, of the parameter and the states."""
     index = np.asarray(index, np.uint64)
     mixes = {int(upper): mixed(key, count, int(upper)) for upper in np.unique(index >> np.uint64(32))}
     mix = np.array([mixes[int(upper)] for upper in index >> np.uint64(32)], np.uint64)
     low, high = mix & np.uint64(0xFFFFFFFF), mix >> np.uint64(32)
-    high = high ^ np.uint64(0x9E3779B9 if place > 1 else 0)
+    high = high ^ np.uint64(0x9E3779B9 if number > 1 else 0)
     x = (index & np.uint64(0xFFFFFFFF)) ^ low
     x = modulo((x ^ x >> np.uint64(17)) * np.uint64(0xED5AD4BB) + high)
     x = modulo((x ^ x >> np.uint64(11)) * np.uint64(0xAC4C1B51))
     x = modulo((x ^ x >> np.uint64(15)) * np.uint64(0x31848BAB))
     x = x ^ x >> np.uint64(14)
-    return x >> np.uint64(16) if place % 2 else x & np.uint64(0xFFFF)
+    return x >> np.uint64(16) if number % 2 else x & np.uint64(0xFFFF)
 
 
 def modulo(x):

@@ -7,7 +7,7 @@ from cuda_jobs import Job, Tensor
 from fastopt.kernels import cpu, cuda
 from halves import values
 from host_cuda import RANDOM
-from noise import noise, stochastic
+from noise import noise, numbers, stochastic
 from rule_cases import HALVES
 from test_rounding import samples
 
@@ -32,9 +32,9 @@ def random_job(name, dtype, tensors, row, states=(), **more):
     return job
 
 
-def rounded_alike(x, dtype, index, place=0, key=KEY, steps=STEPS):
+def rounded_alike(x, dtype, index, number=0, key=KEY, steps=STEPS):
     """Float32 numbers as kernels store them."""
-    return stochastic(x, dtype, noise(key, steps, index, place)) if dtype in HALVES else x
+    return stochastic(x, dtype, noise(key, steps, index, number)) if dtype in HALVES else x
 
 
 @kinds
@@ -52,8 +52,8 @@ def test_what_a_kernel_stores(name, dtype, states):
         tensor = Tensor(placed[0], guards.place(gradient, offset), placed[1:])
         guards.launch(random_job(name, dtype, [tensor], row, states))
         Job(name, "float32", [Tensor(exact[0], meant(gradient, dtype).astype(np.float32), exact[1:])], [row]).launch()
-        for place, of in enumerate(dtypes):
-            want = rounded_alike(exact[place], of, np.arange(size), place)
+        for place, (of, number) in enumerate(zip(dtypes, numbers(dtypes), strict=True)):
+            want = rounded_alike(exact[place], of, np.arange(size), number)
             assert placed[place].tobytes() == want.tobytes()
 
 

@@ -10,7 +10,7 @@ from fastopt.kernels.dtypes import DTYPES
 from fastopt.kernels.tables import ABI, CHUNK, HYPERS, JOB, STORAGE, TENSOR
 from halves import DIGITS, LEAST, borders, every_pattern, values
 from instructions import FUSED, OUTLINED, PACKED_PRODUCT, any_arithmetic
-from noise import neighbours, noise, stochastic
+from noise import neighbours, noise, numbers, stochastic
 from numba import njit
 from rule_cases import HALVES, OPTIMIZERS
 
@@ -33,7 +33,7 @@ def narrowed(x, dtype, random, place=0):
     """The bits of float32 numbers rounded to halves by the kernels' conversion, with this mix of 64 bits."""
     out = np.empty(x.shape, DTYPES[dtype].stored)
     low, high = np.uint32(random & 0xFFFFFFFF), np.uint32(random >> 32)
-    narrow_all(x, out, place, (low, high, np.uint32(0)))
+    narrow_all(x, out, place, (low, high, np.uint32(0), np.uint32(0x3210)))
     return out.view(np.uint16)
 
 
@@ -157,8 +157,8 @@ def arrays(dtype, seed=1, sizes=SIZES):
 def round_alike(array, dtype, *of):
     """Round float32 numbers in place as kernels do; `of` are arguments of `noise`."""
     if dtype in HALVES:
-        key, count, place = of
-        bits = noise(key, count, np.arange(array.size), place)
+        key, count, number = of
+        bits = noise(key, count, np.arange(array.size), number)
         array[...] = values(stochastic(array.astype(np.float32), dtype, bits), dtype)
 
 
@@ -191,14 +191,15 @@ def test_steps_are_those_of_float32_rounded_alike(name, dtype, state):
         grads = arrays(dtype, 10 + step)
         mine.step(grads)
         theirs.step([g.astype(real) for g in grads])
-        for number, twin in enumerate(twins):
-            key = random_key(3, number, 0)
-            round_alike(twin, dtype, key, step, 0)
-            for place, of in enumerate(RULES[name].states, 1):
-                found, expected = mine.state[number][of], theirs.state[number][of]
-                round_alike(expected, state, key, step, place)
+        first, *others = numbers((dtype, *[state] * len(RULES[name].states)))
+        for i, twin in enumerate(twins):
+            key = random_key(3, i, 0)
+            round_alike(twin, dtype, key, step, first)
+            for number, of in zip(others, RULES[name].states, strict=True):
+                found, expected = mine.state[i][of], theirs.state[i][of]
+                round_alike(expected, state, key, step, number)
                 assert bits(found.astype(real)) == bits(expected)
-            assert bits(params[number].astype(real)) == bits(twin)
+            assert bits(params[i].astype(real)) == bits(twin)
 
 
 @halves

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..kernels.dtypes import CODES, DTYPES
+from ..kernels.dtypes import CODES, DTYPES, ROUNDED
 from ..kernels.reader import Array
 from ..kernels.tables import STATES
 from ..options import ADDED_DEFAULTS, dtype_in_memory
@@ -21,7 +21,6 @@ from .masters import MASTER, dtype_of_remainder
 from .memory import Layout, extent
 
 EMA = "ema"  # the state that is the parameter's average
-ROUNDED = {"float16", "bfloat16", *CODES}  # dtypes that what is computed is rounded to
 STOCHASTIC = "stochastic"  # a rounding
 NOTHING: dict[str, Any] = {}  # no new states; one dict for all parameters, never written to
 
