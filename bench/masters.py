@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastopt.torch
 from fastopt.progress import track
@@ -25,7 +25,7 @@ from .workloads import Arrays, Workload
 SHARE = 0.5  # of an optimizer workload's time: there is one mode, not two
 WORKLOADS = ("mlp", "gpt2")
 RULE = "adamw"
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     MASTERS: {"master_weights": True},
     SEVEN_BYTES: {"master_weights": 24, "state_dtype": "int8"},
 }
@@ -43,8 +43,8 @@ class Copies:
     """
 
     def __init__(self, tensors: Tensors, copies_gradients: bool) -> None:
-        self.params = tensors.params
-        self.masters = [nn.Parameter(param.detach().float()) for param in tensors.params]
+        self.params: list[Tensor] = [*tensors.params]
+        self.masters: list[Tensor] = [nn.Parameter(param.detach().float()) for param in tensors.params]
         self.copies_gradients = copies_gradients
         for master, source in zip(self.masters, tensors.sources, strict=True):
             master.grad = source.float()

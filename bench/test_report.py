@@ -14,6 +14,7 @@ from fastopt.bench import (
     embedding,
     gpu_host,
     iteration,
+    masters_report,
     plot,
     report,
     schedules,
@@ -135,6 +136,7 @@ def fake_report() -> report.Report:
         ],
         "stages": fake_stages(),
         "storages": fake_storages(),
+        "masters": fake_masters(),
     }
 
 
@@ -175,6 +177,21 @@ def fake_storages() -> list[storages_report.Storage]:
             "bytes_per_element": moved,
         }
         for name, ratio, moved in ((IN_BFLOAT16, 1.0, 20.0), (FASTOPT_TORCH, 1.3, 28.0), ("torch-fused", 1.4, 28.0))
+    ]
+
+
+def fake_masters() -> list[masters_report.Master]:
+    """Models in bfloat16, whose copies take longer."""
+    return [
+        {
+            "workload": "gpt2",
+            "implementation": name,
+            "seconds": 1e-2 * ratio,
+            "ratio": ratio,
+            "rounds": 3,
+            "unstable": {},
+        }
+        for name, ratio in zip((masters_report.MASTERS, *masters_report.OTHERS), (1.0, 1.2, 1.4, 1.6), strict=True)
     ]
 
 
@@ -337,12 +354,20 @@ def test_the_table_of_storages_is_on_the_page_and_in_the_terminal(capsys: pytest
         assert cells == ["GPT-2 124M", "adamw", "10.0 ms", "", "1.30x", "1.40x", "", "20.0 / 28.0"]
 
 
+def test_the_table_of_masters_is_on_the_page_and_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(json.dumps(fake_report()))
+    report.show(found, tables=True)
+    for page in (report.markdown(found), capsys.readouterr().out):
+        (line,) = (line for line in page.splitlines() if "1.20x" in line and "1.60x" in line)
+        assert re.split(r" *[|│] *", line)[1:-1] == ["GPT-2 124M", "10.0 ms", "1.20x", "1.40x", "1.60x"]
+
+
 def test_reports_of_steps_alone_have_the_tables_of_these(capsys: pytest.CaptureFixture[str]) -> None:
     """A quick run has nothing else, and where torch is missing there is nothing of it."""
     found = fake_report()
     found["torch"] = found["iteration"] = found["schedules"] = found["embedded"] = found["gpu_host"] = found[
         "stages"
-    ] = found["storages"] = None
+    ] = found["storages"] = found["masters"] = None
     report.show(found, tables=True)
     for page in (report.markdown(found), capsys.readouterr().out):
         assert not [
@@ -360,7 +385,7 @@ def test_what_else_is_unstable_is_named_in_its_place(capsys: pytest.CaptureFixtu
     parts = [found["torch"][name] for name in ("rows", "curve")] + [found["torch"]["iteration"]["rows"]]
     parts += [found["iteration"]["rules"], found["schedules"]["rows"], found["embedded"]["rows"]]
     parts += [[found["schedules"]], [found["embedded"]], found["gpu_host"], found["stages"]]
-    parts.append(found["storages"])
+    parts += [found["storages"], found["masters"]]
     for entry in itertools.chain.from_iterable(parts):
         counted = "bytes_per_element"  # not measured, so never unstable
         numbers = [name for name, value in entry.items() if isinstance(value, float) and name != counted]
