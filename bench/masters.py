@@ -55,7 +55,8 @@ class Copies:
     def step(self) -> None:
         """Copy gradients, update, and copy the parameters back."""
         if self.copies_gradients:
-            torch._foreach_copy_(self.gradients, [param.grad for param in self.params])
+            given: list[Any] = [param.grad for param in self.params]
+            torch._foreach_copy_(self.gradients, given)
         self.update()
         torch._foreach_copy_(self.params, self.masters)
 
