@@ -11,10 +11,13 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from .step.launch import Variant
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,27 +174,36 @@ def compile_kernels(arguments: argparse.Namespace) -> int:
     asked = {option for option in STAGED if getattr(arguments, option.replace("-", "_"))}
     stages = {"clip-grad-value": "value", "ema-decay": "average", "zero-grads": "zero"}
     needed = tuple(stage for option, stage in stages.items() if option in asked)
-    stored = states_of_rules(arguments.state_dtype)
+    variants = list(variants_with(needed, arguments.state_dtype))
     if arguments.cuda is not None:
-        return compile_cuda(arguments.cuda, arguments.out or Path(), needed, stored)
+        return compile_cuda(arguments.cuda, arguments.out or Path(), variants)
     if arguments.out is not None:
         raise ValueError("--out goes with --cuda; kernels for this processor are kept where NUMBA_CACHE_DIR says")
-    return compile_numba(needed, stored, with_norm=bool(asked & {"max-grad-norm", "skip-nonfinite"}))
+    return compile_numba(variants, with_norm=bool(asked & {"max-grad-norm", "skip-nonfinite"}))
 
 
-def states_of_rules(dtype: str | None) -> dict[str, tuple[str, ...]]:
-    """Return the dtypes of each rule's states, if they are not what kernels compute in."""
-    from .options import dtype_in_memory
+def variants_with(stages: tuple[str, ...], state_dtype: str | None) -> Iterator[Variant]:
+    """Iterate over the kernels of optimizers that have these stages, and states of a dtype, and no more options.
+
+    Where these round stochastically, so they do for small parameters of 16 bits, whose states are float32.
+    """
+    from .kernels.dtypes import DTYPES, ROUNDED
+    from .options import dtype_in_memory, rounding_by_default
     from .rules import RULES
+    from .step.launch import Variant
+    from .step.parameter import STOCHASTIC
 
-    return {
-        name: () if dtype is None else tuple(dtype_in_memory(state, dtype) for state in rule.states)
-        for name, rule in RULES.items()
-    }
+    for rule in RULES.values():
+        states = () if state_dtype is None else tuple(dtype_in_memory(state, state_dtype) for state in rule.states)
+        rounding = STOCHASTIC if rounding_by_default(rule.states, {"state_dtype": state_dtype}) else ""
+        for dtype in DTYPES:
+            yield Variant(rule.name, dtype, stages, states, rounding=rounding)
+            if rounding and dtype in ROUNDED:
+                yield Variant(rule.name, dtype, stages, rounding=rounding)
 
 
-def compile_cuda(architecture: str, out: Path, stages: tuple[str, ...], stored: Mapping[str, tuple[str, ...]]) -> int:
-    """Write every CUDA kernel, with these stages and states, as a CUBIN, and print registers and memory of each."""
+def compile_cuda(architecture: str, out: Path, variants: Iterable[Variant]) -> int:
+    """Write these CUDA kernels, and the others, as CUBIN files, and print registers and memory of each."""
     from .extras import require
     from .files import replacing
     from .kernels import cuda
@@ -202,7 +214,8 @@ def compile_cuda(architecture: str, out: Path, stages: tuple[str, ...], stored: 
     cuda.check_architecture(nvrtc, architecture)
     out.mkdir(parents=True, exist_ok=True)
     taken = []
-    for name, source in track(cuda.sources(stored, stages).items(), "Compiling"):
+    kinds = [cuda.Kind(**variant._asdict()) for variant in variants]
+    for name, source in track(cuda.sources(kinds).items(), "Compiling"):
         binary, usages = cuda.cubin(nvrtc, source, name, architecture)
         with replacing(out / f"{name}.cubin") as path:
             path.write_bytes(binary)
@@ -211,8 +224,8 @@ def compile_cuda(architecture: str, out: Path, stages: tuple[str, ...], stored: 
     return 0
 
 
-def compile_numba(stages: tuple[str, ...], stored: Mapping[str, tuple[str, ...]], with_norm: bool) -> int:
-    """Compile every kernel for this processor, with these stages and states, and print the cache directory."""
+def compile_numba(variants: Iterable[Variant], with_norm: bool) -> int:
+    """Compile these kernels for this processor, and perhaps those of the norm, and print the cache directory."""
     from .kernels import cache, cpu, schedules
     from .kernels.dtypes import DTYPES
     from .kernels.tables import NORM
@@ -221,8 +234,7 @@ def compile_numba(stages: tuple[str, ...], stored: Mapping[str, tuple[str, ...]]
     directory = cache.directory()
     if directory is None:
         raise OSError("no cache directory is writable, so no kernel can be kept: set NUMBA_CACHE_DIR to one that is")
-    kernels = [(name, dtype, stages, states) for name, states in stored.items() for dtype in DTYPES]
-    kernels += [(NORM, dtype, (), ()) for dtype in DTYPES if with_norm]
+    kernels: list[tuple[Any, ...]] = [*variants, *((NORM, dtype) for dtype in DTYPES if with_norm)]
     hits = sum(cpu.kernel(*key).cache_hits for key in track(kernels, "Compiling"))
     schedules.evaluators()
     lost = [" ".join((name, dtype)) for name, dtype, *kind in kernels if not cpu.cached(name, dtype, *kind)]

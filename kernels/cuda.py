@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,16 +189,8 @@ def usages(log: str) -> Iterator[Usage]:
         yield Usage(name, int(registers), int(shared[1]) if shared else 0, int(stack), int(stores) + int(loads))
 
 
-def sources(rules: Mapping[str, Sequence[str]], stages: Sequence[str] = ()) -> dict[str, str]:
-    """Return all sources by file name: an update for each rule and dtype, the norm of each dtype, the small kernels.
-
-    The updates have these stages, and each rule's states the dtypes given, if there are any.
-    """
-    kinds = [
-        Kind(rule, dtype, stages=tuple(stages), states=tuple(states))
-        for rule, states in rules.items()
-        for dtype in DTYPES
-    ]
+def sources(kinds: Iterable[Kind]) -> dict[str, str]:
+    """Return sources by file name: those of these updates, of the norm of each dtype, and of the small kernels."""
     updates = {kind.name: kind.source() for kind in kinds}
     norms = {norm_name(dtype): norm_source(dtype) for dtype in DTYPES}
     return {**updates, **norms, "advance": inlined("advance.cu")}

@@ -118,19 +118,24 @@ def test_compile_for_the_options_of_an_optimizer(monkeypatch, capsys):
     monkeypatch.setattr(cpu, "kernel", lambda *key: asked.append(key) or types.SimpleNamespace(cache_hits=1))
     monkeypatch.setattr(cpu, "cached", lambda *key: True)
     assert cli.main(["compile", "--max-grad-norm", "--clip-grad-value", "--ema-decay"]) == 0
-    assert {(name, stages) for name, _, stages, _ in asked} == {("sgd", ("value", "average")), ("norm", ())}
+    assert {(name, *stages[:1]) for name, _, *stages in asked} == {("sgd", ("value", "average")), ("norm",)}
     assert "8 kernels" in capsys.readouterr().out
 
 
 def test_compile_for_states_of_16_bits(monkeypatch, capsys):
-    """For as many as a rule has."""
+    """For as many as a rule has; squares are rounded stochastically, beside small parameters of 16 bits too."""
     asked = []
     monkeypatch.setattr(rules, "RULES", {name: rules.RULES[name] for name in ("sgd", "adam")})
     monkeypatch.setattr(cpu, "kernel", lambda *key: asked.append(key) or types.SimpleNamespace(cache_hits=1))
     monkeypatch.setattr(cpu, "cached", lambda *key: True)
     assert cli.main(["compile", "--state-dtype", "bfloat16"]) == 0
-    assert {(name, states) for name, *_, states in asked} == {("sgd", ()), ("adam", ("bfloat16", "bfloat16"))}
-    assert "8 kernels" in capsys.readouterr().out
+    assert {(key[0], key[3], key[6]) for key in asked} == {
+        ("sgd", (), ""),
+        ("adam", ("bfloat16", "bfloat16"), "stochastic"),
+        ("adam", (), "stochastic"),
+    }
+    assert {key[1] for key in asked if key[0] == "adam" and not key[3]} == {"bfloat16", "float16"}
+    assert "10 kernels" in capsys.readouterr().out
 
 
 def test_compile_where_the_disk_is_full(monkeypatch, capsys):

@@ -121,7 +121,7 @@ def cubin(architecture, name):
     """One of our sources compiled, and what the compiler says that its kernels take."""
     from cupy_backends.cuda.libs import nvrtc
 
-    source = UPDATES[name].source() if name in UPDATES else cuda.sources(dict.fromkeys(RULES, ()))[name]
+    source = UPDATES[name].source() if name in UPDATES else cuda.sources([])[name]
     return cuda.cubin(nvrtc, source, name, architecture)
 
 
@@ -149,7 +149,8 @@ def files_of(names):
 
 def test_a_file_for_each_update_and_a_line_for_each_kernel(monkeypatch, capsys, tmp_path):
     """The command writes what is compiled here. It takes each rule of the registry, which is a short one here."""
-    assert {f"{name}.cubin" for name in cuda.sources(dict.fromkeys(RULES, ()))} == files_of(RULES)
+    kinds = [cuda.Kind(*variant[:2]) for variant in cli.variants_with((), None)]
+    assert {f"{name}.cubin" for name in cuda.sources(kinds)} == files_of(RULES)
     monkeypatch.setattr(rules, "RULES", {"adagrad": RULES["adagrad"]})
     folder = tmp_path / "new" / "sm_90"
     assert cli.main(["compile", "--cuda", "sm_90", "--out", str(folder)]) == 0
@@ -166,7 +167,8 @@ def test_a_file_for_each_update_and_a_line_for_each_kernel(monkeypatch, capsys, 
 
 def test_a_file_for_each_update_with_the_stages_of_an_option():
     """The updates have the stages, and the norms none."""
-    staged = {name for name in cuda.sources({"sgd": ()}, ("value", "average")) if "value_average" in name}
+    kinds = [cuda.Kind("sgd", dtype, stages=("value", "average")) for dtype in DTYPES]
+    staged = {name for name in cuda.sources(kinds) if "value_average" in name}
     assert staged == {f"sgd_{name}_{name}_{dtype.real_name}_value_average_512" for name, dtype in DTYPES.items()}
 
 
