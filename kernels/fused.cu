@@ -56,7 +56,7 @@ struct Update {
     static constexpr int packs = bytes * width / 16;
     static constexpr bool few = packs <= 4, converts = Types::bytes != Rule::states * static_cast<int>(sizeof(real));
     static constexpr bool mixed = Bytes<R>::of != 0 || sizeof(G) != sizeof(P);
-    static constexpr bool crowded = mixed || (few && converts) || (has_codes && packs > 6);
+    static constexpr bool crowded = mixed || (few && converts) || (has_codes && packs > 5);
     static constexpr int resident = sizeof(P) < 8 ? (few ? 3 : 2) - (stages != 0 || crowded) : (packs <= 3 ? 2 : 1);
 
     P *param;
