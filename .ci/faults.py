@@ -1630,7 +1630,7 @@ STORAGES = (
     Mutant(
         "a state has the random bits of its parameter",
         "kernels/cpu.py",
-        "return np.uint32((x >> 16) if place % 2 else (x & 0xFFFF))",
+        "return np.uint32((x >> 16) if number % 2 else (x & 0xFFFF))",
         "return np.uint32(x & 0xFFFF)",
         ("tests/test_rounding.py",),
         only="rounding_is",

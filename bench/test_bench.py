@@ -532,7 +532,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     command.run(False, str(data), str(chart), baseline="fastopt", tables=True)
     assert "against fastopt" in capsys.readouterr().out
     found = json.loads(data.read_text(encoding="utf-8"))
-    parts = ["iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages"]
+    parts = ["iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages", "masters"]
     assert list(found) == ["machine", "rows", "ratios", *parts]
     assert [row["implementation"] for row in found["stages"]] == ["fastopt", "numpy-in-place", "numpy-copied"]
     assert list(found["embedded"]) == ["parameters", "rows", "elements", "call_seconds", "unstable"]
@@ -563,7 +563,7 @@ def test_a_quick_run_measures_steps_alone(
     data, chart = tmp_path / "bench.json", tmp_path / "bench.svg"
     command.run(True, str(data), str(chart))
     found = json.loads(data.read_text(encoding="utf-8"))
-    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages")
+    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages", "masters")
     assert [found[name] for name in rest] == [None] * len(rest)
     assert list(report.compared(found)) == [
         ("mlp", "momentum"),
