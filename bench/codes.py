@@ -88,11 +88,14 @@ def float_map(exponents: int, fractions: int) -> Array:
     return scaled
 
 
+# What fastopt has: bits of fraction and bias of averages and of squares, by the last code of others.
+BIASED = {SIGNED: (6, 22 / 64), UNSIGNED: (3, 1.125 * 2.0**-32)}
+
 OF_AVERAGES = {
     "linear": power(SIGNED, 1),
     "root": power(SIGNED, 2),
     "softsign": softsign(SIGNED),
-    "float above a bias": above_bias(SIGNED - 1, 6, 22 / 64),
+    "float above a bias": above_bias(SIGNED - 1, *BIASED[SIGNED]),
     "dynamic map": nearest_in(dynamic_map(SIGNED)),
     "float, 3 bits of exponent": nearest_in(float_map(3, 4)),
 }
@@ -101,7 +104,7 @@ OF_SQUARES = {
     "root": power(UNSIGNED, 2),
     "fourth root": power(UNSIGNED, 4),
     "softsign": softsign(UNSIGNED),
-    "float above a bias": above_bias(UNSIGNED, 3, 1.125 * 2.0**-32),
+    "float above a bias": above_bias(UNSIGNED, *BIASED[UNSIGNED]),
     "dynamic map": nearest_in(dynamic_map(UNSIGNED)),
     "float, 5 bits of exponent": nearest_in(float_map(5, 3)),
 }

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numba import njit
 
-from .codes import SIGNED, UNSIGNED, Array, dynamic_map, float_map
+from .codes import BIASED, SIGNED, UNSIGNED, Array, dynamic_map, float_map
 
 BLOCK = 64
 ELEMENTS = 2**15  # codes, scales and gradients fit into a cache of the second level
@@ -115,7 +115,7 @@ def pair(name: str, last: int) -> Pair:
         "root": lambda: power(last, 2),
         "fourth root": lambda: power(last, 4),
         "softsign": lambda: softsign(last),
-        "float above a bias": lambda: above_bias(6, 22 / 64) if last == SIGNED else above_bias(3, 1.125 * 2.0**-32),
+        "float above a bias": lambda: above_bias(*BIASED[last]),
         "dynamic map": lambda: looked_up(dynamic_map(last)),
         "float, 3 bits of exponent": lambda: looked_up(float_map(3, 4)),
         "float, 5 bits of exponent": lambda: looked_up(float_map(5, 3)),

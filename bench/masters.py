@@ -77,8 +77,7 @@ def make(name: str, tensors: Tensors) -> Any:
 def in_torch(workloads: Sequence[Workload], pace: Pace) -> list[Master]:
     """Compare the contenders on those of the workloads that are of this part."""
     chosen = [workload for workload in workloads if workload.name in WORKLOADS]
-    found = [compared(workload, pace.share(SHARE)) for workload in track(chosen, "Masters")]
-    return [row for rows in found for row in rows]
+    return [row for workload in track(chosen, "Masters") for row in compared(workload, pace.share(SHARE))]
 
 
 def compared(workload: Workload, pace: Pace) -> Iterator[Master]:

@@ -53,7 +53,7 @@ compiled = njit(error_model="numpy")
 inner: Any = njit(  # type: ignore[call-overload]  # whose stubs lack the last two
     error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
 )
-inlined: Any = njit(  # type: ignore[call-overload]
+inlined: Any = njit(  # type: ignore[call-overload]  # likewise; for what is only fast as a part of its caller
     error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
 )
 
@@ -1355,7 +1355,7 @@ def kernel(
     master : str
         The dtype of the remainder behind a parameter: "int16" or "int8" for bfloat16, "float32" for float16.
     rounding : str
-        STOCHASTIC for what has 16 bits and no remainder; "" is to nearest.
+        STOCHASTIC for what has 16 or 8 bits and no remainder; "" is to nearest.
     """
     others = ((), ()) if name == NORM else (tuple(stages), tuple(states), gradient, master, rounding)
     return compiled_once(_kernels, (name, dtype_of(dtype).name, *others), make_any, make_cfunc)

@@ -49,9 +49,10 @@ struct Update {
 
     // Blocks of a multiprocessor, by which the compiler bounds registers. Of types of at most 4 bytes three (1,536 threads,
     // 40 registers each) if a thread holds at most four packs, else two, with 64; with stages one less, as with a remainder,
-    // with a gradient of another size, or where few packs have states of another type than the arithmetic's, or most are
-    // codes. Of doubles two if it holds three, else one. With more, registers spill. On an H100, AdaGrad and RMSProp with
-    // three are 4 % faster than with two from 2^24 elements on, and 5 % slower, some 0.3 us, up to 2^20.
+    // with a gradient of another size, where few packs have states of another type than the arithmetic's, or where more than
+    // five have codes among them. Of doubles two if it holds three, else one. With more, registers spill. On an H100,
+    // AdaGrad and RMSProp with three are 4 % faster than with two from 2^24 elements on, and 5 % slower, some 0.3 us, up
+    // to 2^20.
     static constexpr int bytes = sizeof(P) + Bytes<R>::of + sizeof(G) + (Rule::states + averages) * sizeof(real);
     static constexpr int packs = bytes * width / 16;
     static constexpr bool few = packs <= 4, converts = Types::bytes != Rule::states * static_cast<int>(sizeof(real));
