@@ -224,10 +224,10 @@ sys.exit(cli.main(["lab", "play", "--no-open"]))
 """
 
 
-def test_an_interrupt_ends_the_command():
+def test_an_interrupt_ends_the_command(tmp_path):
     """With no traceback, and with the status that shells know."""
     with subprocess.Popen(
-        [sys.executable, "-c", SERVING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVING], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(end with Ctrl-C\)\n", process.stdout.readline())
         process.send_signal(signal.SIGINT)

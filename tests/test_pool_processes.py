@@ -316,7 +316,7 @@ def test_training_without_the_extension(tmp_path):
             return [*params, state]
 
         def refuses(opt, params, dtype):
-            for bad in (np.ones(7, np.float16), params[2], np.ones(6, dtype), params[3][:7]):
+            for bad in (np.ones(7, np.int32), params[2], np.ones(6, dtype), params[3][:7]):
                 before = params[3].copy()
                 try:
                     opt.step([bad if i == 2 else np.ones_like(p) for i, p in enumerate(params)])
