@@ -218,6 +218,7 @@ def torch_params(arrays: Arrays) -> list[Any]:
 FASTOPT_TORCH = "fastopt.torch"  # a contender in `tensors` and `torch_iteration`
 IN_BACKWARD = "step_in_backward"  # in `torch_iteration` only
 DEEPSPEED = "deepspeed"  # only its Adam, if installed
+BITSANDBYTES = "bitsandbytes"  # in `storages` only, if installed
 IN_BFLOAT16 = f"{FASTOPT_TORCH}, bfloat16 states"  # in `storages` only
 IN_8_BITS = f"{FASTOPT_TORCH}, states in 8 bits"
 TORCH_IN_BFLOAT16 = "torch-default, bfloat16 states"

@@ -6,7 +6,7 @@ Gradients of a model in bfloat16 are in bfloat16: they are copied as well, unles
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import fastopt.torch
 from fastopt.progress import track
 
-from .contenders import TORCH_MODES, optimizer
-from .masters_report import COPIED, COPIED_BACK, MASTERS, SEVEN_BYTES, Master
+from . import installed
+from .contenders import OPTIMIZERS, TORCH_MODES, optimizer
+from .masters_report import COPIED, COPIED_BACK, DEEPSPEED_COPIED_BACK, MASTERS, SEVEN_BYTES, Master
 from .measure import Pace
 from .rounds import comparisons
 from .tensors import Tensors, side_by_side
@@ -25,6 +26,7 @@ from .workloads import Arrays, Workload
 SHARE = 0.5  # of an optimizer workload's time: there is one mode, not two
 WORKLOADS = ("mlp", "gpt2")
 RULE = "adamw"
+WEIGHT_DECAY = 0.01  # the others' default
 OPTIONS: dict[str, dict[str, Any]] = {
     MASTERS: {"master_weights": True},
     SEVEN_BYTES: {"master_weights": 24, "state_dtype": "int8"},
@@ -32,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Copies:
-    """Float32 parameters that torch's fused step updates, and the model's, which they are copied to.
+    """Float32 parameters that an optimizer of float32 updates, and the model's, which they are copied to.
 
     Parameters
     ----------
@@ -40,16 +42,18 @@ class Copies:
         The model's parameters.
     copies_gradients : bool
         Whether the gradients are those of the model; else they are float32 from the start, and stay in place.
+    make : callable
+        Makes the optimizer, given the float32 parameters.
     """
 
-    def __init__(self, tensors: Tensors, copies_gradients: bool) -> None:
+    def __init__(self, tensors: Tensors, copies_gradients: bool, make: Callable[[list[Tensor]], Any]) -> None:
         self.params: list[Tensor] = [*tensors.params]
         self.masters: list[Tensor] = [nn.Parameter(param.detach().float()) for param in tensors.params]
         self.copies_gradients = copies_gradients
         for master, source in zip(self.masters, tensors.sources, strict=True):
             master.grad = source.float()
         self.gradients: list[Any] = [master.grad for master in self.masters]
-        self.update = optimizer(torch.optim, self.masters, RULE, **TORCH_MODES["torch-fused"]).step
+        self.update = make(self.masters).step
 
     @torch.no_grad()
     def step(self) -> None:
@@ -71,7 +75,23 @@ def make(name: str, tensors: Tensors) -> Any:
     """Make a contender, which has a method `step`."""
     if name in OPTIONS:
         return optimizer(fastopt.torch, tensors.params, RULE, **OPTIONS[name])
-    return Copies(tensors, copies_gradients=name == COPIED)
+    return Copies(tensors, name == COPIED, deepspeed if name == DEEPSPEED_COPIED_BACK else torch_fused)
+
+
+def torch_fused(params: list[Tensor]) -> Any:
+    """Make torch's fused optimizer."""
+    return optimizer(torch.optim, params, RULE, **TORCH_MODES["torch-fused"])
+
+
+def deepspeed(params: list[Tensor]) -> Any:
+    """Make DeepSpeed's optimizer."""
+    return installed.deepspeed_adam()(params, **OPTIMIZERS[RULE][1], weight_decay=WEIGHT_DECAY, adamw_mode=True)
+
+
+def contenders() -> list[str]:
+    """Name those that can be timed."""
+    peers = [DEEPSPEED_COPIED_BACK] if installed.deepspeed_adam() else []
+    return [*OPTIONS, COPIED_BACK, COPIED, *peers]
 
 
 def in_torch(workloads: Sequence[Workload], pace: Pace) -> list[Master]:
@@ -83,6 +103,6 @@ def in_torch(workloads: Sequence[Workload], pace: Pace) -> list[Master]:
 def compared(workload: Workload, pace: Pace) -> Iterator[Master]:
     """Compare the contenders on the same parameters, which each overwrites; their states are gone afterwards."""
     tensors = halved(Arrays.draw(workload))
-    steps = {name: make(name, tensors).step for name in (*OPTIONS, COPIED_BACK, COPIED)}
+    steps = {name: make(name, tensors).step for name in contenders()}
     for one in comparisons(side_by_side(tensors, steps, pace, MASTERS), MASTERS):
         yield {"workload": workload.name, **one}

@@ -27,11 +27,11 @@ from .rounds import reasons
 from .schedules import Evaluations
 from .stages import Stage
 from .storages_report import Storage
-from .text import UNSTABLE, Lines, duration, markdown_table, percent, table, times, unstable
+from .text import UNSTABLE, Lines, arranged, duration, markdown_table, percent, table, times, unstable
 from .workloads import title
 
 SUBJECT = FASTOPT
-LIBRARIES = ("fastopt", "numpy", "numba", "torch", "deepspeed", "jax", "optax")
+LIBRARIES = ("fastopt", "numpy", "numba", "torch", "deepspeed", "bitsandbytes", "jax", "optax")
 AFTER = list(MODES)[1]
 MODE_NAMES = ("back to back", AFTER.removeprefix(", "))
 WIDTH = 150  # of the output if it is not a terminal
@@ -189,12 +189,9 @@ def ratio(timing: Timing, name: str) -> Ratio:
     }
 
 
-def compared(report: Report) -> dict[tuple[str, str], dict[str, Ratio]]:
+def compared(report: Report) -> dict[tuple[str, ...], dict[str, Ratio]]:
     """Arrange fastopt's ratios: (workload, rule) -> implementation -> ratio."""
-    found: dict[tuple[str, str], dict[str, Ratio]] = {}
-    for entry in report["ratios"]:
-        found.setdefault((entry["workload"], entry["rule"]), {})[entry["implementation"]] = entry
-    return found
+    return arranged(report["ratios"], "workload", "rule")
 
 
 def summary(report: Report) -> Lines:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from .contenders import NUMPY
 from .stages import AVERAGING, CALLED, CLIPPING, COPIED, IN_PLACE, SUBJECTS, TORCH, Stage
-from .text import Lines, duration, markdown_table, times
+from .text import Lines, arranged, duration, markdown_table, times
 from .torch_report import least
 from .workloads import title
 
@@ -28,10 +28,7 @@ NAMES = 5  # columns that are no numbers
 
 def comparison(stages: Sequence[Stage]) -> Lines:
     """Make the table, its headings first: a stage, library, workload and rule per line."""
-    found: dict[tuple[str, str, str, str], dict[str, Stage]] = {}
-    for row in stages:
-        key = row["stage"], row["against"], row["workload"], row["rule"]
-        found.setdefault(key, {})[row["implementation"]] = row
+    found = arranged(stages, "stage", "against", "workload", "rule")
     lines = [["within the step", "workload", "rule", "step of", "against", "its time", "others", CALLED]]
     for (stage, against, workload, rule), contenders in found.items():
         subject = SUBJECTS[against]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .contenders import FASTOPT_TORCH, IN_8_BITS, IN_BFLOAT16, TORCH_IN_BFLOAT16
+from .contenders import BITSANDBYTES, FASTOPT_TORCH, IN_8_BITS, IN_BFLOAT16, TORCH_IN_BFLOAT16
 from .rounds import Comparison
-from .text import Lines, duration, markdown_table, times
+from .text import Lines, arranged, columns, duration, markdown_table, ratios
 from .workloads import title
 
 OTHERS = (IN_8_BITS, FASTOPT_TORCH, "torch-fused", TORCH_IN_BFLOAT16)
+OPTIONAL = (BITSANDBYTES,)
 TITLE = "Steps over states in bfloat16, and how many times as long others take"
 ABOUT = (
     f"States in bfloat16, on gradients that backward has just allocated: the time of a step of {FASTOPT_TORCH} with "
     'state_dtype="bfloat16", and how many times as long others take: its step over states in 8 bits, its step over '
     "states in float32, torch's fused one over the same, and, for momentum, torch's default one over states that were "
-    "converted to bfloat16. Below 1.00x they are faster. Bytes are those that a step must read and write for each "
-    "element, with states in bfloat16 / in 8 bits / in float32; parameters of fewer than 4,096 elements keep float32. "
+    "converted to bfloat16; on small models bitsandbytes' step over its states in 8 bits, where that is installed. "
+    "Below 1.00x they are faster. Bytes are those that a step must read and write for each element, with states in "
+    "bfloat16 / in 8 bits / in float32; parameters of fewer than 4,096 elements keep float32. "
     "torch makes no such states itself, and its fused steps and its AdamW refuse bfloat16."
 )
 NAMES = 2  # columns that are no numbers
@@ -36,16 +38,14 @@ class Storage(Comparison):
 
 def comparison(storages: Sequence[Storage]) -> Lines:
     """Make the table, its headings first: a workload and rule per line."""
-    found: dict[tuple[str, str], dict[str, Storage]] = {}
-    for row in storages:
-        found.setdefault((row["workload"], row["rule"]), {})[row["implementation"]] = row
-    lines = [["workload", "rule", IN_BFLOAT16, *OTHERS, "bytes"]]
+    found = arranged(storages, "workload", "rule")
+    others = columns(found, OTHERS, OPTIONAL)
+    lines = [["workload", "rule", IN_BFLOAT16, *others, "bytes"]]
     for (workload, rule), contenders in found.items():
-        subject = contenders[IN_BFLOAT16]
-        ratios = [times(contenders[name]["ratio"]) if name in contenders else "" for name in OTHERS]
         ours = (IN_BFLOAT16, IN_8_BITS, FASTOPT_TORCH)
         moved = " / ".join(f"{contenders[name]['bytes_per_element']:.1f}" for name in ours if name in contenders)
-        lines.append([title(workload), rule, duration(subject["seconds"]), *ratios, moved])
+        seconds = duration(contenders[IN_BFLOAT16]["seconds"])
+        lines.append([title(workload), rule, seconds, *ratios(contenders, others), moved])
     return lines
 
 

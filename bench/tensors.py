@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 import fastopt.torch
 
+from . import installed
 from .contenders import DEEPSPEED, FASTOPT_TORCH, OPTIMIZERS, RULES, TORCH_MODES, Step, optimizer
 from .measure import WARM_UP, Pace, each_after, settled
 from .rounds import Comparison, Rounds, comparisons
@@ -104,20 +103,10 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@functools.cache
-def deepspeed_adam() -> Any:
-    """Return DeepSpeed's Adam for the CPU, if it is installed and compiles, which it does at first use."""
-    with contextlib.suppress(Exception):  # the import, the compiler or the loader may raise anything
-        found = importlib.import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
-        found([nn.Parameter(torch.ones(1))])
-        return found
-    return None
-
-
 def make(name: str, rule: str, params: Sequence[Tensor]) -> Step:
     """Make a contender, which owns its states."""
     if name == DEEPSPEED:
-        made = deepspeed_adam()(params, **OPTIMIZERS[rule][1], adamw_mode=False)
+        made = installed.deepspeed_adam()(params, **OPTIMIZERS[rule][1], adamw_mode=False)
     else:
         library, mode = CONTENDERS[name]
         made = optimizer(library, params, rule, **mode)
@@ -146,8 +135,9 @@ def rows(workloads: Sequence[Workload], pace: Pace) -> Iterator[list[Row]]:
     for workload in workloads:
         tensors = Tensors.of(Arrays.draw(workload))
         for rule in RULES:
-            names = (*CONTENDERS, DEEPSPEED) if rule == "adam" and deepspeed_adam() is not None else tuple(CONTENDERS)
-            yield [{"workload": workload.name, "rule": rule, **one} for one in compared(tensors, rule, pace, names)]
+            peers = (DEEPSPEED,) if rule == "adam" and installed.deepspeed_adam() else ()
+            found = compared(tensors, rule, pace, (*CONTENDERS, *peers))
+            yield [{"workload": workload.name, "rule": rule, **one} for one in found]
 
 
 def distributed_rows(workload: Workload, pace: Pace) -> list[Row]:

@@ -25,6 +25,7 @@ from fastopt.bench import (
     embedding,
     gpu_host,
     in_jax,
+    installed,
     iteration,
     limit,
     measure,
@@ -314,7 +315,7 @@ def test_deepspeed_is_measured_for_adam_where_it_is_installed(monkeypatch: pytes
     monkeypatch.setattr(rounds, "disagreement", lambda values: "")  # however busy this machine is
     found = {}
     for there in (False, True):
-        monkeypatch.setattr(tensors, "deepspeed_adam", lambda there=there: stand_in if there else None)
+        monkeypatch.setattr(installed, "deepspeed_adam", lambda there=there: stand_in if there else None)
         found[there] = list(itertools.chain.from_iterable(tensors.rows([small], pace)))
     everyone = [(rule, name) for rule in ("momentum", "adam") for name in tensors.CONTENDERS]
     assert [(row["rule"], row["implementation"]) for row in found[False]] == everyone
@@ -327,13 +328,22 @@ def test_deepspeed_is_measured_for_adam_where_it_is_installed(monkeypatch: pytes
     assert torch_report.comparison(found[False])[0] == headings[:-1]
 
 
-def test_what_cannot_be_had_of_deepspeed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not installed, or its operation does not compile."""
-    tensors.deepspeed_adam.cache_clear()
-    for module in (None, SimpleNamespace(DeepSpeedCPUAdam=lambda params: 1 / 0)):
-        monkeypatch.setitem(sys.modules, "deepspeed.ops.adam", module)
-        assert tensors.deepspeed_adam() is None
-        tensors.deepspeed_adam.cache_clear()
+@pytest.mark.parametrize(
+    ("peer", "module", "broken"),
+    [
+        (installed.deepspeed_adam, "deepspeed.ops.adam", SimpleNamespace(DeepSpeedCPUAdam=lambda params: 1 / 0)),
+        (installed.bitsandbytes, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace())),
+    ],
+)
+def test_what_cannot_be_had_of_a_peer_is_no_error(
+    peer: Any, module: str, broken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not installed, or its operation does not compile or needs a GPU."""
+    for found in (None, broken):
+        peer.cache_clear()
+        monkeypatch.setitem(sys.modules, module, found)
+        assert peer() is None
+    peer.cache_clear()
 
 
 @pytest.mark.parametrize("rule", RULES)

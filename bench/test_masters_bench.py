@@ -18,7 +18,7 @@ from fastopt.bench.tensors import Tensors
 from fastopt.bench.workloads import WORKLOADS, Arrays, Workload
 
 STEPS = 3
-NAMES = (MASTERS, SEVEN_BYTES, COPIED_BACK, COPIED)
+NAMES = masters.contenders()
 EXACT = 1e-6  # a few roundings of numbers around 1; a step moves them by 1e-3
 OF_24_BITS = 2.0**-16  # relative, of a master: half of the last bit that it has
 OF_8_BITS = 0.1  # of the movement, root mean squares: small elements of a block lose most

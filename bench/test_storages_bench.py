@@ -11,6 +11,7 @@ import pytest
 import torch
 from fastopt.bench import command, measure, oracle, report, rounds, storages, storages_report
 from fastopt.bench.contenders import (
+    BITSANDBYTES,
     FASTOPT_TORCH,
     IN_8_BITS,
     IN_BFLOAT16,
@@ -71,7 +72,7 @@ def test_contenders_follow_the_rule(rule: str, name: str) -> None:
         moved = expected - start
         assert np.abs(moved).max() > 1e3 * EXACT
         error = got.detach().numpy() - start - moved
-        if name == IN_8_BITS:
+        if name in (IN_8_BITS, BITSANDBYTES):
             assert np.sqrt(np.mean(error**2)) < OF_8_BITS * np.sqrt(np.mean(moved**2)) + EXACT
         else:
             np.testing.assert_allclose(error + moved, moved, rtol=share, atol=EXACT)
@@ -82,11 +83,14 @@ def test_states_are_in_the_dtype_that_is_measured(rule: str, name: str) -> None:
     """And stay in it; fastopt.torch keeps those of small parameters, torch's have all been converted."""
     opt, tensors = trained(name, rule)
     names = RULES[rule].states
+    if name == BITSANDBYTES:
+        names = storages.BITSANDBYTES_STATES[: 2 * len(names) : 2]
     found = [{opt.state[param][state].dtype for state in names} for param in tensors.params]
     assert found == {
         IN_BFLOAT16: [{torch.bfloat16}, {torch.float32}],
         IN_8_BITS: [{torch.uint8 if state == "exp_avg_sq" else torch.int8 for state in names}, {torch.float32}],
         TORCH_IN_BFLOAT16: [{torch.bfloat16}, {torch.bfloat16}],
+        BITSANDBYTES: [{torch.uint8}, {torch.float32}],
     }.get(name, [{torch.float32}, {torch.float32}])
 
 

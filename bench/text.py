@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fastopt.extras import require
 
 Lines = Sequence[Sequence[str]]  # of a table, its headings first
-
+Entry = TypeVar("Entry", bound=Mapping[str, Any])
 
 UNSTABLE = "unstable"  # printed instead of a figure
 
@@ -33,6 +33,26 @@ def times(ratio: float | None) -> str:
         return f"{ratio:.1g}x"
     digits = 0 if ratio >= 10 else 1 if ratio >= 2 else 2
     return f"{ratio:.{digits}f}x"
+
+
+def arranged(rows: Iterable[Entry], *keys: str) -> dict[tuple[str, ...], dict[str, Entry]]:
+    """Arrange what was measured as a table's lines: the values of keys -> implementation -> row."""
+    found: dict[tuple[str, ...], dict[str, Entry]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), {})[row["implementation"]] = row
+    return found
+
+
+def columns(
+    found: Mapping[tuple[str, ...], Mapping[str, Any]], names: Iterable[str], optional: Iterable[str]
+) -> list[str]:
+    """Name the contenders that have a column, the optional ones only if some line has them."""
+    return [*names, *(name for name in optional if any(name in contenders for contenders in found.values()))]
+
+
+def ratios(contenders: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Write how many times as long contenders take; "" for one that was not measured."""
+    return [times(contenders[name]["ratio"]) if name in contenders else "" for name in names]
 
 
 def percent(share: float | None) -> str:

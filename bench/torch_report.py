@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from .contenders import DEEPSPEED, FASTOPT_TORCH, IN_BACKWARD, TORCH_MODES
-from .text import UNSTABLE, Lines, duration, markdown_table, percent, table, times
+from .text import UNSTABLE, Lines, arranged, columns, duration, markdown_table, percent, ratios, table, times
 from .workloads import title
 
 if TYPE_CHECKING:  # torch may be missing
@@ -32,17 +32,13 @@ def comparison(rows: list[Row]) -> Lines:
 
     DeepSpeed has a column if it was measured.
     """
-    found: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault((row["workload"], row["rule"]), {})[row["implementation"]] = row
-    others = [DEEPSPEED] if any(DEEPSPEED in contenders for contenders in found.values()) else []
+    found = arranged(rows, "workload", "rule")
+    others = columns(found, (), (DEEPSPEED,))
     lines = [["workload", "rule", FASTOPT_TORCH, *TORCH_MODES, "against the fastest", *others]]
-    for names, contenders in found.items():
-        modes = [contenders[mode]["ratio"] for mode in TORCH_MODES]
-        ratios = [times(ratio) for ratio in (*modes, least(modes))]
-        ratios += [times(contenders[name]["ratio"]) if name in contenders else "" for name in others]
-        workload, rule = names
-        lines.append([title(workload), rule, duration(contenders[FASTOPT_TORCH]["seconds"]), *ratios])
+    for (workload, rule), contenders in found.items():
+        fastest = times(least([contenders[mode]["ratio"] for mode in TORCH_MODES]))
+        figures = [*ratios(contenders, TORCH_MODES), fastest, *ratios(contenders, others)]
+        lines.append([title(workload), rule, duration(contenders[FASTOPT_TORCH]["seconds"]), *figures])
     return lines
 
 
