@@ -1253,7 +1253,7 @@ TORCH = (
     ),
     Mutant(
         "sparse gradients go with weight decay",
-        "fastopt/backends/torch/sparse.py",
+        "fastopt/step/sparse.py",
         ' or parameter.group.upcoming["weight_decay"] != 0:',
         ":",
         ("tests/test_torch_sparse.py",),

@@ -17,6 +17,7 @@ try:
     from .extras import MissingExtraError
     from .kernels.pool import get_num_threads, set_num_threads
     from .optimizers import *  # noqa: F403 (what its `__all__` lists)
+    from .sparse_rows import SparseRows
 except KeyboardInterrupt:
     if os.path.basename(sys.argv[0]) == "fastopt":  # the command: these imports take a quarter of a second
         sys.exit(130)
@@ -36,6 +37,7 @@ LAZY = ("embed", "lab", "torch")
 
 __all__ = [
     "Optimizer",
+    "SparseRows",
     "clip_grad_norm_",
     "embed",
     "fused",

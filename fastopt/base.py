@@ -75,7 +75,7 @@ class Optimizer(Staged):
         self._bound: Gradients | None = None
 
     def _new_stepper(self, parameters: list[ArrayParameter], groups: list[ParamGroup]) -> Stepper:
-        return Stepper(parameters, groups, self._family.choose, self._guard, self._stages)
+        return Stepper(parameters, groups, self._family, self._guard, self._stages)
 
     def _are_groups(self, given: Any) -> bool:
         """Say whether params is a list of groups; else it is arrays, nested or not."""
@@ -242,6 +242,10 @@ class Optimizer(Staged):
                 raise TypeError(f"the gradient of {parameter} is a NumPy scalar, which never changes: bind a 0-d array")
         with self._guard.mutex:
             gradients = Gradients(self._stepper.plan, self._parameters, mirrored)
+            for i in gradients.sparse:
+                raise TypeError(
+                    f"the gradient of {self._parameters[i]} is sparse, and others come with each step: pass it to step"
+                )
             for parameter, given, array in zip(self._parameters, mirrored, gradients.held, strict=True):
                 if isinstance(array, np.ndarray) and not isinstance(given, np.ndarray):
                     # A jax array never changes, and a torch tensor may get other memory at any time.

@@ -150,7 +150,7 @@ def test_a_state_dict_after_skipped_steps_has_no_states():
 
 def sparse_at_once(monkeypatch):
     """Have sparse rows updated at once: they are torch's own operations, which do not wait here."""
-    monkeypatch.setattr(gradients, "coalesced", lambda what, gradient, parameter: gradient.detach().coalesce())
+    monkeypatch.setattr(gradients, "checked_sparse", lambda what, gradient, parameter: gradient.detach())
     update = Gpu.update
 
     def at_once(*arguments):

@@ -11,12 +11,14 @@ import numpy as np
 from ..kernels.dtypes import CODES, DTYPES
 from ..kernels.reader import UNREAD, Array
 from ..options import ADDED_DEFAULTS, NEVER_NEGATIVE
+from ..sparse_rows import SparseRows
 from ..step.chunks import Strides, located
 from ..step.codes import SCALES, blocks, decode, encode
 from ..step.masters import BITS, MASTER, converted, is_convertible
 from ..step.memory import Extents, Layout, overlaps_itself, pin
 from ..step.parameter import EMA, Parameter
 from ..step.plan import Plan
+from ..step.sparse import Given
 from .gradients import StepGradients
 
 
@@ -178,6 +180,10 @@ class ArrayParameter(Parameter):
         """Return the address of a gradient that the extension has not read; UNREAD if it needs the slow check."""
         return UNREAD
 
+    def checked_rows(self, what: str, given: SparseRows) -> Given:
+        """Check a sparse gradient."""
+        raise TypeError(f"{what} is sparse, and the parameter is on a GPU, which takes dense ones")
+
     @abstractmethod
     def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
         """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""
@@ -195,12 +201,13 @@ class Gradients(StepGradients):
         self.strided: dict[int, Strides] = {}
         self.copies: dict[int, Any] = {}
         self.others: dict[int, str] = {}
+        self.sparse: dict[int, Given] = {}
         self.addresses, unread, none = plan.reader.read(self.held)
         if unread and plan.uses_gpus:
             self._read_alike(parameters, plan.extents)
         if unread:
             self.check_unread(parameters, plan.extents)
-        self.taking_part = (self.addresses != 0).tobytes() if none else plan.everyone
+        self.taking_part = (self.addresses != 0).tobytes() if none or self.sparse else plan.everyone
 
     def _read_alike(self, parameters: Sequence[ArrayParameter], extents: Extents) -> None:
         """Read what the extension has not: gradients on GPUs in their parameters' layout that overlap nothing."""
@@ -209,8 +216,11 @@ class Gradients(StepGradients):
         lengths = np.array([parameters[i].array.nbytes for i in unread.tolist()])
         self.addresses[unread] = np.where(extents.overlapped(found, found + lengths), UNREAD, found)
 
-    def checked(self, i: int, what: str, parameter: ArrayParameter) -> Array:
-        """Check a gradient, and return an array that describes its layout."""
+    def checked(self, i: int, what: str, parameter: ArrayParameter) -> Array | None:
+        """Check a gradient, and return an array that describes its layout; None if it is sparse."""
+        if isinstance(self.held[i], SparseRows):
+            self.sparse[i] = parameter.checked_rows(what, self.held[i])
+            return None
         self.held[i], array, dtype = parameter.checked_gradient(what, self.held[i])
         self.note_dtype(i, parameter, dtype)
         return array
@@ -227,6 +237,10 @@ class Gradients(StepGradients):
 
     def check_writable(self, parameters: Sequence[ArrayParameter]) -> None:
         """Raise unless all of them can be set to zero, each for itself while others are still read."""
+        for i in self.sparse:
+            raise TypeError(
+                f"the gradient of {parameters[i]} is sparse, and is not set to zero: call step without zero_grads"
+            )
         for parameter, array in zip(parameters, self.held, strict=True):
             if isinstance(array, np.ndarray) and not array.flags.writeable:
                 raise ValueError(
@@ -257,4 +271,4 @@ class Gradients(StepGradients):
 
     def release(self) -> None:
         """Let go of the arrays, so that the next ones can reuse their memory. No step uses these again."""
-        self.held, self.copies = [], {}
+        self.held, self.copies, self.sparse = [], {}, {}

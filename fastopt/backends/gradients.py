@@ -31,6 +31,10 @@ class StepGradients(ABC):
         The gradients, or what stands for them.
     copies : dict
         Index of a parameter whose states have blocks -> the gradient in its storage order, which the kernels read.
+    sparse : dict
+        Index of a parameter -> its sparse gradient, which takes no part in launches.
+    scale : float
+        What sparse gradients are first multiplied by.
     advice : str
         What to do with one that overlaps what an update writes.
     """
@@ -42,6 +46,8 @@ class StepGradients(ABC):
     taking_part: bytes
     strided: dict[int, Strides]
     others: dict[int, str]
+    sparse: dict[int, Any]
+    scale = 1.0
 
     def note_dtype(self, i: int, parameter: Any, dtype: str) -> None:
         """Note the dtype of a gradient, if it is another one than that of the last."""

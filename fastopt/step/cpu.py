@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..kernels.lazy import kernel
 from ..kernels.reader import address
 from ..kernels.tables import ABI, HYPERS, JOB, NORM, PIECE, STATES, STORAGE
 from ..rules import Row
-from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, chunk_table
+from .chunks import CHUNK_ELEMENTS, TILE_ELEMENTS, Strides, Table, chunk_table
 from .launch import NO_STORAGE, Launch, LaunchCache, StorageRow, Tables, Variant
 from .norm import Measured, Piece, measure
 
@@ -54,7 +54,6 @@ class CpuTables(Tables):
         super().__init__(sizes)
         self.threads = threads
         self.dtype = dtype
-        self.elements = sum(sizes)
         self.job = np.zeros((), JOB)
         self.job["abi"] = ABI
         self.job["power"] = self.job["coefficient"] = 1.0
@@ -63,10 +62,16 @@ class CpuTables(Tables):
         self.cut({})
 
     def _cut(self, strided: dict[int, Strides]) -> None:
-        self.chunks, self.layouts = chunk_table(self.sizes, strided)
+        sizes = [0 if row in self.apart else size for row, size in enumerate(self.sizes)]
+        chunks, self.layouts = chunk_table(sizes, strided)
         self.table["layout"] = 0
         for row in strided:
             self.table["layout"][row] = address(self.layouts[row : row + 1])
+        self.take_chunks(chunks, sum(sizes))
+
+    def take_chunks(self, chunks: Table, elements: int) -> None:
+        """Take these chunks, of so many elements."""
+        self.chunks, self.elements = chunks, elements
         self.job["chunks"] = address(self.chunks)
         self.count = len(self.chunks)
         self.sums = np.empty(self.count)
@@ -97,6 +102,8 @@ class CpuTables(Tables):
         return self.sums
 
     def _run(self, run: Callable[[int, int, int], None]) -> None:
+        if not self.count:
+            return
         threads = self.threads.get_num_threads()
         run(self.count, self.grain, threads if threads < self.workers else self.workers)
 
@@ -107,12 +114,13 @@ class CpuLaunch(CpuTables, Launch):
     on_gpu = False
 
     def __init__(self, variant: Variant, sizes: Sequence[int], threads: Threads = pool) -> None:
+        self.for_codes = STATES * PIECE * 4 if variant.has_codes else 0
         super().__init__(variant.of_gradient, sizes, threads)
         self.addresses = self.table.view(np.int64).reshape(len(sizes), -1)  # of parameter, gradient and states
         if variant.uses_storages:
             self.storages = np.zeros(len(sizes), STORAGE)
             self.job["storages"] = address(self.storages)
-        self._reserve(STATES * PIECE * 4 if variant.has_codes else 0)
+        self._reserve(self.for_codes)
         self.kernel = kernel(*variant)
         self.run = threads.runner(self.kernel, address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))
@@ -121,6 +129,11 @@ class CpuLaunch(CpuTables, Launch):
         super()._cut(strided)
         if strided:
             self._reserve(TILE_ELEMENTS * DTYPES[self.dtype].itemsize)
+
+    def take_chunks(self, chunks: Table, elements: int) -> None:
+        """Take these chunks, of so many elements, and reserve what their workers need."""
+        super().take_chunks(chunks, elements)
+        self._reserve(self.for_codes)
 
     def _reserve(self, size: int) -> None:
         """Reserve so many bytes for each worker: gradients in another order, or what codes decode to, never both."""
@@ -195,6 +208,27 @@ class Cpu:
         launch.write_count(count)
         launch()
         self.cache.put(key, launch)
+
+    def launch_of_chunks(
+        self,
+        key: Hashable,
+        variant: Variant,
+        chunks: Table,
+        elements: int,
+        addresses: Sequence[Sequence[int]],
+        storage: StorageRow,
+    ) -> CpuLaunch:
+        """Return a launch over chunks of one tensor, of so many elements, whose gradients lie in several places.
+
+        The tensor table has a row for each place: the addresses of parameter, gradient and states. Whoever has used the
+        launch puts it into the cache, by its key.
+        """
+        launch: CpuLaunch = self.cache.pop(key, None) or self.launch(variant, [0] * len(addresses))
+        for row, of_row in enumerate(addresses):
+            launch.addresses[row, : len(of_row)] = of_row
+            launch.write_storage(row, storage)
+        launch.take_chunks(chunks, elements)
+        return launch
 
     def norm(self, pieces: Sequence[Piece]) -> Measured:
         """Return the norm of gradients, which the caller keeps alive."""

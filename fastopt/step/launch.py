@@ -70,8 +70,14 @@ class Tables(ABC):
         self.sizes = sizes
         # Row of a tensor -> strides of its gradient, if not those of the parameter; None while the cut is not complete.
         self.strided: dict[int, Strides] | None = None
+        self.apart: frozenset[int] = frozenset()  # rows of tensors that are not cut: a step leaves these to others
         self.table = np.zeros(len(sizes), TENSOR)
         self.gradients = self.table["grad"]  # where the addresses of gradients are written
+
+    def set_apart(self, rows: frozenset[int]) -> None:
+        """Leave tensors out of the chunk table from the next cut on, and no others."""
+        if rows != self.apart:
+            self.apart, self.strided = rows, None
 
     def cut(self, strided: dict[int, Strides]) -> None:
         """Cut the tensors into chunks, unless the gradients' strides are those of the last cut."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -51,12 +51,15 @@ class Located(Protocol):
         Index of a parameter -> strides of its gradient, if not those of the parameter.
     others : dict
         Index of a parameter -> dtype of its gradient, if not that of the last one.
+    sparse : dict
+        Index of a parameter -> its sparse gradient, which takes no part in launches.
     """
 
     addresses: npt.NDArray[np.int64]
     taking_part: bytes
     strided: dict[int, Strides]
     others: dict[int, str]
+    sparse: dict[int, Any]
 
 
 class Plan:
@@ -87,6 +90,7 @@ class Plan:
         self.rules: Sequence[Rule] = ()
         self.stages: tuple[str, ...] = ()  # that kernels have
         self.coefficient = 1.0  # that they have
+        self.averages = False  # whether the tables have those of parameters
         self.launches: list[Launch] = []
         self.indices: list[npt.NDArray[np.int64]] = []  # of each launch's parameters
         self.taking_part: bytes | None = None
@@ -191,6 +195,7 @@ class Plan:
         for launch in self.launches:
             launch.write_hypers(hypers)
             launch.write_entries(entries[launch])
+        self.averages = averages
         if averages:
             self._write_averages(step_groups)
             self._write_masters(taking_part)
@@ -246,6 +251,9 @@ class Plan:
             if gradients.strided:
                 found = ((row, gradients.strided.get(index)) for row, index in enumerate(indices.tolist()))
                 strided = {row: strides for row, strides in found if strides is not None}
+            if not launch.on_gpu:  # a step would look at each chunk of a table, to find that it has no gradient
+                rows = [row for row, index in enumerate(indices.tolist()) if index in gradients.sparse]
+                launch.set_apart(frozenset(() if self.averages else rows))
             alone = len(self.launches) == 1  # the usual case; an index would take a copy
             launch.write_gradients(gradients.addresses if alone else gradients.addresses[indices], strided)
         self.loaded = gradients

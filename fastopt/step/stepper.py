@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..kernels.dtypes import CODES, STORED
-from ..rules import Options, Rule
+from ..rules import Family, Rule
 from .clock import Clock
 from .codes import blocks
 from .group import GroupOptions
@@ -18,6 +18,7 @@ from .launch import AmpState
 from .norm import total
 from .parameter import EMA, Parameter
 from .plan import Located, Plan
+from .sparse import Clip, Rows, check_rule
 from .stages import Stages
 
 
@@ -31,8 +32,8 @@ class Stepper:
     parameters : sequence of Parameter
         Those of all groups, in order.
     groups : sequence of GroupOptions
-    choose : callable
-        ``choose(options)``, the rule that a group's options ask for; raises ValueError where they contradict.
+    family : Family
+        The rules between which a group's options choose.
     guard, stages
         The optimizer's.
     counts_groups : bool, default True
@@ -48,19 +49,22 @@ class Stepper:
         self,
         parameters: Sequence[Parameter],
         groups: Sequence[GroupOptions],
-        choose: Callable[[Options], Rule],
+        family: Family,
         guard: Guard,
         stages: Stages,
         counts_groups: bool = True,
     ) -> None:
-        self.plan, self.stages = Plan(parameters), stages
-        self.clock = clock_of(self.plan)(self.plan, groups, choose, guard, stages, counts_groups)
+        self.family, self.plan, self.stages = family, Plan(parameters), stages
+        self.rows: dict[int, Any] = {}  # of the sparse gradients in the step under way
+        self.clock = clock_of(self.plan)(self.plan, groups, family.choose, guard, stages, counts_groups)
 
     def repeat(self, gradients: Located) -> bool:
         """Take the last step again in one call of C, if only gradients and rows differ; return whether it did."""
         clock, plan = self.clock, self.plan
         repetition = clock.repetition
-        if repetition is None or gradients.strided or gradients.taking_part != plan.taking_part or gradients.others:
+        if repetition is None or gradients.strided or gradients.taking_part != plan.taking_part:
+            return False
+        if gradients.others or gradients.sparse:
             return False
         return (clock.goes_on() or clock.keep_up(repetition)) and plan.take_again(repetition, gradients)
 
@@ -77,8 +81,17 @@ class Stepper:
         amp : AmpState, optional
             GradScaler's scale and found_inf: the GPUs unscale the gradients, and may skip the step.
         """
+        try:
+            self._take(gradients, scale, amp)
+        finally:
+            self.rows = {}  # which hold gradients
+
+    def _take(self, gradients: Any, scale: float, amp: AmpState | None) -> None:
         clock, plan, stages = self.clock, self.plan, self.stages
+        stages.beside = bool(gradients.sparse)
         clock.poll(scale, amp)
+        if gradients.sparse:
+            self.find_rows(gradients)
         self.prepare(gradients)
         plan.arrange(clock.rules, stages.kernel, gradients.others)
         clock.check(gradients)
@@ -121,7 +134,25 @@ class Stepper:
 
     def norms_beside(self, gradients: Any) -> list[float]:
         """Return the norms of gradients that take no part in launches."""
-        return []
+        return [rows.norm for rows in self.rows.values()]
+
+    def find_rows(self, gradients: Any) -> None:
+        """Find the rows of sparse gradients, and make what they need: all that can fail."""
+        self.clock.ask_now()
+        for i, gradient in gradients.sparse.items():
+            parameter = self.plan.parameters[i]
+            clip = (gradients.scale, self.stages.limit) if self.stages.clips_by_value else None
+            rows = self.rows_of(parameter, self.clock.rules[parameter.group.index], gradient, clip)
+            if (other := self.plan.extents.overlapping(rows.read)) is not None:
+                raise ValueError(
+                    f"the gradient of {parameter} overlaps {other} in memory: pass a .copy() of its values"
+                )
+            self.rows[i] = rows
+
+    def rows_of(self, parameter: Any, rule: Rule, gradient: Any, clip: Clip) -> Any:
+        """Return the rows of a parameter that a sparse gradient has."""
+        check_rule(parameter, self.family, rule, "a dense one", "SGD or Adagrad")
+        return Rows(parameter, rule, gradient, clip, self.stages.averages, parameter.array.shape[0])
 
     def memory(self) -> dict[str, int]:
         """Count the bytes of parameters, gradients, states, their scales and masters, once all gradients have come."""
@@ -139,16 +170,24 @@ class Stepper:
 
     def can_repeat(self) -> bool:
         """Say whether the last step consists of launches and counts alone."""
-        return True
+        return not self.rows
 
     def prepare(self, gradients: Any) -> None:
         """Prepare what a library adds to the step, after the options are polled; may raise."""
 
     def begin(self, gradients: Any) -> None:
-        """Do what a library adds to the step before the launches."""
+        """Update rows before the launches, which bring the averages of all parameters up to date."""
+        for i, rows in self.rows.items():
+            rows.keep_new_states()
+            scale = 1.0 if self.stages.clips_by_value else gradients.scale
+            rows.update(self.clock.row_of(self.plan.parameters[i], scale * self.stages.coefficient), self.clock.steps)
+            if rows.new_states:
+                self.plan.forget_extents()
 
     def finish(self, gradients: Any) -> None:
-        """Do what a library adds to the step after the launches."""
+        """Count the steps of parameters whose rows were updated."""
+        for i in self.rows:
+            self.clock.count_alone(self.plan.parameters[i])
 
 
 def clock_of(plan: Plan) -> type[Clock]:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from ...extras import require
-from ...kernels.dtypes import DTYPES
+from ...kernels.dtypes import DTYPES, goes_with
 from ...kernels.reader import Array
 from ...options import STATE_DTYPES
+from ...sparse_rows import SparseRows
 from ...step.memory import Layout
+from ...step.sparse import Given
 from ..arrays import dense_layout
 from ..foreign import as_floats, borrowed, is_on_device, kind, spelled, to_read, to_update
 
@@ -101,6 +103,23 @@ def check_gradient(
     return check_like(
         what, given, other, found if found.isnative and goes_with(found.name, dtype.name) else dtype, shape
     )
+
+
+def given_rows(what: str, given: SparseRows, other: str, table: Array) -> Given:
+    """Check a sparse gradient against its table, in dtype and shape of a row."""
+    dtype, rows = given.values.dtype, given.values.shape[given.indices.ndim :]
+    if table.ndim < 2:
+        raise ValueError(f"{what} is sparse, and {other} has shape {table.shape}: a table has two axes or more")
+    if dtype != table.dtype and not (dtype.isnative and goes_with(dtype.name, table.dtype.name)):
+        raise TypeError(
+            f"{what} has dtype {name_of(dtype)}, {other} {table.dtype.name}: "
+            f"pass .astype({spelled(table.dtype)}) of its values"
+        )
+    if rows != table.shape[1:]:
+        raise ValueError(f"{what} has rows of shape {rows}, {other} of {table.shape[1:]}: they must agree")
+    found = Given.of(what, given.indices, given.values)
+    found.check_below(table.shape[0])
+    return found
 
 
 def _borrowed(what: str, given: Any, other: str, dtype: np.dtype[Any], goes_with: Callable[[str, str], bool]) -> Array:

@@ -9,10 +9,12 @@ import numpy as np
 
 from ...kernels.dtypes import DTYPES, goes_with
 from ...kernels.reader import Array
+from ...sparse_rows import SparseRows
 from ...step.codes import blocks
 from ...step.group import GroupOptions
 from ...step.masters import MASTER
 from ...step.memory import pin
+from ...step.sparse import Given
 from ..arrays import ArrayParameter, joined, remainder_as
 from .device import CPU
 from .memory import (
@@ -22,6 +24,7 @@ from .memory import (
     check_like,
     check_state,
     check_type,
+    given_rows,
     in_memory,
     memory_dtype,
     shown_as,
@@ -123,6 +126,15 @@ class NumpyParameter(ArrayParameter):
         copy = self.layout.allocate(gradient, gradient.dtype)
         copy[...] = gradient
         return copy, copy
+
+    def checked_rows(self, what: str, given: SparseRows) -> Given:
+        """Check a sparse gradient."""
+        if not self.layout.plain:
+            raise ValueError(
+                f"{what} is sparse, and the rows of the parameter do not lie one after the other in memory: make the "
+                "parameter once with np.ascontiguousarray, and train that"
+            )
+        return given_rows(what, given, "its parameter", self.whole)
 
     def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
         """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""

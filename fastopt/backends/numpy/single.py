@@ -10,17 +10,22 @@ import numpy as np
 from ...kernels.dtypes import DTYPES, goes_with
 from ...kernels.reader import Array, read_alike
 from ...rules import Row, Rule
+from ...sparse_rows import SparseRows
 from ...step.chunks import Strides
 from ...step.interrupts import HeldBack
 from ...step.launch import Variant
 from ...step.memory import extent
+from ...step.sparse import Change
 from ..arrays import located_once
 from .device import CPU
-from .memory import check_dense, check_gradient, check_like, check_type, in_memory
+from .memory import check_dense, check_gradient, check_like, check_type, given_rows, in_memory
 
 
 def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: Row) -> None:
     """Check all arrays, and update a parameter and the caller's states by a rule."""
+    if isinstance(g, SparseRows):
+        update_rows_once(rule, p, g, states, numbers)
+        return
     single = Single(p, g, states)
     rule.check_row(numbers, single.dtype)
     variant = Variant(rule.name, single.dtype, gradient=single.gradient)
@@ -32,6 +37,36 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
         CPU.update(*arguments)
         for array, copy in single.copies:
             array[...] = copy
+
+
+def update_rows_once(rule: Rule, p: Any, g: SparseRows, states: Mapping[str, Any], numbers: Row) -> None:
+    """Check all arrays, and update the rows of a table that a sparse gradient has."""
+    _, decay, *_ = numbers
+    if not rule.sparse or decay != 0:
+        raise ValueError(
+            "g is sparse, which does not work with this rule, a momentum or weight decay: these move the rows that it "
+            "leaves out; pass a dense gradient"
+        )
+    table, layout = check_dense("p", p)
+    given = given_rows("g", g, "p", table)
+    real = np.dtype(DTYPES[table.dtype.name].real)
+    arrays = {"p": in_memory(table)}
+    for name, state in states.items():
+        alike = check_like(name, check_type(name, state), "p", real, table.shape)
+        arrays[name], _ = check_dense(name, alike)
+    for name, array in arrays.items():
+        if not (layout.plain and array.flags.c_contiguous):
+            raise ValueError(
+                f"g is sparse, and the rows of {name} do not lie one after the other in memory: make it once with "
+                "np.ascontiguousarray"
+            )
+    located_once(arrays, given.values, layout)
+    dtype = table.dtype.name
+    rule.check_row(numbers, dtype)
+    gradient = given.values.dtype.name
+    variant = Variant(rule.name, dtype, gradient="" if gradient == dtype else gradient)
+    change = Change(CPU, variant, given, [extent(array)[0] for array in arrays.values()])
+    change(numbers, count=0)
 
 
 class Single:

@@ -16,21 +16,13 @@ from ...step.plan import Plan
 from ..gradients import StepGradients
 from .memory import UPDATED, array_of, check_memory, fits, is_distributed
 from .parameter import TorchParameter
-from .sparse import coalesced
+from .sparse import checked as checked_sparse
 
 GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself; access by name takes a third longer
 
 
 class Gradients(StepGradients):
-    """Gradients of torch; sparse ones take no part in launches.
-
-    Attributes
-    ----------
-    sparse : dict
-        Index of a parameter -> its sparse gradient, each row once.
-    scale : float
-        What sparse gradients are first multiplied by.
-    """
+    """Gradients of torch."""
 
     advice = "assign a .clone() of it"
 
@@ -40,7 +32,6 @@ class Gradients(StepGradients):
         self.others: dict[int, str] = {}
         self.sparse: dict[int, Tensor] = {}
         self.copies: dict[int, Tensor] = {}
-        self.scale = 1.0
         self.addresses = watch.found[:-1].copy()
         if unread:
             self.check_unread(parameters, plan.extents)
@@ -52,7 +43,7 @@ class Gradients(StepGradients):
         given = self.held[i]
         check_distribution(what, given, parameter.given)
         if isinstance(given, Tensor) and given.layout is torch.sparse_coo:
-            self.sparse[i] = coalesced(what, given, parameter)
+            self.sparse[i] = checked_sparse(what, given, parameter)
             return None
         if isinstance(given, Tensor) and given._is_zerotensor():
             given = given.clone()  # the clone has memory

@@ -1,4 +1,4 @@
-"""Sparse gradients: the rows that one touches are copied out, updated as a dense tensor, and copied back."""
+"""Sparse gradients: the rows that one touches are updated where they lie or, on a GPU, copied out and back."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ...kernels.dtypes import CODES
-from ...rules import Family, Row, Rule
+from ...kernels.reader import Array
+from ...rules import Row, Rule
 from ...step.launch import Variant
 from ...step.masters import MASTER
 from ...step.memory import extent
-from ...step.parameter import EMA
+from ...step.sparse import Clip, Given, Rows, keep_new_states
 from .memory import array_of
 from .parameter import TorchParameter
 
 
-def coalesced(what: str, gradient: Tensor, parameter: TorchParameter) -> Tensor:
-    """Check a sparse gradient, and return it with each row once."""
+def checked(what: str, gradient: Tensor, parameter: TorchParameter) -> Tensor:
+    """Check a sparse gradient against its parameter."""
     if gradient.dtype != parameter.tensor.dtype or gradient.shape != parameter.tensor.shape:
         raise ValueError(
             f"{what} has dtype {gradient.dtype} and shape {tuple(gradient.shape)}, its parameter "
@@ -26,10 +28,40 @@ def coalesced(what: str, gradient: Tensor, parameter: TorchParameter) -> Tensor:
         )
     if gradient.device != parameter.tensor.device:
         raise ValueError(f"{what} is on {gradient.device}, its parameter on {parameter.tensor.device}")
-    return gradient.detach().coalesce()
+    return gradient.detach()
 
 
-class Rows:
+class TensorRows(Rows):
+    """The rows of a tensor on the CPU, updated where they lie."""
+
+    parameter: TorchParameter
+
+    @staticmethod
+    def fits(parameter: TorchParameter) -> bool:
+        """Say whether a parameter's rows lie one after the other in memory that is the tensor's own."""
+        tensor = parameter.tensor
+        return not (parameter.device.on_gpu or parameter.has_gaps or tensor.is_complex()) and tensor.is_contiguous()
+
+    def __init__(self, parameter: TorchParameter, rule: Rule, gradient: Tensor, clip: Clip, averages: bool) -> None:
+        axes, values = gradient._indices(), gradient._values().resolve_neg()
+        lengths = gradient.shape[: len(axes)]
+        rows = torch.zeros_like(axes[0])
+        for axis, length in zip(axes, lengths, strict=True):
+            if len(axis) and not 0 <= int(axis.min()) <= int(axis.max()) < length:
+                raise ValueError(f"the gradient of {parameter} has indices that its parameter does not have")
+            rows = rows * length + axis
+        if values.dtype not in (torch.float32, torch.float64):
+            values = values.float()
+        given = Given.of(f"the gradient of {parameter}", rows.numpy(), values.numpy())
+        super().__init__(parameter, rule, given, clip, averages, math.prod(lengths))
+
+    def update(self, row: Row, count: int) -> None:
+        """Update the rows by a hyper row, after so many steps, and tell autograd."""
+        increment_version(self.parameter.written())
+        super().update(row, count)
+
+
+class CopiedRows:
     """The rows of one parameter in a step, copied out: that takes memory, so it comes before anything is written.
 
     Attributes
@@ -40,22 +72,12 @@ class Rows:
     Raises
     ------
     ValueError
-        If options have the rule also change rows whose gradient is zero.
+        If the states are in 8 bits.
     RuntimeError
-        If it does so by itself.
+        In a capture.
     """
 
-    def __init__(self, parameter: TorchParameter, family: Family, rule: Rule, gradient: Tensor, averages: bool) -> None:
-        if not any(able.sparse for able in family.rules):
-            raise RuntimeError(
-                f"the gradient of {parameter} is sparse, and {rule.name} does not support that: its averages change in "
-                "the rows that it leaves out, too; pass .to_dense() of it, or use Adagrad, or torch.optim.SparseAdam"
-            )
-        if not rule.sparse or parameter.group.upcoming["weight_decay"] != 0:
-            raise ValueError(
-                f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
-                "move the rows that it leaves out; pass .to_dense() of it, or put the parameter into a group without"
-            )
+    def __init__(self, parameter: TorchParameter, rule: Rule, gradient: Tensor, clip: Clip, averages: bool) -> None:
         if {*parameter.state_dtypes(rule)} & {*CODES}:
             raise ValueError(
                 f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks that rows cut across: "
@@ -63,16 +85,25 @@ class Rows:
             )
         if parameter.device.on_gpu and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"the gradient of {parameter} is sparse: a step with it cannot be captured")
+        gradient = gradient.coalesce()
         self.parameter = parameter
         self.rule = rule
         self.indices = tuple(gradient.indices())
         self.given = gradient.values().resolve_conj().resolve_neg()
         self.gradient = self.given.contiguous()
+        if clip is not None:
+            factor, limit = clip
+            self.gradient = (self.gradient * factor).clamp(-limit, limit)
         self.new_states = parameter.new_states(rule, averages)
         states = {**parameter.state, **parameter.allocated}
         names = (*rule.states, MASTER) if parameter.master else rule.states
         self.whole = [parameter.tensor.detach(), *(states[name] for name in names)]
         self.taken = [rows_of(tensor, self.indices) for tensor in self.whole]
+
+    @property
+    def read(self) -> Array:
+        """The values of the gradient."""
+        return array_of(self.gradient)
 
     @property
     def norm(self) -> float:
@@ -83,18 +114,9 @@ class Rows:
             return largest
         return largest * float(torch.linalg.vector_norm(values / largest))  # the squares may be infinite
 
-    def clip(self, scale: float, limit: float) -> None:
-        """Multiply the gradient, and clip its elements; the one that was given stays as it is."""
-        self.gradient = (self.gradient * scale).clamp(-limit, limit)
-
     def keep_new_states(self) -> None:
         """Give the parameter the states that begin with this step; the launch brings the average up to date."""
-        parameter = self.parameter
-        if self.new_states:
-            parameter.keep(self.new_states)
-        if EMA in self.new_states:
-            parameter.launch.write_average(parameter.row, extent(self.new_states[EMA])[0])
-            parameter.launch.write_storage(parameter.row, parameter.storage_row(self.rule, parameter.states))
+        keep_new_states(self.parameter, self.rule, self.new_states)
 
     def update(self, row: Row, count: int) -> None:
         """Update the rows by a hyper row, after so many steps, and copy them back."""

@@ -15,11 +15,12 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # which 
 from ...kernels.reader import Array
 from ...kernels.repetition import TORN
 from ...kernels.tensors import OUT_OF_DATE, PARAMS, Watch, call_of, exchange_table
-from ...rules import Family
+from ...rules import Family, Rule
 from ...step.group import GroupOptions
 from ...step.guard import Guard
 from ...step.norm import Measured, measure
 from ...step.parameter import EMA
+from ...step.sparse import Clip, check_rule
 from ...step.stages import Stages, needs_norm
 from ...step.stepper import Stepper
 from .counts import Counts
@@ -28,7 +29,7 @@ from .gradients import GRAD, Gradients, has_plain_gradient, readable_gradient
 from .memory import alias_of, behind, is_distributed, local, slots_of_distributed
 from .parameter import TorchParameter
 from .shards import Shards
-from .sparse import Rows
+from .sparse import CopiedRows, TensorRows
 
 TABLE = exchange_table(Tensor)
 INCREMENT = getattr(torch._C, "_increment_version", increment_version)  # what that calls
@@ -101,7 +102,6 @@ class TorchStepper(Stepper):
         counts_groups: bool = True,
         first: int = 0,
     ) -> None:
-        self.family = family
         self.parameters: list[TorchParameter] = []
         self.frozen: list[Tensor] = []  # until they have a gradient
         places = count(first)
@@ -115,14 +115,13 @@ class TorchStepper(Stepper):
                     self.frozen.append(param)
         for parameter in self.parameters:
             parameter.adopt(family)
-        super().__init__(self.parameters, groups, family.choose, guard, stages, counts_groups)
+        super().__init__(self.parameters, groups, family, guard, stages, counts_groups)
         if eager:
             for parameter in self.parameters:
                 parameter.keep(parameter.new_states(family.choose(parameter.group.entries)))
             self.plan.forget_extents()
         self.counts = Counts(self.parameters, family.carried) if family.counts else None
         self.part: Part | None = None
-        self.rows: dict[int, Rows] = {}  # of the sparse gradients in the step under way
         self.devices_counted = False  # up to that step
         self.given = [parameter.given for parameter in self.parameters]
         self.shards = Shards.of(self.given)
@@ -228,7 +227,6 @@ class TorchStepper(Stepper):
         """
         gradients = Gradients(self.watch, self.parameters, self.plan, unread)
         skipped = False
-        self.stages.beside = bool(gradients.sparse)
         if amp is not None:
             alone = self.plan.on_one_gpu and not gradients.sparse  # the GPU can take the norm, and decide by it
             waits = not self.plan.only_gpus or (needs_norm(self.clock.groups[0].entries) and not alone)
@@ -244,7 +242,6 @@ class TorchStepper(Stepper):
                 if self.clock.repetition is not None:  # then no schedule could have assigned an option meanwhile
                     self.watch.note_entries()
         finally:  # the plan remembers their addresses; nothing may keep them alive
-            self.rows = {}
             gradients.release()
 
     def can_repeat(self) -> bool:
@@ -259,22 +256,17 @@ class TorchStepper(Stepper):
         return bool(TABLE and self.part is not None and self.part.repeatable and not shared)
 
     def prepare(self, gradients: Gradients) -> None:
-        """Find the tensors that are written, and the rows of sparse gradients."""
+        """Find the tensors that are written."""
         if self.stages.measures and self.shards and self.plan.uses_gpus:
             raise ValueError(SHARDS_ON_GPUS)
-        if gradients.sparse:
-            self.clock.ask_now()
-        self.rows = {i: self._rows(i, gradient, gradients.scale) for i, gradient in gradients.sparse.items()}
         if self.part is None or self.part.bits != gradients.taking_part:
             self.part = Part(self.parameters, self.plan.everyone, gradients.taking_part)
 
-    def _rows(self, i: int, gradient: Tensor, scale: float) -> Rows:
-        parameter = self.parameters[i]
-        rule = self.clock.rules[parameter.group.index]
-        rows = Rows(parameter, self.family, rule, gradient, self.stages.averages)
-        if self.stages.clips_by_value:
-            rows.clip(scale, self.stages.limit)
-        return rows
+    def rows_of(self, parameter: TorchParameter, rule: Rule, gradient: Tensor, clip: Clip) -> TensorRows | CopiedRows:
+        """Return the rows of a parameter that a sparse gradient has."""
+        check_rule(parameter, self.family, rule, ".to_dense() of it", "Adagrad, or torch.optim.SparseAdam")
+        kind = TensorRows if TensorRows.fits(parameter) else CopiedRows
+        return kind(parameter, rule, gradient, clip, self.stages.averages)
 
     def sum_squares(self, power: float) -> float:
         """Return the sum of squares of all gradients in launches, times a power of two; of all processes."""
@@ -282,23 +274,11 @@ class TorchStepper(Stepper):
             return super().sum_squares(power)
         return self.shards.sum_squares(self.plan.launches, self.plan.indices, power)
 
-    def norms_beside(self, gradients: Gradients) -> list[float]:
-        """Return the norms of sparse gradients."""
-        return [rows.norm for rows in self.rows.values()]
-
     def begin(self, gradients: Gradients) -> None:
-        """Tell autograd what is written, copy parameters with gaps into dense memory, and update sparse rows.
-
-        These come before the launches, which bring the averages of all parameters up to date.
-        """
+        """Tell autograd what is written, and copy parameters with gaps into dense memory."""
         part = self._part
         increment_version(part.written)
-        for i, rows in self.rows.items():
-            rows.keep_new_states()
-            scale = 1.0 if self.stages.clips_by_value else gradients.scale
-            rows.update(self.clock.row_of(self.parameters[i], scale * self.stages.coefficient), self.clock.steps)
-            if rows.new_states:
-                self.plan.forget_extents()
+        super().begin(gradients)
         for parameter in part.with_gaps:
             parameter.load()
         for parameter in part.averaged if self.stages.averages else ():
@@ -311,10 +291,9 @@ class TorchStepper(Stepper):
             parameter.store()
         if self.counts is not None and not self.clock.on_devices:
             self._show_counts(self.counts)
-        for i in self.rows:
-            self.clock.count_alone(self.parameters[i])
-            if self.counts is not None:
-                self.counts.count(i, self.clock.carried)
+        super().finish(gradients)
+        for i in self.rows if self.counts is not None else ():
+            self.counts.count(i, self.clock.carried)
 
     @property
     def _part(self) -> Part:

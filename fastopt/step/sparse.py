@@ -1,0 +1,230 @@
+"""Rows of a table that a step updates where they lie: those that a sparse gradient has, and no others.
+
+A row is a chunk of the table, so that the kernels are those of whole tensors. Values that belong to the same row are
+added up first, in the order in which they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernels.dtypes import CODES, DTYPES
+from ..kernels.reader import Array, address
+from ..kernels.tables import BLOCK, CHUNK
+from ..rules import Family, Row, Rule
+from .chunks import Table
+from .launch import NO_STORAGE, StorageRow, Variant
+from .memory import extent
+from .norm import Measured, Piece
+from .parameter import EMA, Parameter
+
+Clip: TypeAlias = tuple[float, float] | None
+REACH = 2**63  # keys are below it: a row's number, then a place
+REALS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class Given(NamedTuple):
+    """Rows as they were given: the row of each line of values, which are float32 or float64."""
+
+    what: str
+    indices: npt.NDArray[np.int64]  # one axis
+    values: Array  # two axes
+    needed: int  # how many rows the table must have
+
+    @classmethod
+    def of(cls, what: str, indices: Array, values: Array) -> Given:
+        """Take indices of any shape and values that have their axes and those of a row; 16 bits become float32."""
+        if values.dtype not in REALS:
+            if values.dtype.name not in DTYPES or not values.dtype.isnative:
+                raise TypeError(f"{what} has dtype {values.dtype}, and must have one of {', '.join(DTYPES)}")
+            values = values.astype(DTYPES[values.dtype.name].real)
+        lines = np.require(values, requirements=("C", "A")).reshape(indices.size, -1 if indices.size else 0)
+        flat = np.ascontiguousarray(indices, np.int64).reshape(-1)
+        lowest, highest = (int(flat.min()), int(flat.max())) if flat.size else (0, -1)
+        if lowest < 0:
+            raise ValueError(f"{what} has an index {lowest}: indices are rows of the table, from 0")
+        if highest >= REACH >> bits_of(flat.size):
+            raise ValueError(f"{what} has an index {highest}: no table has so many rows")
+        return cls(what, flat, lines, highest + 1)
+
+    @property
+    def width(self) -> int:
+        """How many elements a row has."""
+        return self.values.shape[1]
+
+    def check_below(self, rows: int) -> None:
+        """Raise ValueError unless all indices are rows of a table with so many."""
+        if self.needed > rows:
+            raise ValueError(f"{self.what} has an index {self.needed - 1}, the table has {rows} rows")
+
+    def cut(self, copies: bool = False) -> tuple[Table, Array]:
+        """Return a chunk for each row, and the sums of those that come more than once, or copies of all."""
+        from ..kernels.row_chunks import cutter  # numba is imported when it is first needed
+
+        n, bits = self.indices.size, bits_of(self.indices.size)
+        # A sort of numbers that all differ is stable, and takes a fifth of the time of a stable one's.
+        keys = self.indices << bits
+        keys |= np.arange(n)
+        keys.sort()
+        chunks = np.empty(n, CHUNK)
+        sums = np.empty((n if copies else n // 2, self.width), self.values.dtype)
+        count, summed = cutter(self.values.dtype.type)(keys, bits, self.values, sums, chunks, copies)
+        return chunks[:count], sums[:summed]
+
+    def clipped(self, factor: float, limit: float) -> Given:
+        """Return each row once, multiplied, and clipped to a size."""
+        found = self.coalesced()
+        found.values[...] *= found.values.dtype.type(factor)
+        np.clip(found.values, -limit, limit, out=found.values)
+        return found
+
+    def coalesced(self) -> Given:
+        """Return each row once, in order."""
+        chunks, sums = self.cut(copies=True)
+        return self._replace(indices=chunks["offset"] // max(self.width, 1), values=sums)
+
+
+def bits_of(n: int) -> int:
+    """Return how many bits number so many places."""
+    return max(n - 1, 0).bit_length()
+
+
+def check_rule(parameter: Parameter, family: Family, rule: Rule, advice: str, others: str) -> None:
+    """Raise if a rule would also change rows that a sparse gradient leaves out, unless it is asked to leave them.
+
+    Parameters
+    ----------
+    parameter : Parameter
+    family : Family
+        The rules of its optimizer.
+    rule : Rule
+    advice : str
+        How to make the gradient dense.
+    others : str
+        Which optimizers leave such rows alone.
+
+    Raises
+    ------
+    RuntimeError
+        If no rule of its optimizer does.
+    ValueError
+        If options have it change them.
+    """
+    if not any(able.sparse for able in family.rules):
+        raise RuntimeError(
+            f"the gradient of {parameter} is sparse, and {rule.name} does not support that: its averages change in "
+            f"the rows that it leaves out, too; pass {advice}, or use {others}"
+        )
+    if not rule.sparse or parameter.group.upcoming["weight_decay"] != 0:
+        raise ValueError(
+            f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
+            f"move the rows that it leaves out; pass {advice}, or put the parameter into a group without"
+        )
+
+
+class Rows:
+    """The rows of one parameter in a step, on the CPU: all that can fail or take memory comes before the update.
+
+    Parameters
+    ----------
+    parameter : Parameter
+        Whose elements lie in the order of its axes.
+    rule : Rule
+    given : Given
+    clip : (float, float) or None
+        A factor of the gradient, and the largest size of an element after it; None leaves both to the update.
+    averages : bool
+        Whether parameters are averaged.
+    rows : int
+        How many rows the parameter has.
+
+    Attributes
+    ----------
+    read : ndarray
+        The values of the gradient, as they were given.
+    new_states : dict of str to ndarray
+        States that begin with this step: the average can, and the master.
+
+    Raises
+    ------
+    ValueError
+        If an index is not a row of the table, or rows cut across blocks of states in 8 bits.
+    """
+
+    def __init__(self, parameter: Parameter, rule: Rule, given: Given, clip: Clip, averages: bool, rows: int) -> None:
+        given.check_below(rows)
+        if {*parameter.state_dtypes(rule)} & {*CODES} and given.width % BLOCK:
+            raise ValueError(
+                f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks of {BLOCK} that rows "
+                f'of {given.width} elements cut across: put it into a group with state_dtype="float32"'
+            )
+        self.parameter, self.rule, self.given, self.read = parameter, rule, given, given.values
+        self.new_states = parameter.new_states(rule, averages)
+        states = {**parameter.states, **self.new_states}
+        addresses = [parameter.address, *(extent(states[name])[0] for name in rule.states)]
+        used, storage = given if clip is None else given.clipped(*clip), parameter.storage_row(rule, states)
+        self.change = Change(parameter.device, self._variant(used), used, addresses, storage)
+
+    def _variant(self, given: Given) -> Variant:
+        """Return the kernel: that of dense gradients in the dtype of the values, without stages."""
+        parameter, rule, dtype = self.parameter, self.rule, given.values.dtype.name
+        gradient = "" if dtype == parameter.dtype else dtype
+        states, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
+        return Variant(rule.name, parameter.dtype, (), states, gradient, parameter.master, rounding)
+
+    @property
+    def norm(self) -> float:
+        """The norm of the gradient as it was given."""
+        values = self.given.coalesced().values
+        measured: Measured = self.parameter.device.norm([Piece.of(values.dtype.name, values)])
+        return measured.norm
+
+    def keep_new_states(self) -> None:
+        """Give the parameter the states that begin with this step; the launch brings the average up to date."""
+        keep_new_states(self.parameter, self.rule, self.new_states)
+
+    def update(self, row: Row, count: int) -> None:
+        """Update the rows by a hyper row, after so many steps."""
+        self.change(row, count)
+
+
+class Change:
+    """An update of rows of a table with parameter and states at these addresses, ready to run."""
+
+    def __init__(
+        self,
+        device: Any,
+        variant: Variant,
+        given: Given,
+        addresses: Sequence[int],
+        storage: StorageRow = NO_STORAGE,
+    ) -> None:
+        chunks, sums = given.cut()
+        param, *states = addresses
+        both = [[param, address(values), *states] for values in (given.values, sums)]
+        self.held = given, sums
+        self.device, self.key = device, (variant, "rows")
+        self.launch = device.launch_of_chunks(self.key, variant, chunks, len(chunks) * given.width, both, storage)
+
+    def __call__(self, numbers: Row, count: int) -> None:
+        """Update by a hyper row, after so many steps."""
+        self.launch.hypers[0, : len(numbers)] = numbers
+        self.launch.write_count(count)
+        self.launch()
+        self.device.cache.put(self.key, self.launch)
+
+
+def keep_new_states(parameter: Parameter, rule: Rule, new_states: Mapping[str, Array]) -> None:
+    """Give a parameter whose gradient is sparse the states that begin with a step, and tell its launch of the average.
+
+    The launch brings averages up to date, those of rows that the gradient leaves out, too.
+    """
+    if new_states:
+        parameter.keep(new_states)
+    if EMA in new_states:
+        parameter.launch.write_average(parameter.row, extent(new_states[EMA])[0])
+        parameter.launch.write_storage(parameter.row, parameter.storage_row(rule, parameter.states))
