@@ -16,7 +16,7 @@ from .checks import RESUMABLE, Count, nested_too_deeply, plain, unwrapped
 from .containers import ParamTree
 from .groups import ParamGroup
 from .kernels.reader import Array
-from .options import ADDED_OPTIONS, HYPERPARAMETERS, NOTHING, STORAGE_OPTIONS, check, rounding_by_default
+from .options import ADDED_OPTIONS, HYPERPARAMETERS, NOTHING, OWN_OPTIONS, check, rounding_by_default
 from .rules import CARRIED, Family
 from .staged import Staged, options_in_use
 from .step.codes import SCALES
@@ -396,7 +396,7 @@ class Optimizer(Staged):
             # Compared as text: `!=` of arrays among them would give arrays.
             if not isinstance(entry["params"], list) or repr(entry["params"]) != repr(keys):
                 raise ValueError(f"{what} has the parameters {entry['params']!r:.200}, this optimizer {keys!r:.200}")
-            names = [name for name in HYPERPARAMETERS if name in entry and name not in STORAGE_OPTIONS]
+            names = [name for name in HYPERPARAMETERS if name in entry and name not in OWN_OPTIONS]
             latest: dict[str, Any] = {name: check(name, entry[name]) for name in names}
             latest |= group.saved_seed(entry)
             latest["step"] = Count(limit=RESUMABLE).check(f"the step of {what}", entry["step"])

@@ -206,7 +206,19 @@ STORAGE_OPTIONS = {
     ),
 }
 FIXED_OPTIONS = tuple(name for name in STORAGE_OPTIONS if name != "compress_state_dict")  # when an optimizer is made
-ADDED_OPTIONS = {**STAGE_OPTIONS, **STORAGE_OPTIONS}  # to those of torch, for every optimizer
+
+SPARSE_OPTIONS = {
+    "lazy_update": Argument(
+        "bool",
+        "Whether a step with a sparse gradient leaves the rows that it does not have as they are, where the rule would "
+        "move them too: by momentum, averages or weight decay. Else such a gradient is refused there. What is left "
+        "alone does not age: a row's averages stay as long as no gradient has it, and the bias corrections follow the "
+        "parameter's count.",
+        check=Flag(),
+    ),
+}
+OWN_OPTIONS = (*STORAGE_OPTIONS, *SPARSE_OPTIONS)  # which an optimizer keeps when it loads a state dict
+ADDED_OPTIONS = {**STAGE_OPTIONS, **STORAGE_OPTIONS, **SPARSE_OPTIONS}  # to those of torch, for every optimizer
 
 # Their defaults; groups have no entries for options that are not in use.
 STAGE_DEFAULTS: dict[str, Any] = {**dict.fromkeys(STAGE_OPTIONS), "skip_nonfinite": False}
@@ -218,7 +230,9 @@ STORAGE_DEFAULTS: dict[str, Any] = {
     "stochastic_rounding": None,
     "seed": 0,
 }
-ADDED_DEFAULTS = {**STAGE_DEFAULTS, **STORAGE_DEFAULTS}
+SPARSE_DEFAULTS: dict[str, Any] = {"lazy_update": False}
+OWN_DEFAULTS = {**STORAGE_DEFAULTS, **SPARSE_DEFAULTS}
+ADDED_DEFAULTS = {**STAGE_DEFAULTS, **OWN_DEFAULTS}
 
 HYPERPARAMETERS: dict[str, Check] = {
     name: option.check for name, option in {**OPTIONS, **ADDED_OPTIONS}.items() if option.check is not None

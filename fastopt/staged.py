@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         master_weights: bool | int
         stochastic_rounding: bool | None
         seed: int
+        lazy_update: bool
 
 
 NO_AVERAGES = "there are no averages yet: set ema_decay, and take a step"
@@ -48,6 +49,7 @@ ANNOTATIONS = {
     "master_weights": "bool | int",
     "stochastic_rounding": "bool | None",
     "seed": "int",
+    "lazy_update": "bool",
 }
 
 

@@ -366,10 +366,10 @@ class Clock:
             for group in self.groups:
                 group.count()
 
-    def row_of(self, parameter: Parameter, scale: float) -> Row:
-        """Return the hyper row for a step of a single parameter."""
+    def row_of(self, parameter: Parameter, scale: float, first: bool) -> Row:
+        """Return the hyper row for a step of a single parameter, whose states may begin with it."""
         rule = self.rules[parameter.group.index]
-        factor, *row = rule.row(parameter.group.upcoming, parameter.step + 1, False)
+        factor, *row = rule.row(parameter.group.upcoming, parameter.step + 1, first)
         return factor * scale, *row
 
     def measure(self, scale: float) -> bool:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..kernels.dtypes import CODES, DTYPES
 from ..kernels.reader import Array, address
 from ..kernels.tables import BLOCK, CHUNK
+from ..options import ADDED_DEFAULTS
 from ..rules import Family, Row, Rule
 from .chunks import Table
 from .launch import NO_STORAGE, StorageRow, Variant
@@ -114,15 +115,19 @@ def check_rule(parameter: Parameter, family: Family, rule: Rule, advice: str, ot
     ValueError
         If options have it change them.
     """
+    lazy = rule.carried is None  # whose number would have to be a row's
+    if lazy and parameter.group.entries.get("lazy_update", ADDED_DEFAULTS["lazy_update"]):
+        return
+    asked = "lazy_update=True to leave these as they are, or pass " if lazy else ""
     if not any(able.sparse for able in family.rules):
         raise RuntimeError(
             f"the gradient of {parameter} is sparse, and {rule.name} does not support that: its averages change in "
-            f"the rows that it leaves out, too; pass {advice}, or use {others}"
+            f"the rows that it leaves out, too; pass {asked}{advice}, or use {others}"
         )
     if not rule.sparse or parameter.group.upcoming["weight_decay"] != 0:
         raise ValueError(
             f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
-            f"move the rows that it leaves out; pass {advice}, or put the parameter into a group without"
+            f"move the rows that it leaves out; pass {asked}{advice}, or put the parameter into a group without"
         )
 
 
@@ -147,7 +152,9 @@ class Rows:
     read : ndarray
         The values of the gradient, as they were given.
     new_states : dict of str to ndarray
-        States that begin with this step: the average can, and the master.
+        States that begin with this step.
+    first : bool
+        Whether the rule's states do.
 
     Raises
     ------
@@ -164,6 +171,7 @@ class Rows:
             )
         self.parameter, self.rule, self.given, self.read = parameter, rule, given, given.values
         self.new_states = parameter.new_states(rule, averages)
+        self.first = not self.new_states.keys().isdisjoint(rule.states)
         states = {**parameter.states, **self.new_states}
         addresses = [parameter.address, *(extent(states[name])[0] for name in rule.states)]
         used, storage = given if clip is None else given.clipped(*clip), parameter.storage_row(rule, states)

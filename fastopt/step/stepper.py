@@ -180,7 +180,8 @@ class Stepper:
         for i, rows in self.rows.items():
             rows.keep_new_states()
             scale = 1.0 if self.stages.clips_by_value else gradients.scale
-            rows.update(self.clock.row_of(self.plan.parameters[i], scale * self.stages.coefficient), self.clock.steps)
+            row = self.clock.row_of(self.plan.parameters[i], scale * self.stages.coefficient, rows.first)
+            rows.update(row, self.clock.steps)
             if rows.new_states:
                 self.plan.forget_extents()
 

@@ -23,7 +23,7 @@ from ..backends.torch.shards import is_made_by_zero, why_no_norm
 from ..backends.torch.stepper import TorchStepper
 from ..checks import nested_too_deeply
 from ..kernels.tensors import ASSIGNED, OUT_OF_DATE, PARAMS, REPEATED
-from ..options import HYPERPARAMETERS, NOTHING, PAIRS, STAGE_OPTIONS, STORAGE_OPTIONS, rounding_by_default
+from ..options import HYPERPARAMETERS, NOTHING, OWN_OPTIONS, PAIRS, STAGE_OPTIONS, rounding_by_default
 from ..plateau import Plateau
 from ..rules import Family
 from ..staged import options_in_use
@@ -422,12 +422,12 @@ class Optimizer(TorchStages, torch.optim.Optimizer):
                     "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
                 )
             named = {"param_names": old["param_names"]} if "param_names" in old else {}
-            options = {name: value for name, value in new.items() if name not in ("params", *STORAGE_OPTIONS)}
+            options = {name: value for name, value in new.items() if name not in ("params", *OWN_OPTIONS)}
             lists = [name for name in PAIRS if isinstance(options.get(name), list)]  # out of JSON, which has no tuples
             options.update({name: tuple(options[name]) for name in lists})
-            storage = {name: old[name] for name in STORAGE_OPTIONS if name in old}  # states are converted to it
-            storage |= group.saved_seed(new)
-            filled = {**self._filled(), **named, **deepcopy(options), **self._fixed, **storage}
+            own = {name: old[name] for name in OWN_OPTIONS if name in old}  # states are converted to its storage
+            own |= group.saved_seed(new)
+            filled = {**self._filled(), **named, **deepcopy(options), **self._fixed, **own}
             groups.append(live({**filled, "params": old["params"]}))
             if isinstance(groups[-1], LiveGroup):
                 groups[-1].own = group.schedules

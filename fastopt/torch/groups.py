@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checks import RESUMABLE
-from ..options import ADDED_OPTIONS, STORAGE_DEFAULTS, STORAGE_OPTIONS
+from ..options import ADDED_OPTIONS, OWN_DEFAULTS, OWN_OPTIONS
 from ..pair import goes_by_step, paired
 from ..step.group import GroupOptions, StepFunction, numbers_at
 from ..step.interrupts import HeldBack
@@ -134,7 +134,7 @@ class Group(GroupOptions):
         given, get = self.given, dict.get  # as `_found`, without a call for each name
         for name in ADDED_OPTIONS:  # which may come later
             if dict.__contains__(given, name) and name not in self.seen:
-                self.seen[name], self.entries[name] = self, STORAGE_DEFAULTS.get(name, math.nan)
+                self.seen[name], self.entries[name] = self, OWN_DEFAULTS.get(name, math.nan)
         for name in self.seen:
             if not dict.__contains__(given, name):
                 raise ValueError(f"group {self.index} has no {name!r}: assign it, perhaps its default")
@@ -194,7 +194,7 @@ class Group(GroupOptions):
             if new:
                 self.assign(new)
             self.seen.update(found)
-            for name in STORAGE_OPTIONS.keys() & found.keys():  # by name, as state dicts can hold it
+            for name in found.keys() & {*OWN_OPTIONS}:  # by name, as state dicts can hold it
                 self.seen[name] = self.entries[name]
                 self._put(name, self.entries[name])
 

@@ -67,7 +67,9 @@ class CopiedRows:
     Attributes
     ----------
     new_states : dict of str to ndarray
-        States that begin with this step: the average can, and the master.
+        States that begin with this step.
+    first : bool
+        Whether the rule's states do.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class CopiedRows:
             factor, limit = clip
             self.gradient = (self.gradient * factor).clamp(-limit, limit)
         self.new_states = parameter.new_states(rule, averages)
+        self.first = not self.new_states.keys().isdisjoint(rule.states)
         states = {**parameter.state, **parameter.allocated}
         names = (*rule.states, MASTER) if parameter.master else rule.states
         self.whole = [parameter.tensor.detach(), *(states[name] for name in names)]
