@@ -42,4 +42,28 @@ def adam(p: Any, g: Any, m: Any, v: Any, beta1: Any, beta2: Any, rate: Any, eps:
         p[i] -= rate * m[i] / (np.sqrt(v[i]) + eps)
 
 
+@njit
+def sgd_rows(p: Any, rows: Any, g: Any, lr: Any) -> None:
+    """Update rows of a table."""
+    for k in range(rows.size):
+        row = rows[k]
+        for i in range(p.shape[1]):
+            p[row, i] -= lr * g[k, i]
+
+
+@njit
+def adagrad_rows(p: Any, rows: Any, g: Any, s: Any, lr: Any, eps: Any) -> None:
+    """Update rows of a table."""
+    for k in range(rows.size):
+        adagrad(p[rows[k]], g[k], s[rows[k]], lr, eps)
+
+
+@njit
+def adam_rows(p: Any, rows: Any, g: Any, m: Any, v: Any, beta1: Any, beta2: Any, rate: Any, eps: Any) -> None:
+    """Update rows of a table."""
+    for k in range(rows.size):
+        adam(p[rows[k]], g[k], m[rows[k]], v[rows[k]], beta1, beta2, rate, eps)
+
+
+ROWS = {"sgd": sgd_rows, "adagrad": adagrad_rows, "adam": adam_rows}
 LOOPS = {"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad, "adam": adam}

@@ -17,7 +17,7 @@ from fastopt.files import replacing
 from fastopt.progress import track
 from fastopt.rules import RULES as REGISTRY
 
-from . import embedding, gpu_host, limit, quiet, report, stages
+from . import embedding, gpu_host, limit, quiet, report, sparse, stages
 from . import plot as chart
 from .contenders import CONTENDERS, FASTOPT, HAS_OPTAX, HAS_TORCH, NUMPY, RULES, Step, make
 from .iteration import iterations
@@ -100,6 +100,7 @@ def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> repor
         "stages": None if quick else of_stages(workloads, pace),
         "storages": of_storages(workloads, quick, pace) if HAS_TORCH else None,
         "masters": None if quick or not HAS_TORCH else of_masters(workloads, pace),
+        "sparse": None if quick else sparse.of_tables(sparse.TABLES, pace),
     }
 
 

@@ -16,7 +16,7 @@ import fastopt
 from fastopt.extras import require
 from fastopt.progress import console
 
-from . import masters_report, stages_report, storages_report, torch_report
+from . import masters_report, sparse_report, stages_report, storages_report, torch_report
 from .contenders import BY_HAND, FASTOPT, FRESH, NUMPY, OPTAX, TORCH_MODES
 from .embedding import Embedded
 from .gpu_host import NEW, STAYING, Host
@@ -25,10 +25,19 @@ from .masters_report import Master
 from .measure import MODES, Timing
 from .rounds import reasons
 from .schedules import Evaluations
+from .sparse_report import Sparse
 from .stages import Stage
 from .storages_report import Storage
 from .text import UNSTABLE, Lines, arranged, duration, markdown_table, percent, table, times, unstable
 from .workloads import title
+
+# Those that have one table each, in this order.
+PARTS: dict[str, Any] = {
+    "stages": stages_report,
+    "storages": storages_report,
+    "masters": masters_report,
+    "sparse": sparse_report,
+}
 
 SUBJECT = FASTOPT
 LIBRARIES = ("fastopt", "numpy", "numba", "torch", "deepspeed", "bitsandbytes", "jax", "optax")
@@ -118,6 +127,7 @@ class Report(TypedDict):
     stages: list[Stage] | None
     storages: list[Storage] | None
     masters: list[Master] | None
+    sparse: list[Sparse] | None
 
 
 def cpu_model() -> str:
@@ -395,15 +405,10 @@ def show_tables(report: Report, console: Any) -> None:
         console.print(table(on_hosts(hosts), 2, HOSTS))
     if steps := report.get("torch"):
         torch_report.show(steps, console)
-    if stages := report.get("stages"):
-        console.print()
-        console.print(table(stages_report.comparison(stages), stages_report.NAMES, stages_report.TITLE))
-    if storages := report.get("storages"):
-        console.print()
-        console.print(table(storages_report.comparison(storages), storages_report.NAMES, storages_report.TITLE))
-    if masters := report.get("masters"):
-        console.print()
-        console.print(table(masters_report.comparison(masters), masters_report.NAMES, masters_report.TITLE))
+    for name, part in PARTS.items():
+        if measured := report.get(name):
+            console.print()
+            console.print(table(part.comparison(measured), part.NAMES, part.TITLE))
 
 
 def full_table(report: Report) -> Any:
@@ -456,12 +461,9 @@ def markdown(report: Report) -> str:
         lines += ["", f"{HOSTS}: {ABOUT_HOSTS}", "", *markdown_table(on_hosts(hosts), 2)]
     if steps := report.get("torch"):
         lines += ["", *torch_report.markdown(steps)]
-    if stages := report.get("stages"):
-        lines += ["", *stages_report.markdown(stages)]
-    if storages := report.get("storages"):
-        lines += ["", *storages_report.markdown(storages)]
-    if masters := report.get("masters"):
-        lines += ["", *masters_report.markdown(masters)]
+    for name, part in PARTS.items():
+        if measured := report.get(name):
+            lines += ["", *part.markdown(measured)]
     return "\n".join(lines) + "\n"
 
 

@@ -34,6 +34,7 @@ from fastopt.bench import (
     report,
     rounds,
     schedules,
+    sparse,
     stages,
     storages,
     tensors,
@@ -533,6 +534,8 @@ def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storages, "in_torch", lambda workloads, rules, pace: [])
     monkeypatch.setattr(trainer, "iterations", lambda pace: [])
     monkeypatch.setattr(schedules, "EXAMPLES", {"Linear": schedules.EXAMPLES["Linear"]})
+    monkeypatch.setattr(sparse, "TABLES", ((50, 2),))
+    monkeypatch.setattr(sparse, "RULES", {"sgd": sparse.RULES["sgd"]})
     monkeypatch.setattr(quiet, "wait", lambda say: say("quiet"))
 
 
@@ -542,7 +545,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     command.run(False, str(data), str(chart), baseline="fastopt", tables=True)
     assert "against fastopt" in capsys.readouterr().out
     found = json.loads(data.read_text(encoding="utf-8"))
-    parts = ["iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages", "masters"]
+    parts = ["iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages", "masters", "sparse"]
     assert list(found) == ["machine", "rows", "ratios", *parts]
     assert [row["implementation"] for row in found["stages"]] == ["fastopt", "numpy-in-place", "numpy-copied"]
     assert list(found["embedded"]) == ["parameters", "rows", "elements", "call_seconds", "unstable"]
@@ -573,7 +576,7 @@ def test_a_quick_run_measures_steps_alone(
     data, chart = tmp_path / "bench.json", tmp_path / "bench.svg"
     command.run(True, str(data), str(chart))
     found = json.loads(data.read_text(encoding="utf-8"))
-    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages", "masters")
+    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages", "masters", "sparse")
     assert [found[name] for name in rest] == [None] * len(rest)
     assert list(report.compared(found)) == [
         ("mlp", "momentum"),

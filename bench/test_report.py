@@ -18,6 +18,7 @@ from fastopt.bench import (
     plot,
     report,
     schedules,
+    sparse_report,
     stages,
     storages_report,
     tensors,
@@ -137,6 +138,7 @@ def fake_report() -> report.Report:
         "stages": fake_stages(),
         "storages": fake_storages(),
         "masters": fake_masters(),
+        "sparse": fake_sparse(),
     }
 
 
@@ -192,6 +194,23 @@ def fake_masters() -> list[masters_report.Master]:
             "unstable": {},
         }
         for name, ratio in zip((masters_report.MASTERS, *masters_report.OTHERS), (1.0, 1.2, 1.4, 1.6), strict=True)
+    ]
+
+
+def fake_sparse() -> list[sparse_report.Sparse]:
+    """A table, which NumPy's users take longer to update."""
+    return [
+        {
+            "rows": 100_000,
+            "width": 16,
+            "rule": "adagrad",
+            "implementation": name,
+            "seconds": 1e-4 * ratio,
+            "ratio": ratio,
+            "rounds": 3,
+            "unstable": {},
+        }
+        for name, ratio in (("fastopt", 1.0), ("numpy", 9.1), ("numba-by-hand", 1.7), ("torch", 5.3))
     ]
 
 
@@ -367,7 +386,7 @@ def test_reports_of_steps_alone_have_the_tables_of_these(capsys: pytest.CaptureF
     found = fake_report()
     found["torch"] = found["iteration"] = found["schedules"] = found["embedded"] = found["gpu_host"] = found[
         "stages"
-    ] = found["storages"] = found["masters"] = None
+    ] = found["storages"] = found["masters"] = found["sparse"] = None
     report.show(found, tables=True)
     for page in (report.markdown(found), capsys.readouterr().out):
         assert not [
@@ -385,7 +404,7 @@ def test_what_else_is_unstable_is_named_in_its_place(capsys: pytest.CaptureFixtu
     parts = [found["torch"][name] for name in ("rows", "curve")] + [found["torch"]["iteration"]["rows"]]
     parts += [found["iteration"]["rules"], found["schedules"]["rows"], found["embedded"]["rows"]]
     parts += [[found["schedules"]], [found["embedded"]], found["gpu_host"], found["stages"]]
-    parts += [found["storages"], found["masters"]]
+    parts += [found["storages"], found["masters"], found["sparse"]]
     for entry in itertools.chain.from_iterable(parts):
         counted = "bytes_per_element"  # not measured, so never unstable
         numbers = [name for name, value in entry.items() if isinstance(value, float) and name != counted]

@@ -1,0 +1,182 @@
+"""Times steps with sparse gradients: of a table of many rows, a few thousand have one."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import fastopt
+from fastopt.progress import track
+
+from . import by_hand
+from .contenders import BY_HAND, FASTOPT, FASTOPT_TORCH, HAS_TORCH, NUMPY, Step
+from .measure import Pace, one_by_one, settled
+from .rounds import comparisons
+from .sparse_report import TORCH, Sparse
+
+TABLES = ((10_000, 64), (100_000, 16), (100_000, 64), (1_000_000, 64))  # rows and width
+TOUCHED = 4096
+ZIPF = 1.05  # its exponent
+DRAWS = 16  # gradients that take turns: their rows are more than caches hold
+LR, EPS, BETA1, BETA2, ADAM_EPS = 0.1, 1e-10, 0.9, 0.999, 1e-8
+SHARE = 0.25  # of an optimizer workload's time
+
+Array = npt.NDArray[Any]
+
+RULES: dict[str, tuple[str, str, dict[str, Any]]] = {  # fastopt's class, torch's, and options of ours
+    "sgd": ("SGD", "SGD", {}),
+    "adagrad": ("Adagrad", "Adagrad", {}),
+    "adam": ("Adam", "SparseAdam", {"lazy_update": True}),
+}
+STATES = {"sgd": 0, "adagrad": 1, "adam": 2}
+
+
+@dataclass
+class Table:
+    """A table that all contenders share, and gradients that take turns.
+
+    Attributes
+    ----------
+    param : ndarray
+    indices : list of ndarray
+        The rows of each gradient, some more than once.
+    values : ndarray
+        Those of all gradients.
+    """
+
+    param: Array
+    indices: list[Array]
+    values: Array
+
+    @classmethod
+    def draw(cls, rows: int, width: int) -> Table:
+        """Draw rows from a Zipf law, in which neighbours are not alike."""
+        rng = np.random.default_rng(0)
+        shares = np.cumsum(np.arange(1, rows + 1) ** -ZIPF)
+        order = rng.permutation(rows)
+        indices = [order[np.searchsorted(shares, rng.random(TOUCHED) * shares[-1])] for _ in range(DRAWS)]
+        values = rng.standard_normal((TOUCHED, width), np.float32)
+        return cls(np.ones((rows, width), np.float32), indices, values)
+
+
+def summed(indices: Array, values: Array) -> tuple[Array, Array]:
+    """Return each row once, with its values added up, as NumPy's users do."""
+    rows, inverse = np.unique(indices, return_inverse=True)
+    sums = np.zeros((len(rows), values.shape[1]), values.dtype)
+    np.add.at(sums, inverse, values)
+    return rows, sums
+
+
+def zeros(table: Table, rule: str) -> list[Array]:
+    """Allocate the states of a rule; their memory is touched."""
+    return [np.full_like(table.param, 0) for _ in range(STATES[rule])]
+
+
+def corrected(step: int) -> tuple[np.float32, np.float32]:
+    """Return Adam's rate and eps in a step, with the bias corrections in them."""
+    root = math.sqrt(1 - BETA2**step)
+    return np.float32(LR * root / (1 - BETA1**step)), np.float32(ADAM_EPS * root)
+
+
+def numpy_step(table: Table, rule: str) -> Step:
+    """Make the step that NumPy's users write: rows are copied out, updated, and copied back."""
+    p, states = table.param, zeros(table, rule)
+    draws, count = itertools.cycle(table.indices), itertools.count(1)
+    lr, eps = np.float32(LR), np.float32(EPS)
+
+    def sgd(rows: Array, g: Array) -> None:
+        p[rows] -= lr * g
+
+    def adagrad(rows: Array, g: Array) -> None:
+        (s,) = states
+        new = s[rows] + g * g
+        s[rows] = new
+        p[rows] -= lr * g / (np.sqrt(new) + eps)
+
+    def adam(rows: Array, g: Array) -> None:
+        m, v = states
+        rate, floor = corrected(next(count))
+        first = np.float32(BETA1) * m[rows] + np.float32(1 - BETA1) * g
+        second = np.float32(BETA2) * v[rows] + np.float32(1 - BETA2) * g * g
+        m[rows], v[rows] = first, second
+        p[rows] -= rate * first / (np.sqrt(second) + floor)
+
+    update = {"sgd": sgd, "adagrad": adagrad, "adam": adam}[rule]
+    return lambda: update(*summed(next(draws), table.values))
+
+
+def by_hand_step(table: Table, rule: str) -> Step:
+    """Make a compiled loop over rows that are there once, in order, with their sums: it is told both."""
+    p, states = table.param, zeros(table, rule)
+    draws = itertools.cycle([summed(indices, table.values) for indices in table.indices])
+    count = itertools.count(1)
+    fixed = {"sgd": (np.float32(LR),), "adagrad": (np.float32(LR), np.float32(EPS))}.get(rule)
+    loop = by_hand.ROWS[rule]
+
+    def step() -> None:
+        numbers = fixed or (np.float32(BETA1), np.float32(BETA2), *corrected(next(count)))
+        loop(p, *next(draws), *states, *numbers)
+
+    return step
+
+
+def fastopt_step(table: Table, rule: str) -> Step:
+    """Make fastopt's step over an array."""
+    name, _, options = RULES[rule]
+    opt = getattr(fastopt, name)(table.param, lr=LR, **options)
+    draws = itertools.cycle(table.indices)
+    return lambda: opt.step(fastopt.SparseRows(next(draws), table.values))
+
+
+def torch_step(table: Table, rule: str, name: str) -> Step:
+    """Make the step of an optimizer for torch on the same memory."""
+    import torch
+
+    import fastopt.torch
+
+    ours, theirs, options = RULES[rule]
+    param = torch.nn.Parameter(torch.from_numpy(table.param))
+    made = getattr(fastopt.torch, ours) if name == FASTOPT_TORCH else getattr(torch.optim, theirs)
+    opt = made([param], lr=LR, **(options if name == FASTOPT_TORCH else {}))
+    values = torch.from_numpy(table.values)
+    gradients = [
+        torch.sparse_coo_tensor(torch.from_numpy(indices)[None], values, param.shape, check_invariants=False)
+        for indices in table.indices
+    ]
+    turns = itertools.cycle(gradients)
+
+    def step() -> None:
+        param.grad = next(turns)
+        opt.step()
+
+    return step
+
+
+CONTENDERS = {FASTOPT: fastopt_step, NUMPY: numpy_step, BY_HAND: by_hand_step}
+if HAS_TORCH:
+    CONTENDERS |= {name: functools.partial(torch_step, name=name) for name in (FASTOPT_TORCH, TORCH)}
+
+
+def of_tables(tables: Sequence[tuple[int, int]], pace: Pace) -> list[Sparse]:
+    """Compare the contenders on tables, by every rule."""
+    pace = pace.share(SHARE)
+    pairs = [(table, rule) for table in tables for rule in RULES]
+    return [row for (table, rule) in track(pairs, "Sparse gradients") for row in compared(*table, rule, pace)]
+
+
+def compared(rows: int, width: int, rule: str, pace: Pace) -> Iterator[Sparse]:
+    """Compare the contenders on one table by one rule; their states are gone afterwards."""
+    table = Table.draw(rows, width)
+    steps = {name: make(table, rule) for name, make in CONTENDERS.items()}
+    for step in steps.values():
+        for _ in range(DRAWS):  # until all rows have been touched
+            step()
+    for one in comparisons(settled(steps, one_by_one, pace, (FASTOPT,)), FASTOPT):
+        yield {"rows": rows, "width": width, "rule": rule, **one}

@@ -1,0 +1,106 @@
+"""The contenders for sparse gradients, and what the benchmark makes of their times."""
+
+from __future__ import annotations
+
+import gc
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from fastopt.bench import measure, oracle, report, rounds, sparse, sparse_report
+from fastopt.bench.measure import Pace
+
+STEPS = 3
+EXACT = 1e-5  # relative to the largest movement: roundings of float32, of sums of dozens of values
+TABLE = (400, 5)  # of whose rows most come more than once
+
+
+@pytest.fixture(autouse=True)
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure nothing again, however busy this machine is, and collect no garbage, which takes half of the time."""
+    monkeypatch.setattr(measure, "AGAIN", 0)
+    monkeypatch.setattr(rounds, "disagreement", lambda values: "")
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+
+
+def whole(table: sparse.Table, step: int) -> Any:
+    gradient = np.zeros(table.param.shape)
+    np.add.at(gradient, table.indices[step], table.values.astype(np.float64))
+    return gradient
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad"])
+@pytest.mark.parametrize("name", sparse.CONTENDERS)
+def test_contenders_follow_the_rule(name: str, rule: str) -> None:
+    """By the oracle over the whole gradient, which these rules do not need."""
+    table = sparse.Table.draw(*TABLE)
+    before = table.param.copy()
+    trainer = oracle.Trainer([table.param])
+    step = sparse.CONTENDERS[name](table, rule)
+    for number in range(STEPS):
+        step()
+        trainer.step(rule, [whole(table, number)], {"lr": sparse.LR, "eps": sparse.EPS})
+    moved = trainer.params[0] - before
+    np.testing.assert_allclose(table.param - before, moved, rtol=0, atol=EXACT * np.abs(moved).max())
+
+
+def test_all_update_the_same_rows_lazily() -> None:
+    """By Adam: torch adds eps to a root that is not corrected, so they are near, and not the same."""
+    moved = {}
+    for name, make in sparse.CONTENDERS.items():
+        table = sparse.Table.draw(*TABLE)
+        step = make(table, "adam")
+        for _ in range(STEPS):
+            step()
+        moved[name] = table.param - 1
+    for name, found in moved.items():
+        np.testing.assert_allclose(found, moved["fastopt"], rtol=0, atol=1e-4, err_msg=name)
+        assert ((found != 0).any(axis=1) == (moved["fastopt"] != 0).any(axis=1)).all()
+
+
+def test_draws_have_duplicates_and_stay_in_the_table() -> None:
+    """In a large table, too; a law without a tail would touch a few rows alone."""
+    table = sparse.Table.draw(100_000, 1)
+    assert len(table.indices) == sparse.DRAWS
+    for indices in table.indices:
+        assert indices.min() >= 0
+        assert indices.max() < 100_000
+        assert 1000 < len(np.unique(indices)) < 3500
+
+
+def test_every_table_is_measured_by_every_rule() -> None:
+    found = sparse.of_tables([TABLE, (50, 1)], Pace(seconds=0, fewest=2, most=2))
+    tables = [(*table, rule) for table in (TABLE, (50, 1)) for rule in sparse.RULES]
+    assert [(row["rows"], row["width"], row["rule"], row["implementation"]) for row in found] == [
+        (*table, name) for table in tables for name in sparse.CONTENDERS
+    ]
+    assert json.loads(json.dumps(found)) == found
+    assert all(row["rounds"] == 2 and row["ratio"] is not None for row in found)
+
+
+def test_the_table_has_a_line_for_each_rule() -> None:
+    """Without torch it has no columns of it."""
+    rows: list[sparse_report.Sparse] = [
+        {
+            "rows": 1_000_000,
+            "width": 64,
+            "rule": "adagrad",
+            "implementation": name,
+            "seconds": 4e-4,
+            "ratio": ratio,
+            "rounds": 3,
+            "unstable": {} if ratio else {"ratio": "2.0x apart"},
+        }
+        for name, ratio in (("fastopt", 1.0), ("numpy", 20.0), ("numba-by-hand", None))
+    ]
+    text = list(sparse_report.markdown(rows))
+    assert text[-3:] == [
+        "| table | rule | fastopt | numpy | numba-by-hand |",
+        "|---|---|--:|--:|--:|",
+        "| 1,000,000 x 64 | adagrad | 400 µs | 20x | unstable |",
+    ]
+    run: Any = {"machine": report.machine("numpy", False), "rows": [], "ratios": [], "iteration": None}
+    before = report.markdown(run)
+    run["sparse"] = rows
+    assert report.markdown(run) == before + "\n" + "\n".join(text) + "\n"
