@@ -14,8 +14,8 @@ OPTIONAL = (FASTOPT_TORCH, TORCH)
 TITLE = "Steps with sparse gradients, and how many times as long others take"
 ABOUT = (
     "Sparse gradients: 4,096 rows of a table, drawn from a Zipf law, some of them more than once, other ones in each "
-    f"step. The time of a step of {FASTOPT} with SparseRows, and how many times as long others take: what users of NumPy "
-    "write, who add up duplicates and index the table by what is left; a compiled loop over the rows that are left, "
+    f"step. The time of a step of {FASTOPT} with SparseRows, and how many times as long others take: users of NumPy, "
+    "who add up duplicates and index the table by what is left; a compiled loop over the rows that are left, "
     f"which is told them, on one thread; {FASTOPT_TORCH} and torch with gradients as nn.Embedding makes them. By Adam, "
     "rows are updated lazily, as torch's SparseAdam does."
 )
