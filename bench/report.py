@@ -406,9 +406,9 @@ def show_tables(report: Report, console: Any) -> None:
     if steps := report.get("torch"):
         torch_report.show(steps, console)
     for name, part in PARTS.items():
-        if measured := report.get(name):
+        if rows := report.get(name):
             console.print()
-            console.print(table(part.comparison(measured), part.NAMES, part.TITLE))
+            console.print(table(part.comparison(rows), part.NAMES, part.TITLE))
 
 
 def full_table(report: Report) -> Any:
@@ -462,8 +462,8 @@ def markdown(report: Report) -> str:
     if steps := report.get("torch"):
         lines += ["", *torch_report.markdown(steps)]
     for name, part in PARTS.items():
-        if measured := report.get(name):
-            lines += ["", *part.markdown(measured)]
+        if rows := report.get(name):
+            lines += ["", *part.markdown(rows)]
     return "\n".join(lines) + "\n"
 
 

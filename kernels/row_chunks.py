@@ -8,15 +8,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
-from numba import from_dtype, njit, types  # type: ignore[attr-defined]  # numba exports from_dtype dynamically
+from numba import from_dtype, njit, types
 
 from . import cache
 from .lock import lock
 from .tables import ABI, CHUNK
 
 
-def make(real: Any) -> Any:
+def make(dtype: str) -> Any:
     """Define the function that cuts rows of a dtype, for ``njit``."""
 
     def cut(keys, bits, values, sums, chunks, copies):  # type: ignore[no-untyped-def]
@@ -45,12 +44,12 @@ def make(real: Any) -> Any:
             count, first = count + 1, end
         return count, summed
 
-    cut.__name__ = cut.__qualname__ = f"cut_rows_{np.dtype(real).name}_abi{ABI}"
+    cut.__name__ = cut.__qualname__ = f"cut_rows_{dtype}_abi{ABI}"
     return cut
 
 
 @functools.cache
-def cutter(real: Any) -> Any:
+def cutter(dtype: str) -> Any:
     """Return the compiled function for values of float32 or float64; it lives as long as the process.
 
     It is ``cut(keys, bits, values, sums, chunks, copies)``. Keys are sorted: the row in the upper bits, in the lower
@@ -58,8 +57,9 @@ def cutter(real: Any) -> Any:
     of them if ``copies``, else those of rows that come more than once, whose values are added up in the order of their
     places. It returns how many chunks, and how many rows of ``sums``, it has written.
     """
-    number = types.float32 if real is np.float32 else types.float64
-    signature = types.UniTuple(types.int64, 2)(
+    number = getattr(types, dtype)
+    pair: Any = types.UniTuple(types.int64, 2)  # type: ignore[no-untyped-call]
+    signature = pair(
         types.int64[::1],
         types.int64,
         types.Array(number, 2, "C", readonly=True),
@@ -68,4 +68,4 @@ def cutter(real: Any) -> Any:
         types.boolean,
     )
     with lock, cache.one_process_at_a_time():
-        return cache.compile_kept(make(real), functools.partial(njit, signature, error_model="numpy", nogil=True))
+        return cache.compile_kept(make(dtype), functools.partial(njit, signature, error_model="numpy", nogil=True))

@@ -7,7 +7,7 @@ added up first, in the order in which they come.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,7 @@ class Given(NamedTuple):
     @property
     def width(self) -> int:
         """How many elements a row has."""
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     def check_below(self, rows: int) -> None:
         """Raise ValueError unless all indices are rows of a table with so many."""
@@ -73,7 +73,7 @@ class Given(NamedTuple):
         keys.sort()
         chunks = np.empty(n, CHUNK)
         sums = np.empty((n if copies else n // 2, self.width), self.values.dtype)
-        count, summed = cutter(self.values.dtype.type)(keys, bits, self.values, sums, chunks, copies)
+        count, summed = cutter(self.values.dtype.name)(keys, bits, self.values, sums, chunks, copies)
         return chunks[:count], sums[:summed]
 
     def clipped(self, factor: float, limit: float) -> Given:
@@ -187,8 +187,8 @@ class Rows:
     @property
     def norm(self) -> float:
         """The norm of the gradient as it was given."""
-        values = self.given.coalesced().values
-        measured: Measured = self.parameter.device.norm([Piece.of(values.dtype.name, values)])
+        values, cpu = self.given.coalesced().values, cast(Any, self.parameter.device)
+        measured: Measured = cpu.norm([Piece.of(values.dtype.name, values)])
         return measured.norm
 
     def keep_new_states(self) -> None:

@@ -292,8 +292,9 @@ class TorchStepper(Stepper):
         if self.counts is not None and not self.clock.on_devices:
             self._show_counts(self.counts)
         super().finish(gradients)
-        for i in self.rows if self.counts is not None else ():
-            self.counts.count(i, self.clock.carried)
+        if self.counts is not None:
+            for i in self.rows:
+                self.counts.count(i, self.clock.carried)
 
     @property
     def _part(self) -> Part:
