@@ -9,6 +9,7 @@ from pairs import swept
 from tolerances import TORCH
 from torch_cases import advance, assert_same, bits, train
 
+import fastopt
 import fastopt.torch as subject
 from fastopt.step.sparse import Given
 
@@ -201,3 +202,67 @@ def test_sparse_gradients_are_refused_where_torch_refuses_them(name, scaled):
     p.grad = sparse([3, 1], (8, 5), 0)
     with pytest.raises(RuntimeError, match="sparse"):
         theirs.step()
+
+
+LAZY = [("SGD", {"momentum": 0.9, "weight_decay": 0.1}), ("RMSprop", {}), ("AdamW", {}), ("Lion", {})]
+
+
+@pytest.mark.parametrize(("name", "options"), LAZY)
+def test_lazy_updates(name, options):
+    """Rules that move every row leave those alone that have no gradient, with the bits of arrays' updates."""
+    param = torch.nn.Parameter(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
+    table, start = param.detach().numpy().copy(), param.detach().clone()
+    ours = getattr(subject, name)([param], lr=0.01, lazy_update=True, **options)
+    arrays = getattr(fastopt, name)(table, lr=0.01, lazy_update=True, **options)
+    for step in range(3):
+        g = sparse([7, 3, 7, 12], (50, 4), step)
+        param.grad = g
+        ours.step()
+        arrays.step(fastopt.SparseRows(g._indices()[0].numpy(), g._values().numpy()))
+    assert (param.detach().numpy() == table).all()
+    assert (param != start).any(1).nonzero().ravel().tolist() == [3, 7, 12]
+    state = ours.state_dict()
+    ours.load_state_dict(state)
+    assert state["param_groups"][0]["lazy_update"] is True
+    param.grad = sparse([1], (50, 4), 9)
+    ours.step()  # still lazily
+
+
+def test_autograd_sees_what_rows_change():
+    """A graph that has saved the table cannot be walked back after the step; states have counters, too."""
+    param = torch.nn.Parameter(torch.ones(6, 3))
+    optimizer = subject.Adagrad([param], lr=0.1)
+    loss = (param * param).sum()
+    before = param._version
+    param.grad = sparse([1, 4], (6, 3), 0)
+    optimizer.step()
+    assert param._version > before
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_indices_that_a_parameter_does_not_have():
+    """Which torch does not check when it makes such a gradient; nothing changes then."""
+    for indices in ([[0, 6]], [[0, -1]], [[0, 1], [0, 3]]):
+        param = torch.nn.Parameter(torch.ones(6, 3))
+        optimizer = subject.SGD([param], lr=0.1)
+        values = torch.ones(2, *param.shape[len(indices) :])
+        param.grad = torch.sparse_coo_tensor(indices, values, (6, 3), check_invariants=False)
+        torch_cases.assert_refused(optimizer, optimizer.step, "indices that its parameter does not have", ValueError)
+
+
+def test_states_in_8_bits():
+    """Where each row has blocks of its own, rows are those of the whole gradient; narrower ones are refused."""
+    params = [torch.nn.Parameter(torch.ones(100, 64)) for _ in range(2)]
+    ours, whole = (subject.Adagrad([p], lr=0.1, state_dtype="int8", stochastic_rounding=False) for p in params)
+    for step in range(3):
+        g = sparse([7, 3, 7, 12], (100, 64), step)
+        params[0].grad, params[1].grad = g, g.to_dense()
+        ours.step()
+        whole.step()
+    assert torch.equal(*params)
+    assert torch.equal(ours.state[params[0]]["sum"], whole.state[params[1]]["sum"])
+    param = torch.nn.Parameter(torch.ones(2000, 8))
+    narrow = subject.Adagrad([param], lr=0.1, state_dtype="int8")
+    param.grad = sparse([1], (2000, 8), 0)
+    torch_cases.assert_refused(narrow, narrow.step, "blocks of 64", ValueError)
