@@ -88,7 +88,14 @@ CALL = Face(
             "array of NumPy or CuPy, any shape",
             "Parameter, updated in place; dense and writable; float32, float64, float16 or bfloat16.",
         ),
-        "g": Argument("array, dtype and shape of p", "Gradient, any strides."),
+        "g": Argument(
+            "array, dtype and shape of p",
+            "Gradient, any strides.",
+            of=dict.fromkeys(
+                ("sgd", "adagrad"),
+                "Gradient, any strides; or `fastopt.SparseRows`, whose rows alone are touched, without weight decay.",
+            ),
+        ),
         "velocity": state("Momentum buffer"),
         "accumulator": state("Sum of squared gradients", "zeros or a small positive value before the first step"),
         "square_avg": state("Average of squared gradients"),

@@ -20,10 +20,11 @@ from .faces import CALL, described
 from .kernels.reader import Array
 from .options import check
 from .rules import Rule
+from .sparse_rows import SparseRows
 
 
 @described(CALL)
-def sgd(p: Array, g: Array, *, lr: float, weight_decay: float = 0.0, maximize: bool = False) -> None:
+def sgd(p: Array, g: Array | SparseRows, *, lr: float, weight_decay: float = 0.0, maximize: bool = False) -> None:
     """Update a parameter by gradient descent: ``p <- p - lr * g``.
 
     Parameters
@@ -108,7 +109,7 @@ def nesterov(
 @described(CALL)
 def adagrad(
     p: Array,
-    g: Array,
+    g: Array | SparseRows,
     accumulator: Array,
     *,
     lr: float,

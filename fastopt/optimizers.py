@@ -124,6 +124,8 @@ class Adagrad(Optimizer):
 
     Keras and optax put an eps of 1e-7 under the root, and start accumulators at 0.1.
 
+    `fastopt.SparseRows` is a gradient of a few rows, whose step leaves all others as they are, as the formula does.
+
     References
     ----------
     .. [1] J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic

@@ -44,7 +44,8 @@ class SGD(Optimizer):
     paired with their parameters by index, whatever their strides; states of half precision are float32, also after
     `load_state_dict`.
 
-    With sparse gradients (COO), momentum and weight decay must be 0; torch.optim.SGD takes a momentum there.
+    With sparse gradients (COO), momentum and weight decay must be 0, unless ``lazy_update=True`` leaves the rows alone
+    that have no gradient; torch.optim.SGD takes a momentum there, and moves all rows.
 
     Examples
     --------
@@ -111,7 +112,7 @@ class Adagrad(Optimizer):
     Differences from torch.optim.Adagrad, besides those that `SGD` names: a group's own ``initial_accumulator_value`` is
     used; ``step`` is a tensor of float64, since float32 stops counting at 2**24.
 
-    With sparse gradients (COO), weight decay must be 0, as in torch.
+    With sparse gradients (COO), weight decay must be 0, as in torch, unless ``lazy_update=True``.
 
     Examples
     --------
@@ -385,7 +386,8 @@ class Lion(Optimizer):
 
     Notes
     -----
-    What `SGD` says of steps and states is true here as well. Sparse gradients are refused.
+    What `SGD` says of steps and states is true here as well. Sparse gradients (COO)
+    need ``lazy_update=True``.
 
     Examples
     --------
