@@ -99,10 +99,8 @@ class SparseRows:
         """
         from .step.sparse import Given  # numba is imported when it is first needed
 
-        given = Given.of("the gradient", self.indices, self.values)
-        chunks, sums = given.cut(copies=True)
-        rows = chunks["offset"] // max(given.width, 1)
-        return SparseRows(rows, sums.reshape(len(rows), *self.values.shape[self.indices.ndim :]))
+        once = Given.of("the gradient", self.indices, self.values).coalesced()
+        return SparseRows(once.indices, once.values.reshape(len(once.indices), *self.values.shape[self.indices.ndim :]))
 
     def __repr__(self) -> str:
         """Say how many rows there are, and of what."""

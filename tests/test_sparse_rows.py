@@ -261,6 +261,8 @@ def test_what_is_made_of_dense_gradients():
     np.testing.assert_array_equal(dense(rows, gradient), gradient)
     assert repr(rows) == "SparseRows(2 rows of shape (2, 2), float32)"
     assert SparseRows.from_dense(np.zeros((3, 2))).values.shape == (0, 2)
+    empty = SparseRows(np.array([3, 1, 3]), np.ones((3, 0), F32)).coalesce()
+    assert (empty.indices.tolist(), empty.values.shape) == ([1, 3], (2, 0))
     with pytest.raises(ValueError, match="two axes"):
         SparseRows.from_dense(np.ones(3))
     with pytest.raises(TypeError, match="list"):

@@ -44,7 +44,7 @@ class Given(NamedTuple):
                 raise TypeError(f"{what} has dtype {values.dtype}, and must have one of {', '.join(DTYPES)}")
             values = values.astype(DTYPES[values.dtype.name].real)
         lines = np.require(values, requirements=("C", "A")).reshape(indices.size, -1 if indices.size else 0)
-        flat = np.ascontiguousarray(indices, np.int64).reshape(-1)
+        flat = np.array(indices, np.int64, order="C").reshape(-1)  # a copy: what is checked stays as it is
         lowest, highest = (int(flat.min()), int(flat.max())) if flat.size else (0, -1)
         if lowest < 0:
             raise ValueError(f"{what} has an index {lowest}: indices are rows of the table, from 0")
@@ -79,14 +79,16 @@ class Given(NamedTuple):
     def clipped(self, factor: float, limit: float) -> Given:
         """Return each row once, multiplied, and clipped to a size."""
         found = self.coalesced()
-        found.values[...] *= found.values.dtype.type(factor)
-        np.clip(found.values, -limit, limit, out=found.values)
+        with np.errstate(all="ignore"):
+            np.multiply(found.values, factor, out=found.values, casting="same_kind")
+            np.clip(found.values, -limit, limit, out=found.values)
         return found
 
     def coalesced(self) -> Given:
         """Return each row once, in order."""
         chunks, sums = self.cut(copies=True)
-        return self._replace(indices=chunks["offset"] // max(self.width, 1), values=sums)
+        rows = chunks["offset"] // self.width if self.width else np.unique(self.indices)
+        return self._replace(indices=rows, values=sums)
 
 
 def bits_of(n: int) -> int:
