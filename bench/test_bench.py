@@ -145,7 +145,9 @@ def compiled_loops() -> Any:
 
 @pytest.mark.benchmark(disable_gc=True)
 @pytest.mark.parametrize("loop", [embedding.NUMBA, embedding.HEADER, embedding.POINTER])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[] if rule == "adagrad" else pytest.mark.exhaustive) for rule in RULES]
+)
 def test_loop(benchmark: Any, rule: str, loop: str, compiled_loops: Any) -> None:
     arrays = Arrays.draw(embedding.WORKLOAD)
     expected = trained("numpy", rule, arrays)

@@ -404,7 +404,7 @@ def test_a_run_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     assert gpu_report.markdown_of(tmp_path / "gpu.json") == gpu_report.markdown(fake_report())
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize("suffix", ["png", pytest.param("svg", marks=pytest.mark.exhaustive)])
 def test_the_chart_is_drawn(tmp_path: Path, suffix: str) -> None:
     gpu_plot.draw(fake_report(), str(tmp_path / f"gpu.{suffix}"))
     gpu_plot.draw_overview(fake_report(), str(tmp_path / f"overview.{suffix}"))

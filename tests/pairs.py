@@ -41,6 +41,19 @@ def swept(together=2, ids=None, **options):
     return pytest.mark.parametrize(list(options), cases, ids=ids)
 
 
+def usually(usual, values):
+    """Values of a test, of which all but the usual ones are exhaustive; of several options, in tuples."""
+    values = list(values)
+    if left := [value for value in usual if value not in values]:
+        raise ValueError(f"not among the values: {left}")
+    return [
+        pytest.param(
+            *(value if type(value) is tuple else (value,)), marks=[] if value in usual else pytest.mark.exhaustive
+        )
+        for value in values
+    ]
+
+
 def covering(sizes, together):
     """Choose rows of indices below these sizes: always that with most meetings to come, of values used least so far."""
     rows = {row: meetings(row, together) for row in itertools.product(*map(range, sizes))}

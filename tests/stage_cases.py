@@ -37,7 +37,7 @@ def each_with_stages(rules):
         case(rule, stages, id=f"{rule}-{name}")
         for name, stages in named.items()
         for rule in rules
-        for case in [pytest.param if rule in FEW or name == "norm" else rarely]
+        for case in [pytest.param if rule in ALL_MEET or (rule in BY_STATES and name == "norm") else rarely]
     ]
     return pytest.mark.parametrize(("rule", "stages"), cases)
 

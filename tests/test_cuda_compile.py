@@ -147,6 +147,7 @@ def files_of(names):
     return {f"{name}.cubin" for name in (*kernels, *norms, "advance")}
 
 
+@pytest.mark.exhaustive  # a compilation for each kernel
 def test_a_file_for_each_update_and_a_line_for_each_kernel(monkeypatch, capsys, tmp_path):
     """The command writes what is compiled here. It takes each rule of the registry, which is a short one here."""
     kinds = [cuda.Kind(*variant[:2]) for variant in cli.variants_with((), None)]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from interrupts import EVERYWHERE, check, locked
+from pairs import usually
 from processes import DEADLOCK
 from torch.nn import Parameter
 from torch_cases import bits
@@ -191,7 +192,7 @@ SOME = [20, ALL]  # of so many points one, where there are many
 
 
 @pytest.mark.parametrize("every", SOME)
-@pytest.mark.parametrize("before", BEFORE[:-1])
+@pytest.mark.parametrize("before", usually(BEFORE[:1], BEFORE[:-1]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_so_is_a_step_that_makes_states(kind, before, every):
     check(KINDS[kind], before, every=every)

@@ -8,6 +8,7 @@ import pytest
 from gradient_layouts import STRIDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import usually
 from rule_cases import BY_STATES, OPTIMIZERS
 from stage_cases import (
     ALL_MEET,
@@ -64,7 +65,7 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("rule", ALL_MEET)
+@pytest.mark.parametrize("rule", usually(["momentum"], ALL_MEET))
 @pytest.mark.parametrize("stages", ALONE.values(), ids=ALONE)
 def test_each_stage_alone(rule, stages):
     twins = Twins(rule, arrays(), **stages)
@@ -73,7 +74,7 @@ def test_each_stage_alone(rule, stages):
     twins.check()
 
 
-@pytest.mark.parametrize("rule", [*map(rarely, BY_STATES[:-1]), BY_STATES[-1]])
+@pytest.mark.parametrize("rule", usually(["momentum"], ["momentum", *BY_STATES]))
 def test_gradients_set_to_zero_beside_averages(rule):
     """Three states and an average fit beside each other; a gradient is set to zero after it was used."""
     twins = Twins(rule, arrays(), **AVERAGE)
@@ -146,6 +147,7 @@ def followed(course):
     return seen(twins.optimizer), twins.optimizer.grad_norm
 
 
+@pytest.mark.exhaustive  # compiles kernels of all stages
 @settings(max_examples=50, deadline=None)
 @given(courses())
 def test_any_combination(course):
@@ -156,6 +158,7 @@ def test_any_combination(course):
     assert repr(followed(course)) == repr(plain)
 
 
+@pytest.mark.exhaustive  # compiles kernels of all stages
 def test_several_dtypes():
     """They have one norm, and kernels of their own."""
     twins = Twins("adamw", [*arrays(), *arrays(dtype=np.float64, seed=8)], **TOGETHER)

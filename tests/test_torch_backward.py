@@ -626,6 +626,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.exhaustive  # a process that fills much memory
 def test_memory_of_one_gradient(tmp_path):
     """A deep stack's peak is that of a few layers' gradients, where the ordinary optimizer's is that of all."""
     command = [sys.executable, "-c", textwrap.dedent(MEMORY)]
