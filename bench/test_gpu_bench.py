@@ -142,7 +142,9 @@ def spoiled(right: Trained, kind: str, by: float) -> Trained:
     return found
 
 
-@pytest.mark.parametrize("rule", REGISTRY)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[] if rule == "adamw" else pytest.mark.exhaustive) for rule in REGISTRY]
+)
 def test_wrong_results_are_named(device: Device, rule: str) -> None:
     """A parameter off by a few units in the last place, a state, or not a number."""
     for dtype in gpu_check.ROUNDINGS:
@@ -201,7 +203,9 @@ def test_a_contender_that_is_wrong_ends_it_and_one_that_cannot_is_left_out(devic
         list(gpu_check.check_contenders(device, {"fastopt": Contender(raising, "fastopt")}, never))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[] if rule == "adam" else pytest.mark.exhaustive) for rule in RULES]
+)
 def test_numbers_stay_finite_however_long_it_takes(device: Device, rule: str) -> None:
     arrays = gpu_contenders.draw(device.cupy, SMALL)
     everyone = gpu_contenders.contenders(device)

@@ -63,7 +63,7 @@ halves = pytest.mark.parametrize("dtype", DIGITS)
 # Updates
 
 
-@swept(name=RULES, dtype=DTYPES, options=[OPTIONS, MORE])
+@swept(together=1, name=RULES, dtype=DTYPES, options=[OPTIONS, MORE])
 def test_sizes(name, dtype, options):
     """Three steps at every size, each from what the last one left, and not an element further."""
     rng = np.random.default_rng(1)
@@ -477,8 +477,7 @@ SCALE = 1024.0  # of gradients
 SKIPPED = (0, 7, 8, 30)
 
 
-@dtypes
-@names
+@swept(together=1, name=RULES, dtype=DTYPES)
 def test_a_training_run(name, dtype):
     """Sixty steps of two groups, as a captured graph repeats them: addresses sent, rows computed, parameters updated.
 

@@ -90,7 +90,7 @@ LAYOUTS = {
 
 
 SHAPES = [(2, 3, 4), (7,), ()]
-LAID = pairs(together=1, name=BY_STATES[:2], shape=SHAPES)  # by default few arrays: Numba compiles for each layout
+LAID = [(BY_STATES[1], SHAPES[1]), (BY_STATES[0], ())]  # by default few arrays: Numba compiles for each layout
 
 
 @pytest.mark.parametrize(

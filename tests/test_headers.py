@@ -325,7 +325,7 @@ def test_a_maximum_with_nan_is_nan(compiled):
             assert np.flatnonzero(np.isnan(values)).tolist() == [7, 20]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", usually(["native"], TARGETS))
 def test_square_roots(target, tmp_path):
     """Of whole vectors, to the bit, whatever the processor has for them."""
     source = """

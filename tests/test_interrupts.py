@@ -176,13 +176,15 @@ KINDS = {
     **{f"numpy, {name}": make for name, make in NUMPY.items()},
     **{f"torch, {name}": make for name, make in TORCH.items()},
 }
-
+# Each difference in one of the two.
+USUAL = [f"numpy, {name}" for name in ("bound", "two rules", "a function", "a schedule", "transposed gradients")]
+USUAL += [f"torch, {name}" for name in ("two dtypes", "counts", "missing gradients", "gaps", "sparse gradients")]
 
 ALL = pytest.param(1, marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize("every", [3, ALL])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", usually(USUAL, KINDS))
 def test_a_step_is_one_moment(kind, every):
     """By default of three points one, in each kind another one: what all kinds go through is met everywhere."""
     check(KINDS[kind], BEFORE[-1], every=every, first=1 + [*KINDS].index(kind) % every)
@@ -193,7 +195,7 @@ SOME = [20, ALL]  # of so many points one, where there are many
 
 @pytest.mark.parametrize("every", SOME)
 @pytest.mark.parametrize("before", usually(BEFORE[:1], BEFORE[:-1]))
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", usually(USUAL, KINDS))
 def test_so_is_a_step_that_makes_states(kind, before, every):
     check(KINDS[kind], before, every=every)
 

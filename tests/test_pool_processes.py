@@ -181,7 +181,17 @@ FORKS = {
 }
 
 
-@pytest.mark.parametrize("script", [pytest.param(FORKS[name], id=name) for name in FORKS if hasattr(os, "fork")])
+USUAL = ("after use", "while another thread is inside")  # each takes some seconds
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(FORKS[name], id=name, marks=[] if name.startswith(USUAL) else pytest.mark.exhaustive)
+        for name in FORKS
+        if hasattr(os, "fork")
+    ],
+)
 def test_fork(script, tmp_path):
     """Parent and child train on their own threads, whatever the parent's were doing."""
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if "_compile" in script else {}

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pairs import swept
+from pairs import swept, usually
 from safetensors import safe_open
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
@@ -94,7 +94,7 @@ def test_tensors(before, after, tmp_path):
         step(loading, others, 3)
 
 
-@pytest.mark.parametrize(("before", "after"), [(True, True), (24, True), (True, 24)])
+@pytest.mark.parametrize(("before", "after"), usually([(True, True)], [(True, True), (24, True), (True, 24)]))
 def test_masters(before, after, tmp_path):
     """Remainders too, of a model in bfloat16 whose states are in 8 bits."""
     params = [torch.nn.Parameter(tensor.bfloat16()) for tensor in parameters()]
