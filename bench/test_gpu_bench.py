@@ -123,6 +123,7 @@ def test_steps_in_flight_leave_room_in_the_queue_of_launches(device: Device) -> 
     assert everyone["cupy"].steps(WORKLOADS["resnet50"]) == 0
 
 
+@pytest.mark.exhaustive  # takes ten seconds
 def test_everything_is_right_in_all_dtypes_and_by_everyone(device: Device) -> None:
     everyone = gpu_contenders.contenders(device)
     found = list(gpu_check.checks(device, everyone, never))
@@ -364,6 +365,7 @@ def test_new_gradients_are_no_contender_of_others() -> None:
     assert gpu_report.summary(found) == summary
 
 
+@pytest.mark.exhaustive  # draws two charts
 def test_what_is_unstable_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In tables and chart; files of older versions do not name any."""
     found: Any = fake_report()

@@ -67,6 +67,7 @@ def on_the_host(device, saved):
     return {**saved, "state": state}
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 @pytest.mark.parametrize(
     ("dtype", "gradient"),
     [("bfloat16", "float32"), pytest.param("float32", "bfloat16", marks=pytest.mark.exhaustive)],

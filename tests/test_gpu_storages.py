@@ -54,7 +54,7 @@ def on_the_host(device, saved):
     return {**saved, "state": state}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", usually(["bfloat16"], DTYPES), ids=str)
 def test_tensors_as_on_the_host(pretended, dtype):
     """Steps of a model on a pretended GPU."""
     torch.manual_seed(0)

@@ -67,6 +67,7 @@ def test_arrays(dtype, gradient):
         assert_same(bound, singles)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_dtypes_may_change_from_step_to_step():
     """A launch for each kind, and no gradient is read as another; repeated steps among them."""
     params = arrays(0, bfloat16)
@@ -111,6 +112,7 @@ def test_stages():
     assert mine.memory()["gradients"] == sum(4 * param.size for param in params)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_overlaps_count_the_gradients_bytes():
     """Gradients of 4 bytes beside each other, for parameters of 2."""
     memory = np.zeros(100, np.float32)
@@ -188,6 +190,7 @@ def test_tensors(dtype, gradient):
     assert mine.memory()["gradients"] == sum(param.numel() * gradient.itemsize for param in params)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_gradients_of_any_dtype():
     """Where a parameter takes any, they may change from step to step, with repeated steps among them."""
     params, singles = parameters(torch.bfloat16, None), parameters(torch.bfloat16, None)
@@ -205,6 +208,7 @@ def test_gradients_of_any_dtype():
             assert bits(found) == bits(single)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_main_gradients_and_clipping():
     """Gradients that somebody accumulates in float32 are assigned; the norm is theirs."""
     (param,), (single,) = [torch.nn.Parameter(torch.ones(4, 8).bfloat16())], [torch.nn.Parameter(torch.ones(4, 8))]
@@ -222,6 +226,7 @@ def test_main_gradients_and_clipping():
     assert mine.clip_grad_norm_(1.0) == theirs.clip_grad_norm_(1.0)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_steps_in_backward():
     """Where backward makes gradients of another dtype."""
     models = [torch.nn.Linear(64, 100, dtype=torch.bfloat16) for _ in range(2)]

@@ -140,7 +140,7 @@ def step_both(mine, theirs, dtype, seed):
     theirs.step(wide(arrays(seed, DTYPES[dtype])))
 
 
-USUAL = [("momentum", "bfloat16"), ("momentum", "float16")]
+USUAL = [("momentum", "bfloat16")]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +219,7 @@ def test_stages():
     assert_masters(mine, singles)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_averages_begin_at_the_masters():
     """Where they begin later than these, and a loaded average without a master begins with one, whoever takes part."""
     params = arrays(0, bfloat16)
@@ -239,6 +240,7 @@ def test_averages_begin_at_the_masters():
         assert not mine.state[i]["master"].any()
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_gradients_in_another_order_and_zeroed():
     """As for all kernels: tiles, and gradients that are set to zero."""
     rng = np.random.default_rng(3)

@@ -115,6 +115,7 @@ def test_stages_with_such_states(options):
     assert all(entry["ema"].dtype == np.float32 for entry in mine.state.values() if "ema" in entry)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_float64_parameters():
     """Their states may be smaller, too: in float32 and in half precision, by way of float32."""
     params, twins, others = (arrays(dtype=np.float64) for _ in range(3))

@@ -18,7 +18,7 @@ import torch_cases
 from pairs import swept
 from tolerances import TORCH, TRAJECTORY
 from torch import nn
-from torch_cases import ALL, KINDS, assert_near, bits
+from torch_cases import ALL, KINDS, assert_near, bits, usual
 
 import fastopt.torch as subject
 from fastopt import schedules
@@ -83,7 +83,7 @@ def assert_equal(handle, model, optimizer, twin):
 # The trajectory
 
 
-@swept(1, ids=str, kind=KINDS, dtype=[torch.float32, torch.float64, torch.bfloat16])
+@swept(1, ids=str, usual=usual, kind=KINDS, dtype=[torch.float32, torch.float64, torch.bfloat16])
 def test_the_trajectory_of_the_ordinary_optimizer(kind, dtype):
     """To the bit, with tied weights, late and missing gradients, frozen and unused parameters; no gradient is left."""
     name, options = KINDS[kind]

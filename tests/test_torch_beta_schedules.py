@@ -324,7 +324,7 @@ def test_step_in_backward(name):
 # On a GPU, which evaluates schedules itself
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", usually([torch.float32], [torch.float32, torch.bfloat16]), ids=str)
 @pytest.mark.parametrize("betas", [(BETA1, 0.999), (BETA1, BETA2)], ids=["first", "both"])
 @pytest.mark.usefixtures("pretended")
 def test_capture(betas, dtype):

@@ -16,6 +16,7 @@ from gpu_models import DEVICE, KINDS, SHAPES, assert_equal, captured, give, mode
 from pairs import swept, usually
 from tolerances import ONE_STEP, TORCH_TRAINING, TRAJECTORY
 from torch.nn import Parameter
+from torch_cases import usual
 
 import fastopt.torch as subject
 from fastopt.schedules import Cosine
@@ -25,7 +26,7 @@ ALL = pytest.mark.parametrize("kind", KINDS)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
 
 
-@swept(1, ids=str, kind=KINDS, dtype=DTYPES)
+@swept(1, ids=str, usual=usual, kind=KINDS, dtype=DTYPES)
 def test_trajectories(kind, dtype):
     """Twelve steps, with gradients that are missing now and then."""
     there, here, ours, others = model(kind, dtype)
