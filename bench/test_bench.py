@@ -63,13 +63,15 @@ TOLERANCE = 1e-6  # a few roundings of numbers around 1; a step moves them by 1e
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every contender on every workload; the large workloads only if time is measured.
 
-    By default XLA compiles one rule.
+    By default others run one rule.
     """
     if "workload" in metafunc.fixturenames:
         timing = metafunc.config.getoption("benchmark_enable") or not metafunc.config.getoption("benchmark_disable")
         workloads = [name for name in WORKLOADS if timing or name not in LARGE]
         cases = [
-            pytest.param(*case, marks=[] if case[1] == "adam" or "optax" not in case[2] else pytest.mark.exhaustive)
+            pytest.param(
+                *case, marks=[] if case[1] == "adam" or case[2].startswith("fastopt") else pytest.mark.exhaustive
+            )
             for case in itertools.product(workloads, RULES, CONTENDERS)
         ]
         metafunc.parametrize(("workload", "rule", "contender"), cases)

@@ -418,6 +418,7 @@ def test_the_chart_is_drawn(tmp_path: Path, suffix: str) -> None:
     assert set(gpu_plot.OF_GPU) == {*OF_TORCH, *OF_CUPY, COMPILED} - {"fastopt", "fastopt.torch"}
 
 
+@pytest.mark.exhaustive  # takes fifteen seconds
 @pytest.mark.usefixtures("small_workloads")
 def test_the_command_checks_measures_prints_and_writes(
     device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]

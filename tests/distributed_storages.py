@@ -80,7 +80,7 @@ def checkpoint_of_storages(kind, before, after, form):
     assert_equal(results(other, second), results(net, direct))
 
 
-@check(["bfloat16", "int8"], FORMS, usual=["int8"])
+@check(["bfloat16", "int8"], FORMS, exhaustive=True)
 def checkpoint_of_random_bits(storage, form):
     """Rounding is stochastic by default here: it goes on as without the checkpoint, which brings count and seed.
 

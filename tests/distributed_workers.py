@@ -50,17 +50,17 @@ class Check:
     exhaustive: bool
 
 
-def check(*columns, usual=None, ranks=2, after=""):
+def check(*columns, usual=(), exhaustive=False, ranks=2, after=""):
     """Register a check for all combinations of its arguments, to be run by all ranks or by the first alone.
 
-    Those in which no argument is new are exhaustive, and those whose first one is none of the usual. `after` is the
-    check whose file is read, which has the first three of these arguments.
+    Those in which no argument is new are exhaustive, and those with other arguments than the usual in a column that has
+    some of these. `after` is the check whose file is read, which has the first three of these arguments.
     """
     columns = [list(column) for column in columns]
-    by_default = dict(enumerate(columns)) | ({0: usual} if usual else {})
+    by_default = [[value for value in column if value in usual] or column for column in columns]
 
     def register(function):
-        covered = pairs(1, **{str(i): column for i, column in by_default.items()})
+        covered = [] if exhaustive else pairs(1, **{str(i): column for i, column in enumerate(by_default)})
         for row in itertools.product(*columns):
             before = "-".join([after, *row[:3]]) if after else ""
             CHECKS["-".join([function.__name__, *row])] = Check(
@@ -396,7 +396,7 @@ MESHES = {
 }
 
 
-@check(KINDS, MESHES)
+@check(KINDS, MESHES, usual=FEW)
 def fsdp(kind, placement):
     """Sharded by rows, unevenly; by columns, whose shards are no blocks of the whole; not at all, but replicated.
 
@@ -475,7 +475,7 @@ def fsdp_state_dict(kind):
     assert_equal(results(net, second), want)
 
 
-@check(sorted(KINDS.keys() - {"sgd"}), usual=FEW)
+@check(sorted(KINDS.keys() - {"sgd"}), usual=["momentum"])
 def fsdp_states_of_16_bits(kind):
     """The whole parameter's size decides, so that all ranks store alike; the bits are those of one process."""
     options = {"state_dtype": "bfloat16", "stochastic_rounding": False, "min_quantized_size": 20}
@@ -491,7 +491,7 @@ def fsdp_states_of_16_bits(kind):
     assert_equal(*found)
 
 
-@check(("32", "24"), usual=("24",))
+@check(("32", "24"), exhaustive=True)
 def fsdp_masters(bits):
     """Remainders are DTensors as their parameters are, and masters have the bits of one process."""
     found, masters = [], []

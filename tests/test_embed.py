@@ -109,7 +109,7 @@ def test_pointers_do_what_single_calls_do(kernel, seed, n, step):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        pytest.param(name, dtype, marks=[] if (name, dtype) in SOME else pytest.mark.exhaustive)
+        pytest.param(name, dtype, marks=[] if (name, dtype) == SOME[-1] else pytest.mark.exhaustive)
         for name in RULES
         for dtype in DTYPES
     ],

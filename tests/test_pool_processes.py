@@ -301,7 +301,7 @@ WITHOUT = """
 """
 
 
-@pytest.mark.exhaustive  # by default, test_torch_watch.py trains without it
+@pytest.mark.exhaustive  # by default threads train without it
 def test_training_without_the_extension(tmp_path):
     """The same bits as with it, in every layout, for every rule, bound or not, single calls too."""
     script = """

@@ -140,6 +140,7 @@ WITHOUT_EXTENSION = """
 """
 
 
+@pytest.mark.exhaustive  # a process that compiles without the extension
 def test_training_without_the_extension(tmp_path):
     """Where it was not built there is no table, no pool and no team."""
     functions = "\n".join(map(inspect.getsource, (train_beside_torch, train_in_backward)))
