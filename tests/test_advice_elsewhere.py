@@ -133,7 +133,6 @@ raise SystemExit(cli.main(["compile"]))
 """
 
 
-@pytest.mark.exhaustive  # compiles without a cache; test_cli.py has no such directory either
 def test_where_nothing_can_be_kept(tmp_path):
     """NUMBA_CACHE_DIR names a folder that can be written, and kernels are there."""
     copied_package(tmp_path)

@@ -67,7 +67,6 @@ def test_arrays(dtype, gradient):
         assert_same(bound, singles)
 
 
-@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_dtypes_may_change_from_step_to_step():
     """A launch for each kind, and no gradient is read as another; repeated steps among them."""
     params = arrays(0, bfloat16)

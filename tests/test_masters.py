@@ -219,7 +219,6 @@ def test_stages():
     assert_masters(mine, singles)
 
 
-@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_averages_begin_at_the_masters():
     """Where they begin later than these, and a loaded average without a master begins with one, whoever takes part."""
     params = arrays(0, bfloat16)

@@ -167,7 +167,7 @@ CASES = [(name, dtype, state) for name in RULES for dtype in (*REAL, *HALVES) fo
 CASES = [(name, *dtypes) for name, *dtypes in CASES if not {*HALVES}.isdisjoint(dtypes[: 1 + bool(RULES[name].states)])]
 USUAL = [
     ("sgd", "bfloat16", "float32"),
-    ("momentum", "float32", "bfloat16"),
+    ("adamw_amsgrad", "bfloat16", "bfloat16"),
 ]
 
 each_case = pytest.mark.parametrize(
