@@ -172,6 +172,7 @@ def test_loop(benchmark: Any, rule: str, loop: str, compiled_loops: Any) -> None
     benchmark(step)
 
 
+@pytest.mark.exhaustive  # compiles loops of Numba and of C++
 def test_loops_are_measured_beside_an_optimizer_and_numpy(compiled_loops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = ("momentum", "adam")
     monkeypatch.setattr(embedding, "RULES", rules)

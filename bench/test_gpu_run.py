@@ -531,6 +531,7 @@ def shape_of(found: Any) -> Any:
     return type(found) if isinstance(found, float) else found
 
 
+@pytest.mark.exhaustive  # processes that start anew
 @pytest.mark.usefixtures("device", "in_agreement")
 def test_a_death_in_the_middle_costs_one_part(
     monkeypatch: pytest.MonkeyPatch, small_models: Any, tmp_path: Path

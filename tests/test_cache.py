@@ -477,6 +477,7 @@ def compiled_here(name, dtype):
     return cpu.make_cfunc(cache=False)(cpu.make_kernel(name, dtype))._library.get_asm_str()
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 @variants
 def test_loops_are_vectorised(code, name, dtype):
     """Multiplications and subtractions are packed; with AdaGrad, roots and divisions too."""

@@ -338,8 +338,10 @@ def test_damaged_state_dicts(change, message):
 
 @pytest.mark.parametrize(
     ("make", "state", "of_gradient"),
-    [(fastopt.SGD, "momentum_buffer", np.abs), (fastopt.Adagrad, "sum", np.square)],
-    ids=NAMES,
+    [
+        pytest.param(fastopt.SGD, "momentum_buffer", np.abs, id="int8"),
+        pytest.param(fastopt.Adagrad, "sum", np.square, id="uint8", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_the_mean_of_many_seeds_is_what_was_encoded(make, state, of_gradient):
     """A number becomes one of its two neighbours, so often that the mean is the number; averages to 1 % of a code."""

@@ -85,6 +85,7 @@ def test_pointers_against_the_oracle(name, dtype):
         assert (guarded[0], guarded[-1]) == (before[0], before[-1])
 
 
+@pytest.mark.exhaustive  # compiles seven kernels
 @settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(pairs(together=1, name=CALLED, dtype=DTYPES)),

@@ -131,6 +131,7 @@ def test_other_pairs_are_refused(dtype, gradient):
     assert not param.astype(np.float32).any()
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_single_calls():
     """As an optimizer does it."""
     p, twin = np.ones(40, np.float16), np.ones(40, np.float16)

@@ -117,7 +117,7 @@ def test_state_dicts(dtype):
     assert bits(params) == bits(others)
 
 
-@each_dtype
+@pytest.mark.parametrize("dtype", usually(["bfloat16"], DTYPES))
 def test_single_calls(dtype):
     """With a state in float32, in the parameter's order or in another one."""
     p, g = arrays(dtype, 0)[0], arrays(dtype, 1)[0]
@@ -135,6 +135,7 @@ def test_single_calls(dtype):
         fastopt.fused.momentum(p, g, np.zeros_like(p), lr=0.1, momentum=0.9)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_gradients_in_other_dtypes():
     """The error says how to make them, and that works; float32 ones will do."""
     p = np.zeros(5, ml_dtypes.bfloat16)

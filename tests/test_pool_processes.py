@@ -181,7 +181,7 @@ FORKS = {
 }
 
 
-USUAL = ("after use", "while another thread is inside")  # each takes some seconds
+USUAL = ("while another thread is inside",)  # each takes some seconds
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,7 @@ FORK_DURING_IMPORT = """
 """
 
 
+@pytest.mark.exhaustive  # processes that start anew
 @pytest.mark.parametrize("script", [FORK_DURING_IMPORT] if hasattr(os, "fork") else [])
 def test_fork_while_another_thread_imports_numba(script, tmp_path):
     """The first step imports Numba; a child that is forked meanwhile imports it as well."""
@@ -256,6 +257,7 @@ EXIT = """
 """
 
 
+@pytest.mark.exhaustive  # processes that start anew
 @pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_exit_while_daemon_threads_step(times, tmp_path):
     """The interpreter ends quietly though threads are inside the extension, in whichever way; several at once."""

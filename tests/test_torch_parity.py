@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch_cases
 from pairs import swept, usually
-from rule_cases import BY_STATES, HALVES, half
+from rule_cases import BY_STATES, HALVES
 from sklearn.datasets import load_digits
 from tolerances import HALF, TORCH, TORCH_TRAINING
 from torch.nn import Parameter
@@ -188,7 +188,12 @@ def test_half_precision_is_as_good_as_torchs(name, options, dtype):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [half(kind, kind, getattr(torch, dtype)) for kind in KINDS for dtype in HALVES]
+    ("kind", "dtype"),
+    [
+        pytest.param(kind, dtype, marks=[] if torch_cases.usual(kind, dtype) else pytest.mark.exhaustive)
+        for kind in KINDS
+        for dtype in (torch.float16, torch.bfloat16)
+    ],
 )
 def test_half_precision_has_float32_state(kind, dtype):
     """Parameters keep their dtype, sums of many small numbers need more; the counts are torch's."""

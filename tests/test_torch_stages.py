@@ -143,7 +143,7 @@ IN_HALVES = [*[(kind, NORM) for kind in KINDS], ("momentum", TOGETHER), ("adamw_
 @pytest.mark.parametrize(
     ("kind", "stages", "dtype"),
     usually(
-        [("momentum", NORM, torch.bfloat16), ("momentum", TOGETHER, torch.bfloat16)],
+        [("momentum", NORM, torch.bfloat16)],
         [(kind, stages, getattr(torch, dtype)) for kind, stages in IN_HALVES for dtype in HALVES],
     ),
     ids=str,

@@ -333,6 +333,7 @@ def test_the_same_stepper_over_many_steps(kind, dtype):
 @swept(
     1,
     ids=str,
+    usual=usual,
     kind=KINDS,
     dtype=DTYPES[:4],
     form=["contiguous", "channels last", "transposed", "many elements", "part of a row"],
