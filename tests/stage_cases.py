@@ -17,7 +17,6 @@ from fastopt.rules import RULES
 from fastopt.step.chunks import CHUNK_ELEMENTS
 
 ALL_MEET = ("momentum", "adamw")
-FEW = {*ALL_MEET, BY_STATES[-1]}  # on which kernels with stages are usually tested
 SIZES = [(CHUNK_ELEMENTS + 1,), (), (3, 5), (0,)]
 
 # Options that change something at every step with gradients around 1.

@@ -486,6 +486,7 @@ def test_loops_are_vectorised(code, name, dtype):
     assert not re.search(OUTLINED, code)
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 @variants
 def test_loops_stay_in_their_precision(code, dtype):
     """No arithmetic in the other precision; a hyper row's doubles are converted to float, never floats to double."""
@@ -493,6 +494,7 @@ def test_loops_stay_in_their_precision(code, dtype):
     assert [line.strip() for line in code.splitlines() if re.search(other, line)] == []
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 @variants
 def test_nothing_is_contracted(code):
     """No fused multiply-add: the same bits on every processor."""
