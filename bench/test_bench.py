@@ -62,11 +62,19 @@ TOLERANCE = 1e-6  # a few roundings of numbers around 1; a step moves them by 1e
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every contender on every workload; the large workloads only if time is measured."""
+    """Run every contender on every workload; the large workloads only if time is measured.
+
+    By default others run one rule.
+    """
     if "workload" in metafunc.fixturenames:
         timing = metafunc.config.getoption("benchmark_enable") or not metafunc.config.getoption("benchmark_disable")
         workloads = [name for name in WORKLOADS if timing or name not in LARGE]
-        cases = list(itertools.product(workloads, RULES, CONTENDERS))
+        cases = [
+            pytest.param(
+                *case, marks=[] if case[1] == "adam" or case[2].startswith("fastopt") else pytest.mark.exhaustive
+            )
+            for case in itertools.product(workloads, RULES, CONTENDERS)
+        ]
         metafunc.parametrize(("workload", "rule", "contender"), cases)
 
 
@@ -146,7 +154,9 @@ def compiled_loops() -> Any:
 
 @pytest.mark.benchmark(disable_gc=True)
 @pytest.mark.parametrize("loop", [embedding.NUMBA, embedding.HEADER, embedding.POINTER])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[] if rule == "adagrad" else pytest.mark.exhaustive) for rule in RULES]
+)
 def test_loop(benchmark: Any, rule: str, loop: str, compiled_loops: Any) -> None:
     arrays = Arrays.draw(embedding.WORKLOAD)
     expected = trained("numpy", rule, arrays)
@@ -163,6 +173,7 @@ def test_loop(benchmark: Any, rule: str, loop: str, compiled_loops: Any) -> None
     benchmark(step)
 
 
+@pytest.mark.exhaustive  # compiles loops of Numba and of C++
 def test_loops_are_measured_beside_an_optimizer_and_numpy(compiled_loops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = ("momentum", "adam")
     monkeypatch.setattr(embedding, "RULES", rules)

@@ -123,6 +123,7 @@ def test_steps_in_flight_leave_room_in_the_queue_of_launches(device: Device) -> 
     assert everyone["cupy"].steps(WORKLOADS["resnet50"]) == 0
 
 
+@pytest.mark.exhaustive  # takes ten seconds
 def test_everything_is_right_in_all_dtypes_and_by_everyone(device: Device) -> None:
     everyone = gpu_contenders.contenders(device)
     found = list(gpu_check.checks(device, everyone, never))
@@ -142,7 +143,9 @@ def spoiled(right: Trained, kind: str, by: float) -> Trained:
     return found
 
 
-@pytest.mark.parametrize("rule", REGISTRY)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[] if rule == "adamw" else pytest.mark.exhaustive) for rule in REGISTRY]
+)
 def test_wrong_results_are_named(device: Device, rule: str) -> None:
     """A parameter off by a few units in the last place, a state, or not a number."""
     for dtype in gpu_check.ROUNDINGS:
@@ -201,7 +204,9 @@ def test_a_contender_that_is_wrong_ends_it_and_one_that_cannot_is_left_out(devic
         list(gpu_check.check_contenders(device, {"fastopt": Contender(raising, "fastopt")}, never))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[] if rule == "adam" else pytest.mark.exhaustive) for rule in RULES]
+)
 def test_numbers_stay_finite_however_long_it_takes(device: Device, rule: str) -> None:
     arrays = gpu_contenders.draw(device.cupy, SMALL)
     everyone = gpu_contenders.contenders(device)
@@ -360,6 +365,7 @@ def test_new_gradients_are_no_contender_of_others() -> None:
     assert gpu_report.summary(found) == summary
 
 
+@pytest.mark.exhaustive  # draws two charts
 def test_what_is_unstable_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In tables and chart; files of older versions do not name any."""
     found: Any = fake_report()
@@ -404,7 +410,7 @@ def test_a_run_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     assert gpu_report.markdown_of(tmp_path / "gpu.json") == gpu_report.markdown(fake_report())
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize("suffix", ["png", pytest.param("svg", marks=pytest.mark.exhaustive)])
 def test_the_chart_is_drawn(tmp_path: Path, suffix: str) -> None:
     gpu_plot.draw(fake_report(), str(tmp_path / f"gpu.{suffix}"))
     gpu_plot.draw_overview(fake_report(), str(tmp_path / f"overview.{suffix}"))
@@ -412,6 +418,7 @@ def test_the_chart_is_drawn(tmp_path: Path, suffix: str) -> None:
     assert set(gpu_plot.OF_GPU) == {*OF_TORCH, *OF_CUPY, COMPILED} - {"fastopt", "fastopt.torch"}
 
 
+@pytest.mark.exhaustive  # takes fifteen seconds
 @pytest.mark.usefixtures("small_workloads")
 def test_the_command_checks_measures_prints_and_writes(
     device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]

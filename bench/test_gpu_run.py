@@ -421,7 +421,9 @@ def some_arrays(size: int = 3000) -> Arrays:
     return Arrays([wave.copy()], [wave + np.float32(0.5)])
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[] if rule == "adam" else pytest.mark.exhaustive) for rule in RULES]
+)
 def test_a_compiled_step_is_right_and_stays_compiled(rule: str) -> None:
     """Over any number of steps, in which nothing overflows, and which leave the gradients of others alone."""
     arrays = some_arrays()
@@ -492,7 +494,9 @@ def compiling_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
     return device
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[] if rule == "adam" else pytest.mark.exhaustive) for rule in RULES]
+)
 def test_a_compiled_step_is_measured_beside_the_others(compiling_device: Device, rule: str) -> None:
     """Over one tensor; what it took to compile is no part of its times."""
     found, notes = measured_with_compiled(compiling_device, rule, (300,))
@@ -527,6 +531,7 @@ def shape_of(found: Any) -> Any:
     return type(found) if isinstance(found, float) else found
 
 
+@pytest.mark.exhaustive  # processes that start anew
 @pytest.mark.usefixtures("device", "in_agreement")
 def test_a_death_in_the_middle_costs_one_part(
     monkeypatch: pytest.MonkeyPatch, small_models: Any, tmp_path: Path

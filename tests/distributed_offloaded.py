@@ -84,7 +84,7 @@ class Rounding(ByHand):
                     state.copy_(state.bfloat16())
 
 
-@check(sorted(KINDS.keys() - {"sgd"}), usual=FEW)
+@check(sorted(KINDS.keys() - {"sgd"}), usual=["momentum"])
 def offloaded_states_of_16_bits(kind):
     """They are DTensors on the CPU, clipped gradients meet them, and a checkpoint in the middle changes nothing."""
     net, reference = offloaded(), offloaded()
@@ -170,7 +170,7 @@ def norm_over_a_mesh_of_gpus(backends):
     assert_close(p._local_tensor.detach().numpy(), torch.full((2,), -moves).numpy(), TORCH)
 
 
-@check(sorted(KINDS.keys() - {"sgd"}), usual=FEW)
+@check(sorted(KINDS.keys() - {"sgd"}), usual=["momentum"])
 def states_over_a_mesh_of_gpus(kind):
     """They are on the CPU as their parameter, also out of a state dict, and as those over a mesh of CPUs to the bit."""
     options = {**OF_16_BITS, "min_quantized_size": 0, "max_grad_norm": MAX_NORM}

@@ -132,7 +132,7 @@ def compare(make, kind, stages, assert_more=lambda net: None):
     assert_same(run(fastopt.torch), run(torch.optim))
 
 
-@check(KINDS, MESHES, STAGES)
+@check(KINDS, MESHES, STAGES, usual=["momentum", "rows", "columns", "norm", "together"])
 def fsdp_stages(kind, placement, stages):
     """FSDP2: the norm is that of the whole, and both ranks skip where one of them has a NaN."""
 
@@ -143,7 +143,7 @@ def fsdp_stages(kind, placement, stages):
     compare(make, kind, STAGES[stages])
 
 
-@check(KINDS, ["own", "views"], STAGES)
+@check(KINDS, ["own", "views"], STAGES, usual=["momentum", "own", "together"])
 def ddp_stages(kind, gradients, stages):
     """Each rank has the same gradients, and nothing is to be done."""
 
@@ -314,7 +314,7 @@ def assert_norm_refused(net, make, inner, words):
             opt.param_groups[0][name] = without
 
 
-@check(["flat", "original"], KINDS)
+@check(["flat", "original"], KINDS, usual=["flat", "momentum"])
 def fsdp_of_old_norm(form, kind):
     """Refused, with what to call instead."""
     net = sharded_of_old(form)
@@ -326,13 +326,13 @@ def fsdp_of_old_norm(form, kind):
     assert_norm_refused(net, make, lambda opt: opt, words)
 
 
-@check(["flat", "original"], KINDS, ELEMENTWISE)
+@check(["flat", "original"], KINDS, ELEMENTWISE, usual=["flat", "momentum", "average"])
 def fsdp_of_old_stages(form, kind, stages):
     """What concerns each element for itself is as with torch."""
     compare(lambda: sharded_of_old(form), kind, STAGES[stages])
 
 
-@check(["own", "views"], KINDS)
+@check(["own", "views"], KINDS, usual=["own", "momentum"])
 def zero_redundancy_norm(params, kind):
     """Refused, with what to call instead, which is right."""
     net = DistributedDataParallel(model())
@@ -350,7 +350,7 @@ def zero_redundancy_norm(params, kind):
     opt.step()
 
 
-@check(["own", "views"], KINDS, ELEMENTWISE)
+@check(["own", "views"], KINDS, ELEMENTWISE, usual=["own", "momentum", "average"])
 def zero_redundancy_stages(params, kind, stages):
     """What concerns each element for itself is as in one optimizer for all."""
 
@@ -371,7 +371,7 @@ def zero_redundancy_stages(params, kind, stages):
 # Averages
 
 
-@check(KINDS, FORMS)
+@check(KINDS, FORMS, usual=["momentum", "nested"])
 def checkpoint_of_stages(kind, form):
     """Options and averages go through a checkpoint, and the training goes on just the same."""
     stages = STAGES["together"]
@@ -390,7 +390,7 @@ def checkpoint_of_stages(kind, form):
     assert_equal(results(other, second), results(net, opt))
 
 
-@check(KINDS)
+@check(KINDS, usual=["momentum"])
 def state_dict_of_stages(kind):
     """They go through torch's functions for state dicts too, into an optimizer without any."""
     stages = STAGES["together"]
@@ -404,7 +404,7 @@ def state_dict_of_stages(kind):
     assert_equal(results(net, second), results(net, opt))
 
 
-@check(KINDS)
+@check(KINDS, usual=["momentum"])
 def swapped_averages(kind):
     """They stand in the parameters' place for a while; a state dict of the model has them."""
     net = sharded(two())

@@ -59,7 +59,7 @@ def assert_converted(loaded, saved, net, kind, storage):
         assert torch.equal(value, saved[name].to(dtype)), name
 
 
-@check(OF_RULES, STORAGES, LATER, FORMS, usual=["momentum"])
+@check(OF_RULES, STORAGES, LATER, FORMS, usual=["momentum", "torch", "bfloat16", "nested"])
 def checkpoint_of_storages(kind, before, after, form):
     """Any into any, also those of torch.optim; the training goes on as after `load_state_dict`.
 
@@ -80,7 +80,7 @@ def checkpoint_of_storages(kind, before, after, form):
     assert_equal(results(other, second), results(net, direct))
 
 
-@check(["bfloat16", "int8"], FORMS, usual=["int8"])
+@check(["bfloat16", "int8"], FORMS, exhaustive=True)
 def checkpoint_of_random_bits(storage, form):
     """Rounding is stochastic by default here: it goes on as without the checkpoint, which brings count and seed.
 
@@ -101,7 +101,7 @@ def checkpoint_of_random_bits(storage, form):
     assert_equal(results(other, second), results(net, opt))
 
 
-@check(OF_RULES, ["torch", "float32", "bfloat16", "float16"], LATER, usual=["momentum"])
+@check(OF_RULES, ["torch", "float32", "bfloat16", "float16"], LATER, usual=["momentum", "torch", "bfloat16"])
 def broadcast_of_storages(kind, before, after):
     """The whole state on the first rank alone, and from there to all.
 

@@ -50,17 +50,17 @@ class Check:
     exhaustive: bool
 
 
-def check(*columns, usual=None, ranks=2, after=""):
+def check(*columns, usual=(), exhaustive=False, ranks=2, after=""):
     """Register a check for all combinations of its arguments, to be run by all ranks or by the first alone.
 
-    Those in which no argument is new are exhaustive, and those whose first one is none of the usual. `after` is the
-    check whose file is read, which has the first three of these arguments.
+    Those in which no argument is new are exhaustive, and those with other arguments than the usual in a column that has
+    some of these. `after` is the check whose file is read, which has the first three of these arguments.
     """
     columns = [list(column) for column in columns]
-    by_default = dict(enumerate(columns)) | ({0: usual} if usual else {})
+    by_default = [[value for value in column if value in usual] or column for column in columns]
 
     def register(function):
-        covered = pairs(1, **{str(i): column for i, column in by_default.items()})
+        covered = [] if exhaustive else pairs(1, **{str(i): column for i, column in enumerate(by_default)})
         for row in itertools.product(*columns):
             before = "-".join([after, *row[:3]]) if after else ""
             CHECKS["-".join([function.__name__, *row])] = Check(
@@ -216,7 +216,7 @@ class Branches(nn.Module):
         return (self.right if right else self.left)(x).sum(dim=1, keepdim=True)
 
 
-@check(KINDS, ["own", "views"], usual=FEW)
+@check(KINDS, ["own", "views"], usual=[*FEW, "own"])
 def ddp_unused(kind, gradients):
     """A gradient comes late, is missing now and then, or never comes."""
 
@@ -257,7 +257,7 @@ def through_a_file(opt, path):
     return torch.load(path)
 
 
-@check(KINDS, ["own", "views"], usual=FEW)
+@check(KINDS, ["own", "views"], usual=[*FEW, "own"])
 def zero_redundancy(kind, params):
     """The parameters keep their own memory, or become views of a bucket after they were handed over."""
 
@@ -271,7 +271,7 @@ def zero_redundancy(kind, params):
     compare(run)
 
 
-@check(KINDS, ["own", "views"], usual=FEW)
+@check(KINDS, ["own", "views"], usual=[*FEW, "own"])
 def zero_redundancy_idle_rank(kind, params):
     """A rank without parameters has an empty group."""
 
@@ -286,7 +286,7 @@ def zero_redundancy_idle_rank(kind, params):
     compare(run)
 
 
-@check(KINDS, ["own", "views"], usual=FEW)
+@check(KINDS, ["own", "views"], usual=[*FEW, "own"])
 def zero_redundancy_group_added(kind, params):
     """A later group has a rate of its own, which changes from outside."""
 
@@ -305,7 +305,7 @@ def zero_redundancy_group_added(kind, params):
     compare(run)
 
 
-@check(KINDS, ["own", "views"], usual=FEW)
+@check(KINDS, ["own", "views"], usual=[*FEW, "own"])
 def zero_redundancy_checkpoint(kind, params):
     """The gathered state goes on where it was, in an optimizer that has made other steps before.
 
@@ -339,7 +339,7 @@ def sharded_of_old(form, seed=3):
         return FullyShardedDataParallel(model(seed=seed), device_id=device, use_orig_params=form == "original")
 
 
-@check(KINDS, ["flat", "original"], usual=FEW)
+@check(KINDS, ["flat", "original"], usual=[*FEW, "flat"])
 def fsdp_of_old(kind, form):
     """It resizes the storage of its flat parameter to nothing and back around every forward pass."""
 
@@ -352,7 +352,7 @@ def fsdp_of_old(kind, form):
     compare(run)
 
 
-@check(KINDS, ["flat", "original"], usual=FEW)
+@check(KINDS, ["flat", "original"], usual=[*FEW, "flat"])
 def fsdp_of_old_checkpoint(kind, form):
     """Its own state dicts, in the middle of a training that clips, for another model."""
 
@@ -396,7 +396,7 @@ MESHES = {
 }
 
 
-@check(KINDS, MESHES)
+@check(KINDS, MESHES, usual=[*FEW, "rows", "columns"])
 def fsdp(kind, placement):
     """Sharded by rows, unevenly; by columns, whose shards are no blocks of the whole; not at all, but replicated.
 
@@ -475,7 +475,7 @@ def fsdp_state_dict(kind):
     assert_equal(results(net, second), want)
 
 
-@check(sorted(KINDS.keys() - {"sgd"}), usual=FEW)
+@check(sorted(KINDS.keys() - {"sgd"}), usual=["momentum"])
 def fsdp_states_of_16_bits(kind):
     """The whole parameter's size decides, so that all ranks store alike; the bits are those of one process."""
     options = {"state_dtype": "bfloat16", "stochastic_rounding": False, "min_quantized_size": 20}
@@ -491,7 +491,7 @@ def fsdp_states_of_16_bits(kind):
     assert_equal(*found)
 
 
-@check(("32", "24"), usual=("24",))
+@check(("32", "24"), exhaustive=True)
 def fsdp_masters(bits):
     """Remainders are DTensors as their parameters are, and masters have the bits of one process."""
     found, masters = [], []
@@ -634,7 +634,7 @@ def train_by_schedule(net, opt, steps, set_rate):
         assert rate == SCHEDULE(step), f"{rate} at step {step}, for which the schedule has {SCHEDULE(step)}"
 
 
-@check(KINDS, ["own", "views"], usual=FEW)
+@check(KINDS, ["own", "views"], usual=[*FEW, "own"])
 def zero_redundancy_scheduled(kind, params):
     """The groups of ZeRO and those of the rank's optimizer are brought into line before and after each step."""
 
@@ -684,7 +684,7 @@ def zero_redundancy_schedule_ended(kind):
         assert ordinary.param_groups[0]["lr"] == 0.01
 
 
-@check(KINDS, FORMS, usual=FEW)
+@check(KINDS, FORMS, usual=[*FEW, "nested"])
 def checkpoint_scheduled(kind, form):
     """Neither saving ends a schedule, nor loading into an optimizer that has not yet made a step.
 

@@ -17,7 +17,6 @@ from fastopt.rules import RULES
 from fastopt.step.chunks import CHUNK_ELEMENTS
 
 ALL_MEET = ("momentum", "adamw")
-FEW = {*ALL_MEET, BY_STATES[-1]}  # on which kernels with stages are usually tested
 SIZES = [(CHUNK_ELEMENTS + 1,), (), (3, 5), (0,)]
 
 # Options that change something at every step with gradients around 1.
@@ -37,7 +36,7 @@ def each_with_stages(rules):
         case(rule, stages, id=f"{rule}-{name}")
         for name, stages in named.items()
         for rule in rules
-        for case in [pytest.param if rule in FEW or name == "norm" else rarely]
+        for case in [pytest.param if rule in ALL_MEET or (rule in BY_STATES and name == "norm") else rarely]
     ]
     return pytest.mark.parametrize(("rule", "stages"), cases)
 

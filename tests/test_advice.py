@@ -328,6 +328,7 @@ def test_buffers_of_single_calls():
     fastopt.fused.rmsprop(p, g, s, np.zeros_like(p), lr=0.1, momentum=0.9)
 
 
+@pytest.mark.exhaustive  # takes ten seconds
 def test_on_a_gpu(device):
     """Between GPU and host, and of dtypes that are not updated there."""
     p, g, host = device.array(ones(3)), device.array(ones(3)), ones(3)

@@ -25,7 +25,7 @@ from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed
 from numba import cfunc
 from numba.core import event
 from once import once
-from pairs import pairs
+from pairs import pairs, usually
 from tolerances import ONE_STEP
 
 import fastopt
@@ -142,6 +142,7 @@ def fill(folder):
     assert [ended(process) for process in processes] == [["passed"]] * len(processes)
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 def test_concurrent_cold_starts_compile_each_kernel_once(filled):
     """One index and one kernel for each variant, whose names say which, and one process that compiled it."""
     compiled = [key for path in filled.parent.glob("assembly*.json") for key in json.loads(path.read_text())]
@@ -153,6 +154,7 @@ def test_concurrent_cold_starts_compile_each_kernel_once(filled):
             assert sum(f".{name}_{dtype}_abi{ABI}-" in found for found in names) == 1, name
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 def test_a_fresh_process_gets_every_kernel_from_the_cache(filled, tmp_path):
     """All are hits, all are right, and nothing is written."""
     before = sorted((path.name, path.stat().st_mtime_ns) for path in filled.rglob("*.nb?"))
@@ -173,7 +175,8 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(len(DAMAGES), marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive  # a process that compiles alone
+@pytest.mark.parametrize("count", [2, len(DAMAGES)])
 def test_a_damaged_cache_is_not_believed(filled, tmp_path, count):
     """What a full or lost disk leaves behind costs only time; each kernel is damaged in another way."""
     cache = tmp_path / "cache"
@@ -210,6 +213,7 @@ def fill_with_schedules(folder):
     assert sorted(ended(process) for process in processes) == [["0", "0"], ["1", "1"]]
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 def test_schedules_are_compiled_once(tmp_path):
     """By one of two processes that start at once; later ones find them."""
     cache = once("schedules", fill_with_schedules)
@@ -358,7 +362,7 @@ def compiles(act):
     return recorder.events
 
 
-@kinds
+@pytest.mark.parametrize("kind", usually(["momentum", "scheduled"], KINDS))
 def test_the_second_step_compiles_nothing(kind, monkeypatch):
     """Nothing is compiled or loaded after the first step, whatever the values, sizes and layouts then."""
     make, options = KINDS[kind]
@@ -416,7 +420,7 @@ def test_a_bound_step_allocates_no_array(kind, count, size):
     assert peak_bytes(opt.step) < 1500
 
 
-@kinds
+@pytest.mark.parametrize("kind", usually(["momentum", "scheduled"], KINDS))
 def test_a_bound_step_in_another_order_allocates_no_array(kind):
     """Neither do gradients that are gathered: the scratch is kept."""
     make, options = KINDS[kind]
@@ -473,6 +477,7 @@ def compiled_here(name, dtype):
     return cpu.make_cfunc(cache=False)(cpu.make_kernel(name, dtype))._library.get_asm_str()
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 @variants
 def test_loops_are_vectorised(code, name, dtype):
     """Multiplications and subtractions are packed; with AdaGrad, roots and divisions too."""
@@ -481,6 +486,7 @@ def test_loops_are_vectorised(code, name, dtype):
     assert not re.search(OUTLINED, code)
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 @variants
 def test_loops_stay_in_their_precision(code, dtype):
     """No arithmetic in the other precision; a hyper row's doubles are converted to float, never floats to double."""
@@ -488,6 +494,7 @@ def test_loops_stay_in_their_precision(code, dtype):
     assert [line.strip() for line in code.splitlines() if re.search(other, line)] == []
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 @variants
 def test_nothing_is_contracted(code):
     """No fused multiply-add: the same bits on every processor."""

@@ -91,7 +91,7 @@ def test_info_without_pool_and_cache(monkeypatch):
     assert extension.lib is not None
 
 
-@pytest.mark.exhaustive  # by default processes that step at once compile, in test_cache.py
+@pytest.mark.exhaustive  # processes that compile alone
 @pytest.mark.parametrize("names", [["sgd"], [*rules.RULES]], ids=["one rule", "all rules"])
 def test_compile_twice_at_once(names, tmp_path):
     """Both succeed, and a new process finds every kernel in the cache, and right; of one rule, and so of all."""

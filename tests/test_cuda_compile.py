@@ -14,8 +14,7 @@ import pytest
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import CODES, DTYPES
 from host_cuda import CODED, RANDOM, SOME, STAGES, STORED, UPDATES
-from pairs import pairs, swept
-from rule_cases import BY_STATES
+from pairs import swept, usually
 
 import fastopt
 from fastopt import cli, rules
@@ -66,7 +65,7 @@ random = pytest.mark.parametrize(
     ],
 )
 
-# Of codes, by default one rule with both kinds, and one with three states in packs of eight, which is the most.
+# Of codes, by default three states in packs of eight, which is the most.
 OF_CODES = list(dict.fromkeys((rule, dtype, states) for rule, dtype, *_, states in CODED))
 OF_CODES.append(("rmsprop_centered_momentum", "bfloat16", ("uint8", "int8", "int8")))
 codes = pytest.mark.parametrize(
@@ -75,7 +74,7 @@ codes = pytest.mark.parametrize(
         pytest.param(
             at,
             *kind,
-            marks=[] if kind in (OF_CODES[-1], OF_CODES[0]) and at == "sm_90" else pytest.mark.exhaustive,
+            marks=[] if kind == OF_CODES[-1] and at == "sm_90" else pytest.mark.exhaustive,
         )
         for at, kind in itertools.product(ARCHITECTURES, OF_CODES)
     ],
@@ -85,8 +84,8 @@ SOME_STAGES = [some for some in SOME if some]
 
 
 def compilations(**more):
-    """Parametrize a test by what is compiled: by default each architecture, dtype and number of states a few times."""
-    usual = pairs(together=1, architecture=ARCHITECTURES, rule=BY_STATES, dtype=DTYPES, **more)
+    """Parametrize a test by what is compiled: by default once, with three states."""
+    usual = [("sm_90", "adamw_amsgrad", "bfloat16", *(values[-1] for values in more.values()))]
     every = itertools.product(ARCHITECTURES, RULES, DTYPES, *more.values())
     cases = [pytest.param(*case, marks=[] if case in usual else pytest.mark.exhaustive) for case in every]
     return pytest.mark.parametrize(("architecture", "rule", "dtype", *more), cases)
@@ -147,6 +146,7 @@ def files_of(names):
     return {f"{name}.cubin" for name in (*kernels, *norms, "advance")}
 
 
+@pytest.mark.exhaustive  # a compilation for each kernel
 def test_a_file_for_each_update_and_a_line_for_each_kernel(monkeypatch, capsys, tmp_path):
     """The command writes what is compiled here. It takes each rule of the registry, which is a short one here."""
     kinds = [cuda.Kind(*variant[:2]) for variant in cli.variants_with((), None)]
@@ -236,7 +236,9 @@ def test_codes_stay_in_registers(architecture, rule, dtype, states, stages):
     assert shuffles == halvings * sum(state in CODES for state in states)
 
 
-@swept(together=1, architecture=ARCHITECTURES, dtype=DTYPES)
+@pytest.mark.parametrize(
+    ("architecture", "dtype"), usually([("sm_90", "bfloat16")], itertools.product(ARCHITECTURES, DTYPES))
+)
 def test_norms_stay_in_registers(architecture, dtype):
     """Few enough for all threads of a multiprocessor; and a double for each warp is shared."""
     usages, code = compiled(architecture, cuda.norm_name(dtype))

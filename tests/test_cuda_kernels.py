@@ -63,7 +63,7 @@ halves = pytest.mark.parametrize("dtype", DIGITS)
 # Updates
 
 
-@swept(name=RULES, dtype=DTYPES, options=[OPTIONS, MORE])
+@swept(together=1, name=RULES, dtype=DTYPES, options=[OPTIONS, MORE])
 def test_sizes(name, dtype, options):
     """Three steps at every size, each from what the last one left, and not an element further."""
     rng = np.random.default_rng(1)
@@ -477,8 +477,7 @@ SCALE = 1024.0  # of gradients
 SKIPPED = (0, 7, 8, 30)
 
 
-@dtypes
-@names
+@swept(together=1, name=RULES, dtype=DTYPES)
 def test_a_training_run(name, dtype):
     """Sixty steps of two groups, as a captured graph repeats them: addresses sent, rows computed, parameters updated.
 
@@ -637,12 +636,10 @@ SANITIZED = """
 """
 
 
+@pytest.mark.exhaustive  # g++ instruments whole kernels
 @pytest.mark.parametrize(
     "kernels",
-    [
-        [(BY_STATES[0], "float16"), (BY_STATES[-1], "float64")],
-        pytest.param(pairs(name=BY_STATES, dtype=DTYPES), marks=pytest.mark.exhaustive),
-    ],
+    [[(BY_STATES[0], "float16"), (BY_STATES[-1], "float64")], pairs(name=BY_STATES, dtype=DTYPES)],
     ids=["some", "all"],
 )
 def test_kernels_stay_within_their_arrays(kernels, tmp_path):

@@ -12,7 +12,7 @@ from host_cuda import STAGES, STORED
 from tolerances import ONE_STEP, assert_close, assert_rounded
 
 SIZES = (0, 1, 3, 511, 512, 513, 2049, 5000)
-USUAL = [("momentum", "float32", ("bfloat16",)), ("adamw", "float32", ("bfloat16", "float32"))]
+USUAL = [("adamw", "float32", ("bfloat16", "float32"))]
 KINDS = dict.fromkeys((name, dtype, states) for name, dtype, _, _, states in STORED)
 
 kinds = pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instructions import FUSED, OUTLINED, any_arithmetic, operations, packed
 from loop_cases import options_of, states_of
-from pairs import pairs, swept
+from pairs import pairs, usually
 from processes import run_commands, run_script
 from rule_cases import BY_STATES, CALLED
 from tolerances import TRAJECTORY, assert_close
@@ -31,7 +32,7 @@ from fastopt.rules import RULES, always
 DTYPES = ["float32", "float64"]
 SOME = pairs(together=1, name=BY_STATES, dtype=DTYPES)
 names = pytest.mark.parametrize("name", RULES)
-each_rule = swept(together=1, name=RULES, dtype=DTYPES)  # by default in one of the two
+each_rule = pytest.mark.parametrize(("name", "dtype"), usually(SOME, itertools.product(RULES, DTYPES)))
 
 
 def options(name):
@@ -84,6 +85,7 @@ def test_pointers_against_the_oracle(name, dtype):
         assert (guarded[0], guarded[-1]) == (before[0], before[-1])
 
 
+@pytest.mark.exhaustive  # compiles seven kernels
 @settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(pairs(together=1, name=CALLED, dtype=DTYPES)),
@@ -108,7 +110,7 @@ def test_pointers_do_what_single_calls_do(kernel, seed, n, step):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        pytest.param(name, dtype, marks=[] if (name, dtype) in SOME else pytest.mark.exhaustive)
+        pytest.param(name, dtype, marks=[] if (name, dtype) == SOME[-1] else pytest.mark.exhaustive)
         for name in RULES
         for dtype in DTYPES
     ],
@@ -184,6 +186,7 @@ CALL = """
 """
 
 
+@pytest.mark.exhaustive  # a process with nothing compiled
 def test_threads_that_ask_first_get_one_function(tmp_path):
     """In a new process, with nothing compiled; the next process finds it compiled."""
     script = """
@@ -208,6 +211,7 @@ def test_threads_that_ask_first_get_one_function(tmp_path):
     assert run(CALL, tmp_path, NUMBA_CACHE_DIR=cache).split() == ["0.75", "1", "False"]
 
 
+@pytest.mark.exhaustive  # compiles without the extension
 def test_without_the_extension(tmp_path):
     """Where there was no compiler at installation."""
     script = "import sys; sys.modules['fastopt.kernels._pool'] = None\n" + textwrap.dedent(CALL)
@@ -227,6 +231,7 @@ def test_importing_fastopt_does_not_bring_it(tmp_path):
         fastopt.__getattr__("nothing")
 
 
+@pytest.mark.exhaustive
 def test_torch_and_lab_are_attributes_that_are_imported_when_asked_for(tmp_path):
     """As `embed` is: neither torch nor matplotlib comes with `import fastopt`, or with `dir`."""
     script = """
@@ -438,6 +443,7 @@ def test_cmake_finds_the_package(language, tmp_path):
     assert words.count(f"version {fastopt.__version__}\n") == len(VERSIONS)
 
 
+@pytest.mark.exhaustive
 def test_cmake_does_not_find_another_version(tmp_path):
     """A newer one, or one within a range that ends before this one; the one that is there is named."""
     lines = ["project(mine C)", "set(folder ${fastopt_DIR})"]

@@ -17,7 +17,7 @@ from instructions import FUSED, any_arithmetic, body, operations, packed
 from loop_cases import numbers_of, options_of, states_of
 from numba import njit
 from numba.core.errors import TypingError
-from pairs import pairs, swept
+from pairs import pairs, usually
 from processes import run_script
 from rule_cases import BY_STATES
 from tolerances import ONE_STEP, TRAJECTORY, assert_close
@@ -62,7 +62,9 @@ def test_there_is_a_function_for_arrays_beside_each_rule(name):
     assert inspect.signature(of_arrays) == inspect.signature(of_numbers)
 
 
-@swept(together=1, name=RULES, dtype=DTYPES)
+@pytest.mark.parametrize(
+    ("name", "dtype"), usually(pairs(1, name=BY_STATES, dtype=DTYPES), itertools.product(RULES, DTYPES))
+)
 def test_sizes(name, dtype):
     """From plain Python, at every size around a vector's, and not an element further."""
     rng = np.random.default_rng(0)
@@ -88,7 +90,7 @@ LAYOUTS = {
 
 
 SHAPES = [(2, 3, 4), (7,), ()]
-LAID = pairs(together=1, name=BY_STATES[:2], shape=SHAPES)  # by default few arrays: Numba compiles for each layout
+LAID = [(BY_STATES[1], SHAPES[1]), (BY_STATES[0], ())]  # by default few arrays: Numba compiles for each layout
 
 
 @pytest.mark.parametrize(
@@ -247,6 +249,7 @@ def test_code_in_two_dimensions():
         assert re.search(packed(operation, "float32"), body(code, "matrices")), operation
 
 
+@pytest.mark.exhaustive  # compiles long
 def test_in_a_parallel_function():
     """Numba's passes for `parallel=True` do not remove the update as dead code."""
 
@@ -264,6 +267,7 @@ def test_in_a_parallel_function():
     np.testing.assert_array_equal(results[0][2], results[1][2])
 
 
+@pytest.mark.exhaustive  # compiles long
 def test_schedules_in_a_loop():
     """A rate from a record, step by step, in the function that trains."""
 
@@ -394,6 +398,7 @@ def test_where_numba_is_switched_off(tmp_path):
     assert output.splitlines() == lines
 
 
+@pytest.mark.exhaustive  # compiles long
 def test_functions_of_users_that_are_cached(tmp_path):
     """A function with `cache=True` is found by the next process, and right there."""
     (tmp_path / "mine.py").write_text(

@@ -87,6 +87,7 @@ def losses(printed):
     return [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
 
 
+@pytest.mark.exhaustive  # compiles by g++ for long
 def test_cpp(tmp_path):
     """By the compiler alone and by CMake, to the same end; nothing of Python's is linked."""
     alone, by_cmake, adam = run("C++ without Python", tmp_path)
@@ -106,6 +107,7 @@ def assert_average_is_closer(printed):
     assert average < 0.1
 
 
+@pytest.mark.exhaustive  # compiles by g++ for long
 def test_clipping_and_averages(tmp_path, capsys):
     """In Numba and in C++; the loop does what the optimizer does with these options."""
     code = examples("Clipping and averages")[0][0]

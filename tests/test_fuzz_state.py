@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch_cases
+from pairs import swept
 from torch.nn import Parameter
 
 import fastopt
@@ -245,8 +246,7 @@ class Tensors:
 
 
 @pytest.mark.parametrize("seeds", SEEDS, ids=["few", "many"])
-@pytest.mark.parametrize("make", [Arrays, Tensors], ids=["numpy", "torch"])
-@pytest.mark.parametrize("kind", KINDS)
+@swept(1, kind=KINDS, make=[Arrays, Tensors])
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 def test_state_dicts(make, kind, seeds):
     """What is loaded can be stepped, and saved and loaded again; what is refused has changed nothing."""

@@ -180,6 +180,7 @@ class Machine:
         self.device.synchronize()
 
 
+@pytest.mark.exhaustive  # takes ten seconds
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), kinds=KINDS, actions=st.lists(ACTIONS, min_size=4, max_size=20))
 def test_anything_in_any_order(device, data, kinds, actions):

@@ -17,8 +17,8 @@ OPTIONS = {"lr": 0.1, "state_dtype": "int8", "min_quantized_size": 0}
 KINDS = pytest.mark.parametrize(
     ("optimizer", "more"),
     [
-        (fastopt.AdamW, {}),
-        (fastopt.Adagrad, {"initial_accumulator_value": 0.5}),
+        pytest.param(fastopt.AdamW, {}, marks=pytest.mark.exhaustive),
+        pytest.param(fastopt.Adagrad, {"initial_accumulator_value": 0.5}, marks=pytest.mark.exhaustive),
         (fastopt.SGD, {"momentum": 0.9, "stochastic_rounding": True, "seed": 3}),
         pytest.param(fastopt.AdamW, {"stochastic_rounding": True}, marks=pytest.mark.exhaustive),
         pytest.param(fastopt.AdamW, {"state_dtype": {"exp_avg": "int8"}}, marks=pytest.mark.exhaustive),

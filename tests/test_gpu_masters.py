@@ -5,13 +5,14 @@ import pytest
 import torch
 from cuda_tensors import on_host, pair
 from ml_dtypes import bfloat16
+from pairs import usually
 
 import fastopt
 
 SHAPES = [(40, 30), (7,), (300, 5), (5000,)]
 DTYPES = {"bfloat16": bfloat16, "float16": np.float16, "float32": np.float32}
 KINDS = [("bfloat16", True, "bfloat16"), ("bfloat16", 24, "float32"), ("float16", True, "float16")]
-kinds = pytest.mark.parametrize(("dtype", "kept", "gradient"), KINDS, ids=str)
+kinds = pytest.mark.parametrize(("dtype", "kept", "gradient"), usually(KINDS[:1], KINDS), ids=str)
 OPTIONS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1}
 
 
@@ -66,6 +67,7 @@ def on_the_host(device, saved):
     return {**saved, "state": state}
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 @pytest.mark.parametrize(
     ("dtype", "gradient"),
     [("bfloat16", "float32"), pytest.param("float32", "bfloat16", marks=pytest.mark.exhaustive)],

@@ -80,6 +80,7 @@ def test_replays(device, lr):
     assert bits(device, params) == bits(device, twins)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_states(device):
     """A float32 parameter stays as it is; its state is rounded as on the host, by a factor of a half."""
     rng = np.random.default_rng(1)

@@ -6,6 +6,7 @@ import torch
 from cuda_tensors import on_host, pair
 from gpu_models import give
 from gpu_steps import arrays, plain
+from pairs import usually
 from tolerances import TIPPED, TIPPED_TIMES_RATE, assert_close
 
 import fastopt
@@ -20,7 +21,7 @@ def numbers(array):
     return np.asarray(array).astype(np.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", usually(["bfloat16"], DTYPES), ids=str)
 def test_arrays_as_on_the_host(device, dtype):
     """Steps, state dicts to and from the host, and what they take."""
     params = arrays(device)
@@ -53,7 +54,7 @@ def on_the_host(device, saved):
     return {**saved, "state": state}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", usually(["bfloat16"], DTYPES), ids=str)
 def test_tensors_as_on_the_host(pretended, dtype):
     """Steps of a model on a pretended GPU."""
     torch.manual_seed(0)

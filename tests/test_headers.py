@@ -24,7 +24,7 @@ from fastopt.kernels import cpu, extension, tables
 from instructions import any_arithmetic, operations, packed
 from loop_cases import OPTIONS, numbers_of, options_of, states_of
 from once import once
-from pairs import swept
+from pairs import usually
 from rule_cases import OF_SQUARES
 from schedule_cases import CASES
 from stage_cases import rarely
@@ -325,7 +325,7 @@ def test_a_maximum_with_nan_is_nan(compiled):
             assert np.flatnonzero(np.isnan(values)).tolist() == [7, 20]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", usually(["native"], TARGETS))
 def test_square_roots(target, tmp_path):
     """Of whole vectors, to the bit, whatever the processor has for them."""
     source = """
@@ -399,7 +399,8 @@ def test_an_average_of_squares_is_finite_where_a_square_is_not(compiled, name):
             np.testing.assert_allclose(state, wanted, rtol=ONE_STEP * np.finfo(np.float32).eps)
 
 
-@swept(together=1, level=["-O2", "-O3", "-O3 -fno-math-errno", "-O3 -march=native"], dtype=TYPES)
+@pytest.mark.parametrize("dtype", usually(["float32"], TYPES))
+@pytest.mark.parametrize("level", usually(["-O2"], ["-O2", "-O3", "-O3 -fno-math-errno", "-O3 -march=native"]))
 def test_loops_are_vectorised(level, dtype):
     """By g++, whatever the level, and in the same precision."""
     c, other = TYPES[dtype], any_arithmetic("float64" if dtype == "float32" else "float32")
@@ -453,11 +454,8 @@ def complaints(source, *flags):
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-@swept(
-    together=1,
-    level=["-O0", "-O1", "-O2", "-O3", "-Os", "-Ofast"],
-    target=["", "-mavx", "-mavx512f"] if X86 else [""],
-)
+@pytest.mark.parametrize("target", usually([""], ["", "-mavx", "-mavx512f"] if X86 else [""]))
+@pytest.mark.parametrize("level", usually(["-O2"], ["-O0", "-O1", "-O2", "-O3", "-Os", "-Ofast"]))
 def test_loops_compile_without_a_warning(level, target):
     """Nor are they separate functions, which two files compiled for two processors might share."""
     code = assembled(CALLS, *STRICT, level, *target.split())

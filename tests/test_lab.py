@@ -325,10 +325,7 @@ def test_progress_yields_what_it_is_given(capsys):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("landscape", "digits", "housing") else pytest.mark.exhaustive)
-        for name in FAST
-    ],
+    [pytest.param(name, marks=[] if name in ("landscape", "housing") else pytest.mark.exhaustive) for name in FAST],
 )
 def test_the_command_writes_picture_numbers_and_motion(name, tmp_path, capsys, monkeypatch):
     """With the options of the function, by whose seed numbers are the same; and prints what the report says."""
@@ -400,13 +397,10 @@ def test_wrong_arguments_are_named(name, option, value, monkeypatch):
         lab.EXPERIMENTS[name].run(**{option: value})
 
 
-SLOW = ("gradients", "sparse")
-
-
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.exhaustive] if name in SLOW else [])
+        pytest.param(name, marks=[] if name == "landscape" else pytest.mark.exhaustive)
         for name in FAST
         if name != "schedules"
     ],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from lab_cases import HEADER, HOUSES, assert_gradient, experiment
 from matplotlib.text import Text
+from pairs import usually
 
 import fastopt
 from fastopt import lab, schedules
@@ -604,7 +605,7 @@ def test_each_point_is_clipped_by_its_own_norm():
     np.testing.assert_allclose(points, [[-0.6, -0.8], [-0.03, -0.04], [0.0, 0.0]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", usually([0], range(3)))
 def test_plain_descent_is_thrown_off_the_cliff_and_clipped_descent_is_not(seed):
     """From the picture's start, and from most around it."""
     cliff = gradients.descents(lr=0.2, max_norm=0.3, max_value=0.3, steps=300, starts=40, seed=seed)

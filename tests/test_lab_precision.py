@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from lab_cases import HOUSES, experiment
+from pairs import usually
 
 from fastopt import lab
 from fastopt.lab import network, storages, training
@@ -71,7 +72,7 @@ def test_means_are_over_the_seeds(on_digits):
             assert each["squares"] == pytest.approx(np.mean([[epoch.squares for epoch in run] for run in runs], axis=0))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", usually([0], [0, 1, 2]))
 def test_what_rounding_to_nearest_stalls(on_digits, seed):
     """Parameters in bfloat16 at a low rate; AdaGrad's sum; Adam's average, which does not shrink."""
     low = Constant(precision.FRACTION * on_digits.rates["momentum"])

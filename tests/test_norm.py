@@ -11,7 +11,7 @@ from fastopt.kernels.dtypes import DTYPES
 from fastopt.kernels.tables import ABI
 from gradient_layouts import STRIDED
 from instructions import packed
-from pairs import swept
+from pairs import swept, usually
 from tolerances import NORM
 
 from fastopt.step.chunks import CHUNK_ELEMENTS, Strides
@@ -270,7 +270,7 @@ def test_a_launch_of_a_rule_has_the_norm():
 # The code
 
 
-@each_dtype
+@pytest.mark.parametrize("dtype", usually(["bfloat16"], DTYPES))
 def test_loops_are_vectorised(dtype):
     """Products and sums are packed, in float64."""
     code = cpu.make_cfunc(cache=False)(cpu.make_norm(dtype))._library.get_asm_str()

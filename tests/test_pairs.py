@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from pairs import pairs, swept
+from pairs import pairs, swept, usually
 
 OPTIONS = {
     "rule": ["sgd", "adam", "adamw"],
@@ -41,3 +41,21 @@ def test_a_sweep_has_all_combinations_and_marks_those_beyond_the_pairs():
     unmarked = {case.values for case in cases if not case.marks}
     assert unmarked == set(pairs(**OPTIONS))
     assert all(mark.name == "exhaustive" for case in cases for mark in case.marks)
+
+
+def test_pairs_are_found_among_what_is_usual():
+    """And values that never are do not occur by default."""
+    _, cases = swept(usual=lambda a, b: a + b < 4, a=[0, 1, 2, 9], b=[0, 1, 2]).mark.args
+    assert len(cases) == 12
+    assert [case.values for case in cases if not case.marks] == [
+        (a, b) for a, b in itertools.product([0, 1, 2], repeat=2) if a + b < 4
+    ]
+
+
+def test_all_but_the_usual_values_are_exhaustive():
+    cases = usually([("adam", {}), ("sgd", {"lr": 1})], itertools.product(["sgd", "adam"], [{"lr": 1}, {}]))
+    assert [case.values for case in cases] == [("sgd", {"lr": 1}), ("sgd", {}), ("adam", {"lr": 1}), ("adam", {})]
+    assert [len(case.marks) for case in cases] == [0, 1, 1, 0]
+    assert [case.values for case in usually(["f4"], ["f2", "f4"])] == [("f2",), ("f4",)]
+    with pytest.raises(ValueError, match=r"not among the values: \['f8'\]"):
+        usually(["f8"], ["f2", "f4"])

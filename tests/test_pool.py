@@ -11,6 +11,7 @@ import pytest
 from fastopt.kernels import cpu, limits, pool
 from fastopt.kernels.extension import ffi, lib
 from numba import carray, cfunc
+from pairs import usually
 from pool_kernels import fetch_add, waiting_kernel
 from processes import DEADLOCK, assert_passes
 from rule_cases import BY_STATES, OPTIMIZERS
@@ -166,7 +167,7 @@ def test_the_gil_is_released(threads, monkeypatch):
 # Updates
 
 
-@pytest.mark.parametrize("name", BY_STATES)
+@pytest.mark.parametrize("name", usually(BY_STATES[-1:], BY_STATES))
 def test_threads_do_not_change_a_bit(name):
     """Any number of threads, changing between steps, on sizes of many chunks and an odd last one."""
     sizes = (1_000_003, 2_500_000, 5_000_000)

@@ -181,7 +181,17 @@ FORKS = {
 }
 
 
-@pytest.mark.parametrize("script", [pytest.param(FORKS[name], id=name) for name in FORKS if hasattr(os, "fork")])
+USUAL = ("while another thread is inside",)  # each takes some seconds
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(FORKS[name], id=name, marks=[] if name.startswith(USUAL) else pytest.mark.exhaustive)
+        for name in FORKS
+        if hasattr(os, "fork")
+    ],
+)
 def test_fork(script, tmp_path):
     """Parent and child train on their own threads, whatever the parent's were doing."""
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if "_compile" in script else {}
@@ -212,6 +222,7 @@ FORK_DURING_IMPORT = """
 """
 
 
+@pytest.mark.exhaustive  # processes that start anew
 @pytest.mark.parametrize("script", [FORK_DURING_IMPORT] if hasattr(os, "fork") else [])
 def test_fork_while_another_thread_imports_numba(script, tmp_path):
     """The first step imports Numba; a child that is forked meanwhile imports it as well."""
@@ -246,6 +257,7 @@ EXIT = """
 """
 
 
+@pytest.mark.exhaustive  # processes that start anew
 @pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_exit_while_daemon_threads_step(times, tmp_path):
     """The interpreter ends quietly though threads are inside the extension, in whichever way; several at once."""
@@ -291,7 +303,7 @@ WITHOUT = """
 """
 
 
-@pytest.mark.exhaustive  # by default, test_torch_watch.py trains without it
+@pytest.mark.exhaustive  # by default threads train without it
 def test_training_without_the_extension(tmp_path):
     """The same bits as with it, in every layout, for every rule, bound or not, single calls too."""
     script = """

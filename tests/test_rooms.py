@@ -62,6 +62,7 @@ print(json.dumps(sorted(noted)))
 """
 
 
+@pytest.mark.exhaustive  # a process that imports everything
 def test_imports_are_all_found(tmp_path):
     """Those that Python makes while it imports everything, and some that it makes later."""
     found = graph()

@@ -167,8 +167,6 @@ CASES = [(name, dtype, state) for name in RULES for dtype in (*REAL, *HALVES) fo
 CASES = [(name, *dtypes) for name, *dtypes in CASES if not {*HALVES}.isdisjoint(dtypes[: 1 + bool(RULES[name].states)])]
 USUAL = [
     ("sgd", "bfloat16", "float32"),
-    ("momentum", "float32", "float16"),
-    ("momentum", "float64", "bfloat16"),
     ("adamw_amsgrad", "bfloat16", "bfloat16"),
 ]
 
@@ -227,6 +225,7 @@ def test_indices_beyond_32_bits(dtype):
         np.testing.assert_array_equal(param, want)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 @pytest.mark.parametrize("dtype", [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
 def test_loops_are_vectorised(dtype):
     """Random bits as well: products of 32 bits are packed, and nothing is wider than float32."""
@@ -355,6 +354,7 @@ def test_a_skipped_step_takes_no_bits():
     assert [*map(bits, params)] == [*map(bits, twins)]
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_averages_are_of_what_is_stored():
     """The average of bfloat16 parameters follows these."""
     params = arrays("bfloat16")

@@ -1,6 +1,7 @@
 """Every rule, in every dtype, against the float64 oracle."""
 
 import inspect
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from fastopt.bench import oracle
 from fastopt.kernels import cpu
 from numba import njit
-from pairs import swept
-from rule_cases import CALLED, OPTIMIZERS, OPTIONS
+from pairs import pairs, usually
+from rule_cases import BY_STATES, CALLED, OPTIMIZERS, OPTIONS
 from tolerances import BIAS, CARRIED, ONE_STEP, TRAJECTORY, assert_close
 
 import fastopt
@@ -271,7 +272,13 @@ def test_a_nan_is_the_largest_average(name):
     assert np.isnan(opt.state[0]["max_exp_avg_sq"]).all()
 
 
-@swept(together=1, name=rules.RULES, dtype=DTYPES, hyper=[0.1, np.float64(0.1), np.float32(0.1)])
+HYPERS = [0.1, np.float64(0.1), np.float32(0.1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "hyper"),
+    usually(pairs(1, name=BY_STATES, dtype=DTYPES, hyper=HYPERS), itertools.product(rules.RULES, DTYPES, HYPERS)),
+)
 def test_scalar_rules_stay_in_the_parameters_type(name, dtype, hyper):
     """With hyperparameters of any number type, inside a compiled loop; that is how others embed them."""
     rule, states, hypers = getattr(cpu, name), len(rules.RULES[name].states), len(rules.RULES[name].hypers)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pairs import swept
+from pairs import swept, usually
 from safetensors import safe_open
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
@@ -71,7 +71,12 @@ def plain(groups):
     return [{name: value for name, value in group.items() if name != "params"} for group in groups]
 
 
-@swept(1, ids=str, before=STORAGES, after=LATER)
+def compiled_elsewhere(before, after, **others):
+    """Whether other tests need the kernels, too."""
+    return "float16" not in (before, after)
+
+
+@swept(1, ids=str, usual=compiled_elsewhere, before=STORAGES, after=LATER)
 def test_tensors(before, after, tmp_path):
     """An optimizer gets from the file what it gets from the state dict itself, whatever the dtypes of both."""
     params = [torch.nn.Parameter(tensor) for tensor in parameters()]
@@ -94,7 +99,8 @@ def test_tensors(before, after, tmp_path):
         step(loading, others, 3)
 
 
-@pytest.mark.parametrize(("before", "after"), [(True, True), (24, True), (True, 24)])
+@pytest.mark.exhaustive  # compiles a kernel of its own
+@pytest.mark.parametrize(("before", "after"), usually([(True, True)], [(True, True), (24, True), (True, 24)]))
 def test_masters(before, after, tmp_path):
     """Remainders too, of a model in bfloat16 whose states are in 8 bits."""
     params = [torch.nn.Parameter(tensor.bfloat16()) for tensor in parameters()]
@@ -130,7 +136,7 @@ def test_tensors_of_torch(tmp_path):
         assert theirs.state[param]["step"] == 2
 
 
-@swept(1, ids=str, before=STORAGES, after=LATER, keys=["names", "numbers"])
+@swept(1, ids=str, usual=compiled_elsewhere, before=STORAGES, after=LATER, keys=["names", "numbers"])
 def test_arrays(before, after, keys, tmp_path):
     """The same, with bfloat16 of ml_dtypes; by names with dots, or by numbers."""
 

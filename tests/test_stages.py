@@ -8,11 +8,11 @@ import pytest
 from gradient_layouts import STRIDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import usually
 from rule_cases import BY_STATES, OPTIMIZERS
 from stage_cases import (
     ALL_MEET,
     AVERAGE,
-    FEW,
     NORM,
     TOGETHER,
     VALUE,
@@ -20,7 +20,6 @@ from stage_cases import (
     arrays,
     each_with_stages,
     gradients,
-    rarely,
     seen,
 )
 from tolerances import TRAJECTORY, assert_close
@@ -64,7 +63,7 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("rule", ALL_MEET)
+@pytest.mark.parametrize("rule", usually(["momentum"], ALL_MEET))
 @pytest.mark.parametrize("stages", ALONE.values(), ids=ALONE)
 def test_each_stage_alone(rule, stages):
     twins = Twins(rule, arrays(), **stages)
@@ -73,7 +72,7 @@ def test_each_stage_alone(rule, stages):
     twins.check()
 
 
-@pytest.mark.parametrize("rule", [*map(rarely, BY_STATES[:-1]), BY_STATES[-1]])
+@pytest.mark.parametrize("rule", usually(["momentum"], ["momentum", *BY_STATES]))
 def test_gradients_set_to_zero_beside_averages(rule):
     """Three states and an average fit beside each other; a gradient is set to zero after it was used."""
     twins = Twins(rule, arrays(), **AVERAGE)
@@ -146,6 +145,7 @@ def followed(course):
     return seen(twins.optimizer), twins.optimizer.grad_norm
 
 
+@pytest.mark.exhaustive  # compiles kernels of all stages
 @settings(max_examples=50, deadline=None)
 @given(courses())
 def test_any_combination(course):
@@ -156,6 +156,7 @@ def test_any_combination(course):
     assert repr(followed(course)) == repr(plain)
 
 
+@pytest.mark.exhaustive  # compiles kernels of all stages
 def test_several_dtypes():
     """They have one norm, and kernels of their own."""
     twins = Twins("adamw", [*arrays(), *arrays(dtype=np.float64, seed=8)], **TOGETHER)
@@ -264,7 +265,7 @@ def test_finite_gradients_have_a_finite_norm(dtype, scale):
 # Bits
 
 
-@pytest.mark.parametrize("rule", ALL_MEET)
+@pytest.mark.parametrize("rule", usually(["momentum"], ALL_MEET))
 def test_any_number_of_threads_gives_the_same_bits(rule):
     """Since the sums of squares are added in the order of the chunks; first steps and repeated ones."""
     before, ends = fastopt.get_num_threads(), []
@@ -283,7 +284,7 @@ def test_any_number_of_threads_gives_the_same_bits(rule):
     assert all(end == ends[0] for end in ends)
 
 
-@pytest.mark.parametrize("rule", [rule if rule in FEW else rarely(rule) for rule in OPTIMIZERS])
+@pytest.mark.parametrize("rule", usually(ALL_MEET, OPTIMIZERS))
 def test_repeated_steps_have_the_bits_of_others(rule, monkeypatch):
     """With the options of the stages as numbers, and as functions that only Python can call."""
     for stages in ({**TOGETHER, "skip_nonfinite": True}, {**TOGETHER, "max_grad_norm": lambda step: 0.5 + 0.1 * step}):
@@ -303,7 +304,7 @@ def test_repeated_steps_have_the_bits_of_others(rule, monkeypatch):
 
 
 @pytest.mark.parametrize("stages", [TOGETHER, {"ema_decay": Linear(0.1, 0.9, 6), **NORM}], ids=["numbers", "schedule"])
-@pytest.mark.parametrize("rule", [*ALL_MEET, "adamw_amsgrad"])
+@pytest.mark.parametrize("rule", usually(ALL_MEET, [*ALL_MEET, "adamw_amsgrad"]))
 def test_a_run_goes_on_from_a_state_dict(rule, stages):
     """To the bit, with the options of the saved run and its averages, whatever the new one was made with."""
     make, options = OPTIMIZERS[rule]

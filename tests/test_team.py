@@ -436,6 +436,7 @@ EXIT = """
 """
 
 
+@pytest.mark.exhaustive  # processes that compile alone
 def test_fork_and_exit(tmp_path):
     """A child has no team, and steps on its own thread; parent and child go on as if there were no other.
 

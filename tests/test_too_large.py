@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch_cases
 from devices import standing_in
+from pairs import usually
 from torch.nn import Parameter
 
 import fastopt
@@ -73,7 +74,7 @@ def test_for_numpy(message, case):
 
 
 @refused
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", usually([torch.float32], [torch.float32, torch.float16]), ids=str)
 def test_for_torch(message, case, dtype):
     """Likewise, for all that is computed in float32; some of torch's optimizers have an error of their own there."""
     name, options = case

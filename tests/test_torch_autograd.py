@@ -108,7 +108,7 @@ def test_tensors_of_inference_mode(name, options):
     assert_same(runs[0][0], runs[1][0], runs[0][1], runs[1][1], TORCH)
 
 
-@swept(1, kind=KINDS, backend=["eager", "aot_eager"])
+@swept(1, usual=lambda kind, backend: kind in ("momentum", "adamw_amsgrad"), kind=KINDS, backend=["eager", "aot_eager"])
 def test_compiled_training_steps(kind, backend):
     """torch.compile breaks the graph at the step at most; the trajectory is that of eager code."""
     name, options = KINDS[kind]

@@ -18,7 +18,7 @@ import torch_cases
 from pairs import swept
 from tolerances import TORCH, TRAJECTORY
 from torch import nn
-from torch_cases import ALL, KINDS, assert_near, bits
+from torch_cases import ALL, KINDS, assert_near, bits, usual
 
 import fastopt.torch as subject
 from fastopt import schedules
@@ -83,7 +83,7 @@ def assert_equal(handle, model, optimizer, twin):
 # The trajectory
 
 
-@swept(1, ids=str, kind=KINDS, dtype=[torch.float32, torch.float64, torch.bfloat16])
+@swept(1, ids=str, usual=usual, kind=KINDS, dtype=[torch.float32, torch.float64, torch.bfloat16])
 def test_the_trajectory_of_the_ordinary_optimizer(kind, dtype):
     """To the bit, with tied weights, late and missing gradients, frozen and unused parameters; no gradient is left."""
     name, options = KINDS[kind]
@@ -626,6 +626,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.exhaustive  # a process that fills much memory
 def test_memory_of_one_gradient(tmp_path):
     """A deep stack's peak is that of a few layers' gradients, where the ordinary optimizer's is that of all."""
     command = [sys.executable, "-c", textwrap.dedent(MEMORY)]

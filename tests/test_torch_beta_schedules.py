@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_cases
 from gpu_models import assert_equal, captured, give, model, scaled_step, warm_up
+from pairs import usually
 from test_torch_scaler import waits_of
 from tolerances import TORCH
 from torch.nn import Parameter
@@ -67,7 +68,7 @@ def test_against_torchs_cycles(name, options, lr, beta1, make, dtype):
     assert_same(mine, theirs, ours, others, TORCH)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", usually([torch.float32], DTYPES), ids=str)
 @ALL
 def test_as_if_written_by_hand(name, options, dtype):
     """To the bit, as fastai and others write both betas before each step, in every dtype."""
@@ -323,7 +324,7 @@ def test_step_in_backward(name):
 # On a GPU, which evaluates schedules itself
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", usually([torch.float32], [torch.float32, torch.bfloat16]), ids=str)
 @pytest.mark.parametrize("betas", [(BETA1, 0.999), (BETA1, BETA2)], ids=["first", "both"])
 @pytest.mark.usefixtures("pretended")
 def test_capture(betas, dtype):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch_cases
 from mpmath import mpf, sqrt
+from pairs import usually
 from tolerances import TORCH, TRAJECTORY, assert_close
 from torch.nn import Parameter
 from torch_cases import FUSED, assert_same, bits, now_and_then, train
@@ -130,7 +131,7 @@ def ones_after_a_step(optim, name, gradient):
     return p.detach()
 
 
-@pytest.mark.parametrize("name", ["Adagrad", "RMSprop", "Adam", "AdamW"])
+@pytest.mark.parametrize("name", usually(["Adam"], ["Adagrad", "RMSprop", "Adam", "AdamW"]))
 def test_bug_7_a_zero_gradient_of_float16_is_no_nan(name):
     """In torch's float16 accumulator eps is 0, and 0 / 0 follows."""
     assert (ones_after_a_step(subject, name, 0.0) == 1).all()
@@ -138,7 +139,7 @@ def test_bug_7_a_zero_gradient_of_float16_is_no_nan(name):
         assert ones_after_a_step(torch.optim, name, 0.0).isnan().all()
 
 
-@pytest.mark.parametrize(("name", "times"), [("RMSprop", 10), ("Adam", 1), ("AdamW", 1)])
+@pytest.mark.parametrize(("name", "times"), usually([("Adam", 1)], [("RMSprop", 10), ("Adam", 1), ("AdamW", 1)]))
 def test_a_small_gradient_of_float16_is_no_infinity(name, times):
     """In torch's float16 its share in the average of the squares is 0, and eps is 0 as well: bug 7 again."""
     assert (ones_after_a_step(subject, name, 1e-3) == 1 - times * 2.0**-6).all()

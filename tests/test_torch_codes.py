@@ -125,6 +125,7 @@ def saved_and_loaded(state):
     return torch.load(file)
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 @pytest.mark.parametrize("compress", [True, False])
 def test_state_dicts(compress):
     """Codes and scales where the layout is contiguous, else float32; both load into either kind."""

@@ -13,9 +13,10 @@ import torch_cases
 from cuda_tensors import on_gpu, on_host
 from fastopt.kernels import cuda
 from gpu_models import DEVICE, KINDS, SHAPES, assert_equal, captured, give, model, scaled_step, train, warm_up
-from pairs import swept
+from pairs import swept, usually
 from tolerances import ONE_STEP, TORCH_TRAINING, TRAJECTORY
 from torch.nn import Parameter
+from torch_cases import usual
 
 import fastopt.torch as subject
 from fastopt.schedules import Cosine
@@ -25,7 +26,7 @@ ALL = pytest.mark.parametrize("kind", KINDS)
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
 
 
-@swept(1, ids=str, kind=KINDS, dtype=DTYPES)
+@swept(1, ids=str, usual=usual, kind=KINDS, dtype=DTYPES)
 def test_trajectories(kind, dtype):
     """Twelve steps, with gradients that are missing now and then."""
     there, here, ours, others = model(kind, dtype)
@@ -88,7 +89,7 @@ def test_zero_grad_inside_a_second_capture():
     assert ours.param_groups[0]["step"] == 5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", usually([torch.float32], [torch.float32, torch.bfloat16]), ids=str)
 @ALL
 def test_capture(kind, dtype):
     """Replays with a moving rate, gradients written in place, reads of groups and states, and a step beside them."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pairs import swept
 from tolerances import TRAJECTORY, assert_close
 from torch.nn import Parameter
-from torch_cases import KINDS, STATES, bits, states
+from torch_cases import KINDS, STATES, bits, states, usual
 
 SHAPE = (4, 3, 5, 6)
 
@@ -112,7 +112,7 @@ def test_states_are_laid_out_like_their_parameter(layout, kind):
         assert all(optimizer.state[param][state].stride() == p.stride() for state in STATES[kind])
 
 
-@swept(1, ids=str, kind=KINDS, dtype=[torch.float64, torch.bfloat16, torch.float16, torch.complex64])
+@swept(1, ids=str, usual=usual, kind=KINDS, dtype=[torch.float64, torch.bfloat16, torch.float16, torch.complex64])
 def test_layouts_of_other_dtypes(kind, dtype):
     """They give to the bit what contiguous parameters give."""
     name, options = KINDS[kind]

@@ -1,13 +1,14 @@
 """Trajectories against torch.optim in its plainest code: every configuration that torch tests."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch_cases
-from pairs import swept
-from rule_cases import HALVES, half
+from pairs import swept, usually
+from rule_cases import BY_STATES, HALVES
 from sklearn.datasets import load_digits
 from tolerances import HALF, TORCH, TORCH_TRAINING
 from torch.nn import Parameter
@@ -32,6 +33,13 @@ from fastopt.rules import FAMILIES
 STEPS = 30
 SCHEDULED = 16  # steps with a scheduler
 DB = torch_cases.optim_db()
+
+
+def rule_of(name, options):
+    """The rule that these options choose."""
+    return FAMILIES[name].choose(torch_cases.make(name, torch_cases.parameters(), **options).param_groups[0]).name
+
+
 FLAGS = [
     {"foreach": True},
     {"foreach": False},
@@ -41,6 +49,7 @@ FLAGS = [
     {"foreach": False, "fused": True},
 ]
 CONFIGURATIONS = [(name, entry.kwargs) for name in NAMES for entry in DB[name].optim_inputs_func("cpu")]
+ONCE = list({rule_of(*configuration): configuration for configuration in reversed(CONFIGURATIONS)}.values())
 EXTREMES = [
     ("SGD", {"lr": 0.0, "momentum": 0.9}),
     ("SGD", {"lr": 0.01, "momentum": 1.0, "dampening": 1.0}),
@@ -75,7 +84,7 @@ def test_trajectories(configuration, dtype):
     assert_parity(name, dtype, now_and_then, **options)
 
 
-@pytest.mark.parametrize(("name", "options"), CONFIGURATIONS + EXTREMES)
+@pytest.mark.parametrize(("name", "options"), usually(ONCE, CONFIGURATIONS + EXTREMES))
 def test_foreach_and_fused_change_nothing(name, options):
     """They stand in the groups, as torch.optim has them, and all of them lead to the same bits."""
     ends = []
@@ -89,14 +98,23 @@ def test_foreach_and_fused_change_nothing(name, options):
     assert all(end == ends[0] for end in ends)
 
 
-@swept(1, configuration=CONFIGURATIONS + EXTREMES, given=[always, late])
+@pytest.mark.parametrize(
+    ("configuration", "given"),
+    usually([(each, late) for each in ONCE], itertools.product(CONFIGURATIONS + EXTREMES, [always, late])),
+)
 def test_gradients_that_come_always_or_late(configuration, given):
     """A parameter's count, and its first gradient's dampening, are its own."""
     name, options = configuration
     assert_parity(name, torch.float64, given, **options)
 
 
-@swept(1, configuration=CONFIGURATIONS + EXTREMES, dtype=[torch.complex64, torch.complex128])
+@pytest.mark.parametrize(
+    ("configuration", "dtype"),
+    usually(
+        [(each, torch.complex64) for each in ONCE],
+        itertools.product(CONFIGURATIONS + EXTREMES, [torch.complex64, torch.complex128]),
+    ),
+)
 def test_complex_parameters(configuration, dtype):
     """Complex numbers are pairs of real ones, AdaGrad's accumulator too."""
     name, options = configuration
@@ -137,18 +155,12 @@ def test_non_finite_gradients_propagate(kind):
 # Half precision
 
 
-def rule_of(name, options):
-    """The rule that these options choose."""
-    return FAMILIES[name].choose(torch_cases.make(name, torch_cases.parameters(), **options).param_groups[0]).name
-
-
 @pytest.mark.parametrize(
     ("name", "options", "dtype"),
-    [
-        half(rule_of(*configuration), *configuration, getattr(torch, dtype))
-        for configuration in CONFIGURATIONS
-        for dtype in HALVES
-    ],
+    usually(
+        [(*each, torch.bfloat16) for each in ONCE if rule_of(*each) in BY_STATES],
+        [(*configuration, getattr(torch, dtype)) for configuration in CONFIGURATIONS for dtype in HALVES],
+    ),
 )
 def test_half_precision_is_as_good_as_torchs(name, options, dtype):
     """The error against a float64 run with the same gradients is at most twice torch's, over several seeds."""
@@ -176,7 +188,12 @@ def test_half_precision_is_as_good_as_torchs(name, options, dtype):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [half(kind, kind, getattr(torch, dtype)) for kind in KINDS for dtype in HALVES]
+    ("kind", "dtype"),
+    [
+        pytest.param(kind, dtype, marks=[] if torch_cases.usual(kind, dtype) else pytest.mark.exhaustive)
+        for kind in KINDS
+        for dtype in (torch.float16, torch.bfloat16)
+    ],
 )
 def test_half_precision_has_float32_state(kind, dtype):
     """Parameters keep their dtype, sums of many small numbers need more; the counts are torch's."""

@@ -10,10 +10,10 @@ from pairs import swept
 from tolerances import ONE_STEP, TORCH
 from torch.nn import Parameter
 from torch_cases import (
-    ALL,
     KINDS,
     NAMES,
     ONE_STATE_EACH,
+    all_with,
     assert_near,
     assert_refused,
     assert_same,
@@ -267,8 +267,7 @@ def test_parameters_that_cannot_be_had(kind, dtype):
         act()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@ALL
+@all_with(torch.float64, torch.bfloat16, torch.float16)
 def test_models_that_change_their_dtype(name, options, dtype):
     """model.double() or .half() in the middle of a training: the states follow, and go on from what they were."""
     model = torch.nn.Linear(3, 2)

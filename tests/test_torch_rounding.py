@@ -119,6 +119,7 @@ def test_the_count_is_shown():
     assert optimizer.state_dict()["param_groups"][0]["step"] == 10
 
 
+@pytest.mark.exhaustive  # compiles a kernel of its own
 def test_where_it_is_the_default():
     """Where squares are in bfloat16 or 8 bits, unless somebody says no; a group that comes later has its own."""
     params = parameters()

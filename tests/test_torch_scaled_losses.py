@@ -7,7 +7,7 @@ import torch
 import torch_cases
 from pairs import swept
 from tolerances import TRAJECTORY
-from torch_cases import ALL, KINDS, assert_same, bits, give, without_gradients
+from torch_cases import ALL, KINDS, all_in, assert_same, bits, give, usual, without_gradients
 
 from fastopt import schedules
 
@@ -69,7 +69,14 @@ def test_scaled_losses_of_mixed_precision(name, options):
     assert_same(runs[0][0], runs[1][0], runs[0][1], runs[1][1], TRAJECTORY)
 
 
-@swept(ids=str, kind=KINDS, dtype=[torch.float32, torch.bfloat16], unscale=[False, True], flags=[{}, {"fused": True}])
+@swept(
+    ids=str,
+    usual=usual,
+    kind=KINDS,
+    dtype=[torch.float32, torch.bfloat16],
+    unscale=[False, True],
+    flags=[{}, {"fused": True}],
+)
 def test_overflows_change_nothing(kind, dtype, unscale, flags):
     """Not at the first step, where no state is made, nor later; counts and schedules stand still too."""
     name, options = KINDS[kind]
@@ -80,7 +87,7 @@ def test_overflows_change_nothing(kind, dtype, unscale, flags):
         assert {float(state["step"]) for state in optimizer.state.values()} == {9.0}
 
 
-@ALL
+@all_in(torch.float16)
 def test_float16_gradients_are_unscaled_by_the_step(name, options):
     """torch's scaler does not unscale float16 gradients: with fused=True the step does it, and leaves them alone."""
     params, optimizer = victim_of(name, {**options, "fused": True}, torch.float16)

@@ -10,6 +10,7 @@ from gpu_models import KINDS, SHAPES, assert_equal, both, captured, give, model,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pairs import swept
+from torch_cases import usual
 
 from fastopt.backends.torch import gradients
 from fastopt.schedules import Cosine, Linear, OneCycle, Piecewise, Plateau, Warmup
@@ -21,6 +22,7 @@ ALL = pytest.mark.parametrize("kind", KINDS)
 
 @swept(
     ids=str,
+    usual=usual,
     kind=KINDS,
     flags=[["taken", "skipped", "taken"], ["skipped", "skipped", "taken", "taken"], ["skipped"], ["taken"] * 3],
     dtype=[torch.float32, torch.float16],

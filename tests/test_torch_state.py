@@ -14,6 +14,7 @@ from torch_cases import (
     ALL,
     KINDS,
     NAMES,
+    all_with,
     assert_refused,
     assert_same,
     bits,
@@ -109,8 +110,7 @@ def test_an_entry_of_none():
     assert bits(optimizer.state[p]["momentum_buffer"]) == bits(torch.ones(3))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
-@ALL
+@all_with(torch.float32, torch.bfloat16, torch.complex64)
 def test_the_default_load_opens_a_saved_file(name, options, dtype, tmp_path):
     """torch.load with weights_only, schedules and all; the trajectory goes on to the bit."""
     options = {**options, "lr": schedules.Warmup(schedules.Cosine(0.1, 20), 5)}
@@ -164,8 +164,7 @@ def test_the_form_is_torchs(name, options):
     assert group.keys() - other.keys() <= {"schedules", "step", "fused"}  # the last one of RMSprop
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@ALL
+@all_with(torch.bfloat16, torch.float16)
 def test_float32_state_keeps_its_bits(name, options, dtype):
     """Loading does not round it to the parameter's dtype, as torch's does (bug 8)."""
     params, others = torch_cases.parameters(dtype=dtype), torch_cases.parameters(dtype=dtype)
@@ -180,8 +179,7 @@ def test_float32_state_keeps_its_bits(name, options, dtype):
     assert snapshot(other) == snapshot(optimizer)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@ALL
+@all_with(torch.bfloat16, torch.float16)
 def test_state_that_torch_has_rounded(name, options, dtype):
     """From torch.optim comes state of the parameter's dtype: it is taken up, in float32, and the training goes on."""
     params = torch_cases.parameters(dtype=dtype)

@@ -18,10 +18,10 @@ from compilation import Recorder
 from fastopt.kernels import cpu
 from fastopt.kernels.tensors import ASSIGNED, OUT_OF_DATE, REPEATED
 from numba.core import event
-from pairs import swept
+from pairs import swept, usually
 from tolerances import TORCH
 from torch.nn import Parameter
-from torch_cases import KINDS, STATES, bits, give, states
+from torch_cases import KINDS, STATES, bits, give, states, usual
 
 import fastopt
 import fastopt.torch as subject
@@ -140,6 +140,7 @@ WITHOUT_EXTENSION = """
 """
 
 
+@pytest.mark.exhaustive  # a process that compiles without the extension
 def test_training_without_the_extension(tmp_path):
     """Where it was not built there is no table, no pool and no team."""
     functions = "\n".join(map(inspect.getsource, (train_beside_torch, train_in_backward)))
@@ -302,7 +303,7 @@ FORMS = {
 
 
 @both_readers
-@swept(1, ids=str, kind=KINDS, dtype=DTYPES)
+@swept(1, ids=str, usual=usual, kind=KINDS, dtype=DTYPES)
 def test_the_same_stepper_over_many_steps(kind, dtype):
     """Whatever the parameters, and however often gradients are new, from backward or not, or missing."""
     name, options = KINDS[kind]
@@ -332,6 +333,7 @@ def test_the_same_stepper_over_many_steps(kind, dtype):
 @swept(
     1,
     ids=str,
+    usual=usual,
     kind=KINDS,
     dtype=DTYPES[:4],
     form=["contiguous", "channels last", "transposed", "many elements", "part of a row"],
@@ -514,7 +516,7 @@ def test_asking_for_a_gradient_may_fail():
 
 
 @both_readers
-@swept(1, ids=str, kind=KINDS, dtype=[torch.float32, torch.bfloat16, torch.complex64])
+@swept(1, ids=str, usual=usual, kind=KINDS, dtype=[torch.float32, torch.bfloat16, torch.complex64])
 def test_gradients_are_let_go_after_the_step(kind, dtype):
     """Whoever drops one frees its memory, after the first step, after a repeated one, after one that failed."""
     params, optimizer = victim(kind, steps=0, dtype=dtype)
@@ -583,7 +585,7 @@ def test_replaced_memory_is_freed(kind):
 
 
 @both_readers
-@swept(1, ids=str, kind=KINDS, dtype=[torch.float32, torch.bfloat16])
+@swept(1, ids=str, usual=usual, kind=KINDS, dtype=[torch.float32, torch.bfloat16])
 def test_later_steps_compile_nothing_and_make_no_launch(kind, dtype, monkeypatch):
     """Whatever values, layouts and rates are then; the tables of the first steps are those of all."""
     monkeypatch.setattr(cpu, "_kernels", {})
@@ -648,7 +650,9 @@ def take_fifty_steps(name, options, dtype):
     return seen, bits([params, [states(optimizer, p) for p in params]])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", usually([torch.float32, torch.float64], [torch.float32, torch.float64, torch.bfloat16]), ids=str
+)
 @pytest.mark.parametrize(("name", "options"), MOVING.values(), ids=MOVING)
 def test_repetitions_are_the_steps_they_repeat(name, options, dtype, monkeypatch):
     """To the bit, where Python computes no row."""

@@ -34,12 +34,37 @@ KINDS = {
     for kind in dict.fromkeys([*OF_KIND, *LAST])
 }
 ALL = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
+IN_16_BITS = {torch.bfloat16: ("sgd", "momentum", "adagrad", "adamw_amsgrad"), torch.float16: ("sgd",)}
 STATES = {kind: RULES[kind].states for kind in KINDS}
 # One of each, but no average of gradients: torch gives NaN if it does not fit the average of squares.
 ONE_STATE_EACH = [(kind, names[len(names) // 2]) for kind, names in STATES.items() if names]
 ALL_STATES = {state for family in FAMILIES.values() for state in family.states}
 CARRIED_NAMES = {family.carried for family in FAMILIES.values() if family.carried}
 REFUSAL = (RuntimeError, TypeError, ValueError)  # whichever fits best
+
+
+def usual(kind, dtype, **others):
+    """Whether a kind is usually tested in a dtype: in 16 bits few are, since each is a kernel that compiles long."""
+    return dtype not in IN_16_BITS or kind in IN_16_BITS[dtype]
+
+
+def all_in(dtype):
+    """Parametrize a test by name and options as `ALL` does, usually by the kinds of a dtype."""
+    marks = {kind: [] if usual(kind, dtype) else pytest.mark.exhaustive for kind in KINDS}
+    cases = [pytest.param(*KINDS[kind], id=kind, marks=marks[kind]) for kind in KINDS]
+    return pytest.mark.parametrize(("name", "options"), cases)
+
+
+def all_with(*dtypes):
+    """Parametrize a test by name, options and dtype, usually by the kinds of each dtype."""
+    cases = [
+        pytest.param(
+            *KINDS[kind], dtype, id=f"{kind}-{dtype}", marks=[] if usual(kind, dtype) else pytest.mark.exhaustive
+        )
+        for kind in KINDS
+        for dtype in dtypes
+    ]
+    return pytest.mark.parametrize(("name", "options", "dtype"), cases)
 
 
 def optim_db():
