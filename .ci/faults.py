@@ -1254,7 +1254,7 @@ TORCH = (
     Mutant(
         "sparse gradients go with weight decay",
         "fastopt/step/sparse.py",
-        ' or parameter.group.upcoming["weight_decay"] != 0:',
+        ' or parameter.group.upcoming.get("weight_decay", 0) != 0:',
         ":",
         ("tests/test_torch_sparse.py",),
         only="cannot_be_combined",

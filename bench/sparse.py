@@ -30,7 +30,7 @@ SHARE = 0.25  # of an optimizer workload's time
 
 Array = npt.NDArray[Any]
 
-RULES: dict[str, tuple[str, str, dict[str, Any]]] = {  # fastopt's class, torch's, and options of ours
+RULES: dict[str, tuple[str, str, dict[str, Any]]] = {  # the class over arrays, that for torch, and options of the first
     "sgd": ("SGD", "SGD", {}),
     "adagrad": ("Adagrad", "Adagrad", {}),
     "adam": ("Adam", "SparseAdam", {"lazy_update": True}),
@@ -141,10 +141,9 @@ def torch_step(table: Table, rule: str, name: str) -> Step:
 
     import fastopt.torch
 
-    ours, theirs, options = RULES[rule]
+    _, made, _ = RULES[rule]
     param = torch.nn.Parameter(torch.from_numpy(table.param))
-    made = getattr(fastopt.torch, ours) if name == FASTOPT_TORCH else getattr(torch.optim, theirs)
-    opt = made([param], lr=LR, **(options if name == FASTOPT_TORCH else {}))
+    opt = getattr(fastopt.torch if name == FASTOPT_TORCH else torch.optim, made)([param], lr=LR)
     values = torch.from_numpy(table.values)
     gradients = [
         torch.sparse_coo_tensor(torch.from_numpy(indices)[None], values, param.shape, check_invariants=False)

@@ -216,6 +216,12 @@ def adam_row(options: Options, step: int, first: bool) -> Row:
     return factor(options), options["weight_decay"], lr, 1.0 - beta1, 1.0 - beta2, options["eps"] * root
 
 
+def sparse_adam_row(options: Options, step: int, first: bool) -> Row:
+    """Adam, but for eps, which torch's SparseAdam adds to a root that is not corrected; without weight decay."""
+    *row, _ = adam_row({**options, "weight_decay": 0.0}, step, first)
+    return (*row, options["eps"])
+
+
 def decoupled(row: RowFunction) -> RowFunction:
     """Return the row function of AdamW, from Adam's: p <- (1 - lr * weight_decay) * p, then without weight decay."""
 
@@ -303,6 +309,9 @@ ADAM = Rule(
     ("lr", "gain1", "gain2", "eps"),
     adam_row,
     moves=always,
+)
+SPARSE_ADAM = replace(  # of rows, which no step in C++ repeats: it has Adam's kernels
+    ADAM, options=("maximize", "lr", "betas", "eps"), row=sparse_adam_row, sparse=True, of_gradient=("maximize",)
 )
 ADAM_AMSGRAD = replace(ADAM, name="adam_amsgrad", states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
 ADAMW = replace(ADAM, name="adamw", hypers=(*ADAM.hypers, "keep"), row=decoupled(adam_row), of_gradient=("maximize",))
@@ -405,11 +414,14 @@ class Family:
         ``selected(options)`` returns the selected rule; raises ValueError if options contradict each other.
     counts : bool
         Whether the count of a parameter's steps is part of its state in torch.optim.
+    only_sparse : bool
+        Whether all gradients must be sparse.
     """
 
     rules: tuple[Rule, ...]
     selected: Callable[[Options], Rule]
     counts: bool = False
+    only_sparse: bool = False
 
     def choose(self, options: Options) -> Rule:
         """Return the rule that options select; raise ValueError if they contradict each other."""
@@ -446,3 +458,5 @@ FAMILIES = {
     "Lion": Family((LION,), only(LION)),
     "NAdam": Family((NADAM, NADAMW), choose_nadam, counts=True),
 }
+
+OF_ROWS = Family((SPARSE_ADAM,), only(SPARSE_ADAM), counts=True, only_sparse=True)  # of torch's SparseAdam alone

@@ -143,8 +143,8 @@ CASES = {  # what is wrong, what the message says, what it advises
     ),
     "a sparse gradient for Adam": (
         lambda: stepped(sparse, make=subject.Adam),
-        r"pass \.to_dense\(\) of it, or use Adagrad, or torch\.optim\.SparseAdam",
-        lambda: stepped(sparse, make=subject.Adagrad) or stepped(sparse, make=torch.optim.SparseAdam),
+        r"pass \.to_dense\(\) of it, or use Adagrad or SparseAdam",
+        lambda: stepped(sparse, make=subject.Adagrad) or stepped(sparse, make=subject.SparseAdam),
     ),
     "a beta that is a tensor": (
         lambda: assigned(betas=(torch.tensor(0.5), 0.9)),

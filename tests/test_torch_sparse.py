@@ -1,5 +1,6 @@
 """Sparse gradients against torch.optim."""
 
+import copy
 import math
 
 import pytest
@@ -266,3 +267,24 @@ def test_states_in_8_bits():
     narrow = subject.Adagrad([param], lr=0.1, state_dtype="int8")
     param.grad = sparse([1], (2000, 8), 0)
     torch_cases.assert_refused(narrow, narrow.step, "blocks of 64", ValueError)
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.1}, {"lr": 0.01, "betas": (0.5, 0.9), "eps": 0.1, "maximize": True}])
+def test_sparse_adam(options):
+    """torch's formula, whose eps is added to a root that is not corrected, in state dicts that go both ways."""
+    params = [torch.nn.Parameter(torch.ones(50, 4)) for _ in range(2)]
+    ours, theirs = subject.SparseAdam(params[:1], **options), torch.optim.SparseAdam(params[1:], **options)
+    for step in range(STEPS):
+        for param, optimizer in zip(params, (ours, theirs), strict=True):
+            param.grad = sparse([1, 7, 1, 10 + step], (50, 4), step)
+            optimizer.step()
+        if step == STEPS // 2:
+            saved = copy.deepcopy(theirs.state_dict())
+            assert ours.state_dict()["param_groups"] == saved["param_groups"]
+            assert ours.state_dict()["state"][0].keys() == saved["state"][0].keys()
+            theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+            ours.load_state_dict(saved)
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(params[0], params[1], rtol=0, atol=TORCH * eps * params[1].abs().max().item())
+    params[0].grad = torch.ones(50, 4)
+    torch_cases.assert_refused(ours, ours.step, "parameter 0 is dense.*lazy_update=True", RuntimeError)

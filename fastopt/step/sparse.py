@@ -126,7 +126,7 @@ def check_rule(parameter: Parameter, family: Family, rule: Rule, advice: str, ot
             f"the gradient of {parameter} is sparse, and {rule.name} does not support that: its averages change in "
             f"the rows that it leaves out, too; pass {asked}{advice}, or use {others}"
         )
-    if not rule.sparse or parameter.group.upcoming["weight_decay"] != 0:
+    if not rule.sparse or parameter.group.upcoming.get("weight_decay", 0) != 0:
         raise ValueError(
             f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
             f"move the rows that it leaves out; pass {asked}{advice}, or put the parameter into a group without"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import optimizers as arrays
 from ..faces import TORCH, described
-from ..rules import FAMILIES
+from ..rules import FAMILIES, OF_ROWS
 from ..staged import expected
 from .base import Optimizer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..staged import AddedOptions
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "RMSprop", "SparseAdam"]
 
 Scheduled: TypeAlias = float | Tensor | Callable[[int], float]
 Betas: TypeAlias = tuple[float | Callable[[int], float], float | Callable[[int], float]]
@@ -500,3 +500,54 @@ class NAdam(Optimizer):
             },
             added,
         )
+
+
+@described(TORCH)
+class SparseAdam(Optimizer):
+    r"""Adam for sparse gradients, which moves only the rows that have one: torch.optim.SparseAdam, fused.
+
+    For the rows of each parameter p that have a gradient g, at this parameter's t-th step, from 1::
+
+        g <- -g                                       if maximize
+        m <- beta1 * m + (1 - beta1) * g              m and v start at 0
+        v <- beta2 * v + (1 - beta2) * g * g
+        p <- p - lr * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + eps)
+
+    Parameters
+    ----------
+    {options}
+
+    Raises
+    ------
+    {errors}
+
+    Notes
+    -----
+    It differs from ``Adam(lazy_update=True)``, which takes dense gradients too, in eps: there it is added to the root
+    of the corrected average. Dense gradients are refused, by a RuntimeError of the step, as in torch.
+
+    Differences from torch.optim.SparseAdam, besides those that `SGD` names: ``step`` is a tensor of float64; ``lr`` and
+    ``betas`` may be schedules.
+
+    Examples
+    --------
+    >>> import torch, fastopt.torch
+    >>> embedding = torch.nn.Embedding(1000, 16, sparse=True)
+    >>> opt = fastopt.torch.SparseAdam(embedding.parameters(), lr=0.1)
+    >>> embedding(torch.tensor([3, 5, 3])).sum().backward()
+    >>> opt.step()
+    """
+
+    _family = OF_ROWS
+    _eager = False
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scheduled = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        maximize: bool = False,
+        **added: Unpack[AddedOptions],
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize}, added)

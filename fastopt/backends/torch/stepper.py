@@ -259,12 +259,18 @@ class TorchStepper(Stepper):
         """Find the tensors that are written."""
         if self.stages.measures and self.shards and self.plan.uses_gpus:
             raise ValueError(SHARDS_ON_GPUS)
+        if self.family.only_sparse and any(gradients.taking_part):
+            parameter = self.parameters[gradients.taking_part.index(1)]
+            raise RuntimeError(
+                f"the gradient of {parameter} is dense, and SparseAdam takes sparse ones alone: use Adam for it, which "
+                "takes both with lazy_update=True"
+            )
         if self.part is None or self.part.bits != gradients.taking_part:
             self.part = Part(self.parameters, self.plan.everyone, gradients.taking_part)
 
     def rows_of(self, parameter: TorchParameter, rule: Rule, gradient: Tensor, clip: Clip) -> TensorRows | CopiedRows:
         """Return the rows of a parameter that a sparse gradient has."""
-        check_rule(parameter, self.family, rule, ".to_dense() of it", "Adagrad, or torch.optim.SparseAdam")
+        check_rule(parameter, self.family, rule, ".to_dense() of it", "Adagrad or SparseAdam")
         kind = TensorRows if TensorRows.fits(parameter) else CopiedRows
         return kind(parameter, rule, gradient, clip, self.stages.averages)
 
