@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,11 +46,7 @@ class TensorRows(Rows):
     def __init__(self, parameter: TorchParameter, rule: Rule, gradient: Tensor, clip: Clip, averages: bool) -> None:
         axes, values = gradient._indices(), gradient._values().resolve_neg()
         lengths = gradient.shape[: len(axes)]
-        rows = torch.zeros_like(axes[0])
-        for axis, length in zip(axes, lengths, strict=True):
-            if len(axis) and not 0 <= int(axis.min()) <= int(axis.max()) < length:
-                raise ValueError(f"the gradient of {parameter} has indices that its parameter does not have")
-            rows = rows * length + axis
+        rows = axes[0] if len(axes) == 1 else numbered(axes, lengths)
         if values.dtype not in (torch.float32, torch.float64):
             values = values.float()
         given = Given.of(f"the gradient of {parameter}", rows.numpy(), values.numpy())
@@ -59,6 +56,15 @@ class TensorRows(Rows):
         """Update the rows by a hyper row, after so many steps, and tell autograd."""
         increment_version(self.parameter.written())
         super().update(row, count)
+
+
+def numbered(axes: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the row of each value that has indices along several axes; -1 if one is not below its axis's length."""
+    rows, right = torch.zeros_like(axes[0]), torch.ones_like(axes[0], dtype=torch.bool)
+    for axis, length in zip(axes, lengths, strict=True):
+        rows = rows * length + axis
+        right &= (axis >= 0) & (axis < length)
+    return torch.where(right, rows, -1)
 
 
 class CopiedRows:

@@ -142,15 +142,19 @@ class TorchStepper(Stepper):
         distributed = [held for held in self.objects if is_distributed(held)]
         if distributed:
             self.watch.expect_parts(distributed, slots_of_distributed())
-        specs = [parameter._spec if is_distributed(parameter) else None for parameter in self.given]
-        shapes = [readable_gradient(parameter) for parameter in self.parameters]
-        descriptor = None if self.asks else GRAD
         self.extents = self.plan.extents
-        self.watch.expect(
-            self.given, self.frozen, descriptor, GRADIENT_TYPE, specs, shapes, self.extents.starts, self.extents.reaches
-        )
+        self.sparse: set[int] = set()  # indices of parameters that have had sparse gradients
+        self._expect_gradients()
 
     # Gradients
+
+    def _expect_gradients(self) -> None:
+        """Tell the watch what gradients are like; sparse ones it need not try, which takes a millisecond each."""
+        specs = [parameter._spec if is_distributed(parameter) else None for parameter in self.given]
+        shapes = [readable_gradient(parameter) for parameter in self.parameters]
+        shapes = [None if i in self.sparse else shape for i, shape in enumerate(shapes)]
+        descriptor, (starts, reaches) = None if self.asks else GRAD, (self.extents.starts, self.extents.reaches)
+        self.watch.expect(self.given, self.frozen, descriptor, GRADIENT_TYPE, specs, shapes, starts, reaches)
 
     def read(self) -> int:
         """Read the gradients; return how many were not as expected, OUT_OF_DATE, or ASSIGNED."""
@@ -226,6 +230,9 @@ class TorchStepper(Stepper):
             GradScaler's scale and found_inf: the GPUs unscale the gradients, and may skip the step.
         """
         gradients = Gradients(self.watch, self.parameters, self.plan, unread)
+        if not self.sparse.issuperset(gradients.sparse):
+            self.sparse.update(gradients.sparse)
+            self._expect_gradients()
         skipped = False
         if amp is not None:
             alone = self.plan.on_one_gpu and not gradients.sparse  # the GPU can take the norm, and decide by it
