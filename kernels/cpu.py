@@ -20,7 +20,6 @@ import inspect
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray dynamically
 from numba.core import cgutils
 from numba.core.errors import TypingError
@@ -1000,40 +999,6 @@ def pointer(typing_context, address):
     return types.voidptr(address), generate
 
 
-# Short chunks are rows of a table, or small tensors, each somewhere else in memory: a chunk's lines are fetched while
-# those before it are updated.
-AHEAD = 8  # chunks
-SHORT = 1024  # elements; the processor itself fetches what goes on after that
-LINE = 64  # bytes
-
-
-@intrinsic
-def prefetch(typing_context, address):
-    """Have the processor fetch the line at an address, which will be written."""
-
-    def generate(context, builder, signature, arguments):
-        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        numbers = [ir.Constant(number, value) for value in (1, 3, 1)]  # to write, into all caches, data
-        builder.call(function, [builder.inttoptr(arguments[0], byte), *numbers])
-        return context.get_dummy_value()
-
-    return types.void(address), generate
-
-
-@inner
-def fetch(start, size):
-    """Have the processor fetch so many bytes."""
-    for at in range(start & -LINE, start + size, LINE):
-        prefetch(at)
-
-
-@inner
-def fetch_state(index, stored, size, addresses, offset, length):
-    fetch(addresses[index] + offset * size, length * size)
-
-
 # Columns of a transposed tile that are read side by side, so that their cache misses overlap: for a large transposed
 # gradient a third less time than with one column; 16 were slower than 8.
 COLUMNS = 8
@@ -1190,12 +1155,6 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
         chunks = carray(pointer(job.chunks), end, CHUNK)
         limit, gain = real(job.limit), real(job.gain)
         for c in range(begin, end):
-            if c + AHEAD < end and chunks[c + AHEAD].length <= SHORT:
-                coming = chunks[c + AHEAD]
-                owner = carray(pointer(job.tensors), coming.tensor + 1, TENSOR)[coming.tensor]
-                fetch(owner.param + coming.offset * stored_size, coming.length * stored_size)
-                fetch(owner.grad + coming.grad_offset * grad_size, coming.length * grad_size)
-                each(fetch_state, places, (owner.states, coming.offset, coming.length))
             chunk = chunks[c]
             tensor = carray(pointer(job.tensors), chunk.tensor + 1, TENSOR)[chunk.tensor]
             runs, length, step = 1, chunk.length, 0
