@@ -20,6 +20,7 @@ import inspect
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]  # numba exports carray dynamically
 from numba.core import cgutils
 from numba.core.errors import TypingError
@@ -834,7 +835,7 @@ STOCHASTIC = "stochastic"  # a rounding
 
 # Stages: what may happen to an element beside the rule. A kernel has the stages that it is compiled for, as bits of a
 # literal, in this order.
-STAGES = ("value", "average", "zero")
+STAGES = ("value", "average", "zero", "rows")  # the last is none: it says that chunks are rows of a table
 
 
 def bits_of(stages):
@@ -999,6 +1000,39 @@ def pointer(typing_context, address):
     return types.voidptr(address), generate
 
 
+# Rows of a table lie anywhere in memory: a kernel for them has the lines of a chunk fetched while those before it are
+# updated. Others do not, for which 2,000 small tensors took a fourth longer.
+AHEAD = 8  # chunks
+LINE = 64  # bytes
+
+
+@intrinsic
+def prefetch(typing_context, address):
+    """Have the processor fetch the line at an address, which will be written."""
+
+    def generate(context, builder, signature, arguments):
+        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        numbers = [ir.Constant(number, value) for value in (1, 3, 1)]  # to write, into all caches, data
+        builder.call(function, [builder.inttoptr(arguments[0], byte), *numbers])
+        return context.get_dummy_value()
+
+    return types.void(address), generate
+
+
+@inner
+def fetch(start, size):
+    """Have the processor fetch so many bytes."""
+    for at in range(start & -LINE, start + size, LINE):
+        prefetch(at)
+
+
+@inner
+def fetch_state(index, stored, size, addresses, offset, length):
+    fetch(addresses[index] + offset * size, length * size)
+
+
 # Columns of a transposed tile that are read side by side, so that their cache misses overlap: for a large transposed
 # gradient a third less time than with one column; 16 were slower than 8.
 COLUMNS = 8
@@ -1146,6 +1180,7 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
     stored_size, real_size = given.itemsize, np.dtype(real).itemsize  # and the average's
     grad_size, stochastic = np.dtype(of_grad).itemsize, int(rounding == STOCHASTIC)
     coded = int(any(state in CODES for state in states))
+    of_rows = "rows" in stages
     kept = np.dtype(master).type if master else None
     kept_size = np.dtype(kept).itemsize if master else 0
     numbers = numbers_of(("float32" if master else given.name, *states))
@@ -1155,6 +1190,12 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
         chunks = carray(pointer(job.chunks), end, CHUNK)
         limit, gain = real(job.limit), real(job.gain)
         for c in range(begin, end):
+            if of_rows:
+                coming = chunks[min(c + AHEAD, end - 1)]
+                owner = carray(pointer(job.tensors), coming.tensor + 1, TENSOR)[coming.tensor]
+                fetch(owner.param + coming.offset * stored_size, coming.length * stored_size)
+                fetch(owner.grad + coming.grad_offset * grad_size, coming.length * grad_size)
+                each(fetch_state, places, (owner.states, coming.offset, coming.length))
             chunk = chunks[c]
             tensor = carray(pointer(job.tensors), chunk.tensor + 1, TENSOR)[chunk.tensor]
             runs, length, step = 1, chunk.length, 0

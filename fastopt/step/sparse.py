@@ -25,6 +25,7 @@ from .parameter import EMA, Parameter
 
 Clip: TypeAlias = tuple[float, float] | None
 REACH = 2**63  # keys are below it: a row's number, then a place
+ROWS = ("rows",)  # what kernels for them have instead of stages
 REALS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -180,11 +181,11 @@ class Rows:
         self.change = Change(parameter.device, self._variant(used), used, addresses, storage)
 
     def _variant(self, given: Given) -> Variant:
-        """Return the kernel: that of dense gradients in the dtype of the values, without stages."""
+        """Return the kernel: that of rows, for gradients in the dtype of the values, without stages."""
         parameter, rule, dtype = self.parameter, self.rule, given.values.dtype.name
         gradient = "" if dtype == parameter.dtype else dtype
         states, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
-        return Variant(rule.name, parameter.dtype, (), states, gradient, parameter.master, rounding)
+        return Variant(rule.name, parameter.dtype, ROWS, states, gradient, parameter.master, rounding)
 
     @property
     def norm(self) -> float:

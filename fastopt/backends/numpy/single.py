@@ -15,7 +15,7 @@ from ...step.chunks import Strides
 from ...step.interrupts import HeldBack
 from ...step.launch import Variant
 from ...step.memory import extent
-from ...step.sparse import Change
+from ...step.sparse import ROWS, Change
 from ..arrays import located_once
 from .device import CPU
 from .memory import check_dense, check_gradient, check_like, check_type, given_rows, in_memory
@@ -64,7 +64,7 @@ def update_rows_once(rule: Rule, p: Any, g: SparseRows, states: Mapping[str, Any
     dtype = table.dtype.name
     rule.check_row(numbers, dtype)
     gradient = given.values.dtype.name
-    variant = Variant(rule.name, dtype, gradient="" if gradient == dtype else gradient)
+    variant = Variant(rule.name, dtype, ROWS, gradient="" if gradient == dtype else gradient)
     change = Change(CPU, variant, given, [extent(array)[0] for array in arrays.values()])
     change(numbers, count=0)
 
