@@ -46,6 +46,7 @@ FAST = {
     "bounce": {"steps": 50, "runs": 5},
     "schedules": {"steps": 100},
     "sparse": {"steps": 30},
+    "words": {"epochs": 1, "topics": 3},
     "digits": {"epochs": 3, "seeds": 2, "seed": 3},
     "housing": {"csv": str(HOUSES), "epochs": 3, "seeds": 2},
     "gradients": {"steps": 50, "starts": 10, "epochs": 3},

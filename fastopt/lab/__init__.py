@@ -29,6 +29,8 @@ from .schedules import report as schedules_report
 from .schedules import schedules
 from .sparse import report as sparse_report
 from .sparse import sparse
+from .words import report as words_report
+from .words import words
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ EXPERIMENTS = {
     "bounce": Experiment("noisy gradients: a constant rate rattles, its average homes in", bounce, bounce_report),
     "schedules": Experiment("every learning-rate schedule in a panel of its own", schedules, schedules_report),
     "sparse": Experiment("why AdaGrad, RMSProp and Adam: a weight that few pairs affect", sparse, sparse_report),
+    "words": Experiment("what AdaGrad was invented for: do rare words learn", words, words_report),
     "digits": Experiment("rules and schedules train a network on handwritten digits", digits, digits_report),
     "housing": Experiment("schedules train a regression on house prices", housing, housing_report),
     "gradients": Experiment("gradients that explode or vanish, and what helps", gradients, gradients_report),
@@ -64,4 +67,5 @@ __all__ = [
     "precision",
     "schedules",
     "sparse",
+    "words",
 ]
