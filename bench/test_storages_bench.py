@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fastopt.bench import command, measure, oracle, report, rounds, storages, storages_report
+from fastopt.bench import command, measure, oracle, report, rounds, sparse, storages, storages_report
 from fastopt.bench.contenders import (
     BITSANDBYTES,
     FASTOPT_TORCH,
@@ -146,6 +146,7 @@ def test_a_quick_run_measures_small_models_by_one_rule(monkeypatch: pytest.Monke
     monkeypatch.setattr(command, "steps", lambda rules, pace, baseline: [])
     for part in ("iterations", "evaluations", "in_loops", "hosts_of_gpus"):
         monkeypatch.setattr(command, part, lambda pace: None)
+    monkeypatch.setattr(sparse, "of_tables", lambda tables, pace: None)
     for part in ("in_torch", "of_stages", "of_masters"):
         monkeypatch.setattr(command, part, lambda workloads, pace: None)
     for quick in (True, False):

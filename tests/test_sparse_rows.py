@@ -56,7 +56,7 @@ def states_of(opt):
 
 
 @pytest.mark.parametrize("index", [np.int32, np.int64])
-@pytest.mark.parametrize(("name", "dtype"), [("SGD", np.float64), ("Adagrad", F32)])
+@pytest.mark.parametrize(("name", "dtype"), usually([("Adagrad", F32)], [("SGD", np.float64), ("Adagrad", F32)]))
 def test_rows_against_the_oracle(name, dtype, index):
     """By the formula over the whole gradient: rows without a gradient would not have changed."""
     param, weights = table(dtype), np.ones(7, dtype)
@@ -83,7 +83,7 @@ STORAGES = {
 }
 
 
-@pytest.mark.parametrize("storage", usually([*STORAGES][:2], STORAGES))
+@pytest.mark.parametrize("storage", usually(["float32"], STORAGES))
 @pytest.mark.parametrize("name", EXACT)
 def test_rows_have_the_bits_of_the_whole_gradient(name, storage):
     """In every storage of the states: what no gradient touches keeps its bits in all of them."""
@@ -138,7 +138,7 @@ def test_any_rows(indices, inner, seed):
     assert bits(dense(once, ours)) == bits(dense(rows, ours))
 
 
-@pytest.mark.parametrize("name", usually(["SGD", "AdamW"], LAZY))
+@pytest.mark.parametrize("name", usually(["SGD"], LAZY))
 def test_lazy_updates_are_those_of_a_smaller_table(name):
     """Of the rows that have a gradient, and no others; averages and weight decay of the rest stand still."""
     ours = table()

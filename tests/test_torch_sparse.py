@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch_cases
-from pairs import swept
+from pairs import swept, usually
 from tolerances import TORCH
 from torch_cases import advance, assert_same, bits, train
 
@@ -208,7 +208,7 @@ def test_sparse_gradients_are_refused_where_torch_refuses_them(name, scaled):
 LAZY = [("SGD", {"momentum": 0.9, "weight_decay": 0.1}), ("RMSprop", {}), ("AdamW", {}), ("Lion", {})]
 
 
-@pytest.mark.parametrize(("name", "options"), LAZY)
+@pytest.mark.parametrize(("name", "options"), usually(LAZY[:1], LAZY))
 def test_lazy_updates(name, options):
     """Rules that move every row leave those alone that have no gradient, with the bits of arrays' updates."""
     param = torch.nn.Parameter(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
@@ -254,6 +254,7 @@ def test_indices_that_a_parameter_does_not_have():
         )
 
 
+@pytest.mark.exhaustive  # compiles three kernels with codes
 def test_states_in_8_bits():
     """Where each row has blocks of its own, rows are those of the whole gradient; narrower ones are refused."""
     params = [torch.nn.Parameter(torch.ones(100, 64)) for _ in range(2)]
