@@ -250,7 +250,12 @@ ANY = 2  # the number of any step but the first
 
 
 def _update(
-    rule: Rule, p: Array, g: Array, states: Mapping[str, Array], options: Mapping[str, Any], step: int = ANY
+    rule: Rule,
+    p: Array,
+    g: Array | SparseRows,
+    states: Mapping[str, Array],
+    options: Mapping[str, Any],
+    step: int = ANY,
 ) -> None:
     numbers = rule.row(options, step, False)
     if is_on_device(p):
