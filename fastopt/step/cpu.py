@@ -120,7 +120,6 @@ class CpuLaunch(CpuTables, Launch):
         if variant.uses_storages:
             self.storages = np.zeros(len(sizes), STORAGE)
             self.job["storages"] = address(self.storages)
-        self._reserve(self.for_codes)
         self.kernel = kernel(*variant)
         self.run = threads.runner(self.kernel, address(self.job))
         self.write_hypers(np.zeros((1, HYPERS)))

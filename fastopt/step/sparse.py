@@ -143,12 +143,11 @@ class Rows:
         Whose elements lie in the order of its axes.
     rule : Rule
     given : Given
+        Rows that the parameter has.
     clip : (float, float) or None
         A factor of the gradient, and the largest size of an element after it; None leaves both to the update.
     averages : bool
         Whether parameters are averaged.
-    rows : int
-        How many rows the parameter has.
 
     Attributes
     ----------
@@ -162,11 +161,10 @@ class Rows:
     Raises
     ------
     ValueError
-        If an index is not a row of the table, or rows cut across blocks of states in 8 bits.
+        If rows cut across blocks of states in 8 bits.
     """
 
-    def __init__(self, parameter: Parameter, rule: Rule, given: Given, clip: Clip, averages: bool, rows: int) -> None:
-        given.check_below(rows)
+    def __init__(self, parameter: Parameter, rule: Rule, given: Given, clip: Clip, averages: bool) -> None:
         if {*parameter.state_dtypes(rule)} & {*CODES} and given.width % BLOCK:
             raise ValueError(
                 f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks of {BLOCK} that rows "

@@ -152,7 +152,7 @@ class Stepper:
     def rows_of(self, parameter: Any, rule: Rule, gradient: Any, clip: Clip) -> Any:
         """Return the rows of a parameter that a sparse gradient has."""
         check_rule(parameter, self.family, rule, "a dense one", "SGD or Adagrad")
-        return Rows(parameter, rule, gradient, clip, self.stages.averages, parameter.array.shape[0])
+        return Rows(parameter, rule, gradient, clip, self.stages.averages)
 
     def memory(self) -> dict[str, int]:
         """Count the bytes of parameters, gradients, states, their scales and masters, once all gradients have come."""

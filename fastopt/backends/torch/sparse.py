@@ -50,7 +50,8 @@ class TensorRows(Rows):
         if values.dtype not in (torch.float32, torch.float64):
             values = values.float()
         given = Given.of(f"the gradient of {parameter}", rows.numpy(), values.numpy())
-        super().__init__(parameter, rule, given, clip, averages, math.prod(lengths))
+        given.check_below(math.prod(lengths))
+        super().__init__(parameter, rule, given, clip, averages)
 
     def update(self, row: Row, count: int) -> None:
         """Update the rows by a hyper row, after so many steps, and tell autograd."""
