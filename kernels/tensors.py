@@ -75,7 +75,7 @@ class Shapes:
             if shape is None or shape[0] not in KINDS:
                 continue
             name, itemsize, lengths, strides, device = shape
-            key = tuple(lengths), tuple(strides)
+            key = (*lengths, *strides)  # flat: one object for the garbage collector
             axes = self.pointed_to.setdefault(key, np.array(key, np.int64).reshape(2, -1))
             row["lengths"], row["strides"], row["ndim"] = address(axes[0]), address(axes[1]), len(lengths)
             row["itemsize"], row["code"] = itemsize, KINDS[name]
@@ -212,22 +212,24 @@ class Watch:
         starts, reaches : array of int64
             Ranges of addresses that no gradient may overlap, as `Extents` has them.
         """
-        self.gradients: list[Any] = [None] * len(parameters)
-        self.nones = list(self.gradients)
-        self.found = np.empty(len(parameters) + 1, np.int64)
-        self.expected = Shapes(shapes)
+        gradients: list[Any] = [None] * len(parameters)
+        found, expected = np.empty(len(parameters) + 1, np.int64), Shapes(shapes)
         occupied = np.array((len(starts), address(starts), address(reaches)), EXTENTS)
-        self.pointed_to = parameters, frozen, descriptor, tensor_type, specs, starts, reaches, occupied
-        lists = id(parameters), id(frozen), id(descriptor) if descriptor else 0, id(self.gradients), id(specs)
-        objects = *lists, id(tensor_type)
-        numbers = len(parameters), address(self.expected.table), address(occupied), address(self.found)
-        self.wanted = np.array((*objects, *numbers), GRADIENTS)
+        lists = id(parameters), id(frozen), id(descriptor) if descriptor else 0, id(gradients), id(specs)
+        numbers = len(parameters), address(expected.table), address(occupied), address(found)
+        wanted = np.array((*lists, id(tensor_type), *numbers), GRADIENTS)
+        arguments: tuple[Any, ...] = ()
         if self.table:
-            self.arguments = (
+            arguments = (
                 ffi.cast("void *", self.table),
                 ffi.cast("fastopt_watched *", address(self.watched)),
-                ffi.cast("fastopt_gradients *", address(self.wanted)),
+                ffi.cast("fastopt_gradients *", address(wanted)),
             )
+        nones = list(gradients)
+        # From here on no call: an interrupt would leave arguments that point to what is gone.
+        self.gradients, self.nones, self.found = gradients, nones, found
+        self.pointed_to = parameters, frozen, descriptor, tensor_type, specs, starts, reaches, occupied, expected
+        self.wanted, self.arguments = wanted, arguments
 
     def take(self, step: Repetition, call: tuple[Any, ...]) -> int:
         """Read the gradients, and if every parameter has one, as expected, repeat the step.

@@ -178,7 +178,7 @@ KINDS = {
 }
 # Most of the differences, each in one of the two.
 USUAL = [f"numpy, {name}" for name in ("bound", "two rules", "a function", "a schedule", "transposed gradients")]
-USUAL += [f"torch, {name}" for name in ("two dtypes", "counts", "missing gradients")]
+USUAL += [f"torch, {name}" for name in ("two dtypes", "counts", "missing gradients", "sparse gradients")]
 
 ALL = pytest.param(1, marks=pytest.mark.exhaustive)
 

@@ -54,7 +54,7 @@ class Run:
         """Assign betas, where there are any: a pair, or a list."""
         group = self.optimizer.param_groups[0]
         if "betas" in group:
-            group["betas"] = [0.8, 0.99] if isinstance(group["betas"], tuple) else (0.9, 0.999)
+            group["betas"] = (0.9, 0.999) if group["betas"][0] == 0.8 else [0.8, 0.99]
 
     def schedule(self):
         """Put a scheduler of torch over it."""
@@ -86,7 +86,7 @@ class Run:
     def exchange_states(self):
         """Assign other states."""
         for state in self.optimizer.state.values():
-            state.update({name: 1.5 * value for name, value in state.items() if name != "step" and value is not None})
+            state.update({name: 0.75 * value for name, value in state.items() if name != "step" and value is not None})
 
     def clear(self):
         """Forget the states, where torch begins anew then."""
