@@ -100,7 +100,7 @@ class SparseRows:
         from .step.sparse import Given  # numba is imported when it is first needed
 
         once = Given.of("the gradient", self.indices, self.values).coalesced()
-        return SparseRows(once.indices, once.values.reshape(len(once.indices), *self.values.shape[self.indices.ndim :]))
+        return SparseRows(once.rows, once.values.reshape(len(once.keys), *self.values.shape[self.indices.ndim :]))
 
     def __repr__(self) -> str:
         """Say how many rows there are, and of what."""

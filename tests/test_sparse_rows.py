@@ -363,6 +363,18 @@ def test_values_of_any_strides_are_only_read():
     assert bits(values) == bits(table(shape=(6, WIDTH)))
 
 
+@given(indices=st.lists(st.integers(0, 2**61 - 1) | st.integers(0, 3), max_size=4), bits=st.integers(0, 61))
+def test_rows_are_sorted_and_their_places_stay_in_order(indices, bits):
+    """Whatever their numbers are: as far apart as keys have room for, or the same."""
+    from fastopt.step.sparse import Given
+
+    rows = np.array(indices, np.int64) >> bits
+    keys = Given.of("g", rows, np.zeros((len(rows), 1), F32)).keys
+    place = max(len(rows) - 1, 0).bit_length()
+    order = np.argsort(rows, kind="stable")
+    assert keys.tolist() == ((rows[order] << place) | order).tolist()
+
+
 def test_no_memory_for_the_rows(monkeypatch):
     """The step changes nothing then, and the next one does."""
     from fastopt.step.sparse import Given

@@ -147,7 +147,7 @@ def test_rows_for_which_there_is_no_memory(name, options, monkeypatch):
     cut = Given.cut
 
     def cut_two(given, copies=False):
-        if len(given.indices) == 3:
+        if len(given.keys) == 3:
             raise MemoryError("there is none")
         return cut(given, copies)
 

@@ -150,8 +150,8 @@ class CpuLaunch(CpuTables, Launch):
 
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
         """Point to the hyper rows, which may change in place."""
-        self.hypers = hypers
-        self.job["hypers"] = address(hypers)
+        pointer = address(hypers)  # an interrupt would leave the old one, of what is gone
+        self.hypers, self.job["hypers"] = hypers, pointer
 
     def write_count(self, count: int) -> None:
         """Write how many steps came before this one; the extension counts on."""

@@ -170,8 +170,8 @@ class Extents:
     def overlapping(self, array: Array, count: int | None = None) -> Hashable | None:
         """Return the name of an array, among the first `count`, that shares an element with this one."""
         start, end = extent(array)
-        first = int(np.searchsorted(self.reaches, start, "right"))
-        for i in range(first, int(np.searchsorted(self.starts[:count], end, "left"))):
+        first = int(self.reaches.searchsorted(start, "right"))
+        for i in range(first, int(self.starts[:count].searchsorted(end, "left"))):
             # Bounds may overlap although no element does: columns of a matrix, a gradient with gaps around a parameter.
             try:
                 shared = np.shares_memory(self.arrays[i], array, max_work=OVERLAP_WORK)  # type: ignore[arg-type]  # NumPy's stub knows two values
