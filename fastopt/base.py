@@ -207,7 +207,7 @@ class Optimizer(Staged):
         stages, skipped, clock = self._stages, self._stages.skipped, self._stepper.clock
         gradients.check_writable(self._parameters)
         unseen = self._stepper.plan.uses_gpus and needs_norm(self._groups[0].entries)  # a GPU may skip the step
-        in_kernels = not (gradients.strided or gradients.copies or unseen)
+        in_kernels = not (gradients.strided or gradients.copies or gradients.sparse or unseen)
         clock.take_back()
         try:
             if in_kernels != stages.zeroes or not self._stepper.repeat(gradients):
@@ -243,8 +243,9 @@ class Optimizer(Staged):
         with self._guard.mutex:
             gradients = Gradients(self._stepper.plan, self._parameters, mirrored)
             for i in gradients.sparse:
+                kind_of_rows = "updated by rows" if self._parameters[i].rowwise else "sparse"
                 raise TypeError(
-                    f"the gradient of {self._parameters[i]} is sparse, and others come with each step: pass it to step"
+                    f"the gradient of {self._parameters[i]} is {kind_of_rows}, and cannot be bound: pass it to step"
                 )
             for parameter, given, array in zip(self._parameters, mirrored, gradients.held, strict=True):
                 if isinstance(array, np.ndarray) and not isinstance(given, np.ndarray):

@@ -126,6 +126,9 @@ class Adagrad(Optimizer):
 
     `fastopt.SparseRows` is a gradient of a few rows, whose step leaves all others as they are, as the formula does.
 
+    With ``rowwise=True`` a table has one s for each row, ``s <- s + mean(g * g)`` over the row, as FBGEMM's
+    ``EXACT_ROWWISE_ADAGRAD`` and torchrec's ``RowWiseAdagrad``; the state ``sum`` has the shape ``(rows, 1)``.
+
     References
     ----------
     .. [1] J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic

@@ -205,7 +205,7 @@ STORAGE_OPTIONS = {
         check=Count(limit=2**63),
     ),
 }
-FIXED_OPTIONS = tuple(name for name in STORAGE_OPTIONS if name != "compress_state_dict")  # when an optimizer is made
+FIXED_STORAGES = tuple(name for name in STORAGE_OPTIONS if name != "compress_state_dict")  # when an optimizer is made
 
 SPARSE_OPTIONS = {
     "lazy_update": Argument(
@@ -216,7 +216,16 @@ SPARSE_OPTIONS = {
         "parameter's count.",
         check=Flag(),
     ),
+    "rowwise": Argument(
+        "bool",
+        "Of `Adagrad` alone: one accumulator for each row of a table, to which the mean of the row's squared gradients "
+        "is added, ``s <- s + mean(g * g)``: of 64 columns, a 64th of the memory. A row is what one index of the first "
+        "axis stands for; of parameters with one axis, each element is one. Tables lie on the CPU, and their rows one "
+        "after the other. It is fixed when the optimizer is made.",
+        check=Flag(),
+    ),
 }
+FIXED_OPTIONS = (*FIXED_STORAGES, "rowwise")
 OWN_OPTIONS = (*STORAGE_OPTIONS, *SPARSE_OPTIONS)  # which an optimizer keeps when it loads a state dict
 ADDED_OPTIONS = {**STAGE_OPTIONS, **STORAGE_OPTIONS, **SPARSE_OPTIONS}  # to those of torch, for every optimizer
 
@@ -230,7 +239,7 @@ STORAGE_DEFAULTS: dict[str, Any] = {
     "stochastic_rounding": None,
     "seed": 0,
 }
-SPARSE_DEFAULTS: dict[str, Any] = {"lazy_update": False}
+SPARSE_DEFAULTS: dict[str, Any] = {"lazy_update": False, "rowwise": False}
 OWN_DEFAULTS = {**STORAGE_DEFAULTS, **SPARSE_DEFAULTS}
 ADDED_DEFAULTS = {**STAGE_DEFAULTS, **OWN_DEFAULTS}
 

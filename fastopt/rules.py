@@ -74,6 +74,8 @@ class Rule:
     carry : callable or None
         ``carry(options, step, number)`` returns the carried number after a step. The row function finds it among the
         options, as the last one; it changes the row at each step, so that ``moves`` must be `always`.
+    rowwise : bool
+        Whether its states may have one number for each row: the kernel of rows knows how.
     of_gradient : tuple of str
         The options that only change the gradient: they determine the first two numbers of the row.
     """
@@ -88,6 +90,7 @@ class Rule:
     sparse: bool = False
     carried: str | None = None
     carry: Callable[[Options, int, float], float] | None = None
+    rowwise: bool = False
     of_gradient: tuple[str, ...] = ("maximize", "weight_decay")
 
     def __post_init__(self) -> None:
@@ -286,6 +289,7 @@ ADAGRAD = Rule(
     initial="initial_accumulator_value",
     moves=lambda options: bool(options["lr_decay"] != 0),
     sparse=True,
+    rowwise=True,
 )
 
 OF_RMSPROP = (*OF_SGD, "alpha", "eps")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         stochastic_rounding: bool | None
         seed: int
         lazy_update: bool
+        rowwise: bool
 
 
 NO_AVERAGES = "there are no averages yet: set ema_decay, and take a step"
@@ -50,6 +51,7 @@ ANNOTATIONS = {
     "stochastic_rounding": "bool | None",
     "seed": "int",
     "lazy_update": "bool",
+    "rowwise": "bool",
 }
 
 

@@ -835,7 +835,8 @@ STOCHASTIC = "stochastic"  # a rounding
 
 # Stages: what may happen to an element beside the rule. A kernel has the stages that it is compiled for, as bits of a
 # literal, in this order.
-STAGES = ("value", "average", "zero", "rows")  # the last is none: it says that chunks are rows of a table
+# The last two are none: chunks are rows of a table, and each row has one number, whose rule is AdaGrad's.
+STAGES = ("value", "average", "zero", "rows", "rowwise")
 
 
 def bits_of(stages):
@@ -1166,6 +1167,24 @@ def _with_scale(state, place, scales, scratch, at):
     return codes
 
 
+@njit(error_model="numpy", fastmath={"reassoc", "contract"})
+def sum_of_row(p, g, scale, decay):
+    """The sum of squares of a row's gradients, with their factor and weight decay."""
+    total = type(scale)(0)
+    for i in range(g.size):
+        x = scale * widen(g[i]) + (decay * load(p, i) if decay != 0 else type(scale)(0))
+        total += x * x
+    return total
+
+
+@inner
+def rate_of_row(s, p, g, scale, decay, lr, eps):
+    """AdaGrad's rate of a row that has one number s: s + mean(g * g), then lr / (sqrt(s) + eps)."""
+    real = type(scale)
+    s[0] += sum_of_row(p, g, scale, decay) / real(g.size)
+    return lr / (np.sqrt(s[0]) + eps)
+
+
 def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", rounding=""):
     """Define the kernel of a rule for a dtype, with these stages: a plain function, for ``cfunc``.
 
@@ -1174,13 +1193,14 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
     It closes over plain constants only, since a closure over a compiled function never hits Numba's cache. Its name is
     unique, since functions that share a name share a cache index, in which two processes can mistake one for another.
     """
-    number, given, bits = number_of(name), dtype_of(dtype), bits_of(stages)
-    places, number_indices = state_places(name, dtype, states), tuple(range(SHARED, SHARED + counts_of(name)[1]))
+    of_rows, rowwise = "rows" in stages, "rowwise" in stages
+    element = "sgd" if rowwise else name  # the rule of elements, at the rate of their row
+    number, given, bits = number_of(element), dtype_of(dtype), bits_of(stages)
+    places, number_indices = state_places(element, dtype, states), tuple(range(SHARED, SHARED + counts_of(element)[1]))
     stored, real, of_grad = given.stored, given.real, dtype_of(gradient or dtype).stored
     stored_size, real_size = given.itemsize, np.dtype(real).itemsize  # and the average's
     grad_size, stochastic = np.dtype(of_grad).itemsize, int(rounding == STOCHASTIC)
     coded = int(any(state in CODES for state in states))
-    of_rows = "rows" in stages
     kept = np.dtype(master).type if master else None
     kept_size = np.dtype(kept).itemsize if master else 0
     numbers = numbers_of(("float32" if master else given.name, *states))
@@ -1199,6 +1219,8 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
             chunk = chunks[c]
             tensor = carray(pointer(job.tensors), chunk.tensor + 1, TENSOR)[chunk.tensor]
             runs, length, step = 1, chunk.length, 0
+            if rowwise and length == 0:  # there is no mean of nothing
+                continue
             place = job, chunk.tensor, tensor.param
             if tensor.grad == 0:
                 if tensor.average != 0:
@@ -1213,6 +1235,18 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
             scale, decay = real(row[0]) * real(job.coefficient), real(row[1])
             hypers = each(number_at, (number_indices,), (row, real))
             grad = tensor.grad + chunk.grad_offset * grad_size
+            if rowwise:
+                hypers = (
+                    rate_of_row(
+                        carray(pointer(tensor.states[0] + chunk.offset // length * real_size), 1, real),
+                        param_at(*place, chunk.offset, length, stored, stored_size, kept, kept_size),
+                        carray(pointer(grad), length, of_grad),
+                        scale,
+                        decay,
+                        real(row[SHARED]),
+                        real(row[SHARED + 1]),
+                    ),
+                )
             if tensor.layout != 0:
                 layout = carray(pointer(tensor.layout), 1, LAYOUT)[0]
                 runs, step = chunk.rows, layout.param_row

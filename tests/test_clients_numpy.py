@@ -78,7 +78,14 @@ def test_arrays_of_jax_are_not_copied(jax):
     assert (np.asarray(g) == 2).all()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int32", "float16"])
+def test_gradients_of_jax_in_float16(jax):
+    """They are taken as they are, as NumPy's."""
+    p = np.ones(3, F32)
+    fastopt.SGD(p, lr=0.5).step(jax.numpy.ones(3, "float16"))
+    assert (p == 0.5).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int32"])
 def test_gradients_of_jax_of_other_dtypes(jax, dtype):
     """The advice works."""
     p = np.ones(3, F32)

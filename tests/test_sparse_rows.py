@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fastopt.bench import oracle
 from fastopt.kernels import pool
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import usually
 from tolerances import TRAJECTORY
@@ -363,6 +363,7 @@ def test_values_of_any_strides_are_only_read():
     assert bits(values) == bits(table(shape=(6, WIDTH)))
 
 
+@settings(deadline=None)
 @given(indices=st.lists(st.integers(0, 2**61 - 1) | st.integers(0, 3), max_size=4), bits=st.integers(0, 61))
 def test_rows_are_sorted_and_their_places_stay_in_order(indices, bits):
     """Whatever their numbers are: as far apart as keys have room for, or the same."""

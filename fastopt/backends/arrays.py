@@ -117,7 +117,7 @@ class ArrayParameter(Parameter):
             given = decode(codes, scales)
         if dtype not in CODES:
             return {name: self.loaded(name, what, given)}
-        numbers = self.to_host(self.checked_state(what, given)).astype(np.float32)
+        numbers = self.to_host(self.checked_state(name, what, given)).astype(np.float32)
         codes, scales = encode(np.ascontiguousarray(self.layout.in_storage_order(numbers)), dtype)
         return {name: self.held_array(self.layout.turned_back(codes)), name + SCALES: self.held_array(scales)}
 
@@ -142,7 +142,7 @@ class ArrayParameter(Parameter):
         """Copy a state from a state dict, after checking that it fits this parameter."""
 
     @abstractmethod
-    def checked_state(self, what: str, given: Any) -> Any:
+    def checked_state(self, name: str, what: str, given: Any) -> Any:
         """Check that an array from a state dict can be a state of this parameter, not in 8 bits."""
 
     @abstractmethod
@@ -184,6 +184,10 @@ class ArrayParameter(Parameter):
         """Check a sparse gradient."""
         raise TypeError(f"{what} is sparse, and the parameter is on a GPU, which takes dense ones")
 
+    def all_rows(self, what: str, gradient: Array, dtype: str) -> Given:
+        """Take a dense gradient, which is checked, as all rows of its parameter."""
+        raise TypeError(f"{what} is for rows with one number each, and the parameter is on a GPU, which has none")
+
     @abstractmethod
     def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
         """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""
@@ -222,6 +226,9 @@ class Gradients(StepGradients):
             self.sparse[i] = parameter.checked_rows(what, self.held[i])
             return None
         self.held[i], array, dtype = parameter.checked_gradient(what, self.held[i])
+        if parameter.rowwise:
+            self.sparse[i] = parameter.all_rows(what, array, dtype)
+            return None
         self.note_dtype(i, parameter, dtype)
         return array
 
@@ -237,10 +244,11 @@ class Gradients(StepGradients):
 
     def check_writable(self, parameters: Sequence[ArrayParameter]) -> None:
         """Raise unless all of them can be set to zero, each for itself while others are still read."""
-        for i in self.sparse:
-            raise TypeError(
-                f"the gradient of {parameters[i]} is sparse, and is not set to zero: call step without zero_grads"
-            )
+        for parameter, given in zip(parameters, self.held, strict=True):
+            if isinstance(given, SparseRows):
+                raise TypeError(
+                    f"the gradient of {parameter} is sparse, and is not set to zero: call step without zero_grads"
+                )
         for parameter, array in zip(parameters, self.held, strict=True):
             if isinstance(array, np.ndarray) and not array.flags.writeable:
                 raise ValueError(

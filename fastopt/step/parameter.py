@@ -103,8 +103,24 @@ class Parameter(ABC):
             new[MASTER] = self.new_state(0.0, self.master)
         return new or NOTHING
 
+    @property
+    def rowwise(self) -> bool:
+        """Whether its states have one number for each row, and not for each element."""
+        return bool(self.group.entries.get("rowwise")) and len(self.shape) > 1
+
+    def is_of_rows(self, name: str) -> bool:
+        """Say whether a state has one number for each row."""
+        return self.rowwise and name not in (EMA, MASTER)
+
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """The shape of a state that has one number for each row: it can be broadcast to the parameter's."""
+        return (*self.shape[:1], *[1] * (len(self.shape) - 1))
+
     def new_state_of(self, name: str, value: float) -> dict[str, Array]:
         """Allocate a state by its name, with its scales if it has 8 bits."""
+        if self.is_of_rows(name):
+            return {name: self.new_numbers(value)}
         dtype = self.state_dtype(name)
         if dtype not in CODES:
             return {name: self.new_state(value, dtype)}
@@ -128,14 +144,14 @@ class Parameter(ABC):
         default = DTYPES[self.dtype].real_name
         if name == MASTER:
             return self.master
-        if asked is None or name == EMA or not self.is_as_asked:
+        if asked is None or name == EMA or self.rowwise or not self.is_as_asked:
             return default
         return dtype_in_memory(name, asked if isinstance(asked, str) else asked.get(name, default))
 
     @property
     def has_codes(self) -> bool:
         """Whether it may have states in 8 bits, whose blocks a gradient in another storage order would cut across."""
-        return "int8" in self.asked and self.is_as_asked
+        return "int8" in self.asked and self.is_as_asked and not self.rowwise
 
     @property
     def is_as_asked(self) -> bool:
@@ -192,6 +208,20 @@ class Parameter(ABC):
     @abstractmethod
     def new_state(self, value: float, dtype: str) -> Any:
         """Allocate a state of a dtype in the parameter's storage order."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape, as its user knows it."""
+
+    @property
+    def has_plain_rows(self) -> bool:
+        """Whether its rows lie one after the other in the CPU's memory, where a step can update some of them."""
+        return False
+
+    @abstractmethod
+    def new_numbers(self, value: float) -> Any:
+        """Allocate a state that has one number for each row."""
 
     @abstractmethod
     def new_scales(self, value: float) -> Any:

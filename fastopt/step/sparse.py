@@ -25,7 +25,7 @@ from .parameter import EMA, Parameter
 
 Clip: TypeAlias = tuple[float, float] | None
 LARGEST_KEY = 2**63 - 1  # a row's number, then a place
-ROWS = ("rows",)  # what kernels for them have instead of stages
+ROWS, ROWWISE = ("rows",), ("rows", "rowwise")  # what kernels for them have instead of stages
 REALS = {np.dtype(name): name for name in ("float32", "float64")}  # ``dtype.name`` takes 5 µs
 
 
@@ -36,18 +36,23 @@ class Given(NamedTuple):
     keys: npt.NDArray[np.int64]  # see `kernels.row_chunks`
     values: Array  # two axes
     needed: int  # how many rows the table must have
+    dense: bool = False  # whether they are all that the table has
+
+    @classmethod
+    def all_of(cls, what: str, gradient: Array) -> Given:
+        """Take all rows of a dense gradient; 16 bits become float32."""
+        n = len(gradient)
+        places = np.arange(n)
+        lines = in_order(as_reals(what, gradient)).reshape(n, -1 if n else 0)
+        return cls(what, (places << bits_of(n)) | places, lines, n, dense=True)
 
     @classmethod
     def of(cls, what: str, indices: Array, values: Array) -> Given:
         """Take indices of any shape and values that have their axes and those of a row; 16 bits become float32."""
         from ..kernels.row_chunks import orderer  # numba is imported when it is first needed
 
-        if values.dtype not in REALS:
-            if values.dtype.name not in DTYPES or not values.dtype.isnative:
-                raise TypeError(f"{what} has dtype {values.dtype}, and must have one of {', '.join(DTYPES)}")
-            values = values.astype(DTYPES[values.dtype.name].real)
         n = indices.size
-        lines = in_order(values).reshape(n, -1 if n else 0)
+        lines = in_order(as_reals(what, values)).reshape(n, -1 if n else 0)
         flat = in_order(indices if indices.dtype == np.int64 else indices.astype(np.int64)).reshape(-1)
         keys, bits = np.empty(n, np.int64), bits_of(n)
         largest = LARGEST_KEY >> bits
@@ -103,6 +108,15 @@ class Given(NamedTuple):
         return np.unique(self.keys >> self.bits)
 
 
+def as_reals(what: str, values: Array) -> Array:
+    """Return values as float32 or float64; 16 bits become float32."""
+    if values.dtype in REALS:
+        return values
+    if values.dtype.name not in DTYPES or not values.dtype.isnative:
+        raise TypeError(f"{what} has dtype {values.dtype}, and must have one of {', '.join(DTYPES)}")
+    return values.astype(DTYPES[values.dtype.name].real)
+
+
 def in_order(array: Array) -> Array:
     """Return an array, or a copy, whose elements lie in the order of its axes, and aligned."""
     flags = array.flags
@@ -148,6 +162,21 @@ def check_rule(parameter: Parameter, family: Family, rule: Rule, advice: str, ot
         raise ValueError(
             f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
             f"move the rows that it leaves out; pass {asked}{advice}, or put the parameter into a group without"
+        )
+
+
+def check_rowwise(parameter: Parameter, family: Family) -> None:
+    """Raise ValueError if a parameter is to have one number for each row, and cannot."""
+    if not parameter.group.entries.get("rowwise"):
+        return
+    if not any(rule.rowwise for rule in family.rules):
+        raise ValueError(
+            f"rowwise=True, of {parameter}, is for Adagrad alone: other rules have no numbers that a row can share"
+        )
+    if parameter.rowwise and not parameter.has_plain_rows:
+        raise ValueError(
+            f"rowwise=True is for tables of real numbers in the CPU's memory, whole and with one row after the other, "
+            f"and {parameter} is none: put it into a group with rowwise=False"
         )
 
 
@@ -200,7 +229,8 @@ class Rows:
         parameter, rule, dtype = self.parameter, self.rule, REALS[given.values.dtype]
         gradient = "" if dtype == parameter.dtype else dtype
         states, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
-        return Variant(rule.name, parameter.dtype, ROWS, states, gradient, parameter.master, rounding)
+        rows = ROWWISE if parameter.rowwise else ROWS
+        return Variant(rule.name, parameter.dtype, rows, states, gradient, parameter.master, rounding)
 
     @property
     def norm(self) -> float:

@@ -18,7 +18,7 @@ from .launch import AmpState
 from .norm import total
 from .parameter import EMA, Parameter
 from .plan import Located, Plan
-from .sparse import Clip, Rows, check_rule
+from .sparse import Clip, Rows, check_rowwise, check_rule
 from .stages import Stages
 
 
@@ -54,6 +54,8 @@ class Stepper:
         stages: Stages,
         counts_groups: bool = True,
     ) -> None:
+        for parameter in parameters:
+            check_rowwise(parameter, family)
         self.family, self.plan, self.stages = family, Plan(parameters), stages
         self.rows: dict[int, Any] = {}  # of the sparse gradients in the step under way
         self.clock = clock_of(self.plan)(self.plan, groups, family.choose, guard, stages, counts_groups)
@@ -151,7 +153,8 @@ class Stepper:
 
     def rows_of(self, parameter: Any, rule: Rule, gradient: Any, clip: Clip) -> Any:
         """Return the rows of a parameter that a sparse gradient has."""
-        check_rule(parameter, self.family, rule, "a dense one", "SGD or Adagrad")
+        if not gradient.dense:
+            check_rule(parameter, self.family, rule, "a dense one", "SGD or Adagrad")
         return Rows(parameter, rule, gradient, clip, self.stages.averages)
 
     def memory(self) -> dict[str, int]:
@@ -163,7 +166,8 @@ class Stepper:
             dtypes = [parameter.state_dtype(name) for name in (*self.clock.choose(entries).states, *averaged)]
             found["parameters"] += array.nbytes
             found["gradients"] += parameter.gradient_bytes
-            found["states"] += array.size * sum(STORED[dtype].itemsize for dtype in dtypes)
+            numbers = len(array) if parameter.rowwise else array.size
+            found["states"] += numbers * sum(STORED[dtype].itemsize for dtype in dtypes)
             found["scales"] += 4 * blocks(array.size) * sum(dtype in CODES for dtype in dtypes)
             found["masters"] += array.size * np.dtype(parameter.master or "V0").itemsize
         return found

@@ -77,6 +77,11 @@ class CupyParameter(ArrayParameter):
         new = self._filled(self.layout.stored_shape(self.array), value, dtype)
         return seen(self.layout.turned_back(new), dtype)
 
+    def new_numbers(self, value: float) -> Array:
+        """Allocate a state that has one number for each row."""
+        real = DTYPES[self.dtype].real_name
+        return seen(self._filled(self.rows_shape, value, real), real)
+
     def new_scales(self, value: float) -> Array:
         """Allocate the scales of a state's blocks."""
         return seen(self._filled((blocks(self.array.size),), value, "float32"), "float32")
@@ -87,7 +92,7 @@ class CupyParameter(ArrayParameter):
         with cupy.cuda.Device(self.device.index):
             return cupy.zeros(shape, kind) if value == 0 else cupy.full(shape, value, kind)
 
-    def checked_state(self, what: str, given: Any) -> Any:
+    def checked_state(self, name: str, what: str, given: Any) -> Any:
         """Check that an array from a state dict, on a GPU or of NumPy, can be a state of this parameter."""
         found, real = getattr(given, "dtype", None), DTYPES[self.dtype].real_name
         if found is None or found.name not in {*STATE_DTYPES, real} & {*DTYPES}:
@@ -106,7 +111,7 @@ class CupyParameter(ArrayParameter):
         if name == MASTER:
             source = remainder_as(owner_of(state).dtype, self.checked_like(what, self.to_host(given)))
         else:
-            source = self.checked_state(what, given)
+            source = self.checked_state(name, what, given)
         with self.device.cupy.cuda.Device(self.device.index):
             owner_of(state)[...] = self.device.cupy.asarray(source)
         return state

@@ -46,7 +46,7 @@ class NumpyParameter(ArrayParameter):
     @property
     def expected(self) -> Array | None:
         """The array that a gradient usually equals in type, dtype, shape and strides."""
-        if not self.layout.forwards or self.gradient == "bfloat16":
+        if self.rowwise or not self.layout.forwards or self.gradient == "bfloat16":
             return None
         return self.array if self.gradient == self.dtype else self.layout.allocate(self.array, self.gradient)
 
@@ -85,6 +85,15 @@ class NumpyParameter(ArrayParameter):
             shown_as(dtype, state)[...] = value
         return state
 
+    def new_numbers(self, value: float) -> Array:
+        """Allocate a state that has one number for each row."""
+        return np.full(self.rows_shape, value, self.real)
+
+    @property
+    def has_plain_rows(self) -> bool:
+        """Whether its rows lie one after the other in the CPU's memory, where a step can update some of them."""
+        return self.layout.plain
+
     def new_scales(self, value: float) -> Array:
         """Allocate the scales of a state's blocks."""
         return np.full(blocks(self.array.size), value, np.float32)
@@ -93,19 +102,19 @@ class NumpyParameter(ArrayParameter):
         """Return the states as a user sees them: those of bfloat16 are arrays of ml_dtypes over the same memory."""
         return {name: shown_as(self.state_dtype(name), state) for name, state in self.states.items()}
 
-    def checked_state(self, what: str, given: Any) -> Array:
+    def checked_state(self, name: str, what: str, given: Any) -> Array:
         """Check that an array from a state dict can be a state of this parameter."""
-        return check_state(what, given, self.real, self.shape)
+        return check_state(what, given, self.real, self.rows_shape if self.is_of_rows(name) else self.shape)
 
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""
         dtype = self.state_dtype(name)
-        state = self.new_state(0.0, dtype)
+        state = self.new_numbers(0.0) if self.is_of_rows(name) else self.new_state(0.0, dtype)
         if name == MASTER:
             found = check_type(what, given)
             source = remainder_as(state.dtype, check_like(what, found, "its parameter", found.dtype, self.shape))
         else:
-            source = self.checked_state(what, given)
+            source = self.checked_state(name, what, given)
         shown_as(dtype, state)[...] = source
         return state
 
@@ -129,12 +138,16 @@ class NumpyParameter(ArrayParameter):
 
     def checked_rows(self, what: str, given: SparseRows) -> Given:
         """Check a sparse gradient."""
-        if not self.layout.plain:
+        if not self.has_plain_rows:
             raise ValueError(
                 f"{what} is sparse, and the rows of the parameter do not lie one after the other in memory: make the "
                 "parameter once with np.ascontiguousarray, and train that"
             )
         return given_rows(what, given, "its parameter", self.whole)
+
+    def all_rows(self, what: str, gradient: Array, dtype: str) -> Given:
+        """Take a dense gradient, which is checked, as all rows of its parameter."""
+        return Given.all_of(what, shown_as(dtype, gradient))
 
     def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
         """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""

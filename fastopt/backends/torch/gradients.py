@@ -55,6 +55,9 @@ class Gradients(StepGradients):
         if gradient.shape != parameter.tensor.shape:
             shapes = f"shape {tuple(gradient.shape)}, its parameter {tuple(parameter.tensor.shape)}"
             raise ValueError(f"{what} has {shapes}: they are paired by index and must agree")
+        if parameter.rowwise:
+            self.sparse[i] = gradient
+            return None
         self.held[i] = gradient
         self.note_dtype(i, parameter, UPDATED[gradient.dtype].name)
         return array_of(gradient)
@@ -103,7 +106,7 @@ def readable_gradient(parameter: TorchParameter) -> Shape | None:
     """
     tensor = parameter.tensor
     plain = any(stride % 2 for stride in tensor.stride()) and not tensor.is_complex() and not parameter.has_gaps
-    if not plain:
+    if parameter.rowwise or not plain:
         return None
     _, _, lengths, strides, device = shape_of(tensor)
     return parameter.gradient, DTYPES[parameter.gradient].itemsize, lengths, strides, device

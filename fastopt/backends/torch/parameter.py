@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ...checks import Count
-from ...kernels.dtypes import CODES
+from ...kernels.dtypes import CODES, DTYPES
 from ...kernels.reader import Array
 from ...options import ADDED_DEFAULTS
 from ...rules import CARRIED, Family, Rule
@@ -114,6 +114,17 @@ class TorchParameter(Parameter):
     def is_complex(self) -> bool:
         """Whether it consists of pairs of reals."""
         return self.tensor.is_complex()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's shape, that of the whole one if it is distributed."""
+        return tuple(self.given.shape)
+
+    @property
+    def has_plain_rows(self) -> bool:
+        """Whether its rows lie one after the other in the CPU's memory, which is the tensor's own."""
+        own = not (self.device.on_gpu or self.has_gaps or self.is_complex or is_distributed(self.given))
+        return own and self.tensor.is_contiguous()
 
     @property
     def has_gaps(self) -> bool:
@@ -220,19 +231,23 @@ class TorchParameter(Parameter):
             If it cannot be this parameter's.
         """
         what = f"the {name} of {self}"
-        fits, here = self._fits(what, value), local(value)
+        fits, here = self._fits(what, value, self.is_of_rows(name)), local(value)
         if here.is_complex() != self.tensor.is_complex() or not (here.is_complex() or here.is_floating_point()):
             raise TypeError(f"{what} has dtype {here.dtype}, which {self.tensor.dtype} has no use for")
         if here.dtype is self.torch_dtype(name) and fits and not copy and not (here.is_conj() or here.is_neg()):
             return value
-        fitted = self.new_state(0.0, self.float_dtype(name))
+        fitted = self.new_numbers(0.0) if self.is_of_rows(name) else self.new_state(0.0, self.float_dtype(name))
         with torch.no_grad():
             fitted.copy_(value)
         return fitted
 
-    def _fits(self, what: str, value: Any) -> bool:
+    def _fits(self, what: str, value: Any, of_rows: bool = False) -> bool:
         """Say whether a state lies as its parameter does; raise if it has another shape, or no memory."""
         here = check_memory(what, value)
+        if of_rows:
+            if value.shape != self.rows_shape:
+                raise ValueError(f"{what} has shape {tuple(value.shape)}, and needs {self.rows_shape} to be rowwise")
+            return here.is_contiguous()
         if value.shape != self.given.shape or here.shape != self.tensor.shape:
             raise ValueError(f"{what} has shape {tuple(value.shape)}, its parameter {tuple(self.given.shape)}")
         array = array_of(here)
@@ -275,6 +290,12 @@ class TorchParameter(Parameter):
         """Return the dtype of a state's numbers, before they are encoded in 8 bits, if they are."""
         dtype = self.state_dtype(name)
         return "float32" if dtype in CODES else dtype
+
+    def new_numbers(self, value: float) -> Any:
+        """Allocate a state that has one number for each row."""
+        real = getattr(torch, DTYPES[self.dtype].real_name)
+        with torch.inference_mode(False):
+            return torch.full(self.rows_shape, value, dtype=real, device=self.tensor.device)
 
     def new_scales(self, value: float) -> Any:
         """Allocate the scales of a state's blocks, those of the local part."""

@@ -37,26 +37,35 @@ class TensorRows(Rows):
 
     parameter: TorchParameter
 
-    @staticmethod
-    def fits(parameter: TorchParameter) -> bool:
-        """Say whether a parameter's rows lie one after the other in memory that is the tensor's own."""
-        tensor = parameter.tensor
-        return not (parameter.device.on_gpu or parameter.has_gaps or tensor.is_complex()) and tensor.is_contiguous()
-
     def __init__(self, parameter: TorchParameter, rule: Rule, gradient: Tensor, clip: Clip, averages: bool) -> None:
-        axes, values = gradient._indices(), gradient._values().resolve_neg()
-        lengths = gradient.shape[: len(axes)]
-        rows = axes[0] if len(axes) == 1 else numbered(axes, lengths)
-        if values.dtype not in (torch.float32, torch.float64):
-            values = values.float()
-        given = Given.of(f"the gradient of {parameter}", rows.numpy(), values.numpy())
-        given.check_below(math.prod(lengths))
+        what = f"the gradient of {parameter}"
+        given = all_rows(what, gradient) if gradient.layout is torch.strided else some_rows(what, gradient)
         super().__init__(parameter, rule, given, clip, averages)
 
     def update(self, row: Row, count: int) -> None:
         """Update the rows by a hyper row, after so many steps, and tell autograd."""
         increment_version(self.parameter.written())
         super().update(row, count)
+
+
+def some_rows(what: str, gradient: Tensor) -> Given:
+    """Take the rows of a sparse gradient."""
+    axes, values = gradient._indices(), gradient._values().resolve_neg()
+    lengths = gradient.shape[: len(axes)]
+    rows = axes[0] if len(axes) == 1 else numbered(axes, lengths)
+    given = Given.of(what, rows.numpy(), real(values).numpy())
+    given.check_below(math.prod(lengths))
+    return given
+
+
+def all_rows(what: str, gradient: Tensor) -> Given:
+    """Take a dense gradient as all rows of its parameter."""
+    return Given.all_of(what, real(gradient).numpy())
+
+
+def real(values: Tensor) -> Tensor:
+    """Return values as float32 or float64."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def numbered(axes: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -277,8 +277,9 @@ class TorchStepper(Stepper):
 
     def rows_of(self, parameter: TorchParameter, rule: Rule, gradient: Tensor, clip: Clip) -> TensorRows | CopiedRows:
         """Return the rows of a parameter that a sparse gradient has."""
-        check_rule(parameter, self.family, rule, ".to_dense() of it", "Adagrad or SparseAdam")
-        kind = TensorRows if TensorRows.fits(parameter) else CopiedRows
+        if gradient.layout is not torch.strided:
+            check_rule(parameter, self.family, rule, ".to_dense() of it", "Adagrad or SparseAdam")
+        kind = TensorRows if parameter.has_plain_rows else CopiedRows
         return kind(parameter, rule, gradient, clip, self.stages.averages)
 
     def sum_squares(self, power: float) -> float:
