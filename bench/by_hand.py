@@ -65,5 +65,28 @@ def adam_rows(p: Any, rows: Any, g: Any, m: Any, v: Any, beta1: Any, beta2: Any,
         adam(p[rows[k]], g[k], m[rows[k]], v[rows[k]], beta1, beta2, rate, eps)
 
 
-ROWS = {"sgd": sgd_rows, "adagrad": adagrad_rows, "adam": adam_rows}
+@njit
+def rowwise_rows(p: Any, rows: Any, g: Any, s: Any, lr: Any, eps: Any) -> None:
+    """Update rows of a table by AdaGrad with one accumulator for each."""
+    for k in range(rows.size):
+        row, total = rows[k], np.float32(0)
+        for i in range(p.shape[1]):
+            total += g[k, i] * g[k, i]
+        s[row, 0] += total / np.float32(p.shape[1])
+        rate = lr / (np.sqrt(s[row, 0]) + eps)
+        for i in range(p.shape[1]):
+            p[row, i] -= rate * g[k, i]
+
+
+@njit
+def touch_rows(arrays: Any, rows: Any, g: Any, zero: Any) -> None:
+    """Read gradients, and read and write rows of several arrays: the bytes of an update without its arithmetic."""
+    for k in range(rows.size):
+        row = rows[k]
+        for array in arrays:
+            for i in range(g.shape[1]):
+                array[row, i] += zero * g[k, i]
+
+
+ROWS = {"sgd": sgd_rows, "adagrad": adagrad_rows, "rowwise": rowwise_rows, "adam": adam_rows}
 LOOPS = {"momentum": momentum, "nesterov": nesterov, "adagrad": adagrad, "adam": adam}

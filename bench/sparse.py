@@ -19,7 +19,7 @@ from . import by_hand
 from .contenders import BY_HAND, FASTOPT, FASTOPT_TORCH, HAS_TORCH, NUMPY, Step
 from .measure import Pace, one_by_one, settled
 from .rounds import comparisons
-from .sparse_report import TORCH, Sparse
+from .sparse_report import BYTES, TORCH, Sparse
 
 TABLES = ((10_000, 64), (100_000, 16), (100_000, 64), (1_000_000, 64))  # rows and width
 TOUCHED = 4096
@@ -30,12 +30,13 @@ SHARE = 0.25  # of an optimizer workload's time
 
 Array = npt.NDArray[Any]
 
-RULES: dict[str, tuple[str, str, dict[str, Any]]] = {  # the class over arrays, that for torch, and options of the first
-    "sgd": ("SGD", "SGD", {}),
-    "adagrad": ("Adagrad", "Adagrad", {}),
-    "adam": ("Adam", "SparseAdam", {"lazy_update": True}),
+RULES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # the class over arrays and that for torch
+    "sgd": ("SGD", "SGD", {}, {}),
+    "adagrad": ("Adagrad", "Adagrad", {}, {}),
+    "rowwise": ("Adagrad", "Adagrad", {"rowwise": True}, {"rowwise": True}),
+    "adam": ("Adam", "SparseAdam", {"lazy_update": True}, {}),
 }
-STATES = {"sgd": 0, "adagrad": 1, "adam": 2}
+STATES = {"sgd": 0, "adagrad": 1, "rowwise": 1, "adam": 2}
 
 
 @dataclass
@@ -76,7 +77,8 @@ def summed(indices: Array, values: Array) -> tuple[Array, Array]:
 
 def zeros(table: Table, rule: str) -> list[Array]:
     """Allocate the states of a rule; their memory is touched."""
-    return [np.full_like(table.param, 0) for _ in range(STATES[rule])]
+    like = table.param[:, :1] if rule == "rowwise" else table.param
+    return [np.full_like(like, 0) for _ in range(STATES[rule])]
 
 
 def corrected(step: int) -> tuple[np.float32, np.float32]:
@@ -100,6 +102,12 @@ def numpy_step(table: Table, rule: str) -> Step:
         s[rows] = new
         p[rows] -= lr * g / (np.sqrt(new) + eps)
 
+    def rowwise(rows: Array, g: Array) -> None:
+        (s,) = states
+        new = s[rows] + (g * g).mean(axis=1, keepdims=True)
+        s[rows] = new
+        p[rows] -= lr * g / (np.sqrt(new) + eps)
+
     def adam(rows: Array, g: Array) -> None:
         m, v = states
         rate, floor = corrected(next(count))
@@ -108,7 +116,7 @@ def numpy_step(table: Table, rule: str) -> Step:
         m[rows], v[rows] = first, second
         p[rows] -= rate * first / (np.sqrt(second) + floor)
 
-    update = {"sgd": sgd, "adagrad": adagrad, "adam": adam}[rule]
+    update = {"sgd": sgd, "adagrad": adagrad, "rowwise": rowwise, "adam": adam}[rule]
     return lambda: update(*summed(next(draws), table.values))
 
 
@@ -117,7 +125,8 @@ def by_hand_step(table: Table, rule: str) -> Step:
     p, states = table.param, zeros(table, rule)
     draws = itertools.cycle([summed(indices, table.values) for indices in table.indices])
     count = itertools.count(1)
-    fixed = {"sgd": (np.float32(LR),), "adagrad": (np.float32(LR), np.float32(EPS))}.get(rule)
+    of_adagrad = np.float32(LR), np.float32(EPS)
+    fixed = {"sgd": (np.float32(LR),), "adagrad": of_adagrad, "rowwise": of_adagrad}.get(rule)
     loop = by_hand.ROWS[rule]
 
     def step() -> None:
@@ -127,9 +136,16 @@ def by_hand_step(table: Table, rule: str) -> Step:
     return step
 
 
+def touching_step(table: Table, rule: str) -> Step:
+    """Make a compiled loop that reads and writes what the one by hand does, and computes nothing."""
+    arrays = (table.param, *(state for state in zeros(table, rule) if state.shape == table.param.shape))
+    draws = itertools.cycle([summed(indices, table.values) for indices in table.indices])
+    return lambda: by_hand.touch_rows(arrays, *next(draws), np.float32(0))
+
+
 def fastopt_step(table: Table, rule: str) -> Step:
     """Make fastopt's step over an array."""
-    name, _, options = RULES[rule]
+    name, _, options, _ = RULES[rule]
     opt = getattr(fastopt, name)(table.param, lr=LR, **options)
     draws = itertools.cycle(table.indices)
     return lambda: opt.step(fastopt.SparseRows(next(draws), table.values))
@@ -141,9 +157,10 @@ def torch_step(table: Table, rule: str, name: str) -> Step:
 
     import fastopt.torch
 
-    _, made, _ = RULES[rule]
+    _, made, _, own = RULES[rule]
     param = torch.nn.Parameter(torch.from_numpy(table.param))
-    opt = getattr(fastopt.torch if name == FASTOPT_TORCH else torch.optim, made)([param], lr=LR)
+    ours = name == FASTOPT_TORCH
+    opt = getattr(fastopt.torch if ours else torch.optim, made)([param], lr=LR, **(own if ours else {}))
     values = torch.from_numpy(table.values)
     gradients = [
         torch.sparse_coo_tensor(torch.from_numpy(indices)[None], values, param.shape, check_invariants=False)
@@ -173,7 +190,8 @@ def of_tables(tables: Sequence[tuple[int, int]], pace: Pace) -> list[Sparse]:
 def compared(rows: int, width: int, rule: str, pace: Pace) -> Iterator[Sparse]:
     """Compare the contenders on one table by one rule; their states are gone afterwards."""
     table = Table.draw(rows, width)
-    steps = {name: make(table, rule) for name, make in CONTENDERS.items()}
+    steps = {name: make(table, rule) for name, make in CONTENDERS.items() if (name, rule) != (TORCH, "rowwise")}
+    steps[BYTES] = touching_step(table, rule)
     for step in steps.values():
         for _ in range(DRAWS):  # until all rows have been touched
             step()

@@ -8,16 +8,18 @@ from .contenders import BY_HAND, FASTOPT, FASTOPT_TORCH, NUMPY
 from .rounds import Comparison
 from .text import Lines, arranged, columns, duration, markdown_table, ratios
 
-TORCH = "torch"
-OTHERS = (NUMPY, BY_HAND)
+TORCH, BYTES = "torch", "rows alone"
+OTHERS = (NUMPY, BY_HAND, BYTES)
 OPTIONAL = (FASTOPT_TORCH, TORCH)
 TITLE = "Steps with sparse gradients, and how many times as long others take"
 ABOUT = (
     "Sparse gradients: 4,096 rows of a table, drawn from a Zipf law, some of them more than once, other ones in each "
     f"step. The time of a step of {FASTOPT} with SparseRows, and how many times as long others take: users of NumPy, "
     "who add up duplicates and index the table by what is left; a compiled loop over the rows that are left, "
-    f"which is told them, on one thread; {FASTOPT_TORCH} and torch with gradients as nn.Embedding makes them. By Adam, "
-    "rows are updated lazily, as torch's SparseAdam does."
+    f"which is told them, on one thread; {BYTES}, the same loop without arithmetic, which reads the gradients, and "
+    "reads and writes rows and states: what the memory allows one thread. Then "
+    f"{FASTOPT_TORCH} and torch, with gradients as nn.Embedding makes them. By Adam, rows are updated lazily, as "
+    "torch's SparseAdam does; torch has no row-wise AdaGrad."
 )
 NAMES = 2  # columns that are no numbers
 

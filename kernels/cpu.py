@@ -1216,6 +1216,8 @@ def make_kernel(name, dtype, stages=(), states=(), gradient="", master="", round
                 fetch(owner.param + coming.offset * stored_size, coming.length * stored_size)
                 fetch(owner.grad + coming.grad_offset * grad_size, coming.length * grad_size)
                 each(fetch_state, places, (owner.states, coming.offset, coming.length))
+                if rowwise and coming.length:
+                    fetch(owner.states[0] + coming.offset // coming.length * real_size, real_size)
             chunk = chunks[c]
             tensor = carray(pointer(job.tensors), chunk.tensor + 1, TENSOR)[chunk.tensor]
             runs, length, step = 1, chunk.length, 0
