@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from . import torch as torch
     from .embed import get_include
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported on first use. For `embed`, cffi parses a header, which takes half as long as all other imports; `lab` and
 # `torch` need packages that not everybody has, so `from fastopt import *` does not import them.

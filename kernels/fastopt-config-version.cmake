@@ -1,5 +1,5 @@
 # For find_package(fastopt 0.1), or a range: this version also serves requests for an older one.
-set(PACKAGE_VERSION "0.1.0")
+set(PACKAGE_VERSION "0.2.0")
 set(PACKAGE_VERSION_COMPATIBLE TRUE)
 if(PACKAGE_VERSION VERSION_LESS PACKAGE_FIND_VERSION)
   set(PACKAGE_VERSION_COMPATIBLE FALSE)

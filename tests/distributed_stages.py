@@ -256,6 +256,25 @@ def norm_with_sparse_gradients():
             assert math.isclose(float(norm), 10.0, rel_tol=1e-6)  # 4 * 9 and 2 * 32
 
 
+@check(["elements", "rows"], ["whole", "clipped"])
+def tables_of_embeddings(accumulators, norm):
+    """The sparse gradients of all ranks, as DDP brings them together, are that of the whole batch."""
+    nets = [nn.Embedding(50, 8, sparse=True) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    nets[0] = DistributedDataParallel(nets[0])  # which takes the first rank's numbers
+    dist.broadcast(nets[1].weight.data, 0)
+    options = {"lr": 0.1, "max_grad_norm": 0.5 if norm == "clipped" else None, "rowwise": accumulators == "rows"}
+    ours, whole = (fastopt.torch.Adagrad(net.parameters(), **options) for net in nets)
+    for step in range(3):
+        words = torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(step))
+        for net, opt, given in ((nets[0], ours, words[dist.get_rank()]), (nets[1], whole, words)):
+            opt.zero_grad()
+            (net(given).square().sum() / (1 if net is nets[0] else 2)).backward()
+            opt.step()
+    assert nets[0].module.weight.grad.is_sparse
+    assert_close(nets[0].module.weight.detach().numpy(), nets[1].weight.detach().double().numpy(), TORCH)
+
+
 @check()
 def norm_of_gradients_placed_otherwise():
     """Refused, as by the step."""

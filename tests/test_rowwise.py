@@ -117,6 +117,22 @@ def test_a_recommender_as_it_is_written_in_torch(weight_decay):
     assert_close(bags.weight.detach().numpy(), twin.weight.detach().double().numpy(), 2 * TRAJECTORY)
 
 
+def test_a_step_in_backward():
+    """Each table has its gradient when backward comes to it, and no longer."""
+    table = torch.nn.Embedding(9, 4, sparse=True)
+    twin = copy.deepcopy(table)
+    handle = fastopt.torch.step_in_backward(table, fastopt.torch.Adagrad, lr=0.1, rowwise=True)
+    optimizer = fastopt.torch.Adagrad(twin.parameters(), lr=0.1, rowwise=True)
+    for words in ([3, 5, 3], [8], [0, 3]):
+        table(torch.tensor(words)).square().sum().backward()
+        assert table.weight.grad is None
+        optimizer.zero_grad()
+        twin(torch.tensor(words)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(table.weight, twin.weight)
+    handle.remove()
+
+
 def test_of_one_axis_each_element_is_a_row():
     """It is AdaGrad as ever, and so beside a table."""
     given = {"table": drawn((6, 4), 0), "w": drawn(5, 1)}
