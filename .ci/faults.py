@@ -1182,10 +1182,26 @@ TORCH = (
     Mutant(
         "a gradient may overlap a parameter",
         "fastopt/backends/gradients.py",
-        "if (other := extents.overlapping(array)) is not None:",
-        "if (other := extents.overlapping(array)) is not None and False:",
+        "if array is not None and (other := extents.overlapping(array)) is not None:",
+        "if array is not None and (other := extents.overlapping(array)) is not None and False:",
         ("tests/test_torch_refusals.py",),
         only="gradients_in_memory",
+    ),
+    Mutant(
+        "a gradient that goes to rows may overlap its table",
+        "fastopt/backends/arrays.py",
+        "            return array\n        self.note_dtype(i",
+        "            return None\n        self.note_dtype(i",
+        ("tests/test_rowwise.py",),
+        only="overlap",
+    ),
+    Mutant(
+        "accumulators of rows are indexed by elements",
+        "fastopt/backends/torch/sparse.py",
+        "if parameter.rowwise and axes > 1:",
+        "if parameter.rowwise and axes > 3:",
+        ("tests/test_rowwise.py",),
+        only="other_axes",
     ),
     Mutant(
         "sparse gradients are kept",

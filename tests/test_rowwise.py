@@ -146,6 +146,10 @@ def test_of_one_axis_each_element_is_a_row():
     assert opt.state["w"]["sum"].shape == (5,)
     assert opt.state["table"]["sum"].shape == (6, 1)
     assert opt.memory()["states"] == 4 * (6 + 5)
+    averaged = fastopt.Adagrad(given, lr=0.1, rowwise=True, ema_decay=0.5)
+    averaged.step({"table": np.ones((6, 4), F32), "w": np.ones(5, F32)})
+    found = [array.nbytes for entry in averaged.state.values() for name, array in entry.items() if name != "step"]
+    assert averaged.memory()["states"] == sum(found)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +224,37 @@ def test_gradients_that_are_set_to_zero():
     assert not grads[1].any()
 
 
+@pytest.mark.parametrize("zero_grads", [False, True])
+def test_gradients_that_overlap_their_table(zero_grads):
+    """Refused, also where what is read is a copy."""
+    param = drawn((6, 4), 0)
+    before = param.copy()
+    opt = fastopt.Adagrad(param, lr=0.1, rowwise=True)
+    with pytest.raises(ValueError, match="overlaps parameter 0 in memory"):
+        opt.step(param[::-1], zero_grads=zero_grads)
+    assert param.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("axes", [0, 2])
+def test_gradients_that_are_sparse_along_other_axes(axes):
+    """Accumulators are those of rows; the advice works."""
+    table, twin = (Parameter(torch.ones(3, 4)) for _ in range(2))
+    opt = fastopt.torch.Adagrad([table], lr=0.1, rowwise=True)
+    other = fastopt.torch.Adagrad([twin], lr=0.1, rowwise=True)
+    g = torch.arange(12.0).reshape(3, 4)
+    indices = torch.zeros((0, 1), dtype=torch.int64)
+    table.grad = g.to_sparse(2) if axes else torch.sparse_coo_tensor(indices, g[None], g.shape, check_invariants=True)
+    with pytest.raises(ValueError, match=r"the gradient of parameter 0 is sparse along .* assign \.to_dense\(\)"):
+        opt.step()
+    assert (table == 1).all()
+    assert not opt.state[table]["sum"].any()
+    table.grad = table.grad.to_dense().to_sparse(1)
+    twin.grad = g
+    opt.step()
+    other.step()
+    assert torch.equal(table, twin)
+
+
 def test_gradients_in_another_order():
     param = drawn((5, 7), 0)
     oracle = Oracle(param)
@@ -254,7 +289,7 @@ def test_a_checkpoint_goes_on():
     with pytest.raises(ValueError, match=re.escape("has shape (5, 1)")):
         plain.load_state_dict(saved)
     plain.step([drawn((5, 7), 1)])
-    with pytest.raises(ValueError, match=re.escape("has shape (5, 7)")):
+    with pytest.raises(ValueError, match=re.escape("has shape (5, 7), and needs (5, 1) to be rowwise")):
         other.load_state_dict(plain.state_dict())
     whole = fastopt.torch.Adagrad([tensor], lr=0.1)
     with pytest.raises(ValueError, match=re.escape("has shape (5, 7), and needs (5, 1)")):
@@ -300,8 +335,10 @@ def test_what_is_refused():
     opt = fastopt.Adagrad([drawn((5, 7), 0)], lr=0.1, rowwise=True)
     with pytest.raises(TypeError, match="the gradient of parameter 0 is updated by rows, and cannot be bound"):
         opt.bind([drawn((5, 7), 1)])
-    with pytest.raises(ValueError, match="rowwise of group 0 is fixed"):
+    with pytest.raises(ValueError, match=r"rowwise of group 0 is fixed.*rowwise=False, whose accumulators begin anew"):
         opt.param_groups[0]["rowwise"] = False
+    with pytest.raises(ValueError, match="leave state_dtype out of the group"):
+        fastopt.Adagrad([drawn((5, 7), 0)], rowwise=True, state_dtype="bfloat16")
     before = opt.state_dict()
     with pytest.raises(ValueError, match="shape"):
         opt.step([drawn((5, 8), 1)])

@@ -377,6 +377,16 @@ def test_rows_are_sorted_and_their_places_stay_in_order(indices, bits):
     assert keys.tolist() == ((rows[order] << place) | order).tolist()
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_indices_in_a_matrix():
+    """Which keeps two axes whatever one does."""
+    ours, theirs = table(), table()
+    values = drawn(0, (2, 3)).values
+    fastopt.Adagrad(ours, lr=0.1).step(SparseRows(np.matrix([[1, 2, 3], [3, 2, 0]]), values))
+    fastopt.Adagrad(theirs, lr=0.1).step(SparseRows(np.array([[1, 2, 3], [3, 2, 0]]), values))
+    assert bits(ours) == bits(theirs)
+
+
 def test_no_memory_for_the_rows(monkeypatch):
     """The step changes nothing then, and the next one does."""
     from fastopt.step.sparse import Given

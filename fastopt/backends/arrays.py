@@ -228,7 +228,7 @@ class Gradients(StepGradients):
         self.held[i], array, dtype = parameter.checked_gradient(what, self.held[i])
         if parameter.rowwise:
             self.sparse[i] = parameter.all_rows(what, array, dtype)
-            return None
+            return array
         self.note_dtype(i, parameter, dtype)
         return array
 

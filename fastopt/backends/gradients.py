@@ -60,11 +60,11 @@ class StepGradients(ABC):
             parameter = parameters[i]
             what = f"the gradient of {parameter}"
             array = self.checked(i, what, parameter)
-            if array is None:
+            if array is not None and (other := extents.overlapping(array)) is not None:
+                raise ValueError(f"{what} overlaps {other} in memory: {self.advice}")
+            if array is None or parameter.rowwise:
                 self.addresses[i] = 0
                 continue
-            if (other := extents.overlapping(array)) is not None:
-                raise ValueError(f"{what} overlaps {other} in memory: {self.advice}")
             self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
             if strides is not None and parameter.has_codes:
                 self.addresses[i] = address(parameter.layout.in_storage_order(self.in_order(i, parameter)))

@@ -66,12 +66,11 @@ class GroupOptions:
         checked = check(name, value)
         is_in_use = self.fetch is not None
         if is_in_use and name in FIXED_OPTIONS and checked != self.entries.get(name, ADDED_DEFAULTS[name]):
-            instead = (
-                "random bits go on from it: change it in the 'param_groups' of a state_dict(), and load that"
-                if name == "seed"
-                else f"numbers lie in memory as it says: make another optimizer with {name}={value!r:.80}, and load "
-                "this one's state_dict() there"
-            )
+            made = f"numbers lie in memory as it says: make another optimizer with {name}={value!r:.80}"
+            instead = {
+                "seed": "random bits go on from it: change it in the 'param_groups' of a state_dict(), and load that",
+                "rowwise": f"{made}, whose accumulators begin anew",
+            }.get(name, f"{made}, and load this one's state_dict() there")
             raise ValueError(f"{name} of group {self.index} is fixed, since {instead}")
         return checked
 

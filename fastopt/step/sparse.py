@@ -42,6 +42,8 @@ class Given(NamedTuple):
     def all_of(cls, what: str, gradient: Array) -> Given:
         """Take all rows of a dense gradient; 16 bits become float32."""
         n = len(gradient)
+        if n - 1 > LARGEST_KEY >> bits_of(n):
+            raise ValueError(f"{what} has {n} rows, more than {LARGEST_KEY >> bits_of(n)}: pass parts of the table")
         places = np.arange(n)
         lines = in_order(as_reals(what, gradient)).reshape(n, -1 if n else 0)
         return cls(what, (places << bits_of(n)) | places, lines, n, dense=True)
@@ -53,7 +55,7 @@ class Given(NamedTuple):
 
         n = indices.size
         lines = in_order(as_reals(what, values)).reshape(n, -1 if n else 0)
-        flat = in_order(indices if indices.dtype == np.int64 else indices.astype(np.int64)).reshape(-1)
+        flat = in_order(np.asarray(indices, np.int64)).reshape(-1)
         keys, bits = np.empty(n, np.int64), bits_of(n)
         largest = LARGEST_KEY >> bits
         lowest, highest = orderer()(flat, bits, largest, keys, np.empty_like(keys))
@@ -84,7 +86,8 @@ class Given(NamedTuple):
 
         n = self.keys.size
         chunks = np.empty(n, CHUNK)
-        sums = np.empty((n if copies else n // 2, self.width), self.values.dtype)
+        most = n if copies else 0 if self.dense else n // 2
+        sums = np.empty((most, self.width), self.values.dtype)
         count, summed = cutter(REALS[self.values.dtype])(self.keys, self.bits, self.values, sums, chunks, copies)
         return chunks[:count], sums[:summed]
 
@@ -96,8 +99,13 @@ class Given(NamedTuple):
             np.clip(found.values, -limit, limit, out=found.values)
         return found
 
+    @property
+    def summed(self) -> Array:
+        """The values of each row once, added up."""
+        return self.values if self.dense else self.cut(copies=True)[1]
+
     def coalesced(self) -> Given:
-        """Return each row once."""
+        """Return each row once, with values of its own."""
         _, sums = self.cut(copies=True)
         rows = self.rows
         return self._replace(keys=(rows << bits_of(rows.size)) | np.arange(rows.size), values=sums)
@@ -105,7 +113,10 @@ class Given(NamedTuple):
     @property
     def rows(self) -> npt.NDArray[np.int64]:
         """Each row once, in order."""
-        return np.unique(self.keys >> self.bits)
+        rows = self.keys >> self.bits
+        new = np.ones(rows.size, bool)
+        np.not_equal(rows[1:], rows[:-1], out=new[1:])  # `np.unique` does not know that they are sorted
+        return rows[new]
 
 
 def as_reals(what: str, values: Array) -> Array:
@@ -119,6 +130,7 @@ def as_reals(what: str, values: Array) -> Array:
 
 def in_order(array: Array) -> Array:
     """Return an array, or a copy, whose elements lie in the order of its axes, and aligned."""
+    array = np.asarray(array)  # matrices would keep two axes
     flags = array.flags
     return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=("C", "A"))
 
@@ -172,6 +184,10 @@ def check_rowwise(parameter: Parameter, family: Family) -> None:
     if not any(rule.rowwise for rule in family.rules):
         raise ValueError(
             f"rowwise=True, of {parameter}, is for Adagrad alone: other rules have no numbers that a row can share"
+        )
+    if {*parameter.asked} - {"float32"}:
+        raise ValueError(
+            f"rowwise=True, of {parameter}, keeps its accumulators in float32: leave state_dtype out of the group"
         )
     if parameter.rowwise and not parameter.has_plain_rows:
         raise ValueError(
@@ -235,7 +251,7 @@ class Rows:
     @property
     def norm(self) -> float:
         """The norm of the gradient as it was given."""
-        values, cpu = self.given.coalesced().values, cast(Any, self.parameter.device)
+        values, cpu = self.given.summed, cast(Any, self.parameter.device)
         measured: Measured = cpu.norm([Piece.of(values.dtype.name, values)])
         return measured.norm
 

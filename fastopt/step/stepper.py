@@ -163,11 +163,12 @@ class Stepper:
         for parameter in self.plan.parameters:
             entries, array = parameter.group.entries, parameter.array
             averaged = [EMA] if entries.get("ema_decay") is not None else []
-            dtypes = [parameter.state_dtype(name) for name in (*self.clock.choose(entries).states, *averaged)]
+            names = (*self.clock.choose(entries).states, *averaged)
+            dtypes = [parameter.state_dtype(name) for name in names]
+            sizes = [len(array) if parameter.is_of_rows(name) else array.size for name in names]
             found["parameters"] += array.nbytes
             found["gradients"] += parameter.gradient_bytes
-            numbers = len(array) if parameter.rowwise else array.size
-            found["states"] += numbers * sum(STORED[dtype].itemsize for dtype in dtypes)
+            found["states"] += sum(size * STORED[dtype].itemsize for size, dtype in zip(sizes, dtypes, strict=True))
             found["scales"] += 4 * blocks(array.size) * sum(dtype in CODES for dtype in dtypes)
             found["masters"] += array.size * np.dtype(parameter.master or "V0").itemsize
         return found

@@ -104,7 +104,11 @@ class NumpyParameter(ArrayParameter):
 
     def checked_state(self, name: str, what: str, given: Any) -> Array:
         """Check that an array from a state dict can be a state of this parameter."""
-        return check_state(what, given, self.real, self.rows_shape if self.is_of_rows(name) else self.shape)
+        if not self.is_of_rows(name):
+            return check_state(what, given, self.real, self.shape)
+        if (shape := np.shape(given)) != self.rows_shape:
+            raise ValueError(f"{what} has shape {shape}, and needs {self.rows_shape} to be rowwise")
+        return check_state(what, given, self.real, self.rows_shape)
 
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, after checking that it fits this parameter."""

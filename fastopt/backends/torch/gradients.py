@@ -57,7 +57,7 @@ class Gradients(StepGradients):
             raise ValueError(f"{what} has {shapes}: they are paired by index and must agree")
         if parameter.rowwise:
             self.sparse[i] = gradient
-            return None
+            return array_of(gradient)
         self.held[i] = gradient
         self.note_dtype(i, parameter, UPDATED[gradient.dtype].name)
         return array_of(gradient)

@@ -29,6 +29,14 @@ def checked(what: str, gradient: Tensor, parameter: TorchParameter) -> Tensor:
         )
     if gradient.device != parameter.tensor.device:
         raise ValueError(f"{what} is on {gradient.device}, its parameter on {parameter.tensor.device}")
+    axes = gradient.sparse_dim()
+    if axes == 0:
+        raise ValueError(f"{what} is sparse along no axis: assign .to_dense() of it")
+    if parameter.rowwise and axes > 1:
+        raise ValueError(
+            f"{what} is sparse along {axes} axes, and its accumulators are for rows: assign .to_dense().to_sparse(1) "
+            "of it"
+        )
     return gradient.detach()
 
 
