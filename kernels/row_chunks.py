@@ -22,7 +22,7 @@ DIGIT = 11  # bits by which keys are sorted at once: counts of so many digits fi
 def make_order() -> Any:
     """Define the function that sorts rows, for ``njit``."""
 
-    def order(indices, bits, largest, keys, spare):  # type: ignore[no-untyped-def]
+    def order(indices, bits, largest, keys, spare):  # type: ignore[no-untyped-def]  # Numba has its types
         lowest, highest, swapped = 0, -1, False
         for place in range(indices.size):
             row = indices[place]  # read once: what is checked is what is used
@@ -57,7 +57,7 @@ def make_order() -> Any:
 def make(dtype: str) -> Any:
     """Define the function that cuts rows of a dtype, for ``njit``."""
 
-    def cut(keys, bits, values, sums, chunks, copies):  # type: ignore[no-untyped-def]
+    def cut(keys, bits, values, sums, chunks, copies):  # type: ignore[no-untyped-def]  # Numba has its types
         mask, width = (1 << bits) - 1, values.shape[1]
         count = summed = first = 0
         while first < keys.size:
@@ -87,7 +87,7 @@ def make(dtype: str) -> Any:
     return cut
 
 
-PAIR: Any = types.UniTuple(types.int64, 2)  # type: ignore[no-untyped-call]
+PAIR: Any = types.UniTuple(types.int64, 2)  # type: ignore[no-untyped-call]  # Numba's class has no annotations
 
 
 @functools.cache

@@ -377,7 +377,7 @@ def test_rows_are_sorted_and_their_places_stay_in_order(indices, bits):
     assert keys.tolist() == ((rows[order] << place) | order).tolist()
 
 
-@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.filterwarnings("ignore:the matrix subclass")  # NumPy advises against it, and people have them
 def test_indices_in_a_matrix():
     """Which keeps two axes whatever one does."""
     ours, theirs = table(), table()

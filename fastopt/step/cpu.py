@@ -150,7 +150,7 @@ class CpuLaunch(CpuTables, Launch):
 
     def write_hypers(self, hypers: npt.NDArray[np.float64]) -> None:
         """Point to the hyper rows, which may change in place."""
-        pointer = address(hypers)  # an interrupt would leave the old one, of what is gone
+        pointer = address(hypers)  # first: an interrupt between the two would leave the address of rows that are gone
         self.hypers, self.job["hypers"] = hypers, pointer
 
     def write_count(self, count: int) -> None:

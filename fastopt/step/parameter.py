@@ -151,7 +151,7 @@ class Parameter(ABC):
     @property
     def has_codes(self) -> bool:
         """Whether it may have states in 8 bits, whose blocks a gradient in another storage order would cut across."""
-        return "int8" in self.asked and self.is_as_asked and not self.rowwise
+        return "int8" in self.asked and self.is_as_asked
 
     @property
     def is_as_asked(self) -> bool:
