@@ -12,6 +12,7 @@ from halves import DIGITS, LEAST, borders, every_pattern, values
 from instructions import FUSED, OUTLINED, PACKED_PRODUCT, any_arithmetic
 from noise import neighbours, noise, numbers, stochastic
 from numba import njit
+from pairs import pairs, usually
 from rule_cases import HALVES, OPTIMIZERS
 
 import fastopt
@@ -162,8 +163,10 @@ def round_alike(array, dtype, *of):
         array[...] = values(stochastic(array.astype(np.float32), dtype, bits), dtype)
 
 
-REAL = ("float32", "float64")
-CASES = [(name, dtype, state) for name in RULES for dtype in (*REAL, *HALVES) for state in ("float32", *HALVES)]
+DTYPES_OF = {"dtype": ("float32", "float64", *HALVES), "state": ("float32", *HALVES)}
+# All rules round by the same conversion: dtypes of parameters and states all meet on two rules, with one and three
+# states; on the others each occurs.
+CASES = [(name, *dtypes) for name in RULES for dtypes in pairs(1 + (name in ("adagrad", "adamw_amsgrad")), **DTYPES_OF)]
 CASES = [(name, *dtypes) for name, *dtypes in CASES if not {*HALVES}.isdisjoint(dtypes[: 1 + bool(RULES[name].states)])]
 USUAL = [
     ("sgd", "bfloat16", "float32"),
@@ -172,7 +175,7 @@ USUAL = [
 
 each_case = pytest.mark.parametrize(
     ("name", "dtype", "state"),
-    [pytest.param(*case, marks=[] if case in USUAL else pytest.mark.exhaustive) for case in CASES],
+    usually(USUAL, CASES),
 )
 
 
