@@ -242,7 +242,7 @@ class Optimizer(Staged):
                 raise TypeError(f"the gradient of {parameter} is a NumPy scalar, which never changes: bind a 0-d array")
         with self._guard.mutex:
             gradients = Gradients(self._stepper.plan, self._parameters, mirrored)
-            for i in gradients.sparse:
+            for i in (*gradients.sparse, *gradients.there):
                 kind_of_rows = "updated by rows" if self._parameters[i].rowwise else "sparse"
                 raise TypeError(
                     f"the gradient of {self._parameters[i]} is {kind_of_rows}, and cannot be bound: pass it to step"

@@ -23,13 +23,20 @@ class SparseRows:
         Rows of the table, the first axis of an array with two axes or more; in any order, none of them negative.
     values : ndarray, shape ``(*indices.shape, *table.shape[1:])``
         Of the table's dtype, or of another that its gradients may have. Both are only read, and neither is copied.
+        Both are on the GPU of a table that is on one.
 
     Raises
     ------
     TypeError
-        If they are not arrays of NumPy of such dtypes.
+        If they are not arrays of such dtypes, both of NumPy or both of CuPy.
     ValueError
         If their shapes do not go together.
+
+    Notes
+    -----
+    On the CPU, a step with an index that is no row of the table raises ValueError, and changes nothing. On a GPU, where
+    looking would wait, such a step changes nothing and is not counted, and ValueError comes with a later step, or with
+    whatever waits for the GPU: states, counts, a state dict.
 
     See Also
     --------
@@ -48,13 +55,14 @@ class SparseRows:
         for name, array in (("indices", indices), ("values", values)):
             if isinstance(array, np.ma.MaskedArray):
                 raise TypeError(f"{name} are a masked array, whose mask a step would ignore: pass its .filled()")
-        if not isinstance(indices, np.ndarray) or indices.dtype not in INDICES:
-            raise TypeError(f"indices must be an array of NumPy of int32 or int64, not {described(indices)}")
-        if not isinstance(values, np.ndarray):
-            raise TypeError(
-                f"values must be an array of NumPy, not {described(values)}: a table on a GPU takes a dense gradient"
-            )
-        if values.ndim <= indices.ndim or values.shape[: indices.ndim] != indices.shape:
+            if not (isinstance(array, np.ndarray) or is_of_cupy(array)):
+                raise TypeError(f"{name} must be an array of NumPy or CuPy, not {described(array)}")
+        if indices.dtype not in INDICES:
+            raise TypeError(f"indices must be an array of int32 or int64, not {described(indices)}")
+        if isinstance(indices, np.ndarray) != isinstance(values, np.ndarray):
+            raise TypeError("one of indices and values is on a GPU and the other is not: pass both where the table is")
+        axes = len(indices.shape)
+        if len(values.shape) <= axes or values.shape[:axes] != indices.shape:
             raise ValueError(
                 f"values have shape {values.shape}, indices {indices.shape}: values must have the axes of indices, and "
                 "then those of a row, one at least"
@@ -81,7 +89,10 @@ class SparseRows:
             If it is not such an array.
         """
         if not isinstance(gradient, np.ndarray):
-            raise TypeError(f"the gradient must be an array of NumPy, not {described(gradient)}")
+            raise TypeError(
+                f"the gradient must be an array of NumPy, not {described(gradient)}: finding its rows on a GPU would "
+                "wait, so pass cupy.flatnonzero of what you know of them, and their values, to SparseRows"
+            )
         if gradient.ndim < 2:
             raise ValueError(f"the gradient has shape {gradient.shape}: a table has two axes or more")
         rows = np.flatnonzero((gradient != 0).any(axis=tuple(range(1, gradient.ndim))))
@@ -93,19 +104,26 @@ class SparseRows:
         Raises
         ------
         TypeError
-            If the values are of a dtype that no gradient has.
+            If the values are of a dtype that no gradient has, or on a GPU.
         ValueError
             If an index is negative.
         """
         from .step.sparse import Given  # numba is imported when it is first needed
 
+        if not isinstance(self.values, np.ndarray):
+            raise TypeError("these rows are on a GPU, where counting them would wait: a step adds them up itself")
         once = Given.of("the gradient", self.indices, self.values).coalesced()
         return SparseRows(once.rows, once.values.reshape(len(once.keys), *self.values.shape[self.indices.ndim :]))
 
     def __repr__(self) -> str:
         """Say how many rows there are, and of what."""
-        row = self.values.shape[self.indices.ndim :]
+        row = self.values.shape[len(self.indices.shape) :]
         return f"SparseRows({self.indices.size} rows of shape {row}, {self.values.dtype})"
+
+
+def is_of_cupy(value: Any) -> bool:
+    """Say whether something is an array on a GPU with dtypes of NumPy, as CuPy's are."""
+    return isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "__cuda_array_interface__")
 
 
 def described(value: Any) -> str:

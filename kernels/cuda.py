@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 OPTIONS = ("-std=c++17", "-ftz=true")
 REMAINDERS = {"": "void", "int16": "int16_t", "int8": "int8_t", "float32": "float"}  # their types in CUDA C++
 SMALL = ("send", "advance", "count")  # kernels beside the updates
+OF_ROWS = ("number_rows", "cut_rows_float32", "cut_rows_float64")  # those of sparse gradients
 PACK = 16  # bytes that a thread moves at once
 MOST_THREADS = 512  # in a block; the kernels' launch bounds say the same
 
@@ -156,6 +157,13 @@ def small_kernels(cupy: Any) -> dict[str, Any]:
     return {name: module.get_function(name) for name in SMALL}
 
 
+@functools.cache
+def row_kernels(cupy: Any) -> dict[str, Any]:
+    """Return the kernels that make chunks of a table's rows, by name."""
+    module = cupy.RawModule(code=inlined("row_chunks.cu"), options=OPTIONS)
+    return {name: module.get_function(name) for name in OF_ROWS}
+
+
 # What ptxas reports about a kernel.
 REPORT = re.compile(
     r"Compiling entry function '(\w+)'.*?Function properties for \1\D+(\d+) bytes stack frame, "
@@ -193,7 +201,8 @@ def sources(kinds: Iterable[Kind]) -> dict[str, str]:
     """Return sources by file name: those of these updates, of the norm of each dtype, and of the small kernels."""
     updates = {kind.name: kind.source() for kind in kinds}
     norms = {norm_name(dtype): norm_source(dtype) for dtype in DTYPES}
-    return {**updates, **norms, "advance": inlined("advance.cu")}
+    others = {name: inlined(f"{name}.cu") for name in ("advance", "row_chunks")}
+    return {**updates, **norms, **others}
 
 
 def check_architecture(nvrtc: Any, architecture: str) -> None:

@@ -29,7 +29,8 @@ class Memory:
 
     def __init__(self, stream: Stream, size: int) -> None:
         self.pointer: Any = None
-        RELEASED.clear()
+        while RELEASED:
+            RELEASED.pop()
         with stream.cupy.cuda.Device(stream.index):
             self.pointer = stream.cupy.cuda.MemoryPointer(stream.cupy.cuda.Memory(max(size, 1)), 0)
             self.pointer.memset_async(0, max(size, 1), stream.current)
@@ -39,6 +40,35 @@ class Memory:
     def __del__(self, released: list[Any] = RELEASED) -> None:
         """Leave it to the next allocation to free the memory."""
         released.append(self.pointer)
+
+
+class Told(Memory):
+    """GPU memory of a struct that the host sees some time later, without waiting for it.
+
+    Attributes
+    ----------
+    seen : array
+        What has come, in page-locked memory of the driver's.
+    """
+
+    def __init__(self, stream: Stream, dtype: np.dtype[Any]) -> None:
+        super().__init__(stream, dtype.itemsize)
+        self.stream, cuda_of = stream, stream.cupy.cuda
+        self.locked = cuda_of.PinnedMemoryPointer(cuda_of.PinnedMemory(dtype.itemsize), 0)
+        self.seen = np.frombuffer(self.locked, dtype, 1)
+        self.seen[:] = 0
+
+    def tell(self) -> None:
+        """Copy the struct to the host, in stream order."""
+        runtime = self.stream.cupy.cuda.runtime
+        with self.stream.cupy.cuda.Device(self.stream.index):
+            to, size, kind = self.locked.ptr, self.seen.nbytes, runtime.memcpyDeviceToHost
+            runtime.memcpyAsync(to, self.address, size, kind, self.stream.current.ptr)
+
+    def __del__(self, released: list[Any] = RELEASED) -> None:
+        """Leave it to the next allocation to free both, that on the GPU first, which waits for copies from there."""
+        released.append(getattr(self, "locked", None))
+        super().__del__()
 
 
 class Stream:

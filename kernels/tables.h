@@ -122,6 +122,32 @@ typedef struct fastopt_gpu_total {
     int64_t skips;          /* whether the step is skipped if the norm is not finite */
 } fastopt_gpu_total;
 
+/* What a GPU has found of the indices of sparse gradients, in its memory. */
+typedef struct fastopt_gpu_check {
+    int64_t found;    /* whether an index was no row of its table, until the host has read it: */
+    int64_t index;    /* that index, */
+    int64_t tensor;   /* and the number of its parameter */
+    int32_t skip;     /* whether this step has such an index, so that it changes nothing */
+    int32_t reserved;
+} fastopt_gpu_check;
+
+/* The argument of the kernels that make chunks of a table's rows. A key is a row's number in its upper bits, and a place
+ * among the indices in its lower ones; -1 where an index is no row. */
+typedef struct fastopt_gpu_rows {
+    const void *indices;    /* rows of the table, int64 or int32, */
+    int64_t wide;           /* whether they are int64, */
+    int64_t n;              /* and how many there are */
+    int64_t bits;           /* of a place */
+    int64_t rows;           /* of the table, */
+    int64_t width;          /* and elements of one */
+    int64_t *keys;          /* n, which are sorted before the chunks are made */
+    const void *values;     /* of the gradient: n lines, float32 or float64 */
+    void *sums;             /* of those that belong to the same row: as many */
+    fastopt_chunk *chunks;  /* n, of tensor 0 with its gradient in the values, or 1 with it in the sums, in bytes */
+    fastopt_gpu_check *check;
+    int64_t tensor;         /* the parameter's number, for the check */
+} fastopt_gpu_rows;
+
 /* What a hyper row is computed from when Python does not compute it: in a step that repeats the last one, and on a GPU,
  * for steps that the host cannot count: replays of a captured graph, and steps that may be skipped. */
 typedef struct fastopt_row_inputs {
@@ -181,6 +207,8 @@ FASTOPT_SIZE(fastopt_job, 104);
 FASTOPT_SIZE(fastopt_gpu_job, 120);
 FASTOPT_SIZE(fastopt_gpu_norm, 32);
 FASTOPT_SIZE(fastopt_gpu_total, 80);
+FASTOPT_SIZE(fastopt_gpu_check, 32);
+FASTOPT_SIZE(fastopt_gpu_rows, 96);
 FASTOPT_SIZE(fastopt_row_inputs, 32 + 16 * FASTOPT_OPTIONS);
 FASTOPT_SIZE(fastopt_clock, 80 + 8 * FASTOPT_CARRIED);
 FASTOPT_SIZE(fastopt_message, 40 + 8 * FASTOPT_WORDS);

@@ -229,6 +229,31 @@ GPU_TOTAL = np.dtype(
         ("skips", np.int64),
     ]
 )
+GPU_CHECK = np.dtype(
+    [
+        ("found", np.int64),
+        ("index", np.int64),
+        ("tensor", np.int64),
+        ("skip", np.int32),
+        ("reserved", np.int32),
+    ]
+)
+GPU_ROWS = np.dtype(
+    [
+        ("indices", np.int64),
+        ("wide", np.int64),
+        ("n", np.int64),
+        ("bits", np.int64),
+        ("rows", np.int64),
+        ("width", np.int64),
+        ("keys", np.int64),
+        ("values", np.int64),
+        ("sums", np.int64),
+        ("chunks", np.int64),
+        ("check", np.int64),
+        ("tensor", np.int64),
+    ]
+)
 ROW_INPUTS = np.dtype(
     [
         ("rule", np.int64),

@@ -198,6 +198,12 @@ class ndarray(Operators):  # noqa: N801 (CuPy's name)
             raise NotImplementedError("a shape that takes a copy")
         return ndarray(view, self.device)
 
+    def sort(self):
+        """Sort the only axis in place, when the stream gets there."""
+        if len(self.shape) != 1 or not self.host.flags.c_contiguous:
+            raise NotImplementedError("Sort on a view, or along one of several axes")
+        get_current_stream().put(lambda: self.host.sort(kind="stable"), "cupy_sort")
+
     def transpose(self, axes):
         return ndarray(self.host.transpose(axes), self.device)
 

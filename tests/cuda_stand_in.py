@@ -185,6 +185,29 @@ class MemoryPointer:
         ctypes.memmove(address, self.ptr, size)
 
 
+class PinnedMemory:
+    """What cudaHostAlloc allocates: page-locked memory of the host."""
+
+    def __init__(self, size):
+        if any(stream.capturing for stream in STREAMS.values()):
+            raise CUDARuntimeError("cudaHostAlloc while a stream is capturing")
+        self.bytes = np.full(max(size, 1), POISON, np.uint8)
+        self.ptr, self.size = self.bytes.ctypes.data, size
+        WORLD.locked.add(self.ptr)
+
+    def __del__(self, ending=sys.is_finalizing):
+        if not ending():  # copies that are still to come would write into it
+            WORLD.locked.discard(self.ptr)
+            WORLD.freed.add(self.bytes)
+
+
+def pointer_to(memory, offset):
+    """Return an address in page-locked memory, that is read as a buffer: a class of CuPy's."""
+    pointer = type("PinnedMemoryPointer", (ctypes.c_char * memory.size,), {}).from_buffer(memory.bytes[offset:])
+    pointer.mem, pointer.ptr = memory, memory.ptr + offset
+    return pointer
+
+
 class Graph:
     """What a stream has captured, and the objects that the graph owns."""
 
@@ -359,6 +382,7 @@ class runtime:  # noqa: N801 (CuPy's name)
     """CUDA's runtime, with two devices."""
 
     CUDARuntimeError = CUDARuntimeError
+    memcpyDeviceToHost = 2  # noqa: N815 (CUDA's name)
     memcpyDeviceToDevice = 3  # noqa: N815 (CUDA's name)
 
     @staticmethod
@@ -392,8 +416,10 @@ class runtime:  # noqa: N801 (CuPy's name)
 
     @staticmethod
     def memcpyAsync(target, source, size, kind, stream):
-        if kind != runtime.memcpyDeviceToDevice:
-            raise CUDARuntimeError("cudaErrorInvalidMemcpyDirection: only within a device's memory here")
+        if kind not in (runtime.memcpyDeviceToDevice, runtime.memcpyDeviceToHost):
+            raise CUDARuntimeError("cudaErrorInvalidMemcpyDirection: only from a device's memory here")
+        if (kind == runtime.memcpyDeviceToHost) != (target in WORLD.locked):
+            raise CUDARuntimeError("a copy to the host that is not to page-locked memory would wait")
 
         def work():
             follow("memcpyAsync", [target, source])
@@ -405,7 +431,7 @@ class runtime:  # noqa: N801 (CuPy's name)
 STREAMS = {}
 WORLD = types.SimpleNamespace(
     devices=[0], streams=[], log=[], launches=[], allocated=0, waits=0, freed=Freed(), fault=None, driver=13020,
-    nvrtc=(13, 0),
+    nvrtc=(13, 0), locked=set(),
 )  # fmt: skip
 Stream(-1, ptr=0)
 
@@ -432,6 +458,8 @@ cuda = types.SimpleNamespace(
     Event=Event,
     Memory=Memory,
     MemoryPointer=MemoryPointer,
+    PinnedMemory=PinnedMemory,
+    PinnedMemoryPointer=pointer_to,
     Stream=Stream,
     get_current_stream=get_current_stream,
     get_elapsed_time=get_elapsed_time,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import DTYPES
-from fastopt.kernels.tables import BLOCK, CHUNK, CLOCK, GPU_JOB, GPU_TOTAL, MESSAGE, STORAGE, TENSOR
+from fastopt.kernels.tables import BLOCK, CHUNK, CLOCK, GPU_JOB, GPU_ROWS, GPU_TOTAL, MESSAGE, STORAGE, TENSOR
 from once import once
 
 from fastopt.rules import RULES
@@ -49,6 +49,7 @@ RANDOM = [
     if states or dtype != "float32"
     for stages in ((), ("average",))
 ]
+RANDOM += [("sgd", "float16", cuda.SIZES[0], (), (), "float32", "", "stochastic")]
 # Kernels with states in 8 bits: each code, both, three of them, and beside states of other dtypes.
 OF_CODES = {
     "momentum": [("int8",)],
@@ -89,6 +90,7 @@ NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size
 SIZES = {name: kind.size for name, kind in UPDATES.items()}  # of arguments, in bytes
 SIZES.update({name: size for name, (_, size) in NORMS.items()})
 SMALL = {"send": MESSAGE, "advance": CLOCK, "count": CLOCK, "total": GPU_TOTAL}  # what the other kernels take
+SMALL |= dict.fromkeys(cuda.OF_ROWS, GPU_ROWS)
 SIZES.update({name: struct.itemsize for name, struct in SMALL.items()})
 WAITS = {*NORMS, "total", *WITH_CODES}  # their threads wait for each other
 UPDATED = ("param", "grad", "states", "layout")  # what an update follows
@@ -122,10 +124,16 @@ def small():
     return "\n".join([cuda.inlined("advance.cu"), *map(launcher, ("send", "advance", "count"))])
 
 
+def of_rows():
+    """The kernels of sparse gradients as one source."""
+    return "\n".join([cuda.inlined("row_chunks.cu"), *map(launcher, cuda.OF_ROWS)])
+
+
 def build(folder):
     """Compile all kernels without stages into a shared library in a folder."""
     conversions = [f"HOST_CONVERSIONS({name}, {DTYPES[name].cuda})" for name in ("float16", "bfloat16")]
-    link(folder, {"fused": "\n".join([fused(PLAIN), *conversions]), "norm": norms(), "advance": small()})
+    beside = {"norm": norms(), "advance": small(), "row_chunks": of_rows()}
+    link(folder, {"fused": "\n".join([fused(PLAIN), *conversions]), **beside})
 
 
 def link(folder, sources, *flags):
@@ -197,7 +205,9 @@ def addresses(name, argument):
         "advance": ("inputs", "taken", "carried", "hypers", "rounded", "scale", "skip"),
         "count": ("taken", "skip"),
         "total": ("sums", "norm", "totals", "scale", "skip"),
+        "number_rows": ("indices", "keys", "check"),
     }
+    kinds |= dict.fromkeys(("cut_rows_float32", "cut_rows_float64"), ("keys", "values", "sums", "chunks"))
     read = ("sums",) if name in NORMS else ("hypers", "skip", "taken", "coefficient", "scale", "storages", "counted")
     kind = kinds.get(name, ("tensors", "chunks", *read))
     found = [fields(name, argument)[field] for field in kind]

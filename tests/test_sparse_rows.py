@@ -280,9 +280,9 @@ ONES = np.ones((2, 3), F32)
 @pytest.mark.parametrize(
     ("indices", "values", "error", "words"),
     [
-        ([0, 1], ONES, TypeError, "int64, not list"),
+        ([0, 1], ONES, TypeError, "indices must be an array of NumPy or CuPy, not list"),
         (np.array([0, 1], np.int16), ONES, TypeError, "ndarray of int16"),
-        (np.array([0, 1]), ONES.tolist(), TypeError, "values must be an array of NumPy, not list"),
+        (np.array([0, 1]), ONES.tolist(), TypeError, "values must be an array of NumPy or CuPy, not list"),
         (np.array([0, 1]), np.ones(2, F32), ValueError, "one at least"),
         (np.array([0, 1, 2]), ONES, ValueError, r"\(2, 3\), indices \(3,\)"),
         (np.array([[0], [1]]), ONES, ValueError, "axes of indices"),

@@ -11,6 +11,7 @@ import numpy as np
 from ..kernels.dtypes import CODES, DTYPES
 from ..kernels.reader import UNREAD, Array
 from ..options import ADDED_DEFAULTS, NEVER_NEGATIVE
+from ..rules import Row, Rule
 from ..sparse_rows import SparseRows
 from ..step.chunks import Strides, located
 from ..step.codes import SCALES, blocks, decode, encode
@@ -40,6 +41,16 @@ def check_apart(named: Sequence[tuple[str, Array]]) -> None:
             raise ValueError(f"two elements of {what} share memory: pass a .copy() of it, and use that")
     if (pair := Extents(named).first_overlap()) is not None:
         raise ValueError(f"{pair[0]} and {pair[1]} overlap in memory: pass each once, and a .copy() of what they share")
+
+
+def check_leaves_rows(rule: Rule, numbers: Row) -> None:
+    """Raise ValueError unless a rule leaves the rows alone that the sparse gradient of a single update leaves out."""
+    _, decay, *_ = numbers
+    if not rule.sparse or decay != 0:
+        raise ValueError(
+            "g is sparse, which does not work with this rule, a momentum or weight decay: these move the rows that it "
+            "leaves out; pass a dense gradient"
+        )
 
 
 def located_once(written: Mapping[str, Array], gradient: Array, layout: Layout) -> tuple[int, dict[int, Strides]]:
@@ -180,9 +191,9 @@ class ArrayParameter(Parameter):
         """Return the address of a gradient that the extension has not read; UNREAD if it needs the slow check."""
         return UNREAD
 
-    def checked_rows(self, what: str, given: SparseRows) -> Given:
-        """Check a sparse gradient."""
-        raise TypeError(f"{what} is sparse, and the parameter is on a GPU, which takes dense ones")
+    @abstractmethod
+    def checked_rows(self, what: str, given: SparseRows) -> Any:
+        """Check a sparse gradient; return a `Given`, or on a GPU a `GivenThere`."""
 
     def all_rows(self, what: str, gradient: Array, dtype: str) -> Given:
         """Take a dense gradient, which is checked, as all rows of its parameter."""
@@ -206,6 +217,7 @@ class Gradients(StepGradients):
         self.copies: dict[int, Any] = {}
         self.others: dict[int, str] = {}
         self.sparse: dict[int, Given] = {}
+        self.there: dict[int, Any] = {}
         self.addresses, unread, none = plan.reader.read(self.held)
         if unread and plan.uses_gpus:
             self._read_alike(parameters, plan.extents)
@@ -223,14 +235,23 @@ class Gradients(StepGradients):
     def checked(self, i: int, what: str, parameter: ArrayParameter) -> Array | None:
         """Check a gradient, and return an array that describes its layout; None if it is sparse."""
         if isinstance(self.held[i], SparseRows):
-            self.sparse[i] = parameter.checked_rows(what, self.held[i])
-            return None
+            return self._checked_rows(i, parameter, parameter.checked_rows(what, self.held[i]))
         self.held[i], array, dtype = parameter.checked_gradient(what, self.held[i])
         if parameter.rowwise:
             self.sparse[i] = parameter.all_rows(what, array, dtype)
             return array
         self.note_dtype(i, parameter, dtype)
         return array
+
+    def _checked_rows(self, i: int, parameter: ArrayParameter, given: Any) -> Array | None:
+        """Keep a sparse gradient; on a GPU, return an array that describes its values."""
+        if not parameter.device.on_gpu:
+            self.sparse[i] = given
+            return None
+        self.there[i] = given
+        self.note_dtype(i, parameter, given.values.dtype.name)
+        lies: Array = given.lies
+        return lies
 
     def in_order(self, i: int, parameter: ArrayParameter) -> Array:
         """Copy a gradient into its parameter's storage order, and return an array that describes the copy."""
@@ -279,4 +300,4 @@ class Gradients(StepGradients):
 
     def release(self) -> None:
         """Let go of the arrays, so that the next ones can reuse their memory. No step uses these again."""
-        self.held, self.copies, self.sparse = [], {}, {}
+        self.held, self.copies, self.sparse, self.there = [], {}, {}, {}

@@ -95,14 +95,14 @@ def to_update(value: Any) -> str:
 def to_read(value: Any, dtype: np.dtype[Any]) -> str:
     """Say what to pass instead of something that cannot be read as this dtype."""
     if is_tensor(value) and hasattr(value, "detach"):
-        bits = f".view(torch.int16).numpy(force=True).view({spelled(dtype)})"
+        bits = f".view(torch.int16).numpy(force=True).view({spelled(dtype.name)})"
         return f"pass .to(torch.{dtype.name}){bits if dtype.name == 'bfloat16' else '.numpy(force=True)'} of it"
-    return f"pass {_as_array(value, 'np.asarray', spelled(dtype)) or 'an array of NumPy'}"
+    return f"pass {_as_array(value, 'np.asarray', spelled(dtype.name)) or 'an array of NumPy'}"
 
 
-def spelled(dtype: np.dtype[Any]) -> str:
-    """Return a dtype as one writes it in Python."""
-    return f"{'ml_dtypes' if dtype.name == 'bfloat16' else 'np'}.{dtype.name}"
+def spelled(dtype: str) -> str:
+    """Return a dtype, by its name, as one writes it in Python."""
+    return f"{'ml_dtypes' if dtype == 'bfloat16' else 'np'}.{dtype}"
 
 
 def to_clip(value: Any) -> str:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ..kernels.dtypes import goes_with
 from ..kernels.reader import UNREAD, Array, address
+from ..sparse_rows import SparseRows
 from ..step.chunks import Strides, located
 from ..step.memory import Extents
+from .foreign import spelled
+
+NOWHERE = 1  # the address of a sparse gradient without rows, which takes part all the same
 
 
 def not_in_captures(parameter: Any, library: str) -> RuntimeError:
@@ -20,6 +26,18 @@ def not_in_captures(parameter: Any, library: str) -> RuntimeError:
         f"the gradient of {parameter} does not lie in memory as its parameter does, and is copied, since states in 8 "
         f"bits have blocks: such a step cannot be captured; use a gradient made by {library}.empty_like(parameter)"
     )
+
+
+def check_rows_of(what: str, given: SparseRows, other: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """Check a sparse gradient against its table, in dtype and shape of a row."""
+    found, rows = given.values.dtype, given.values.shape[len(given.indices.shape) :]
+    if len(shape) < 2:
+        raise ValueError(f"{what} is sparse, and {other} has shape {shape}: a table has two axes or more")
+    if not (found.isnative and (found.name == dtype or goes_with(found.name, dtype))):
+        name = found.name if found.isnative else f"{found.name} in foreign byte order"
+        raise TypeError(f"{what} has dtype {name}, {other} {dtype}: pass .astype({spelled(dtype)}) of its values")
+    if rows != shape[1:]:
+        raise ValueError(f"{what} has rows of shape {rows}, {other} of {shape[1:]}: they must agree")
 
 
 class StepGradients(ABC):
@@ -33,6 +51,8 @@ class StepGradients(ABC):
         Index of a parameter whose states have blocks -> the gradient in its storage order, which the kernels read.
     sparse : dict
         Index of a parameter -> its sparse gradient, which takes no part in launches.
+    there : mapping
+        Index of a parameter on a GPU -> its sparse gradient, which has a launch of its own.
     scale : float
         What sparse gradients are first multiplied by.
     advice : str
@@ -47,6 +67,7 @@ class StepGradients(ABC):
     strided: dict[int, Strides]
     others: dict[int, str]
     sparse: dict[int, Any]
+    there: Mapping[int, Any] = MappingProxyType({})
     scale = 1.0
 
     def note_dtype(self, i: int, parameter: Any, dtype: str) -> None:
@@ -64,6 +85,9 @@ class StepGradients(ABC):
                 raise ValueError(f"{what} overlaps {other} in memory: {self.advice}")
             if array is None or parameter.rowwise:
                 self.addresses[i] = 0
+                continue
+            if i in self.there:
+                self.addresses[i] = address(array) or NOWHERE
                 continue
             self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
             if strides is not None and parameter.has_codes:

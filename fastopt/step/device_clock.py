@@ -72,6 +72,7 @@ class DeviceClock(Clock):
 
     def poll(self, scale: float, amp: AmpState | None) -> None:
         """Poll the options of the next step, and decide who counts it."""
+        self._refuse_wrong_indices()
         self.stop_repeating()
         self._take_scale(scale)
         if self.on_devices and amp is None and scale != 1:  # the host's scale is in the host's rows
@@ -357,8 +358,16 @@ class DeviceClock(Clock):
 
     # Counts
 
+    def _refuse_wrong_indices(self) -> None:
+        for rows in self.gpus:
+            rows.refuse_wrong_indices()
+
     def settle(self) -> None:
         """Wait for the GPUs, and add the steps that they, or the extension, have counted."""
+        self._settle()
+        self._refuse_wrong_indices()
+
+    def _settle(self) -> None:
         super().settle()
         for rows in self.gpus:
             if rows.norm is not None and self.on_devices:

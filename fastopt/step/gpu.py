@@ -14,6 +14,8 @@ from ..rules import Row
 from .chunks import Strides
 from .gpu_launch import GpuLaunch
 from .gpu_rows import GpuRows
+from .gpu_sparse import GivenThere, RowsLaunch
+from .index_check import IndexCheck
 from .launch import NO_STORAGE, Entry, LaunchCache, StorageRow, Variant
 
 OLDEST = 70  # compute capability: Volta, from 2017
@@ -30,6 +32,14 @@ class GpuLauncher:
     def launch(self, variant: Variant, sizes: Sequence[int]) -> GpuLaunch:
         """Prepare a launch."""
         return GpuLaunch(self.rows, variant, sizes)
+
+    def launch_rows(self, variant: Variant, size: int) -> RowsLaunch:
+        """Prepare a launch over some rows of a table of a size."""
+        return RowsLaunch(self.rows, variant, size)
+
+    def index_check(self) -> IndexCheck:
+        """Return what checks the indices of sparse gradients."""
+        return self.rows.check_here()
 
 
 class Gpu:
@@ -83,9 +93,30 @@ class Gpu:
         launch()
         self.cache.put(key, launch)
 
+    def update_rows(
+        self, variant: Variant, size: int, addresses: Sequence[int], numbers: Row, given: GivenThere
+    ) -> None:
+        """Update rows of a single table with parameter and states at these addresses, and wait for their check."""
+        key = "rows", variant, size, self.current_stream().ptr, threading.get_ident()
+        launch: RowsLaunch = self.cache.pop(key, None) or self._prepared(self.open().launch_rows(variant, size))
+        rows = np.zeros((1, HYPERS))
+        rows[0, : len(numbers)] = numbers
+        launch.rows.begin(launch.check)
+        launch.rows.take(rows)
+        launch.write_params(addresses[:1])
+        launch.write_entries([Entry(0, 0, addresses[1:], NO_STORAGE)])
+        launch.take(given)
+        launch()
+        launch.check.refuse()
+        self.cache.put(key, launch)
+
     def _launch_alone(self, variant: Variant, size: int) -> GpuLaunch:
         if Stream(self.cupy, self.index, self.current_stream).capturing:
             raise RuntimeError(NO_CAPTURE)
-        launch = self.open().launch(variant, [size])
+        launch: GpuLaunch = self._prepared(self.open().launch(variant, [size]))
+        return launch
+
+    def _prepared(self, launch: Any) -> Any:
+        """Return a launch, ready for one hyper row."""
         launch.prepare(1)
         return launch

@@ -80,7 +80,7 @@ class GpuLaunch(Launch):
         self.block = TILE_THREADS if strided else block_threads(sum(self.sizes) // self.pack)
         chunks, layouts = chunk_table(self.sizes, strided, self.block * self.pack)
         self.count = len(chunks)
-        self.cuts = Memory(self.stream, chunks.nbytes + layouts.nbytes)
+        self.cuts: Any = Memory(self.stream, chunks.nbytes + layouts.nbytes)
         self.stream.write(self.cuts, chunks, layouts)
         self.table["layout"] = 0
         for row in strided:

@@ -14,6 +14,7 @@ from ..kernels.reader import Array
 from ..kernels.stream import Memory, Stream
 from ..kernels.tables import CARRIED, CLOCK, HYPERS, ROW_INPUTS
 from .gpu_norm import GpuNorm
+from .index_check import IndexCheck
 from .launch import AmpState, Device
 
 WORD = 8  # bytes
@@ -62,6 +63,7 @@ class GpuRows:
         self.rows = 0
         self.scale = self.skip = 0
         self.norm: GpuNorm | None = None
+        self.check: IndexCheck | None = None  # of the indices of sparse gradients
         self.clock = np.zeros(1, CLOCK)
         self.reserve(1)
         self.kernels = cuda.small_kernels(stream.cupy)
@@ -77,6 +79,8 @@ class GpuRows:
         """Find the current stream, and where GradScaler's scale and found_inf lie."""
         self.stream.begin()
         self.held, self.counter = False, 0
+        if self.check is not None and amp is self.check:
+            self.check.begin()
         self.scale, self.skip = amp.addresses(self.device) if amp is not None else (0, 0)
 
     def norm_here(self) -> GpuNorm:
@@ -84,6 +88,17 @@ class GpuRows:
         if self.norm is None:
             self.norm = GpuNorm(self.stream)
         return self.norm
+
+    def check_here(self) -> IndexCheck:
+        """Return what checks the indices of sparse gradients on this GPU."""
+        if self.check is None:
+            self.check = IndexCheck(self.stream)
+        return self.check
+
+    def refuse_wrong_indices(self) -> None:
+        """Raise if the host was told of an index that is no row of its table."""
+        if self.check is not None:
+            self.check.refuse_told()
 
     @property
     def coefficient(self) -> int:

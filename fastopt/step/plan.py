@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from ..kernels.reader import Reader
 from ..kernels.repetition import Repetition
 from ..rules import Rule
 from .chunks import Strides
-from .launch import Device, Entry, Launch, Launcher, Variant
+from .launch import AmpState, Device, Entry, Launch, Launcher, Variant
 from .masters import MASTER
 from .memory import Extents, extent
 from .parameter import EMA, Parameter, StepGroup
@@ -53,6 +53,8 @@ class Located(Protocol):
         Index of a parameter -> dtype of its gradient, if not that of the last one.
     sparse : dict
         Index of a parameter -> its sparse gradient, which takes no part in launches.
+    there : mapping
+        Index of a parameter on a GPU -> its sparse gradient, which has a launch of its own.
     """
 
     addresses: npt.NDArray[np.int64]
@@ -60,6 +62,10 @@ class Located(Protocol):
     strided: dict[int, Strides]
     others: dict[int, str]
     sparse: dict[int, Any]
+
+    @property
+    def there(self) -> Mapping[int, Any]:
+        """Sparse gradients on a GPU."""
 
 
 class Plan:
@@ -89,6 +95,7 @@ class Plan:
         self.parameters = parameters
         self.rules: Sequence[Rule] = ()
         self.stages: tuple[str, ...] = ()  # that kernels have
+        self.there: frozenset[int] = frozenset()  # indices of parameters with sparse gradients on a GPU
         self.coefficient = 1.0  # that they have
         self.averages = False  # whether the tables have those of parameters
         self.launches: list[Launch] = []
@@ -145,32 +152,35 @@ class Plan:
         """Whether all parameters lie on GPUs."""
         return all(device.on_gpu for device in self.launchers)
 
-    def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...], gradients: Mapping[int, str]) -> None:
-        """Split the parameters into launches by rules, stages and the dtypes of gradients, if any of these changes."""
-        if rules == self.rules and stages == self.stages and not gradients:
+    def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...], gradients: Located) -> None:
+        """Split the parameters into launches by rules, stages and kinds of gradients, if any of these changes."""
+        others, there = gradients.others, frozenset(gradients.there)
+        if rules == self.rules and stages == self.stages and there == self.there and not others:
             return
         self.loaded = self.taking_part = self._repetition = None
         self.rules = ()  # until all is written
-        for i, dtype in gradients.items():
+        for i, dtype in others.items():
             self.parameters[i].gradient = dtype
-        if gradients:
+        if others:
             self.forget_extents()  # the reader is to expect these
-        kinds: dict[tuple[Device, Variant], list[int]] = {}
+        kinds: dict[tuple[Device, Variant, int | None], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             rule = rules[parameter.group.index]
             gradient = parameter.gradient if parameter.gradient != parameter.dtype else ""
             dtypes, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
             variant = Variant(rule.name, parameter.dtype, stages, dtypes, gradient, parameter.master, rounding)
-            kinds.setdefault((parameter.device, variant), []).append(i)
-        self.stages, self.coefficient = stages, 1.0
+            alone = i if i in there else None
+            kinds.setdefault((parameter.device, variant, alone), []).append(i)
+        self.stages, self.there, self.coefficient = stages, there, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
         self.indices = [np.array(indices) for indices in kinds.values()]
         self.rules = rules
 
-    def _launch(self, device: Device, variant: Variant, indices: Sequence[int]) -> Launch:
+    def _launch(self, device: Device, variant: Variant, alone: int | None, indices: Sequence[int]) -> Launch:
         parameters = [self.parameters[i] for i in indices]
         sizes = [parameter.array.size for parameter in parameters]
-        launch = self.launchers[device].launch(variant, sizes)
+        launcher: Any = self.launchers[device]  # of a GPU, if there are rows
+        launch: Launch = launcher.launch(variant, sizes) if alone is None else launcher.launch_rows(variant, *sizes)
         launch.write_params([parameter.address for parameter in parameters])
         for row, parameter in enumerate(parameters):
             parameter.launch, parameter.row = launch, row
@@ -236,6 +246,16 @@ class Plan:
         """Whether all parameters lie on the same GPU."""
         return self.only_gpus and len(self.launchers) == 1
 
+    def index_check(self) -> AmpState:
+        """Return what checks the indices of sparse gradients on the GPU, and may skip the step."""
+        if not self.on_one_gpu:
+            raise ValueError(
+                "a gradient on a GPU is sparse, which takes all parameters on one GPU: use an optimizer for each device"
+            )
+        (launcher,) = self.launchers.values()
+        check: AmpState = cast(Any, launcher).index_check()
+        return check
+
     def prepare_norm(self) -> None:
         """Compile or load what takes the norm of the gradients, where that may fail or take long."""
         for launch in self.launches:
@@ -247,6 +267,9 @@ class Plan:
             return
         self.loaded = None  # until all is written
         for launch, indices in zip(self.launches, self.indices, strict=True):
+            if launch.on_gpu and indices[0] in gradients.there:
+                cast(Any, launch).take(gradients.there[indices[0]])
+                continue
             strided = {}
             if gradients.strided:
                 found = ((row, gradients.strided.get(index)) for row, index in enumerate(indices.tolist()))

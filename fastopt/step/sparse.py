@@ -22,6 +22,7 @@ from .launch import NO_STORAGE, StorageRow, Variant
 from .memory import extent
 from .norm import Measured, Piece
 from .parameter import EMA, Parameter
+from .stages import Stages
 
 Clip: TypeAlias = tuple[float, float] | None
 LARGEST_KEY = 2**63 - 1  # a row's number, then a place
@@ -174,6 +175,27 @@ def check_rule(parameter: Parameter, family: Family, rule: Rule, advice: str, ot
         raise ValueError(
             f"the gradient of {parameter} is sparse, which does not work with a momentum or weight decay: these "
             f"move the rows that it leaves out; pass {asked}{advice}, or put the parameter into a group without"
+        )
+
+
+def check_there(parameter: Parameter, family: Family, rule: Rule, stages: Stages) -> None:
+    """Raise if a parameter on a GPU cannot take a sparse gradient.
+
+    Raises
+    ------
+    RuntimeError, ValueError
+        By its rule, see `check_rule`; if its states are in 8 bits, or parameters are averaged.
+    """
+    check_rule(parameter, family, rule, "a dense one", "SGD or Adagrad")
+    if {*parameter.state_dtypes(rule)} & {*CODES}:
+        raise ValueError(
+            f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks that rows cut across on a "
+            'GPU: put it into a group with state_dtype="float32"'
+        )
+    if stages.averages:
+        raise ValueError(
+            f"the gradient of {parameter} is sparse, and on a GPU the average of rows that it leaves out would not "
+            "follow: pass a dense one, or leave ema_decay out"
         )
 
 

@@ -18,7 +18,7 @@ from .launch import AmpState
 from .norm import total
 from .parameter import EMA, Parameter
 from .plan import Located, Plan
-from .sparse import Clip, Rows, check_rowwise, check_rule
+from .sparse import Clip, Rows, check_rowwise, check_rule, check_there
 from .stages import Stages
 
 
@@ -66,7 +66,7 @@ class Stepper:
         repetition = clock.repetition
         if repetition is None or gradients.strided or gradients.taking_part != plan.taking_part:
             return False
-        if gradients.others or gradients.sparse:
+        if gradients.others or gradients.sparse or gradients.there:
             return False
         return (clock.goes_on() or clock.keep_up(repetition)) and plan.take_again(repetition, gradients)
 
@@ -91,11 +91,14 @@ class Stepper:
     def _take(self, gradients: Any, scale: float, amp: AmpState | None) -> None:
         clock, plan, stages = self.clock, self.plan, self.stages
         stages.beside = bool(gradients.sparse)
-        clock.poll(scale, amp)
+        clock.poll(scale, plan.index_check() if gradients.there else amp)
+        for i in gradients.there:
+            parameter = plan.parameters[i]
+            check_there(parameter, self.family, clock.rules[parameter.group.index], stages)
         if gradients.sparse:
             self.find_rows(gradients)
         self.prepare(gradients)
-        plan.arrange(clock.rules, stages.kernel, gradients.others)
+        plan.arrange(clock.rules, stages.kernel, gradients)
         clock.check(gradients)
         if gradients.taking_part != plan.taking_part:
             clock.form(gradients.taking_part)

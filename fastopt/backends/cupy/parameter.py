@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 from ...kernels.dtypes import DTYPES, goes_with
 from ...kernels.reader import UNREAD, Array
 from ...options import STATE_DTYPES
+from ...sparse_rows import SparseRows
 from ...step.codes import blocks
 from ...step.gpu import Gpu
+from ...step.gpu_sparse import GivenThere
 from ...step.group import GroupOptions
 from ...step.masters import MASTER
 from ...step.memory import Layout, owner_of
 from ...step.parameter import EMA
 from ..arrays import ArrayParameter, dense_layout, joined, remainder_as
-from ..gradients import not_in_captures
+from ..gradients import check_rows_of, not_in_captures
 from ..numpy.memory import bfloat16
 from .device import gpu_of_cupy, installed_cupy
 from .memory import as_cupy, check_writable, dtype_of, seen
@@ -140,6 +143,39 @@ class CupyParameter(ArrayParameter):
             copy = owner_of(array)
             copy[...] = gradient
             return copy, array
+
+    def checked_rows(self, what: str, given: SparseRows) -> GivenThere:
+        """Check a sparse gradient; 16 bits become float32. Whether its indices are rows of the table is found later."""
+        if not self.layout.plain:
+            raise ValueError(
+                f"{what} is sparse, and the rows of the parameter do not lie one after the other in memory: make the "
+                "parameter once with cupy.ascontiguousarray, and train that"
+            )
+        if isinstance(given.values, np.ndarray):
+            raise TypeError(f"{what} is of NumPy, its table on a GPU: pass cupy.asarray(...) of its indices and values")
+        indices, values = as_cupy(what, given.indices), as_cupy(what, given.values)
+        for name, array in (("indices", indices), ("values", values)):
+            if array.device.id != self.device.index:
+                raise ValueError(f"{what} has {name} on GPU {array.device.id}, its table on GPU {self.device.index}")
+        if self.device.current_stream().is_capturing():
+            raise RuntimeError(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
+        check_rows_of(what, given, "its parameter", self.dtype, self.shape)
+        real, width = DTYPES[values.dtype.name].real_name, math.prod(self.shape[1:])
+        lines = self._dense(values, real)
+        found = GivenThere(what, self.number, self._dense(indices), lines, seen(lines, real), self.shape[0], width)
+        found.check_size()
+        return found
+
+    def _dense(self, array: Any, dtype: str = "") -> Any:
+        """Return an array of a dtype, or a copy, whose elements lie in the order of its axes."""
+        name = array.dtype.name
+        flags = seen(array, name).flags
+        if flags.c_contiguous and flags.aligned and name == (dtype or name):
+            return array
+        with self.device.cupy.cuda.Device(self.device.index):
+            copy = self.device.cupy.empty(array.shape, dtype or name)
+            copy[...] = array
+            return copy
 
     def state(self, what: str, given: Any) -> Array:
         """Check a state that the caller owns."""

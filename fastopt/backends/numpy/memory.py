@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...extras import require
-from ...kernels.dtypes import DTYPES, goes_with
+from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
 from ...options import STATE_DTYPES
 from ...sparse_rows import SparseRows
@@ -17,6 +17,7 @@ from ...step.memory import Layout
 from ...step.sparse import Given
 from ..arrays import dense_layout
 from ..foreign import as_floats, borrowed, is_on_device, kind, spelled, to_read, to_update
+from ..gradients import check_rows_of
 
 
 def check_type(what: str, array: Any, advice: Callable[[Any], str] = to_update) -> Array:
@@ -47,7 +48,7 @@ def check_like(what: str, array: Any, other: str, dtype: np.dtype[Any], shape: t
         real = ".real" if checked.dtype.kind == "c" else ""
         raise TypeError(
             f"{what} has dtype {name_of(checked.dtype)}, {other} {dtype.name}: "
-            f"pass {real}.astype({spelled(dtype)}) of it"
+            f"pass {real}.astype({spelled(dtype.name)}) of it"
         )
     if checked.shape != shape:
         raise ValueError(f"{what} has shape {checked.shape}, {other} {shape}: they are paired by index and must agree")
@@ -107,16 +108,9 @@ def check_gradient(
 
 def given_rows(what: str, given: SparseRows, other: str, table: Array) -> Given:
     """Check a sparse gradient against its table, in dtype and shape of a row."""
-    dtype, rows = given.values.dtype, given.values.shape[given.indices.ndim :]
-    if table.ndim < 2:
-        raise ValueError(f"{what} is sparse, and {other} has shape {table.shape}: a table has two axes or more")
-    if dtype != table.dtype and not (dtype.isnative and goes_with(dtype.name, table.dtype.name)):
-        raise TypeError(
-            f"{what} has dtype {name_of(dtype)}, {other} {table.dtype.name}: "
-            f"pass .astype({spelled(table.dtype)}) of its values"
-        )
-    if rows != table.shape[1:]:
-        raise ValueError(f"{what} has rows of shape {rows}, {other} of {table.shape[1:]}: they must agree")
+    if not isinstance(given.values, np.ndarray):
+        raise TypeError(f"{what} is on a GPU, {other} an array of NumPy: pass .get() of its indices and values")
+    check_rows_of(what, given, other, table.dtype.name, table.shape)
     found = Given.of(what, given.indices, given.values)
     found.check_below(table.shape[0])
     return found

@@ -16,7 +16,7 @@ from ...step.interrupts import HeldBack
 from ...step.launch import Variant
 from ...step.memory import extent
 from ...step.sparse import ROWS, Change
-from ..arrays import located_once
+from ..arrays import check_leaves_rows, located_once
 from .device import CPU
 from .memory import check_dense, check_gradient, check_like, check_type, given_rows, in_memory
 
@@ -41,12 +41,7 @@ def update_once(rule: Rule, p: Any, g: Any, states: Mapping[str, Any], numbers: 
 
 def update_rows_once(rule: Rule, p: Any, g: SparseRows, states: Mapping[str, Any], numbers: Row) -> None:
     """Check all arrays, and update the rows of a table that a sparse gradient has."""
-    _, decay, *_ = numbers
-    if not rule.sparse or decay != 0:
-        raise ValueError(
-            "g is sparse, which does not work with this rule, a momentum or weight decay: these move the rows that it "
-            "leaves out; pass a dense gradient"
-        )
+    check_leaves_rows(rule, numbers)
     table, layout = check_dense("p", p)
     given = given_rows("g", g, "p", table)
     real = np.dtype(DTYPES[table.dtype.name].real)
