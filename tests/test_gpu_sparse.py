@@ -280,6 +280,7 @@ def test_what_sparse_gradients_cannot_do(device):
     """Be bound, set to zero, captured, or looked through on the host."""
     table = device.array(drawn((ROWS, 8), 0))
     rows = there(device, SparseRows(np.array([1]), drawn((1, 8), 0)))
+    dense = device.array(drawn((ROWS, 8), 1))
     opt = fastopt.SGD(table, lr=0.1)
     with pytest.raises(TypeError, match="cannot be bound"):
         opt.bind(rows)
@@ -289,6 +290,8 @@ def test_what_sparse_gradients_cannot_do(device):
         opt.step(rows)
     with pytest.raises(RuntimeError, match="cannot be captured"), device.capture(device.stream()):
         opt.step(rows)
+    with pytest.raises(RuntimeError, match="warm up before the capture"), device.capture(device.stream()):
+        opt.step(dense)  # whose launch takes memory
     with pytest.raises(TypeError, match=re.escape("cupy.flatnonzero")):
         SparseRows.from_dense(table)
     with pytest.raises(TypeError, match="a step adds them up itself"):

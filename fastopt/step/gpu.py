@@ -13,7 +13,7 @@ from ..kernels.tables import HYPERS
 from ..rules import Row
 from .chunks import Strides
 from .gpu_launch import GpuLaunch
-from .gpu_rows import GpuRows
+from .gpu_rows import WARM_UP, GpuRows
 from .gpu_sparse import GivenThere, RowsLaunch
 from .index_check import IndexCheck
 from .launch import NO_STORAGE, Entry, LaunchCache, StorageRow, Variant
@@ -31,11 +31,18 @@ class GpuLauncher:
 
     def launch(self, variant: Variant, sizes: Sequence[int]) -> GpuLaunch:
         """Prepare a launch."""
+        self._refuse_captures()
         return GpuLaunch(self.rows, variant, sizes)
 
     def launch_rows(self, variant: Variant, size: int) -> RowsLaunch:
         """Prepare a launch over some rows of a table of a size."""
+        self._refuse_captures()
         return RowsLaunch(self.rows, variant, size)
+
+    def _refuse_captures(self) -> None:
+        """Raise where a launch cannot be prepared, since its tables take memory."""
+        if self.rows.capturing:
+            raise RuntimeError(WARM_UP)
 
     def index_check(self) -> IndexCheck:
         """Return what checks the indices of sparse gradients."""
