@@ -10,7 +10,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader", "--hide-scrollbars",
 )  # fmt: skip
-FLAT = "--disable-3d-apis"  # the surface says that it cannot be drawn; a processor takes a second for it
+FLAT = "--disable-3d-apis"  # the page says that the surface cannot be drawn; a processor takes a second for it
 PATIENCE = 30  # seconds until something must have happened
 
 
@@ -38,7 +38,9 @@ def started(*flags):
 
 
 def resize(browser, width, height):
-    """Give the inside of the window this size."""
+    """Give the inside of the window this size, if it has another one."""
+    if browser.execute_script("return [innerWidth, innerHeight]") == [width, height]:
+        return
     browser.set_window_size(width, height)
     outside = height - browser.execute_script("return innerHeight")
     browser.set_window_size(width, height + outside)

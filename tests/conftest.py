@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from chromium import missing_chromium
@@ -47,6 +48,7 @@ NEEDS = {
     "clients": ("need other people's training loops", missing_clients),
     "browser": ("need a browser", missing_chromium),
 }
+MARKED_IN_FILES = ("browser", "clients")  # by each file for its own tests, so that its text says whether it has any
 DESELECTED = {}  # by marker: how many, and why
 KERNELS = set()  # what identifies those that the tests of all processes have used
 
@@ -64,9 +66,18 @@ def pytest_xdist_auto_num_workers():
     return min(importlib.import_module("fastopt.kernels.limits").processors(), MOST_PROCESSES)
 
 
-def pytest_configure():
-    """Let the processes that this one starts share what they compile."""
+def pytest_configure(config):
+    """Let the processes that this one starts share what they compile; read no more files than are asked for."""
     folder_of_the_run()
+    marker = config.option.markexpr
+    if marker in MARKED_IN_FILES and config.args_source is config.ArgsSource.TESTPATHS:
+        config.args = files_with(marker)
+
+
+def files_with(marker):
+    """Return the files whose tests have a marker: to import all others takes each process half a minute."""
+    files = sorted(Path(__file__).parent.glob("test_*.py"))
+    return [str(file) for file in files if f"pytest.mark.{marker}" in file.read_text(encoding="utf-8")]
 
 
 def pytest_collection_modifyitems(config, items):

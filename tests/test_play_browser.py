@@ -7,13 +7,19 @@ import pytest
 from chromium import FLAT, errors, resize, settle, started, visit, wait
 
 from fastopt.lab import play
-from fastopt.lab.play import export, marbles, settings
+from fastopt.lab.play import Play, export, marbles, server, settings
 from fastopt.lab.play.lessons import LESSONS
 from fastopt.lab.play.shapes import SHAPES
 
 pytestmark = pytest.mark.browser
 
+FIRST = next(iter(LESSONS))
 SIZES = {"laptop": (1280, 800), "tablet": (1024, 768), "upright": (768, 1024)}
+
+EXPLODING = "?landscape=cliff&x=5.6&y=-2.5&steps=200&marble=lr:0.2&marble=lr:0.2,max_grad_norm:0.3"  # the lesson
+
+# Whether the map is as high as its frame, also while a message takes some of the page.
+FITS = "Math.abs(map.plot.querySelector('svg').clientHeight - get('map').clientHeight) <= 1"
 
 # Texts that lie over each other, or are cut off: pairs of what they say. Options of a closed select are no text.
 CLASHES = """
@@ -44,7 +50,8 @@ return clashes;
 
 @pytest.fixture(scope="module")
 def served():
-    with play() as page:
+    """A page that is being served; a kernel is compiled when the page first asks for it, beside the other process."""
+    with Play(server.listen("127.0.0.1", 0)) as page:
         yield page
 
 
@@ -55,13 +62,26 @@ def chromium():
 
 
 @pytest.fixture
-def page(served, chromium):
-    """The page as it begins, and no error in its console at the end."""
+def window(request, chromium):
+    """A window, and no error in its console at the end; after a failure the next test loads the page anew."""
+    failed = request.session.testsfailed
     resize(chromium, *SIZES["laptop"])
-    visit(chromium, served.url)
     errors(chromium)
     yield chromium
-    assert errors(chromium) == []
+    found = errors(chromium)
+    if found or request.session.testsfailed > failed:
+        chromium.get("about:blank")
+    assert found == []
+
+
+@pytest.fixture
+def page(window, served):
+    """The page with its first lesson, as it begins; loaded once for many tests: a lesson sets all of it anew."""
+    if of(window, "location.origin") + "/" == served.url:
+        press(window, f'[data-lesson="{FIRST}"]')
+    else:
+        visit(window, served.url)
+    return window
 
 
 def of(page, expression):
@@ -139,6 +159,30 @@ def assert_paths_are_fastopts(page):
         np.testing.assert_array_equal(points, walked.points.astype(np.float32).ravel())
 
 
+def assert_space_has_the_same_paths(page):
+    """What is drawn in space, where anything is, are the marbles' paths and where they end; nothing is off the map."""
+    drawn = of(page, "state.marbles.map((each) => inSpace(state.land, each, each.steps))")
+    for i, (line, ball) in enumerate(drawn):
+        points = np.array(of(page, f"Array.from(state.marbles[{i}].points)")).reshape(-1, 2)
+        low, high = np.array(shown(page).landscape.extent).T
+        inside = ((low <= points) & (points <= high)).all(axis=1)
+        found = np.array([line["x"], line["y"]], np.float64).T  # None is NaN
+        np.testing.assert_array_equal(found, np.where(inside[:, np.newaxis], points, np.nan))
+        np.testing.assert_array_equal([line["z"][-1]], ball["z"])
+
+
+def test_the_page_begins_with_the_first_lesson(window):
+    """As people start it, with all kernels compiled; without WebGL it says so where the surface would be."""
+    with play() as served:
+        visit(window, served.url)
+        assert shown(window) == settings.checked(LESSONS[FIRST].settings)
+        assert message(window) == ""
+        assert not of(window, "get('log').checked === false || get('program').open")
+        assert "no WebGL" in find(window, "#space").text
+        assert of(window, "space.data === undefined && spaceDue === null")
+        window.get("about:blank")
+
+
 def test_a_click_sets_the_start_and_the_marble_rolls(page):
     """And a drag moves it, with the path at once."""
     press(page, '[data-lesson="carried"]')
@@ -167,6 +211,7 @@ def test_a_lesson_is_one_click(page, name):
     slide(page, "speed", 3)
     wait(page, "!clock.playing && clock.step === clock.steps")
     assert_paths_are_fastopts(page)
+    assert_space_has_the_same_paths(page)
 
 
 def test_every_rule_has_its_fields(page):
@@ -201,6 +246,68 @@ def test_every_schedule_has_its_fields(page):
         drawn = marbles.rows(given.marbles[0], given.steps)[1]
         curves = of(page, "plotOf('schedules').data.map((trace) => Array.from(trace.y))")
         np.testing.assert_allclose(curves, [drawn["lr"], drawn["momentum"]], rtol=1e-6)
+
+
+def assert_a_click_says_why_the_start_stays(page):
+    """In the exported page, also where the page is longer than the window; a drag does so too, a lesson ends it."""
+    resize(page, *SIZES["upright"])
+    before = shown(page)
+    for places in ([(0.5, 0.5)], [(0.25, 0.25), (0.75, 0.75)]):
+        page.execute_script("get('map').scrollIntoView({ block: 'end' })")
+        pointer(page, *places)
+        assert "The start stays" in message(page)
+        assert "fastopt lab play" in message(page)
+        assert of(page, "get('message').getBoundingClientRect().top") >= 0
+        assert of(page, FITS)
+        assert shown(page) == before
+        press(page, f'[data-lesson="{FIRST}"]')
+        assert message(page) == ""
+        before = shown(page)
+
+
+def test_the_exported_page_works_without_a_network(chromium, tmp_path):
+    """Every lesson, at each end of every slider; nothing is fetched."""
+    file = tmp_path / "lessons.html"
+    export.export(file)
+    chromium.execute_cdp_cmd("Network.enable", {})
+    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    chromium.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    try:
+        visit(chromium, file.as_uri())
+        errors(chromium)
+        for name, lesson in LESSONS.items():
+            press(chromium, f'[data-lesson="{name}"]')
+            assert find(chromium, "#text").text == lesson.text
+            for slider, stops in lesson.grid.items():
+                for place in (0, len(stops) - 1):
+                    slide(chromium, slider, place)
+                    assert of(chromium, f"valueAt(state.settings, {json.dumps(slider)})") == stops[place]
+                    assert_paths_are_fastopts(chromium)
+        assert_a_click_says_why_the_start_stays(chromium)
+        assert of(chromium, "performance.getEntriesByType('resource').length") == 0
+        assert errors(chromium) == []
+    finally:
+        chromium.execute_cdp_cmd("Network.emulateNetworkConditions", {**offline, "offline": False})
+
+
+def test_the_surface_has_the_same_paths(served):
+    """Over the ground, with a marble that moves; what is off the map is not drawn."""
+    with started() as page:
+        resize(page, *SIZES["laptop"])
+        visit(page, served.url + EXPLODING)  # at its end: rolling there, a processor would draw it many times
+        assert shown(page) == settings.checked(LESSONS["exploding"].settings)
+        assert find(page, "#space").text == ""
+        press(page, "#restart")
+        press(page, "#forward")
+        press(page, "#forward")
+        wait(page, "spaceDue === null")
+        surface, *others = of(page, "space.data.map((trace) => ({ type: trace.type, x: trace.x, z: trace.z }))")
+        points = np.array(of(page, "Array.from(state.marbles[1].points)")).reshape(-1, 2)
+        assert errors(page) == []
+    assert surface["type"] == "surface"
+    assert [each["type"] for each in others] == ["scatter3d"] * 4
+    np.testing.assert_allclose(others[3]["x"][0], points[2, 0], rtol=1e-6)
+    assert None in others[0]["x"]
 
 
 def test_the_settings_of_the_page(page):
@@ -267,8 +374,9 @@ def test_up_to_four_marbles_are_compared(page):
     assert len(of(page, "plotOf('rates').data")) == 4  # two coordinates of two adaptive rules
     press(page, ".marble:nth-child(2) .remove")
     assert [marble["rule"] for marble in shown(page).marbles] == ["sgd", "rmsprop", "lion"]
-    press(page, "#log")
-    assert of(page, "plotOf('losses').layout.yaxis.type") != "log"
+    for logarithmic in (False, True):
+        press(page, "#log")
+        assert of(page, "plotOf('losses').layout.yaxis.type === 'log'") is logarithmic
 
 
 def test_random_starts_fill_a_bar(page):
@@ -318,12 +426,12 @@ def test_an_address_brings_everything_back(page):
         ("?%ff%fe", "there is no setting"),
     ],
 )
-def test_nonsense_in_the_address_gets_a_message(page, served, address, complaint):
+def test_nonsense_in_the_address_gets_a_message(window, served, address, complaint):
     """And the page works."""
-    visit(page, served.url + address)
-    assert complaint in message(page)
-    press(page, '[data-lesson="stuck"]')
-    assert message(page) == ""
+    visit(window, served.url + address)
+    assert complaint in message(window)
+    press(window, '[data-lesson="stuck"]')
+    assert message(window) == ""
 
 
 def test_nonsense_in_a_field_gets_a_message(page):
@@ -351,25 +459,6 @@ def test_the_copied_program_runs(page, capsys):
     np.testing.assert_allclose([[*map(float, line.split()[-2:])] for line in printed], ends, rtol=1e-5, atol=1e-7)
 
 
-def test_the_surface_has_the_same_paths(served):
-    """Over the ground, with a marble that moves; what is off the map is not drawn."""
-    with started() as page:
-        resize(page, *SIZES["laptop"])
-        visit(page, served.url)
-        press(page, '[data-lesson="exploding"]')
-        press(page, "#restart")
-        press(page, "#forward")
-        press(page, "#forward")
-        wait(page, "spaceDue === null")
-        surface, *others = of(page, "space.data.map((trace) => ({ type: trace.type, x: trace.x, z: trace.z }))")
-        points = np.array(of(page, "Array.from(state.marbles[1].points)")).reshape(-1, 2)
-        assert errors(page) == []
-    assert surface["type"] == "surface"
-    assert [each["type"] for each in others] == ["scatter3d"] * 4
-    np.testing.assert_allclose(others[3]["x"][0], points[2, 0], rtol=1e-6)
-    assert None in others[0]["x"]
-
-
 @pytest.mark.parametrize(("size", "lesson"), [("laptop", "carried"), *((size, "dies") for size in SIZES)])
 def test_no_text_lies_over_text(page, size, lesson):
     """Nor is any cut off, at the sizes that people have; while stepping, with bars and a message, all is shown."""
@@ -378,6 +467,7 @@ def test_no_text_lies_over_text(page, size, lesson):
     press(page, "#starts")
     wait(page, "!get('starts').disabled")
     type_into(page, "lr", "-1")
+    assert of(page, FITS)
     press(page, "#restart")
     press(page, "#forward")
     assert page.execute_script(CLASHES) == []
@@ -385,32 +475,7 @@ def test_no_text_lies_over_text(page, size, lesson):
 
 
 def test_a_clash_is_found(page):
-    """By the script above."""
+    """By the script above; the page is of no use afterwards."""
     page.execute_script("get('text').style.marginTop = '-40px'; get('lessons').textContent = 'x'.repeat(200)")
     assert page.execute_script(CLASHES) != []
-
-
-def test_the_exported_page_works_without_a_network(chromium, tmp_path):
-    """Every lesson, at each end of every slider; nothing is fetched."""
-    file = tmp_path / "lessons.html"
-    export.export(file)
-    chromium.execute_cdp_cmd("Network.enable", {})
-    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-    chromium.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
-    try:
-        visit(chromium, file.as_uri())
-        errors(chromium)
-        for name, lesson in LESSONS.items():
-            press(chromium, f'[data-lesson="{name}"]')
-            assert find(chromium, "#text").text == lesson.text
-            for slider, stops in lesson.grid.items():
-                for place in (0, len(stops) - 1):
-                    slide(chromium, slider, place)
-                    assert of(chromium, f"valueAt(state.settings, {json.dumps(slider)})") == stops[place]
-                    assert_paths_are_fastopts(chromium)
-        pointer(chromium, (0.5, 0.5))
-        assert "fastopt lab play" in message(chromium)
-        assert of(chromium, "performance.getEntriesByType('resource').length") == 0
-        assert errors(chromium) == []
-    finally:
-        chromium.execute_cdp_cmd("Network.emulateNetworkConditions", {**offline, "offline": False})
+    page.get("about:blank")

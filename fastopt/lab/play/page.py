@@ -23,8 +23,9 @@ COLOURS = (look.PALETTE[1], look.PALETTE[2], look.PALETTE[3], look.PALETTE[4])  
 HINT = (
     "Click into the map, or drag: the start is there. Space plays and pauses, arrow keys step, 1 to 4 choose a marble."
 )
-INSTALL = (
-    "Here the start is fixed; on your own machine you can move it: pip install 'fastopt[play]', then fastopt lab play."
+FIXED = (
+    "The start stays: this page has only paths that were computed ahead, from the starts of its lessons. "
+    "Where fastopt is installed, the command fastopt lab play opens a page on which a click moves the start."
 )
 ENDS = {
     "basin": ("in the basin", COLOURS_OF_ENDS["settled"]),
@@ -57,7 +58,7 @@ def contents(live: bool) -> dict[str, Any]:
         "colours": COLOURS[:MOST_MARBLES],
         "heights": look.HEIGHTS,
         "hint": HINT,
-        "install": INSTALL,
+        "fixed": FIXED,
     }
 
 

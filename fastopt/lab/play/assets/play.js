@@ -70,10 +70,12 @@ async function enter(name) {
   return true;
 }
 
-/** Show a message, or none; return whether there is one. */
+/** Show a message, or none, and fit the plots to the height that it leaves; return whether there is one. */
 function say(error) {
+  const others = get("message").hidden === Boolean(error);
   get("message").hidden = !error;
   get("message").textContent = error ?? "";
+  if (others) fitAll();
   return Boolean(error);
 }
 
@@ -182,6 +184,7 @@ const SPACE_EVERY = 80; // milliseconds: without a graphics card the surface tak
 let spaceDue = null; // what is to be drawn: new paths, or only the marbles elsewhere
 
 function showSpaceSoon(paths) {
+  if (!WEBGL) return;
   if (spaceDue === null) setTimeout(showSpace, SPACE_EVERY);
   spaceDue = { paths: paths || Boolean(spaceDue?.paths) };
 }
@@ -347,10 +350,16 @@ function startAt(event, how) {
   return ask({ ...structuredClone(wanted), x: at[0], y: at[1] }, how);
 }
 
+/** Say where the start can be moved; the message is at the top, and where the window is small the map may be far below. */
+function sayThatTheStartStays() {
+  say(PAGE.fixed);
+  get("message").scrollIntoView({ block: "nearest" });
+}
+
 function listenToMap() {
   let moved = false;
   map.canvas.onpointerdown = (event) => {
-    if (!PAGE.live) return say(PAGE.install);
+    if (!PAGE.live) return sayThatTheStartStays();
     map.canvas.setPointerCapture(event.pointerId);
     moved = false;
     startAt(event, { dragging: true });
@@ -389,7 +398,7 @@ function listen() {
   get("starts").onclick = rollFromStarts;
   get("code").onclick = showProgram;
   for (const form of document.querySelectorAll("aside form")) form.onsubmit = (event) => event.preventDefault();
-  window.onresize = () => fit([map.plot, space, ...curves.map(plotOf)]);
+  window.onresize = fitAll;
   listenToMap();
   listenToKeys();
 }
@@ -399,6 +408,10 @@ function fit(plots) {
   for (const plot of plots.filter((each) => each.data && each.clientWidth > 0)) Plotly.Plots.resize(plot);
   placeCanvas();
   show(clock.step, !clock.playing && clock.step < clock.steps);
+}
+
+function fitAll() {
+  fit([map.plot, space, ...curves.map(plotOf)]);
 }
 
 function describeEnds() {
@@ -415,6 +428,9 @@ function describeEnds() {
 /** Begin with what the address says, or with the first lesson; then listen to whoever touches the page. */
 async function begin() {
   describeEnds();
+  if (!WEBGL) space.append(textOf("p", WITHOUT_WEBGL));
+  document.body.classList.toggle("fixed", !PAGE.live);
+  if (!PAGE.live) map.canvas.setAttribute("aria-label", "map");
   get("actions").hidden = get("of-page").hidden = !PAGE.live;
   if (location.search.length <= 1 || !PAGE.live) await startLesson(Object.keys(PAGE.lessons)[0]);
   else await startAddress();

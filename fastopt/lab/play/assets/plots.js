@@ -3,6 +3,8 @@
 const MARGIN = { l: 56, r: 10, t: 10, b: 40 }; // of the map; the canvas lies exactly inside
 const FONT = { family: 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif', size: 12, color: "#1c2733" };
 const STILL = { displayModeBar: false, responsive: false, displaylogo: false };
+const WITHOUT_WEBGL = "This browser has no WebGL, so the surface is not drawn. The map has the same paths.";
+const WEBGL = document.createElement("canvas").getContext("webgl") !== null;
 const CUT = 1e-12; // less than that above the least loss is drawn as that
 
 /** Return numbers that the server or the exported file has packed. */
@@ -65,10 +67,10 @@ function drawMap(where, land) {
   const place = { x: land.alongX, y: land.alongY };
   const quiet = { hoverinfo: "skip", showscale: false };
   const lines = { coloring: "none", start: 1 / 14, end: 13 / 14, size: 1 / 14 };
-  const traces = [{ type: "heatmap", ...place, z: land.shares, colorscale: HEIGHTS(), zmin: 0, zmax: 1, zsmooth: "best", ...quiet }];
+  const traces = [{ type: "heatmap", ...place, z: land.shares, colorscale: HEIGHTS(), zmin: 0, zmax: 1, zsmooth: "fast", ...quiet }];
   if (land.relief) {
     const grey = [[0, "rgba(0,0,0,0.55)"], [0.5, "rgba(128,128,128,0)"], [1, "rgba(255,255,255,0.6)"]];
-    traces.push({ type: "heatmap", ...place, z: lit(land.heights, land.span), colorscale: grey, zmin: 0, zmax: 1, zsmooth: "best", ...quiet });
+    traces.push({ type: "heatmap", ...place, z: lit(land.heights, land.span), colorscale: grey, zmin: 0, zmax: 1, zsmooth: "fast", ...quiet });
   }
   traces.push({ type: "contour", ...place, z: land.shares, contours: lines, line: { width: 0.7, color: "rgba(70,80,90,0.55)" }, ...quiet });
   const axes = {
