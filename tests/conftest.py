@@ -71,20 +71,37 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(config, items):
     """Deselect tests whose requirements are missing, and sweeps that were not requested."""
+    marked = {marker: [] for marker in (*NEEDS, "exhaustive")}  # found in one pass over all tests
+    for item in items:
+        for mark in item.iter_markers():
+            if mark.name in marked:
+                marked[mark.name].append(item)
+    gone = set()
     for marker, (need, missing) in NEEDS.items():
-        if any(item.get_closest_marker(marker) for item in items) and missing():
-            deselect(config, items, marker, f"{need}: {missing()}")
+        if marked[marker] and missing():
+            deselect(config, gone, marker, marked[marker], f"{need}: {missing()}")
     if not (config.option.exhaustive or "exhaustive" in config.option.markexpr):
-        deselect(config, items, "exhaustive", "are exhaustive sweeps: pytest --exhaustive runs them too")
+        why = "are exhaustive sweeps: pytest --exhaustive runs them too"
+        deselect(config, gone, "exhaustive", marked["exhaustive"], why)
+    items[:] = [item for item in items if item not in gone]
 
 
-def deselect(config, items, marker, why):
-    """Deselect the tests with a marker."""
-    marked = [item for item in items if item.get_closest_marker(marker)]
-    if marked:
-        DESELECTED[marker] = (len(marked), why)
-        config.hook.pytest_deselected(items=marked)
-        items[:] = [item for item in items if not item.get_closest_marker(marker)]
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect tests, and no garbage: their modules and parameters stay, and each collection would walk them all."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def deselect(config, gone, marker, marked, why):
+    """Deselect the tests with a marker, but for those that are gone already."""
+    if left := [item for item in dict.fromkeys(marked) if item not in gone]:
+        DESELECTED[marker] = (len(left), why)
+        config.hook.pytest_deselected(items=left)
+        gone.update(left)
 
 
 def pytest_sessionfinish(session):
