@@ -48,6 +48,7 @@ NEEDS = {
     "browser": ("need a browser", missing_chromium),
 }
 DESELECTED = {}  # by marker: how many, and why
+NEVER_MADE = []  # how many cases of each function were left out before they became tests
 KERNELS = set()  # what identifies those that the tests of all processes have used
 
 # Waiting OpenMP threads sleep instead of spinning: pytest's processes would compete for the cores.
@@ -69,6 +70,22 @@ def pytest_configure():
     folder_of_the_run()
 
 
+def exhaustively(config):
+    """Whether exhaustive sweeps were requested."""
+    return config.option.exhaustive or "exhaustive" in config.option.markexpr
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc):
+    """Leave out exhaustive cases before pytest makes tests of them, for seconds; but one that is named is found."""
+    yield
+    if not (exhaustively(metafunc.config) or any("::" in arg for arg in metafunc.config.args)):
+        cases = metafunc._calls
+        left = [case for case in cases if not any(mark.name == "exhaustive" for mark in case.marks)] or cases[:1]
+        NEVER_MADE.append(len(cases) - len(left))
+        cases[:] = left
+
+
 def pytest_collection_modifyitems(config, items):
     """Deselect tests whose requirements are missing, and sweeps that were not requested."""
     marked = {marker: [] for marker in (*NEEDS, "exhaustive")}  # found in one pass over all tests
@@ -80,9 +97,9 @@ def pytest_collection_modifyitems(config, items):
     for marker, (need, missing) in NEEDS.items():
         if marked[marker] and missing():
             deselect(config, gone, marker, marked[marker], f"{need}: {missing()}")
-    if not (config.option.exhaustive or "exhaustive" in config.option.markexpr):
+    if not exhaustively(config):
         why = "are exhaustive sweeps: pytest --exhaustive runs them too"
-        deselect(config, gone, "exhaustive", marked["exhaustive"], why)
+        deselect(config, gone, "exhaustive", marked["exhaustive"], why, sum(NEVER_MADE))
     items[:] = [item for item in items if item not in gone]
 
 
@@ -96,10 +113,11 @@ def pytest_collection():
         gc.enable()
 
 
-def deselect(config, gone, marker, marked, why):
-    """Deselect the tests with a marker, but for those that are gone already."""
-    if left := [item for item in dict.fromkeys(marked) if item not in gone]:
-        DESELECTED[marker] = (len(left), why)
+def deselect(config, gone, marker, marked, why, others=0):
+    """Deselect the tests with a marker, but for those that are gone already; and say so, and how many others are."""
+    left = [item for item in dict.fromkeys(marked) if item not in gone]
+    if len(left) + others:
+        DESELECTED[marker] = (len(left) + others, why)
         config.hook.pytest_deselected(items=left)
         gone.update(left)
 
