@@ -50,6 +50,7 @@ NEEDS = {
 }
 MARKED_IN_FILES = ("browser", "clients")  # by each file for its own tests, so that its text says whether it has any
 DESELECTED = {}  # by marker: how many, and why
+NEVER_MADE = []  # how many cases of each function were left out before they became tests
 KERNELS = set()  # what identifies those that the tests of all processes have used
 
 # Waiting OpenMP threads sleep instead of spinning: pytest's processes would compete for the cores.
@@ -80,22 +81,56 @@ def files_with(marker):
     return [str(file) for file in files if f"pytest.mark.{marker}" in file.read_text(encoding="utf-8")]
 
 
+def exhaustively(config):
+    """Whether exhaustive sweeps were requested."""
+    return config.option.exhaustive or "exhaustive" in config.option.markexpr
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc):
+    """Leave out exhaustive cases before pytest makes tests of them, for seconds; but one that is named is found."""
+    yield
+    if not (exhaustively(metafunc.config) or any("::" in arg for arg in metafunc.config.args)):
+        cases = metafunc._calls
+        left = [case for case in cases if not any(mark.name == "exhaustive" for mark in case.marks)] or cases[:1]
+        NEVER_MADE.append(len(cases) - len(left))
+        cases[:] = left
+
+
 def pytest_collection_modifyitems(config, items):
     """Deselect tests whose requirements are missing, and sweeps that were not requested."""
+    marked = {marker: [] for marker in (*NEEDS, "exhaustive")}  # found in one pass over all tests
+    for item in items:
+        for mark in item.iter_markers():
+            if mark.name in marked:
+                marked[mark.name].append(item)
+    gone = set()
     for marker, (need, missing) in NEEDS.items():
-        if any(item.get_closest_marker(marker) for item in items) and missing():
-            deselect(config, items, marker, f"{need}: {missing()}")
-    if not (config.option.exhaustive or "exhaustive" in config.option.markexpr):
-        deselect(config, items, "exhaustive", "are exhaustive sweeps: pytest --exhaustive runs them too")
+        if marked[marker] and missing():
+            deselect(config, gone, marker, marked[marker], f"{need}: {missing()}")
+    if not exhaustively(config):
+        why = "are exhaustive sweeps: pytest --exhaustive runs them too"
+        deselect(config, gone, "exhaustive", marked["exhaustive"], why, sum(NEVER_MADE))
+    items[:] = [item for item in items if item not in gone]
 
 
-def deselect(config, items, marker, why):
-    """Deselect the tests with a marker."""
-    marked = [item for item in items if item.get_closest_marker(marker)]
-    if marked:
-        DESELECTED[marker] = (len(marked), why)
-        config.hook.pytest_deselected(items=marked)
-        items[:] = [item for item in items if not item.get_closest_marker(marker)]
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect tests, and no garbage: their modules and parameters stay, and each collection would walk them all."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def deselect(config, gone, marker, marked, why, others=0):
+    """Deselect the tests with a marker, but for those that are gone already; and say so, and how many others are."""
+    left = [item for item in dict.fromkeys(marked) if item not in gone]
+    if len(left) + others:
+        DESELECTED[marker] = (len(left) + others, why)
+        config.hook.pytest_deselected(items=left)
+        gone.update(left)
 
 
 def pytest_sessionfinish(session):

@@ -136,13 +136,23 @@ def build(folder):
     link(folder, {"fused": "\n".join([fused(PLAIN), *conversions]), **beside})
 
 
+def shim():
+    """Return the header that every source begins with, beside which g++ finds it compiled if its options are FLAGS."""
+
+    def precompile(folder):
+        header = shutil.copy(SHIM, folder)
+        subprocess.run([shutil.which("g++"), *FLAGS, "-x", "c++-header", header, "-o", f"{header}.gch"], check=True)
+
+    return once("shim", precompile) / SHIM.name
+
+
 def link(folder, sources, *flags):
     """Compile sources, each for itself, into a shared library in a folder, and return its path."""
     path = Path(folder) / LIBRARY
-    compiler, objects, running = shutil.which("g++"), [], []
+    compiler, header, objects, running = shutil.which("g++"), shim(), [], []
     for name, source in sources.items():
         file = path.with_name(f"{name}.cpp")
-        file.write_text(f'#include "{SHIM}"\n{source}\n', encoding="utf-8")
+        file.write_text(f'#include "{header}"\n{source}\n', encoding="utf-8")
         objects.append(file.with_suffix(".o"))
         running.append(subprocess.Popen([compiler, *FLAGS, *flags, "-c", file, "-o", objects[-1]]))
     assert [process.wait() for process in running] == [0] * len(running)
@@ -305,7 +315,7 @@ def compiled(source, *flags):
     launchers = map(launcher, re.findall(r"__global__ void (\w+)", source))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernels.cpp"
-        file.write_text("\n".join([f'#include "{SHIM}"', source, *launchers]), encoding="utf-8")
+        file.write_text("\n".join([f'#include "{shim()}"', source, *launchers]), encoding="utf-8")
         linked = "-shared", "-Wl,-Bsymbolic"
         subprocess.run([shutil.which("g++"), *FLAGS, *flags, *linked, file, "-o", file.with_suffix(".so")], check=True)
         return ctypes.CDLL(str(file.with_suffix(".so")))

@@ -270,14 +270,14 @@ def test_loading_converts(before, after, compress):
         before = after = "int8"
     gradients = numbers(2, (5000, 10))
     params = numbers(sizes=(5000, 10))
-    saving = fastopt.Adam(params, state_dtype=before, compress_state_dict=compress)
+    saving = fastopt.AdamW(params, state_dtype=before, compress_state_dict=compress)
     saving.step(gradients)
     saved = pickle.loads(pickle.dumps(saving.state_dict()))
     assert compress or {a.dtype.name for a in saved["state"][0].values() if isinstance(a, np.ndarray)} <= {
         "float32",
         "bfloat16",
     }
-    loading = fastopt.Adam([param.copy() for param in params], state_dtype=after)
+    loading = fastopt.AdamW([param.copy() for param in params], state_dtype=after)
     loading.load_state_dict(saved)
     for key, entry in loading.state.items():
         for name in ("exp_avg", "exp_avg_sq"):

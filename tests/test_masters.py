@@ -222,7 +222,7 @@ def test_stages():
 def test_averages_begin_at_the_masters():
     """Where they begin later than these, and a loaded average without a master begins with one, whoever takes part."""
     params = arrays(0, bfloat16)
-    mine = fastopt.SGD(params, lr=0.3, master_weights=True)
+    mine = fastopt.SGD(params, lr=0.3, momentum=0.9, master_weights=True)
     mine.step(arrays(1, bfloat16))
     masters = mine.master_state_dict()
     mine.ema_decay = 1.0

@@ -107,10 +107,10 @@ def test_stages_and_states(dtype):
 def test_state_dicts(dtype):
     """What is saved goes on to the same bits."""
     params = arrays(dtype, 0)
-    mine = fastopt.AdamW(params, lr=0.1)
+    mine = fastopt.AdamW(params, lr=0.1, amsgrad=True)
     mine.step(arrays(dtype, 1))
     others = [param.copy(order="K") for param in params]
-    loaded = fastopt.AdamW(others, lr=0.1)
+    loaded = fastopt.AdamW(others, lr=0.1, amsgrad=True)
     loaded.load_state_dict(mine.state_dict())
     for optimizer in (mine, loaded):
         optimizer.step(arrays(dtype, 2))

@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import functools
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,6 @@ def normal(*shape, seed=0, dtype=np.float32):
 HEAD = 3  # numbers before the flags and counts of a job
 
 
-@cfunc(cpu.SIGNATURE)
 def count_chunks(job, begin, end, worker):
     """Count each chunk's executions, and errors.
 
@@ -60,6 +60,12 @@ def count_chunks(job, begin, end, worker):
     fetch_add(inside, -1)
 
 
+@functools.cache
+def counting():
+    """Compile `count_chunks`, where a test needs it."""
+    return cfunc(cpu.SIGNATURE)(count_chunks)
+
+
 class Count:
     """A job for `count_chunks`."""
 
@@ -70,7 +76,7 @@ class Count:
     def run(self, grain, threads):
         """Run all chunks again."""
         self.job[:2] = self.chunks, max(1, min(threads, MOST_THREADS))
-        kernel = ffi.cast("fastopt_kernel", count_chunks.address)
+        kernel = ffi.cast("fastopt_kernel", counting().address)
         lib.fastopt_run(kernel, ffi.cast("fastopt_job *", self.job.ctypes.data), self.chunks, grain, threads)
 
     def assert_once(self, times=1):

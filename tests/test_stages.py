@@ -210,17 +210,17 @@ def test_a_step_is_skipped_wherever_it_is_not_finite(size, at, dtype):
 def test_a_skipped_step_makes_no_state():
     """Neither a buffer nor an average; the parameter starts with the next one, and schedules wait."""
     asked = []
-    p = np.ones(3)
+    p = np.ones(3, np.float32)
     options = {"momentum": 0.9, "lr": lambda step: asked.append(step) or 0.1}
     optimizer = fastopt.SGD(p, skip_nonfinite=True, **options, **AVERAGE)
     for number in range(3):
-        optimizer.step(np.array([1.0, math.inf, 1.0]))
+        optimizer.step(np.array([1.0, math.inf, 1.0], np.float32))
         assert not optimizer.state
         assert (optimizer.param_groups[0]["step"], optimizer.skipped_steps) == (0, number + 1)
-    optimizer.step(np.ones(3))
+    optimizer.step(np.ones(3, np.float32))
     assert {*optimizer.state[0]} == {"step", "momentum_buffer", "ema"}
     assert {*asked} == {0}
-    np.testing.assert_allclose(p, 0.9)
+    np.testing.assert_allclose(p, 0.9, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
@@ -244,7 +244,7 @@ def test_a_value_that_is_not_finite_is_clipped():
     """Infinity to the limit, while NaN stays NaN."""
     for repeated in range(2):
         p = np.zeros(4, np.float32)
-        optimizer = fastopt.SGD(p, lr=1.0, clip_grad_value=0.5)
+        optimizer = fastopt.SGD(p, lr=1.0, momentum=0.9, clip_grad_value=0.5)
         for _ in range(repeated):
             optimizer.step(np.zeros_like(p))
         optimizer.step(np.array([math.inf, -math.inf, math.nan, 0.25], np.float32))
@@ -351,7 +351,7 @@ ASSIGNED = [
 
 
 @pytest.mark.parametrize("rest", [0, 1, 3])
-@pytest.mark.parametrize("rule", ALL_MEET)
+@pytest.mark.parametrize("rule", usually(["momentum"], ALL_MEET))
 def test_options_are_assigned_between_steps(rule, rest):
     """Switched on, off and on again, with so many steps in between, at the optimizer or in its group."""
     twins = Twins(rule, arrays())

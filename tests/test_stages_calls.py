@@ -213,7 +213,7 @@ def test_parameters_come_back_after_an_exception():
 def test_nothing_else_can_be_done_meanwhile():
     """Steps, loading, further groups and a second swap raise, change nothing, and work after the block."""
     params = arrays([(5,)])
-    optimizer = fastopt.SGD([{"params": params}], lr=0.1, **AVERAGE)
+    optimizer = fastopt.SGD([{"params": params}], lr=0.1, momentum=0.9, **AVERAGE)
     for step in range(3):
         optimizer.step([gradients(params, step)])
     saved = optimizer.state_dict()
@@ -314,7 +314,7 @@ def test_gradients_that_cannot_be_set_to_zero_are_refused():
         ([whole[:5], whole[:5]], "the gradient of parameter [01] and the gradient of parameter [01] overlap"),
     ]:
         params = arrays([(5,), (5,)])
-        optimizer = fastopt.SGD(params, lr=0.1, momentum=0.9)
+        optimizer = fastopt.SGD(params, lr=0.1)
         for number in range(2):
             before = seen(optimizer), [g.copy() for g in bad]
             for _ in range(2):
@@ -406,14 +406,14 @@ def test_the_last_factor_does_not_stay():
 
 def test_an_average_that_begins_later_begins_nothing_else():
     """The momentum has begun: its gradients go on being dampened."""
-    p, twin = np.ones(3), np.ones(3)
+    p, twin = np.ones(3, np.float32), np.ones(3, np.float32)
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
     averaged, plain = fastopt.SGD(p, **options), fastopt.SGD(twin, **options)
     for step in range(4):
         if step == 2:
             averaged.ema_decay = 0.5
-        averaged.step(np.ones(3))
-        plain.step(np.ones(3))
+        averaged.step(np.ones(3, np.float32))
+        plain.step(np.ones(3, np.float32))
     assert p.tobytes() == twin.tobytes()
 
 

@@ -146,12 +146,12 @@ def test_state_dicts(compress):
 
 def test_torch_loads_them_and_they_load_torchs():
     """Without compression; torch goes on from the same numbers."""
-    mine = subject.Adam(parameters(), state_dtype="int8", compress_state_dict=False)
-    theirs = torch.optim.Adam(parameters())
+    mine = subject.AdamW(parameters(), state_dtype="int8", compress_state_dict=False)
+    theirs = torch.optim.AdamW(parameters())
     for optimizer in (mine, theirs):
         give(optimizer.param_groups[0]["params"], 0)
         optimizer.step()
-    other, another = torch.optim.Adam(parameters()), subject.Adam(parameters(), state_dtype="int8")
+    other, another = torch.optim.AdamW(parameters()), subject.AdamW(parameters(), state_dtype="int8")
     other.load_state_dict(mine.state_dict())
     another.load_state_dict(theirs.state_dict())
     for param, twin in zip(other.param_groups[0]["params"], mine.param_groups[0]["params"], strict=True):

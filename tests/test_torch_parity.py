@@ -9,7 +9,6 @@ import torch
 import torch_cases
 from pairs import swept, usually
 from rule_cases import BY_STATES, HALVES
-from sklearn.datasets import load_digits
 from tolerances import HALF, TORCH, TORCH_TRAINING
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, swa_utils
@@ -323,6 +322,8 @@ TRAINED = {kind: KINDS[kind] for kind in ("momentum", "nesterov", "adagrad")}
 
 def digits_losses(plainest, name, options):
     """Two epochs of a small convolutional network on scikit-learn's digits: the losses."""
+    from sklearn.datasets import load_digits  # takes seconds to import
+
     data = load_digits()
     images = torch.tensor(data.images / 16, dtype=torch.float32)[:, None]
     labels = torch.tensor(data.target)

@@ -67,15 +67,34 @@ def all_with(*dtypes):
     return pytest.mark.parametrize(("name", "options", "dtype"), cases)
 
 
-def optim_db():
-    """torch's own table of optimizers under test; its module asks for expecttest, which the table does not need."""
-    try:
-        import expecttest  # noqa: F401
-    except ImportError:
-        stub = sys.modules["expecttest"] = types.ModuleType("expecttest")
-        stub.TestCase = unittest.TestCase
-    from torch.testing._internal import common_optimizers
+class Decorators(types.ModuleType):
+    """A module of decorators for torch's own tests, which the table mentions and nothing here applies."""
 
+    def __getattr__(self, name):
+        """A decorator that takes anything."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__init__": lambda self, *args, **keywords: None})
+
+
+@functools.cache
+def optim_db():
+    """torch's own table of optimizers under test.
+
+    Its module asks for expecttest and two of decorators, which the table does not need, and which import thousands of
+    functions of torch's for seconds.
+    """
+    names = ("device_type", "methods_invocations")
+    stubs = {f"torch.testing._internal.common_{name}": Decorators(name) for name in names}
+    stubs["expecttest"] = types.ModuleType("expecttest")
+    stubs["expecttest"].TestCase = unittest.TestCase
+    stubs = {name: stub for name, stub in stubs.items() if name not in sys.modules}
+    sys.modules.update(stubs)
+    try:
+        from torch.testing._internal import common_optimizers
+    finally:
+        for name in stubs:
+            del sys.modules[name]
     return {info.name: info for info in common_optimizers.optim_db if info.name in NAMES}
 
 
