@@ -1382,8 +1382,8 @@ TORCH = (
     Mutant(
         "a step with rows repeats one without",
         "fastopt/step/stepper.py",
-        "if gradients.others or gradients.sparse:",
-        "if gradients.others:",
+        "if gradients.others or gradients.sparse or",
+        "if gradients.others or",
         ("tests/test_sparse_rows.py",),
         only="in_turn",
     ),
@@ -1822,8 +1822,8 @@ STORAGES = (
     Mutant(
         "a captured step copies a gradient that lies otherwise",
         "fastopt/backends/cupy/parameter.py",
-        "if self.device.current_stream().is_capturing():",
-        "if self.device is None:",
+        "if self.device.current_stream().is_capturing():\n                raise not_in_captures",
+        "if self.device is None:\n                raise not_in_captures",
         ("tests/test_gpu_codes.py",),
         only="test_captures",
     ),
