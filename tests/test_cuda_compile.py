@@ -143,7 +143,7 @@ def files_of(names):
     """The files that are written for some rules, named as their kernels, and one with the small kernels."""
     kernels = [f"{rule}_{name}_{name}_{dtype.real_name}_512" for rule in names for name, dtype in DTYPES.items()]
     norms = [f"norm_{name}_512" for name in DTYPES]
-    return {f"{name}.cubin" for name in (*kernels, *norms, "advance")}
+    return {f"{name}.cubin" for name in (*kernels, *norms, "advance", "row_chunks")}
 
 
 @pytest.mark.exhaustive  # a compilation for each kernel
