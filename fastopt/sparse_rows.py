@@ -90,8 +90,8 @@ class SparseRows:
         """
         if not isinstance(gradient, np.ndarray):
             raise TypeError(
-                f"the gradient must be an array of NumPy, not {described(gradient)}: finding its rows on a GPU would "
-                "wait, so pass cupy.flatnonzero of what you know of them, and their values, to SparseRows"
+                f"the gradient must be an array of NumPy, not {described(gradient)}: finding its rows on a GPU "
+                "waits; if it may, pass SparseRows(rows, g[rows]), rows = cupy.flatnonzero((g != 0).any(axis=1))"
             )
         if gradient.ndim < 2:
             raise ValueError(f"the gradient has shape {gradient.shape}: a table has two axes or more")

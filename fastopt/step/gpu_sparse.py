@@ -29,7 +29,7 @@ class GivenThere(NamedTuple):
 
     what: str
     number: int  # the parameter's
-    indices: Any  # one axis, int32 or int64
+    indices: Any  # int32 or int64, one behind the other
     values: Any  # float32 or float64, one row behind the other
     lies: Array  # an array that describes where they lie
     rows: int  # of the table
