@@ -250,8 +250,8 @@ class Gradients(StepGradients):
             return None
         self.there[i] = given
         self.note_dtype(i, parameter, given.values.dtype.name)
-        lies: Array = given.lies
-        return lies
+        values: Array = given.values
+        return values
 
     def in_order(self, i: int, parameter: ArrayParameter) -> Array:
         """Copy a gradient into its parameter's storage order, and return an array that describes the copy."""

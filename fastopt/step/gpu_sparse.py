@@ -13,7 +13,7 @@ import numpy as np
 
 from ..kernels import cuda
 from ..kernels.dtypes import DTYPES
-from ..kernels.reader import Array
+from ..kernels.reader import Array, address
 from ..kernels.stream import MESSENGERS, Memory
 from ..kernels.tables import CHUNK, GPU_ROWS, LAYOUT
 from .gpu_launch import TILE_THREADS, GpuLaunch
@@ -29,11 +29,11 @@ class GivenThere(NamedTuple):
 
     what: str
     number: int  # the parameter's
-    indices: Any  # int32 or int64, one behind the other
-    values: Any  # float32 or float64, one row behind the other
-    lies: Array  # an array that describes where they lie
+    indices: Array  # describes int32 or int64, one behind the other
+    values: Array  # describes float32 or float64, one row behind the other
     rows: int  # of the table
     width: int  # of a row
+    held: Any  # whose memory that is
 
     @property
     def bits(self) -> int:
@@ -85,8 +85,9 @@ class RowsLaunch(GpuLaunch):
         self.block = min(max(-(-given.width // WARP), 1) * WARP, TILE_THREADS)
         self.check.tables[given.number] = given.what, given.rows
         job = np.zeros(1, GPU_ROWS)
-        pointers = {"indices": given.indices, "values": given.values, "keys": keys, "sums": sums, "chunks": chunks}
-        for name, array in pointers.items():
+        for name in ("indices", "values"):
+            job[name] = address(getattr(given, name))
+        for name, array in (("keys", keys), ("sums", sums), ("chunks", chunks)):
             job[name] = array.data.ptr
         for name in ("bits", "rows", "width"):
             job[name] = getattr(given, name)
@@ -98,7 +99,7 @@ class RowsLaunch(GpuLaunch):
                 keys.sort()
             self.stream.launch(self.kernels_of_rows[f"cut_rows_{self.dtype}"], n, job, self.block)
             self.check.memory.tell()
-        self.gradients[:] = given.values.data.ptr, sums.data.ptr
+        self.gradients[:] = address(given.values), sums.data.ptr
         self.count, self.cuts = n, Placed(int(chunks.data.ptr))
         self.held = given, keys, sums, chunks  # until others take their place on the stream
 

@@ -161,8 +161,9 @@ class CupyParameter(ArrayParameter):
             raise RuntimeError(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
         check_rows_of(what, given, "its parameter", self.dtype, self.shape)
         real, width = DTYPES[values.dtype.name].real_name, math.prod(self.shape[1:])
-        lines = self._dense(values, real)
-        found = GivenThere(what, self.number, self._dense(indices), lines, seen(lines, real), self.shape[0], width)
+        held = self._dense(indices), self._dense(values, real)
+        lie = seen(held[0], indices.dtype.name), seen(held[1], real)
+        found = GivenThere(what, self.number, *lie, self.shape[0], width, held)
         found.check_size()
         return found
 

@@ -36,7 +36,7 @@ def update_rows_once(
     check_leaves_rows(rule, numbers)
     given = parameter.checked_rows("g", g)
     kept = {name: parameter.state(name, state) for name, state in states.items()}
-    located_once({"p": parameter.array, **kept}, given.lies, parameter.layout)
+    located_once({"p": parameter.array, **kept}, given.values, parameter.layout)
     addresses = [parameter.address, *(extent(state)[0] for state in kept.values())]
     kind = variant(rule, parameter, given.values.dtype.name)
     parameter.device.update_rows(kind, parameter.array.size, addresses, numbers, given)
