@@ -207,7 +207,8 @@ class Optimizer(Staged):
         stages, skipped, clock = self._stages, self._stages.skipped, self._stepper.clock
         gradients.check_writable(self._parameters)
         unseen = self._stepper.plan.uses_gpus and needs_norm(self._groups[0].entries)  # a GPU may skip the step
-        in_kernels = not (gradients.strided or gradients.copies or gradients.sparse or unseen)
+        by_rows = gradients.sparse or gradients.there
+        in_kernels = not (gradients.strided or gradients.copies or by_rows or unseen)
         clock.take_back()
         try:
             if in_kernels != stages.zeroes or not self._stepper.repeat(gradients):

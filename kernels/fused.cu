@@ -5,6 +5,7 @@
 // its argument. cuda.py pastes the headers, this file and such a line into one source, which CuPy compiles; the tests
 // compile the same source for the host.
 
+#include "block.h"
 #include "codes.h"
 #include "elements.h"
 #include "rules.h"
@@ -12,9 +13,10 @@
 namespace fastopt {
 namespace cuda {
 
-// The stages that a kernel may have beside the rule, as bits, in the order in which they come; and how it rounds.
+// The stages that a kernel may have beside the rule, as bits, in the order in which they come; whether each row of a table
+// has one number, whose rule is AdaGrad's; and how it rounds.
 struct Stage {
-    enum : int { none = 0, value = 1, average = 2, zero = 4, stochastic = 8 };
+    enum : int { none = 0, value = 1, average = 2, zero = 4, rowwise = 8, stochastic = 16 };
 };
 
 // Arithmetic flushes float's subnormals to zero, and 1 over a loss scale of 2^127, which GradScaler may reach, is one.
@@ -35,7 +37,19 @@ __device__ inline void split(double factor, float &first, float &second) {
     second = normal ? 1.0f : 0x1p-64f;
 }
 
-// The tensor of a chunk, its hyper row, and the numbers of its stages.
+// The rule of elements: where rows have a number, its own rate for each row.
+template <class Rule, bool rowwise>
+struct OfElements {
+    using type = Rule;
+};
+template <class Rule>
+struct OfElements<Rule, true>;
+template <>
+struct OfElements<Adagrad, true> {
+    using type = Sgd;
+};
+
+// The tensor of a chunk, its hyper row, and the numbers of its stages. The rule is that of elements.
 template <int stages, class Rule, typename P, typename R, typename G, typename... S>
 struct Update {
     using real = typename Arithmetic<P>::type;
@@ -90,10 +104,14 @@ struct Update {
         }
     }
 
-    // A gradient as the rule gets it, but for the weight decay.
-    __device__ real scaled(real g) const {
+    // A gradient as the rule gets it, of an element that is x.
+    __device__ real for_rule(G gradient, real x) const {
+        real g = widen(gradient);
+        // scale the gradient, and add the weight decay
         if (clips) g = clipped(g, limit);
-        return rest * (factor * g);
+        g = rest * (factor * g);
+        if (decay != 0) g += decay * x;
+        return g;
     }
 
     // Averages some elements of a parameter.
@@ -111,9 +129,7 @@ struct Update {
             real state[kept];
             stored.widen(k, state);
             real x = p.widen(k);
-            // scale the gradient, and add the weight decay
-            real g = scaled(widen(gradients.lane[k]));
-            if (decay != 0) g += decay * x;
+            real g = for_rule(gradients.lane[k], x);
             // apply the rule, and round the results
             p.narrow(k, Rule::apply(x, g, state, hypers), rounding);
             stored.narrow(k, state, rounding, Params<N, P, R>::rounded);
@@ -190,7 +206,29 @@ struct Update {
             }
         }
     }
+
+    // A row of a table, whose gradient lies in one piece, at the rate that the block finds for it. All threads of the block
+    // go the same way.
+    __device__ void run_row(const fastopt_chunk &chunk, void *of_rows, const real *hyper) {
+        int length = static_cast<int>(chunk.length);
+        if (length == 0) return;  // the row has no gradient here, or no elements
+        const G *from = reinterpret_cast<const G *>(reinterpret_cast<const char *>(grad) + chunk.grad_offset);
+        real *number = static_cast<real *>(of_rows) + chunk.offset / length;
+        real s = *number, sum = 0;
+        for (int i = threadIdx.x; i < length; i += blockDim.x) {
+            Params<1, P, R> p(param, remainder, chunk.offset + i);
+            real g = for_rule(from[i], p.widen(0));
+            sum += g * g;
+        }
+        hypers[0] = rate_of_row(of_block(sum) / static_cast<real>(length), s, hyper);
+        if (threadIdx.x == 0) *number = s;  // all have read it before their squares were added
+        for (int i = threadIdx.x; i < length; i += blockDim.x) elements<1>(chunk.offset + i, from + i);
+    }
 };
+
+// The update of a chunk by a rule.
+template <int stages, class Rule, typename P, typename R, typename G, typename... S>
+using Updating = Update<stages, typename OfElements<Rule, (stages & Stage::rowwise) != 0>::type, P, R, G, S...>;
 
 // Averages a chunk of a parameter that has no gradient.
 template <typename P, typename R>
@@ -227,10 +265,12 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
         const real *rows = reinterpret_cast<const real *>(words + job.grads);
         for (int i = 0; i < FASTOPT_SHARED + Rule::hypers; ++i) row[i] = rows[at + i];
     }
-    using Updating = Update<stages, Rule, P, R, G, S...>;
-    Updating update(job, chunk.tensor, tensor, grad, row);
-    // update the chunk, as a run or as a tile
-    if constexpr (Updating::has_codes) {
+    using ThisUpdate = Updating<stages, Rule, P, R, G, S...>;
+    ThisUpdate update(job, chunk.tensor, tensor, grad, row);
+    // update the chunk, as a row, as a run or as a tile
+    if constexpr ((stages & Stage::rowwise) != 0) {
+        update.run_row(chunk, tensor.states[0], row + FASTOPT_SHARED);
+    } else if constexpr (ThisUpdate::has_codes) {
         update.run_with_codes(chunk);  // there are no tiles: Python copies gradients in another order
     } else if (tensor.layout == nullptr) {
         update.run(chunk);
@@ -244,7 +284,7 @@ __device__ inline void update(const fastopt_gpu_job &job, const int64_t *words) 
 
 #define FASTOPT_UPDATE(name, Rule, stages, count, ...)                                                               \
     extern "C" __global__ void                                                                                       \
-    __launch_bounds__(512, (fastopt::cuda::Update<stages, fastopt::Rule, __VA_ARGS__>::resident))                    \
+    __launch_bounds__(512, (fastopt::cuda::Updating<stages, fastopt::Rule, __VA_ARGS__>::resident))                  \
     name(const __grid_constant__ fastopt::cuda::Argument<count> argument) {                                          \
         fastopt::cuda::update<stages, fastopt::Rule, __VA_ARGS__>(argument.job, argument.words);                     \
     }

@@ -4,12 +4,11 @@
 // FASTOPT_NORM(name, G, count) defines the kernel of that name for gradients of a type, with a count of words in its
 // argument, which is that of the update to come. cuda.py pastes such a line behind this file.
 
+#include "block.h"
 #include "elements.h"
 
 namespace fastopt {
 namespace cuda {
-
-constexpr int block_threads = 512, warp_threads = 32;
 
 // The sums of a chunk are of squares of gradients as they are, times 2^-600, and times 2^600: squares of doubles may
 // overflow or be lost where the gradients themselves are finite and not 0.
@@ -41,18 +40,6 @@ struct Squares<double> {
     }
     __device__ void finish() {}
 };
-
-// Adds a number of each thread of a block, and returns the sum to all of them. Every thread must come here.
-__device__ inline double of_block(double x) {
-    __shared__ double of_warps[block_threads / warp_threads];
-    for (int apart = warp_threads / 2; apart > 0; apart /= 2) x += __shfl_down_sync(0xFFFFFFFF, x, apart);
-    __syncthreads();  // all have read what was there before
-    if (threadIdx.x % warp_threads == 0) of_warps[threadIdx.x / warp_threads] = x;
-    __syncthreads();
-    double sum = 0.0;
-    for (int i = 0; i < static_cast<int>(blockDim.x) / warp_threads; ++i) sum += of_warps[i];
-    return sum;
-}
 
 template <typename G>
 __device__ inline void square(const fastopt_chunk &chunk, const G *grad, Squares<G> &squares) {

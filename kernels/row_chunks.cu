@@ -41,7 +41,10 @@ __device__ inline void cut_rows(const fastopt_gpu_rows &job) {
 extern "C" __global__ void number_rows(const __grid_constant__ fastopt_gpu_rows job) {
     int64_t place = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (place >= job.n) return;
-    int64_t row = job.wide ? static_cast<const int64_t *>(job.indices)[place] : static_cast<const int32_t *>(job.indices)[place];
+    int64_t row = place;
+    if (job.indices != nullptr) {
+        row = job.wide ? static_cast<const int64_t *>(job.indices)[place] : static_cast<const int32_t *>(job.indices)[place];
+    }
     bool right = row >= 0 && row < job.rows;
     job.keys[place] = right ? row << job.bits | place : -1;
     if (right) return;

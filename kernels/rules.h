@@ -354,6 +354,15 @@ FASTOPT_DEVICE FASTOPT_INLINE inline T clipped(T g, T limit) {
     return g > limit ? limit : (g < -limit ? -limit : g);
 }
 
+// Instead of AdaGrad's rule, where a row of a table has one number s: it grows by the mean of the row's squares, and the
+// row's elements follow Sgd's rule at the rate that is returned.
+template <typename T>
+FASTOPT_DEVICE FASTOPT_INLINE inline T rate_of_row(T mean, T &s, const T *hyper) {
+    T lr = hyper[0], eps = hyper[1];
+    s = s + mean;
+    return lr / (sqrt(s) + eps);
+}
+
 // After the rule: the moving average of a parameter.
 template <typename T>
 FASTOPT_DEVICE FASTOPT_INLINE inline T averaged(T e, T p, T gain) {

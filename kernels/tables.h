@@ -134,7 +134,7 @@ typedef struct fastopt_gpu_check {
 /* The argument of the kernels that make chunks of a table's rows. A key is a row's number in its upper bits, and a place
  * among the indices in its lower ones; -1 where an index is no row. */
 typedef struct fastopt_gpu_rows {
-    const void *indices;    /* rows of the table, int64 or int32, */
+    const void *indices;    /* rows of the table, int64 or int32; null: all of them, in order, */
     int64_t wide;           /* whether they are int64, */
     int64_t n;              /* and how many there are */
     int64_t bits;           /* of a place */

@@ -193,7 +193,8 @@ T taken_from(unsigned from, unsigned mask, T x) {
     return taken;
 }
 
-inline double __shfl_down_sync(unsigned mask, double x, unsigned apart) {
+template <typename T>
+T __shfl_down_sync(unsigned mask, T x, unsigned apart) {
     unsigned i = threadIdx.x, from = i % Block::warp_threads + apart < Block::warp_threads ? i + apart : i;
     return taken_from(from, mask, x);
 }

@@ -82,8 +82,20 @@ OTHERS = [
     for stages in ((), ("average",), ("value", "zero"))
 ]
 OTHERS += [("adamw", "bfloat16", cuda.SIZES[0], (), ("int8", "uint8"), "", "int8")]
-ALL = itertools.starmap(cuda.Kind, (*KINDS, *STORED, *RANDOM, *CODED, *RANDOM_CODES, *OTHERS))
+# Kernels of tables whose rows have a number each.
+ROWWISE = [
+    ("adagrad", dtype, cuda.SIZES[0], stages, (), *more)
+    for dtype, stages, *more in [
+        ("float32", ("rowwise",)),
+        ("float32", ("value", "rowwise")),
+        ("float64", ("rowwise",)),
+        ("float16", ("rowwise",), "float32", "float32"),
+        ("float16", ("rowwise",), "float32", "", "stochastic"),
+    ]
+]
+ALL = itertools.starmap(cuda.Kind, (*KINDS, *STORED, *RANDOM, *CODED, *RANDOM_CODES, *OTHERS, *ROWWISE))
 UPDATES = {kind.name: kind for kind in ALL}
+OF_ROWS = {name for name, kind in UPDATES.items() if "rowwise" in kind.stages}
 WITH_CODES = {name for name, kind in UPDATES.items() if {"int8", "uint8"} & {*kind.states}}
 PLAIN = [name for name, (_, _, _, *more) in UPDATES.items() if not any(more)]
 NORMS = {cuda.norm_name(dtype, size): (dtype, size) for dtype in DTYPES for size in cuda.SIZES}
@@ -92,7 +104,7 @@ SIZES.update({name: size for name, (_, size) in NORMS.items()})
 SMALL = {"send": MESSAGE, "advance": CLOCK, "count": CLOCK, "total": GPU_TOTAL}  # what the other kernels take
 SMALL |= dict.fromkeys(cuda.OF_ROWS, GPU_ROWS)
 SIZES.update({name: struct.itemsize for name, struct in SMALL.items()})
-WAITS = {*NORMS, "total", *WITH_CODES}  # their threads wait for each other
+WAITS = {*NORMS, "total", *WITH_CODES, *OF_ROWS}  # their threads wait for each other
 UPDATED = ("param", "grad", "states", "layout")  # what an update follows
 
 
@@ -171,9 +183,9 @@ def library():
 
 
 def unit(name):
-    """What is compiled together: the updates of a rule, dtype and size with stages, or with the same states."""
+    """What is compiled together: the updates of a rule, dtype and size with stages, of rows, or with the same states."""
     kind = UPDATES[name]
-    return kind._replace(stages=bool(kind.stages and not any(kind[4:])))
+    return kind._replace(stages="rowwise" if name in OF_ROWS else bool(kind.stages and not any(kind[4:])))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fastopt.kernels import cuda
 from fastopt.kernels.dtypes import CODES, DTYPES
-from host_cuda import CODED, RANDOM, SOME, STAGES, STORED, UPDATES
+from host_cuda import CODED, RANDOM, ROWWISE, SOME, STAGES, STORED, UPDATES
 from pairs import swept, usually
 
 import fastopt
@@ -217,6 +217,23 @@ def test_random_bits_stay_in_registers(architecture, name):
     assert usage.shared == usage.local == usage.spilled == 0
     assert not any(map(LOCAL.match, code))
     assert 0 < sum(1 for instruction in code if FP64.match(instruction)) <= FACTOR
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    usually(
+        [("sm_90", cuda.Kind(*ROWWISE[1]).name)],
+        itertools.product(ARCHITECTURES, [cuda.Kind(*kind).name for kind in ROWWISE]),
+    ),
+)
+def test_rows_stay_in_registers(architecture, name):
+    """And share a number for each warp."""
+    (usage,), code = compiled(architecture, name)
+    size = np.dtype(DTYPES[UPDATES[name].dtype].real).itemsize
+    assert 0 < usage.registers <= 128
+    assert (usage.shared, usage.local, usage.spilled) == (size * 512 // 32, 0, 0)
+    assert not any(map(LOCAL.match, code))
+    assert size == 8 or 0 < sum(1 for instruction in code if FP64.match(instruction)) <= FACTOR
 
 
 @codes

@@ -323,14 +323,6 @@ def test_tables_without_plain_rows(kind):
     module.Adagrad([{"params": [table], "rowwise": False}], lr=0.1, rowwise=True)
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_tables_on_a_gpu():
-    import cupy
-
-    with pytest.raises(ValueError, match="parameter 0 is none: put it into a group with rowwise=False"):
-        fastopt.Adagrad([cupy.zeros((5, 7), F32)], lr=0.1, rowwise=True)
-
-
 def test_what_is_refused():
     opt = fastopt.Adagrad([drawn((5, 7), 0)], lr=0.1, rowwise=True)
     with pytest.raises(TypeError, match="the gradient of parameter 0 is updated by rows, and cannot be bound"):

@@ -195,9 +195,9 @@ class ArrayParameter(Parameter):
     def checked_rows(self, what: str, given: SparseRows) -> Any:
         """Check a sparse gradient; return a `Given`, or on a GPU a `GivenThere`."""
 
-    def all_rows(self, what: str, gradient: Array, dtype: str) -> Given:
-        """Take a dense gradient, which is checked, as all rows of its parameter."""
-        raise TypeError(f"{what} is for rows with one number each, and the parameter is on a GPU, which has none")
+    @abstractmethod
+    def all_rows(self, what: str, gradient: Any, array: Array, dtype: str) -> Any:
+        """Take a dense gradient, which is checked, as all rows of its parameter; `array` says how it lies."""
 
     @abstractmethod
     def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
@@ -235,16 +235,16 @@ class Gradients(StepGradients):
     def checked(self, i: int, what: str, parameter: ArrayParameter) -> Array | None:
         """Check a gradient, and return an array that describes its layout; None if it is sparse."""
         if isinstance(self.held[i], SparseRows):
-            return self._checked_rows(i, parameter, parameter.checked_rows(what, self.held[i]))
+            return self._keep_rows(i, parameter, parameter.checked_rows(what, self.held[i]))
         self.held[i], array, dtype = parameter.checked_gradient(what, self.held[i])
         if parameter.rowwise:
-            self.sparse[i] = parameter.all_rows(what, array, dtype)
+            self._keep_rows(i, parameter, parameter.all_rows(what, self.held[i], array, dtype))
             return array
         self.note_dtype(i, parameter, dtype)
         return array
 
-    def _checked_rows(self, i: int, parameter: ArrayParameter, given: Any) -> Array | None:
-        """Keep a sparse gradient; on a GPU, return an array that describes its values."""
+    def _keep_rows(self, i: int, parameter: ArrayParameter, given: Any) -> Array | None:
+        """Keep rows; on a GPU, return an array that describes their values."""
         if not parameter.device.on_gpu:
             self.sparse[i] = given
             return None
@@ -277,7 +277,7 @@ class Gradients(StepGradients):
                     f"zero_grads"
                 )
         # Those with other strides are set to zero after the step, when nobody reads them any more.
-        apart = {*self.strided, *self.copies}
+        apart = {*self.strided, *self.copies, *self.there}
         in_kernels = [i for i, start in enumerate(self.addresses.tolist()) if start and i not in apart]
         order = np.array(sorted(in_kernels, key=self.addresses.__getitem__), np.intp)
         starts = self.addresses[order]

@@ -52,7 +52,8 @@ class StepGradients(ABC):
     sparse : dict
         Index of a parameter -> its sparse gradient, which takes no part in launches.
     there : mapping
-        Index of a parameter on a GPU -> its sparse gradient, which has a launch of its own.
+        Index of a parameter on a GPU -> its sparse gradient, or that of a table whose states are of rows, which has a
+        launch of its own.
     scale : float
         What sparse gradients are first multiplied by.
     advice : str
@@ -83,11 +84,11 @@ class StepGradients(ABC):
             array = self.checked(i, what, parameter)
             if array is not None and (other := extents.overlapping(array)) is not None:
                 raise ValueError(f"{what} overlaps {other} in memory: {self.advice}")
+            if array is not None and i in self.there:
+                self.addresses[i] = address(array) or NOWHERE
+                continue
             if array is None or parameter.rowwise:
                 self.addresses[i] = 0
-                continue
-            if i in self.there:
-                self.addresses[i] = address(array) or NOWHERE
                 continue
             self.addresses[i], strides = located(parameter.layout.in_storage_order(array))
             if strides is not None and parameter.has_codes:

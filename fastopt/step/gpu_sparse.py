@@ -29,16 +29,26 @@ class GivenThere(NamedTuple):
 
     what: str
     number: int  # the parameter's
-    indices: Array  # describes int32 or int64, one behind the other
+    indices: Array | None  # describes int32 or int64, one behind the other; None: all rows, in order
     values: Array  # describes float32 or float64, one row behind the other
     rows: int  # of the table
     width: int  # of a row
     held: Any  # whose memory that is
 
     @property
+    def dense(self) -> bool:
+        """Whether they are all that the table has."""
+        return self.indices is None
+
+    @property
+    def count(self) -> int:
+        """How many lines of values there are."""
+        return self.rows if self.indices is None else self.indices.size
+
+    @property
     def bits(self) -> int:
         """How many bits of a key are the place."""
-        return bits_of(self.indices.size)
+        return bits_of(self.count)
 
     def check_size(self) -> None:
         """Raise ValueError if the table has more rows than keys can number."""
@@ -78,25 +88,27 @@ class RowsLaunch(GpuLaunch):
 
     def take(self, given: GivenThere) -> None:
         """Put on the stream what writes the chunks of a gradient's rows."""
-        n, cupy = given.indices.size, self.stream.cupy
+        n, cupy = given.count, self.stream.cupy
         with cupy.cuda.Device(self.stream.index), self.stream.current:
             keys, chunks = cupy.empty(n, np.int64), cupy.empty(n * CHUNK.itemsize // 8, np.int64)
-            sums = cupy.empty(n * given.width, given.values.dtype)
+            sums = cupy.empty(0 if given.dense else n * given.width, given.values.dtype)
         self.block = min(max(-(-given.width // WARP), 1) * WARP, TILE_THREADS)
         self.check.tables[given.number] = given.what, given.rows
         job = np.zeros(1, GPU_ROWS)
-        for name in ("indices", "values"):
-            job[name] = address(getattr(given, name))
+        if given.indices is not None:
+            job["indices"], job["wide"] = address(given.indices), given.indices.dtype == np.int64
+        job["values"] = address(given.values)
         for name, array in (("keys", keys), ("sums", sums), ("chunks", chunks)):
             job[name] = array.data.ptr
         for name in ("bits", "rows", "width"):
             job[name] = getattr(given, name)
-        job["wide"], job["n"], job["tensor"] = given.indices.dtype == np.int64, n, given.number
+        job["n"], job["tensor"] = n, given.number
         job["check"] = self.check.memory.address
         if n:  # a launch of no blocks would be an error
             self.stream.launch(self.kernels_of_rows["number_rows"], -(-n // MESSENGERS), job)
-            with cupy.cuda.Device(self.stream.index), self.stream.current:
-                keys.sort()
+            if not given.dense:  # whose keys come in order
+                with cupy.cuda.Device(self.stream.index), self.stream.current:
+                    keys.sort()
             self.stream.launch(self.kernels_of_rows[f"cut_rows_{self.dtype}"], n, job, self.block)
             self.check.memory.tell()
         self.gradients[:] = address(given.values), sums.data.ptr

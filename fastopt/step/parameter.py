@@ -216,7 +216,7 @@ class Parameter(ABC):
 
     @property
     def has_plain_rows(self) -> bool:
-        """Whether its rows lie one after the other in the CPU's memory, where a step can update some of them."""
+        """Whether its rows lie one after the other, where a step can update some of them."""
         return False
 
     @abstractmethod

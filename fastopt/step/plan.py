@@ -54,7 +54,8 @@ class Located(Protocol):
     sparse : dict
         Index of a parameter -> its sparse gradient, which takes no part in launches.
     there : mapping
-        Index of a parameter on a GPU -> its sparse gradient, which has a launch of its own.
+        Index of a parameter on a GPU -> its sparse gradient, or that of a table whose states are of rows, which has a
+        launch of its own.
     """
 
     addresses: npt.NDArray[np.int64]
@@ -168,8 +169,10 @@ class Plan:
             rule = rules[parameter.group.index]
             gradient = parameter.gradient if parameter.gradient != parameter.dtype else ""
             dtypes, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
-            variant = Variant(rule.name, parameter.dtype, stages, dtypes, gradient, parameter.master, rounding)
             alone = i if i in there else None
+            of_rows = ("rowwise",) if i in there and parameter.rowwise else ()
+            kind = (*stages, *of_rows), dtypes, gradient, parameter.master, rounding
+            variant = Variant(rule.name, parameter.dtype, *kind)
             kinds.setdefault((parameter.device, variant, alone), []).append(i)
         self.stages, self.there, self.coefficient = stages, there, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]
@@ -250,7 +253,8 @@ class Plan:
         """Return what checks the indices of sparse gradients on the GPU, and may skip the step."""
         if not self.on_one_gpu:
             raise ValueError(
-                "a gradient on a GPU is sparse, which takes all parameters on one GPU: use an optimizer for each device"
+                "a gradient on a GPU is sparse, or of a table with rowwise=True, which takes all parameters on one "
+                "GPU: use an optimizer for each device"
             )
         (launcher,) = self.launchers.values()
         check: AmpState = cast(Any, launcher).index_check()

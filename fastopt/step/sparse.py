@@ -178,15 +178,21 @@ def check_rule(parameter: Parameter, family: Family, rule: Rule, advice: str, ot
         )
 
 
-def check_there(parameter: Parameter, family: Family, rule: Rule, stages: Stages) -> None:
-    """Raise if a parameter on a GPU cannot take a sparse gradient.
+def check_there(parameter: Parameter, family: Family, rule: Rule, stages: Stages, dense: bool) -> None:
+    """Raise if a parameter on a GPU cannot take a gradient by rows; `dense` says that it has all of them.
 
     Raises
     ------
     RuntimeError, ValueError
         By its rule, see `check_rule`; if its states are in 8 bits, or parameters are averaged.
     """
-    check_rule(parameter, family, rule, "a dense one", "SGD or Adagrad")
+    if parameter.rowwise and stages.averages:
+        raise ValueError(
+            f"rowwise=True, of {parameter}, goes without ema_decay on a GPU, where the average of rows that have no "
+            "gradient would not follow: leave one of the two out"
+        )
+    if not dense:
+        check_rule(parameter, family, rule, "a dense one", "SGD or Adagrad")
     if {*parameter.state_dtypes(rule)} & {*CODES}:
         raise ValueError(
             f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks that rows cut across on a "
@@ -213,8 +219,8 @@ def check_rowwise(parameter: Parameter, family: Family) -> None:
         )
     if parameter.rowwise and not parameter.has_plain_rows:
         raise ValueError(
-            f"rowwise=True is for tables of real numbers in the CPU's memory, whole and with one row after the other, "
-            f"and {parameter} is none: put it into a group with rowwise=False"
+            "rowwise=True is for tables of real numbers, whole and with one row after the other, on the CPU or, with "
+            f"arrays, on a GPU, and {parameter} is none: put it into a group with rowwise=False"
         )
 
 

@@ -92,9 +92,9 @@ class Stepper:
         clock, plan, stages = self.clock, self.plan, self.stages
         stages.beside = bool(gradients.sparse)
         clock.poll(scale, plan.index_check() if gradients.there else amp)
-        for i in gradients.there:
+        for i, given in gradients.there.items():
             parameter = plan.parameters[i]
-            check_there(parameter, self.family, clock.rules[parameter.group.index], stages)
+            check_there(parameter, self.family, clock.rules[parameter.group.index], stages, given.dense)
         if gradients.sparse:
             self.find_rows(gradients)
         self.prepare(gradients)

@@ -49,7 +49,12 @@ class CupyParameter(ArrayParameter):
     def expected(self) -> Any:
         """The array that a gradient usually equals in type, dtype, shape and strides."""
         plain = type(self.held) is installed_cupy().ndarray and self.gradient == self.dtype
-        return self.held if plain and self.layout.forwards else None
+        return self.held if plain and self.layout.forwards and not self.rowwise else None
+
+    @property
+    def has_plain_rows(self) -> bool:
+        """Whether its rows lie one after the other, where a step can update some of them."""
+        return self.layout.plain
 
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them: arrays of CuPy."""
@@ -100,7 +105,11 @@ class CupyParameter(ArrayParameter):
         found, real = getattr(given, "dtype", None), DTYPES[self.dtype].real_name
         if found is None or found.name not in {*STATE_DTYPES, real} & {*DTYPES}:
             raise TypeError(f"{what} has dtype {found}, its parameter needs {real}")
-        return self.checked_like(what, given)
+        if not self.is_of_rows(name):
+            return self.checked_like(what, given)
+        if given.shape != self.rows_shape:
+            raise ValueError(f"{what} has shape {given.shape}, and needs {self.rows_shape} to be rowwise")
+        return given
 
     def checked_like(self, what: str, given: Any) -> Any:
         """Check that an array has the parameter's shape."""
@@ -110,7 +119,7 @@ class CupyParameter(ArrayParameter):
 
     def loaded(self, name: str, what: str, given: Any) -> Array:
         """Copy a state from a state dict, from a GPU or from NumPy, after checking that it fits this parameter."""
-        state = self.new_state(0.0, self.state_dtype(name))
+        state = self.new_numbers(0.0) if self.is_of_rows(name) else self.new_state(0.0, self.state_dtype(name))
         if name == MASTER:
             source = remainder_as(owner_of(state).dtype, self.checked_like(what, self.to_host(given)))
         else:
@@ -157,8 +166,7 @@ class CupyParameter(ArrayParameter):
         for name, array in (("indices", indices), ("values", values)):
             if array.device.id != self.device.index:
                 raise ValueError(f"{what} has {name} on GPU {array.device.id}, its table on GPU {self.device.index}")
-        if self.device.current_stream().is_capturing():
-            raise RuntimeError(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
+        self._refuse_capture(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
         check_rows_of(what, given, "its parameter", self.dtype, self.shape)
         real, width = DTYPES[values.dtype.name].real_name, math.prod(self.shape[1:])
         held = self._dense(indices), self._dense(values, real)
@@ -166,6 +174,20 @@ class CupyParameter(ArrayParameter):
         found = GivenThere(what, self.number, *lie, self.shape[0], width, held)
         found.check_size()
         return found
+
+    def all_rows(self, what: str, gradient: Any, array: Array, dtype: str) -> GivenThere:
+        """Take a dense gradient, which is checked, as all rows of its parameter; 16 bits become float32."""
+        self._refuse_capture(f"{what} is of a table with rowwise=True: a step with it cannot be captured")
+        real, width = DTYPES[dtype].real_name, math.prod(self.shape[1:])
+        held = self._dense(gradient, real)
+        found = GivenThere(what, self.number, None, seen(held, real), self.shape[0], width, held)
+        found.check_size()
+        return found
+
+    def _refuse_capture(self, why: str) -> None:
+        """Raise RuntimeError with these words if the step is recorded in a graph."""
+        if self.device.current_stream().is_capturing():
+            raise RuntimeError(why)
 
     def _dense(self, array: Any, dtype: str = "") -> Any:
         """Return an array of a dtype, or a copy, whose elements lie in the order of its axes."""
@@ -203,6 +225,7 @@ class CupyParameter(ArrayParameter):
         held = self.held
         if (
             self.gradient == self.dtype
+            and not self.rowwise
             and type(given) is type(held)
             and given.dtype == held.dtype
             and given.shape == held.shape

@@ -91,7 +91,7 @@ class NumpyParameter(ArrayParameter):
 
     @property
     def has_plain_rows(self) -> bool:
-        """Whether its rows lie one after the other in the CPU's memory, where a step can update some of them."""
+        """Whether its rows lie one after the other, where a step can update some of them."""
         return self.layout.plain
 
     def new_scales(self, value: float) -> Array:
@@ -149,9 +149,9 @@ class NumpyParameter(ArrayParameter):
             )
         return given_rows(what, given, "its parameter", self.whole)
 
-    def all_rows(self, what: str, gradient: Array, dtype: str) -> Given:
+    def all_rows(self, what: str, gradient: Any, array: Array, dtype: str) -> Given:
         """Take a dense gradient, which is checked, as all rows of its parameter."""
-        return Given.all_of(what, shown_as(dtype, gradient))
+        return Given.all_of(what, shown_as(dtype, array))
 
     def checked_gradient(self, what: str, given: Any) -> tuple[Any, Array, str]:
         """Check a gradient; return it, which the caller keeps alive, an array that says how it lies, and its dtype."""
