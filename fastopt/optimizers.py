@@ -127,7 +127,8 @@ class Adagrad(Optimizer):
     `fastopt.SparseRows` is a gradient of a few rows, whose step leaves all others as they are, as the formula does.
 
     With ``rowwise=True`` a table has one s for each row, ``s <- s + mean(g * g)`` over the row, as FBGEMM's
-    ``EXACT_ROWWISE_ADAGRAD`` and torchrec's ``RowWiseAdagrad``; the state ``sum`` has the shape ``(rows, 1)``.
+    ``EXACT_ROWWISE_ADAGRAD`` and torchrec's ``RowWiseAdagrad``; the state ``sum`` has the shape ``(rows, 1)``. On a GPU
+    it needs all parameters on that GPU, and goes neither with ``ema_decay`` nor into a captured graph.
 
     References
     ----------

@@ -183,7 +183,7 @@ def library():
 
 
 def unit(name):
-    """What is compiled together: the updates of a rule, dtype and size with stages, of rows, or with the same states."""
+    """What is compiled together: updates of a rule, dtype and size with stages, of rows, or with the same states."""
     kind = UPDATES[name]
     return kind._replace(stages="rowwise" if name in OF_ROWS else bool(kind.stages and not any(kind[4:])))
 

@@ -222,7 +222,7 @@ def test_random_bits_stay_in_registers(architecture, name):
 @pytest.mark.parametrize(
     ("architecture", "name"),
     usually(
-        [("sm_90", cuda.Kind(*ROWWISE[1]).name)],
+        [("sm_90", cuda.Kind(*ROWWISE[0]).name)],
         itertools.product(ARCHITECTURES, [cuda.Kind(*kind).name for kind in ROWWISE]),
     ),
 )
@@ -233,7 +233,8 @@ def test_rows_stay_in_registers(architecture, name):
     assert 0 < usage.registers <= 128
     assert (usage.shared, usage.local, usage.spilled) == (size * 512 // 32, 0, 0)
     assert not any(map(LOCAL.match, code))
-    assert size == 8 or 0 < sum(1 for instruction in code if FP64.match(instruction)) <= FACTOR
+    doubles = sum(1 for instruction in code if FP64.match(instruction))
+    assert size == 8 or "value" in UPDATES[name].stages or 0 < doubles <= FACTOR  # a limit has 64 bits, too
 
 
 @codes

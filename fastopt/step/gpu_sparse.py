@@ -41,14 +41,14 @@ class GivenThere(NamedTuple):
         return self.indices is None
 
     @property
-    def count(self) -> int:
+    def lines(self) -> int:
         """How many lines of values there are."""
         return self.rows if self.indices is None else self.indices.size
 
     @property
     def bits(self) -> int:
         """How many bits of a key are the place."""
-        return bits_of(self.count)
+        return bits_of(self.lines)
 
     def check_size(self) -> None:
         """Raise ValueError if the table has more rows than keys can number."""
@@ -88,7 +88,7 @@ class RowsLaunch(GpuLaunch):
 
     def take(self, given: GivenThere) -> None:
         """Put on the stream what writes the chunks of a gradient's rows."""
-        n, cupy = given.count, self.stream.cupy
+        n, cupy = given.lines, self.stream.cupy
         with cupy.cuda.Device(self.stream.index), self.stream.current:
             keys, chunks = cupy.empty(n, np.int64), cupy.empty(n * CHUNK.itemsize // 8, np.int64)
             sums = cupy.empty(0 if given.dense else n * given.width, given.values.dtype)
