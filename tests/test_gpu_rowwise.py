@@ -1,8 +1,10 @@
 """AdaGrad with one accumulator for each row of a table on a GPU, on a stand-in and on a real one."""
 
+import functools
 import re
 
 import cuda_stand_in
+import host_cuda
 import numpy as np
 import pytest
 from test_gpu_sparse import drawn, indices, there, whole
@@ -97,6 +99,19 @@ def test_sparse_gradients_have_the_bits_of_dense_ones(device, width):
             assert device.get(now)[left_out].tobytes() == then[left_out].tobytes()
     for ours_, theirs_ in ((params[0], params[1]), (ours.state[0]["sum"], theirs.state[0]["sum"])):
         assert device.get(ours_).tobytes() == device.get(theirs_).tobytes()
+
+
+def test_threads_in_any_order(stand_in, monkeypatch):
+    """The bits are the same: no thread reads what another one may have written."""
+    launch, found = host_cuda.launch, []
+    for seed in range(4):
+        monkeypatch.setattr(host_cuda, "launch", functools.partial(launch, seed=seed))
+        param = stand_in.array(drawn((6, 129), 0))
+        opt = fastopt.Adagrad(param, lr=0.1, rowwise=True)
+        for step in range(2):
+            opt.step(there(stand_in, rows_of((6, 129), step)))
+        found.append((stand_in.get(param).tobytes(), stand_in.get(opt.state[0]["sum"]).tobytes()))
+    assert found == found[:1] * 4
 
 
 @pytest.mark.parametrize(
