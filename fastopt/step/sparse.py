@@ -178,15 +178,15 @@ def check_rule(parameter: Parameter, family: Family, rule: Rule, advice: str, ot
         )
 
 
-def check_there(parameter: Parameter, family: Family, rule: Rule, stages: Stages) -> None:
-    """Raise if a parameter on a GPU cannot take a sparse gradient.
+def check_there(parameter: Parameter, family: Family, rule: Rule, stages: Stages, advice: str, others: str) -> None:
+    """Raise if a parameter on a GPU cannot take a sparse gradient; `check_rule` has the arguments.
 
     Raises
     ------
     RuntimeError, ValueError
         By its rule, see `check_rule`; if its states are in 8 bits, or parameters are averaged.
     """
-    check_rule(parameter, family, rule, "a dense one", "SGD or Adagrad")
+    check_rule(parameter, family, rule, advice, others)
     if {*parameter.state_dtypes(rule)} & {*CODES}:
         raise ValueError(
             f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks that rows cut across on a "
