@@ -213,6 +213,12 @@ def test_rows_that_are_copied(why, monkeypatch):
         assert cuda_stand_in.WORLD.waits > before
         sides.others.step()
     sides.assert_equal()
+    sides.give(3)
+    sides.there[2].grad = sparse_on_gpu(sparse(SHAPES[2], 0, last=9))
+    with pytest.raises(IndexError):  # torch's, before anything is written
+        sides.ours.step()
+    sides.step(4)
+    sides.assert_equal()
 
 
 class Touched(torch.autograd.Function):
