@@ -26,12 +26,10 @@ from .measure import LIMIT, MODES, WARM_UP, Mode, Pace, Timing, settled, timed
 from .schedules import evaluations
 from .storages_report import Storage
 from .torch_report import InTorch
-from .workloads import DISTRIBUTED, WORKLOADS, Arrays, Workload
+from .workloads import DISTRIBUTED, ITEMSIZE, SHARE_OF_MEMORY, WORKLOADS, Arrays, Workload
 
 Measured = TypeVar("Measured")
 
-ITEMSIZE = 4
-SHARE_OF_MEMORY = 0.8  # of the machine's memory, for a workload
 LARGE = 10_000_000  # elements: a step takes much longer than waking threads does, and overwrites all caches
 
 PICTURES = (".png", ".svg", ".pdf")

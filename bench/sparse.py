@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from fastopt.kernels import limits
 
 import fastopt
 from fastopt.progress import track
@@ -20,8 +21,9 @@ from .contenders import BY_HAND, FASTOPT, FASTOPT_TORCH, HAS_TORCH, NUMPY, Step
 from .measure import Pace, one_by_one, settled
 from .rounds import comparisons
 from .sparse_report import BYTES, TORCH, Sparse
+from .workloads import ITEMSIZE, SHARE_OF_MEMORY
 
-TABLES = ((10_000, 64), (100_000, 16), (100_000, 64), (1_000_000, 64))  # rows and width
+TABLES = ((10_000, 64), (100_000, 16), (100_000, 64), (1_000_000, 64), (10_000_000, 128))  # rows and width
 TOUCHED = 4096
 ZIPF = 1.05  # its exponent
 DRAWS = 16  # gradients that take turns: their rows are more than caches hold
@@ -183,8 +185,15 @@ if HAS_TORCH:
 def of_tables(tables: Sequence[tuple[int, int]], pace: Pace) -> list[Sparse]:
     """Compare the contenders on tables, by every rule."""
     pace = pace.share(SHARE)
-    pairs = [(table, rule) for table in tables for rule in RULES]
+    pairs = [(table, rule) for table in tables for rule in RULES if fits(*table, rule)]
     return [row for (table, rule) in track(pairs, "Sparse gradients") for row in compared(*table, rule, pace)]
+
+
+def fits(rows: int, width: int, rule: str) -> bool:
+    """Say whether the memory is large enough for a table, and for states of each contender and of `touching_step`."""
+    available = limits.memory()
+    states = (len(CONTENDERS) + 1) * STATES[rule] * (1 if rule == "rowwise" else width)
+    return available is None or ITEMSIZE * rows * (width + states) <= SHARE_OF_MEMORY * available
 
 
 def compared(rows: int, width: int, rule: str, pace: Pace) -> Iterator[Sparse]:

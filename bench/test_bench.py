@@ -45,7 +45,7 @@ from fastopt.bench import (
 )
 from fastopt.bench.contenders import CONTENDERS, OPTIMIZERS, RULES
 from fastopt.bench.measure import MODES, Pace
-from fastopt.bench.workloads import WORKLOADS, Arrays, Workload
+from fastopt.bench.workloads import ITEMSIZE, WORKLOADS, Arrays, Workload
 from fastopt.kernels import extension, limits, pool
 from fastopt.kernels.tables import SHARED
 
@@ -405,7 +405,7 @@ def test_the_limit_has_the_traffic_of_the_rule(monkeypatch: pytest.MonkeyPatch, 
     timing = next(command.steps_of(small, rule, arrays, Pace(seconds=0, fewest=2, most=2), "numpy"))
     written = sum(math.prod(shape) for shape in (shapes[0], shapes[2]))
     read = sum(math.prod(shape) for shape in shapes)
-    assert timing.bytes_moved == command.ITEMSIZE * (read + written)
+    assert timing.bytes_moved == ITEMSIZE * (read + written)
 
 
 def test_every_contestant_runs_once_per_round_in_changing_order() -> None:

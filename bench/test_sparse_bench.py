@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fastopt.bench import measure, oracle, report, rounds, sparse, sparse_report
 from fastopt.bench.measure import Pace
+from fastopt.kernels import limits
 
 STEPS = 3
 EXACT = 1e-5  # relative to the largest movement: roundings of float32, of sums of dozens of values
@@ -94,6 +95,15 @@ def test_every_table_is_measured_by_every_rule() -> None:
     ]
     assert json.loads(json.dumps(found)) == found
     assert all(row["rounds"] == 2 and row["ratio"] is not None for row in found)
+
+
+def test_tables_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the largest one, rules without large states are left on a small machine."""
+    monkeypatch.setattr(limits, "memory", lambda: 24 << 30)
+    assert all(sparse.fits(*table, rule) for table in sparse.TABLES[:-1] for rule in sparse.RULES)
+    assert [rule for rule in sparse.RULES if sparse.fits(*sparse.TABLES[-1], rule)] == ["sgd", "rowwise"]
+    monkeypatch.setattr(limits, "memory", lambda: None)
+    assert all(sparse.fits(*sparse.TABLES[-1], rule) for rule in sparse.RULES)
 
 
 def test_the_table_has_a_line_for_each_rule() -> None:

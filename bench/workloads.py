@@ -12,6 +12,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
 
+ITEMSIZE = 4
+SHARE_OF_MEMORY = 0.8  # of the machine's memory, for a workload
 LINE = 64  # bytes of a cache line; torch aligns its tensors to it, NumPy does not
 
 

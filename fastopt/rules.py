@@ -314,7 +314,7 @@ ADAM = Rule(
     adam_row,
     moves=always,
 )
-SPARSE_ADAM = replace(  # of rows, which no step in C++ repeats: it has Adam's kernels
+SPARSE_ADAM = replace(  # it has Adam's kernels
     ADAM, options=("maximize", "lr", "betas", "eps"), row=sparse_adam_row, sparse=True, of_gradient=("maximize",)
 )
 ADAM_AMSGRAD = replace(ADAM, name="adam_amsgrad", states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))

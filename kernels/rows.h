@@ -39,6 +39,7 @@ FASTOPT_DEVICE inline void write_row(const fastopt_row_inputs &inputs, int64_t t
         Rule::row(options, step, first, row);           \
     }
     FASTOPT_RULES(FASTOPT_ROW)
+    FASTOPT_ROW(sparse_adam, SparseAdam)
 #undef FASTOPT_ROW
 }
 

@@ -243,6 +243,17 @@ struct Adam {
     }
 };
 
+// torch's SparseAdam, which has the kernels of Adam and a row of its own: the root to which it adds eps is not corrected.
+struct SparseAdam : Adam {
+    static constexpr int options = 5;  // maximize, lr, beta1, beta2, eps
+
+    FASTOPT_DEVICE FASTOPT_INLINE static void row(const double *option, double step, bool first, double *out) {
+        const double of_adam[] = {option[0], 0.0, option[1], option[2], option[3], option[4]};
+        Adam::row(of_adam, step, first, out);
+        out[5] = option[4];
+    }
+};
+
 struct AdamAmsgrad : Adam {
     static constexpr int states = 3;  // exp_avg, exp_avg_sq, max_exp_avg_sq
 

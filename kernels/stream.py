@@ -163,6 +163,12 @@ class Stream:
             self.body[: len(part)] = part
             self.launch(send, 1, self.message)
 
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Copy bytes within the GPU's memory, in stream order."""
+        runtime = self.cupy.cuda.runtime
+        with self.cupy.cuda.Device(self.index):
+            runtime.memcpyAsync(to, source, size, runtime.memcpyDeviceToDevice, self.current.ptr)
+
     def write(self, memory: Memory, *arrays: npt.NDArray[Any]) -> None:
         """Copy arrays, whose bytes together are a multiple of 8, into memory, one behind the other, in stream order.
 

@@ -151,7 +151,7 @@ typedef struct fastopt_gpu_rows {
 /* What a hyper row is computed from when Python does not compute it: in a step that repeats the last one, and on a GPU,
  * for steps that the host cannot count: replays of a captured graph, and steps that may be skipped. */
 typedef struct fastopt_row_inputs {
-    int64_t rule;  /* its index in FASTOPT_RULES */
+    int64_t rule;  /* its index in FASTOPT_RULES; SparseAdam comes behind these */
     int64_t first; /* whether the next step is the states' first */
     double steps;  /* taken before this was written */
     double schedule_steps;                    /* the same, as schedules count */

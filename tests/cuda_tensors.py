@@ -99,9 +99,14 @@ class CudaTensor(torch.Tensor):
     @property
     def grad(self):
         """The gradient: on the pretended GPU if backward computed it, else where the assigned tensor is."""
+        if (sparse := self.__dict__.get("sparse")) is not None:
+            return sparse
         with torch._C.DisableTorchFunctionSubclass():
             gradient = torch.Tensor.grad.__get__(self)
-            if gradient is not None and not isinstance(gradient, CudaTensor) and not self.__dict__.get("assigned"):
+            if gradient is not None and gradient.layout is torch.sparse_coo and not self.__dict__.get("assigned"):
+                torch.Tensor.grad.__set__(self, None)
+                self.__dict__["sparse"] = gradient = sparse_on_gpu(gradient)
+            elif gradient is not None and not isinstance(gradient, CudaTensor) and not self.__dict__.get("assigned"):
                 gradient = as_cuda(gradient)
                 torch.Tensor.grad.__set__(self, gradient)
         return gradient
@@ -109,7 +114,10 @@ class CudaTensor(torch.Tensor):
     @grad.setter
     def grad(self, gradient):
         self.__dict__["assigned"] = gradient is not None
+        self.__dict__["sparse"] = gradient if isinstance(gradient, SparseCudaTensor) else None
         KEPT.append(gradient)
+        if self.__dict__["sparse"] is not None:
+            gradient = None
         with torch._C.DisableTorchFunctionSubclass():
             torch.Tensor.grad.__set__(self, gradient)
 
@@ -176,6 +184,54 @@ def in_pool(tensor):
 def on_gpu(tensor):
     """Return a copy of a tensor on the pretended GPU, with its strides."""
     return as_cuda(in_pool(tensor))
+
+
+class SparseCudaTensor(torch.Tensor):
+    """A sparse tensor that says it is on a GPU: indices and values there, since torch makes no subclass of its own."""
+
+    layout = torch.sparse_coo
+    is_sparse = is_cuda = True
+    device = CudaTensor.device
+
+    def __new__(cls, indices, values, shape):
+        """Make one of these parts."""
+        made = cls._make_wrapper_subclass(cls, shape, dtype=values.dtype, device="cpu")
+        made.parts = indices, values
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        """Refuse what is not below."""
+        raise NotImplementedError(f"{function} of a sparse tensor on the pretended GPU")
+
+    def _indices(self):
+        return self.parts[0]
+
+    def _values(self):
+        return self.parts[1]
+
+    indices, values = _indices, _values
+
+    def sparse_dim(self):
+        """How many axes the indices have."""
+        return len(self.parts[0])
+
+    def detach(self):
+        """Return it as it is."""
+        return self
+
+    def coalesce(self):
+        """Return each index once, in order, after all work on the current stream."""
+        current().run()
+        given = torch.sparse_coo_tensor(*map(plain, self.parts), self.shape, check_invariants=False)
+        return sparse_on_gpu(given.coalesce())
+
+
+def sparse_on_gpu(tensor):
+    """Return a copy of a sparse tensor on the pretended GPU."""
+    return SparseCudaTensor(on_gpu(tensor._indices()), on_gpu(tensor._values()), tensor.shape)
 
 
 def on_host(tensor):

@@ -11,6 +11,8 @@ from cuda_tensors import on_gpu, on_host
 from devices import StandIn
 from tolerances import BFLOAT16, ONE_STEP
 
+from fastopt.step.gpu import Gpu
+
 KINDS = torch_cases.KINDS
 SHAPES = [(4, 3), (), (700,), (0,), (2, 3, 5)]
 DEVICE = StandIn()
@@ -84,6 +86,18 @@ def scaled_step(optimizer, flag, scale=8.0, gpu=True):
     optimizer.step()
     cuda_stand_in.synchronize_all()  # before the two are given back, as above
     del optimizer.grad_scale, optimizer.found_inf
+
+
+def at_once(monkeypatch):
+    """Have single updates done at once: torch's own operations around them do not wait here."""
+    update = Gpu.update
+
+    def now(*arguments):
+        cuda_stand_in.synchronize_all()
+        update(*arguments)
+        cuda_stand_in.synchronize_all()
+
+    monkeypatch.setattr(Gpu, "update", now)
 
 
 def both(ours, others, there, here, flags, after=lambda step: None):

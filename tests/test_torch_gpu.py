@@ -334,6 +334,31 @@ def test_training_on_a_gpu(real, kind):
         torch.testing.assert_close(p, q, rtol=TORCH_TRAINING, atol=TORCH_TRAINING)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam"])
+def test_sparse_gradients_on_a_gpu(real, name):
+    """Of an embedding, as torch.optim takes them there; then a wrong index."""
+    tables = [torch.nn.Embedding(1000, 16, sparse=True, device="cuda") for _ in range(2)]
+    tables[1].load_state_dict(tables[0].state_dict())
+    makers = [getattr(library, name) for library in (subject, torch.optim)]
+    optimizers = [make(table.parameters(), lr=0.1) for make, table in zip(makers, tables, strict=True)]
+    for step in range(10):
+        words = torch.randint(0, 50 + 50 * step, (8, 40), generator=torch.Generator().manual_seed(step)).cuda()
+        for table, optimizer in zip(tables, optimizers, strict=True):
+            optimizer.zero_grad()
+            table(words).square().sum().backward()
+            optimizer.step()
+    table, other = (table.weight.detach().cpu() for table in tables)
+    torch.testing.assert_close(table, other, rtol=TORCH_TRAINING, atol=TORCH_TRAINING)
+    weight = tables[0].weight
+    values = torch.ones(2, 16, device="cuda")
+    weight.grad = torch.sparse_coo_tensor([[3, 1000]], values, (1000, 16), check_invariants=False)
+    optimizers[0].step()
+    with pytest.raises(ValueError, match="an index 1000, and the table has 1000 rows"):
+        optimizers[0].state_dict()
+    assert torch.equal(weight.detach().cpu(), table)
+
+
 OVERFLOWING = (0, 1, 9)  # steps whose loss is infinite
 
 

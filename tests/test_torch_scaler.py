@@ -5,16 +5,14 @@ import cuda_tensors
 import pytest
 import torch
 import torch_cases
-from cuda_tensors import on_gpu, on_host
-from gpu_models import KINDS, SHAPES, assert_equal, both, captured, give, model, scaled_step, uncollected
+from cuda_tensors import on_gpu, on_host, sparse_on_gpu
+from gpu_models import KINDS, SHAPES, assert_equal, at_once, both, captured, give, model, scaled_step, uncollected
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pairs import swept
 from torch_cases import usual
 
-from fastopt.backends.torch import gradients
 from fastopt.schedules import Cosine, Linear, OneCycle, Piecewise, Plateau, Warmup
-from fastopt.step.gpu import Gpu
 
 pytestmark = pytest.mark.usefixtures("pretended")
 ALL = pytest.mark.parametrize("kind", KINDS)
@@ -150,46 +148,32 @@ def test_a_state_dict_after_skipped_steps_has_no_states():
     assert_equal(there, here, ours, others)
 
 
-def sparse_at_once(monkeypatch):
-    """Have sparse rows updated at once: they are torch's own operations, which do not wait here."""
-    monkeypatch.setattr(gradients, "checked_sparse", lambda what, gradient, parameter: gradient.detach())
-    update = Gpu.update
-
-    def at_once(*arguments):
-        cuda_stand_in.synchronize_all()
-        update(*arguments)
-        cuda_stand_in.synchronize_all()
-
-    monkeypatch.setattr(Gpu, "update", at_once)
-
-
-@pytest.mark.parametrize("lr", [0.1, Cosine(0.1, 20)], ids=["number", "schedule"])
+@pytest.mark.parametrize("options", [{"lr": 0.1}, {"lr": Cosine(0.1, 20), "ema_decay": 0.5}], ids=["there", "copied"])
 @pytest.mark.parametrize("name", ["SGD", "Adagrad"])
 @pytest.mark.parametrize("pattern", ["ss", "dd", "ds", "ddsd", "dddss"])
-def test_sparse_gradients_under_a_scaler(pattern, name, lr, monkeypatch):
-    """The host updates sparse rows; dense gradients beside them are divided as before."""
-    sparse_at_once(monkeypatch)
-    there, here, ours, others = cuda_tensors.pair(name, [torch.zeros(4), torch.zeros(6, 2)], lr=lr)
+def test_sparse_gradients_under_a_scaler(pattern, name, options, monkeypatch):
+    """Of rows that are copied, the host has to know the scale; dense gradients beside them are divided as before."""
+    at_once(monkeypatch)
+    there, here, ours, others = cuda_tensors.pair(name, [torch.zeros(4), torch.zeros(6, 2)], **options)
     for kind in pattern:
         cuda_stand_in.synchronize_all()
         here[0].grad, there[0].grad = torch.ones(4), on_gpu(torch.full((4,), 8.0))
         here[1].grad = there[1].grad = None
         if kind == "s":
-            for params, value in ((here, 1.0), (there, 8.0)):
-                rows = torch.tensor([[1, 3]]), torch.full((2, 2), value)
-                params[1].grad = torch.sparse_coo_tensor(*rows, (6, 2))
+            here[1].grad = torch.sparse_coo_tensor([[1, 3]], torch.ones(2, 2), (6, 2), check_invariants=True)
+            there[1].grad = sparse_on_gpu(8.0 * here[1].grad)
         before = cuda_stand_in.WORLD.waits
         scaled_step(ours, "taken")
-        assert kind == "d" or cuda_stand_in.WORLD.waits > before
+        assert kind == "d" or "ema_decay" not in options or cuda_stand_in.WORLD.waits > before
         others.step()
     assert_equal(there, here, ours, others)
 
 
 def test_sparse_rows_have_the_rate_of_their_step(monkeypatch):
     """Also where other dense gradients come in the same step, before which the host adds up the GPU's counts."""
-    sparse_at_once(monkeypatch)
+    at_once(monkeypatch)
     shapes = [torch.zeros(4), torch.zeros(3), torch.zeros(6, 2)]
-    there, here, ours, others = cuda_tensors.pair("SGD", shapes, lr=Linear(1.0, 0.0, 4))
+    there, here, ours, others = cuda_tensors.pair("SGD", shapes, lr=Linear(1.0, 0.0, 4), ema_decay=0.5)
     for step in range(3):
         cuda_stand_in.synchronize_all()
         for p, q in zip(there, here, strict=True):
@@ -197,8 +181,8 @@ def test_sparse_rows_have_the_rate_of_their_step(monkeypatch):
         for i in range(2) if step < 2 else range(1):
             here[i].grad, there[i].grad = torch.ones(here[i].shape), on_gpu(torch.full(here[i].shape, 8.0))
         if step == 2:
-            for params, value in ((here, 1.0), (there, 8.0)):
-                params[2].grad = torch.sparse_coo_tensor([[1, 3]], torch.full((2, 2), value), (6, 2))
+            here[2].grad = torch.sparse_coo_tensor([[1, 3]], torch.ones(2, 2), (6, 2), check_invariants=True)
+            there[2].grad = sparse_on_gpu(8.0 * here[2].grad)
         scaled_step(ours, "taken")
         others.step()
     assert_equal(there, here, ours, others)

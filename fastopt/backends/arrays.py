@@ -249,7 +249,6 @@ class Gradients(StepGradients):
             self.sparse[i] = given
             return None
         self.there[i] = given
-        self.note_dtype(i, parameter, given.values.dtype.name)
         values: Array = given.values
         return values
 

@@ -14,7 +14,7 @@ from ..kernels.reader import Array, address
 from ..kernels.repetition import Repetition
 from ..kernels.tables import HYPERS, ROW_INPUTS
 from ..options import STAGE_OPTIONS
-from ..rules import RULES, Options, Row, Rule
+from ..rules import RULES, SPARSE_ADAM, Options, Row, Rule
 from .group import GroupOptions, record_of
 from .guard import Guard
 from .interrupts import HeldBack
@@ -23,7 +23,7 @@ from .parameter import Parameter, StepGroup
 from .plan import Located, Plan
 from .stages import Stages, check_alike
 
-NUMBERS = {name: number for number, name in enumerate(RULES)}  # of the rules in ROW_INPUTS
+NUMBERS = {rule: number for number, rule in enumerate((*RULES.values(), SPARSE_ADAM))}  # in ROW_INPUTS
 REPEATABLE = {"lr", "weight_decay", *STAGE_OPTIONS}  # schedules of others can change the rule, or get out of range
 REPEATED_LIMIT = 2**50  # of steps under a schedule, which end at 2**51: nobody takes as many in between
 
@@ -537,7 +537,7 @@ def describe(row: Any, group: StepGroup, hold: Callable[[Array], int], known: in
         The steps that whoever uses the row adds to its counts already.
     """
     rule, options = group.rule, group.group
-    row["rule"], row["first"], row["steps"] = NUMBERS[rule.name], group.first, group.step - known
+    row["rule"], row["first"], row["steps"] = NUMBERS[rule], group.first, group.step - known
     row["schedule_steps"] = options.entries["step"] - known
     given = rule.with_carried(options.upcoming, 1.0)  # whoever uses the row puts the carried number in its place
     driven = rule.numbers({**given, **options.schedules})

@@ -15,7 +15,7 @@ from .chunks import Strides
 from .gpu_launch import GpuLaunch
 from .gpu_rows import WARM_UP, GpuRows
 from .gpu_sparse import GivenThere, RowsLaunch
-from .index_check import IndexCheck
+from .index_check import Checked, IndexCheck
 from .launch import NO_STORAGE, Entry, LaunchCache, StorageRow, Variant
 
 OLDEST = 70  # compute capability: Volta, from 2017
@@ -108,7 +108,7 @@ class Gpu:
         launch: RowsLaunch = self.cache.pop(key, None) or self._prepared(self.open().launch_rows(variant, size))
         rows = np.zeros((1, HYPERS))
         rows[0, : len(numbers)] = numbers
-        launch.rows.begin(launch.check)
+        launch.rows.begin(Checked(launch.check))
         launch.rows.take(rows)
         launch.write_params(addresses[:1])
         launch.write_entries([Entry(0, 0, addresses[1:], NO_STORAGE)])

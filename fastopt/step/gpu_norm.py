@@ -98,10 +98,7 @@ class GpuNorm:
 
     def copy_to(self, address: int) -> None:
         """Copy the norm, a float64, to another place on the GPU, in the stream's order."""
-        with self.stream.cupy.cuda.Device(self.stream.index):
-            runtime = self.stream.cupy.cuda.runtime
-            kind = runtime.memcpyDeviceToDevice
-            runtime.memcpyAsync(address, self._address("norm"), 8, kind, self.stream.current.ptr)
+        self.stream.copy(address, self._address("norm"), 8)
 
     def memories(self) -> list[Any]:
         """Return what a graph has to own."""

@@ -79,8 +79,6 @@ class GpuRows:
         """Find the current stream, and where GradScaler's scale and found_inf lie."""
         self.stream.begin()
         self.held, self.counter = False, 0
-        if self.check is not None and amp is self.check:
-            self.check.begin()
         self.scale, self.skip = amp.addresses(self.device) if amp is not None else (0, 0)
 
     def norm_here(self) -> GpuNorm:

@@ -19,7 +19,7 @@ from ..kernels.tables import CHUNK, GPU_ROWS, LAYOUT
 from .gpu_launch import TILE_THREADS, GpuLaunch
 from .gpu_rows import GpuRows
 from .launch import Entry, Variant
-from .sparse import LARGEST_KEY, bits_of
+from .sparse import LARGEST_KEY, REALS, bits_of
 
 WARP = 32  # threads
 
@@ -44,6 +44,11 @@ class GivenThere(NamedTuple):
     def lines(self) -> int:
         """How many lines of values there are."""
         return self.rows if self.indices is None else self.indices.size
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the values."""
+        return REALS[self.values.dtype]
 
     @property
     def bits(self) -> int:
@@ -113,7 +118,12 @@ class RowsLaunch(GpuLaunch):
             self.check.memory.tell()
         self.gradients[:] = address(given.values), sums.data.ptr
         self.count, self.cuts = n, Placed(int(chunks.data.ptr))
-        self.held = given, keys, sums, chunks  # until others take their place on the stream
+        self.held: tuple[Any, ...] = given, keys, sums, chunks
+
+    def __call__(self) -> None:
+        """Put the kernel on the stream; what it reads may then be given back, in the stream's order."""
+        super().__call__()
+        self.held = ()
 
     def memories(self) -> list[Any]:
         """Return the memory of the tables."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..kernels.stream import Stream, Told
 from ..kernels.tables import GPU_CHECK
+from .launch import AmpState
 
 
 class IndexCheck:
@@ -22,13 +23,12 @@ class IndexCheck:
         self.skip = self.memory.address + int(GPU_CHECK.fields["skip"][1])  # type: ignore[index]  # it has fields
         self.tables: dict[int, tuple[str, int]] = {}  # by their parameters' numbers: whose rows they are, and how many
 
-    def addresses(self, device: Any) -> tuple[int, int]:
-        """Return what GradScaler would: that there is no scale, and the address of the flag that skips the step."""
-        return 0, self.skip
-
-    def begin(self) -> None:
-        """Begin a step: no index is wrong yet."""
-        self.stream.send(self.skip, np.zeros(1, np.int64))
+    def begin(self, found_inf: int) -> None:
+        """Begin a step: no index is wrong yet, and what lies at GradScaler's address, if any, skips it too."""
+        if found_inf:
+            self.stream.copy(self.skip, found_inf, 4)
+        else:
+            self.stream.send(self.skip, np.zeros(1, np.int64))
 
     def refuse_told(self) -> None:
         """Raise ValueError if the host was told of a wrong index in an earlier step."""
@@ -48,3 +48,16 @@ class IndexCheck:
             f"{what} had an index {found['index']}, and the table has {rows} rows, from 0: that step changed nothing "
             "and is not counted"
         )
+
+
+class Checked(NamedTuple):
+    """An AMP state for a step that a wrong index skips as well: GradScaler's, or nobody's, and the check."""
+
+    check: IndexCheck
+    amp: AmpState | None = None
+
+    def addresses(self, device: Any) -> tuple[int, int]:
+        """Return the address of the scale, 0 if there is none, and that of the flag of both."""
+        scale, found_inf = (0, 0) if self.amp is None else self.amp.addresses(device)
+        self.check.begin(found_inf)
+        return scale, self.check.skip

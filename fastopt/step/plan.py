@@ -18,6 +18,7 @@ from ..kernels.reader import Reader
 from ..kernels.repetition import Repetition
 from ..rules import Rule
 from .chunks import Strides
+from .index_check import Checked
 from .launch import AmpState, Device, Entry, Launch, Launcher, Variant
 from .masters import MASTER
 from .memory import Extents, extent
@@ -96,7 +97,7 @@ class Plan:
         self.parameters = parameters
         self.rules: Sequence[Rule] = ()
         self.stages: tuple[str, ...] = ()  # that kernels have
-        self.there: frozenset[int] = frozenset()  # indices of parameters with sparse gradients on a GPU
+        self.there: dict[int, str] = {}  # dtypes of sparse gradients on a GPU, by their parameters' indices
         self.coefficient = 1.0  # that they have
         self.averages = False  # whether the tables have those of parameters
         self.launches: list[Launch] = []
@@ -155,7 +156,7 @@ class Plan:
 
     def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...], gradients: Located) -> None:
         """Split the parameters into launches by rules, stages and kinds of gradients, if any of these changes."""
-        others, there = gradients.others, frozenset(gradients.there)
+        others, there = gradients.others, {i: given.dtype for i, given in gradients.there.items()}
         if rules == self.rules and stages == self.stages and there == self.there and not others:
             return
         self.loaded = self.taking_part = self._repetition = None
@@ -167,7 +168,8 @@ class Plan:
         kinds: dict[tuple[Device, Variant, int | None], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             rule = rules[parameter.group.index]
-            gradient = parameter.gradient if parameter.gradient != parameter.dtype else ""
+            dtype = there.get(i, parameter.gradient)
+            gradient = dtype if dtype != parameter.dtype else ""
             dtypes, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
             alone = i if i in there else None
             of_rows = ("rowwise",) if i in there and parameter.rowwise else ()
@@ -249,16 +251,15 @@ class Plan:
         """Whether all parameters lie on the same GPU."""
         return self.only_gpus and len(self.launchers) == 1
 
-    def index_check(self) -> AmpState:
-        """Return what checks the indices of sparse gradients on the GPU, and may skip the step."""
+    def checked(self, amp: AmpState | None) -> AmpState:
+        """Return the AMP state of a step with sparse gradients on the GPU, which checks their indices."""
         if not self.on_one_gpu:
             raise ValueError(
                 "a gradient on a GPU is sparse, or of a table with rowwise=True, which takes all parameters on one "
                 "GPU: use an optimizer for each device"
             )
         (launcher,) = self.launchers.values()
-        check: AmpState = cast(Any, launcher).index_check()
-        return check
+        return Checked(cast(Any, launcher).index_check(), amp)
 
     def prepare_norm(self) -> None:
         """Compile or load what takes the norm of the gradients, where that may fail or take long."""

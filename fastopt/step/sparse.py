@@ -178,21 +178,19 @@ def check_rule(parameter: Parameter, family: Family, rule: Rule, advice: str, ot
         )
 
 
-def check_there(parameter: Parameter, family: Family, rule: Rule, stages: Stages, dense: bool) -> None:
-    """Raise if a parameter on a GPU cannot take a gradient by rows; `dense` says that it has all of them.
+def check_there(parameter: Parameter, rule: Rule, stages: Stages) -> None:
+    """Raise if a parameter on a GPU cannot take a gradient by rows.
 
     Raises
     ------
-    RuntimeError, ValueError
-        By its rule, see `check_rule`; if its states are in 8 bits, or parameters are averaged.
+    ValueError
+        If its states are in 8 bits, or parameters are averaged.
     """
     if parameter.rowwise and stages.averages:
         raise ValueError(
             f"rowwise=True, of {parameter}, goes without ema_decay on a GPU, where the average of rows that have no "
             "gradient would not follow: leave one of the two out"
         )
-    if not dense:
-        check_rule(parameter, family, rule, "a dense one", "SGD or Adagrad")
     if {*parameter.state_dtypes(rule)} & {*CODES}:
         raise ValueError(
             f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks that rows cut across on a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class Stepper:
     ValueError
         If parameters overlap in memory, or options contradict each other or are too large.
     """
+
+    instead: ClassVar = ("a dense one", "SGD or Adagrad")  # of a sparse gradient, and of rules that take none
 
     def __init__(
         self,
@@ -91,10 +93,13 @@ class Stepper:
     def _take(self, gradients: Any, scale: float, amp: AmpState | None) -> None:
         clock, plan, stages = self.clock, self.plan, self.stages
         stages.beside = bool(gradients.sparse)
-        clock.poll(scale, plan.index_check() if gradients.there else amp)
+        clock.poll(scale, plan.checked(amp) if gradients.there else amp)
         for i, given in gradients.there.items():
             parameter = plan.parameters[i]
-            check_there(parameter, self.family, clock.rules[parameter.group.index], stages, given.dense)
+            rule = clock.rules[parameter.group.index]
+            if not given.dense:
+                check_rule(parameter, self.family, rule, *self.instead)
+            check_there(parameter, rule, stages)
         if gradients.sparse:
             self.find_rows(gradients)
         self.prepare(gradients)
@@ -157,7 +162,7 @@ class Stepper:
     def rows_of(self, parameter: Any, rule: Rule, gradient: Any, clip: Clip) -> Any:
         """Return the rows of a parameter that a sparse gradient has."""
         if not gradient.dense:
-            check_rule(parameter, self.family, rule, "a dense one", "SGD or Adagrad")
+            check_rule(parameter, self.family, rule, *self.instead)
         return Rows(parameter, rule, gradient, clip, self.stages.averages)
 
     def memory(self) -> dict[str, int]:

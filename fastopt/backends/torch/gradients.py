@@ -12,11 +12,13 @@ from ...kernels.dtypes import DTYPES
 from ...kernels.reader import Array
 from ...kernels.tensors import Shape, Watch, shape_of
 from ...step.chunks import Strides
+from ...step.gpu_sparse import GivenThere
 from ...step.plan import Plan
 from ..gradients import StepGradients
 from .memory import UPDATED, array_of, check_memory, fits, is_distributed
 from .parameter import TorchParameter
 from .sparse import checked as checked_sparse
+from .sparse import rows_there
 
 GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself; access by name takes a third longer
 
@@ -26,15 +28,21 @@ class Gradients(StepGradients):
 
     advice = "assign a .clone() of it"
 
-    def __init__(self, watch: Watch, parameters: Sequence[TorchParameter], plan: Plan, unread: int) -> None:
+    def __init__(
+        self, watch: Watch, parameters: Sequence[TorchParameter], plan: Plan, unread: int, finds_there: bool = False
+    ) -> None:
+        self.finds_there = finds_there  # whether one GPU can find the rows of all sparse gradients
         self.held = list(watch.gradients)
         self.strided: dict[int, Strides] = {}
         self.others: dict[int, str] = {}
         self.sparse: dict[int, Tensor] = {}
+        self.there: dict[int, GivenThere] = {}
         self.copies: dict[int, Tensor] = {}
         self.addresses = watch.found[:-1].copy()
         if unread:
             self.check_unread(parameters, plan.extents)
+        if self.sparse:  # the host cannot wait to see whether rows that it updates are to be skipped
+            self._find_here()
         all_dense = watch.found[-1] == 0 and not self.sparse
         self.taking_part = plan.everyone if all_dense else (self.addresses != 0).tobytes()
 
@@ -43,8 +51,7 @@ class Gradients(StepGradients):
         given = self.held[i]
         check_distribution(what, given, parameter.given)
         if isinstance(given, Tensor) and given.layout is torch.sparse_coo:
-            self.sparse[i] = checked_sparse(what, given, parameter)
-            return None
+            return self._checked_rows(i, what, parameter, checked_sparse(what, given, parameter))
         if isinstance(given, Tensor) and given._is_zerotensor():
             given = given.clone()  # the clone has memory
         gradient = check_memory(what, given).detach().resolve_conj().resolve_neg()
@@ -62,6 +69,21 @@ class Gradients(StepGradients):
         self.note_dtype(i, parameter, UPDATED[gradient.dtype].name)
         return array_of(gradient)
 
+    def _checked_rows(self, i: int, what: str, parameter: TorchParameter, gradient: Tensor) -> Array | None:
+        """Keep a sparse gradient; where a GPU finds its rows, return an array that describes its values."""
+        if not (self.finds_there and parameter.has_rows_there):
+            self.sparse[i] = gradient
+            return None
+        self.held[i] = gradient
+        self.there[i] = given = rows_there(what, gradient, parameter)
+        return given.values
+
+    def _find_here(self) -> None:
+        """Let the host find the rows of all sparse gradients."""
+        for i in self.there:
+            self.sparse[i], self.addresses[i] = self.held[i], 0
+        self.there = {}
+
     def in_order(self, i: int, parameter: TorchParameter) -> Array:
         """Copy a gradient into its parameter's storage order, and return an array that describes the copy."""
         self.copies[i] = parameter.in_order(self.held[i])
@@ -69,7 +91,7 @@ class Gradients(StepGradients):
 
     def release(self) -> None:
         """Let go of the tensors, so that the next ones can reuse their memory. No step uses these again."""
-        self.held, self.sparse, self.copies = [], {}, {}
+        self.held, self.sparse, self.there, self.copies = [], {}, {}, {}
 
 
 def check_distribution(what: str, gradient: Any, parameter: Any) -> None:

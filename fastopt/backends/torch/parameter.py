@@ -123,7 +123,16 @@ class TorchParameter(Parameter):
     @property
     def has_plain_rows(self) -> bool:
         """Whether its rows lie one after the other in the CPU's memory, which is the tensor's own."""
-        own = not (self.device.on_gpu or self.has_gaps or self.is_complex or is_distributed(self.given))
+        return not self.device.on_gpu and self._has_rows_in_order
+
+    @property
+    def has_rows_there(self) -> bool:
+        """Whether its rows lie so in a GPU's memory, and no average has to follow those that a step leaves out."""
+        return self.device.on_gpu and self._has_rows_in_order and self.group.entries.get("ema_decay") is None
+
+    @property
+    def _has_rows_in_order(self) -> bool:
+        own = not (self.has_gaps or self.is_complex or is_distributed(self.given))
         return own and self.tensor.is_contiguous()
 
     @property

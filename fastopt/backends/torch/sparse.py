@@ -1,4 +1,4 @@
-"""Sparse gradients: the rows that one touches are updated where they lie or, on a GPU, copied out and back."""
+"""Sparse gradients: the rows that one touches are updated where they lie, else copied out and back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 from ...kernels.dtypes import CODES
 from ...kernels.reader import Array
 from ...rules import Row, Rule
+from ...step.gpu_sparse import GivenThere
 from ...step.launch import Variant
 from ...step.masters import MASTER
 from ...step.memory import extent
@@ -58,12 +59,30 @@ class TensorRows(Rows):
 
 def some_rows(what: str, gradient: Tensor) -> Given:
     """Take the rows of a sparse gradient."""
+    rows, values, count = rows_and_values(gradient)
+    given = Given.of(what, rows.numpy(), values.numpy())
+    given.check_below(count)
+    return given
+
+
+def rows_there(what: str, gradient: Tensor, parameter: TorchParameter) -> GivenThere:
+    """Take the rows of a sparse gradient on a GPU, where they are checked and sorted; nothing waits for it."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
+    rows, values, count = rows_and_values(gradient)
+    rows, values = rows.contiguous(), values.contiguous()
+    width = math.prod(gradient.shape[gradient.sparse_dim() :])
+    given = GivenThere(what, parameter.number, array_of(rows), array_of(values), count, width, (rows, values))
+    given.check_size()
+    return given
+
+
+def rows_and_values(gradient: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return the row of each value, the values as float32 or float64, and how many rows the parameter has."""
     axes, values = gradient._indices(), gradient._values().resolve_neg()
     lengths = gradient.shape[: len(axes)]
     rows = axes[0] if len(axes) == 1 else numbered(axes, lengths)
-    given = Given.of(what, rows.numpy(), real(values).numpy())
-    given.check_below(math.prod(lengths))
-    return given
+    return rows, real(values), math.prod(lengths)
 
 
 def all_rows(what: str, gradient: Tensor) -> Given:

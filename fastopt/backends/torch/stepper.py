@@ -89,6 +89,8 @@ class TorchStepper(Stepper):
         If a parameter cannot be updated, a state is not its parameter's, or options contradict each other.
     """
 
+    instead = (".to_dense() of it", "Adagrad or SparseAdam")
+
     def __init__(
         self,
         family: Family,
@@ -123,6 +125,7 @@ class TorchStepper(Stepper):
         self.counts = Counts(self.parameters, family.carried) if family.counts else None
         self.part: Part | None = None
         self.devices_counted = False  # up to that step
+        self.finds_there = self.plan.on_one_gpu and counts_groups  # else nobody would hear of a wrong index
         self.given = [parameter.given for parameter in self.parameters]
         self.shards = Shards.of(self.given)
         # Watched are parameters and states; of distributed ones, the local part.
@@ -229,9 +232,10 @@ class TorchStepper(Stepper):
         amp : AmpState, optional
             GradScaler's scale and found_inf: the GPUs unscale the gradients, and may skip the step.
         """
-        gradients = Gradients(self.watch, self.parameters, self.plan, unread)
-        if not self.sparse.issuperset(gradients.sparse):
-            self.sparse.update(gradients.sparse)
+        gradients = Gradients(self.watch, self.parameters, self.plan, unread, self.finds_there)
+        sparse = {*gradients.sparse, *gradients.there}
+        if not self.sparse >= sparse:
+            self.sparse |= sparse
             self._expect_gradients()
         skipped = False
         if amp is not None:
@@ -266,19 +270,23 @@ class TorchStepper(Stepper):
         """Find the tensors that are written."""
         if self.stages.measures and self.shards and self.plan.uses_gpus:
             raise ValueError(SHARDS_ON_GPUS)
-        if self.family.only_sparse and any(gradients.taking_part):
-            parameter = self.parameters[gradients.taking_part.index(1)]
-            raise RuntimeError(
-                f"the gradient of {parameter} is dense, and SparseAdam takes sparse ones alone: use Adam for it, which "
-                "takes both with lazy_update=True"
-            )
+        if self.family.only_sparse:
+            self._refuse_dense(gradients)
         if self.part is None or self.part.bits != gradients.taking_part:
             self.part = Part(self.parameters, self.plan.everyone, gradients.taking_part)
+
+    def _refuse_dense(self, gradients: Gradients) -> None:
+        for i in np.flatnonzero(gradients.addresses).tolist():
+            if i not in gradients.there:
+                raise RuntimeError(
+                    f"the gradient of {self.parameters[i]} is dense, and SparseAdam takes sparse ones alone: use Adam "
+                    "for it, which takes both with lazy_update=True"
+                )
 
     def rows_of(self, parameter: TorchParameter, rule: Rule, gradient: Tensor, clip: Clip) -> TensorRows | CopiedRows:
         """Return the rows of a parameter that a sparse gradient has."""
         if gradient.layout is not torch.strided:
-            check_rule(parameter, self.family, rule, ".to_dense() of it", "Adagrad or SparseAdam")
+            check_rule(parameter, self.family, rule, *self.instead)
         kind = TensorRows if parameter.has_plain_rows else CopiedRows
         return kind(parameter, rule, gradient, clip, self.stages.averages)
 
