@@ -1726,8 +1726,8 @@ STORAGES = (
     Mutant(
         "launches mix states of different dtypes",
         "fastopt/step/plan.py",
-        "dtypes, rounding = parameter.state_dtypes(rule)",
-        "dtypes, rounding = self.parameters[0].state_dtypes(rule)",
+        "variant = parameter.variant(rule,",
+        "variant = self.parameters[0].variant(rule,",
         ("tests/test_storages.py",),
         only="each_state",
     ),

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..kernels.dtypes import goes_with
+from ..kernels.dtypes import dtype_name, goes_with
 from ..kernels.reader import UNREAD, Array, address
 from ..sparse_rows import SparseRows
 from ..step.chunks import Strides, located
@@ -31,10 +31,11 @@ def not_in_captures(parameter: Any, library: str) -> RuntimeError:
 def check_rows_of(what: str, given: SparseRows, other: str, dtype: str, shape: tuple[int, ...]) -> None:
     """Check a sparse gradient against its table, in dtype and shape of a row."""
     found, rows = given.values.dtype, given.values.shape[len(given.indices.shape) :]
+    name = dtype_name(found)
     if len(shape) < 2:
         raise ValueError(f"{what} is sparse, and {other} has shape {shape}: a table has two axes or more")
-    if not (found.isnative and (found.name == dtype or goes_with(found.name, dtype))):
-        name = found.name if found.isnative else f"{found.name} in foreign byte order"
+    if not (found.isnative and (name == dtype or goes_with(name, dtype))):
+        name = name if found.isnative else f"{name} in foreign byte order"
         raise TypeError(f"{what} has dtype {name}, {other} {dtype}: pass .astype({spelled(dtype)}) of its values")
     if rows != shape[1:]:
         raise ValueError(f"{what} has rows of shape {rows}, {other} of {shape[1:]}: they must agree")
@@ -78,7 +79,7 @@ class StepGradients(ABC):
 
     def check_unread(self, parameters: Sequence[Any], extents: Extents) -> None:
         """Check the gradients whose addresses are UNREAD, and find out where they lie."""
-        for i in np.flatnonzero(self.addresses == UNREAD).tolist():
+        for i in (self.addresses == UNREAD).nonzero()[0].tolist():
             parameter = parameters[i]
             what = f"the gradient of {parameter}"
             array = self.checked(i, what, parameter)

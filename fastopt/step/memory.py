@@ -52,6 +52,8 @@ def owner_of(array: Array) -> Any:
 def extent(array: Array) -> tuple[int, int]:
     """Return the address of the first byte of an array's elements, and that after the last."""
     start = end = address(array)
+    if array.flags.c_contiguous:
+        return start, end + array.nbytes
     if array.size == 0:
         return start, end
     for length, stride in zip(array.shape, array.strides, strict=True):

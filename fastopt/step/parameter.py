@@ -16,7 +16,7 @@ from ..options import ADDED_DEFAULTS, dtype_in_memory
 from ..rules import Rule
 from .codes import SCALES, constant
 from .group import GroupOptions
-from .launch import NO_STORAGE, Device, Launch, StorageRow
+from .launch import NO_STORAGE, Device, Launch, StorageRow, Variant
 from .masters import MASTER, dtype_of_remainder
 from .memory import Layout, extent
 
@@ -57,6 +57,7 @@ class Parameter(ABC):
         "launch",
         "layout",
         "number",
+        "of_rows",
         "row",
         "states",
         "step",
@@ -75,6 +76,7 @@ class Parameter(ABC):
         self.states: dict[str, Array] = {}
         self.launch: Launch  # the plan's choice, and the row in its table
         self.row: int
+        self.of_rows: tuple[Rule, Variant] | None = None  # the last rule and kernel of rows
 
     def __str__(self) -> str:
         """Name the parameter, for messages."""
@@ -174,6 +176,17 @@ class Parameter(ABC):
         """Say how what a rule writes in 16 or 8 bits is rounded: STOCHASTIC, or "" for to nearest, or if nothing is."""
         written = self.state_dtypes(rule) if self.master else (self.dtype, *self.state_dtypes(rule))
         return STOCHASTIC if self.group.entries.get("stochastic_rounding") and not ROUNDED.isdisjoint(written) else ""
+
+    def variant(self, rule: Rule, stages: tuple[str, ...], gradient: str) -> Variant:
+        """Return the kernel of a rule with these stages, for gradients of a dtype."""
+        dtypes, other = self.state_dtypes(rule), gradient if gradient != self.dtype else ""
+        return Variant(rule.name, self.dtype, stages, dtypes, other, self.master, self.rounding(rule))
+
+    def variant_of_rows(self, rule: Rule, stages: tuple[str, ...], gradient: str) -> Variant:
+        """Return the same of rows, which each step asks for: the last one is kept."""
+        if self.of_rows is None or self.of_rows[0] is not rule or self.of_rows[1].of_gradient != gradient:
+            self.of_rows = rule, self.variant(rule, stages, gradient)
+        return self.of_rows[1]
 
     @property
     def part(self) -> int:

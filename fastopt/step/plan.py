@@ -168,13 +168,9 @@ class Plan:
         kinds: dict[tuple[Device, Variant, int | None], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             rule = rules[parameter.group.index]
-            dtype = there.get(i, parameter.gradient)
-            gradient = dtype if dtype != parameter.dtype else ""
-            dtypes, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
             alone = i if i in there else None
             of_rows = ("rowwise",) if i in there and parameter.rowwise else ()
-            kind = (*stages, *of_rows), dtypes, gradient, parameter.master, rounding
-            variant = Variant(rule.name, parameter.dtype, *kind)
+            variant = parameter.variant(rule, (*stages, *of_rows), there.get(i, parameter.gradient))
             kinds.setdefault((parameter.device, variant, alone), []).append(i)
         self.stages, self.there, self.coefficient = stages, there, 1.0
         self.launches = [self._launch(*kind, indices) for kind, indices in kinds.items()]

@@ -18,6 +18,7 @@ from ..kernels.tables import BLOCK, CHUNK
 from ..options import ADDED_DEFAULTS
 from ..rules import Family, Row, Rule
 from .chunks import Table
+from .cpu import ELEMENTS_PER_THREAD, ROW_ELEMENTS_PER_THREAD, CpuLaunch
 from .launch import NO_STORAGE, StorageRow, Variant
 from .memory import extent
 from .norm import Measured, Piece
@@ -253,7 +254,9 @@ class Rows:
     """
 
     def __init__(self, parameter: Parameter, rule: Rule, given: Given, clip: Clip, averages: bool) -> None:
-        if {*parameter.state_dtypes(rule)} & {*CODES} and given.width % BLOCK:
+        used, stages = given if clip is None else given.clipped(*clip), ROWWISE if parameter.rowwise else ROWS
+        variant = parameter.variant_of_rows(rule, stages, REALS[used.values.dtype])
+        if variant.has_codes and given.width % BLOCK:
             raise ValueError(
                 f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks of {BLOCK} that rows "
                 f'of {given.width} elements cut across: put it into a group with state_dtype="float32"'
@@ -262,17 +265,9 @@ class Rows:
         self.new_states = parameter.new_states(rule, averages)
         self.first = not self.new_states.keys().isdisjoint(rule.states)
         states = {**parameter.states, **self.new_states}
-        addresses = [parameter.address, *(extent(states[name])[0] for name in rule.states)]
-        used, storage = given if clip is None else given.clipped(*clip), parameter.storage_row(rule, states)
-        self.change = Change(parameter.device, self._variant(used), used, addresses, storage)
-
-    def _variant(self, given: Given) -> Variant:
-        """Return the kernel: that of rows, for gradients in the dtype of the values, without stages."""
-        parameter, rule, dtype = self.parameter, self.rule, REALS[given.values.dtype]
-        gradient = "" if dtype == parameter.dtype else dtype
-        states, rounding = parameter.state_dtypes(rule), parameter.rounding(rule)
-        rows = ROWWISE if parameter.rowwise else ROWS
-        return Variant(rule.name, parameter.dtype, rows, states, gradient, parameter.master, rounding)
+        addresses = [parameter.address, *(address(states[name]) for name in rule.states)]
+        storage = parameter.storage_row(rule, states) if variant.uses_storages else NO_STORAGE
+        self.change = Change(parameter.device, variant, used, addresses, storage)
 
     @property
     def norm(self) -> float:
@@ -306,7 +301,9 @@ class Change:
         both = [[param, address(values), *states] for values in (given.values, sums)]
         self.held = given, sums
         self.device, self.key = device, (variant, "rows")
-        self.launch = device.launch_of_chunks(self.key, variant, chunks, len(chunks) * given.width, both, storage)
+        self.launch: CpuLaunch = device.launch_of_places(self.key, variant, both, storage)
+        per_thread = ELEMENTS_PER_THREAD if given.dense else ROW_ELEMENTS_PER_THREAD
+        self.launch.take_chunks(chunks, len(chunks) * given.width, per_thread)
 
     def __call__(self, numbers: Row, count: int) -> None:
         """Update by a hyper row, after so many steps."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...extras import require
-from ...kernels.dtypes import DTYPES
+from ...kernels.dtypes import DTYPES, dtype_name
 from ...kernels.reader import Array
 from ...options import STATE_DTYPES
 from ...sparse_rows import SparseRows
@@ -110,7 +110,7 @@ def given_rows(what: str, given: SparseRows, other: str, table: Array) -> Given:
     """Check a sparse gradient against its table, in dtype and shape of a row."""
     if not isinstance(given.values, np.ndarray):
         raise TypeError(f"{what} is on a GPU, {other} an array of NumPy: pass .get() of its indices and values")
-    check_rows_of(what, given, other, table.dtype.name, table.shape)
+    check_rows_of(what, given, other, dtype_name(table.dtype), table.shape)
     found = Given.of(what, given.indices, given.values)
     found.check_below(table.shape[0])
     return found
