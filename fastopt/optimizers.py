@@ -128,7 +128,7 @@ class Adagrad(Optimizer):
 
     With ``rowwise=True`` a table has one s for each row, ``s <- s + mean(g * g)`` over the row, as FBGEMM's
     ``EXACT_ROWWISE_ADAGRAD`` and torchrec's ``RowWiseAdagrad``; the state ``sum`` has the shape ``(rows, 1)``. On a GPU
-    it needs all parameters on that GPU, and goes neither with ``ema_decay`` nor into a captured graph.
+    it goes neither with ``ema_decay`` nor into a captured graph.
 
     References
     ----------

@@ -220,8 +220,8 @@ SPARSE_OPTIONS = {
         "bool",
         "Of `Adagrad` alone: one accumulator for each row of a table, to which the mean of the row's squared gradients "
         "is added, ``s <- s + mean(g * g)``: of 64 columns, a 64th of the memory. A row is what one index of the first "
-        "axis stands for; of parameters with one axis, each element is one. A table's rows lie one after the other, "
-        "those of tensors on the CPU; ``state_dtype`` goes into other groups. It is fixed when the optimizer is made.",
+        "axis stands for; of parameters with one axis, each element is one. A table's rows lie one after the other; "
+        "``state_dtype`` goes into other groups. It is fixed when the optimizer is made.",
         check=Flag(),
     ),
 }

@@ -18,6 +18,7 @@ SHAPES = [(50, 6), (4,), (9, 3)]  # a table, a vector and another table
 OPTIMIZERS = {
     "sgd": ("SGD", {"lr": 0.1}),
     "adagrad": ("Adagrad", {"lr": 0.1, "lr_decay": 0.1}),
+    "rowwise": ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "rowwise": True}),
     "sparse adam": ("SparseAdam", {"lr": 0.1}),
     "lazy adam": ("Adam", {"lr": 0.1, "lazy_update": True}),
 }
@@ -110,7 +111,7 @@ def test_numbers_of_rows(n):
 
 
 @pytest.mark.parametrize("lr", [0.1, Cosine(0.1, 20)], ids=["number", "schedule"])
-@pytest.mark.parametrize("kind", ["sgd", "adagrad"])
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "rowwise"])
 @pytest.mark.parametrize("flags", [["taken", "taken", "skipped", "taken"], ["skipped", "taken"]], ids=" ".join)
 def test_under_a_scaler(flags, kind, lr):
     """Rows are divided by the scale, and skipped with the whole step."""
@@ -222,13 +223,15 @@ def test_rows_that_are_copied(why, monkeypatch):
 
 
 class Touched(torch.autograd.Function):
-    """Rows of a table, whose gradient is sparse."""
+    """A number that has a gradient as it was given."""
 
     @staticmethod
     def forward(ctx, table, gradient):
-        """Return a number."""
+        """Return it."""
         ctx.gradient = gradient
-        return table.sum()
+        return torch.zeros(
+            ()
+        )  # of the host: from a pretended tensor on, hooks would take tensors for those of the host
 
     @staticmethod
     def backward(ctx, _):
@@ -248,6 +251,30 @@ def test_updates_during_backward(monkeypatch):
             assert table[0].grad is None
         handle.remove()
         tables.append(table[0])
+    torch_cases.assert_near(on_host(tables[0]), tables[1].detach(), ONE_STEP)
+
+
+def test_dense_gradients_of_rows_with_one_number(monkeypatch):
+    """All rows are there, and the host counts: beside rows that are copied, under a scaler, and during backward."""
+    at_once(monkeypatch)
+    sides = Sides("rowwise")
+    for step in range(2):
+        sides.step(step, "ddd")
+    assert not sides.ours._stepper.clock.on_devices
+    sides.give(2, "ddd", scale=8.0)
+    scaled_step(sides.ours, "skipped")
+    sides.assert_equal()
+    tables = []
+    for wrap in (on_gpu, torch.clone):
+        table = torch.nn.ParameterList([Parameter(wrap(torch.linspace(0, 1, 12).reshape(6, 2)))])
+        handle = subject.step_in_backward(table, subject.Adagrad, lr=0.1, rowwise=True)
+        for _ in range(2):
+            Touched.apply(table[0], torch.ones(6, 2)).backward()
+        tables.append(table[0])
+        if wrap is on_gpu:
+            with pytest.raises(ValueError, match=r"with rowwise=True on a GPU.*assign \.to_dense\(\)"):
+                Touched.apply(table[0], sparse((6, 2), 0)).backward()
+        handle.remove()
     torch_cases.assert_near(on_host(tables[0]), tables[1].detach(), ONE_STEP)
 
 

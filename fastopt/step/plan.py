@@ -251,8 +251,7 @@ class Plan:
         """Return the AMP state of a step with sparse gradients on the GPU, which checks their indices."""
         if not self.on_one_gpu:
             raise ValueError(
-                "a gradient on a GPU is sparse, or of a table with rowwise=True, which takes all parameters on one "
-                "GPU: use an optimizer for each device"
+                "a gradient on a GPU is sparse, which takes all parameters on one GPU: use an optimizer for each device"
             )
         (launcher,) = self.launchers.values()
         return Checked(cast(Any, launcher).index_check(), amp)

@@ -218,8 +218,8 @@ def check_rowwise(parameter: Parameter, family: Family) -> None:
         )
     if parameter.rowwise and not parameter.has_plain_rows:
         raise ValueError(
-            "rowwise=True is for tables of real numbers, whole and with one row after the other, on the CPU or, with "
-            f"arrays, on a GPU, and {parameter} is none: put it into a group with rowwise=False"
+            "rowwise=True is for tables of real numbers, whole and with one row after the other, and "
+            f"{parameter} is none: put it into a group with rowwise=False"
         )
 
 

@@ -115,7 +115,8 @@ class Adagrad(Optimizer):
     With sparse gradients (COO), weight decay must be 0, as in torch, unless ``lazy_update=True``.
 
     ``rowwise=True`` is torchrec's ``RowWiseAdagrad``: one accumulator for each row of a table, of shape ``(rows, 1)``,
-    for sparse and dense gradients. It needs a contiguous parameter on the CPU, which is not distributed.
+    for sparse and dense gradients. It needs a contiguous parameter, which is not distributed; on a GPU it goes neither
+    with ``ema_decay`` nor into a captured graph, and sparse gradients take all parameters on that GPU.
 
     Examples
     --------

@@ -17,8 +17,8 @@ from ...step.plan import Plan
 from ..gradients import StepGradients
 from .memory import UPDATED, array_of, check_memory, fits, is_distributed
 from .parameter import TorchParameter
+from .sparse import all_rows_there, rows_there
 from .sparse import checked as checked_sparse
-from .sparse import rows_there
 
 GRAD = torch._C.TensorBase.__dict__["grad"]  # the descriptor itself; access by name takes a third longer
 
@@ -42,7 +42,7 @@ class Gradients(StepGradients):
         if unread:
             self.check_unread(parameters, plan.extents)
         if self.sparse:  # the host cannot wait to see whether rows that it updates are to be skipped
-            self._find_here()
+            self._find_here(parameters)
         all_dense = watch.found[-1] == 0 and not self.sparse
         self.taking_part = plan.everyone if all_dense else (self.addresses != 0).tobytes()
 
@@ -62,27 +62,41 @@ class Gradients(StepGradients):
         if gradient.shape != parameter.tensor.shape:
             shapes = f"shape {tuple(gradient.shape)}, its parameter {tuple(parameter.tensor.shape)}"
             raise ValueError(f"{what} has {shapes}: they are paired by index and must agree")
+        self.held[i] = gradient
+        if parameter.rowwise and parameter.device.on_gpu:
+            self.there[i] = all_rows_there(what, gradient, parameter)
+            return self.there[i].values
         if parameter.rowwise:
             self.sparse[i] = gradient
             return array_of(gradient)
-        self.held[i] = gradient
         self.note_dtype(i, parameter, UPDATED[gradient.dtype].name)
         return array_of(gradient)
 
     def _checked_rows(self, i: int, what: str, parameter: TorchParameter, gradient: Tensor) -> Array | None:
         """Keep a sparse gradient; where a GPU finds its rows, return an array that describes its values."""
-        if not (self.finds_there and parameter.has_rows_there):
-            self.sparse[i] = gradient
-            return None
         self.held[i] = gradient
-        self.there[i] = given = rows_there(what, gradient, parameter)
-        return given.values
+        if not (self.finds_there and parameter.has_rows_there):
+            self._copy_rows(i, parameter)
+            return None
+        self.there[i] = rows_there(what, gradient, parameter)
+        return self.there[i].values
 
-    def _find_here(self) -> None:
+    def _find_here(self, parameters: Sequence[TorchParameter]) -> None:
         """Let the host find the rows of all sparse gradients."""
-        for i in self.there:
-            self.sparse[i], self.addresses[i] = self.held[i], 0
-        self.there = {}
+        for i in [i for i, given in self.there.items() if not given.dense]:
+            self._copy_rows(i, parameters[i])
+            self.addresses[i] = 0
+            del self.there[i]
+
+    def _copy_rows(self, i: int, parameter: TorchParameter) -> None:
+        """Leave a sparse gradient to the host, which copies rows that are on a GPU, or lie otherwise than it needs."""
+        if parameter.rowwise and parameter.device.on_gpu:
+            raise ValueError(
+                f"the gradient of {parameter} is sparse, and with rowwise=True on a GPU that takes all parameters on "
+                "one GPU, rows that lie one after the other where others are sparse too, and a step that is not "
+                "during backward(): else assign .to_dense() of it"
+            )
+        self.sparse[i] = self.held[i]
 
     def in_order(self, i: int, parameter: TorchParameter) -> Array:
         """Copy a gradient into its parameter's storage order, and return an array that describes the copy."""

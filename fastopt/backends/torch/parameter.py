@@ -122,18 +122,15 @@ class TorchParameter(Parameter):
 
     @property
     def has_plain_rows(self) -> bool:
-        """Whether its rows lie one after the other in the CPU's memory, which is the tensor's own."""
-        return not self.device.on_gpu and self._has_rows_in_order
+        """Whether its rows lie one after the other in memory that is the tensor's own."""
+        own = not (self.has_gaps or self.is_complex or is_distributed(self.given))
+        return own and self.tensor.is_contiguous()
 
     @property
     def has_rows_there(self) -> bool:
-        """Whether its rows lie so in a GPU's memory, and no average has to follow those that a step leaves out."""
-        return self.device.on_gpu and self._has_rows_in_order and self.group.entries.get("ema_decay") is None
-
-    @property
-    def _has_rows_in_order(self) -> bool:
-        own = not (self.has_gaps or self.is_complex or is_distributed(self.given))
-        return own and self.tensor.is_contiguous()
+        """Whether its rows lie so on a GPU, and no average has to follow those that a step leaves out."""
+        average = self.group.entries.get("ema_decay") is not None
+        return self.device.on_gpu and self.has_plain_rows and (self.rowwise or not average)
 
     @property
     def has_gaps(self) -> bool:

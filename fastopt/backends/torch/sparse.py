@@ -67,14 +67,28 @@ def some_rows(what: str, gradient: Tensor) -> Given:
 
 def rows_there(what: str, gradient: Tensor, parameter: TorchParameter) -> GivenThere:
     """Take the rows of a sparse gradient on a GPU, where they are checked and sorted; nothing waits for it."""
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
+    refuse_capture(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
     rows, values, count = rows_and_values(gradient)
     rows, values = rows.contiguous(), values.contiguous()
     width = math.prod(gradient.shape[gradient.sparse_dim() :])
     given = GivenThere(what, parameter.number, array_of(rows), array_of(values), count, width, (rows, values))
     given.check_size()
     return given
+
+
+def all_rows_there(what: str, gradient: Tensor, parameter: TorchParameter) -> GivenThere:
+    """Take a dense gradient on a GPU as all rows of its parameter."""
+    refuse_capture(f"{what} is of a table with rowwise=True: a step with it cannot be captured")
+    values, (count, *row) = real(gradient).contiguous(), gradient.shape
+    given = GivenThere(what, parameter.number, None, array_of(values), count, math.prod(row), values)
+    given.check_size()
+    return given
+
+
+def refuse_capture(why: str) -> None:
+    """Raise RuntimeError with these words if the step is recorded in a graph."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(why)
 
 
 def rows_and_values(gradient: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -287,7 +287,7 @@ class TorchStepper(Stepper):
         """Return the rows of a parameter that a sparse gradient has."""
         if gradient.layout is not torch.strided:
             check_rule(parameter, self.family, rule, *self.instead)
-        kind = TensorRows if parameter.has_plain_rows else CopiedRows
+        kind = TensorRows if parameter.has_plain_rows and not parameter.device.on_gpu else CopiedRows
         return kind(parameter, rule, gradient, clip, self.stages.averages)
 
     def sum_squares(self, power: float) -> float:
