@@ -1342,7 +1342,7 @@ TORCH = (
     Mutant(
         "rows that a GPU finds are mixed with rows that are copied",
         "fastopt/backends/torch/gradients.py",
-        "            self._find_here()\n",
+        "            self._find_here(parameters)\n",
         "            self.there = dict(self.there)\n",
         ("tests/test_torch_gpu_sparse.py",),
         only="rows_that_are_copied",
@@ -1350,8 +1350,8 @@ TORCH = (
     Mutant(
         "the host is not told of a wrong index",
         "fastopt/step/gpu_sparse.py",
-        "            self.check.memory.tell()\n",
-        "",
+        "                self.check.memory.tell()\n",
+        "                pass\n",
         ("tests/test_gpu_sparse.py",),
         only="a_wrong_index",
     ),
