@@ -13,7 +13,6 @@ from ...kernels.dtypes import CODES
 from ...kernels.reader import Array
 from ...rules import Row, Rule
 from ...step.gpu_sparse import GivenThere
-from ...step.launch import Variant
 from ...step.masters import MASTER
 from ...step.memory import extent
 from ...step.sparse import Clip, Given, Rows, keep_new_states
@@ -142,8 +141,8 @@ class CopiedRows:
                 f"the gradient of {parameter} is sparse, and its states are in 8 bits, in blocks that rows cut across: "
                 'put it into a group with state_dtype="float32"'
             )
-        if parameter.device.on_gpu and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(f"the gradient of {parameter} is sparse: a step with it cannot be captured")
+        if parameter.device.on_gpu:
+            refuse_capture(f"the gradient of {parameter} is sparse: a step with it cannot be captured")
         gradient = gradient.coalesce()
         self.parameter = parameter
         self.rule = rule
@@ -181,11 +180,10 @@ class CopiedRows:
     def update(self, row: Row, count: int) -> None:
         """Update the rows by a hyper row, after so many steps, and copy them back."""
         parameter, rule, (param, *others) = self.parameter, self.rule, self.taken
-        master, rounding = parameter.master, parameter.rounding(rule)
-        variant = Variant(rule.name, parameter.dtype, (), parameter.state_dtypes(rule), "", master, rounding)
+        variant = parameter.variant(rule, (), parameter.dtype)
         arrays = [array_of(tensor) for tensor in (param, self.gradient, *others)]
         addresses = [extent(array)[0] for array in arrays]
-        storage = parameter.storage_row(rule, {})._replace(remainder=addresses.pop() if master else 0)
+        storage = parameter.storage_row(rule, {})._replace(remainder=addresses.pop() if variant.master else 0)
         parameter.device.update(variant, arrays[0].size, addresses, {}, row, storage, count)
         with torch.no_grad():
             for tensor, rows in zip(self.whole, self.taken, strict=True):
