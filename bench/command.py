@@ -49,7 +49,8 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = NUMPY, 
         Whether to measure only optimizer steps, in fewer rounds, and large models by one rule; over states in 16 bits
         small models alone, by one rule.
     json, plot : str or None
-        Files for the data and for the chart. A second chart, of steps in torch, gets "-torch" in its name.
+        Files for the data and for the chart. Two more, of steps in torch and of sparse gradients, get "-torch" and
+        "-sparse" in their names.
     baseline : str, default "numpy"
         The contender that speed-ups refer to in the table of all contenders.
     tables : bool, default False
@@ -75,8 +76,11 @@ def run(quick: bool, json: str | None, plot: str | None, baseline: str = NUMPY, 
         with replacing(Path(plot)) as path:
             chart.draw(found, str(path))
         if found["torch"] is not None:
-            with replacing(beside(plot)) as path:
+            with replacing(beside(plot, "torch")) as path:
                 chart.draw_curve(found, str(path))
+        if found["touched"] is not None:
+            with replacing(beside(plot, "sparse")) as path:
+                chart.draw_touched(found, str(path))
     report.show(found, tables)  # last: the files are written even if printing fails
 
 
@@ -99,6 +103,7 @@ def measured(workloads: Sequence[Workload], quick: bool, baseline: str) -> repor
         "storages": of_storages(workloads, quick, pace) if HAS_TORCH else None,
         "masters": None if quick or not HAS_TORCH else of_masters(workloads, pace),
         "sparse": None if quick else sparse.of_tables(sparse.TABLES, pace),
+        "touched": None if quick else sparse.of_touches(sparse.CURVE_TABLES, pace),
     }
 
 
@@ -106,7 +111,8 @@ def check(json: str | None, plot: str | None, baseline: str) -> None:
     """Raise an error if `run` could not do what it is asked to."""
     if baseline not in CONTENDERS:
         raise ValueError(f"baseline {baseline!r} is not among {', '.join(CONTENDERS)}")
-    check_files(json, plot, beside(plot) if plot is not None and HAS_TORCH else None)
+    others = ["sparse", *["torch"] * HAS_TORCH]
+    check_files(json, plot, *[beside(plot, name) for name in others if plot is not None])
 
 
 def check_files(json: str | None, plot: str | None, *more: Path | None) -> None:
@@ -123,9 +129,9 @@ def check_files(json: str | None, plot: str | None, *more: Path | None) -> None:
         require("matplotlib", "bench")
 
 
-def beside(plot: str) -> Path:
-    """Name the second chart's file."""
-    return Path(plot).with_stem(f"{Path(plot).stem}-torch")
+def beside(plot: str, what: str) -> Path:
+    """Name the file of another chart."""
+    return Path(plot).with_stem(f"{Path(plot).stem}-{what}")
 
 
 def name_missing() -> None:

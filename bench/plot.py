@@ -1,4 +1,4 @@
-"""The charts: how many times as long as fastopt others take, and the time of a step in torch by number of tensors."""
+"""The charts: how many times as long as fastopt others take, steps in torch by number of tensors, others by rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastopt.extras import require
 
 from .contenders import FASTOPT_TORCH
 from .report import AFTER, MODE_NAMES, Report, compared
+from .sparse_report import WHOLE
 from .text import UNSTABLE, duration
 from .workloads import WORKLOADS, Workload, title
 
@@ -33,6 +34,7 @@ Ratios = Mapping[tuple[str, str], Mapping[str, Sequence[float | str]]]
 
 CURVES = {FASTOPT_TORCH: ("#000000", "o")} | {name: STYLES[name] for name in STYLES if name.startswith("torch")}
 APART = 1.5  # the factor between neighbouring lines of text on the curves' axis
+COLOURS = ("#56B4E9", "#0072B2", "#000000")  # of tables, the smallest first
 
 
 def draw(report: Report, path: str) -> None:
@@ -210,8 +212,8 @@ def draw_curve(report: Report, path: str) -> None:
             ends[name] = points[-1]
         gaps = [(point["tensors"], value_of(point, "seconds")) for point in of_name if point["seconds"] is None]
         missing += [f"{name}, {tensors} tensors ({reason})" for tensors, reason in gaps]
-    dress_curve(panel)
-    label(panel, ends)
+    dress_curve(panel, "Time of a momentum step in PyTorch")
+    label(panel, ends, {name: colour for name, (colour, _) in CURVES.items()})
     where = report["machine"]
     axis = "tensors of 64 elements, each with a gradient that backward has just allocated; both axes log"
     if missing:
@@ -221,10 +223,45 @@ def draw_curve(report: Report, path: str) -> None:
     figure.savefig(path)
 
 
-def dress_curve(panel: Any) -> None:
-    """Set the title, axes and grid of the curves' chart."""
+def draw_touched(report: Report, path: str) -> None:
+    """Write the chart of steps by the number of rows in a sparse gradient, as an image.
+
+    Parameters
+    ----------
+    report : dict
+        As ``fastopt bench --json`` writes it, unless the run was quick.
+    path : str
+        The file's name; its suffix selects the type of image.
+    """
+    measured: list[Any] = [row for row in report["touched"] or () if row["seconds"] is not None]
+    figure = require("matplotlib.figure", "bench").Figure(figsize=(9, 4.6), dpi=200, layout="constrained")
+    panel = figure.subplots()
+    ends, colours = dict[str, tuple[int, float]](), dict[str, str]()
+    touched = [row["touched"] for row in measured if row["implementation"] != WHOLE]
+    ends_of_axis = min(touched), max(touched)
+    for rows, colour in zip(dict.fromkeys(row["rows"] for row in measured), COLOURS, strict=True):
+        of_table = [row for row in measured if row["rows"] == rows]
+        points = [(row["touched"], row["seconds"]) for row in of_table if row["implementation"] != WHOLE]
+        panel.plot(*zip(*points, strict=True), marker="o", color=colour, linewidth=1.8, markersize=4.5)
+        lines = {f"{rows:,} rows": points[-1][1]}
+        for row in of_table:
+            if row["implementation"] == WHOLE:
+                panel.plot(ends_of_axis, [row["seconds"]] * 2, "--", color=colour, linewidth=1.2, zorder=1)
+                lines[f"{rows:,} rows, dense"] = row["seconds"]
+        ends |= {name: (ends_of_axis[1], seconds) for name, seconds in lines.items()}
+        colours |= dict.fromkeys(lines, colour)
+    dress_curve(panel, "Time of AdaGrad's step over tables of 64 columns")
+    label(panel, ends, colours)
+    where = report["machine"]
+    axis = "rows that a sparse gradient names, some of them more than once; dashed: dense gradients; both axes log"
+    panel.set_xlabel(f"{axis}\n{where['cpu']}, {where['threads']} threads", fontsize=9, labelpad=8)
+    figure.savefig(path)
+
+
+def dress_curve(panel: Any, title: str) -> None:
+    """Set the title, axes and grid of a chart of curves."""
     ticker = require("matplotlib.ticker", "bench")
-    panel.set_title("Time of a momentum step in PyTorch", fontsize=10, loc="left")
+    panel.set_title(title, fontsize=10, loc="left")
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
@@ -238,7 +275,7 @@ def dress_curve(panel: Any) -> None:
         panel.spines[side].set_visible(False)
 
 
-def label(panel: Any, ends: Mapping[str, tuple[int, float]]) -> None:
+def label(panel: Any, ends: Mapping[str, tuple[int, float]], colours: Mapping[str, str]) -> None:
     """Label each curve at its right end, from the lowest up, without overlaps."""
     lowest = 0.0
     for name, (x, y) in sorted(ends.items(), key=lambda end: end[1][1]):
@@ -250,6 +287,6 @@ def label(panel: Any, ends: Mapping[str, tuple[int, float]]) -> None:
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=CURVES[name][0],
+            color=colours[name],
             annotation_clip=False,
         )

@@ -25,7 +25,7 @@ from .masters_report import Master
 from .measure import MODES, Timing
 from .rounds import reasons
 from .schedules import Evaluations
-from .sparse_report import Sparse
+from .sparse_report import Sparse, Touched
 from .stages import Stage
 from .storages_report import Storage
 from .text import UNSTABLE, Lines, arranged, duration, markdown_table, percent, table, times, unstable
@@ -128,6 +128,7 @@ class Report(TypedDict):
     storages: list[Storage] | None
     masters: list[Master] | None
     sparse: list[Sparse] | None
+    touched: list[Touched] | None
 
 
 def cpu_model() -> str:

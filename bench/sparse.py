@@ -18,13 +18,17 @@ from fastopt.progress import track
 
 from . import by_hand
 from .contenders import BY_HAND, FASTOPT, FASTOPT_TORCH, HAS_TORCH, NUMPY, Step
-from .measure import Pace, one_by_one, settled
+from .measure import Pace, after_other_work, one_by_one, settled
 from .rounds import comparisons
-from .sparse_report import BYTES, TORCH, Sparse
+from .sparse_report import BYTES, TORCH, WHOLE, Sparse, Touched
 from .workloads import ITEMSIZE, SHARE_OF_MEMORY
 
 TABLES = ((10_000, 64), (100_000, 16), (100_000, 64), (1_000_000, 64), (10_000_000, 128))  # rows and width
 TOUCHED = 4096
+CURVE_TABLES, TOUCHES = (
+    ((10_000, 64), (100_000, 64), (1_000_000, 64)),
+    tuple(4**k for k in range(2, 9)),
+)  # by rows touched
 ZIPF = 1.05  # its exponent
 DRAWS = 16  # gradients that take turns: their rows are more than caches hold
 LR, EPS, BETA1, BETA2, ADAM_EPS = 0.1, 1e-10, 0.9, 0.999, 1e-8
@@ -60,13 +64,17 @@ class Table:
 
     @classmethod
     def draw(cls, rows: int, width: int) -> Table:
-        """Draw rows from a Zipf law, in which neighbours are not alike."""
+        """Draw rows for a new table."""
+        return cls.over(np.ones((rows, width), np.float32), TOUCHED)
+
+    @classmethod
+    def over(cls, param: Array, touched: int) -> Table:
+        """Draw so many rows of a table from a Zipf law, in which neighbours are not alike."""
         rng = np.random.default_rng(0)
-        shares = np.cumsum(np.arange(1, rows + 1) ** -ZIPF)
-        order = rng.permutation(rows)
-        indices = [order[np.searchsorted(shares, rng.random(TOUCHED) * shares[-1])] for _ in range(DRAWS)]
-        values = rng.standard_normal((TOUCHED, width), np.float32)
-        return cls(np.ones((rows, width), np.float32), indices, values)
+        shares = np.cumsum(np.arange(1, len(param) + 1) ** -ZIPF)
+        order = rng.permutation(len(param))
+        indices = [order[np.searchsorted(shares, rng.random(touched) * shares[-1])] for _ in range(DRAWS)]
+        return cls(param, indices, rng.standard_normal((touched, param.shape[1]), np.float32))
 
 
 def summed(indices: Array, values: Array) -> tuple[Array, Array]:
@@ -206,3 +214,29 @@ def compared(rows: int, width: int, rule: str, pace: Pace) -> Iterator[Sparse]:
             step()
     for one in comparisons(settled(steps, one_by_one, pace, (FASTOPT,)), FASTOPT):
         yield {"rows": rows, "width": width, "rule": rule, **one}
+
+
+def of_touches(tables: Sequence[tuple[int, int]], pace: Pace) -> list[Touched]:
+    """Time AdaGrad's step, after other work, over tables by how many rows a gradient names, and by one of all rows."""
+    pace = pace.share(SHARE)
+    return [row for table in track(tables, "Rows of sparse gradients") for row in touches(*table, pace)]
+
+
+def touches(rows: int, width: int, pace: Pace) -> Iterator[Touched]:
+    """Time the steps over one table."""
+    param = np.ones((rows, width), np.float32)
+    steps = {str(touched): fastopt_step(Table.over(param, touched), "adagrad") for touched in TOUCHES}
+    steps[WHOLE] = whole_step(param)
+    for step in steps.values():
+        for _ in range(DRAWS):
+            step()
+    for one in comparisons(settled(steps, after_other_work, pace, (WHOLE,)), WHOLE):
+        touched = one["implementation"]
+        yield {"rows": rows, "width": width, "touched": rows if touched == WHOLE else int(touched), **one}
+
+
+def whole_step(param: Array) -> Step:
+    """Make AdaGrad's step by a gradient of all rows."""
+    opt, gradient = fastopt.Adagrad(param, lr=LR), np.ones_like(param)
+    opt.bind(gradient)
+    return opt.step

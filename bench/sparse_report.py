@@ -22,6 +22,7 @@ ABOUT = (
     "torch's SparseAdam does; torch has no row-wise AdaGrad."
 )
 NAMES = 2  # columns that are no numbers
+WHOLE = "all rows"
 
 
 class Sparse(Comparison):
@@ -33,6 +34,17 @@ class Sparse(Comparison):
     rows: int
     width: int
     rule: str
+
+
+class Touched(Comparison):
+    """The time of AdaGrad's step by a gradient that names so many rows of a table; WHOLE is dense, and the subject.
+
+    `rows` and `width` are the table's, `touched` counts a row as often as it is named.
+    """
+
+    rows: int
+    width: int
+    touched: int
 
 
 def comparison(found: Sequence[Sparse]) -> Lines:

@@ -546,7 +546,9 @@ def one_small_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "iterations", lambda pace: [])
     monkeypatch.setattr(schedules, "EXAMPLES", {"Linear": schedules.EXAMPLES["Linear"]})
     monkeypatch.setattr(sparse, "TABLES", ((50, 2),))
-    monkeypatch.setattr(sparse, "RULES", {"sgd": sparse.RULES["sgd"]})
+    monkeypatch.setattr(sparse, "RULES", {"adagrad": sparse.RULES["adagrad"]})
+    monkeypatch.setattr(sparse, "CURVE_TABLES", ((50, 2), (60, 2), (70, 2)))
+    monkeypatch.setattr(sparse, "TOUCHES", (4, 8))
     monkeypatch.setattr(quiet, "wait", lambda say: say("quiet"))
 
 
@@ -557,7 +559,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert "against fastopt" in capsys.readouterr().out
     found = json.loads(data.read_text(encoding="utf-8"))
     parts = ["iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages", "masters", "sparse"]
-    assert list(found) == ["machine", "rows", "ratios", *parts]
+    assert list(found) == ["machine", "rows", "ratios", *parts, "touched"]
     assert [row["implementation"] for row in found["stages"]] == ["fastopt", "numpy-in-place", "numpy-copied"]
     assert list(found["embedded"]) == ["parameters", "rows", "elements", "call_seconds", "unstable"]
     assert list(found["torch"]) == ["threads", "rows", "curve", "iteration"]
@@ -571,6 +573,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(measured(row, "seconds", "speedup", "gbps", "of_limit") for row in found["rows"])
     assert chart.stat().st_size > 0
     assert (tmp_path / "bench-torch.png").stat().st_size > 0
+    assert (tmp_path / "bench-sparse.png").stat().st_size > 0
 
 
 @pytest.mark.usefixtures("one_small_workload")
@@ -587,7 +590,8 @@ def test_a_quick_run_measures_steps_alone(
     data, chart = tmp_path / "bench.json", tmp_path / "bench.svg"
     command.run(True, str(data), str(chart))
     found = json.loads(data.read_text(encoding="utf-8"))
-    rest = ("iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages", "masters", "sparse")
+    rest = ["iteration", "schedules", "embedded", "gpu_host", "torch", "stages", "storages", "masters"]
+    rest += ["sparse", "touched"]
     assert [found[name] for name in rest] == [None] * len(rest)
     assert list(report.compared(found)) == [
         ("mlp", "momentum"),

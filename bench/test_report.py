@@ -139,6 +139,7 @@ def fake_report() -> report.Report:
         "storages": fake_storages(),
         "masters": fake_masters(),
         "sparse": fake_sparse(),
+        "touched": fake_touched(),
     }
 
 
@@ -211,6 +212,24 @@ def fake_sparse() -> list[sparse_report.Sparse]:
             "unstable": {},
         }
         for name, ratio in (("fastopt", 1.0), ("numpy", 9.1), ("numba-by-hand", 1.7), ("torch", 5.3))
+    ]
+
+
+def fake_touched() -> list[sparse_report.Touched]:
+    """Three tables, of which the smallest is unstable by a gradient of all rows."""
+    return [
+        {
+            "rows": rows,
+            "width": 64,
+            "touched": rows if name == sparse_report.WHOLE else int(name),
+            "implementation": name,
+            "seconds": seconds if rows > 10_000 or name != sparse_report.WHOLE else None,
+            "ratio": 1.0,
+            "rounds": 3,
+            "unstable": {},
+        }
+        for rows in (10_000, 100_000, 1_000_000)
+        for name, seconds in (("16", 4e-5), ("4096", 4e-4 + 1e-10 * rows), (sparse_report.WHOLE, 1e-7 * rows))
     ]
 
 
@@ -386,7 +405,7 @@ def test_reports_of_steps_alone_have_the_tables_of_these(capsys: pytest.CaptureF
     found = fake_report()
     found["torch"] = found["iteration"] = found["schedules"] = found["embedded"] = found["gpu_host"] = found[
         "stages"
-    ] = found["storages"] = found["masters"] = found["sparse"] = None
+    ] = found["storages"] = found["masters"] = found["sparse"] = found["touched"] = None
     report.show(found, tables=True)
     for page in (report.markdown(found), capsys.readouterr().out):
         assert not [
@@ -451,5 +470,13 @@ def test_the_chart_has_the_readmes_width(tmp_path: Path) -> None:
 def test_the_curve_has_the_readmes_width(tmp_path: Path) -> None:
     plot.draw_curve(fake_report(), str(tmp_path / "curve.png"))
     height, width, _ = matplotlib.image.imread(tmp_path / "curve.png").shape
+    assert width == 1800
+    assert 700 < height < 1200
+
+
+def test_the_chart_of_sparse_gradients_has_the_readmes_width(tmp_path: Path) -> None:
+    """An unstable time is left out."""
+    plot.draw_touched(fake_report(), str(tmp_path / "sparse.png"))
+    height, width, _ = matplotlib.image.imread(tmp_path / "sparse.png").shape
     assert width == 1800
     assert 700 < height < 1200

@@ -97,6 +97,18 @@ def test_every_table_is_measured_by_every_rule() -> None:
     assert all(row["rounds"] == 2 and row["ratio"] is not None for row in found)
 
 
+def test_steps_by_rows_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each table by each number, and by all of its rows; all steps move them."""
+    monkeypatch.setattr(sparse, "TOUCHES", (4, 300))
+    found = sparse.of_touches([(50, 2), (400, 5)], Pace(seconds=0, fewest=2, most=2))
+    names = ["4", "300", sparse_report.WHOLE]
+    assert [(row["rows"], row["implementation"]) for row in found] == [(n, name) for n in (50, 400) for name in names]
+    assert [row["touched"] for row in found] == [4, 300, 50, 4, 300, 400]
+    param = np.ones((400, 5), np.float32)
+    sparse.whole_step(param)()
+    assert (param < 1).all()
+
+
 def test_tables_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the largest one, rules without large states are left on a small machine."""
     monkeypatch.setattr(limits, "memory", lambda: 24 << 30)
