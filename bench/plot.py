@@ -233,27 +233,33 @@ def draw_touched(report: Report, path: str) -> None:
     path : str
         The file's name; its suffix selects the type of image.
     """
-    measured: list[Any] = [row for row in report["touched"] or () if row["seconds"] is not None]
+    found, missing = report["touched"] or [], list[str]()
     figure = require("matplotlib.figure", "bench").Figure(figsize=(9, 4.6), dpi=200, layout="constrained")
     panel = figure.subplots()
     ends, colours = dict[str, tuple[int, float]](), dict[str, str]()
-    touched = [row["touched"] for row in measured if row["implementation"] != WHOLE]
+    touched = [row["touched"] for row in found if row["implementation"] != WHOLE]
     ends_of_axis = min(touched), max(touched)
-    for rows, colour in zip(dict.fromkeys(row["rows"] for row in measured), COLOURS, strict=True):
-        of_table = [row for row in measured if row["rows"] == rows]
-        points = [(row["touched"], row["seconds"]) for row in of_table if row["implementation"] != WHOLE]
+    for rows, colour in zip(dict.fromkeys(row["rows"] for row in found), COLOURS, strict=True):
+        points, lines = list[tuple[int, float]](), dict[str, float]()
+        for row in (row for row in found if row["rows"] == rows):
+            seconds = row["seconds"]
+            if seconds is None:
+                missing.append(f"{row['implementation']} of {rows:,} ({value_of(row, 'seconds')})")
+            elif row["implementation"] == WHOLE:
+                panel.plot(ends_of_axis, [seconds] * 2, "--", color=colour, linewidth=1.2, zorder=1)
+                lines[f"{rows:,} rows, dense"] = seconds
+            else:
+                points.append((row["touched"], seconds))
+                lines[f"{rows:,} rows"] = seconds  # the last one stays
         panel.plot(*zip(*points, strict=True), marker="o", color=colour, linewidth=1.8, markersize=4.5)
-        lines = {f"{rows:,} rows": points[-1][1]}
-        for row in of_table:
-            if row["implementation"] == WHOLE:
-                panel.plot(ends_of_axis, [row["seconds"]] * 2, "--", color=colour, linewidth=1.2, zorder=1)
-                lines[f"{rows:,} rows, dense"] = row["seconds"]
         ends |= {name: (ends_of_axis[1], seconds) for name, seconds in lines.items()}
         colours |= dict.fromkeys(lines, colour)
     dress_curve(panel, "Time of AdaGrad's step over tables of 64 columns")
     label(panel, ends, colours)
     where = report["machine"]
     axis = "rows that a sparse gradient names, some of them more than once; dashed: dense gradients; both axes log"
+    if missing:
+        axis += f"\n{UNSTABLE}, and left out: {'; '.join(missing)}"
     panel.set_xlabel(f"{axis}\n{where['cpu']}, {where['threads']} threads", fontsize=9, labelpad=8)
     figure.savefig(path)
 
