@@ -155,6 +155,42 @@ def test_stages(stages):
     sides.assert_equal()
 
 
+@pytest.mark.parametrize("options", [{}, {"skip_nonfinite": True}, {"clip_grad_value": 0.3}], ids=str)
+@pytest.mark.parametrize("kinds", ["sds", "ddd"])
+def test_a_scale_that_the_host_knows(kinds, options):
+    """The GPU, which may skip the step, is told."""
+    sides = Sides("sgd", **options)
+    for step in range(3):
+        sides.give(step, kinds, scale=8.0)
+        sides.ours.grad_scale = torch.tensor(8.0)
+        sides.ours.step()
+        sides.others.step()
+    sides.assert_equal()
+
+
+@pytest.mark.parametrize("kind", ["adagrad", "rowwise"])
+def test_no_rows_at_all_have_a_norm(kind):
+    """It is 0."""
+    sides = Sides(kind, [(50, 6)], max_grad_norm=1.0)
+    for step, n in enumerate((0, 0, 7, 30)):
+        sides.step(step, "s", n=n)
+    sides.assert_equal()
+
+
+def test_sparse_gradients_after_a_capture():
+    """Are refused, and dense ones are taken afterwards."""
+    sides, stream = Sides("adagrad", [(50, 6)]), torch.cuda.Stream()
+    for step in range(3):
+        sides.step(step, "d")
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+        sides.ours.step()
+    sides.give(3, "s")
+    with pytest.raises(RuntimeError, match="was captured with gradients"):
+        sides.ours.step()
+    sides.step(4, "d")
+    sides.assert_equal()
+
+
 # Indices that are no rows
 
 
@@ -272,7 +308,7 @@ def test_dense_gradients_of_rows_with_one_number(monkeypatch):
             Touched.apply(table[0], torch.ones(6, 2)).backward()
         tables.append(table[0])
         if wrap is on_gpu:
-            with pytest.raises(ValueError, match=r"with rowwise=True on a GPU.*assign \.to_dense\(\)"):
+            with pytest.raises(ValueError, match=r"with rowwise=True on a GPU.*make it dense"):
                 Touched.apply(table[0], sparse((6, 2), 0)).backward()
         handle.remove()
     torch_cases.assert_near(on_host(tables[0]), tables[1].detach(), ONE_STEP)

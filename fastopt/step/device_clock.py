@@ -196,11 +196,12 @@ class DeviceClock(Clock):
 
     def check(self, gradients: Located) -> None:
         """Raise if a graph holds, or would hold, a step that these gradients do not fit."""
-        other = gradients.taking_part != self.plan.taking_part
+        other = gradients.taking_part != self.plan.taking_part or self.plan.has_other_kinds(gradients)
         if self.state is State.CAPTURED and (other or gradients.strided):
             raise RuntimeError(
-                "a step of this optimizer was captured with gradients for other parameters, or with other strides: "
-                "give gradients to the same ones, that lie as those did, or use an optimizer for each set"
+                "a step of this optimizer was captured with gradients for other parameters, or with other strides, "
+                "dtypes or layouts: give gradients to the same ones, that lie as those did, or use an optimizer for "
+                "each set"
             )
         if self.recording and gradients.strided:
             raise RuntimeError(

@@ -46,7 +46,10 @@ class GpuNorm:
     def prepare(self, launches: Sequence[Any]) -> None:
         """Reserve room for the sums, and load kernels."""
         chunks = sum(launch.count for launch in launches)
-        if chunks > self.chunks:
+        if self.sums is None or chunks > self.chunks:
+            chunks = max(
+                chunks, 2 * self.chunks
+            )  # that of sparse gradients differs from step to step; room takes a wait
             self.sums = Memory(self.stream, 8 * POWERS * chunks)
             self.chunks = chunks
         for launch in launches:

@@ -154,11 +154,15 @@ class Plan:
         """Whether all parameters lie on GPUs."""
         return all(device.on_gpu for device in self.launchers)
 
+    def has_other_kinds(self, gradients: Located) -> bool:
+        """Say whether launches are for gradients of other dtypes, or sparse on a GPU where these are not."""
+        return bool(gradients.others) or self.there != {i: given.dtype for i, given in gradients.there.items()}
+
     def arrange(self, rules: Sequence[Rule], stages: tuple[str, ...], gradients: Located) -> None:
         """Split the parameters into launches by rules, stages and kinds of gradients, if any of these changes."""
-        others, there = gradients.others, {i: given.dtype for i, given in gradients.there.items()}
-        if rules == self.rules and stages == self.stages and there == self.there and not others:
+        if rules == self.rules and stages == self.stages and not self.has_other_kinds(gradients):
             return
+        others, there = gradients.others, {i: given.dtype for i, given in gradients.there.items()}
         self.loaded = self.taking_part = self._repetition = None
         self.rules = ()  # until all is written
         for i, dtype in others.items():

@@ -104,8 +104,8 @@ class Stepper:
         if gradients.sparse:
             self.find_rows(gradients)
         self.prepare(gradients)
-        plan.arrange(clock.rules, stages.kernel, gradients)
         clock.check(gradients)
+        plan.arrange(clock.rules, stages.kernel, gradients)
         if gradients.taking_part != plan.taking_part:
             clock.form(gradients.taking_part)
         plan.load(gradients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ class AmpState:
     def __init__(self, scale: Tensor | None, found_inf: Tensor) -> None:
         self.given = scale, found_inf
         self.held: dict[int, tuple[Tensor | None, Tensor]] = {}
+
+    @classmethod
+    def of(cls, factor: float) -> AmpState:
+        """Make that of a factor of all gradients that the host knows, in a step that GradScaler does not skip."""
+        return cls(torch.tensor(1.0 / factor if factor else math.inf), torch.tensor(0.0))
 
     def addresses(self, device: Gpu) -> tuple[int, int]:
         """Return the addresses of both on a device, as float32; 0 if there is no scale."""

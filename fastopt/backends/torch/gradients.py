@@ -94,7 +94,7 @@ class Gradients(StepGradients):
             raise ValueError(
                 f"the gradient of {parameter} is sparse, and with rowwise=True on a GPU that takes all parameters on "
                 "one GPU, rows that lie one after the other where others are sparse too, and a step that is not "
-                "during backward(): else assign .to_dense() of it"
+                "during backward(): else make it dense, as an embedding does with sparse=False"
             )
         self.sparse[i] = self.held[i]
 

@@ -238,6 +238,8 @@ class TorchStepper(Stepper):
             self.sparse |= sparse
             self._expect_gradients()
         skipped = False
+        if amp is None and scale != 1 and self._may_be_skipped_there(gradients):
+            scale, amp = 1.0, AmpState.of(scale)
         if amp is not None:
             alone = self.plan.on_one_gpu and not gradients.sparse  # the GPU can take the norm, and decide by it
             waits = not self.plan.only_gpus or (needs_norm(self.clock.groups[0].entries) and not alone)
@@ -254,6 +256,13 @@ class TorchStepper(Stepper):
                     self.watch.note_entries()
         finally:  # the plan remembers their addresses; nothing may keep them alive
             gradients.release()
+
+    def _may_be_skipped_there(self, gradients: Gradients) -> bool:
+        """Say whether the GPU decides if the step is taken, so that it has to know the factor of all gradients."""
+        if gradients.sparse or not self.plan.on_one_gpu:
+            return False
+        skips = bool(self.clock.groups[0].entries.get("skip_nonfinite"))
+        return skips or not all(given.dense for given in gradients.there.values())
 
     def can_repeat(self) -> bool:
         """Say whether the last step consists of launches and counts alone."""
