@@ -1348,6 +1348,22 @@ TORCH = (
         only="rows_that_are_copied",
     ),
     Mutant(
+        "a scale that the host knows is lost where the GPU may skip the step",
+        "fastopt/backends/torch/stepper.py",
+        "if amp is None and scale != 1 and self._may_be_skipped_there(gradients):",
+        "if False:",
+        ("tests/test_torch_gpu_sparse.py",),
+        only="host_knows",
+    ),
+    Mutant(
+        "a captured optimizer arranges its launches anew for a sparse gradient",
+        "fastopt/step/device_clock.py",
+        " or self.plan.has_other_kinds(gradients)\n",
+        "\n",
+        ("tests/test_torch_gpu_sparse.py",),
+        only="after_a_capture",
+    ),
+    Mutant(
         "the host is not told of a wrong index",
         "fastopt/step/gpu_sparse.py",
         "                self.check.memory.tell()\n",

@@ -47,11 +47,8 @@ class GpuNorm:
         """Reserve room for the sums, and load kernels."""
         chunks = sum(launch.count for launch in launches)
         if self.sums is None or chunks > self.chunks:
-            chunks = max(
-                chunks, 2 * self.chunks
-            )  # that of sparse gradients differs from step to step; room takes a wait
-            self.sums = Memory(self.stream, 8 * POWERS * chunks)
-            self.chunks = chunks
+            self.chunks = max(chunks, 2 * self.chunks)  # rows differ from step to step, and allocating waits
+            self.sums = Memory(self.stream, 8 * POWERS * self.chunks)
         for launch in launches:
             launch.prepare_norm()
 
