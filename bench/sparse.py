@@ -25,10 +25,8 @@ from .workloads import ITEMSIZE, SHARE_OF_MEMORY
 
 TABLES = ((10_000, 64), (100_000, 16), (100_000, 64), (1_000_000, 64), (10_000_000, 128))  # rows and width
 TOUCHED = 4096
-CURVE_TABLES, TOUCHES = (
-    ((10_000, 64), (100_000, 64), (1_000_000, 64)),
-    tuple(4**k for k in range(2, 9)),
-)  # by rows touched
+CURVE_TABLES = ((10_000, 64), (100_000, 64), (1_000_000, 64))
+TOUCHES = tuple(4**k for k in range(2, 9))  # of the curve
 ZIPF = 1.05  # its exponent
 DRAWS = 16  # gradients that take turns: their rows are more than caches hold
 LR, EPS, BETA1, BETA2, ADAM_EPS = 0.1, 1e-10, 0.9, 0.999, 1e-8

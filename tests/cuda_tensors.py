@@ -204,7 +204,7 @@ class SparseCudaTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         """Refuse what is not below."""
-        raise NotImplementedError(f"{function} of a sparse tensor on the pretended GPU")
+        raise TypeError(f"the pretended GPU does not have {function} of sparse tensors")
 
     def _indices(self):
         return self.parts[0]

@@ -93,6 +93,19 @@ class ArrayParameter(Parameter):
         """The parameter's shape."""
         return self.array.shape
 
+    @property
+    def has_plain_rows(self) -> bool:
+        """Whether its rows lie one after the other, where a step can update some of them."""
+        return self.layout.plain
+
+    def check_plain_rows(self, what: str, library: str) -> None:
+        """Raise ValueError unless a sparse gradient can be applied where the rows lie."""
+        if not self.has_plain_rows:
+            raise ValueError(
+                f"{what} is sparse, and the rows of the parameter do not lie one after the other in memory: make the "
+                f"parameter once with {library}.ascontiguousarray, and train that"
+            )
+
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them."""
         return self.states

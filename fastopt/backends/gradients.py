@@ -72,6 +72,11 @@ class StepGradients(ABC):
     there: Mapping[int, Any] = MappingProxyType({})
     scale = 1.0
 
+    @property
+    def are_checked_there(self) -> bool:
+        """Whether a GPU checks indices of some, and may skip the step."""
+        return not all(given.dense for given in self.there.values())
+
     def note_dtype(self, i: int, parameter: Any, dtype: str) -> None:
         """Note the dtype of a gradient, if it is another one than that of the last."""
         if dtype != parameter.gradient:

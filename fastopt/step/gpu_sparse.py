@@ -62,6 +62,15 @@ class GivenThere(NamedTuple):
             raise ValueError(f"{self.what} is of a table of {self.rows} rows, more than {most}: pass parts of it")
 
 
+def refuse_capture(device: Any, what: str, dense: bool = False) -> None:
+    """Raise RuntimeError if a step by rows is recorded in a graph, before anything is allocated for it."""
+    if not device.current_stream().is_capturing():
+        return
+    if dense:
+        raise RuntimeError(f"{what} is of a table with rowwise=True: a step with it cannot be captured")
+    raise RuntimeError(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
+
+
 class RowsLaunch(GpuLaunch):
     """One kernel over the rows of one table that have a gradient.
 

@@ -119,6 +119,11 @@ class Parameter(ABC):
         """The shape of a state that has one number for each row: it can be broadcast to the parameter's."""
         return (*self.shape[:1], *[1] * (len(self.shape) - 1))
 
+    def check_rows_shape(self, what: str, shape: tuple[int, ...]) -> None:
+        """Raise ValueError unless this is the shape of a state that has one number for each row."""
+        if shape != self.rows_shape:
+            raise ValueError(f"{what} has shape {shape}, and needs {self.rows_shape} to be rowwise")
+
     def new_state_of(self, name: str, value: float) -> dict[str, Array]:
         """Allocate a state by its name, with its scales if it has 8 bits."""
         if self.is_of_rows(name):

@@ -93,8 +93,7 @@ class Stepper:
     def _take(self, gradients: Any, scale: float, amp: AmpState | None) -> None:
         clock, plan, stages = self.clock, self.plan, self.stages
         stages.beside = bool(gradients.sparse)
-        dense = all(given.dense for given in gradients.there.values())
-        clock.poll(scale, amp if dense else plan.checked(amp))
+        clock.poll(scale, plan.checked(amp) if gradients.are_checked_there else amp)
         for i, given in gradients.there.items():
             parameter = plan.parameters[i]
             rule = clock.rules[parameter.group.index]

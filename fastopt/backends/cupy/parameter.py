@@ -14,7 +14,7 @@ from ...options import STATE_DTYPES
 from ...sparse_rows import SparseRows
 from ...step.codes import blocks
 from ...step.gpu import Gpu
-from ...step.gpu_sparse import GivenThere
+from ...step.gpu_sparse import GivenThere, refuse_capture
 from ...step.group import GroupOptions
 from ...step.masters import MASTER
 from ...step.memory import Layout, owner_of
@@ -50,11 +50,6 @@ class CupyParameter(ArrayParameter):
         """The array that a gradient usually equals in type, dtype, shape and strides."""
         plain = type(self.held) is installed_cupy().ndarray and self.gradient == self.dtype
         return self.held if plain and self.layout.forwards and not self.rowwise else None
-
-    @property
-    def has_plain_rows(self) -> bool:
-        """Whether its rows lie one after the other, where a step can update some of them."""
-        return self.layout.plain
 
     def shown(self) -> Mapping[str, Any]:
         """Return the states as a user sees them: arrays of CuPy."""
@@ -107,8 +102,7 @@ class CupyParameter(ArrayParameter):
             raise TypeError(f"{what} has dtype {found}, its parameter needs {real}")
         if not self.is_of_rows(name):
             return self.checked_like(what, given)
-        if given.shape != self.rows_shape:
-            raise ValueError(f"{what} has shape {given.shape}, and needs {self.rows_shape} to be rowwise")
+        self.check_rows_shape(what, given.shape)
         return given
 
     def checked_like(self, what: str, given: Any) -> Any:
@@ -155,18 +149,14 @@ class CupyParameter(ArrayParameter):
 
     def checked_rows(self, what: str, given: SparseRows) -> GivenThere:
         """Check a sparse gradient; 16 bits become float32. Whether its indices are rows of the table is found later."""
-        if not self.layout.plain:
-            raise ValueError(
-                f"{what} is sparse, and the rows of the parameter do not lie one after the other in memory: make the "
-                "parameter once with cupy.ascontiguousarray, and train that"
-            )
+        self.check_plain_rows(what, "cupy")
         if isinstance(given.values, np.ndarray):
             raise TypeError(f"{what} is of NumPy, its table on a GPU: pass cupy.asarray(...) of its indices and values")
         indices, values = as_cupy(what, given.indices), as_cupy(what, given.values)
         for name, array in (("indices", indices), ("values", values)):
             if array.device.id != self.device.index:
                 raise ValueError(f"{what} has {name} on GPU {array.device.id}, its table on GPU {self.device.index}")
-        self._refuse_capture(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
+        refuse_capture(self.device, what)
         check_rows_of(what, given, "its parameter", self.dtype, self.shape)
         real, width = DTYPES[values.dtype.name].real_name, math.prod(self.shape[1:])
         held = self._dense(indices), self._dense(values, real)
@@ -177,17 +167,12 @@ class CupyParameter(ArrayParameter):
 
     def all_rows(self, what: str, gradient: Any, array: Array, dtype: str) -> GivenThere:
         """Take a dense gradient, which is checked, as all rows of its parameter; 16 bits become float32."""
-        self._refuse_capture(f"{what} is of a table with rowwise=True: a step with it cannot be captured")
+        refuse_capture(self.device, what, dense=True)
         real, width = DTYPES[dtype].real_name, math.prod(self.shape[1:])
         held = self._dense(gradient, real)
         found = GivenThere(what, self.number, None, seen(held, real), self.shape[0], width, held)
         found.check_size()
         return found
-
-    def _refuse_capture(self, why: str) -> None:
-        """Raise RuntimeError with these words if the step is recorded in a graph."""
-        if self.device.current_stream().is_capturing():
-            raise RuntimeError(why)
 
     def _dense(self, array: Any, dtype: str = "") -> Any:
         """Return an array of a dtype, or a copy, whose elements lie in the order of its axes."""

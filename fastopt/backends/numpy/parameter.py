@@ -89,11 +89,6 @@ class NumpyParameter(ArrayParameter):
         """Allocate a state that has one number for each row."""
         return np.full(self.rows_shape, value, self.real)
 
-    @property
-    def has_plain_rows(self) -> bool:
-        """Whether its rows lie one after the other, where a step can update some of them."""
-        return self.layout.plain
-
     def new_scales(self, value: float) -> Array:
         """Allocate the scales of a state's blocks."""
         return np.full(blocks(self.array.size), value, np.float32)
@@ -106,8 +101,7 @@ class NumpyParameter(ArrayParameter):
         """Check that an array from a state dict can be a state of this parameter."""
         if not self.is_of_rows(name):
             return check_state(what, given, self.real, self.shape)
-        if (shape := np.shape(given)) != self.rows_shape:
-            raise ValueError(f"{what} has shape {shape}, and needs {self.rows_shape} to be rowwise")
+        self.check_rows_shape(what, np.shape(given))
         return check_state(what, given, self.real, self.rows_shape)
 
     def loaded(self, name: str, what: str, given: Any) -> Array:
@@ -142,11 +136,7 @@ class NumpyParameter(ArrayParameter):
 
     def checked_rows(self, what: str, given: SparseRows) -> Given:
         """Check a sparse gradient."""
-        if not self.has_plain_rows:
-            raise ValueError(
-                f"{what} is sparse, and the rows of the parameter do not lie one after the other in memory: make the "
-                "parameter once with np.ascontiguousarray, and train that"
-            )
+        self.check_plain_rows(what, "np")
         return given_rows(what, given, "its parameter", self.whole)
 
     def all_rows(self, what: str, gradient: Any, array: Array, dtype: str) -> Given:

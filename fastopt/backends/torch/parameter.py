@@ -251,8 +251,7 @@ class TorchParameter(Parameter):
         """Say whether a state lies as its parameter does; raise if it has another shape, or no memory."""
         here = check_memory(what, value)
         if of_rows:
-            if value.shape != self.rows_shape:
-                raise ValueError(f"{what} has shape {tuple(value.shape)}, and needs {self.rows_shape} to be rowwise")
+            self.check_rows_shape(what, tuple(value.shape))
             return here.is_contiguous()
         if value.shape != self.given.shape or here.shape != self.tensor.shape:
             raise ValueError(f"{what} has shape {tuple(value.shape)}, its parameter {tuple(self.given.shape)}")

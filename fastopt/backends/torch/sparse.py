@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from ...kernels.dtypes import CODES
 from ...kernels.reader import Array
 from ...rules import Row, Rule
-from ...step.gpu_sparse import GivenThere
+from ...step.gpu_sparse import GivenThere, refuse_capture
 from ...step.masters import MASTER
 from ...step.memory import extent
 from ...step.sparse import Clip, Given, Rows, keep_new_states
@@ -66,7 +66,7 @@ def some_rows(what: str, gradient: Tensor) -> Given:
 
 def rows_there(what: str, gradient: Tensor, parameter: TorchParameter) -> GivenThere:
     """Take the rows of a sparse gradient on a GPU, where they are checked and sorted; nothing waits for it."""
-    refuse_capture(f"{what} is sparse: a step with it cannot be captured, since each has other rows")
+    refuse_capture(parameter.device, what)
     rows, values, count = rows_and_values(gradient)
     rows, values = rows.contiguous(), values.contiguous()
     width = math.prod(gradient.shape[gradient.sparse_dim() :])
@@ -77,17 +77,11 @@ def rows_there(what: str, gradient: Tensor, parameter: TorchParameter) -> GivenT
 
 def all_rows_there(what: str, gradient: Tensor, parameter: TorchParameter) -> GivenThere:
     """Take a dense gradient on a GPU as all rows of its parameter."""
-    refuse_capture(f"{what} is of a table with rowwise=True: a step with it cannot be captured")
+    refuse_capture(parameter.device, what, dense=True)
     values, (count, *row) = real(gradient).contiguous(), gradient.shape
     given = GivenThere(what, parameter.number, None, array_of(values), count, math.prod(row), values)
     given.check_size()
     return given
-
-
-def refuse_capture(why: str) -> None:
-    """Raise RuntimeError with these words if the step is recorded in a graph."""
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(why)
 
 
 def rows_and_values(gradient: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -142,7 +136,7 @@ class CopiedRows:
                 'put it into a group with state_dtype="float32"'
             )
         if parameter.device.on_gpu:
-            refuse_capture(f"the gradient of {parameter} is sparse: a step with it cannot be captured")
+            refuse_capture(parameter.device, f"the gradient of {parameter}")
         gradient = gradient.coalesce()
         self.parameter = parameter
         self.rule = rule

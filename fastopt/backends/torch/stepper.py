@@ -262,7 +262,7 @@ class TorchStepper(Stepper):
         if gradients.sparse or not self.plan.on_one_gpu:
             return False
         skips = bool(self.clock.groups[0].entries.get("skip_nonfinite"))
-        return skips or not all(given.dense for given in gradients.there.values())
+        return skips or gradients.are_checked_there
 
     def can_repeat(self) -> bool:
         """Say whether the last step consists of launches and counts alone."""
